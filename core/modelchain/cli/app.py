@@ -1,0 +1,46 @@
+"""`modelchain`: the command line. Core owns it; other rooms add commands by the entry points `modelchain.commands`."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import entry_points
+
+import typer
+
+from modelchain.cli.local.run import run
+from modelchain.cli.plan import plan
+from modelchain.cli.status import status
+from modelchain.cli.validate import validate
+from modelchain.errors import EXIT_INTERRUPTED, InputError, WorkError
+
+app = typer.Typer(
+    name="modelchain",
+    help="Train a family of vision models as one chain, each grown from the one before.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for command in (validate, plan, run, status):
+    app.command()(command)
+for entry in entry_points(group="modelchain.commands"):
+    try:
+        app.command(name=entry.name)(entry.load())
+    except ImportError:  # the room's packages are not installed here; its commands are not either
+        continue
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on standard error for each thing that is wrong."""
+    try:
+        app()
+    except (InputError, WorkError) as error:
+        for line in str(error).splitlines():
+            print(f"modelchain: {line}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("modelchain: interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stderr.close()
+        sys.exit(0)

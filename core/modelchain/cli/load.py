@@ -1,0 +1,167 @@
+"""Reading spec files: YAML to a checked ModelChain, or one clear line for each thing that is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from modelchain.check import check
+from modelchain.errors import InputError, Problem
+from modelchain.spec import ModelChain
+
+M = TypeVar("M", bound=BaseModel)
+
+MAX_BYTES = 1 << 20
+MAX_NODES = 100_000
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, which YAML forbids and PyYAML lets through."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a text", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load_yaml(path: Path) -> Any:
+    """One YAML document from `path`, of bounded size even after aliases are expanded."""
+    try:
+        raw = path.read_bytes()
+        text = raw.decode()
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", file=path) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"is not UTF-8 text (byte {error.start})", file=path) from error
+    if len(raw) > MAX_BYTES:
+        raise InputError(f"is {len(raw)} bytes long; at most {MAX_BYTES} are allowed", file=path)
+    loader = _StrictLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            raise InputError("is empty", file=path)
+        _bounded(node, path)
+        return loader.construct_document(node)
+    except yaml.YAMLError as error:
+        raise InputError(f"is not valid YAML: {_yaml_message(error)}", file=path) from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f"is not valid YAML: {error}", file=path) from error
+    except RecursionError as error:
+        raise InputError("is nested too deeply", file=path) from error
+    finally:
+        loader.dispose()
+
+
+def load_model(kind: type[M], path: Path) -> M:
+    """A file as the given type, or an InputError with the file and field of every problem."""
+    return parse(kind, load_yaml(path), str(path))
+
+
+def load_chain(path: Path) -> ModelChain:
+    """A spec file, checked in itself (`modelchain.check`); what needs the data is checked by `run`."""
+    chain = load_model(ModelChain, path)
+    check(chain, str(path))
+    return chain
+
+
+def parse(kind: type[M], value: Any, file: str) -> M:
+    """Validate `value`; pydantic's findings become problems with a field path and words for a person."""
+    if not isinstance(value, dict):
+        raise InputError(f"holds a {_type_name(value)}, not a {kind.__name__} object", file=file)
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise InputError(
+            *(Problem(_message(e), file, _field(e["loc"])) for e in error.errors(include_url=False))
+        ) from error
+
+
+def _field(loc: tuple[int | str, ...]) -> str:
+    out = ""
+    for part in loc:
+        out += f"[{part}]" if isinstance(part, int) else f".{part}" if out else part
+    return out
+
+
+def _message(error: ErrorDetails) -> str:
+    kind, got = error["type"], _short(error["input"])
+    context = error.get("ctx", {})
+    match kind:
+        case "extra_forbidden":
+            return "unknown field; check its spelling and place (this version acts on no such field)"
+        case "missing":
+            return "required, but not given"
+        case "string_type" if isinstance(error["input"], int | float):
+            return f'must be a text, so put it in quotes: "{error["input"]}" (got the number {got})'
+        case "string_pattern_mismatch":
+            return f"{got} does not have the form {context['pattern']}"
+        case (
+            "int_type"
+            | "int_from_float"
+            | "float_type"
+            | "bool_type"
+            | "string_type"
+            | "list_type"
+            | "model_type"
+            | "dict_type"
+        ):
+            return f"{error['msg'].removeprefix('Input ')} (got {_type_name(error['input'])} {got})"
+        case "model" | "evaluation" | "storage" | "vision" | "text" | "mlp":
+            return error["msg"]
+        case _:
+            return f"{error['msg'].removeprefix('Input ').removeprefix('Value error, ')} (got {got})"
+
+
+def _type_name(value: Any) -> str:
+    names = {"dict": "mapping", "list": "list", "str": "text", "int": "number", "float": "number", "bool": "boolean"}
+    return "nothing" if value is None else names.get(type(value).__name__, type(value).__name__)
+
+
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an integer too long to print
+        return "a number too long to show"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _yaml_message(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem:
+        mark = error.problem_mark
+        return f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})" if mark else error.problem
+    return str(error)
+
+
+def _bounded(root: yaml.Node, path: Path) -> None:
+    """Count nodes as if every alias were written out; a few lines of aliases can stand for billions."""
+    sizes: dict[int, int] = {}
+    open_: set[int] = set()
+
+    def size(node: yaml.Node) -> int:
+        if id(node) in open_:
+            raise InputError("an alias refers to itself", file=path)
+        if id(node) not in sizes:
+            open_.add(id(node))
+            children: list[yaml.Node] = []
+            if isinstance(node, yaml.MappingNode):
+                children = [n for pair in node.value for n in pair]
+            elif isinstance(node, yaml.SequenceNode):
+                children = node.value
+            sizes[id(node)] = 1 + sum(size(child) for child in children)
+            open_.discard(id(node))
+        return sizes[id(node)]
+
+    if size(root) > MAX_NODES:
+        raise InputError(f"its aliases expand to more than {MAX_NODES} values", file=path)

@@ -1,0 +1,184 @@
+"""A root directory on disk, read and written: the stored status, artifacts re-hashed, attempts as they are seen."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from modelchain.cli.files import verify, write_atomic
+from modelchain.contracts import (
+    LAST_WORD,
+    MANIFEST,
+    METRICS,
+    RESULTS,
+    TASK,
+    LastWord,
+    Manifest,
+    Progress,
+    Results,
+    Task,
+)
+from modelchain.errors import InputError, WorkError
+from modelchain.spec import API_VERSION, KIND, ModelChain
+from modelchain.status import AttemptStatus, ChainStatus, StageStatus
+from modelchain.world import Artifact, Damage
+
+OWNER = "local"
+
+
+class Root:
+    """`status.json` and the directories named by input digests. Every path it hands out is relative to the root."""
+
+    def __init__(self, path: Path, status_name: str = "status.json"):
+        self.path = path
+        self.status_file = path / status_name
+        self._verified: dict[str, tuple[tuple[Any, ...], Artifact | Damage]] = {}
+
+    def read_status(self, chain: str) -> ChainStatus:
+        """The stored status of `chain`; an empty one if nothing was stored.
+
+        Raises:
+            InputError: the root belongs to another chain.
+            WorkError: the file cannot be read as a status.
+        """
+        if not self.status_file.exists():
+            return ChainStatus(stages=self._frozen_by_artifacts())
+        stored = read_object(self.status_file)
+        name = stored["metadata"]["name"]
+        if name != chain:
+            raise InputError(f"this root belongs to chain {name!r}; give {chain!r} a root of its own", file=self.path)
+        return parse_status(stored, self.status_file)
+
+    def _frozen_by_artifacts(self) -> list[StageStatus]:
+        """Without a status, epochs that were once allocated are read from the artifacts, as a re-created chain does."""
+        found: dict[str, int] = {}
+        manifests = self.path.glob(f"*/artifact/{MANIFEST}")
+        for path in sorted(manifests, key=lambda p: p.stat().st_mtime):
+            with contextlib.suppress(OSError, ValidationError):
+                results = Results.model_validate_json((path.parent / RESULTS).read_bytes())
+                found[results.stage] = int(Manifest.model_validate_json(path.read_bytes()).inputs["epochs"])
+        return [StageStatus(name=name, epochs=epochs, frozen=True) for name, epochs in found.items()]
+
+    def write_status(self, chain: ModelChain, status: ChainStatus) -> None:
+        spec = chain.model_dump(mode="json", by_alias=True, exclude_unset=True)["spec"]
+        document = {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "metadata": {"name": chain.metadata.name},
+            "spec": spec,
+            "status": status.model_dump(mode="json", by_alias=True),
+        }
+        write_atomic(self.status_file, json.dumps(document, indent=1).encode())
+
+    def artifact(self, digest: str) -> Artifact | Damage | None:
+        """The artifact of an input digest, every byte re-hashed when first seen in this process and after a change."""
+        directory = self.path / digest / "artifact"
+        if not (directory / MANIFEST).is_file():
+            return None
+        stamp = tuple(
+            (p.name, p.stat().st_size, p.stat().st_mtime_ns, p.stat().st_ino) for p in sorted(directory.iterdir())
+        )
+        known = self._verified.get(digest)
+        if known is None or known[0] != stamp:
+            self._verified[digest] = known = (stamp, self._read_artifact(digest, directory))
+        return known[1]
+
+    def _read_artifact(self, digest: str, directory: Path) -> Artifact | Damage:
+        restore = f"; restore the file, or delete {directory} to train it again"
+        try:
+            manifest = verify(directory)
+            if manifest.kind != "artifact" or manifest.artifact_digest is None or manifest.input_digest != digest:
+                raise WorkError(f"{directory / MANIFEST}: belongs to something else")
+            results = Results.model_validate_json((directory / RESULTS).read_bytes())
+        except (WorkError, OSError, ValidationError) as error:
+            return Damage(" ".join(str(error).split()) + restore)
+        return Artifact(
+            digest=manifest.artifact_digest,
+            path=str(directory.relative_to(self.path)),
+            macs=results.macs,
+            metrics=results.final.metrics,
+            epochs=int(manifest.inputs["epochs"]),
+        )
+
+    def results(self, digest: str) -> Results | None:
+        """`results.json` of a finished stage, for tables."""
+        with contextlib.suppress(OSError, ValidationError):
+            return Results.model_validate_json((self.path / digest / "artifact" / RESULTS).read_bytes())
+        return None
+
+    def attempt_directory(self, attempt: AttemptStatus) -> Path:
+        return self.path / attempt.input_digest / f"{OWNER}-a{attempt.number}"
+
+    def started(self, attempt: AttemptStatus) -> bool:
+        """A task was written, so a process may have run."""
+        return (self.attempt_directory(attempt) / TASK).exists()
+
+    def last_word(self, attempt: AttemptStatus) -> LastWord | None:
+        with contextlib.suppress(OSError, ValidationError):
+            return LastWord.model_validate_json((self.attempt_directory(attempt) / LAST_WORD).read_bytes())
+        return None
+
+    def last_step(self, attempt: AttemptStatus) -> dict[str, Any] | None:
+        """The newest step record of an attempt's metrics.jsonl; None before the first."""
+        path = self.attempt_directory(attempt) / METRICS
+        try:
+            with path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - 16_384))
+                lines = file.read().splitlines()
+        except OSError:
+            return None
+        for line in reversed(lines):
+            with contextlib.suppress(ValueError):
+                record = json.loads(line)
+                if isinstance(record, dict) and record.get("event") == "step":
+                    return record
+        return None
+
+    def progress(self, record: dict[str, Any]) -> Progress | None:
+        with contextlib.suppress(ValidationError):
+            return Progress.model_validate(
+                {name: record.get(name) for name in ("step", "steps", "samplesPerSecond", "etaSeconds")}
+            )
+        return None
+
+    def checkpoint_step(self, digest: str) -> int:
+        """The newest complete checkpoint of an input digest, by any attempt; 0 if there is none."""
+        steps = (self.path / digest).glob(f"*/step-*/{MANIFEST}")
+        return max((int(p.parent.name.removeprefix("step-")) for p in steps), default=0)
+
+    def known_inputs(self) -> dict[str, dict[str, Any]]:
+        """By input digest, the inputs of all work ever begun in this root; to name the field a miss is owed to."""
+        known: dict[str, dict[str, Any]] = {}
+        for path in self.path.glob(f"*/{OWNER}-a*/{TASK}"):
+            with contextlib.suppress(OSError, ValidationError):
+                task = Task.model_validate_json(path.read_bytes())
+                known[task.input_digest] = task.inputs
+        for path in self.path.glob(f"*/artifact/{MANIFEST}"):
+            with contextlib.suppress(OSError, ValidationError):
+                manifest = Manifest.model_validate_json(path.read_bytes())
+                known[manifest.input_digest] = manifest.inputs
+        return known
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The stored object, or a WorkError that says what to do with a file that is none."""
+    try:
+        stored = json.loads(path.read_bytes())
+        if not isinstance(stored["metadata"]["name"], str):
+            raise TypeError
+    except OSError as error:
+        raise WorkError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise WorkError(f"{path}: is damaged; delete it (finished stages are found by their artifacts)") from error
+    return stored  # type: ignore[no-any-return]
+
+
+def parse_status(stored: dict[str, Any], path: Path) -> ChainStatus:
+    try:
+        return ChainStatus.model_validate_json(json.dumps(stored.get("status", {})))
+    except ValidationError as error:
+        raise WorkError(f"{path}: is damaged; delete it (finished stages are found by their artifacts)") from error

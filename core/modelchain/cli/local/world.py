@@ -1,0 +1,101 @@
+"""The local world: a root directory and one trainer process tree, as `decide` sees them and acts on them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from modelchain.cli.files import write_atomic
+from modelchain.cli.local.launch import Trainer, processes_for, threads_for
+from modelchain.cli.local.root import OWNER, Root
+from modelchain.contracts import LAST_WORD, TASK, DataRequest, Predecessor, Task
+from modelchain.plan import Plan
+from modelchain.spec import ModelChain
+from modelchain.status import AttemptStatus, ChainStatus
+from modelchain.world import Launch, Observed, Seen, Step, Stop
+
+BACKOFF_SECONDS = 1.0
+
+
+class LocalWorld:
+    """Reads what is there into `Observed`, and carries a `Step` out."""
+
+    def __init__(self, chain: ModelChain, root: Root, trainer: Trainer, data: DataRequest, fingerprint: str):
+        self.chain, self.root, self.trainer = chain, root, trainer
+        self.data, self.fingerprint = data, fingerprint
+        self.inputs = root.known_inputs()
+        self.retry = f"{time.time():.6f}"  # typing the command again renews budgets, once
+        self.interrupted = False
+
+    def observe(self, status: ChainStatus) -> Observed:
+        attempts = {a.name: a for stage in status.stages for a in stage.attempts}
+        live = {self.trainer.attempt} if self.trainer.is_live() and self.trainer.attempt else set()
+        return Observed(
+            status=status,
+            artifact=self.root.artifact,
+            attempt=lambda name: self._seen(attempts[name], name in live),
+            live=frozenset(live),
+            inputs=self.inputs,
+            fingerprint=self.fingerprint,
+            retry=self.retry,
+            interrupted=self.interrupted,
+            backoff_seconds=BACKOFF_SECONDS,
+        )
+
+    def _seen(self, attempt: AttemptStatus, live: bool) -> Seen:
+        if attempt.finished_at is not None:
+            return Seen(live=live, started=True)
+        record = self.root.last_step(attempt)
+        return Seen(
+            live=live,
+            started=self.root.started(attempt),
+            word=None if live else self.root.last_word(attempt),
+            progress=self.root.progress(record) if record else None,
+            checkpoint_step=self.root.checkpoint_step(attempt.input_digest),
+            macs=int(record["macs"]) if record else 0,
+        )
+
+    def act(self, step: Step, plan: Plan) -> None:
+        match step.action:
+            case Launch() as launch:
+                self._launch(launch, plan)
+            case Stop():
+                self.trainer.stop()
+
+    def _launch(self, launch: Launch, plan: Plan) -> None:
+        spec, stage = self.chain.spec, self.chain.spec.stages[launch.stage]
+        processes = processes_for(stage.resources.processes_per_node)
+        threads = threads_for(processes)
+        directory = self.root.attempt_directory(launch.attempt)
+        directory.mkdir(parents=True, exist_ok=True)
+        predecessor = None
+        if launch.predecessor is not None:
+            before = launch.predecessor
+            predecessor = Predecessor(
+                stage=spec.stages[launch.stage - 1].name,
+                input_digest=Path(before.path).parent.name,
+                artifact_digest=before.digest,
+                path=str(self.root.path / before.path),
+            )
+        planned = plan.stages[launch.stage]
+        steps = planned.samples // spec.recipe.global_batch_size
+        task = Task(
+            chain=self.chain.metadata.name,
+            stage=stage.name,
+            model=planned.model,
+            attempt=launch.attempt.name,
+            input_digest=launch.attempt.input_digest,
+            inputs=dict(launch.inputs),
+            root=str(self.root.path),
+            owner=f"{OWNER}-a{launch.attempt.number}",
+            predecessor=predecessor,
+            data=self.data,
+            micro_batch_size=spec.recipe.micro_batch_size,
+            checkpoint_seconds=spec.checkpoint.every_seconds,
+            macs_per_step=planned.macs // steps,
+            threads=threads,
+            last_word=str(directory / LAST_WORD),
+        )
+        write_atomic(directory / TASK, task.model_dump_json(by_alias=True, indent=1).encode())
+        self.inputs[task.input_digest] = task.inputs
+        self.trainer.start(launch.attempt.name, directory / TASK, processes, threads)

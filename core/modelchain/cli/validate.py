@@ -1,0 +1,41 @@
+"""`modelchain validate`: is this spec one that can run?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modelchain.check import warmup_too_long
+from modelchain.cli.load import load_chain
+from modelchain.errors import InputError, Problem
+from modelchain.plan import plan
+from modelchain.spec import ModelChain
+
+FileOption = Annotated[Path, typer.Option("-f", "--file", help="The ModelChain's YAML file.", show_default=False)]
+
+
+def validate(file: FileOption) -> None:
+    """Check a spec: every field, the chain's shapes, its epochs. Reads no data.
+
+    Example: [bold]modelchain validate -f examples/vit-cc3m.yaml[/bold]
+    """
+    chain = load_chain(file)
+    check_epochs(chain, file, {})
+    names = ", ".join(stage.name for stage in chain.spec.stages)
+    typer.echo(f"{file}: valid; chain {chain.metadata.name} with stages {names}")
+
+
+def check_epochs(chain: ModelChain, file: Path, frozen: dict[str, int]) -> dict[str, int]:
+    """Epochs of every stage, allocated ones included; InputError if a stage could not warm up within them."""
+    epochs = {stage.name: stage.epochs for stage in plan(chain, "analytic", {}, frozen).stages}
+    problems = []
+    for index, stage in enumerate(chain.spec.stages):
+        message = warmup_too_long(chain.spec, index, epochs[stage.name])
+        if message:
+            field = f"spec.recipe.warmupSteps.{'first' if index == 0 else 'successors'}"
+            problems.append(Problem(message, str(file), field))
+    if problems:
+        raise InputError(*problems)
+    return epochs

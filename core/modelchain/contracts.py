@@ -1,0 +1,182 @@
+"""What passes between the rooms, as typed JSON: the trainer's task, its last word, the manifest, the results."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import Field
+
+from modelchain.spec import Evaluation, Record
+
+MANIFEST, RESULTS, WEIGHTS, CONFIG = (
+    "manifest.json",
+    "results.json",
+    "open_clip_model.safetensors",
+    "open_clip_config.json",
+)
+TASK, LAST_WORD, METRICS = "task.json", "termination.json", "metrics.jsonl"
+
+
+class FailureClass(StrEnum):
+    """Why an attempt ended without an artifact; decides which budget pays (RULES section 5)."""
+
+    USER_ERROR = "UserError"
+    CORRUPT_PREDECESSOR = "CorruptPredecessor"
+    CORRUPT_ARTIFACT = "CorruptArtifact"
+    PREEMPTED = "Preempted"
+    KILLED = "Killed"
+    NON_FINITE = "NonFinite"
+    DATA = "Data"
+    VOLUME_FULL = "VolumeFull"
+    NO_ARTIFACT = "NoArtifact"
+    ERROR = "Error"
+
+    @property
+    def permanent(self) -> bool:
+        """Trying again cannot help: somebody has to change something first."""
+        return self in (self.USER_ERROR, self.CORRUPT_PREDECESSOR, self.CORRUPT_ARTIFACT)
+
+    @property
+    def disruption(self) -> bool:
+        """The machine's doing, not the work's: charged to maxDisruptions."""
+        return self in (self.PREEMPTED, self.KILLED)
+
+
+class Predecessor(Record):
+    """Where the predecessor's artifact lies, and the SHA-256 its weights must have."""
+
+    stage: str
+    input_digest: str
+    artifact_digest: str
+    path: str
+
+
+class TaskEvaluation(Evaluation, Record):
+    """An evaluation with its shards written out as local paths."""
+
+    files: list[str]
+
+
+class TrainFiles(Record):
+    files: list[str]
+    samples: int
+    captions_per_sample: int
+    fingerprint: str | None
+
+
+class DataRequest(Record):
+    """What data a chain reads, and where its indexes and tokens may be kept (never beside the data).
+
+    `python -m modelchain_trainer prepare FILE` takes one: it builds what is missing, checks all of it before the first
+    stage, and answers with a DataAnswer on standard output.
+    """
+
+    cache: str
+    file: str = Field(description="the spec file, for error messages")
+    train: TrainFiles
+    evaluation: list[TaskEvaluation]
+
+
+class DataAnswer(Record):
+    fingerprint: str | None = None
+    notes: list[str] = []
+    problems: list[str] = []
+
+
+class Task(Record):
+    """All that a trainer is told: one stage, one attempt. Paths are absolute on the trainer's machine."""
+
+    v: Literal[1] = 1
+    chain: str
+    stage: str
+    model: str
+    attempt: str
+    input_digest: str
+    inputs: dict[str, Any] = Field(description="the hashed inputs; every hyper-parameter is read from here")
+    root: str
+    owner: str = Field(description="names the attempt's directory under <root>/<input digest>/")
+    predecessor: Predecessor | None
+    data: DataRequest
+    micro_batch_size: int | None
+    checkpoint_seconds: int
+    macs_per_step: int
+    threads: int | None
+    last_word: str = Field(description="file for the termination message")
+
+
+class LastWord(Record):
+    """The termination message (<= 2 KiB): an attempt's final word, which outlives its pod."""
+
+    result: Literal["Succeeded", "Failed"]
+    failure: FailureClass | None = None
+    message: str = ""
+    step: int = 0
+    checkpoint_step: int | None = None
+    manifest_digest: str | None = None
+    artifact_digest: str | None = None
+    steps: int | None = None
+    macs: int = Field(0, description="spent by this attempt")
+    seconds: float = 0.0
+    gpu_seconds: float = 0.0
+    metrics: dict[str, float] = {}
+
+
+class FileEntry(Record):
+    sha256: str
+    size: int
+
+
+class Manifest(Record):
+    """Renamed into place last: no manifest, no artifact. `artifactDigest` is the SHA-256 of the weights file.
+
+    The weights alone name what a successor inherits: trained again to the same bytes, an artifact is the same artifact.
+    """
+
+    v: Literal[1] = 1
+    kind: Literal["artifact", "checkpoint"]
+    input_digest: str
+    artifact_digest: str | None = None
+    step: int
+    inputs: dict[str, Any]
+    files: dict[str, FileEntry]
+    environment: dict[str, str | int]
+
+
+class Measured(Record):
+    loss: float
+    metrics: dict[str, float]
+
+
+class Growth(Record):
+    """Elements of the student's parameters by where they came from."""
+
+    method: dict[str, str]
+    inserted: int
+    duplicated: int
+    new: int
+
+
+class Results(Record):
+    """`results.json` of an artifact. `macs` and `seconds` are those of the training that made these weights."""
+
+    stage: str
+    model: str
+    predecessor: str | None
+    steps: int
+    samples_seen: int
+    macs: int
+    seconds: float
+    initial: Measured
+    final: Measured
+    growth: Growth | None
+    counters: dict[str, int] = {}
+
+
+class Progress(Record):
+    """Live progress, the last line of metrics.jsonl reduced to what a table shows."""
+
+    step: int
+    steps: int
+    samples_per_second: float
+    eta_seconds: float

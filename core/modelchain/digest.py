@@ -1,0 +1,84 @@
+"""The input digest: what changes one stage's weights, and nothing else (RULES section 1).
+
+A stage's directory is named by it, so its formula is a promise: goldens in the tests hold it. A new formula is `v: 2`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from modelchain.shards import base_names
+from modelchain.spec import ChainSpec
+
+VERSION = 1
+TRAINER_MATH = 1  # raised whenever the trainer's arithmetic changes: old artifacts are then no hits
+
+
+def canonical(value: Any) -> bytes:
+    """JSON with one spelling for one value: sorted keys, no blanks, ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+
+
+def digest_of(inputs: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical JSON, 64 lowercase hex digits."""
+    return hashlib.sha256(canonical(inputs)).hexdigest()
+
+
+def number(text: str) -> str:
+    """One spelling for equal decimals: "1e-3", "0.001" and ".0010" are all "0.001"."""
+    value = Decimal(text).normalize()
+    return format(abs(value) if value == 0 else value, "f")
+
+
+def stage_inputs(
+    spec: ChainSpec, index: int, *, epochs: int, fingerprint: str | None, predecessor: str | None
+) -> dict[str, Any]:
+    """The resolved inputs of stage `index`, as plain JSON.
+
+    Args:
+        epochs: the stage's epochs, given, allocated or frozen.
+        fingerprint: of the training data, where known; the spec's own wins nowhere: they must agree.
+        predecessor: the predecessor's artifact digest; None for the first stage (and a model trained alone).
+    """
+    stage, recipe, train = spec.stages[index], spec.recipe, spec.data.train
+    warmup = recipe.warmup_steps.first if predecessor is None else recipe.warmup_steps.successors
+    inputs: dict[str, Any] = {
+        "v": VERSION,
+        "trainerMath": TRAINER_MATH,
+        "modelConfig": stage.config.resolved(),
+        "epochs": epochs,
+        "globalBatchSize": recipe.global_batch_size,
+        "learningRate": number(recipe.learning_rate),
+        "weightDecay": number(recipe.weight_decay),
+        "warmupSteps": warmup,
+        "precision": recipe.precision,
+        "seed": recipe.seed,
+        "captionsPerSample": train.captions_per_sample,
+        "data": {"shards": base_names(train.shards), "samples": train.samples, "fingerprint": fingerprint},
+        "rerun": stage.rerun,
+    }
+    if predecessor is not None:
+        transfer = spec.transfer
+        inputs["transfer"] = {
+            "width": transfer.width,
+            "depth": transfer.depth,
+            "distillation": {"alpha": number(transfer.distillation.alpha)},
+        }
+        inputs["predecessor"] = predecessor
+    return inputs
+
+
+def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the inputs that differ, in the new inputs' order; what a cache miss is explained by."""
+    out: list[str] = []
+    for key in [*new, *(k for k in old if k not in new)]:
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            out += differing_fields(a, b, f"{prefix}{key}.")
+        elif a != b:
+            out.append(prefix + key)
+    return out

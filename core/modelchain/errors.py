@@ -1,0 +1,45 @@
+"""The two ways a command fails on purpose: the input is wrong (exit 2) or the work failed (exit 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+EXIT_DONE, EXIT_WORK_FAILED, EXIT_BAD_INPUT, EXIT_PREEMPTED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: what, in which file, at which field, in one line."""
+
+    message: str
+    file: str | None = None
+    field: str | None = None
+
+    def __str__(self) -> str:
+        where = [part for part in (self.file, self.field) if part]
+        return " ".join(": ".join([*where, self.message]).split())
+
+
+class InputError(Exception):
+    """What the user gave is wrong. Carries every problem found, each with its place; exit code 2."""
+
+    exit_code = EXIT_BAD_INPUT
+
+    def __init__(self, *problems: Problem | str, file: str | Path | None = None, field: str | None = None):
+        where = str(file) if file is not None else None
+        self.problems = [p if isinstance(p, Problem) else Problem(p, where, field) for p in problems]
+        super().__init__("\n".join(str(p) for p in self.problems))
+
+
+class WorkError(Exception):
+    """The work itself failed: a corrupt file, a diverged loss, a root in use. Exit code 1.
+
+    `failure` is the class that retry budgets are charged by (`modelchain.contracts.FailureClass`).
+    """
+
+    exit_code = EXIT_WORK_FAILED
+
+    def __init__(self, message: str, failure: str = "Error"):
+        self.failure = failure
+        super().__init__(message)

@@ -1,0 +1,237 @@
+"""The API types of `ModelChain` (modelchain.dev/v1alpha1): strict, bounded, decimals as strings.
+
+The CRD is generated from these types. What one field cannot say (CEL's part) is in `modelchain.check`.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
+
+from modelchain.modelconfig import ModelConfig
+from modelchain.zoo import MODELS
+
+API_VERSION = "modelchain.dev/v1alpha1"
+KIND = "ModelChain"
+
+_DNS_1035 = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+ChainName = Annotated[str, StringConstraints(pattern=_DNS_1035, max_length=24)]
+StageName = Annotated[str, StringConstraints(pattern=_DNS_1035, max_length=16)]
+MetricName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-._a-z0-9]*[a-z0-9])?$", max_length=63)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=253)]
+DataPath = Annotated[str, StringConstraints(pattern=r"^/", min_length=2, max_length=1024)]
+# At most 18 digits and a two-digit exponent: no spec can ask for a number that takes long to compute with.
+DecimalString = Annotated[
+    str,
+    StringConstraints(pattern=r"^([0-9]{1,12}(\.[0-9]{0,12})?|\.[0-9]{1,12})([eE][-+]?[0-9]{1,2})?$", max_length=24),
+]
+
+
+class ApiModel(BaseModel):
+    """Strict base: unknown keys are errors, nothing is coerced, keys are camelCase as in YAML."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, alias_generator=to_camel, allow_inf_nan=False)
+
+
+class Record(ApiModel):
+    """Base of what we write ourselves, by Python names; a spec takes only the API's."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
+
+
+class Metadata(ApiModel):
+    """What a user writes, and what an API server adds (accepted so that `kubectl get -o yaml` can be run)."""
+
+    name: ChainName
+    namespace: Text | None = None
+    labels: dict[Text, str] = {}
+    annotations: dict[Text, str] = {}
+    uid: str | None = None
+    resource_version: str | None = None
+    generation: int | None = None
+    creation_timestamp: Any = None
+    managed_fields: Any = None
+
+
+class Resources(ApiModel):
+    """What a stage runs on. None of it changes the weights, so none of it is hashed."""
+
+    nodes: int = Field(1, ge=1, le=256)
+    processes_per_node: int | None = Field(None, ge=1, le=64, description="default: the pool's GPUs a node, else 1")
+
+
+class Stage(ApiModel):
+    """One model of the chain, smallest first. Either `model` (Table G) or `modelConfig` (open_clip's format)."""
+
+    name: StageName
+    model: str | None = Field(None, max_length=63)
+    # No defaults inside: named as in open_clip's own JSON files.
+    model_config_: ModelConfig | None = Field(None, alias="modelConfig")
+    epochs: int | None = Field(None, ge=1, le=10_000)
+    rerun: Text | None = Field(None, description="any new text trains this stage again")
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _one_model(self) -> Stage:
+        if (self.model is None) == (self.model_config_ is None):
+            raise PydanticCustomError("model", "give exactly one of model and modelConfig")
+        if self.model is not None and self.model not in MODELS:
+            raise PydanticCustomError(
+                "model",
+                "model {name} is not known; use one of {known}, or an inline modelConfig",
+                {"name": repr(self.model), "known": ", ".join(MODELS)},
+            )
+        return self
+
+    @property
+    def config(self) -> ModelConfig:
+        """The resolved model config, all defaults filled in."""
+        if self.model_config_ is not None:
+            return self.model_config_
+        assert self.model is not None
+        return MODELS[self.model].config
+
+
+class TrainData(ApiModel):
+    """WebDataset shards, in brace notation, and how many samples they hold."""
+
+    shards: DataPath
+    samples: int = Field(ge=1, le=100_000_000_000)
+    captions_per_sample: int = Field(4, ge=1, le=64)
+    fingerprint: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+
+class Volume(ApiModel):
+    """The claim that holds the data, and where it is mounted."""
+
+    claim_name: (
+        Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", max_length=253)] | None
+    ) = None
+    mount_path: DataPath = "/data"
+
+
+class Data(ApiModel):
+    train: TrainData
+    volume: Volume = Volume()
+
+
+class Evaluation(ApiModel):
+    """One measurement: after every stage, and on the grown weights before the first step."""
+
+    name: MetricName
+    kind: Literal["ZeroShot", "Retrieval"]
+    shards: DataPath
+    class_names: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
+    templates: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
+    every_epochs: int = Field(0, ge=0, le=10_000, description="0: at the start and the end only")
+
+    @model_validator(mode="after")
+    def _kind_needs(self) -> Evaluation:
+        both = (self.class_names, self.templates)
+        if self.kind == "ZeroShot" and None in both:
+            raise PydanticCustomError("evaluation", "kind ZeroShot needs classNames and templates")
+        if self.kind == "Retrieval" and both != (None, None):
+            raise PydanticCustomError("evaluation", "kind Retrieval takes no classNames or templates")
+        return self
+
+
+class WarmupSteps(ApiModel):
+    first: int = Field(8000, ge=0, le=10_000_000)
+    successors: int = Field(1000, ge=0, le=10_000_000)
+
+
+class Recipe(ApiModel):
+    """Table C of the paper: AdamW, warm-up and cosine to 0."""
+
+    baseline_epochs: int = Field(ge=1, le=10_000)
+    global_batch_size: int = Field(ge=2, le=1_048_576)
+    learning_rate: DecimalString
+    weight_decay: DecimalString = "0.1"
+    warmup_steps: WarmupSteps = WarmupSteps()
+    precision: Literal["bf16", "fp32"] = "bf16"
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+    micro_batch_size: int | None = Field(None, ge=1, le=1_048_576)
+
+
+class Distillation(ApiModel):
+    alpha: DecimalString = "500"
+
+
+class Transfer(ApiModel):
+    """How knowledge passes to a successor (paper section 3.1.1). Other methods enter with their issue."""
+
+    width: Literal["Insert"] = "Insert"
+    depth: Literal["Duplicate"] = "Duplicate"
+    distillation: Distillation = Distillation()
+
+
+class Allocation(ApiModel):
+    target_acceleration: DecimalString | None = None
+
+
+class ClaimTemplate(ApiModel):
+    storage_class_name: Text | None = None
+    size: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,12}(\.[0-9]{1,3})?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$")]
+
+
+class Storage(ApiModel):
+    claim_template: ClaimTemplate | None = None
+    claim_name: (
+        Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", max_length=253)] | None
+    ) = None
+    retain: bool = True
+
+    @model_validator(mode="after")
+    def _one_claim(self) -> Storage:
+        if (self.claim_template is None) == (self.claim_name is None):
+            raise PydanticCustomError("storage", "give exactly one of claimTemplate and claimName")
+        return self
+
+
+class Runner(ApiModel):
+    kind: Literal["PyTorchJob", "Local"] = "PyTorchJob"
+    node_pool: Text | None = None
+    image: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
+    queue_name: Text | None = None
+
+
+class Retry(ApiModel):
+    max_retries: int = Field(3, ge=0, le=100)
+    max_disruptions: int = Field(50, ge=0, le=10_000)
+
+
+class Checkpoint(ApiModel):
+    every_seconds: int = Field(60, ge=1, le=86_400)
+
+
+class ChainSpec(ApiModel):
+    suspend: bool = False
+    stages: list[Stage] = Field(min_length=1, max_length=32)
+    data: Data
+    evaluation: list[Evaluation] = Field(default=[], max_length=16)
+    recipe: Recipe
+    transfer: Transfer = Transfer()
+    allocation: Allocation = Allocation()
+    storage: Storage | None = None
+    runner: Runner = Runner()
+    retry: Retry = Retry()
+    checkpoint: Checkpoint = Checkpoint()
+
+
+class ModelChain(ApiModel):
+    """The whole object. `status` is accepted and ignored: it is the operator's, or the local runner's, to write."""
+
+    api_version: Literal["modelchain.dev/v1alpha1"]
+    kind: Literal["ModelChain"]
+    metadata: Metadata
+    spec: ChainSpec
+    status: Any = None
+
+
+def decimal(text: str) -> Decimal:
+    """A DecimalString as an exact number."""
+    return Decimal(text)

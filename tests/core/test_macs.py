@@ -1,0 +1,133 @@
+"""The formulas against the real modules, counted by torch, and against the recomputed Table G."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+import torch
+from open_clip.model import CLIP
+from timm.layers import set_fused_attn
+from torch.utils.flop_counter import FlopCounterMode
+
+from modelchain import macs
+from modelchain.modelconfig import ModelConfig
+from modelchain.zoo import MODELS
+
+
+def _inline(embed: int, vision: dict, text: dict) -> ModelConfig:
+    return ModelConfig.model_validate({"embed_dim": embed, "vision_cfg": vision, "text_cfg": text})
+
+
+SMALL = {
+    "one patch": _inline(
+        16,
+        {"image_size": 8, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16},
+        {"context_length": 3, "width": 32, "heads": 2, "layers": 1},
+    ),
+    "mlp ratios": _inline(
+        48,
+        {"image_size": 32, "patch_size": 4, "width": 96, "layers": 3, "head_width": 32, "mlp_ratio": 2.5},
+        {"context_length": 20, "width": 64, "heads": 4, "layers": 2, "mlp_ratio": 1.5},
+    ),
+    "wide head": _inline(
+        24,
+        {"image_size": 28, "patch_size": 14, "width": 128, "layers": 2, "head_width": 128},
+        {"context_length": 31, "width": 48, "heads": 1, "layers": 5},
+    ),
+    "Swin-T, short captions": _inline(
+        40,
+        {"timm_model_name": "swin_tiny_patch4_window7_224", "timm_pool": "avg", "timm_proj": "linear"},
+        {"context_length": 16, "width": 64, "heads": 2, "layers": 2},
+    ),
+}
+CONFIGS = SMALL | {name: MODELS[name].config for name in MODELS}
+
+# facts.json, table_G: forward MACs with four captions; parameters of the image tower and of the text blocks; training
+# GMACs a sample with the update at 3 P / 1024. Its MACs take an embedding of 512 throughout, as the authors released,
+# its parameters Table G's own (ViT-S 384, ViT-L 768).
+TABLE_G = {
+    "ViT-T-16": (4306477568, 5622912, 9477120, 12.890575566375),
+    "ViT-C-16": (6860673024, 9856512, 14795520, 20.54355612675),
+    "ViT-S-16": (11358016512, 21813504, 21293568, 34.01637321825),
+    "ViT-M-16": (17148254208, 38587392, 28971264, 51.36789021375),
+    "ViT-B-16": (29482534912, 86192640, 37828608, 88.3323625755),
+    "ViT-XB-16": (42773520384, 152672256, 37828608, 128.166978588),
+    "ViT-L-16": (88152793088, 304089088, 85054464, 264.305377893),
+    "Swin-T": (7543079936, 27912570, 9477120, 22.61489866010742),
+    "Swin-S": (15499822080, 49230474, 21293568, 46.485222165404295),
+    "Swin-B": (27349528576, 87267512, 37828608, 82.02968463653906),
+    "Swin-L": (61073590272, 195781908, 85054464, 183.1926922028086),
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _build(config: ModelConfig, device: str) -> CLIP:
+    set_fused_attn(True, experimental=True)  # what the trainer uses; unfused counts the same (test below)
+    with torch.device(device):
+        return CLIP(**config.resolved())
+
+
+def _counted(model: CLIP, config: ModelConfig, device: str) -> tuple[int, int]:
+    """MACs of one image and of one caption; in training mode, since evaluation takes a fused path nobody counts."""
+    side, length = config.vision_cfg.image_size, config.text_cfg.context_length
+    out = []
+    for encode, batch in (
+        (model.encode_image, torch.zeros(1, 3, side, side, device=device)),
+        (model.encode_text, torch.zeros(1, length, dtype=torch.long, device=device)),
+    ):
+        with FlopCounterMode(display=False) as counter:
+            encode(batch)
+        flops = counter.get_total_flops()
+        assert flops % 2 == 0
+        out.append(flops // 2)
+    return out[0], out[1]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_forward_macs_are_what_torch_counts(name: str) -> None:
+    config = CONFIGS[name]
+    image, text = _counted(_build(config, "meta"), config, "meta")
+    assert (macs.image_macs(config), macs.text_macs(config)) == (image, text)
+    assert macs.forward_macs(config, 4) == image + 4 * text
+
+
+@pytest.mark.parametrize("name", ["mlp ratios", "Swin-T, short captions"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_real_pass_counts_the_same(name: str, fused: bool) -> None:
+    config = CONFIGS[name]
+    model = _build(config, "cpu")
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = fused
+    assert _counted(model, config, "cpu") == (macs.image_macs(config), macs.text_macs(config))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parameters_are_the_modules(name: str) -> None:
+    model = _build(CONFIGS[name], "meta")
+    parts = [*model.visual.parameters(), *model.transformer.parameters()]
+    assert macs.parameters(CONFIGS[name]) == sum(p.numel() for p in parts)
+
+
+@pytest.mark.parametrize("name", TABLE_G)
+def test_table_g(name: str) -> None:
+    forward, image_parameters, text_parameters, training = TABLE_G[name]
+    config = MODELS[name].config
+    assert macs.parameters(config) == image_parameters + text_parameters
+    assert macs.forward_macs(config.model_copy(update={"embed_dim": 512}), 4) == forward
+    exact = 1e-12 if config.embed_dim == 512 else 3e-5
+    assert float(macs.training_macs(config, 4, 1024)) / 1e9 == pytest.approx(training, rel=exact)
+
+
+def test_training_is_three_forwards_less_the_patch_embedding_plus_the_update() -> None:
+    config = SMALL["mlp ratios"]
+    patches = _build(config, "cpu").visual.conv1
+    with FlopCounterMode(display=False) as counter:
+        patches(torch.zeros(1, 3, 32, 32))
+    without_update = 3 * macs.forward_macs(config, 4) - counter.get_total_flops() // 2
+    assert macs.training_macs(config, 4, 24) == without_update + Fraction(macs.parameters(config), 8)

@@ -1,0 +1,299 @@
+"""The plan against every number that `paper/facts.json` recomputes, and its own rules."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner
+
+from modelchain.cli.plan import plan as plan_command
+from modelchain.errors import InputError
+from modelchain.plan import Plan, plan
+from modelchain.pools import DEFAULT_POOLS, NodePool, PoolFile
+from modelchain.spec import ModelChain
+
+ROOT = Path(__file__).parents[2]
+FACTS = ROOT.parent / "shared" / "paper" / "facts.json"
+UNIT = 10**19  # the tables count 10^10 GMACs
+CC3M, MERGED = 2753427, 12927058
+
+# facts.json, table_2.*.computed: training each alone, the chain, and the accumulated ratios.
+TABLE_2 = {
+    "vit-cc3m": (
+        [0.619234718592, 1.5383947334399999, 3.7453655973119995, 10.788499698816],
+        [0.619234718592, 0.326908880856, 0.598259111706, 1.4092039386000001],
+        [1.0, 2.280446068959095, 3.822186406894609, 5.651224664445484],
+    ),
+    "swin-cc3m": (
+        [0.93748682496, 1.9673125777920002, 3.483503675904, 7.857267396864],
+        [0.93748682496, 0.42675915758399996, 0.516498850368, 0.8446963350600001],
+        [1.0, 2.1292343462395458, 3.396687826473965, 5.22688607001564],
+    ),
+    "vit-merged15m": (
+        [3.6113029228799993, 5.474453938304, 8.792054103423999, 25.325451036032],
+        [3.6113029228799993, 2.188305305298, 2.81622422059, 6.616068284400001],
+        [1.0, 1.5666156236278004, 2.074995198770885, 2.836367092818782],
+    ),
+}
+RUNS = {"vit-cc3m": "ViT/CC3M", "swin-cc3m": "Swin/CC3M", "vit-merged15m": "ViT/Merged-15M"}
+
+# facts.json, table_2.*.own_conventions.A_full_n4_exactCu.acc[-1] (ViT-S and ViT-L there at the released embedding).
+ANALYTIC = {
+    "vit-cc3m": (5.830782406247072, 1e-5),
+    "swin-cc3m": (5.169291220713631, 1e-12),
+    "vit-merged15m": (2.8917469946606524, 1e-5),
+}
+
+# facts.json, figures 6 and 7: models, epochs, samples, total, baseline.
+VIT = {s: f"ViT-{s}-16" for s in ("T", "C", "S", "M", "B", "XB", "L")}
+FIGURES = [
+    ("B L", [128, 15], CC3M, 5.1545695359120005, 14.533865296127999),
+    ("S B L", [128, 18, 15], CC3M, 3.545857783746, 16.072260029568),
+    ("T S B L", [128, 24, 18, 15], CC3M, 2.953606649754, 16.69149474816),
+    ("B L", [64, 15], MERGED, 15.408122387824003, 34.117505139456),
+    ("M B L", [64, 17, 15], MERGED, 14.906746443294, 39.59195907776),
+    ("S M B L", [64, 21, 17, 15], MERGED, 15.231900733168002, 43.20326200064),
+    ("T C S M B XB L", [128, 24, 21, 18, 15, 12, 9], CC3M, 3.5609355499979998, 25.223682171264002),
+    ("T M L", [128, 32, 23], CC3M, 3.330658189707, 13.739821004160001),
+    ("T M L", [128, 28, 22], CC3M, 3.161060853642, 13.739821004160001),
+]
+
+
+def _chain(
+    models: list[str], epochs: list[int | None], samples: int = CC3M, baseline: int = 128, **spec: Any
+) -> ModelChain:
+    stages: list[dict[str, Any]] = []
+    for i, (model, count) in enumerate(zip(models, epochs, strict=True)):
+        stages.append({"name": f"s{i + 1}", "model": model} | ({} if count is None else {"epochs": count}))
+    body = {
+        "stages": stages,
+        "data": {"train": {"shards": "/data/x-{0..9}.tar", "samples": samples}},
+        "recipe": {"baselineEpochs": baseline, "globalBatchSize": 1024, "learningRate": "1e-3"},
+    }
+    return ModelChain.model_validate(
+        {"apiVersion": "modelchain.dev/v1alpha1", "kind": "ModelChain", "metadata": {"name": "x"}, "spec": body | spec}
+    )
+
+
+def _example(name: str) -> ModelChain:
+    return ModelChain.model_validate(yaml.safe_load((ROOT / "examples" / f"{name}.yaml").read_text()))
+
+
+def _accumulated(result: Plan) -> list[float]:
+    alone = spent = 0
+    out = []
+    for stage in result.stages:
+        alone, spent = alone + stage.individual.macs, spent + stage.macs
+        out.append(alone / spent)
+    return out
+
+
+def _check_table_2(name: str, base: list[float], com: list[float], ratios: list[float]) -> None:
+    result = plan(_example(name), "paper", DEFAULT_POOLS)
+    assert [stage.individual.macs / UNIT for stage in result.stages] == pytest.approx(base, rel=1e-12)
+    assert [stage.macs / UNIT for stage in result.stages] == pytest.approx(com, rel=1e-12)
+    assert _accumulated(result) == pytest.approx(ratios, rel=1e-12)
+    assert result.acceleration == pytest.approx(ratios[-1], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", TABLE_2)
+def test_the_examples_give_table_2(name: str) -> None:
+    _check_table_2(name, *TABLE_2[name])
+    assert plan(_example(name), "paper", {}).acceleration == pytest.approx(
+        {"vit-cc3m": 5.651, "swin-cc3m": 5.227, "vit-merged15m": 2.836}[name], abs=0.002
+    )
+
+
+@pytest.mark.skipif(not FACTS.exists(), reason=f"{FACTS.name} is not beside this checkout; the committed numbers stand")
+@pytest.mark.parametrize("name", RUNS)
+def test_the_committed_numbers_are_the_facts(name: str) -> None:
+    facts = json.loads(FACTS.read_text())
+    computed = facts["table_2"][RUNS[name]]["computed"]
+    assert (computed["base"], computed["com"], computed["acc_ratio"]) == TABLE_2[name]
+    result = plan(_example(name), "paper", DEFAULT_POOLS)
+    assert [s.individual.macs / s.macs for s in result.stages] == pytest.approx(computed["ind_ratio"], rel=1e-12)
+    assert [s.epochs for s in result.stages] == facts["table_D"][RUNS[name]]["epochs"]
+    hours = {(r["model"].replace("/", "-"), r["mode"]): r for r in facts["gpu_hours"]["rows"] if r["run"] == RUNS[name]}
+    for i, stage in enumerate(result.stages):
+        for mode, amount in (("base", stage.individual), ("com", stage)):
+            if mode == "com" and i == 0:
+                continue
+            row = hours[stage.model, mode]
+            assert amount.gpu_hours == pytest.approx(row["samples"] * row["fit_ms"] / 3.6e6, rel=1e-5)
+
+
+@pytest.mark.skipif(not FACTS.exists(), reason=f"{FACTS.name} is not beside this checkout; the committed numbers stand")
+def test_the_committed_figures_are_the_facts() -> None:
+    figures = json.loads(FACTS.read_text())["figures"]
+    rows = [*figures["fig6_CC3M"], *figures["fig6_M15"], *figures["fig7"]["plausible"].values()]
+    told = {(tuple(r["models"]), tuple(r["epochs"])): (r["total"], r["baseline"]) for r in rows}
+    for models, epochs, _, total, baseline in FIGURES:
+        names = tuple(VIT[m].replace("-16", "/16") for m in models.split())
+        assert told[names, tuple(epochs)] == (total, baseline)
+    assert len(told) == len({(m, tuple(e)) for m, e, *_ in FIGURES})
+
+
+@pytest.mark.parametrize(("models", "epochs", "samples", "total", "baseline"), FIGURES)
+def test_figures_6_and_7(models: str, epochs: list[int], samples: int, total: float, baseline: float) -> None:
+    result = plan(_chain([VIT[m] for m in models.split()], [*epochs], samples, epochs[0]), "paper", DEFAULT_POOLS)
+    assert result.total.macs / UNIT == pytest.approx(total, rel=1e-12)
+    assert result.individual.macs / UNIT == pytest.approx(baseline, rel=1e-12)
+    assert result.acceleration == pytest.approx(baseline / total, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ANALYTIC)
+def test_analytic_ratios(name: str) -> None:
+    ratio, exact = ANALYTIC[name]
+    assert plan(_example(name), "analytic", DEFAULT_POOLS).acceleration == pytest.approx(ratio, rel=exact)
+
+
+def test_analytic_counts_samples_really_seen_to_the_integer() -> None:
+    result = plan(_example("vit-cc3m"), "analytic", DEFAULT_POOLS)
+    first, second = result.stages[:2]
+    assert first.samples == 128 * (CC3M // 1024) * 1024
+    assert second.macs == second.samples * second.macs_per_sample
+    assert result.total.macs == sum(stage.macs for stage in result.stages)
+
+
+def test_the_json_has_the_shape_of_the_contract() -> None:
+    document = json.loads(plan(_example("vit-cc3m"), "paper", DEFAULT_POOLS).to_json())
+    assert list(document) == ["chain", "convention", "stages", "total", "individual", "acceleration"]
+    keys = ["name", "model", "epochs", "samples", "macsPerSample", "macs", "gpuHours", "cost", "individual"]
+    assert all(list(stage) == keys for stage in document["stages"])
+    assert list(document["stages"][0]["individual"]) == ["epochs", "macs", "gpuHours", "cost"]
+    assert list(document["total"]) == list(document["individual"]) == ["macs", "gpuHours", "cost"]
+    second = document["stages"][1]
+    assert (second["macsPerSample"], second["macs"]) == (49470000000, 24 * CC3M * 49470000000)
+    assert second["cost"] is None
+
+
+def _pools(**pool: Any) -> dict[str, NodePool]:
+    return PoolFile.model_validate({"nodePools": {"mine": {"gpu": "A100", "gpusPerNode": 8} | pool}}).node_pools
+
+
+def test_cost_is_hours_times_a_named_price() -> None:
+    price = {"perGpuHour": "2.50", "currency": "USD", "source": "invoice"}
+    chain = _chain(["ViT-T-16", "ViT-S-16"], [128, 24], runner={"nodePool": "mine"})
+    result = plan(chain, "paper", _pools(price=price))
+    for amount in (*result.stages, *(stage.individual for stage in result.stages)):
+        assert amount.gpu_hours is not None and amount.cost is not None
+        assert amount.cost == f"{amount.gpu_hours * 2.5:.2f}"
+    assert result.total.gpu_hours == pytest.approx(162.828 + 51.192, abs=0.01)  # fit_ms of facts.json
+    assert float(result.total.cost or 0) == pytest.approx(sum(float(s.cost or 0) for s in result.stages))
+
+
+@pytest.mark.parametrize(
+    ("runner", "pool"),
+    [
+        ({"kind": "Local", "nodePool": "mine"}, {}),
+        ({}, {}),
+        ({"nodePool": "another"}, {}),
+        ({"nodePool": "mine"}, {"gpu": "H100"}),
+    ],
+)
+def test_hours_are_unknown_off_a100(runner: dict[str, str], pool: dict[str, str]) -> None:
+    result = plan(_chain(["ViT-T-16"], [None], runner=runner), "paper", _pools(**pool))
+    assert (result.total.gpu_hours, result.total.cost) == (None, None)
+    assert result.stages[0].individual.gpu_hours is None
+
+
+def _problem(error: pytest.ExceptionInfo[InputError]) -> tuple[str, str | None]:
+    (problem,) = error.value.problems
+    return problem.message, problem.field
+
+
+def test_an_inline_model_has_no_row_in_table_g() -> None:
+    inline = {"embed_dim": 64, "vision_cfg": {"width": 64, "layers": 2}, "text_cfg": {"width": 64, "heads": 1}}
+    chain = _chain([], [], stages=[{"name": "tiny", "modelConfig": inline}])
+    assert plan(chain, "analytic", DEFAULT_POOLS).stages[0].model == "inline"
+    with pytest.raises(InputError) as error:
+        plan(chain, "paper", DEFAULT_POOLS)
+    message, field = _problem(error)
+    assert "tiny" in message and "--convention analytic" in message and field == "spec.stages[0].modelConfig"
+
+
+def test_a_batch_larger_than_the_data_has_no_step() -> None:
+    with pytest.raises(InputError) as error:
+        plan(_chain(["ViT-T-16"], [1], samples=1023), "analytic", DEFAULT_POOLS)
+    assert _problem(error)[1] == "spec.recipe.globalBatchSize"
+
+
+def test_successors_without_epochs_need_a_target() -> None:
+    with pytest.raises(InputError) as error:
+        plan(_chain(["ViT-T-16", "ViT-S-16"], [None, None]), "analytic", DEFAULT_POOLS)
+    assert _problem(error)[1] == "spec.allocation.targetAcceleration"
+
+
+def _epochs(chain: ModelChain, frozen: dict[str, int] | None = None) -> list[int]:
+    return [stage.epochs for stage in plan(chain, "paper", DEFAULT_POOLS, frozen).stages]
+
+
+def test_epochs_given_or_frozen_stay_and_the_rest_is_allocated() -> None:
+    models = [VIT[m] for m in ["T", "S", "B", "L"]]
+    target = {"allocation": {"targetAcceleration": "5.68"}}
+    assert _epochs(_chain(models, [None] * 4, **target)) == [128, 23, 19, 14]
+    assert _epochs(_chain(models, [100, 24, None, None], **target))[:2] == [100, 24]
+    frozen = {"s1": 120, "s2": 30}
+    assert _epochs(_chain(models, [None] * 4, **target), frozen)[:2] == [120, 30]
+    assert _epochs(_chain(models, [None, 24, None, None], **target), frozen)[:2] == [120, 24]
+    # A frozen stage that spends more leaves less to the others, and the target still holds.
+    lean = _chain(models, [None] * 4, **target)
+    assert sum(_epochs(lean, {"s2": 40})[2:]) < sum(_epochs(lean)[2:])
+    assert plan(lean, "paper", {}, {"s2": 40}).acceleration >= 0.99 * 5.68
+
+
+def _run(*arguments: str) -> Any:
+    app = typer.Typer()
+    app.command()(plan_command)
+    return CliRunner().invoke(app, list(arguments))
+
+
+def _written(tmp_path: Path, target: str) -> str:
+    """The ViT example with its successors' epochs left to the plan."""
+    raw = yaml.safe_load((ROOT / "examples" / "vit-cc3m.yaml").read_text())
+    for stage in raw["spec"]["stages"][1:]:
+        del stage["epochs"]
+    raw["spec"]["allocation"] = {"targetAcceleration": target}
+    path = tmp_path / "chain.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return str(path)
+
+
+def test_the_command_prints_one_json_document() -> None:
+    result = _run("-f", str(ROOT / "examples" / "vit-cc3m.yaml"), "-o", "json", "--convention", "paper")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["acceleration"] == pytest.approx(5.651, abs=0.002)
+
+
+def test_the_table_ends_in_words_and_never_cuts_a_number(tmp_path: Path) -> None:
+    pools = tmp_path / "pools.yaml"
+    price = "{perGpuHour: '2', currency: USD, source: list price}"
+    pools.write_text(f"nodePools: {{a100-80gb: {{gpu: A100, gpusPerNode: 8, price: {price}}}}}")
+    file = str(ROOT / "examples" / "vit-cc3m.yaml")
+    result = _run("-f", file, "--convention", "paper", "--pools", str(pools))
+    assert result.exit_code == 0 and "…" not in result.stdout
+    assert result.stdout.splitlines()[-1] == (
+        "this chain costs 2.95e19 MACs; training each alone 16.7e19: 5.65 times less"
+    )
+    assert "2 USD per GPU hour: list price" in result.stdout
+
+
+def test_the_table_says_which_epochs_run_would_use(tmp_path: Path) -> None:
+    file = _written(tmp_path, "5.68")
+    assert "`run` allocates epochs by the analytic convention: epochs 128, 24, 20, 15" in (
+        _run("-f", file, "--convention", "paper").stdout
+    )
+    assert "`run` allocates" not in _run("-f", file).stdout
+
+
+def test_a_refusal_names_file_and_field(tmp_path: Path) -> None:
+    file = _written(tmp_path, "100")
+    error = _run("-f", file).exception
+    assert isinstance(error, InputError)
+    (problem,) = error.problems
+    assert (problem.file, problem.field) == (file, "spec.allocation.targetAcceleration")

@@ -1,0 +1,115 @@
+"""`python -m modelchain_trainer TASK.json` trains one stage (under torchrun or alone); `... prepare REQUEST` checks data.
+
+Whatever happens, the last word is written before the process ends, and the exit code says the same (RULES section 5).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from modelchain.cli.local.guard import PARENT, die_with_parent
+from modelchain.contracts import DataAnswer, DataRequest, FailureClass, LastWord, Task
+from modelchain.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    EXIT_WORK_FAILED,
+    InputError,
+    WorkError,
+)
+
+
+def main(arguments: list[str]) -> int:
+    if PARENT in os.environ:
+        die_with_parent(signal.SIGKILL, int(os.environ[PARENT]))
+    if arguments[:1] == ["prepare"]:
+        return prepare(DataRequest.model_validate_json(Path(arguments[1]).read_bytes()))
+    text = Path(arguments[0]).read_text() if arguments else os.environ["MODELCHAIN_TASK"]
+    return train(Task.model_validate_json(text))
+
+
+def prepare(request: DataRequest) -> int:
+    """Build indexes and tokens, check all data, answer on standard output."""
+    from modelchain_trainer.data.request import open_data
+
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_INTERRUPTED))
+    try:
+        notes: list[str] = []
+        train_set, _ = open_data(request, notes.append)
+        answer, code = DataAnswer(fingerprint=train_set.fingerprint, notes=notes), EXIT_DONE
+    except InputError as error:
+        answer, code = DataAnswer(problems=[str(p) for p in error.problems]), EXIT_BAD_INPUT
+    except WorkError as error:
+        answer, code = DataAnswer(problems=[str(error)]), EXIT_WORK_FAILED
+    print(answer.model_dump_json(by_alias=True))
+    return code
+
+
+def train(task: Task) -> int:
+    """Train, and say how it ended: 0, 1, 2 or 75."""
+    stop, in_loop = threading.Event(), threading.Event()
+    say = _say
+    report: dict[str, Any] = {}
+    # Imported late: a worker must ask to die with its parent before torch takes its seconds to load.
+    from modelchain_trainer.runtime import Preempted
+    from modelchain_trainer.train import Trainer
+
+    def on_sigterm(_signal: int, _frame: FrameType | None) -> None:
+        stop.set()
+        if not in_loop.is_set():
+            raise Preempted("stopped outside the training loop; the newest checkpoint stands")
+
+    signal.signal(signal.SIGTERM, on_sigterm)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the runner's to turn into SIGTERM
+    failure: FailureClass
+    try:
+        word, code = Trainer(task, stop, in_loop, report, say).train(), EXIT_DONE
+    except Preempted as error:
+        failure, message, code = FailureClass.PREEMPTED, str(error), EXIT_PREEMPTED
+    except InputError as error:
+        failure, message, code = FailureClass.USER_ERROR, str(error), EXIT_BAD_INPUT
+    except WorkError as error:
+        failure, message, code = FailureClass(error.failure), str(error), EXIT_WORK_FAILED
+    except Exception as error:
+        traceback.print_exc()
+        if stop.is_set():  # another rank left first, and took the process group with it
+            failure, message, code = FailureClass.PREEMPTED, "stopped", EXIT_PREEMPTED
+        else:
+            failure, message, code = FailureClass.ERROR, f"{type(error).__name__}: {error}", EXIT_WORK_FAILED
+    if code != EXIT_DONE:
+        say(f"{failure}: {message}")
+        word = LastWord(result="Failed", failure=failure, message=message[:1200], **report)
+    _last_word(Path(task.last_word), word)
+    return code
+
+
+def _last_word(path: Path, word: LastWord) -> None:
+    """Success is rank 0's to report; of failures the first stands, for it is the cause of the others."""
+    if word.result == "Succeeded":
+        if os.environ.get("RANK", "0") == "0":
+            path.write_text(word.model_dump_json(by_alias=True))
+        return
+    try:
+        with path.open("x") as file:
+            file.write(word.model_dump_json(by_alias=True))
+    except FileExistsError:
+        pass
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # no waiting for threads or process groups that a failed peer left hanging

@@ -1,0 +1,98 @@
+"""Artifacts: what a finished stage leaves, an open_clip directory with a manifest; and its predecessor's, re-hashed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip import CLIP, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from modelchain.cli.files import entry_of, seal, sha256_of, verify
+from modelchain.contracts import CONFIG, MANIFEST, RESULTS, WEIGHTS, Manifest, Predecessor, Results
+from modelchain.errors import WorkError
+from modelchain_trainer.checkpoint import as_work_error
+
+
+def find(directory: Path) -> tuple[Manifest, Results] | None:
+    """A complete artifact of an input digest's directory, re-hashed; None if there is none.
+
+    Raises:
+        WorkError: there is one and it does not match its manifest. It is never overwritten.
+    """
+    artifact = directory / "artifact"
+    if not (artifact / MANIFEST).is_file():
+        return None
+    manifest = verify(artifact)
+    return manifest, Results.model_validate_json((artifact / RESULTS).read_bytes())
+
+
+def export(
+    clip: CLIP,
+    config: Mapping[str, Any],
+    results: Results,
+    manifest: Manifest,
+    directory: Path,
+    attempt: str,
+) -> None:
+    """Write `<directory>/artifact/`, loadable by `open_clip.create_model('local-dir:...')`.
+
+    If a whole one is there already, that one stays and ours is dropped; a torso without a manifest is put aside.
+    """
+    weights = {name: t.detach().float().cpu().contiguous() for name, t in clip.state_dict().items()}
+    for name, tensor in weights.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise WorkError(f"{name} is not finite after the last step; no artifact is written", "NonFinite")
+    work = directory / f".artifact-{attempt}"
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        work.mkdir(parents=True)
+        save_file(weights, work / WEIGHTS)
+        size = clip.visual.image_size
+        preprocess = {
+            "size": list(size) if isinstance(size, tuple) else size,
+            "mode": "RGB",
+            "mean": list(OPENAI_DATASET_MEAN),
+            "std": list(OPENAI_DATASET_STD),
+            "interpolation": "bicubic",
+            "resize_mode": "shortest",
+        }
+        (work / CONFIG).write_text(json.dumps({"model_cfg": dict(config), "preprocess_cfg": preprocess}, indent=1))
+        (work / RESULTS).write_text(results.model_dump_json(by_alias=True, indent=1))
+        files = {name: entry_of(work / name) for name in (WEIGHTS, CONFIG, RESULTS)}
+        sealed = manifest.model_copy(update={"files": files, "artifact_digest": files[WEIGHTS].sha256})
+        target = directory / "artifact"
+        if target.exists() and find(directory) is None:
+            target.rename(directory / f"artifact-without-manifest-{attempt}")
+        if not target.exists():
+            seal(work, sealed, target)
+    except Exception as error:
+        raise as_work_error(error, "writing the artifact") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def load_predecessor(predecessor: Predecessor) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and weights of the predecessor, whose every byte is re-hashed first.
+
+    Raises:
+        WorkError: missing, or not the bytes whose digest is part of this stage's inputs; names the file and both.
+    """
+    directory = Path(predecessor.path)
+    try:
+        verify(directory)
+    except FileNotFoundError as error:
+        raise WorkError(f"{directory}: holds no artifact of stage {predecessor.stage}", "CorruptPredecessor") from error
+    except WorkError as error:
+        raise WorkError(str(error), "CorruptPredecessor") from error
+    found = sha256_of(directory / WEIGHTS)
+    if found != predecessor.artifact_digest:
+        message = f"{directory / WEIGHTS}: its sha256 is {found}, stage {predecessor.stage} left {predecessor.artifact_digest}"
+        raise WorkError(message, "CorruptPredecessor")
+    config = json.loads((directory / CONFIG).read_text())["model_cfg"]
+    return config, load_file(directory / WEIGHTS)

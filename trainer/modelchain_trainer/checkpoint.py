@@ -1,0 +1,131 @@
+"""Checkpoints: safetensors and JSON in a directory that is renamed into place last, written behind the training's back."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from modelchain.cli.files import entry_of, seal, verify
+from modelchain.contracts import Manifest
+from modelchain.errors import WorkError
+
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+KEPT = 2
+
+
+class Checkpointer:
+    """Writes `<root>/<input digest>/<owner>-a<n>/step-<k>/`, one at a time, in a thread; used by rank 0 alone."""
+
+    def __init__(self, attempt: Path, inputs: Mapping[str, Any], input_digest: str, environment: Mapping[str, str | int]):
+        self.attempt, self.saved_step = attempt, -1
+        self._manifest = {"inputs": dict(inputs), "input_digest": input_digest, "environment": dict(environment)}
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[int] | None = None
+        self._verified: set[Path] = set()
+
+    def save(self, step: int, student: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+        """Copy everything now, write it later. Waits for the write before it; raises WorkError if that one failed."""
+        self.wait()
+        model = {name: _copy(tensor) for name, tensor in student.state_dict().items()}
+        moments = {name: _copy(tensor) for name, tensor in _moments(student, optimizer).items()}
+        self._pending = self._thread.submit(self._write, step, model, moments, dict(state))
+
+    def wait(self) -> None:
+        """Until the last save is on the disk and verified."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            self.saved_step = pending.result()
+
+    def _write(self, step: int, model: dict[str, Tensor], moments: dict[str, Tensor], state: dict[str, Any]) -> int:
+        target = self.attempt / f"step-{step}"
+        if target.exists():
+            return step
+        work = self.attempt / f".step-{step}"
+        shutil.rmtree(work, ignore_errors=True)
+        try:
+            work.mkdir()
+            save_file(model, work / MODEL)
+            save_file(moments, work / OPTIMIZER)
+            (work / STATE).write_text(json.dumps({**state, "step": step}))
+            files = {name: entry_of(work / name) for name in (MODEL, OPTIMIZER, STATE)}
+            manifest = {"v": 1, "kind": "checkpoint", "artifact_digest": None, "step": step, "files": files}
+            seal(work, Manifest(**manifest, **self._manifest), target)
+            self._prune()
+        except Exception as error:
+            shutil.rmtree(work, ignore_errors=True)
+            raise as_work_error(error, f"checkpoint of step {step}") from error
+        return step
+
+    def _prune(self) -> None:
+        """Keep the newest two that verify, by any attempt; what is newer and does not verify stays as evidence."""
+        kept = 0
+        for directory in _newest_first(self.attempt.parent):
+            if kept == KEPT:
+                shutil.rmtree(directory, ignore_errors=True)
+            elif directory in self._verified or _verifies(directory, lambda _: None):
+                self._verified.add(directory)
+                kept += 1
+
+
+def newest(directory: Path, say: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint under an input digest's directory that verifies; others are passed over with a word."""
+    return next((step for step in _newest_first(directory) if _verifies(step, say)), None)
+
+
+def restore(checkpoint: Path, student: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Load weights and optimizer moments in place; returns the state that was saved with them."""
+    device = next(student.parameters()).device
+    student.load_state_dict(load_file(checkpoint / MODEL, device=str(device)))
+    moments = load_file(checkpoint / OPTIMIZER)
+    for name, parameter in student.named_parameters():
+        kinds = {kind: moments[f"{kind}/{name}"] for kind in ("step", "exp_avg", "exp_avg_sq")}
+        # AdamW keeps its step count where its kernel wants it: beside the parameter when fused.
+        optimizer.state[parameter] = {kind: tensor.to(device) for kind, tensor in kinds.items()}
+    return dict(json.loads((checkpoint / STATE).read_text()))
+
+
+def remove_checkpoints(directory: Path) -> None:
+    """When the artifact verifies the steps go; logs and metrics stay."""
+    for step in [*directory.glob("*/step-*"), *directory.glob("*/.step-*")]:
+        shutil.rmtree(step, ignore_errors=True)
+
+
+def as_work_error(error: Exception, what: str) -> WorkError:
+    """A failure to write, with the class that retry budgets go by. safetensors hides errno in its text."""
+    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+    return WorkError(f"{what}: {error}", "VolumeFull" if full else getattr(error, "failure", "Error"))
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _moments(student: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    names = {parameter: name for name, parameter in student.named_parameters()}
+    return {f"{kind}/{names[p]}": tensor for p, state in optimizer.state.items() for kind, tensor in state.items()}
+
+
+def _newest_first(directory: Path) -> list[Path]:
+    steps = [p for p in directory.glob("*/step-*") if p.name.removeprefix("step-").isdigit()]
+    return sorted(steps, key=lambda p: (int(p.name.removeprefix("step-")), p.parent.name), reverse=True)
+
+
+def _verifies(directory: Path, say: Callable[[str], None]) -> bool:
+    try:
+        manifest = verify(directory)
+    except (OSError, WorkError) as error:
+        say(f"passing over a checkpoint that does not verify: {error}")
+        return False
+    if manifest.kind != "checkpoint" or manifest.input_digest != directory.parent.parent.name:
+        say(f"passing over {directory}: it belongs to other inputs")
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Data: shards in (`index`), batches out (`batches`), and how shards are made (`pack`)."""

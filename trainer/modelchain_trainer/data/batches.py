@@ -1,0 +1,189 @@
+"""Batches whose content is a pure function of (seed, step): the whole state of the loader is one integer."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms.v2 import InterpolationMode, functional
+
+from modelchain.errors import WorkError
+from modelchain_trainer.data.index import ShardSet
+
+SCALE, RATIO = (0.9, 1.0), (3 / 4, 4 / 3)  # open_clip's AugmentationCfg, torchvision's RandomResizedCrop
+CHUNKS, PAD_MULTIPLE, PREFETCH = 4, 8, 3
+
+
+def _generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
+    """Stream 0 orders the epoch, stream 1 + i belongs to sample i; each has 2^128 numbers of its own."""
+    key, counter = np.array([seed, epoch], np.uint64), np.array([0, 0, stream, 0], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+@lru_cache(maxsize=2)  # batches of two epochs are in flight where one ends
+def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation of 0 .. samples-1 (int64, read-only) in which an epoch goes through the samples."""
+    order = _generator(seed, epoch, 0).permutation(samples)
+    order.setflags(write=False)
+    return order
+
+
+def place(step: int, samples: int, global_batch_size: int) -> tuple[int, int]:
+    """The epoch of `step` and where its batch starts in that epoch's order; the rest of an epoch is dropped."""
+    epoch, batch = divmod(step, samples // global_batch_size)
+    return epoch, batch * global_batch_size
+
+
+def global_batch(step: int, samples: int, global_batch_size: int, seed: int) -> np.ndarray:
+    """Sample ids int64 [global_batch_size] of `step`, before undecodable pictures are replaced."""
+    epoch, start = place(step, samples, global_batch_size)
+    return epoch_order(samples, seed, epoch)[start : start + global_batch_size]
+
+
+def crop_box(rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
+    """Top, left, height, width of a random crop, by the algorithm of torchvision's RandomResizedCrop.get_params."""
+    for _ in range(10):
+        area, ratio = height * width * rng.uniform(*SCALE), math.exp(rng.uniform(*map(math.log, RATIO)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    # Too tall or too wide for every allowed ratio: the largest central box.
+    h, w = min(height, round(width / RATIO[0])), min(width, round(height * RATIO[1]))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def decode(data: bytes) -> Tensor:
+    """An encoded JPEG, PNG or WebP as RGB uint8 [3, height, width]; ValueError if it is damaged, truncated or another."""
+    try:
+        if data.startswith(b"\xff\xd8"):
+            return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        # torchvision's PNG decoder ends the whole process (SIGSEGV, seen with 0.29) on a damaged file; PIL raises.
+        with Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as image:
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    except Exception as error:  # decoders raise RuntimeError, OSError, SyntaxError, struct.error ...
+        raise ValueError(f"not a whole picture: {error}") from error
+
+
+def evaluation_image(data: bytes, size: int) -> Tensor:
+    """uint8 [3, size, size]: shortest side to `size` (bicubic, antialias), centre crop, as open_clip evaluates."""
+    image = functional.resize(decode(data), [size], InterpolationMode.BICUBIC, antialias=True)
+    return functional.center_crop(image, [size, size]).contiguous()
+
+
+class Chunk(NamedTuple):
+    """Captions of like length: `tokens` int64 [n_c, L_c] padded with 0, `rows` int64 [n_c], their rows in the batch."""
+
+    tokens: Tensor
+    rows: Tensor
+
+
+def cut_chunks(captions: list[np.ndarray], context_length: int) -> list[Chunk]:
+    """Sort captions by length and cut them into at most four equal chunks, each padded to its own longest.
+
+    That is rounded up to a multiple of 8: few shapes for a compiled text tower.
+    """
+    lengths, chunks = np.array([len(caption) for caption in captions]), []
+    for rows in np.array_split(np.argsort(lengths, kind="stable"), min(CHUNKS, len(captions))):
+        width = min(-(-int(lengths[rows[-1]]) // PAD_MULTIPLE) * PAD_MULTIPLE, context_length)
+        tokens = np.zeros((len(rows), width), np.int64)
+        tokens[np.arange(width) < lengths[rows, None]] = np.concatenate([captions[row] for row in rows])
+        chunks.append(Chunk(torch.from_numpy(tokens), torch.from_numpy(rows)))
+    return chunks
+
+
+@dataclass
+class Batch:
+    """One rank's part of a step: n pictures with M captions each; caption `slot` of picture i is row i * M + slot.
+
+    `ids` int64 [n] (after replacement), `images` uint8 [n, 3, S, S], `captions` n * M arrays of tokens, cut to length.
+    """
+
+    step: int
+    ids: np.ndarray
+    images: Tensor
+    captions: list[np.ndarray]
+    context_length: int
+    chunks: list[Chunk] = field(init=False)
+    real_tokens: int = field(init=False)
+    processed_tokens: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.chunks = cut_chunks(self.captions, self.context_length)
+        self.real_tokens = sum(map(len, self.captions))
+        self.processed_tokens = sum(chunk.tokens.numel() for chunk in self.chunks)
+
+    def pieces(self, size: int | None) -> list[Batch]:
+        """Micro-batches of `size` pictures, each with chunks of its own; the whole batch if `size` is None."""
+        n, m = len(self.ids), len(self.captions) // len(self.ids)
+        if size is None or size >= n:
+            return [self]
+        parts = ((slice(at, at + size), slice(at * m, (at + size) * m)) for at in range(0, n, size))
+        return [Batch(self.step, self.ids[i], self.images[i], self.captions[c], self.context_length) for i, c in parts]
+
+
+@dataclass(kw_only=True)
+class Batches:
+    """The training batches of one rank, alike for every number of ranks and threads."""
+
+    data: ShardSet
+    image_size: int
+    context_length: int
+    global_batch_size: int  # a multiple of world_size, not more than the samples
+    captions_per_sample: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    threads: int = 2
+    _bad: set[int] = field(default_factory=set, init=False)
+
+    @property
+    def replaced(self) -> int:
+        """Distinct undecodable pictures this rank has met; another was put in the place of each."""
+        return len(self._bad)
+
+    def from_step(self, step: int) -> Iterator[Batch]:
+        """Batches of `step`, `step` + 1 ... without end, made ahead by threads; closing the generator ends them.
+
+        Raises WorkError of class Data: over 0.1 % of the samples are undecodable, or a shard is gone or has changed.
+        """
+        with ThreadPoolExecutor(self.threads) as decoders, ThreadPoolExecutor(1) as conductor:
+            ahead = deque(conductor.submit(self._batch, step + i, decoders) for i in range(PREFETCH))
+            try:
+                for upcoming in itertools.count(step + PREFETCH):
+                    batch = ahead.popleft().result()
+                    ahead.append(conductor.submit(self._batch, upcoming, decoders))
+                    yield batch
+            finally:
+                conductor.shutdown(cancel_futures=True)
+
+    def _batch(self, step: int, decoders: ThreadPoolExecutor) -> Batch:
+        epoch, start = place(step, len(self.data), self.global_batch_size)
+        n, m, size = self.global_batch_size // self.world_size, self.captions_per_sample, self.image_size
+        ids, images = np.empty(n, np.int64), torch.empty((n, 3, size, size), dtype=torch.uint8)
+        captions: list[np.ndarray] = [ids] * (n * m)
+
+        def fill(first: int) -> None:
+            for row in range(first, n, self.threads):
+                sample = self._sample(epoch, start + self.rank * n + row)
+                ids[row], images[row], captions[row * m : (row + 1) * m] = sample
+
+        list(decoders.map(fill, range(self.threads)))
+        return Batch(step, ids, images, captions, self.context_length)
+
+    def _sample(self, epoch: int, position: int) -> tuple[int, Tensor, list[np.ndarray]]:
+        """Id, crop and captions of the first decodable sample from `position` on in the epoch's order."""
+        order = epoch_order(len(self.data), self.seed, epoch)
+        for sample in itertools.islice(itertools.cycle(order.tolist()), position, None):
+            pass

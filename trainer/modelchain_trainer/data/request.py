@@ -1,0 +1,38 @@
+"""All data of a chain, opened and checked before the first step of anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from modelchain.contracts import DataRequest, TaskEvaluation
+from modelchain.errors import InputError
+from modelchain_trainer.data.index import ShardSet, check_labels, check_training, open_set
+
+
+def open_data(
+    request: DataRequest, note: Callable[[str], None] = lambda _: None
+) -> tuple[ShardSet, list[tuple[TaskEvaluation, ShardSet]]]:
+    """Open the training and evaluation shards, building their indexes in `request.cache` where needed.
+
+    Raises:
+        InputError: anything about the data that contradicts the spec, with file and field.
+    """
+    from modelchain_trainer.evaluate import class_names, prompt_templates
+
+    cache, train = Path(request.cache), request.train
+    train_set = open_set([Path(f) for f in train.files], cache)
+    if train.fingerprint is not None and train.fingerprint != train_set.fingerprint:
+        message = f"is {train.fingerprint}, but these shards have {train_set.fingerprint}: not the data this was written for"
+        raise InputError(message, file=request.file, field="spec.data.train.fingerprint")
+    scarce = check_training(train_set, train.samples, train.captions_per_sample, request.file)
+    if scarce:
+        note(f"{scarce} samples have fewer than {train.captions_per_sample} captions; theirs are drawn with replacement")
+    opened = []
+    for evaluation in request.evaluation:
+        samples = open_set([Path(f) for f in evaluation.files], cache)
+        if evaluation.kind == "ZeroShot":
+            prompt_templates(evaluation)
+            check_labels(samples, class_names(evaluation), request.file)
+        opened.append((evaluation, samples))
+    return train_set, opened

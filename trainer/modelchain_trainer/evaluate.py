@@ -1,0 +1,156 @@
+"""Zero-shot classification and retrieval, sharded over ranks; percentages, 0 to 100."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES, SimpleTokenizer, build_zero_shot_classifier
+from torch import Tensor
+from torch.nn import functional as F
+
+from modelchain.contracts import TaskEvaluation
+from modelchain.errors import InputError
+from modelchain_trainer.data.batches import evaluation_image
+from modelchain_trainer.data.index import ShardSet
+from modelchain_trainer.models import encode_image, encode_text, normalise
+
+RECALLS = (1, 5, 10)
+
+
+class Evaluator:
+    """All evaluations of a chain on one model; every rank takes every world-size'th sample, all get the numbers."""
+
+    def __init__(
+        self,
+        evaluations: Sequence[tuple[TaskEvaluation, ShardSet]],
+        context_length: int,
+        device: torch.device,
+        threads: int,
+        precision: Callable[[], AbstractContextManager[object]],
+        batch: int = 128,
+    ):
+        self.evaluations, self.device, self.precision, self.batch = evaluations, device, precision, batch
+        self.context_length, self.threads = context_length, threads
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+    @torch.no_grad()
+    def __call__(self, clip: torch.nn.Module, epoch: int | None = None) -> dict[str, float]:
+        """Metrics by name; with `epoch`, only of evaluations due after that many epochs (`everyEpochs`)."""
+        due = [
+            (e, s) for e, s in self.evaluations if epoch is None or (e.every_epochs and epoch % e.every_epochs == 0)
+        ]
+        if not due:
+            return {}
+        training = clip.training
+        clip.eval()
+        metrics: dict[str, float] = {}
+        with self.precision():
+            for evaluation, samples in due:
+                measure = self._zero_shot if evaluation.kind == "ZeroShot" else self._retrieval
+                metrics |= measure(clip, evaluation, samples)
+        clip.train(training)
+        return metrics
+
+    def _zero_shot(self, clip: torch.nn.Module, evaluation: TaskEvaluation, samples: ShardSet) -> dict[str, float]:
+        names, templates = class_names(evaluation), prompt_templates(evaluation)
+        tokenizer = SimpleTokenizer(context_length=self.context_length)
+        classifier_DC = build_zero_shot_classifier(clip, tokenizer, names, templates, 64, self.device)
+        top = [1] + ([5] if len(names) > 5 else [])
+        correct = torch.zeros(len(top), dtype=torch.float64, device=self.device)
+        for ids, images in self._pictures(clip, samples):
+            labels = torch.as_tensor(samples.labels[ids], device=self.device).long()
+            best = (F.normalize(images, dim=-1) @ classifier_DC.to(images.dtype)).topk(top[-1], dim=-1).indices
+            hits = best == labels[:, None]
+            correct += torch.stack([hits[:, :k].any(dim=-1).sum() for k in top])
+        share = 100 * self._sum(correct) / len(samples)
+        extra = {f"{evaluation.name}/top-5": float(share[1])} if len(top) > 1 else {}
+        return {evaluation.name: float(share[0]), **extra}
+
+    def _retrieval(self, clip: torch.nn.Module, evaluation: TaskEvaluation, samples: ShardSet) -> dict[str, float]:
+        """R@k of pictures among captions and captions among pictures; the mean of both R@1 is the metric itself."""
+        owner = torch.as_tensor([i for i in range(len(samples)) for _ in range(samples.caption_count(i))])
+        captions = [(i, j) for i in range(len(samples)) for j in range(samples.caption_count(i))]
+        dim = clip.text_projection.shape[1]
+        image_ND = torch.zeros(len(samples), dim, device=self.device)
+        text_KD = torch.zeros(len(captions), dim, device=self.device)
+        for ids, features in self._pictures(clip, samples):
+            image_ND[ids] = F.normalize(features.float(), dim=-1)
+        mine = range(self.rank, len(captions), self.world)
+        for start in range(0, len(mine), self.batch):
+            rows = mine[start : start + self.batch]
+            tokens = [torch.as_tensor(samples.tokens(*captions[k], self.context_length)).long() for k in rows]
+            padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True).to(self.device)
+            text_KD[list(rows)] = F.normalize(encode_text(clip, padded).float(), dim=-1)
+        image_ND, text_KD, owner = self._sum(image_ND), self._sum(text_KD), owner.to(self.device)
+        ks = [k for k in RECALLS if k <= len(samples)]
+        own = torch.arange(len(samples), device=self.device)
+        to_text = _recalls(image_ND, text_KD, lambda best, rows: owner[best] == own[rows, None], ks)
+        to_image = _recalls(text_KD, image_ND, lambda best, rows: best == owner[rows, None], ks)
+        metrics = {evaluation.name: (to_text[0] + to_image[0]) / 2}
+        for k, a, b in zip(ks, to_text, to_image, strict=True):
+            metrics |= {f"{evaluation.name}/image-to-text-r{k}": a, f"{evaluation.name}/text-to-image-r{k}": b}
+        return metrics
+
+    def _pictures(self, clip: torch.nn.Module, samples: ShardSet):  # type: ignore[no-untyped-def]
+        """This rank's (ids, features [n, D]) in batches, decoded by threads."""
+        size = clip.visual.image_size
+        side = size[0] if isinstance(size, tuple) else size
+        mine = range(self.rank, len(samples), self.world)
+        with ThreadPoolExecutor(self.threads) as pool:
+            for start in range(0, len(mine), self.batch):
+                ids = list(mine[start : start + self.batch])
+                pictures = list(pool.map(lambda i: evaluation_image(samples.picture(i), side), ids))
+                yield ids, encode_image(clip, normalise(torch.stack(pictures).to(self.device)))
+
+    def _sum(self, tensor: Tensor) -> Tensor:
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+
+def _recalls(
+    queries: Tensor, keys: Tensor, right: Callable[[Tensor, Tensor], Tensor], ks: Sequence[int], block: int = 1024
+) -> list[float]:
+    """Share of queries, in percent, with a right key among the k nearest; in blocks, so that nothing N x K is kept."""
+    hits = torch.zeros(len(ks), dtype=torch.float64, device=queries.device)
+    for start in range(0, len(queries), block):
+        rows = torch.arange(start, min(start + block, len(queries)), device=queries.device)
+        best = (queries[rows] @ keys.T).topk(ks[-1], dim=-1).indices
+        found = right(best, rows)
+        hits += torch.stack([found[:, :k].any(dim=-1).sum() for k in ks])
+    return (100 * hits / len(queries)).tolist()
+
+
+def class_names(evaluation: TaskEvaluation) -> list[str]:
+    if evaluation.class_names == "imagenet":
+        return list(IMAGENET_CLASSNAMES)
+    return _json_list(str(evaluation.class_names), "classNames")
+
+
+def prompt_templates(evaluation: TaskEvaluation) -> list[Callable[[str], str]]:
+    """Functions from a class name to a prompt; only `{}` is special, so that other braces do no harm."""
+    if evaluation.templates == "openai":
+        return list(OPENAI_IMAGENET_TEMPLATES)
+    texts = _json_list(str(evaluation.templates), "templates")
+    for text in texts:
+        if "{}" not in text:
+            raise InputError(f"template {text!r} has no {{}} for the class", file=evaluation.templates)
+    return [lambda name, text=text: text.replace("{}", name) for text in texts]  # type: ignore[misc]
+
+
+def _json_list(path: str, field: str) -> list[str]:
+    try:
+        value = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", file=path, field=field) from error
+    except ValueError as error:
+        raise InputError(f"is not JSON: {error}", file=path, field=field) from error
+    if not isinstance(value, list) or not value or not all(isinstance(v, str) and v.strip() for v in value):
+        raise InputError(f"must be a JSON list of texts, for {field}", file=path)
+    return value

@@ -1,0 +1,82 @@
+"""What every rank shares: the process group, agreeing to stop, the learning-rate schedule, the environment's record."""
+
+from __future__ import annotations
+
+import math
+import os
+from importlib.metadata import version
+
+import torch
+import torch.distributed as dist
+
+from modelchain.digest import TRAINER_MATH
+
+
+class Preempted(Exception):
+    """Asked to stop, and everything worth keeping is on the disk."""
+
+
+def join(threads: int | None) -> tuple[int, int, torch.device]:
+    """Join torchrun's process group, if there is one: (rank, world size, device). Pins threads and determinism."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
+    else:
+        torch.use_deterministic_algorithms(True)
+    if threads:
+        torch.set_num_threads(threads)
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    return int(os.environ.get("RANK", "0")), world, device
+
+
+class Agreement:
+    """Ranks stop at the same step: each step's wish is summed behind the step after it, so nobody waits for it."""
+
+    def __init__(self, world: int):
+        self.world = world
+        self._pending: tuple[dist.Work, torch.Tensor] | None = None
+
+    def reached(self, wish: bool) -> bool:
+        """Whether any rank wished to stop, one step ago (at once with a single rank)."""
+        if self.world == 1:
+            return wish
+        agreed = False
+        if self._pending is not None:
+            work, total = self._pending
+            work.wait()
+            agreed = bool(total.item())
+        total = torch.tensor(int(wish))
+        self._pending = (dist.all_reduce(total, async_op=True), total)
+        return agreed
+
+
+def broadcast_text(text: str, length: int = 4096) -> str:
+    """Rank 0's text on every rank, without pickle."""
+    buffer = torch.zeros(length, dtype=torch.uint8)
+    raw = text.encode()
+    buffer[: len(raw)] = torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else buffer[:0]
+    dist.broadcast(buffer, src=0)
+    return bytes(buffer.tolist()).rstrip(b"\0").decode()
+
+
+def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
+    """Linear warm-up, then cosine to 0 (Table C), as open_clip's `cosine_lr`; `step` counts from 0."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+def environment(world: int, device: torch.device) -> dict[str, str | int]:
+    """What the bits depend on beside the inputs; recorded, not hashed."""
+    return {
+        "trainerMath": TRAINER_MATH,
+        "torch": version("torch"),
+        "open_clip": version("open_clip_torch"),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "ranks": world,
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,288 @@
+"""Training one stage: from a task to an artifact, or to a checkpoint that the next attempt goes on from."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from modelchain.cli.files import sha256_of
+from modelchain.contracts import MANIFEST, METRICS, Growth, LastWord, Manifest, Measured, Results, Task
+from modelchain.errors import WorkError
+from modelchain_trainer import artifact, checkpoint, growth, models, runtime
+from modelchain_trainer.data.batches import Batch, Batches
+from modelchain_trainer.data.request import open_data
+from modelchain_trainer.evaluate import Evaluator
+from modelchain_trainer.loss import cached_backward, contrastive, distillation
+from modelchain_trainer.runtime import Preempted
+
+LOG_SECONDS = 1.0
+
+
+class Trainer:
+    """One rank of one attempt. `train()` reads as the life of a stage; the rest are its parts, in order of use."""
+
+    def __init__(self, task: Task, stop: threading.Event, report: dict[str, Any], say: Callable[[str], None]):
+        self.task, self.stop, self.report = task, stop, report
+        self.inputs = task.inputs
+        self.directory = Path(task.root) / task.input_digest
+        self.attempt = self.directory / task.owner
+        self.rank, self.world, self.device = runtime.join(task.threads)
+        self.say: Callable[[str], None] = say if self.rank == 0 else lambda _: None
+        bf16 = partial(torch.autocast, self.device.type, torch.bfloat16)
+        self.precision: Callable[[], AbstractContextManager[Any]] = bf16 if self.inputs["precision"] == "bf16" else nullcontext
+        data = self.inputs["data"]
+        self.steps_per_epoch = data["samples"] // self.inputs["globalBatchSize"]
+        self.steps = self.inputs["epochs"] * self.steps_per_epoch
+        self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "initial": None}
+        self.started = time.monotonic()
+
+    def train(self) -> LastWord:
+        """Run the stage to its end.
+
+        Returns:
+            The last word of success. Raises InputError, WorkError or Preempted otherwise.
+        """
+        if found := artifact.find(self.directory):
+            self.say("an artifact of these inputs is already there and whole; nothing to train")
+            return self._success(*found, spent=0)
+        train_set, evaluations = open_data(self.task.data)
+        self._build()
+        self._resume()
+        config = self.inputs["modelConfig"]
+        context_length = config["text_cfg"]["context_length"]
+        evaluate = Evaluator(evaluations, context_length, self.device, self.task.threads or 1, self.precision)
+        if self.state["initial"] is None:
+            self.state["initial"] = {"loss": None, "metrics": evaluate(self.student.clip)}
+            self._record(event="evaluation", step=0, metrics=self.state["initial"]["metrics"])
+        batches = Batches(
+            train_set,
+            image_size=config["vision_cfg"]["image_size"],
+            context_length=context_length,
+            global_batch_size=self.inputs["globalBatchSize"],
+            captions_per_sample=self.inputs["captionsPerSample"],
+            seed=self.inputs["seed"],
+            rank=self.rank,
+            world_size=self.world,
+            threads=self.task.threads or 1,
+        )
+        self._loop(batches, evaluate)
+        metrics = evaluate(self.student.clip)
+        self._record(event="evaluation", step=self.steps, metrics=metrics)
+        return self._finish(metrics, batches)
+
+    def _build(self) -> None:
+        """The student as it starts, and the frozen teacher."""
+        config, seed = self.inputs["modelConfig"], self.inputs["seed"]
+        clip = models.build(config, seed)
+        self.teacher, self.growth, self.alpha = None, None, 0.0
+        dim = None
+        if self.task.predecessor is not None:
+            teacher_config, weights = artifact.load_predecessor(self.task.predecessor)
+            transfer = self.inputs["transfer"]
+            report = growth.grow(clip, weights, transfer["width"], transfer["depth"])
+            self.growth = Growth.model_validate(report.to_dict())
+            self.alpha = float(transfer["distillation"]["alpha"])
+            dim = teacher_config["embed_dim"]
+            teacher = models.build(teacher_config, seed)
+            teacher.load_state_dict(weights)
+            self.teacher = teacher.to(self.device).eval().requires_grad_(False)
+        self.student = models.Student(clip, dim).to(self.device)
+        decayed = {True: [], False: []}  # type: dict[bool, list[Tensor]]
+        for name, parameter in self.student.named_parameters():
+            decayed[models.decays(name, parameter)].append(parameter)
+        groups = [
+            {"params": decayed[True], "weight_decay": float(self.inputs["weightDecay"])},
+            {"params": decayed[False], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), eps=1e-8, fused=True)
+        self.wrapped: torch.nn.Module = DistributedDataParallel(self.student) if self.world > 1 else self.student
+
+    def _resume(self) -> None:
+        """From the newest checkpoint of these inputs that verifies, by whichever attempt; rank 0 chooses for all."""
+        self.attempt.mkdir(parents=True, exist_ok=True)
+        chosen = [str(checkpoint.newest(self.directory, self.say) or "")] if self.rank == 0 else [""]
+        if self.world > 1:
+            chosen[0] = runtime.broadcast_text(chosen[0])
+        if chosen[0]:
+            self.state = checkpoint.restore(Path(chosen[0]), self.student, self.optimizer)
+            self.say(f"goes on from step {self.state['step']} ({chosen[0]})")
+        self.first_step = self.state["step"]
+        self.seconds_before = self.state["seconds"]
+        self.report_progress(self.first_step, None)
+
+    def _loop(self, batches: Batches, evaluate: Evaluator) -> None:
+        saver = checkpoint.Checkpointer(self.attempt, self.inputs, self.task.input_digest, runtime.environment(self.world, self.device))
+        agreement = runtime.Agreement(self.world)
+        losses: list[tuple[int, Tensor]] = []
+        logged = saved = time.monotonic()
+        logged_step, step = self.first_step, self.first_step
+        for batch in batches.from_step(step) if step < self.steps else ():
+            losses.append((step, self._step(batch)))
+            step += 1
+            stopping = agreement.reached(self.stop.is_set())
+            now, epoch_ends, last = time.monotonic(), step % self.steps_per_epoch == 0, step == self.steps
+            if losses[0][0] == 0 or now - logged >= LOG_SECONDS or stopping or last or epoch_ends:
+                self._log(losses, (step - logged_step) / max(now - logged, 1e-9), batches)
+                losses, logged, logged_step = [], now, step
+            due = epoch_ends or now - saved >= self.task.checkpoint_seconds
+            if self.rank == 0 and (stopping or (due and not last)):
+                saver.save(step, self.student, self.optimizer, self._state(step))
+                saved = now
+                self.report_progress(step, saver.saved_step)
+            if stopping and not last:
+                if self.rank == 0:
+                    saver.wait()
+                    self.report_progress(step, saver.saved_step)
+                raise Preempted(f"stopped at step {step} of {self.steps}; its checkpoint is complete")
+            if epoch_ends and not last and (metrics := evaluate(self.student.clip, step // self.steps_per_epoch)):
+                self._record(event="evaluation", step=step, metrics=metrics)
+            if last:
+                break
+        saver.wait()
+
+    def _step(self, batch: Batch) -> Tensor:
+        """One update; returns the losses [total, task, distillation] of the global batch, still on the device."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = runtime.learning_rate(batch.step, self.steps, self.inputs["warmupSteps"], float(self.inputs["learningRate"]))
+        self.optimizer.zero_grad(set_to_none=True)
+        micro = self.task.micro_batch_size
+        pieces = [self._to_device(piece) for piece in batch.pieces(micro // self.world if micro else None)]
+        targets = self._teach(pieces) if self.teacher is not None else None
+
+        def forward(piece: Any) -> models.Features:
+            with self.precision():
+                return self.wrapped(*piece)  # type: ignore[no-any-return]
+
+        def loss_of(features: models.Features) -> tuple[Tensor, ...]:
+            text_NMD = features.text.unflatten(0, (len(features.image), -1))
+            task = contrastive(features.image, text_NMD, features.scale)
+            pull = features.scale.new_zeros(())
+            if targets is not None:
+                pull = distillation(features.projected_image, features.projected_text, *targets, self.alpha)
+            return task + pull, task, pull
+
+        no_sync = self.wrapped.no_sync if self.world > 1 else nullcontext
+        losses = torch.stack(cached_backward(forward, pieces, loss_of, no_sync)).float()
+        self.optimizer.step()
+        with torch.no_grad():
+            self.student.clip.logit_scale.clamp_(0, math.log(100))
+        if self.world > 1:
+            dist.all_reduce(losses)
+            losses /= self.world
+        return losses
+
+    def _to_device(self, piece: Batch) -> tuple[Tensor, list[models.Chunk]]:
+        move = partial(Tensor.to, device=self.device, non_blocking=True)
+        return models.normalise(move(piece.images)), [(move(tokens), move(rows)) for tokens, rows in piece.chunks]
+
+    @torch.inference_mode()
+    def _teach(self, pieces: list[tuple[Tensor, list[models.Chunk]]]) -> tuple[Tensor, Tensor]:
+        """The teacher's features of the same crops and captions: [N, D] and [N*M, D]."""
+        with self.precision():
+            images = torch.cat([models.encode_image(self.teacher, images) for images, _ in pieces])
+            texts = torch.cat([models.encode_text_chunks(self.teacher, chunks) for _, chunks in pieces])
+        return images, texts
+
+    def _log(self, losses: list[tuple[int, Tensor]], rate: float, batches: Batches) -> None:
+        """One line a step in metrics.jsonl, one progress line; the only place where the host waits for the device."""
+        values = torch.stack([value for _, value in losses]).cpu().double()
+        step = losses[-1][0] + 1
+        if not bool(torch.isfinite(values).all()):
+            bad = next(s for (s, _), row in zip(losses, values, strict=True) if not bool(torch.isfinite(row).all()))
+            raise WorkError(f"the loss is not finite at step {bad}", "NonFinite")
+        if losses[0][0] == 0:
+            self.state["initial"]["loss"] = float(values[0, 1])
+        self.final_loss = float(values[-1, 1])
+        eta = (self.steps - step) / rate
+        for (s, _), (total, task, pull) in zip(losses, values.tolist(), strict=True):
+            self._record(
+                event="step", step=s + 1, steps=self.steps, loss=total, taskLoss=task, distillationLoss=pull,
+                samplesPerSecond=rate * self.inputs["globalBatchSize"], etaSeconds=eta, macs=self._spent(s + 1),
+            )  # fmt: skip
+        self.say(
+            f"{self.task.stage} step {step}/{self.steps} epoch {step / self.steps_per_epoch:.1f} loss {self.final_loss:.4f} "
+            f"{rate * self.inputs['globalBatchSize']:.0f} samples/s, {timedelta(seconds=round(eta))} left"
+        )
+        self.state["counters"] = {"replacedPictures": batches.replaced, "scarceCaptions": batches.scarce}
+
+    def _record(self, **record: Any) -> None:
+        if self.rank == 0:
+            with (self.attempt / METRICS).open("a") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def _spent(self, step: int) -> int:
+        return (step - self.first_step) * self.task.macs_per_step
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def _gpu_seconds(self) -> float:
+        return round(self._seconds() * self.world, 3) if self.device.type == "cuda" else 0.0
+
+    def _state(self, step: int) -> dict[str, Any]:
+        return {**self.state, "step": step, "seconds": self.seconds_before + self._seconds(), "finalLoss": self.final_loss}
+
+    def report_progress(self, step: int, checkpoint_step: int | None) -> None:
+        """Keep the last word up to date, so that it is true whenever the end comes."""
+        self.report |= {"step": step, "macs": self._spent(step), "gpu_seconds": self._gpu_seconds()}
+        self.report |= {"seconds": round(self._seconds(), 3), "checkpoint_step": checkpoint_step or None}
+
+    def _finish(self, metrics: dict[str, float], batches: Batches) -> LastWord:
+        """Rank 0 writes the artifact and removes what it makes superfluous; the others wait for it."""
+        if self.rank == 0:
+            samples = self.steps * self.inputs["globalBatchSize"]
+            final_loss = getattr(self, "final_loss", None) or self.state["finalLoss"]
+            predecessor = self.task.predecessor
+            results = Results(
+                stage=self.task.stage,
+                model=self.task.model,
+                predecessor=predecessor.stage if predecessor else None,
+                steps=self.steps,
+                samples_seen=samples,
+                macs=self.steps * self.task.macs_per_step,
+                seconds=round(self.seconds_before + self._seconds(), 3),
+                initial=Measured(**self.state["initial"]),
+                final=Measured(loss=final_loss, metrics=metrics),
+                growth=self.growth,
+                counters=self.state.get("counters", {}),
+            )
+            manifest = Manifest(
+                kind="artifact", input_digest=self.task.input_digest, step=self.steps, inputs=self.inputs, files={},
+                environment=runtime.environment(self.world, self.device),
+            )  # fmt: skip
+            clip, config = self.student.clip, self.inputs["modelConfig"]
+            artifact.export(clip, config, results, manifest, self.directory, self.task.owner)
+        if self.world > 1:
+            dist.barrier()
+        found = artifact.find(self.directory)
+        if found is None:
+            raise WorkError("the artifact was written and is not there", "NoArtifact")
+        if self.rank == 0:
+            checkpoint.remove_checkpoints(self.directory)
+        return self._success(*found, spent=self._spent(self.steps))
+
+    def _success(self, manifest: Manifest, results: Results, spent: int) -> LastWord:
+        return LastWord(
+            result="Succeeded",
+            step=results.steps,
+            steps=results.steps,
+            manifest_digest=sha256_of(self.directory / "artifact" / MANIFEST),
+            artifact_digest=manifest.artifact_digest,
+            macs=spent,
+            seconds=round(self._seconds(), 3),
+            gpu_seconds=self._gpu_seconds(),
+            metrics=results.final.metrics,
+        )
