@@ -8,10 +8,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import traceback
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from modelchain.cli.local.guard import PARENT, die_with_parent
@@ -55,23 +53,17 @@ def prepare(request: DataRequest) -> int:
 
 def train(task: Task) -> int:
     """Train, and say how it ended: 0, 1, 2 or 75."""
-    stop, in_loop = threading.Event(), threading.Event()
-    say = _say
     report: dict[str, Any] = {}
     # Imported late: a worker must ask to die with its parent before torch takes its seconds to load.
-    from modelchain_trainer.runtime import Preempted
+    from modelchain_trainer.runtime import Preempted, Stop
     from modelchain_trainer.train import Trainer
 
-    def on_sigterm(_signal: int, _frame: FrameType | None) -> None:
-        stop.set()
-        if not in_loop.is_set():
-            raise Preempted("stopped outside the training loop; the newest checkpoint stands")
-
-    signal.signal(signal.SIGTERM, on_sigterm)
+    stop = Stop()
+    signal.signal(signal.SIGTERM, stop.on_signal)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the runner's to turn into SIGTERM
     failure: FailureClass
     try:
-        word, code = Trainer(task, stop, in_loop, report, say).train(), EXIT_DONE
+        word, code = Trainer(task, stop, report, _say).train(), EXIT_DONE
     except Preempted as error:
         failure, message, code = FailureClass.PREEMPTED, str(error), EXIT_PREEMPTED
     except InputError as error:
@@ -80,12 +72,12 @@ def train(task: Task) -> int:
         failure, message, code = FailureClass(error.failure), str(error), EXIT_WORK_FAILED
     except Exception as error:
         traceback.print_exc()
-        if stop.is_set():  # another rank left first, and took the process group with it
+        if stop.asked:  # another rank left first, and took the process group with it
             failure, message, code = FailureClass.PREEMPTED, "stopped", EXIT_PREEMPTED
         else:
             failure, message, code = FailureClass.ERROR, f"{type(error).__name__}: {error}", EXIT_WORK_FAILED
     if code != EXIT_DONE:
-        say(f"{failure}: {message}")
+        _say(f"{failure}: {message}")
         word = LastWord(result="Failed", failure=failure, message=message[:1200], **report)
     _last_word(Path(task.last_word), word)
     return code

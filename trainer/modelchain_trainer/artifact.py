@@ -15,7 +15,7 @@ from torch import Tensor
 
 from modelchain.cli.files import entry_of, seal, sha256_of, verify
 from modelchain.contracts import CONFIG, MANIFEST, RESULTS, WEIGHTS, Manifest, Predecessor, Results
-from modelchain.errors import WorkError
+from modelchain.errors import InputError, WorkError
 from modelchain_trainer.checkpoint import as_work_error
 
 
@@ -77,22 +77,29 @@ def export(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def load_predecessor(predecessor: Predecessor) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and weights of the predecessor, whose every byte is re-hashed first.
-
-    Raises:
-        WorkError: missing, or not the bytes whose digest is part of this stage's inputs; names the file and both.
-    """
-    directory = Path(predecessor.path)
+def load_artifact(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and weights of an artifact, every byte re-hashed first. Raises InputError or WorkError."""
     try:
         verify(directory)
     except FileNotFoundError as error:
-        raise WorkError(f"{directory}: holds no artifact of stage {predecessor.stage}", "CorruptPredecessor") from error
-    except WorkError as error:
+        raise InputError(f"holds no artifact (no {MANIFEST})", file=directory) from error
+    config = json.loads((directory / CONFIG).read_text())["model_cfg"]
+    return config, load_file(directory / WEIGHTS)
+
+
+def load_predecessor(predecessor: Predecessor) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and weights of the predecessor, if they are the very bytes this stage's inputs name.
+
+    Raises:
+        WorkError: missing, damaged or other bytes; names the file and both digests.
+    """
+    directory = Path(predecessor.path)
+    try:
+        loaded = load_artifact(directory)
+    except (InputError, WorkError) as error:
         raise WorkError(str(error), "CorruptPredecessor") from error
     found = sha256_of(directory / WEIGHTS)
     if found != predecessor.artifact_digest:
-        message = f"{directory / WEIGHTS}: its sha256 is {found}, stage {predecessor.stage} left {predecessor.artifact_digest}"
-        raise WorkError(message, "CorruptPredecessor")
-    config = json.loads((directory / CONFIG).read_text())["model_cfg"]
-    return config, load_file(directory / WEIGHTS)
+        left = f"stage {predecessor.stage} left {predecessor.artifact_digest}"
+        raise WorkError(f"{directory / WEIGHTS}: its sha256 is {found}, {left}", "CorruptPredecessor")
+    return loaded

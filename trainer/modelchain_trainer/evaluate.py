@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -14,11 +14,13 @@ from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES, SimpleToke
 from torch import Tensor
 from torch.nn import functional as F
 
-from modelchain.contracts import TaskEvaluation
+from modelchain.contracts import DataRequest, TaskEvaluation
 from modelchain.errors import InputError
+from modelchain_trainer.artifact import load_artifact
 from modelchain_trainer.data.batches import evaluation_image
 from modelchain_trainer.data.index import ShardSet
-from modelchain_trainer.models import encode_image, encode_text, normalise
+from modelchain_trainer.data.request import open_evaluations
+from modelchain_trainer.models import build, encode_image, encode_text, normalise
 
 RECALLS = (1, 5, 10)
 
@@ -112,6 +114,17 @@ class Evaluator:
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
+
+
+def measure(directory: Path, request: DataRequest) -> dict[str, float]:
+    """All evaluations of `request` on the artifact in `directory`, re-hashed first; in one process."""
+    config, weights = load_artifact(directory)
+    clip = build(config, seed=0)
+    clip.load_state_dict(weights)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    threads = torch.get_num_threads()
+    evaluator = Evaluator(open_evaluations(request), config["text_cfg"]["context_length"], device, threads, nullcontext)
+    return evaluator(clip.to(device))
 
 
 def _recalls(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import dataclass
 from importlib.metadata import version
+from types import FrameType
 
 import torch
 import torch.distributed as dist
@@ -14,6 +16,19 @@ from modelchain.digest import TRAINER_MATH
 
 class Preempted(Exception):
     """Asked to stop, and everything worth keeping is on the disk."""
+
+
+@dataclass
+class Stop:
+    """SIGTERM's wish. In the loop it is met at the end of a step; elsewhere at once, as nothing is half done there."""
+
+    asked: bool = False
+    in_loop: bool = False
+
+    def on_signal(self, _signal: int, _frame: FrameType | None) -> None:
+        self.asked = True
+        if not self.in_loop:
+            raise Preempted("stopped outside the training loop; the newest checkpoint stands")
 
 
 def join(threads: int | None) -> tuple[int, int, torch.device]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -26,7 +25,7 @@ from modelchain_trainer.data.batches import Batch, Batches
 from modelchain_trainer.data.request import open_data
 from modelchain_trainer.evaluate import Evaluator
 from modelchain_trainer.loss import cached_backward, contrastive, distillation
-from modelchain_trainer.runtime import Preempted
+from modelchain_trainer.runtime import Preempted, Stop
 
 LOG_SECONDS = 1.0
 
@@ -34,7 +33,7 @@ LOG_SECONDS = 1.0
 class Trainer:
     """One rank of one attempt. `train()` reads as the life of a stage; the rest are its parts, in order of use."""
 
-    def __init__(self, task: Task, stop: threading.Event, report: dict[str, Any], say: Callable[[str], None]):
+    def __init__(self, task: Task, stop: Stop, report: dict[str, Any], say: Callable[[str], None]):
         self.task, self.stop, self.report = task, stop, report
         self.inputs = task.inputs
         self.directory = Path(task.root) / task.input_digest
@@ -59,6 +58,8 @@ class Trainer:
             self.say("an artifact of these inputs is already there and whole; nothing to train")
             return self._success(*found, spent=0)
         train_set, evaluations = open_data(self.task.data)
+        # Samples with too few captions: theirs are drawn with replacement.
+        self.scarce = int((train_set.caption_counts < self.inputs["captionsPerSample"]).sum())
         self._build()
         self._resume()
         config = self.inputs["modelConfig"]
@@ -68,7 +69,7 @@ class Trainer:
             self.state["initial"] = {"loss": None, "metrics": evaluate(self.student.clip)}
             self._record(event="evaluation", step=0, metrics=self.state["initial"]["metrics"])
         batches = Batches(
-            train_set,
+            data=train_set,
             image_size=config["vision_cfg"]["image_size"],
             context_length=context_length,
             global_batch_size=self.inputs["globalBatchSize"],
@@ -108,7 +109,7 @@ class Trainer:
             {"params": decayed[False], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), eps=1e-8, fused=True)
-        self.wrapped: torch.nn.Module = DistributedDataParallel(self.student) if self.world > 1 else self.student
+        self.wrapped: torch.nn.Module = DistributedDataParallel(self.student, broadcast_buffers=False) if self.world > 1 else self.student
 
     def _resume(self) -> None:
         """From the newest checkpoint of these inputs that verifies, by whichever attempt; rank 0 chooses for all."""
@@ -129,10 +130,11 @@ class Trainer:
         losses: list[tuple[int, Tensor]] = []
         logged = saved = time.monotonic()
         logged_step, step = self.first_step, self.first_step
-        for batch in batches.from_step(step) if step < self.steps else ():
+        self.stop.in_loop = True
+        for batch in batches.from_step(step):
             losses.append((step, self._step(batch)))
             step += 1
-            stopping = agreement.reached(self.stop.is_set())
+            stopping = agreement.reached(self.stop.asked)
             now, epoch_ends, last = time.monotonic(), step % self.steps_per_epoch == 0, step == self.steps
             if losses[0][0] == 0 or now - logged >= LOG_SECONDS or stopping or last or epoch_ends:
                 self._log(losses, (step - logged_step) / max(now - logged, 1e-9), batches)
@@ -151,12 +153,14 @@ class Trainer:
                 self._record(event="evaluation", step=step, metrics=metrics)
             if last:
                 break
+        self.stop.in_loop = False
         saver.wait()
 
     def _step(self, batch: Batch) -> Tensor:
         """One update; returns the losses [total, task, distillation] of the global batch, still on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = runtime.learning_rate(batch.step, self.steps, self.inputs["warmupSteps"], float(self.inputs["learningRate"]))
+        torch.manual_seed(hash((self.inputs["seed"], batch.step, self.rank)) % 2**63)  # Swin's drop_path, when resumed too
         self.optimizer.zero_grad(set_to_none=True)
         micro = self.task.micro_batch_size
         pieces = [self._to_device(piece) for piece in batch.pieces(micro // self.world if micro else None)]
@@ -216,7 +220,7 @@ class Trainer:
             f"{self.task.stage} step {step}/{self.steps} epoch {step / self.steps_per_epoch:.1f} loss {self.final_loss:.4f} "
             f"{rate * self.inputs['globalBatchSize']:.0f} samples/s, {timedelta(seconds=round(eta))} left"
         )
-        self.state["counters"] = {"replacedPictures": batches.replaced, "scarceCaptions": batches.scarce}
+        self.state["counters"] = {"replacedPictures": batches.replaced, "scarceCaptions": self.scarce}
 
     def _record(self, **record: Any) -> None:
         if self.rank == 0:

@@ -185,5 +185,23 @@ class Batches:
     def _sample(self, epoch: int, position: int) -> tuple[int, Tensor, list[np.ndarray]]:
         """Id, crop and captions of the first decodable sample from `position` on in the epoch's order."""
         order = epoch_order(len(self.data), self.seed, epoch)
-        for sample in itertools.islice(itertools.cycle(order.tolist()), position, None):
-            pass
+        for at in itertools.count(position):
+            sample = int(order[at % len(order)])
+            try:
+                picture = decode(self.data.picture(sample))
+                break
+            except ValueError as error:
+                self._count_bad(sample, error)
+        rng = _generator(self.seed, epoch, 1 + sample)
+        available, wanted = self.data.caption_count(sample), self.captions_per_sample
+        drawn = rng.choice(available, wanted, replace=available < wanted).tolist()
+        box, size = crop_box(rng, *picture.shape[1:]), [self.image_size, self.image_size]
+        crop = functional.resized_crop(picture, *box, size, InterpolationMode.BICUBIC, antialias=True)
+        return sample, crop, [self.data.tokens(sample, caption, self.context_length) for caption in drawn]
+
+    def _count_bad(self, sample: int, error: ValueError) -> None:
+        self._bad.add(sample)
+        bad, total = len(self._bad), len(self.data)
+        if bad * 1000 > total:
+            message = f"{bad} of {total} pictures cannot be decoded (at most {total // 1000} may); the last"
+            raise WorkError(f"{message} is {self.data.keys[sample]!r}: {error}", "Data")

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import tarfile
 import tempfile
 from array import array
@@ -18,15 +19,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from open_clip.tokenizer import SimpleTokenizer
 
+from modelchain.cli.files import fsync, sha256_of, write_atomic
 from modelchain.errors import InputError, Problem, WorkError
 
-Progress = Callable[[int, int], None]  # called with (done, all)
-
 PICTURES = ("jpg", "jpeg", "png", "webp")
-MAX_OPEN = 512  # shards kept open; a process may usually open 1,024 files
+MAX_PROBLEMS, MAX_OPEN = 5, 512  # a process may usually open 1,024 files
 VERSION = 1  # of the index's files; another version is rebuilt
-_COLUMNS = {"shard": "i", "offset": "q", "size": "q", "label": "q", "captions": "q", "bounds": "q", "tokens": "H"}
-_MEMBER = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$", re.DOTALL)  # webdataset.tariterators.base_plus_ext
+_SAMPLE = np.dtype(
+    [("shard", "i4"), ("offset", "i8"), ("size", "i8"), ("label", "i8"), ("first", "i8"), ("count", "i8")]
+)
+_MEMBER = re.compile(r"(?!__[^/]*__)((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)  # as webdataset's base_plus_ext
 
 
 class Problems(list[Problem]):
@@ -34,7 +36,7 @@ class Problems(list[Problem]):
 
     def add(self, message: str, file: str | Path, field: str | None = None) -> None:
         self.append(Problem(message, str(file), field))
-        if len(self) == 5:
+        if len(self) == MAX_PROBLEMS:
             self.stop()
 
     def stop(self) -> None:
@@ -43,14 +45,13 @@ class Problems(list[Problem]):
 
 
 class Record(NamedTuple):
-    """One sample of a shard: where in the tar its picture lies (bytes), its captions and label, all its json held."""
+    """One sample of a shard: where in the tar its picture lies, captions, label (-1: none), and all its json held."""
 
     key: str
     offset: int
     size: int
     captions: list[str]
-    label: int | None
-    classname: str | None
+    label: int
     meta: dict[str, Any]
 
 
@@ -59,22 +60,18 @@ def read_shard(path: Path, problems: Problems) -> Iterator[Record]:
     member, seen = None, set()
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for key, found in itertools.groupby(_members(tar), key=lambda found: found[0]):
-                parts: dict[str, tarfile.TarInfo] = {}
-                for _, suffix, info in found:
-                    member = info.name
-                    if suffix in parts:
-                        problems.add(f"sample {key!r} has two members .{suffix}", path, member)
-                    parts[suffix] = info
-                if key in seen:
-                    problems.add(f"key {key!r} is used twice in this shard", path, member)
-                seen.add(key)
+            files = ((_MEMBER.fullmatch(info.name), info) for info in tar if info.isreg())
+            for key, group in itertools.groupby((f for f in files if f[0]), key=lambda f: f[0][1]):
+                members = [(match[2].lower(), info) for match, info in group]
+                parts, member = dict(members), members[-1][1].name
                 try:
+                    if key in seen or len(parts) < len(members):
+                        raise ValueError("its key, or one of its suffixes, is used twice in this shard")
+                    seen.add(key)
                     yield _record(tar, key, parts)
                 except (ValueError, RecursionError) as error:
                     problems.add(f"sample {key!r}: {error}", path, member)
-            # tarfile takes any header it cannot read for the end; only a block of zeros is one.
-            file.seek(tar.offset)
+            file.seek(tar.offset)  # tarfile takes any header it cannot read for the end; only a block of zeros is one
             if file.read(512) != bytes(512):
                 problems.add("truncated or damaged tar: no end mark after the last member", path, member)
             elif not seen:
@@ -82,81 +79,68 @@ def read_shard(path: Path, problems: Problems) -> Iterator[Record]:
     except OSError as error:
         problems.add(error.strerror or str(error), path, member)
     except (tarfile.TarError, ValueError) as error:
-        hint = "not a plain tar (a compressed one must be unpacked)" if member is None else "truncated or damaged tar"
+        hint = "truncated or damaged tar" if member else "not a plain tar (a compressed one must be unpacked)"
         problems.add(f"{hint}: {error}", path, member)
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """Key, lower-case suffix and header of every file that webdataset counts as part of a sample."""
-    for info in tar:
-        match = _MEMBER.match(info.name)
-        if info.isreg() and match and not re.match(r"__[^/]*__($|/)", info.name):
-            yield match[1], match[2].lower(), info
-
-
 def _record(tar: tarfile.TarFile, key: str, parts: dict[str, tarfile.TarInfo]) -> Record:
-    """Make a sample of its members; ValueError says what is wrong with them."""
-    text = {suffix: tar.extractfile(parts[suffix]).read().decode() for suffix in ("json", "txt", "cls") if suffix in parts}
+    """A sample of its members by suffix; ValueError says what is wrong with them."""
+    text = {name: tar.extractfile(parts[name]).read().decode() for name in ("json", "txt", "cls") if name in parts}
     pictures = [parts[suffix] for suffix in PICTURES if suffix in parts]
     if len(pictures) != 1:
-        raise ValueError(f"{len(pictures)} pictures (.{', .'.join(PICTURES)}) instead of one")
+        raise ValueError(f"has {len(pictures)} pictures (.{', .'.join(PICTURES)}) instead of one")
     meta = json.loads(text.get("json", "{}"))
     if not isinstance(meta, dict):
         raise ValueError("its json must be an object")
     lines = text["txt"].splitlines() if "txt" in text else None
     captions = meta.get("captions", [meta["caption"]] if "caption" in meta else lines)
-    if captions is not None and not (isinstance(captions, list) and captions):
+    if "captions" in meta and not (isinstance(captions, list) and captions):
         raise ValueError("captions must be a list of at least one text")
     if not all(isinstance(caption, str) for caption in captions or []):
         raise ValueError("every caption must be a text")
-    label, classname = meta.get("label"), meta.get("classname")
-    if label is None and "cls" in text:
-        label = int(text["cls"])
-    if label is not None and (type(label) is not int or not 0 <= label < 2**31):
+    label = meta.get("label")
+    if label is None:
+        label = int(text.get("cls", "-1"))
+    elif type(label) is not int or not 0 <= label < 2**31:
         raise ValueError(f"label must be a whole number from 0, not {label!r:.40}")
-    if not isinstance(classname, str | None):
+    if not isinstance(meta.get("classname"), str | None):
         raise ValueError("classname must be a text")
     captions = [caption for caption in captions or [] if caption.strip()]
-    return Record(key, pictures[0].offset_data, pictures[0].size, captions, label, classname, meta)
+    return Record(key, pictures[0].offset_data, pictures[0].size, captions, label, meta)
 
 
 class ShardSet:
     """Samples 0 .. len-1 of a list of shards, in their order; may be used from many threads.
 
-    `labels` int64 [len], -1 where there is none; `caption_counts` int64 [len].
+    `labels` int64 [len], -1 where there is none; `caption_counts` int64 [len]; `keys` and `classnames` are lists.
     """
 
-    def __init__(self, shards: list[Path], fingerprint: str, place: Path, columns: dict[str, np.ndarray]):
-        self.shards, self.fingerprint, self.labels = shards, fingerprint, columns["label"]
-        self.caption_counts = np.diff(columns["captions"])
-        self._place, self._columns = place, columns
-        # A file put out of the cache is closed when the last thread that reads it lets go.
+    def __init__(self, shards: Sequence[Path], place: Path, arrays: Sequence[np.ndarray]):
+        self.fingerprint, self._place = place.name, place
+        self._samples, self._bounds, self._tokens = arrays
+        self.labels, self.caption_counts = self._samples["label"], self._samples["count"]
+        # A file put out of the cache is closed once the last thread that reads it lets go.
         self._open = lru_cache(MAX_OPEN)(lambda shard: shards[shard].open("rb", buffering=0))
 
+    keys = cached_property(lambda self: json.loads((self._place / "keys.json").read_bytes()))
+    classnames = cached_property(lambda self: json.loads((self._place / "classnames.json").read_bytes()))
+
     def __len__(self) -> int:
-        return len(self.labels)
-
-    @cached_property
-    def keys(self) -> list[str]:
-        return json.loads((self._place / "keys.json").read_bytes())
-
-    @cached_property
-    def classnames(self) -> list[str | None]:
-        return json.loads((self._place / "classnames.json").read_bytes())
+        return len(self._samples)
 
     def caption_count(self, i: int) -> int:
         return int(self.caption_counts[i])
 
     def picture(self, i: int) -> bytes:
         """The encoded picture of sample `i`; WorkError (class Data) if its shard is gone or has changed."""
-        shard, offset, size = (int(self._columns[name][i]) for name in ("shard", "offset", "size"))
+        shard, offset, size = self._samples[i].item()[:3]
         try:
             file = self._open(shard)
             data = os.pread(file.fileno(), size, offset)
         except OSError as error:
-            raise WorkError(f"{self.shards[shard]}: {error.strerror}", "Data") from error
+            raise WorkError(f"sample {self.keys[i]!r}: {error}", "Data") from error
         if len(data) != size:
-            raise WorkError(f"{self.shards[shard]}: sample {self.keys[i]!r} is cut off; the shard has changed", "Data")
+            raise WorkError(f"{file.name}: sample {self.keys[i]!r} is cut off; the shard has changed", "Data")
         return data
 
     def tokens(self, i: int, j: int, context_length: int) -> np.ndarray:
@@ -164,56 +148,45 @@ class ShardSet:
 
         A longer caption is cut and its last token made end of text, as open_clip's SimpleTokenizer does.
         """
-        caption, flat = self._columns["captions"][i] + j, self._columns["tokens"]
-        start, end = self._columns["bounds"][caption : caption + 2]
-        if end - start <= context_length:
-            return flat[start:end]
-        return np.append(flat[start : start + context_length - 1], flat[end - 1])
+        start, end = self._bounds[self._samples["first"][i] + j :][:2]
+        return np.append(self._tokens[start : min(end, start + context_length) - 1], self._tokens[end - 1])
 
 
-def open_set(shards: Sequence[Path], cache: Path, on_progress: Progress | None = None) -> ShardSet:
-    """Open `shards`, first building their index in `cache/<fingerprint>/` (reporting shards) if none there is whole.
+def open_set(
+    shards: Sequence[Path], cache: Path, on_progress: Callable[[int, int], None] = lambda *_: None
+) -> ShardSet:
+    """Open `shards`; builds their index in `cache/<fingerprint>/` if none there is whole, reporting (done, all) shards.
 
     Processes may race: the first to finish wins, the others use its index. Raises InputError with up to five
     things that are wrong with the shards, each with file and member.
     """
-    mark = fingerprint(shards, cache)
-    place = cache / mark
-    columns = _load(place)
-    if columns is None:
+    place = cache / fingerprint(shards, cache)
+    if (arrays := _load(place)) is None:
         _build(shards, place, on_progress)
-        columns = _load(place)
-    if columns is None:
-        raise WorkError(f"{place}: the index just written does not verify")
-    return ShardSet(list(shards), mark, place, columns)
+        if (arrays := _load(place)) is None:
+            raise WorkError(f"{place}: the index just written does not verify")
+    return ShardSet(shards, place, arrays)
 
 
 def fingerprint(shards: Sequence[Path], cache: Path) -> str:
     """SHA-256 (hex) over the shards' SHA-256 in order, never their names; each is cached by path, size and mtime."""
-    problems, digests = Problems(), {}
+    file, problems, found = cache / "sha256.json", Problems(), {}
     try:
-        known = dict(json.loads((cache / "sha256.json").read_bytes()))
+        known = dict(json.loads(file.read_bytes()))
     except (OSError, ValueError, TypeError):
         known = {}
     for shard in shards:
         try:
-            path, stat = str(shard.resolve()), shard.stat()
-            match known.get(path):
-                case [stat.st_size, stat.st_mtime_ns, str(digest)] if re.fullmatch("[0-9a-f]{64}", digest):
-                    digests[path] = known[path]
-                case _:
-                    digests[path] = [stat.st_size, stat.st_mtime_ns, sha256(shard)]
+            state = f"{shard.resolve()} {shard.stat().st_size} {shard.stat().st_mtime_ns}"
+            digest = str(known.get(state))
+            found[state] = digest if re.fullmatch("[0-9a-f]{64}", digest) else sha256_of(shard)
         except OSError as error:
             problems.add(error.strerror, shard)
     problems.stop()
-    if not digests.items() <= known.items():
+    if not found.items() <= known.items():
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".sha256-", dir=cache) as folder:
-            new = Path(folder) / "sha256.json"
-            new.write_text(json.dumps(known | digests))
-            sync(new)
-            new.replace(cache / new.name)
-    return combine(digests[str(shard.resolve())][2] for shard in shards)
+        write_atomic(file, json.dumps(known | found).encode())
+    return combine(found.values())
 
 
 def combine(digests: Iterable[str]) -> str:
@@ -221,83 +194,65 @@ def combine(digests: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(["v1", *digests]).encode()).hexdigest()
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(*paths: Path) -> None:
-    """Fsync files or folders."""
-    for path in paths:
-        file = os.open(path, os.O_RDONLY)
-        os.fsync(file)
-        os.close(file)
-
-
-def _load(place: Path) -> dict[str, np.ndarray] | None:
-    """The index's columns if every file is whole, else None."""
+def _load(place: Path) -> list[np.ndarray] | None:
+    """Samples, bounds of captions, and tokens, if every file of the index is whole, else None."""
     try:
         index = json.loads((place / "index.json").read_bytes())
-        if index["v"] != VERSION or any(sha256(place / name) != digest for name, digest in index["files"].items()):
+        if index["v"] != VERSION or any(sha256_of(place / name) != digest for name, digest in index["files"].items()):
             return None
-        columns = {name: np.load(place / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _COLUMNS}
+        names = ("samples.npy", "bounds.npy", "tokens.npy")
+        # As plain arrays: slicing a memmap is slow.
+        return [np.load(place / name, mmap_mode="r", allow_pickle=False).view(np.ndarray) for name in names]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return {name: column.view(np.ndarray) for name, column in columns.items()}  # slicing a memmap is slow
 
 
-def _build(shards: Sequence[Path], place: Path, on_progress: Progress | None) -> None:
+def _build(shards: Sequence[Path], place: Path, on_progress: Callable[[int, int], None]) -> None:
     problems, tokenizer = Problems(), SimpleTokenizer()
     encode = lru_cache(1 << 16)(tokenizer.encode)  # captions made from templates repeat
-    columns = {name: array(code) for name, code in _COLUMNS.items()}
-    columns["captions"].append(0)
-    columns["bounds"].append(0)
-    texts: dict[str, list[str | None]] = {"keys": [], "classnames": []}
+    samples, bounds, tokens, keys, classnames = [], array("q", [0]), array("H"), [], []
     for number, shard in enumerate(shards):
-        for record in read_shard(shard, problems):
-            for caption in record.captions:
-                columns["tokens"].extend([tokenizer.sot_token_id, *encode(caption), tokenizer.eot_token_id])
-                columns["bounds"].append(len(columns["tokens"]))
-            row = (number, record.offset, record.size, -1 if record.label is None else record.label)
-            for name, value in zip(_COLUMNS, (*row, len(columns["bounds"]) - 1), strict=False):
-                columns[name].append(value)
-            texts["keys"].append(record.key)
-            texts["classnames"].append(record.classname)
-        if on_progress:
-            on_progress(number + 1, len(shards))
+        for key, offset, size, captions, label, meta in read_shard(shard, problems):
+            samples.append((number, offset, size, label, len(bounds) - 1, len(captions)))
+            keys.append(key)
+            classnames.append(meta.get("classname"))
+            for caption in captions:
+                tokens.extend([tokenizer.sot_token_id, *encode(caption), tokenizer.eot_token_id])
+                bounds.append(len(tokens))
+        on_progress(number + 1, len(shards))
     problems.stop()
     with tempfile.TemporaryDirectory(prefix=".index-", dir=place.parent) as folder:
         new = Path(folder) / "new"
         new.mkdir()
-        for name, column in columns.items():
-            np.save(new / f"{name}.npy", np.asarray(column))
-        for name, values in texts.items():
-            (new / f"{name}.json").write_text(json.dumps(values))
-        files = {path.name: sha256(path) for path in new.iterdir()}
-        (new / "index.json").write_text(json.dumps({"v": VERSION, "files": files}))
-        sync(*new.iterdir(), new)
-        if place.exists() and _load(place) is None:
-            place.rename(Path(folder) / "damaged")
-        try:
+        np.save(new / "samples.npy", np.array(samples, _SAMPLE))
+        np.save(new / "bounds.npy", np.asarray(bounds))
+        np.save(new / "tokens.npy", np.asarray(tokens))
+        (new / "keys.json").write_text(json.dumps(keys))
+        (new / "classnames.json").write_text(json.dumps(classnames))
+        digests = {file.name: sha256_of(file) for file in new.iterdir()}
+        for name in digests:
+            fsync(new / name)
+        write_atomic(new / "index.json", json.dumps({"v": VERSION, "files": digests}).encode())
+        if _load(place) is None:
+            shutil.rmtree(place, ignore_errors=True)
+        if not place.exists():
             new.rename(place)
-        except OSError:
-            return  # another process was first
-        sync(place.parent)
+            fsync(place.parent)
 
 
 def check_training(data: ShardSet, samples: int, captions_per_sample: int, file: str | Path) -> int:
-    """Compare the shards with the spec: exactly `samples`, at most 0.1 % of them with too few captions, none without.
+    """How many samples have fewer captions than asked (theirs are drawn with replacement).
 
-    Returns how many have too few (theirs are drawn with replacement); raises InputError naming the spec's field.
+    Raises InputError naming the spec's field: not exactly `samples`, over 0.1 % with too few, or one with none.
     """
     if len(data) != samples:
         message = f"the shards hold {len(data)} samples, not {samples}"
         raise InputError(message, file=file, field="spec.data.train.samples")
     short = np.flatnonzero(data.caption_counts < captions_per_sample)
     if len(short) * 1000 > samples or not data.caption_counts.all():
-        worst = short[np.argmin(data.caption_counts[short])]
+        worst = int(np.argmin(data.caption_counts))
         message = f"{len(short)} of {samples} samples have fewer than {captions_per_sample} captions (at most "
-        message += f"{samples // 1000} may, none may have 0); {data.keys[worst]!r} has {data.caption_count(worst)}"
+        message += f"{samples // 1000} may, none may have 0): {data.keys[worst]!r} has {data.caption_count(worst)}"
         raise InputError(message, file=file, field="spec.data.train.captionsPerSample")
     return len(short)
 
@@ -307,9 +262,9 @@ def check_labels(data: ShardSet, class_names: Sequence[str], file: str | Path, f
     problems = Problems()
     for key, label, name in zip(data.keys, data.labels.tolist(), data.classnames, strict=True):
         if not 0 <= label < len(class_names):
-            told = "no label" if label < 0 else f"label {label}"
-            problems.add(f"sample {key!r} has {told}; there are {len(class_names)} class names", file, field)
+            found = f"label {label}" if label >= 0 else "no label"
+            problems.add(f"sample {key!r} has {found}; there are {len(class_names)} class names", file, field)
         elif name in class_names and class_names[label] != name:
-            told = f"label {label}, which is {class_names[label]!r}, but is called {name!r}"
-            problems.add(f"sample {key!r} has {told}", file, field)
+            found = f"is called {name!r}, but its label {label} stands for {class_names[label]!r}"
+            problems.add(f"sample {key!r} {found}", file, field)
     problems.stop()

@@ -26,16 +26,39 @@ from modelchain_trainer.data.batches import decode
 from modelchain_trainer.data.index import Problems, Progress, combine, read_shard, sha256, sync
 
 MAX_CAPTIONS = 16  # the raw one and 15 sentences of the others, as in the paper
-TABLE = "filepath raw shortIB longIB shortSV longSV shortLLA longLLA".split()  # columns of DreamLIP's caption tables
+TABLE = [
+    "filepath",
+    "raw",
+    "shortIB",
+    "longIB",
+    "shortSV",
+    "longSV",
+    "shortLLA",
+    "longLLA",
+]  # columns of DreamLIP's caption tables
 # A full stop, not that of an initial or a title, before a capital or a digit.
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b[MD]r\.)(?<!\bMrs\.)(?<!\bSt\.)\s+(?=[\"'(]?[A-Z0-9])")
-DIGITS = "zero one two three four five six seven eight nine".split()
-DIGIT_TEMPLATES = (
-    "a photo of the number {}.|the digit {}.|a handwritten {}.|a picture of the digit {}.|the number {}, by hand.|"
-    "a scan of a handwritten {}.|a small picture of a {}.|a blurry digit {}.|a white {} on black.|it reads {}.|"
-    "somebody wrote a {}.|this is the number {}.|a grey picture of a {}.|a {} from a form.|the figure {}.|"
-    "a coarse scan of the number {}.|one digit: {}.|a {} written with a pen."
-).split("|")
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+DIGIT_TEMPLATES = [
+    "a photo of the number {}.",
+    "the digit {}.",
+    "a handwritten {}.",
+    "a picture of the digit {}.",
+    "the number {}, by hand.",
+    "a scan of a handwritten {}.",
+    "a small picture of a {}.",
+    "a blurry digit {}.",
+    "a white {} on black.",
+    "it reads {}.",
+    "somebody wrote a {}.",
+    "this is the number {}.",
+    "a grey picture of a {}.",
+    "a {} from a form.",
+    "the figure {}.",
+    "a coarse scan of the number {}.",
+    "one digit: {}.",
+    "a {} written with a pen.",
+]
 
 
 class Row(NamedTuple):
@@ -58,7 +81,12 @@ class Split(NamedTuple):
 
 
 def pack(
-    source: str | Path, to: Path, *, size: int | None = 256, per_shard: int = 10_000, on_progress: Progress | None = None
+    source: str | Path,
+    to: Path,
+    *,
+    size: int | None = 256,
+    per_shard: int = 10_000,
+    on_progress: Progress | None = None,
 ) -> list[Split]:
     """Write `to`/<split>-000000.tar ... and sizes.json (samples of each shard); the same source gives the same bytes.
 
@@ -109,7 +137,9 @@ def _usable(
                 if isinstance(found, Exception):
                     skipped.append(f"{row.where}: {found}")
                     if len(skipped) * 1000 > total:
-                        message = f"more than 0.1 % of {total} rows are unusable (at most {total // 1000} may be); the first"
+                        message = (
+                            f"more than 0.1 % of {total} rows are unusable (at most {total // 1000} may be); the first"
+                        )
                         raise InputError(f"{message} is {skipped[0]}", file=source)
                     continue
                 yield {"__key__": row.key, found[0]: found[1], "json": json.dumps(row.meta).encode()}
@@ -138,7 +168,10 @@ def _write(samples: Iterator[dict[str, Any]], folder: Path, split: str, per_shar
     counts: dict[str, int] = {}
     for first in samples:
         name, keys = f"{split}-{len(counts):06d}.tar", set()
-        with (folder / name).open("wb") as file, TarWriter(file, encoder=False, mtime=0, format=tarfile.PAX_FORMAT) as tar:
+        with (
+            (folder / name).open("wb") as file,
+            TarWriter(file, encoder=False, mtime=0, format=tarfile.PAX_FORMAT) as tar,
+        ):
             for sample in itertools.chain([first], itertools.islice(samples, per_shard - 1)):
                 if sample["__key__"] in keys:
                     raise InputError(f"key {sample['__key__']!r} is used twice in split {split!r}")

@@ -18,21 +18,31 @@ def open_data(
     Raises:
         InputError: anything about the data that contradicts the spec, with file and field.
     """
-    from modelchain_trainer.evaluate import class_names, prompt_templates
-
     cache, train = Path(request.cache), request.train
     train_set = open_set([Path(f) for f in train.files], cache)
     if train.fingerprint is not None and train.fingerprint != train_set.fingerprint:
-        message = f"is {train.fingerprint}, but these shards have {train_set.fingerprint}: not the data this was written for"
+        message = (
+            f"is {train.fingerprint}, but these shards have {train_set.fingerprint}: not the data this was written for"
+        )
         raise InputError(message, file=request.file, field="spec.data.train.fingerprint")
     scarce = check_training(train_set, train.samples, train.captions_per_sample, request.file)
     if scarce:
-        note(f"{scarce} samples have fewer than {train.captions_per_sample} captions; theirs are drawn with replacement")
+        note(
+            f"{scarce} samples have fewer than {train.captions_per_sample} captions; theirs are drawn with replacement"
+        )
+    return train_set, open_evaluations(request)
+
+
+def open_evaluations(request: DataRequest) -> list[tuple[TaskEvaluation, ShardSet]]:
+    """The evaluation sets alone, their labels checked against the class names."""
+    from modelchain_trainer.evaluate import class_names, prompt_templates
+
     opened = []
-    for evaluation in request.evaluation:
-        samples = open_set([Path(f) for f in evaluation.files], cache)
+    for index, evaluation in enumerate(request.evaluation):
+        samples = open_set([Path(f) for f in evaluation.files], Path(request.cache))
         if evaluation.kind == "ZeroShot":
             prompt_templates(evaluation)
-            check_labels(samples, class_names(evaluation), request.file)
+            names = class_names(evaluation)
+            check_labels(samples, names, request.file, f"spec.evaluation[{index}].classNames")
         opened.append((evaluation, samples))
-    return train_set, opened
+    return opened

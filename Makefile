@@ -1,0 +1,30 @@
+# `make quickstart` and `make test` need Python >= 3.11, make and git; they install the rest into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test lint clean
+
+quickstart: .venv/installed
+	$(BIN)/modelchain pack digits --to runs/digits
+	$(BIN)/modelchain run -f examples/quickstart.yaml --root runs/quickstart --data runs/digits
+
+test: lint
+	@.ci/timed "core tests" $(BIN)/pytest tests/core
+	@.ci/timed "trainer tests" $(BIN)/pytest tests/trainer
+	@.ci/timed "local runner tests" $(BIN)/pytest tests/local
+	@.ci/timed "documentation tests" $(BIN)/pytest tests/docs
+
+lint: .venv/installed
+	@.ci/timed "ruff" $(BIN)/ruff check .
+	@.ci/timed "ruff format" $(BIN)/ruff format --check .
+	@.ci/timed "mypy" $(BIN)/mypy
+
+# A copy of torch is large: everything at once, at the versions of constraints.txt.
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	@.ci/timed "install" $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv runs
