@@ -82,7 +82,7 @@ def _paths(spec: ChainSpec, report: Report) -> None:
         for name in names:
             if ".." in PurePosixPath(name).parts:
                 report(field, "'..' is not allowed in a path")
-            elif not PurePosixPath(name).is_relative_to(mount) or name == mount:
+            elif PurePosixPath(mount) not in PurePosixPath(name).parents:
                 report(field, f"{name} does not lie under spec.data.volume.mountPath {mount}")
             else:
                 continue
@@ -148,8 +148,8 @@ def _recipe(spec: ChainSpec, report: Report) -> None:
         ranks = stage.resources.nodes * (stage.resources.processes_per_node or 1)
         if batch % ranks:
             report(f"spec.stages[{index}].resources", f"globalBatchSize {batch} is not divisible by {ranks} processes")
-        elif batch // ranks < 2 and batch < 2:
-            report("spec.recipe.globalBatchSize", "a contrastive batch needs at least two samples")
+        elif micro is not None and micro % ranks:
+            report(f"spec.stages[{index}].resources", f"microBatchSize {micro} is not divisible by {ranks} processes")
         epochs = stage.epochs or (recipe.baseline_epochs if index == 0 else None)
         if epochs is None:
             continue  # allocated later; the plan checks it then

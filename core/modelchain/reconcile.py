@@ -32,7 +32,7 @@ def decide(chain: ModelChain, observed: Observed, now: float) -> Step:
     old = observed.status
     fresh = old.retry != observed.retry or old.observed_generation != (chain.metadata.generation or 0)
     stages = _resolved(chain, old, fresh)
-    walk = _Walk(chain, observed, now)
+    walk = _Walk(chain, observed, now, finished=not fresh and (old.is_true("Complete") or old.is_true("Failed")))
     stages = [walk.visit(index, stage) for index, stage in enumerate(stages)]
     stray = sorted(observed.live - walk.wanted)
     action: Launch | Stop | None = walk.action
@@ -65,9 +65,9 @@ def _resolved(chain: ModelChain, old: ChainStatus, fresh: bool) -> list[StageSta
         status = known.get(stage.name, StageStatus(name=stage.name))
         update: dict[str, Any] = {"epochs": epochs[stage.name], "frozen": stage.name in frozen}
         if fresh:
-            update |= {"cache": None, "retries": 0, "disruptions": 0, "not_before": None}
+            update |= {"cache": None, "reason": "", "retries": 0, "disruptions": 0, "not_before": None}
             if status.state is State.FAILED:
-                update |= {"state": State.PENDING, "reason": ""}
+                update["state"] = State.PENDING
         out.append(status.model_copy(update=update))
     return out
 
@@ -75,8 +75,8 @@ def _resolved(chain: ModelChain, old: ChainStatus, fresh: bool) -> list[StageSta
 class _Walk:
     """One pass along the chain: every stage before the current one is done, every one after it waits."""
 
-    def __init__(self, chain: ModelChain, observed: Observed, now: float):
-        self.spec, self.seen, self.now = chain.spec, observed, now
+    def __init__(self, chain: ModelChain, observed: Observed, now: float, finished: bool):
+        self.spec, self.seen, self.now, self.finished = chain.spec, observed, now, finished
         self.chain_name = chain.metadata.name
         self.previous: Artifact | None = None
         self.blocked: str | None = None  # the stage the rest waits for
@@ -87,10 +87,11 @@ class _Walk:
 
     def visit(self, index: int, stage: StageStatus) -> StageStatus:
         if self.blocked is not None:
+            failed = stage.state is State.FAILED
             return stage.model_copy(
                 update={
-                    "state": State.PENDING,
-                    "reason": f"waits for stage {self.blocked}",
+                    "state": State.FAILED if failed else State.PENDING,
+                    "reason": stage.reason if failed else f"waits for stage {self.blocked}",
                     "input_digest": None,
                     "cache": None,
                     "artifact": None,
@@ -108,36 +109,34 @@ class _Walk:
             predecessor=self.previous.digest if self.previous else None,
         )
         digest = digest_of(inputs)
-        previous_digest = self._last_digest(stage)
+        miss = self._why_missed(stage, digest, inputs)
         if stage.input_digest != digest:
-            stage = stage.model_copy(update={"input_digest": digest, "cache": None, "progress": None, "results": {}})
-        if previous_digest != digest:
+            stage = stage.model_copy(update={"input_digest": digest, "cache": None, "results": {}})
+        elif stage.reason.startswith("Miss: "):
+            miss = stage.reason
+        if not stage.attempts or stage.attempts[-1].input_digest != digest:
             stage = stage.model_copy(
                 update={"retries": 0, "disruptions": 0, "checkpoint_step": 0, "not_before": None, "artifact": None}
             )
         found = self.seen.artifact(digest)
         if isinstance(found, Artifact):
-            return self._done(index, stage, found)
+            return self._done(index, stage, found, miss)
         self.blocked = stage.name
         if isinstance(found, Damage):
             return self._failed(stage, FailureClass.CORRUPT_ARTIFACT, found.message)
-        if stage.cache is None:
-            stage = stage.model_copy(update={"cache": "Miss"})
-        return self._train(index, stage, inputs, self._why_missed(previous_digest, digest, inputs))
+        stage = stage.model_copy(update={"cache": "Miss", "artifact": None, "results": {}})
+        return self._train(index, stage, inputs, miss)
 
-    def _last_digest(self, stage: StageStatus) -> str | None:
-        if stage.attempts:
-            return stage.attempts[-1].input_digest
-        return stage.input_digest
-
-    def _why_missed(self, before: str | None, digest: str, inputs: Mapping[str, Any]) -> str:
-        """The field a miss is owed to, by comparing with this stage's last known inputs."""
+    def _why_missed(self, stage: StageStatus, digest: str, inputs: Mapping[str, Any]) -> str:
+        """The field a miss is owed to, by comparing with the newest other inputs this stage is known to have had."""
+        if any(a.input_digest == digest and a.state is State.SUCCEEDED for a in stage.attempts):
+            return "Miss: its artifact is gone"
+        known = [*(a.input_digest for a in stage.attempts), *([stage.input_digest] if stage.input_digest else [])]
+        before = next((d for d in reversed(known) if d != digest), None)
         if before is None:
-            return "never trained"
-        if before == digest:
-            return "not finished yet"
+            return "Miss: never trained"
         old = self.seen.inputs.get(before)
-        return f"{', '.join(differing_fields(old, inputs))} changed" if old else "its inputs changed"
+        return f"Miss: {', '.join(differing_fields(old, inputs))} changed" if old else "Miss: its inputs changed"
 
     def _settle(self, stage: StageStatus) -> list[AttemptStatus]:
         """Close attempts that no longer run: superseded ones charge nobody."""
@@ -158,8 +157,9 @@ class _Walk:
                 "failure": failure,
                 "message": message,
                 "finished_at": timestamp(self.now),
-                "macs": seen.word.macs if seen.word else seen.macs,
-                "gpu_seconds": seen.word.gpu_seconds if seen.word else seen.gpu_seconds,
+                # A last word that had to be brief may hold less than what was seen before it.
+                "macs": max(seen.macs, seen.word.macs if seen.word else 0),
+                "gpu_seconds": max(seen.gpu_seconds, seen.word.gpu_seconds if seen.word else 0.0),
             }
         )
 
@@ -173,7 +173,7 @@ class _Walk:
             "gpu_seconds": stage.gpu_seconds + sum(a.gpu_seconds for a in closed),
         }
 
-    def _done(self, index: int, stage: StageStatus, found: Artifact) -> StageStatus:
+    def _done(self, index: int, stage: StageStatus, found: Artifact, miss: str) -> StageStatus:
         self.previous = found
         attempts, leaving = [], False
         for attempt in stage.attempts:
@@ -194,7 +194,7 @@ class _Walk:
         return stage.model_copy(
             update={
                 "state": State.VERIFYING if leaving else State.SUCCEEDED,
-                "reason": stage.reason if stage.cache == "Miss" else "unchanged since it was trained",
+                "reason": miss if stage.cache == "Miss" else "unchanged since it was trained",
                 "cache": stage.cache or "Hit",
                 "frozen": self.spec.stages[index].epochs is None,
                 "artifact": ArtifactRef(path=found.path, digest=found.digest),
@@ -215,48 +215,44 @@ class _Walk:
             }
         )
 
-    def _train(self, index: int, stage: StageStatus, inputs: Mapping[str, Any], why: str) -> StageStatus:
+    def _train(self, index: int, stage: StageStatus, inputs: Mapping[str, Any], miss: str) -> StageStatus:
         last = stage.attempts[-1] if stage.attempts else None
         if last is not None and (last.finished_at is not None or last.input_digest != stage.input_digest):
             last = None
         if last is not None:
-            return self._follow(index, stage, last, inputs)
+            return self._follow(index, stage, last, inputs, miss)
+        stage = stage.model_copy(update=self._ledger(stage, self._settle(stage)))
+        if stage.state is State.FAILED:
+            return stage
+        if self.finished:
+            return self._failed(
+                stage, FailureClass.NO_ARTIFACT, "and the chain had already ended; run again to train it"
+            )
         if self.seen.live - self.wanted:
             self.again = 0.5
             return stage.model_copy(
-                update={
-                    "state": State.PENDING,
-                    "reason": "waits for an earlier attempt to stop",
-                    **self._ledger(stage, self._settle(stage)),
-                }
+                update={"state": State.PENDING, "reason": "waits for an earlier attempt to stop", "progress": None}
             )
-        stage = stage.model_copy(update=self._ledger(stage, self._settle(stage)))
         if self._held():
             return stage.model_copy(update={"state": State.SUSPENDED, "reason": self.stopping or "", "progress": None})
-        if stage.state is State.FAILED:
-            return stage
         if stage.not_before is not None and self.now < stage.not_before:
             self.again = stage.not_before - self.now
             return stage.model_copy(update={"state": State.PENDING, "progress": None})
-        if stage.attempt_count >= MAX_ATTEMPTS:
+        digest = digest_of(inputs)
+        number = 1 + max(stage.attempt_count, self.seen.highest_number(stage.name, digest))
+        if number > MAX_ATTEMPTS:
             return self._failed(
                 stage, FailureClass.ERROR, f"{MAX_ATTEMPTS} attempts were made; rename the stage to go on"
             )
-        number = stage.attempt_count + 1
         intent = AttemptStatus(
-            name=f"{self.chain_name}-{stage.name}-a{number}",
-            number=number,
-            input_digest=digest_of(inputs),
-            state=State.PENDING,
+            name=f"{self.chain_name}-{stage.name}-a{number}", number=number, input_digest=digest, state=State.PENDING
         )
         self.wanted.add(intent.name)
         self.again = 0.0
         return stage.model_copy(
             update={
                 "state": State.STARTING,
-                "reason": f"Miss: {why}"
-                if number == 1 or why not in ("not finished yet", "never trained")
-                else stage.reason,
+                "reason": miss,
                 "attempts": [*stage.attempts, intent][-KEPT_ATTEMPTS:],
                 "attempt_count": number,
                 "frozen": self.spec.stages[index].epochs is None,
@@ -271,7 +267,9 @@ class _Walk:
             self.stopping = "spec.suspend is true; set it to false to go on"
         return self.stopping is not None
 
-    def _follow(self, index: int, stage: StageStatus, attempt: AttemptStatus, inputs: Mapping[str, Any]) -> StageStatus:
+    def _follow(
+        self, index: int, stage: StageStatus, attempt: AttemptStatus, inputs: Mapping[str, Any], miss: str
+    ) -> StageStatus:
         """The attempt named in the status: launch it, watch it, or judge its end."""
         seen = self.seen.attempt(attempt.name)
         held = self._held()
@@ -287,6 +285,7 @@ class _Walk:
             return stage.model_copy(
                 update={
                     "state": State.RUNNING if seen.progress else State.STARTING,
+                    "reason": miss,
                     "progress": seen.progress,
                     "attempts": [*stage.attempts[:-1], running],
                 }
@@ -297,7 +296,7 @@ class _Walk:
             self.wanted.add(attempt.name)
             self.action = Launch(index, attempt, inputs, self.previous)
             self.again = 0.5
-            return stage
+            return stage.model_copy(update={"state": State.STARTING, "reason": miss})
         return self._judge(stage, attempt, seen, held)
 
     def _judge(self, stage: StageStatus, attempt: AttemptStatus, seen: Seen, held: bool) -> StageStatus:

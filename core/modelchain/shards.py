@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import re
+from math import prod
 from pathlib import PurePosixPath
 
 from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
@@ -11,27 +11,53 @@ from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-
 from modelchain.errors import InputError
 
 MAX_SHARDS = 100_000
-_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?\}")
+MAX_DEPTH = 20
+_INNERMOST = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")
+_LETTERS = re.compile(r"[A-Za-z]\.\.[A-Za-z](?:\.\.-?\d+)?")
 
 
 def expand(pattern: str) -> list[str]:
     """The paths a pattern such as `/data/train-{00000..00331}.tar` names, in order.
 
     Raises:
-        InputError: unbalanced braces, or more than MAX_SHARDS paths.
+        InputError: unbalanced braces, a NUL, or more than MAX_SHARDS paths.
     """
-    for low, high in _RANGE.findall(pattern):  # the expander holds a whole range in memory
-        if len(low) > 9 or len(high) > 9 or abs(int(high) - int(low)) >= MAX_SHARDS:
-            raise InputError(f"the range {low}..{high} is too long; at most {MAX_SHARDS} files are allowed")
+    if "\0" in pattern:
+        raise InputError("a path cannot hold a NUL character")
+    if _count(pattern) > MAX_SHARDS:
+        raise InputError(f"the pattern names more than {MAX_SHARDS} files")
     try:
-        names = list(itertools.islice(braceexpand(pattern, escape=False), MAX_SHARDS + 1))
+        return list(braceexpand(pattern, escape=False))
     except UnbalancedBracesError as error:
         raise InputError(f"unbalanced braces in {pattern!r}") from error
-    if len(names) > MAX_SHARDS:
-        raise InputError(f"the pattern names more than {MAX_SHARDS} files")
-    return names
 
 
 def base_names(pattern: str) -> list[str]:
     """What of the shards goes into the input digest: their names in order, without any folder."""
     return [PurePosixPath(name).name for name in expand(pattern)]
+
+
+def _count(pattern: str) -> int:
+    """How many paths a pattern names, without making them: braceexpand makes those of nested braces all at once."""
+
+    def weight(text: str) -> int:
+        return prod(int(number) for number in text.split("\0")[1::2])
+
+    def replace(group: re.Match[str]) -> str:
+        body = group[1]
+        if match := _RANGE.fullmatch(body):
+            low, high, step = (int(n or 1) for n in match.groups())
+            number = abs(high - low) // (step or 1) + 1
+        elif _LETTERS.fullmatch(body):
+            number = len(list(braceexpand(group[0], escape=False)))
+        else:
+            number = sum(weight(part) for part in body.split(","))
+        return f"\0{number}\0"  # stands for the group from here on
+
+    for _ in range(MAX_DEPTH):
+        counted = _INNERMOST.sub(replace, pattern)
+        if counted == pattern:
+            return weight(pattern)
+        pattern = counted
+    raise InputError(f"braces are nested more than {MAX_DEPTH} deep")

@@ -46,7 +46,8 @@ class Observed:
     """Live reads. `live` names every attempt of this chain that has a process or pod, wanted or not.
 
     `interrupted`: stop what runs and start nothing (Ctrl-C). `inputs`: by input digest, what is known of earlier work,
-    to say which field a miss is owed to. `retry`: a new value renews budgets once.
+    to say which field a miss is owed to. `retry`: a new value renews budgets once. `highest_number`: the highest
+    attempt number the world remembers for a stage's name or an input digest; a lost status must not make a name again.
     """
 
     status: ChainStatus
@@ -58,6 +59,7 @@ class Observed:
     retry: str | None = None
     interrupted: bool = False
     backoff_seconds: float = 10.0
+    highest_number: Callable[[str, str], int] = lambda stage, digest: 0
 
 
 @dataclass(frozen=True)

@@ -19,49 +19,32 @@ MAX_BYTES = 1 << 20
 MAX_NODES = 100_000
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, which YAML forbids and PyYAML lets through."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a text", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def load_yaml(path: Path) -> Any:
     """One YAML document from `path`, of bounded size even after aliases are expanded."""
     try:
-        raw = path.read_bytes()
-        text = raw.decode()
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", file=path) from error
+    if len(raw) > MAX_BYTES:
+        raise InputError(f"is larger than {MAX_BYTES} bytes", file=path)
+    try:
+        loader = yaml.SafeLoader(raw.decode())
+        node = loader.get_single_node()
+        if node is not None:
+            _check_nodes(node, path)
+            value = loader.construct_document(node)
     except UnicodeDecodeError as error:
         raise InputError(f"is not UTF-8 text (byte {error.start})", file=path) from error
-    if len(raw) > MAX_BYTES:
-        raise InputError(f"is {len(raw)} bytes long; at most {MAX_BYTES} are allowed", file=path)
-    loader = _StrictLoader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            raise InputError("is empty", file=path)
-        _bounded(node, path)
-        return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise InputError(f"is not valid YAML: {_yaml_message(error)}", file=path) from error
-    except (ValueError, TypeError) as error:
-        raise InputError(f"is not valid YAML: {error}", file=path) from error
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:  # PyYAML on `!!int ""`
+        raise InputError(f"is not valid YAML: a value does not fit its tag ({error})", file=path) from error
     except RecursionError as error:
         raise InputError("is nested too deeply", file=path) from error
-    finally:
-        loader.dispose()
+    if node is None or value is None:
+        raise InputError("is empty", file=path)
+    return value
 
 
 def load_model(kind: type[M], path: Path) -> M:
@@ -104,7 +87,7 @@ def _message(error: ErrorDetails) -> str:
         case "missing":
             return "required, but not given"
         case "string_type" if isinstance(error["input"], int | float):
-            return f'must be a text, so put it in quotes: "{error["input"]}" (got the number {got})'
+            return f"must be a text, so put it in quotes (got {_type_name(error['input'])} {got})"
         case "string_pattern_mismatch":
             return f"{got} does not have the form {context['pattern']}"
         case (
@@ -144,8 +127,8 @@ def _yaml_message(error: yaml.YAMLError) -> str:
     return str(error)
 
 
-def _bounded(root: yaml.Node, path: Path) -> None:
-    """Count nodes as if every alias were written out; a few lines of aliases can stand for billions."""
+def _check_nodes(root: yaml.Node, path: Path) -> None:
+    """Before anything is built: no key twice, which PyYAML lets through, and a bound on what aliases expand to."""
     sizes: dict[int, int] = {}
     open_: set[int] = set()
 
@@ -156,6 +139,7 @@ def _bounded(root: yaml.Node, path: Path) -> None:
             open_.add(id(node))
             children: list[yaml.Node] = []
             if isinstance(node, yaml.MappingNode):
+                _check_keys(node)
                 children = [n for pair in node.value for n in pair]
             elif isinstance(node, yaml.SequenceNode):
                 children = node.value
@@ -165,3 +149,16 @@ def _bounded(root: yaml.Node, path: Path) -> None:
 
     if size(root) > MAX_NODES:
         raise InputError(f"its aliases expand to more than {MAX_NODES} values", file=path)
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if key.tag == "tag:yaml.org,2002:merge":
+            continue
+        if key.tag != "tag:yaml.org,2002:str":
+            name = repr(key.value) if isinstance(key, yaml.ScalarNode) else "of this mapping"
+            raise yaml.constructor.ConstructorError(None, None, f"key {name} is not a text", key.start_mark)
+        if key.value in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
+        seen.add(key.value)

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,16 +39,10 @@ def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
-def place(step: int, samples: int, global_batch_size: int) -> tuple[int, int]:
-    """The epoch of `step` and where its batch starts in that epoch's order; the rest of an epoch is dropped."""
-    epoch, batch = divmod(step, samples // global_batch_size)
-    return epoch, batch * global_batch_size
-
-
 def global_batch(step: int, samples: int, global_batch_size: int, seed: int) -> np.ndarray:
-    """Sample ids int64 [global_batch_size] of `step`, before undecodable pictures are replaced."""
-    epoch, start = place(step, samples, global_batch_size)
-    return epoch_order(samples, seed, epoch)[start : start + global_batch_size]
+    """Sample ids int64 [global_batch_size] of `step`, before replacement; the rest of an epoch is dropped."""
+    epoch, batch = divmod(step, samples // global_batch_size)
+    return epoch_order(samples, seed, epoch)[batch * global_batch_size :][:global_batch_size]
 
 
 def crop_box(rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
@@ -65,7 +58,7 @@ def crop_box(rng: np.random.Generator, height: int, width: int) -> tuple[int, in
 
 
 def decode(data: bytes) -> Tensor:
-    """An encoded JPEG, PNG or WebP as RGB uint8 [3, height, width]; ValueError if it is damaged, truncated or another."""
+    """An encoded JPEG, PNG or WebP as RGB uint8 [3, height, width]; ValueError if it is not a whole one."""
     try:
         if data.startswith(b"\xff\xd8"):
             return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
@@ -82,11 +75,7 @@ def evaluation_image(data: bytes, size: int) -> Tensor:
     return functional.center_crop(image, [size, size]).contiguous()
 
 
-class Chunk(NamedTuple):
-    """Captions of like length: `tokens` int64 [n_c, L_c] padded with 0, `rows` int64 [n_c], their rows in the batch."""
-
-    tokens: Tensor
-    rows: Tensor
+Chunk = tuple[Tensor, Tensor]  # tokens int64 [n_c, L_c] padded with 0, and the captions' rows in the batch, int64 [n_c]
 
 
 def cut_chunks(captions: list[np.ndarray], context_length: int) -> list[Chunk]:
@@ -99,7 +88,7 @@ def cut_chunks(captions: list[np.ndarray], context_length: int) -> list[Chunk]:
         width = min(-(-int(lengths[rows[-1]]) // PAD_MULTIPLE) * PAD_MULTIPLE, context_length)
         tokens = np.zeros((len(rows), width), np.int64)
         tokens[np.arange(width) < lengths[rows, None]] = np.concatenate([captions[row] for row in rows])
-        chunks.append(Chunk(torch.from_numpy(tokens), torch.from_numpy(rows)))
+        chunks.append((torch.from_numpy(tokens), torch.from_numpy(rows)))
     return chunks
 
 
@@ -122,7 +111,7 @@ class Batch:
     def __post_init__(self) -> None:
         self.chunks = cut_chunks(self.captions, self.context_length)
         self.real_tokens = sum(map(len, self.captions))
-        self.processed_tokens = sum(chunk.tokens.numel() for chunk in self.chunks)
+        self.processed_tokens = sum(tokens.numel() for tokens, _ in self.chunks)
 
     def pieces(self, size: int | None) -> list[Batch]:
         """Micro-batches of `size` pictures, each with chunks of its own; the whole batch if `size` is None."""
@@ -150,8 +139,13 @@ class Batches:
 
     @property
     def replaced(self) -> int:
-        """Distinct undecodable pictures this rank has met; another was put in the place of each."""
+        """Distinct undecodable pictures this rank has met; the next in order stands in for each."""
         return len(self._bad)
+
+    @property
+    def scarce(self) -> int:
+        """Samples with fewer captions than are drawn; theirs are drawn with replacement."""
+        return int((self.data.caption_counts < self.captions_per_sample).sum())
 
     def from_step(self, step: int) -> Iterator[Batch]:
         """Batches of `step`, `step` + 1 ... without end, made ahead by threads; closing the generator ends them.
@@ -169,14 +163,14 @@ class Batches:
                 conductor.shutdown(cancel_futures=True)
 
     def _batch(self, step: int, decoders: ThreadPoolExecutor) -> Batch:
-        epoch, start = place(step, len(self.data), self.global_batch_size)
+        epoch, batch = divmod(step, len(self.data) // self.global_batch_size)
         n, m, size = self.global_batch_size // self.world_size, self.captions_per_sample, self.image_size
         ids, images = np.empty(n, np.int64), torch.empty((n, 3, size, size), dtype=torch.uint8)
         captions: list[np.ndarray] = [ids] * (n * m)
 
         def fill(first: int) -> None:
             for row in range(first, n, self.threads):
-                sample = self._sample(epoch, start + self.rank * n + row)
+                sample = self._sample(epoch, (batch * self.world_size + self.rank) * n + row)
                 ids[row], images[row], captions[row * m : (row + 1) * m] = sample
 
         list(decoders.map(fill, range(self.threads)))
@@ -191,17 +185,14 @@ class Batches:
                 picture = decode(self.data.picture(sample))
                 break
             except ValueError as error:
-                self._count_bad(sample, error)
+                self._bad.add(sample)
+                bad, total, key = len(self._bad), len(self.data), self.data.keys[sample]
+                if bad * 1000 > total:
+                    message = f"{bad} of {total} pictures cannot be decoded (at most {total // 1000} may)"
+                    raise WorkError(f"{message}; the last is {key!r}: {error}", "Data") from error
         rng = _generator(self.seed, epoch, 1 + sample)
         available, wanted = self.data.caption_count(sample), self.captions_per_sample
         drawn = rng.choice(available, wanted, replace=available < wanted).tolist()
         box, size = crop_box(rng, *picture.shape[1:]), [self.image_size, self.image_size]
         crop = functional.resized_crop(picture, *box, size, InterpolationMode.BICUBIC, antialias=True)
         return sample, crop, [self.data.tokens(sample, caption, self.context_length) for caption in drawn]
-
-    def _count_bad(self, sample: int, error: ValueError) -> None:
-        self._bad.add(sample)
-        bad, total = len(self._bad), len(self.data)
-        if bad * 1000 > total:
-            message = f"{bad} of {total} pictures cannot be decoded (at most {total // 1000} may); the last"
-            raise WorkError(f"{message} is {self.data.keys[sample]!r}: {error}", "Data")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import itertools
 import json
 import os
@@ -11,23 +11,23 @@ import shutil
 import tarfile
 import tempfile
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from open_clip.tokenizer import SimpleTokenizer
 
 from modelchain.cli.files import fsync, sha256_of, write_atomic
+from modelchain.digest import digest_of
 from modelchain.errors import InputError, Problem, WorkError
+
+Progress = Callable[[int, int], None]  # called with (done, all)
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 MAX_PROBLEMS, MAX_OPEN = 5, 512  # a process may usually open 1,024 files
 VERSION = 1  # of the index's files; another version is rebuilt
-_SAMPLE = np.dtype(
-    [("shard", "i4"), ("offset", "i8"), ("size", "i8"), ("label", "i8"), ("first", "i8"), ("count", "i8")]
-)
 _MEMBER = re.compile(r"(?!__[^/]*__)((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)  # as webdataset's base_plus_ext
 
 
@@ -44,15 +44,8 @@ class Problems(list[Problem]):
             raise InputError(*self)
 
 
-class Record(NamedTuple):
-    """One sample of a shard: where in the tar its picture lies, captions, label (-1: none), and all its json held."""
-
-    key: str
-    offset: int
-    size: int
-    captions: list[str]
-    label: int
-    meta: dict[str, Any]
+# Key, offset and size of the picture in the tar (bytes), captions, label (-1: none), and all that the json held.
+Record = tuple[str, int, int, list[str], int, dict[str, Any]]
 
 
 def read_shard(path: Path, problems: Problems) -> Iterator[Record]:
@@ -74,13 +67,10 @@ def read_shard(path: Path, problems: Problems) -> Iterator[Record]:
             file.seek(tar.offset)  # tarfile takes any header it cannot read for the end; only a block of zeros is one
             if file.read(512) != bytes(512):
                 problems.add("truncated or damaged tar: no end mark after the last member", path, member)
-            elif not seen:
+            elif member is None:
                 problems.add("the tar holds no sample", path)
-    except OSError as error:
-        problems.add(error.strerror or str(error), path, member)
-    except (tarfile.TarError, ValueError) as error:
-        hint = "truncated or damaged tar" if member else "not a plain tar (a compressed one must be unpacked)"
-        problems.add(f"{hint}: {error}", path, member)
+    except (tarfile.TarError, OSError, ValueError) as error:
+        problems.add(f"not a whole, plain tar (a compressed one must be unpacked): {error}", path, member)
 
 
 def _record(tar: tarfile.TarFile, key: str, parts: dict[str, tarfile.TarInfo]) -> Record:
@@ -94,19 +84,19 @@ def _record(tar: tarfile.TarFile, key: str, parts: dict[str, tarfile.TarInfo]) -
         raise ValueError("its json must be an object")
     lines = text["txt"].splitlines() if "txt" in text else None
     captions = meta.get("captions", [meta["caption"]] if "caption" in meta else lines)
-    if "captions" in meta and not (isinstance(captions, list) and captions):
+    if (captions is not None or "captions" in meta) and not (isinstance(captions, list) and captions):
         raise ValueError("captions must be a list of at least one text")
     if not all(isinstance(caption, str) for caption in captions or []):
         raise ValueError("every caption must be a text")
     label = meta.get("label")
     if label is None:
         label = int(text.get("cls", "-1"))
-    elif type(label) is not int or not 0 <= label < 2**31:
+    if type(label) is not int or not -1 <= label < 2**31:
         raise ValueError(f"label must be a whole number from 0, not {label!r:.40}")
     if not isinstance(meta.get("classname"), str | None):
         raise ValueError("classname must be a text")
     captions = [caption for caption in captions or [] if caption.strip()]
-    return Record(key, pictures[0].offset_data, pictures[0].size, captions, label, meta)
+    return key, pictures[0].offset_data, pictures[0].size, captions, label, meta
 
 
 class ShardSet:
@@ -118,7 +108,7 @@ class ShardSet:
     def __init__(self, shards: Sequence[Path], place: Path, arrays: Sequence[np.ndarray]):
         self.fingerprint, self._place = place.name, place
         self._samples, self._bounds, self._tokens = arrays
-        self.labels, self.caption_counts = self._samples["label"], self._samples["count"]
+        self.labels, self.caption_counts = self._samples[:, 3], self._samples[:, 5]
         # A file put out of the cache is closed once the last thread that reads it lets go.
         self._open = lru_cache(MAX_OPEN)(lambda shard: shards[shard].open("rb", buffering=0))
 
@@ -133,7 +123,7 @@ class ShardSet:
 
     def picture(self, i: int) -> bytes:
         """The encoded picture of sample `i`; WorkError (class Data) if its shard is gone or has changed."""
-        shard, offset, size = self._samples[i].item()[:3]
+        shard, offset, size = self._samples[i, :3].tolist()
         try:
             file = self._open(shard)
             data = os.pread(file.fileno(), size, offset)
@@ -148,29 +138,30 @@ class ShardSet:
 
         A longer caption is cut and its last token made end of text, as open_clip's SimpleTokenizer does.
         """
-        start, end = self._bounds[self._samples["first"][i] + j :][:2]
+        start, end = self._bounds[self._samples[i, 4] + j :][:2]
         return np.append(self._tokens[start : min(end, start + context_length) - 1], self._tokens[end - 1])
 
 
-def open_set(
-    shards: Sequence[Path], cache: Path, on_progress: Callable[[int, int], None] = lambda *_: None
-) -> ShardSet:
+def open_set(shards: Sequence[Path], cache: Path, on_progress: Progress = lambda *_: None) -> ShardSet:
     """Open `shards`; builds their index in `cache/<fingerprint>/` if none there is whole, reporting (done, all) shards.
 
     Processes may race: the first to finish wins, the others use its index. Raises InputError with up to five
     things that are wrong with the shards, each with file and member.
     """
     place = cache / fingerprint(shards, cache)
-    if (arrays := _load(place)) is None:
+    there = place.exists()
+    try:
+        return ShardSet(shards, place, _load(place))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing or damaged
+        if there:
+            shutil.rmtree(place, ignore_errors=True)
         _build(shards, place, on_progress)
-        if (arrays := _load(place)) is None:
-            raise WorkError(f"{place}: the index just written does not verify")
-    return ShardSet(shards, place, arrays)
+    return ShardSet(shards, place, _load(place))
 
 
 def fingerprint(shards: Sequence[Path], cache: Path) -> str:
     """SHA-256 (hex) over the shards' SHA-256 in order, never their names; each is cached by path, size and mtime."""
-    file, problems, found = cache / "sha256.json", Problems(), {}
+    file, problems, found = cache / "sha256.json", Problems(), []
     try:
         known = dict(json.loads(file.read_bytes()))
     except (OSError, ValueError, TypeError):
@@ -179,35 +170,28 @@ def fingerprint(shards: Sequence[Path], cache: Path) -> str:
         try:
             state = f"{shard.resolve()} {shard.stat().st_size} {shard.stat().st_mtime_ns}"
             digest = str(known.get(state))
-            found[state] = digest if re.fullmatch("[0-9a-f]{64}", digest) else sha256_of(shard)
+            found.append((state, digest if re.fullmatch("[0-9a-f]{64}", digest) else sha256_of(shard)))
         except OSError as error:
             problems.add(error.strerror, shard)
     problems.stop()
-    if not found.items() <= known.items():
+    if not set(found) <= known.items():
         cache.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, json.dumps(known | found).encode())
-    return combine(found.values())
+        write_atomic(file, json.dumps(known | dict(found)).encode())
+    return digest_of({"v": 1, "shards": [digest for _, digest in found]})
 
 
-def combine(digests: Iterable[str]) -> str:
-    """The fingerprint of shards with these SHA-256, in order."""
-    return hashlib.sha256("\n".join(["v1", *digests]).encode()).hexdigest()
+def _load(place: Path) -> list[np.ndarray]:
+    """The index if every file of it is whole: samples, bounds and tokens, as `_build` writes them."""
+    index = json.loads((place / "index.json").read_bytes())
+    if index["v"] != VERSION or any(sha256_of(place / name) != digest for name, digest in index["files"].items()):
+        raise ValueError("another version, or damaged")
+    names = ("samples.npy", "bounds.npy", "tokens.npy")
+    # As plain arrays: slicing a memmap is slow.
+    return [np.load(place / name, mmap_mode="r", allow_pickle=False).view(np.ndarray) for name in names]
 
 
-def _load(place: Path) -> list[np.ndarray] | None:
-    """Samples, bounds of captions, and tokens, if every file of the index is whole, else None."""
-    try:
-        index = json.loads((place / "index.json").read_bytes())
-        if index["v"] != VERSION or any(sha256_of(place / name) != digest for name, digest in index["files"].items()):
-            return None
-        names = ("samples.npy", "bounds.npy", "tokens.npy")
-        # As plain arrays: slicing a memmap is slow.
-        return [np.load(place / name, mmap_mode="r", allow_pickle=False).view(np.ndarray) for name in names]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
-def _build(shards: Sequence[Path], place: Path, on_progress: Callable[[int, int], None]) -> None:
+def _build(shards: Sequence[Path], place: Path, on_progress: Progress) -> None:
+    """Writes samples int64 [n, 6] (shard, offset, size, label, first caption, captions), bounds of captions, tokens."""
     problems, tokenizer = Problems(), SimpleTokenizer()
     encode = lru_cache(1 << 16)(tokenizer.encode)  # captions made from templates repeat
     samples, bounds, tokens, keys, classnames = [], array("q", [0]), array("H"), [], []
@@ -222,9 +206,9 @@ def _build(shards: Sequence[Path], place: Path, on_progress: Callable[[int, int]
         on_progress(number + 1, len(shards))
     problems.stop()
     with tempfile.TemporaryDirectory(prefix=".index-", dir=place.parent) as folder:
-        new = Path(folder) / "new"
+        new = Path(folder, "new")
         new.mkdir()
-        np.save(new / "samples.npy", np.array(samples, _SAMPLE))
+        np.save(new / "samples.npy", np.array(samples))
         np.save(new / "bounds.npy", np.asarray(bounds))
         np.save(new / "tokens.npy", np.asarray(tokens))
         (new / "keys.json").write_text(json.dumps(keys))
@@ -233,11 +217,9 @@ def _build(shards: Sequence[Path], place: Path, on_progress: Callable[[int, int]
         for name in digests:
             fsync(new / name)
         write_atomic(new / "index.json", json.dumps({"v": VERSION, "files": digests}).encode())
-        if _load(place) is None:
-            shutil.rmtree(place, ignore_errors=True)
-        if not place.exists():
+        with contextlib.suppress(OSError):  # another process was first
             new.rename(place)
-            fsync(place.parent)
+        fsync(place.parent)
 
 
 def check_training(data: ShardSet, samples: int, captions_per_sample: int, file: str | Path) -> int:

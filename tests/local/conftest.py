@@ -1,0 +1,32 @@
+"""Data and a finished chain that the tests of the local runner share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from harness import Chain
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """scikit-learn's digits as shards: real pictures, real labels, held-out ones apart."""
+    from modelchain_trainer.data.pack import pack
+
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    pack("digits", folder, on_progress=lambda *_: None)
+    return folder
+
+
+@pytest.fixture
+def chain(tmp_path: Path, digits: Path) -> Chain:
+    return Chain(tmp_path, digits)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Chain:
+    """A chain that ran to its end undisturbed; tests copy its root before they touch it."""
+    chain = Chain(tmp_path_factory.mktemp("finished"), digits)
+    done = chain.run()
+    assert done.returncode == 0, done.stderr
+    return chain

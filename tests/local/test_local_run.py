@@ -1,0 +1,176 @@
+"""The local runner end to end: real processes, real data, real kills."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from harness import Chain, wait_until
+
+WEIGHTS = "open_clip_model.safetensors"
+
+
+def sha(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def copy_of(finished: Chain, tmp_path: Path) -> Chain:
+    """The finished root in another place: paths inside a root are relative."""
+    chain = Chain(tmp_path, finished.data)
+    shutil.copytree(finished.root, chain.root)
+    return chain
+
+
+def attempts(chain: Chain) -> int:
+    return len(list(chain.root.glob("*/local-a*/task.json")))
+
+
+def test_a_chain_is_trained_and_its_artifacts_open_in_open_clip(finished: Chain) -> None:
+    status = finished.status()
+    assert [s["state"] for s in status["stages"]] == ["Succeeded", "Succeeded"]
+    assert [s["cache"] for s in status["stages"]] == ["Miss", "Miss"]
+    first, second = finished.artifact(0), finished.artifact(1)
+    assert status["stages"][0]["artifact"]["digest"] == sha(first / WEIGHTS)
+    results = json.loads((second / "results.json").read_text())
+    assert {"stage", "model", "predecessor", "steps", "samplesSeen", "macs", "seconds", "initial", "final", "growth"} <= set(results)
+    assert results["predecessor"] == "one" and results["steps"] == 2 * (finished.samples // 32)
+    assert set(results["initial"]) == {"loss", "metrics"}
+    assert results["growth"]["inserted"] > 0 and results["growth"]["duplicated"] > 0
+    assert status["total"]["macs"] == sum(json.loads((p / "results.json").read_text())["macs"] for p in (first, second))
+    model = open_clip.create_model(f"local-dir:{second}").eval()
+    with torch.no_grad():
+        assert model.encode_image(torch.zeros(1, 3, 16, 16)).shape == (1, 48)
+        assert model.encode_text(open_clip.SimpleTokenizer(context_length=16)(["a three"])).shape == (1, 48)
+    assert not list(finished.root.glob("*/*/step-*")), "checkpoints go when the artifact verifies"
+    assert list(finished.root.glob("*/local-a1/metrics.jsonl")), "metrics stay"
+    assert not [p for p in finished.data.iterdir() if p.name.startswith(".")], "nothing is written beside the data"
+
+
+def test_nothing_that_leaves_the_weights_alone_trains_again(finished: Chain, tmp_path: Path) -> None:
+    chain = copy_of(finished, tmp_path)
+    moved = tmp_path / "moved"
+    shutil.copytree(chain.data, moved)
+    chain.data = moved
+    chain.spec["metadata"]["labels"] = {"team": "vision"}
+    chain.spec["spec"]["runner"] = {"queueName": "other", "image": "example.com/other:v2", "nodePool": "h100"}
+    chain.spec["spec"]["data"]["volume"] = {"mountPath": "/elsewhere"}
+    chain.spec["spec"]["data"]["train"]["shards"] = "/elsewhere/train-000000.tar"
+    evaluation = chain.spec["spec"]["evaluation"][0]
+    for key in ("shards", "classNames", "templates"):
+        evaluation[key] = evaluation[key].replace("/data", "/elsewhere")
+    done = chain.run()
+    assert done.returncode == 0, done.stderr
+    assert [s["cache"] for s in chain.status()["stages"]] == ["Hit", "Hit"]
+    assert attempts(chain) == 2
+
+
+def test_an_edit_of_the_distillation_trains_the_successor_alone(finished: Chain, tmp_path: Path) -> None:
+    chain = copy_of(finished, tmp_path)
+    before = sha(chain.artifact(1) / WEIGHTS)
+    chain.spec["spec"]["transfer"] = {"distillation": {"alpha": "100"}}
+    done = chain.run()
+    assert done.returncode == 0, done.stderr
+    one, two = chain.status()["stages"]
+    assert (one["cache"], two["cache"]) == ("Hit", "Miss")
+    assert "transfer.distillation.alpha" in two["reason"]
+    assert sha(chain.artifact(1) / WEIGHTS) != before
+    chain.spec["spec"].pop("transfer")
+    done = chain.run()
+    assert done.returncode == 0 and attempts(chain) == 3, "edited back: the old artifact is found, nothing trains"
+
+
+def test_a_flipped_byte_is_refused(finished: Chain, tmp_path: Path) -> None:
+    chain = copy_of(finished, tmp_path)
+    weights = chain.artifact(0) / WEIGHTS
+    right = sha(weights)
+    raw = bytearray(weights.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    weights.write_bytes(raw)
+    chain.spec["spec"]["stages"][1]["rerun"] = "once more"
+    done = chain.run()
+    assert done.returncode == 1
+    assert str(weights) in done.stderr and right in done.stderr and sha(weights) in done.stderr
+    assert "Traceback" not in done.stderr
+    assert weights.read_bytes() == raw and attempts(chain) == 2
+
+
+@pytest.mark.parametrize("who", ["tree", "runner"])
+def test_killed_at_any_moment_it_goes_on_and_ends_bitwise_equal(finished: Chain, chain: Chain, who: str) -> None:
+    rng = random.Random(f"{who}{os.environ.get('SEED', '0')}")
+    for _ in range(3):
+        runner = chain.start()
+        # Anywhere from before the data is checked to the middle of a stage.
+        time.sleep(rng.uniform(1, 22))
+        if who == "tree":
+            chain.kill()
+        else:
+            runner.kill()
+        runner.communicate()
+    done = chain.run()
+    assert done.returncode == 0, done.stderr
+    assert not chain.processes()
+    for stage in (0, 1):
+        assert sha(chain.artifact(stage) / WEIGHTS) == sha(finished.artifact(stage) / WEIGHTS)
+    steps: dict[str, set[str]] = {}
+    for word in chain.root.glob("*/local-a*/termination.json"):
+        if json.loads(word.read_text())["result"] == "Succeeded":
+            steps.setdefault(word.parent.parent.name, set()).add(word.parent.name)
+    assert all(len(owners) == 1 for owners in steps.values()), "nothing finished is trained again"
+
+
+def test_a_second_run_names_the_first(finished: Chain, chain: Chain) -> None:
+    first = chain.start()
+    wait_until(lambda: (chain.root / ".lock").exists() and (chain.root / ".lock").read_text())
+    second = chain.run()
+    assert second.returncode == 1 and f"pid {first.pid}" in second.stderr
+    wait_until(lambda: list(chain.root.glob("*/local-a1/metrics.jsonl")))
+    first.send_signal(signal.SIGINT)
+    _, err = first.communicate(timeout=60)
+    assert first.returncode == 130, err
+    assert not chain.processes()
+    other = Chain(chain.folder, chain.data)
+    other.spec["metadata"]["name"] = "another"
+    refused = other.run()
+    assert refused.returncode == 2 and "'tiny'" in refused.stderr
+    done = chain.run()
+    assert done.returncode == 0, done.stderr
+    assert sha(chain.artifact(1) / WEIGHTS) == sha(finished.artifact(1) / WEIGHTS)
+
+
+def losses(chain: Chain) -> list[float]:
+    path = next(chain.root.glob("*/local-a1/metrics.jsonl"))
+    return [r["loss"] for r in map(json.loads, path.read_text().splitlines()) if r["event"] == "step"]
+
+
+@pytest.mark.parametrize("how", ["ranks", "pieces"])
+def test_ranks_and_micro_batches_change_nothing(finished: Chain, chain: Chain, how: str) -> None:
+    chain.spec["spec"]["stages"] = chain.spec["spec"]["stages"][:1]
+    if how == "ranks":
+        chain.spec["spec"]["stages"][0]["resources"] = {"processesPerNode": 2}
+    else:
+        chain.spec["spec"]["recipe"]["microBatchSize"] = 8
+    done = chain.run()
+    assert done.returncode == 0, done.stderr
+    same = finished.root / finished.status()["stages"][0]["inputDigest"] / "local-a1" / "metrics.jsonl"
+    reference = [r["loss"] for r in map(json.loads, same.read_text().splitlines()) if r["event"] == "step"]
+    mine = losses(chain)
+    assert len(mine) == len(reference)
+    assert max(abs(a - b) for a, b in zip(mine[:20], reference[:20], strict=True)) <= 1e-5
+    assert max(abs(a - b) / b for a, b in zip(mine[:100], reference[:100], strict=True)) <= 1e-3
+
+
+def test_a_model_alone_is_the_baseline(finished: Chain, chain: Chain) -> None:
+    chain.spec["spec"]["recipe"]["baselineEpochs"] = 1
+    done = chain.run("--alone", "two")
+    assert done.returncode == 0, done.stderr
+    results = json.loads(next(chain.root.glob("*/artifact/results.json")).read_text())
+    assert results["predecessor"] is None and results["growth"] is None and results["steps"] == chain.samples // 32
