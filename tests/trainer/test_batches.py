@@ -48,7 +48,7 @@ def make_set(folder: Path, count: int, bad: dict[int, bytes] | None = None, capt
     shards = [folder / "t-0.tar", folder / "t-1.tar"]
     for number, shard in enumerate(shards):
         with tarfile.open(shard, "w") as tar:
-            for i in range(number, count, 2):
+            for i in range(number * count // 2, (number + 1) * count // 2):
                 texts = [f"picture {i} " + "very " * (3 * j) + f"nice {j}" for j in range(captions)]
                 data = (bad or {}).get(i, picture(i % 7))
                 for suffix, content in (("png", data), ("json", json.dumps({"captions": texts}).encode())):
@@ -125,7 +125,11 @@ def test_threads_and_resuming_change_nothing(data: ShardSet, threads: int) -> No
 def test_epochs_draw_other_captions_and_crops(data: ShardSet) -> None:
     batches = take(loader(data, global_batch_size=27), 2)
     place = {int(i): row for row, i in enumerate(batches[1].ids)}
-    moved = [row for row, i in enumerate(batches[0].ids) if not torch.equal(batches[0].images[row], batches[1].images[place[int(i)]])]
+    moved = [
+        row
+        for row, i in enumerate(batches[0].ids)
+        if not torch.equal(batches[0].images[row], batches[1].images[place[int(i)]])
+    ]
     assert len(moved) > 20
     assert len({tuple(np.concatenate(b.captions[:3])) for b in (batches[0], batches[1])}) == 2
 

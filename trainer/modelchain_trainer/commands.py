@@ -28,7 +28,7 @@ def pack(
 
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task(f"packing {source}", total=None)
-        splits = work(source, to, size=size, on_progress=lambda done, of: progress.update(bar, completed=done, total=of))
+        splits = work(source, to, size=size, on_progress=lambda done: progress.update(bar, completed=done))
     for split in splits:
         skipped = f", {split.skipped} unusable left out" if split.skipped else ""
         typer.echo(f"{split.name}: {split.samples} samples{skipped}, shards {split.shards}, fingerprint {split.fingerprint}")

@@ -44,7 +44,7 @@ class Problems(list[Problem]):
             raise InputError(*self)
 
 
-# Key, offset and size of the picture in the tar (bytes), captions, label (-1: none), and all that the json held.
+# Key, offset and size of the picture in the tar (bytes), captions, label (-1: none), all that the json held.
 Record = tuple[str, int, int, list[str], int, dict[str, Any]]
 
 
@@ -75,28 +75,27 @@ def read_shard(path: Path, problems: Problems) -> Iterator[Record]:
 
 def _record(tar: tarfile.TarFile, key: str, parts: dict[str, tarfile.TarInfo]) -> Record:
     """A sample of its members by suffix; ValueError says what is wrong with them."""
-    text = {name: tar.extractfile(parts[name]).read().decode() for name in ("json", "txt", "cls") if name in parts}
+    read = {name: tar.extractfile(parts[name]).read().decode() for name in ("json", "txt", "cls") if name in parts}
     pictures = [parts[suffix] for suffix in PICTURES if suffix in parts]
     if len(pictures) != 1:
         raise ValueError(f"has {len(pictures)} pictures (.{', .'.join(PICTURES)}) instead of one")
-    meta = json.loads(text.get("json", "{}"))
+    meta = json.loads(read.get("json", "{}"))
     if not isinstance(meta, dict):
         raise ValueError("its json must be an object")
-    lines = text["txt"].splitlines() if "txt" in text else None
+    lines = read["txt"].splitlines() if "txt" in read else None
     captions = meta.get("captions", [meta["caption"]] if "caption" in meta else lines)
-    if (captions is not None or "captions" in meta) and not (isinstance(captions, list) and captions):
-        raise ValueError("captions must be a list of at least one text")
-    if not all(isinstance(caption, str) for caption in captions or []):
-        raise ValueError("every caption must be a text")
+    given, texts = captions is not None or "captions" in meta, captions if isinstance(captions, list) else []
+    if given and not (texts and all(isinstance(text, str) for text in texts)):
+        raise ValueError("captions must be a list of texts, at least one")
     label = meta.get("label")
     if label is None:
-        label = int(text.get("cls", "-1"))
+        label = int(read.get("cls", "-1"))
     if type(label) is not int or not -1 <= label < 2**31:
         raise ValueError(f"label must be a whole number from 0, not {label!r:.40}")
     if not isinstance(meta.get("classname"), str | None):
         raise ValueError("classname must be a text")
-    captions = [caption for caption in captions or [] if caption.strip()]
-    return key, pictures[0].offset_data, pictures[0].size, captions, label, meta
+    texts = [caption for caption in texts if caption.strip()]
+    return key, pictures[0].offset_data, pictures[0].size, texts, label, meta
 
 
 class ShardSet:

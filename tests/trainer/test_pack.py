@@ -1,0 +1,259 @@
+"""Packing: shards of shards, of DreamLIP tables and of the digits; all or nothing, and the same bytes each time."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from PIL import Image
+
+from modelchain.errors import InputError
+from modelchain_trainer.data.batches import decode
+from modelchain_trainer.data.index import ShardSet, check_labels, check_training, open_set
+from modelchain_trainer.data.pack import captions_of, pack
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+torch.set_num_threads(1)
+
+
+def picture(size: tuple[int, int] = (20, 16), form: str = "JPEG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)).save(buffer, form)
+    return buffer.getvalue()
+
+
+def tar_of(path: Path, samples: dict[str, tuple[str, bytes, dict[str, object]]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for key, (suffix, data, meta) in samples.items():
+            for name, content in ((f"{key}.{suffix}", data), (f"{key}.json", json.dumps(meta).encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def opened(folder: Path, split: str) -> ShardSet:
+    return open_set(sorted(folder.glob(f"{split}-*.tar")), folder.parent / "cache")
+
+
+def test_tars_of_a_folder_become_splits(tmp_path: Path) -> None:
+    big, source, to = picture((90, 60)), tmp_path / "src", tmp_path / "out"
+    meta = {"captions": ["a", "b"], "label": 1, "classname": "dog", "license": "by", "size": 3}
+    many = {f"k{i}": ("jpg", picture(), {"caption": f"c {i}"}) for i in range(5)}
+    tar_of(source / "train" / "train-000000.tar", many)
+    tar_of(source / "train" / "train-000001.tar", {"big": ("JPG", big, meta), "p": ("jpg", picture(form="PNG"), {})})
+    tar_of(source / "val-000000.tar", {"k0": ("webp", picture(form="WEBP"), {"captions": ["v"]})})
+    progress: list[int] = []
+    train, val = pack(source, to, size=30, per_shard=3, on_progress=progress.append)
+    assert progress == [7, 1]
+    assert (train.name, train.samples, train.skipped, val.samples) == ("train", 7, 0, 1)
+    assert train.shards == str(to / "train-{000000..000002}.tar") and val.shards == str(to / "val-000000.tar")
+    sizes = {"train-000000.tar": 3, "train-000001.tar": 3, "train-000002.tar": 1, "val-000000.tar": 1}
+    assert json.loads((to / "sizes.json").read_text()) == sizes
+    assert sorted(path.name for path in to.iterdir()) == [*sorted({*sizes, "sizes.json"})]
+    data = opened(to, "train")
+    assert data.fingerprint == train.fingerprint and data.keys == [*many, "big", "p"]
+    assert [data.picture(i) for i in range(5)] == [picture()] * 5 and data.picture(6) == picture(form="PNG")
+    small = decode(data.picture(5)).permute(1, 2, 0).numpy().astype(int)
+    expected = np.array(Image.open(io.BytesIO(big)).resize((45, 30), Image.Resampling.BICUBIC)).astype(int)
+    assert small.shape == (30, 45, 3) and np.abs(small - expected).mean() < 12  # noise, through JPEG
+    assert data.labels.tolist()[5:] == [1, -1] and data.caption_counts.tolist() == [1] * 5 + [2, 0]
+    with tarfile.open(to / "train-000001.tar") as tar:
+        members = tar.getmembers()
+        assert json.loads(tar.extractfile("big.json").read()) == meta
+        assert {m.mtime for m in members} == {0} and members[-1].name == "big.json"
+
+
+def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
+    samples = {f"k{i}": ("jpg", picture((40, 40)), {"caption": f"c {i}"}) for i in range(300)}
+    shard = tar_of(tmp_path / "some.tar", samples)
+    reports = [pack(shard, tmp_path / name, size=16, per_shard=100) for name in ("a", "b")]
+    assert reports[0][0].fingerprint == reports[1][0].fingerprint and reports[0][0].name == "some"
+    assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
+    kept = pack(shard, tmp_path / "c", size=None)
+    assert kept[0].samples == 300 and opened(tmp_path / "c", "some").picture(0) == picture((40, 40))
+
+
+def test_webdataset_reads_what_is_packed(tmp_path: Path) -> None:
+    pack(tar_of(tmp_path / "0001.tar", {"a": ("jpg", picture(), {"caption": "x"})}), tmp_path / "out")
+    found = list(webdataset.WebDataset(str(tmp_path / "out" / "train-000000.tar"), shardshuffle=False))
+    assert [(s["__key__"], s["jpg"], json.loads(s["json"])["captions"]) for s in found] == [("a", picture(), ["x"])]
+
+
+def test_braces_and_a_percent_sign_in_the_path(tmp_path: Path) -> None:
+    for i in range(2):
+        tar_of(tmp_path / "50%d" / f"t-{i}.tar", {f"k{i}": ("jpg", picture(), {"caption": "x"})})
+    report = pack(tmp_path / "50%d" / "t-{0..1}.tar", tmp_path / "50%d" / "out")
+    assert [(split.name, split.samples) for split in report] == [("t", 2)]
+
+
+def test_an_existing_folder_is_refused_unless_empty(tmp_path: Path) -> None:
+    shard = tar_of(tmp_path / "t.tar", {"a": ("jpg", picture(), {"caption": "x"})})
+    to = tmp_path / "out"
+    to.mkdir()
+    assert pack(shard, to)[0].samples == 1
+    before = bytes_of(to)
+    with pytest.raises(InputError, match="exists already"):
+        pack(shard, to)
+    with pytest.raises(InputError, match="exists already"):
+        pack(shard, shard)
+    assert bytes_of(to) == before and sorted(path.name for path in tmp_path.iterdir()) == ["out", "t.tar"]
+
+
+def test_bad_pictures_are_skipped_up_to_one_in_a_thousand(tmp_path: Path) -> None:
+    samples = {f"k{i:04d}": ("jpg", picture(), {"caption": "x"}) for i in range(1000)}
+    samples["k0500"] = ("jpg", picture()[:50], {"caption": "x"})
+    report = pack(tar_of(tmp_path / "t.tar", samples), tmp_path / "out")
+    assert (report[0].samples, report[0].skipped) == (999, 1)
+    assert "k0500" not in opened(tmp_path / "out", "t").keys
+    samples["k0501"] = samples["k0500"]
+    with pytest.raises(InputError, match=r"2 of 1000 rows are unusable, at most 1 may be; the first is .*k0500"):
+        pack(tar_of(tmp_path / "u.tar", samples), tmp_path / "out2")
+    assert not (tmp_path / "out2").exists() and not list(tmp_path.glob(".out2*"))
+
+
+def test_bad_sources(tmp_path: Path) -> None:
+    good = {"k": ("jpg", picture(), {"caption": "x"})}
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "two.csv").write_text("title\tfilepath\nx\ta.jpg\n")
+    (tmp_path / "none.csv").write_text("\t".join("abcdefgh") + "\n")
+    for source, text in {
+        tmp_path / "empty": "holds no .tar file",
+        tmp_path / "gone.tar": "No such file",
+        tmp_path / "gone.csv": "no such file",
+        tmp_path / "two.csv": "must have 8 columns parted by tabs, not 2",
+        tmp_path / "none.csv": "holds no sample",
+        tar_of(tmp_path / "x.tar", {"k": ("gif", b"", {"caption": "x"})}): "k.json: sample 'k': has 0 pictures",
+        tar_of(tmp_path / "c.tar", {"k": ("jpg", picture(), {"captions": []})}): "captions must be a list",
+    }.items():
+        with pytest.raises(InputError, match=text):
+            pack(source, tmp_path / "out")
+    for number in range(2):  # one key in two shards of a split: unusable once they are one shard
+        tar_of(tmp_path / "dup" / f"t-{number}.tar", good)
+    with pytest.raises(InputError, match="used twice"):
+        pack(tmp_path / "dup", tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+def test_sentences() -> None:
+    text = 'A dog runs. Mr. Smith of St. Ives, J. R. by name, paid 3.50 for it!  "Good," he said. It is no. 7 etc. of 9'
+    assert captions_of("raw one. Not split.", "", " ", text, "?!", "last") == [
+        "raw one. Not split.",
+        "A dog runs.",
+        "Mr. Smith of St. Ives, J. R. by name, paid 3.50 for it!",
+        '"Good," he said.',
+        "It is no.",
+        "7 etc. of 9",
+        "last",
+    ]
+    assert captions_of("", "One. Two.") == ["One.", "Two."]
+    assert len(captions_of("raw", *(f"A {i}. B {i}. C {i}." for i in range(6)))) == 16
+
+
+def table(folder: Path, rows: list[str]) -> Path:
+    header = "Image Path\traw_caption\tshortIB\tlongIB\tshortSV\tlongSV\tshortLLA\tlongLLA"
+    path = folder / "cc3m.csv"
+    path.write_bytes("\n".join([header, *rows, ""]).encode())
+    return path
+
+
+def test_a_dreamlip_table(tmp_path: Path) -> None:
+    (tmp_path / "img").mkdir()
+    for name in ("0.jpg", "1.png", "2.jpg", "no-suffix"):
+        (tmp_path / "img" / name).write_bytes(picture(form="PNG" if name == "1.png" else "JPEG"))
+    rows = [
+        "img/0.jpg\traw cat\tA cat.\tA cat sits. It is red.\t\t \tA pet.\tThe cat looks at us. The end.\r",
+        'img/1.png\t"a quote that never ends\tShort.\t"Another. One\t\t\t\t',  # csv would swallow tabs and lines here
+        'img/2.jpg\the said "hi"\t\t\t\t\t\tüber "all".',
+        "img/no-suffix\t\t\t\t\t\tOne.\t",
+    ]
+    report = pack(table(tmp_path, rows), tmp_path / "out")
+    assert (report[0].name, report[0].samples, report[0].skipped) == ("train", 4, 0)
+    found = [json.loads(s["json"])["captions"] for s in _samples(tmp_path / "out" / "train-000000.tar")]
+    assert found == [
+        ["raw cat", "A cat.", "A cat sits.", "It is red.", "A pet.", "The cat looks at us.", "The end."],
+        ['"a quote that never ends', "Short.", '"Another.', "One"],
+        ['he said "hi"', 'über "all".'],
+        ["One."],
+    ]
+    data = opened(tmp_path / "out", "train")
+    assert data.keys == ["000000002", "000000003", "000000004", "000000005"] and data.picture(1) == picture(form="PNG")
+
+
+def _samples(shard: Path) -> list[dict[str, bytes]]:
+    return list(webdataset.WebDataset(str(shard), shardshuffle=False))
+
+
+def test_bad_rows_of_a_table_are_counted_and_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(picture())
+    good = "a.jpg\traw" + "\t" * 6
+    bad = ["gone.jpg\traw" + "\t" * 6, "a.jpg\traw", "a.jpg" + "\t" * 7, "\traw" + "\t" * 6, "a\0b\traw" + "\t" * 6, ""]
+    for number, row in enumerate(bad):
+        with pytest.raises(InputError, match=r"1 of 2 rows are unusable, at most 0 may be; the first is line 3 \("):
+            pack(table(tmp_path, [good, row]), tmp_path / f"out{number}")
+    report = pack(table(tmp_path, [good] * 2995 + bad[:3] + [good, good]), tmp_path / "out")
+    assert (report[0].samples, report[0].skipped) == (2997, 3)
+
+
+def test_digits(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    to = tmp_path / "new" / "digits"
+    report = pack("digits", to)
+    assert [(split.name, split.samples) for split in report] == [("train", 1442), ("val", 355)]
+    names, templates = (json.loads((to / f"{kind}.json").read_text()) for kind in ("classnames", "templates"))
+    assert len(names) == 10 and len(set(templates)) >= 16 and all(text.count("{}") == 1 for text in templates)
+    train, val = opened(to, "train"), opened(to, "val")
+    assert [train.fingerprint, val.fingerprint] == [split.fingerprint for split in report]
+    assert check_training(train, 1442, 16, "f") == 0
+    for data in (train, val):
+        check_labels(data, names, "f")
+        assert [data.classnames[i] for i in range(20)] == [names[label] for label in data.labels[:20]]
+        assert min(np.bincount(data.labels)) / len(data) > 0.09
+        assert decode(data.picture(0)).shape == (3, 32, 32)
+    assert not set(train.keys) & set(val.keys)
+    captions = [tuple(train.tokens(0, j, 77).tolist()) for j in range(train.caption_count(0))]
+    assert len(set(captions)) >= 16
+    before = bytes_of(to)
+    assert pack("digits", to) == report and bytes_of(to) == before
+    (to / "sizes.json").write_text("{}")
+    with pytest.raises(InputError, match="holds something else"):
+        pack("digits", to)
+    assert (to / "sizes.json").read_text() == "{}" and [path.name for path in to.parent.iterdir() if path != to] == [
+        "cache"
+    ]
+
+
+def test_digits_without_scikit_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *rest: object, **named: object) -> object:
+        if name.startswith("sklearn"):
+            raise ImportError(name)
+        return real(name, *rest, **named)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(InputError, match="pip install scikit-learn"):
+        pack("digits", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not beside this checkout")
+def test_real_photos(tmp_path: Path) -> None:
+    report = pack(SHARED / "coco-mini", tmp_path / "out", size=64)
+    assert {(split.name, split.samples) for split in report} == {("train", 50), ("val", 51)}
+    data = opened(tmp_path / "out", "val")
+    assert min(decode(data.picture(0)).shape[1:]) == 64 and check_training(data, 51, 5, "f") == 0
+    meta = json.loads(_samples(tmp_path / "out" / "val-000000.tar")[0]["json"])
+    assert meta["license"].startswith("http") and len(meta["captions"]) == 5
