@@ -1,4 +1,4 @@
-"""For every level: torch's threads, and skips that are seen. On CI a skip is a failure, as nothing may be missing there."""
+"""For every level: where things are, and skips that are seen: on CI a skip is a failure, as nothing is missing there."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
     if report.skipped and not hasattr(report, "wasxfail"):
-        _skipped.append(f"{item.nodeid}: {report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr}")
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        _skipped.append(f"{item.nodeid}: {reason}")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -100,7 +100,7 @@ def _neighbours(spec: ChainSpec, report: Report) -> None:
 
 
 def mismatch(before: ModelConfig, after: ModelConfig) -> list[str]:
-    """Why `after` cannot be grown from `before`; empty if it can. No tower may shrink, one must grow, the rest is equal."""
+    """Why `after` cannot be grown from `before`, if so: no tower may shrink, one must grow, the rest must be equal."""
     b, a = before.vision_cfg, after.vision_cfg
     bt, at = before.text_cfg, after.text_cfg
     if a.is_swin != b.is_swin:
@@ -124,7 +124,7 @@ def mismatch(before: ModelConfig, after: ModelConfig) -> list[str]:
     sizes: list[tuple[str, int, int]] = [
         ("vision width", b.base_width, a.base_width),
         ("vision heads", b.heads, a.heads),
-        *((f"vision depth{f' of part {i + 1}' if a.is_swin else ''}", x, y) for i, (x, y) in enumerate(zip(b.depths, a.depths, strict=True))),
+        *(("vision depth", x, y) for x, y in zip(b.depths, a.depths, strict=True)),
         ("text width", bt.width, at.width),
         ("text heads", bt.heads, at.heads),
         ("text depth", bt.layers, at.layers),

@@ -68,7 +68,7 @@ class TrainFiles(Record):
 class DataRequest(Record):
     """What data a chain reads, and where its indexes and tokens may be kept (never beside the data).
 
-    `python -m modelchain_trainer prepare FILE` takes one: it builds what is missing, checks all of it before the first
+    `python -m modelchain_data FILE` takes one: it builds what is missing, checks all of it before the first
     stage, and answers with a DataAnswer on standard output.
     """
 

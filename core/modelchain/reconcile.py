@@ -226,7 +226,7 @@ class _Walk:
             return stage
         if self.finished:
             return self._failed(
-                stage, FailureClass.NO_ARTIFACT, "and the chain had already ended; run again to train it"
+                stage, FailureClass.NO_ARTIFACT, "the chain had ended before; run again to train this stage"
             )
         if self.seen.live - self.wanted:
             self.again = 0.5

@@ -41,7 +41,7 @@ def test_a_chain_is_trained_and_its_artifacts_open_in_open_clip(finished: Chain)
     first, second = finished.artifact(0), finished.artifact(1)
     assert status["stages"][0]["artifact"]["digest"] == sha(first / WEIGHTS)
     results = json.loads((second / "results.json").read_text())
-    assert {"stage", "model", "predecessor", "steps", "samplesSeen", "macs", "seconds", "initial", "final", "growth"} <= set(results)
+    assert {"stage", "model", "steps", "samplesSeen", "macs", "seconds", "initial", "final", "growth"} <= set(results)
     assert results["predecessor"] == "one" and results["steps"] == 2 * (finished.samples // 32)
     assert set(results["initial"]) == {"loss", "metrics"}
     assert results["growth"]["inserted"] > 0 and results["growth"]["duplicated"] > 0

@@ -1,4 +1,4 @@
-"""`python -m modelchain_trainer TASK.json` trains one stage (under torchrun or alone); `... prepare REQUEST` checks data.
+"""`python -m modelchain_trainer TASK.json`: train one stage, under torchrun or alone.
 
 Whatever happens, the last word is written before the process ends, and the exit code says the same (RULES section 5).
 """
@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from modelchain.cli.local.guard import PARENT, die_with_parent
-from modelchain.contracts import DataAnswer, DataRequest, FailureClass, LastWord, Task
+from modelchain.contracts import FailureClass, LastWord, Task
 from modelchain.errors import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
-    EXIT_INTERRUPTED,
     EXIT_PREEMPTED,
     EXIT_WORK_FAILED,
     InputError,
@@ -28,27 +27,8 @@ from modelchain.errors import (
 def main(arguments: list[str]) -> int:
     if PARENT in os.environ:
         die_with_parent(signal.SIGKILL, int(os.environ[PARENT]))
-    if arguments[:1] == ["prepare"]:
-        return prepare(DataRequest.model_validate_json(Path(arguments[1]).read_bytes()))
     text = Path(arguments[0]).read_text() if arguments else os.environ["MODELCHAIN_TASK"]
     return train(Task.model_validate_json(text))
-
-
-def prepare(request: DataRequest) -> int:
-    """Build indexes and tokens, check all data, answer on standard output."""
-    from modelchain_trainer.data.request import open_data
-
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_INTERRUPTED))
-    try:
-        notes: list[str] = []
-        train_set, _ = open_data(request, notes.append)
-        answer, code = DataAnswer(fingerprint=train_set.fingerprint, notes=notes), EXIT_DONE
-    except InputError as error:
-        answer, code = DataAnswer(problems=[str(p) for p in error.problems]), EXIT_BAD_INPUT
-    except WorkError as error:
-        answer, code = DataAnswer(problems=[str(error)]), EXIT_WORK_FAILED
-    print(answer.model_dump_json(by_alias=True))
-    return code
 
 
 def train(task: Task) -> int:

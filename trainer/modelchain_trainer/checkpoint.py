@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors and JSON in a directory that is renamed into place last, written behind the training's back."""
+"""Checkpoints: safetensors and JSON in a directory that is renamed into place last, written beside the training."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ KEPT = 2
 class Checkpointer:
     """Writes `<root>/<input digest>/<owner>-a<n>/step-<k>/`, one at a time, in a thread; used by rank 0 alone."""
 
-    def __init__(self, attempt: Path, inputs: Mapping[str, Any], input_digest: str, environment: Mapping[str, str | int]):
+    def __init__(self, attempt: Path, inputs: dict[str, Any], input_digest: str, environment: dict[str, str | int]):
         self.attempt, self.saved_step = attempt, -1
-        self._manifest = {"inputs": dict(inputs), "input_digest": input_digest, "environment": dict(environment)}
+        self._manifest = {"inputs": inputs, "input_digest": input_digest, "environment": environment}
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[int] | None = None
         self._verified: set[Path] = set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -10,16 +9,17 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES, SimpleTokenizer, build_zero_shot_classifier
+from open_clip import SimpleTokenizer, build_zero_shot_classifier
 from torch import Tensor
 from torch.nn import functional as F
 
 from modelchain.contracts import DataRequest, TaskEvaluation
-from modelchain.errors import InputError
+from modelchain.errors import WorkError
+from modelchain_data.batches import evaluation_image
+from modelchain_data.index import ShardSet
+from modelchain_data.prompts import class_names, prompt_templates
+from modelchain_data.request import open_evaluations
 from modelchain_trainer.artifact import load_artifact
-from modelchain_trainer.data.batches import evaluation_image
-from modelchain_trainer.data.index import ShardSet
-from modelchain_trainer.data.request import open_evaluations
 from modelchain_trainer.models import build, encode_image, encode_text, normalise
 
 RECALLS = (1, 5, 10)
@@ -44,9 +44,7 @@ class Evaluator:
     @torch.no_grad()
     def __call__(self, clip: torch.nn.Module, epoch: int | None = None) -> dict[str, float]:
         """Metrics by name; with `epoch`, only of evaluations due after that many epochs (`everyEpochs`)."""
-        due = [
-            (e, s) for e, s in self.evaluations if epoch is None or (e.every_epochs and epoch % e.every_epochs == 0)
-        ]
+        due = [(e, s) for e, s in self.evaluations if epoch is None or (e.every_epochs and epoch % e.every_epochs == 0)]
         if not due:
             return {}
         training = clip.training
@@ -107,13 +105,20 @@ class Evaluator:
         with ThreadPoolExecutor(self.threads) as pool:
             for start in range(0, len(mine), self.batch):
                 ids = list(mine[start : start + self.batch])
-                pictures = list(pool.map(lambda i: evaluation_image(samples.picture(i), side), ids))
+                pictures = list(pool.map(lambda i: _picture(samples, i, side), ids))
                 yield ids, encode_image(clip, normalise(torch.stack(pictures).to(self.device)))
 
     def _sum(self, tensor: Tensor) -> Tensor:
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
+
+
+def _picture(samples: ShardSet, i: int, side: int) -> Tensor:
+    try:
+        return evaluation_image(samples.picture(i), side)
+    except ValueError as error:  # leaving it out would change what the metric means
+        raise WorkError(f"evaluation picture {samples.keys[i]!r} cannot be decoded: {error}", "Data") from error
 
 
 def measure(directory: Path, request: DataRequest) -> dict[str, float]:
@@ -138,32 +143,3 @@ def _recalls(
         found = right(best, rows)
         hits += torch.stack([found[:, :k].any(dim=-1).sum() for k in ks])
     return (100 * hits / len(queries)).tolist()
-
-
-def class_names(evaluation: TaskEvaluation) -> list[str]:
-    if evaluation.class_names == "imagenet":
-        return list(IMAGENET_CLASSNAMES)
-    return _json_list(str(evaluation.class_names), "classNames")
-
-
-def prompt_templates(evaluation: TaskEvaluation) -> list[Callable[[str], str]]:
-    """Functions from a class name to a prompt; only `{}` is special, so that other braces do no harm."""
-    if evaluation.templates == "openai":
-        return list(OPENAI_IMAGENET_TEMPLATES)
-    texts = _json_list(str(evaluation.templates), "templates")
-    for text in texts:
-        if "{}" not in text:
-            raise InputError(f"template {text!r} has no {{}} for the class", file=evaluation.templates)
-    return [lambda name, text=text: text.replace("{}", name) for text in texts]  # type: ignore[misc]
-
-
-def _json_list(path: str, field: str) -> list[str]:
-    try:
-        value = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", file=path, field=field) from error
-    except ValueError as error:
-        raise InputError(f"is not JSON: {error}", file=path, field=field) from error
-    if not isinstance(value, list) or not value or not all(isinstance(v, str) and v.strip() for v in value):
-        raise InputError(f"must be a JSON list of texts, for {field}", file=path)
-    return value

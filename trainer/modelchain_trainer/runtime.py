@@ -41,6 +41,7 @@ def join(threads: int | None) -> tuple[int, int, torch.device]:
         torch.set_float32_matmul_precision("high")
     else:
         torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # for debugging; costs a third of a small step
     if threads:
         torch.set_num_threads(threads)
     if world > 1 and not dist.is_initialized():

@@ -20,9 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 from modelchain.cli.files import sha256_of
 from modelchain.contracts import MANIFEST, METRICS, Growth, LastWord, Manifest, Measured, Results, Task
 from modelchain.errors import WorkError
+from modelchain_data.batches import Batch, Batches
+from modelchain_data.request import open_data
 from modelchain_trainer import artifact, checkpoint, growth, models, runtime
-from modelchain_trainer.data.batches import Batch, Batches
-from modelchain_trainer.data.request import open_data
 from modelchain_trainer.evaluate import Evaluator
 from modelchain_trainer.loss import cached_backward, contrastive, distillation
 from modelchain_trainer.runtime import Preempted, Stop
@@ -41,7 +41,8 @@ class Trainer:
         self.rank, self.world, self.device = runtime.join(task.threads)
         self.say: Callable[[str], None] = say if self.rank == 0 else lambda _: None
         bf16 = partial(torch.autocast, self.device.type, torch.bfloat16)
-        self.precision: Callable[[], AbstractContextManager[Any]] = bf16 if self.inputs["precision"] == "bf16" else nullcontext
+        mixed = self.inputs["precision"] == "bf16"
+        self.precision: Callable[[], AbstractContextManager[Any]] = bf16 if mixed else nullcontext
         data = self.inputs["data"]
         self.steps_per_epoch = data["samples"] // self.inputs["globalBatchSize"]
         self.steps = self.inputs["epochs"] * self.steps_per_epoch
@@ -109,7 +110,9 @@ class Trainer:
             {"params": decayed[False], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), eps=1e-8, fused=True)
-        self.wrapped: torch.nn.Module = DistributedDataParallel(self.student, broadcast_buffers=False) if self.world > 1 else self.student
+        self.wrapped: torch.nn.Module = (
+            DistributedDataParallel(self.student, broadcast_buffers=False) if self.world > 1 else self.student
+        )
 
     def _resume(self) -> None:
         """From the newest checkpoint of these inputs that verifies, by whichever attempt; rank 0 chooses for all."""
@@ -125,7 +128,8 @@ class Trainer:
         self.report_progress(self.first_step, None)
 
     def _loop(self, batches: Batches, evaluate: Evaluator) -> None:
-        saver = checkpoint.Checkpointer(self.attempt, self.inputs, self.task.input_digest, runtime.environment(self.world, self.device))
+        environment = runtime.environment(self.world, self.device)
+        saver = checkpoint.Checkpointer(self.attempt, self.inputs, self.task.input_digest, environment)
         agreement = runtime.Agreement(self.world)
         losses: list[tuple[int, Tensor]] = []
         logged = saved = time.monotonic()
@@ -159,8 +163,10 @@ class Trainer:
     def _step(self, batch: Batch) -> Tensor:
         """One update; returns the losses [total, task, distillation] of the global batch, still on the device."""
         for group in self.optimizer.param_groups:
-            group["lr"] = runtime.learning_rate(batch.step, self.steps, self.inputs["warmupSteps"], float(self.inputs["learningRate"]))
-        torch.manual_seed(hash((self.inputs["seed"], batch.step, self.rank)) % 2**63)  # Swin's drop_path, when resumed too
+            peak, warmup = float(self.inputs["learningRate"]), self.inputs["warmupSteps"]
+            group["lr"] = runtime.learning_rate(batch.step, self.steps, warmup, peak)
+        # Swin's drop_path draws from it: the same after a resume, another on every rank.
+        torch.manual_seed(hash((self.inputs["seed"], batch.step, self.rank)) % 2**63)
         self.optimizer.zero_grad(set_to_none=True)
         micro = self.task.micro_batch_size
         pieces = [self._to_device(piece) for piece in batch.pieces(micro // self.world if micro else None)]
@@ -216,10 +222,9 @@ class Trainer:
                 event="step", step=s + 1, steps=self.steps, loss=total, taskLoss=task, distillationLoss=pull,
                 samplesPerSecond=rate * self.inputs["globalBatchSize"], etaSeconds=eta, macs=self._spent(s + 1),
             )  # fmt: skip
-        self.say(
-            f"{self.task.stage} step {step}/{self.steps} epoch {step / self.steps_per_epoch:.1f} loss {self.final_loss:.4f} "
-            f"{rate * self.inputs['globalBatchSize']:.0f} samples/s, {timedelta(seconds=round(eta))} left"
-        )
+        at = f"{self.task.stage} step {step}/{self.steps} epoch {step / self.steps_per_epoch:.1f}"
+        speed = f"{rate * self.inputs['globalBatchSize']:.0f} samples/s, {timedelta(seconds=round(eta))} left"
+        self.say(f"{at} loss {self.final_loss:.4f} {speed}")
         self.state["counters"] = {"replacedPictures": batches.replaced, "scarceCaptions": self.scarce}
 
     def _record(self, **record: Any) -> None:
@@ -237,7 +242,8 @@ class Trainer:
         return round(self._seconds() * self.world, 3) if self.device.type == "cuda" else 0.0
 
     def _state(self, step: int) -> dict[str, Any]:
-        return {**self.state, "step": step, "seconds": self.seconds_before + self._seconds(), "finalLoss": self.final_loss}
+        seconds = self.seconds_before + self._seconds()
+        return {**self.state, "step": step, "seconds": seconds, "finalLoss": self.final_loss}
 
     def report_progress(self, step: int, checkpoint_step: int | None) -> None:
         """Keep the last word up to date, so that it is true whenever the end comes."""

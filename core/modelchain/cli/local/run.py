@@ -94,7 +94,7 @@ def _prepare(request: DataRequest, store: Root, console: Console) -> str:
     write_atomic(asked, request.model_dump_json(by_alias=True).encode())
     with console.status("checking the data"):
         done = subprocess.run(
-            [sys.executable, "-m", "modelchain_trainer", "prepare", str(asked)],
+            [sys.executable, "-m", "modelchain_data", str(asked)],
             stdout=subprocess.PIPE,
             text=True,
             check=False,

@@ -75,7 +75,8 @@ def report_table(plan: Plan, status: ChainStatus, results: dict[str, Results]) -
     total, alone = sum(r.macs for r in results.values()), plan.individual.macs
     columns = [
         ("stage", "together"), ("epochs", ""), ("parameters grown", ""),
-        (f"{metric or 'loss'} at step 0", ""), ("at the end", ""), ("seconds", f"{sum(r.seconds for r in results.values()):.0f}"),
+        (f"{metric or 'loss'} at step 0", ""), ("at the end", ""), 
+        ("seconds", f"{sum(r.seconds for r in results.values()):.0f}"),
         ("MACs", human(total)), ("alone (epochs)", human(alone)), ("alone / chain", f"{alone / total:.2f}x" if total else ""),
     ]  # fmt: skip
     for name, footer in columns:

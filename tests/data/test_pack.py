@@ -15,9 +15,9 @@ import webdataset
 from PIL import Image
 
 from modelchain.errors import InputError
-from modelchain_trainer.data.batches import decode
-from modelchain_trainer.data.index import ShardSet, check_labels, check_training, open_set
-from modelchain_trainer.data.pack import captions_of, pack
+from modelchain_data.batches import decode
+from modelchain_data.index import ShardSet, check_labels, check_training, open_set
+from modelchain_data.pack import captions_of, pack
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 torch.set_num_threads(1)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
 
 from modelchain.errors import InputError, WorkError
-from modelchain_trainer.data.index import Problems, check_labels, check_training, fingerprint, open_set, read_shard
+from modelchain_data.index import Problems, check_labels, check_training, fingerprint, open_set, read_shard
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 JPEG = b"\xff\xd8 not decoded here"
@@ -103,7 +103,7 @@ def test_fingerprint_is_of_bytes_and_order_alone(shards: list[Path], tmp_path: P
 
 def test_sha256_is_not_computed_again(shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mark = fingerprint(shards, tmp_path / "cache")
-    monkeypatch.setattr("modelchain_trainer.data.index.sha256_of", lambda path: pytest.fail(f"hashed {path}"))
+    monkeypatch.setattr("modelchain_data.index.sha256_of", lambda path: pytest.fail(f"hashed {path}"))
     assert fingerprint(shards, tmp_path / "cache") == mark
 
 

@@ -22,8 +22,8 @@ from webdataset import ShardWriter
 from modelchain.cli.files import fsync
 from modelchain.errors import InputError
 from modelchain.shards import expand
-from modelchain_trainer.data.batches import decode
-from modelchain_trainer.data.index import Problems, fingerprint, read_shard
+from modelchain_data.batches import decode
+from modelchain_data.index import Problems, fingerprint, read_shard
 
 MAX_CAPTIONS = 16  # the raw one and 15 sentences, as in the paper
 COLUMNS = 8  # of a DreamLIP table: filepath raw shortIB longIB shortSV longSV shortLLA longLLA

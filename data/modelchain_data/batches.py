@@ -19,7 +19,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from modelchain.errors import WorkError
-from modelchain_trainer.data.index import ShardSet
+from modelchain_data.index import ShardSet
 
 SCALE, RATIO = (0.9, 1.0), (3 / 4, 4 / 3)  # open_clip's AugmentationCfg, torchvision's RandomResizedCrop
 CHUNKS, PAD_MULTIPLE, PREFETCH = 4, 8, 3

@@ -19,7 +19,7 @@ from open_clip.transform import image_transform
 from PIL import Image
 
 from modelchain.errors import WorkError
-from modelchain_trainer.data.batches import (
+from modelchain_data.batches import (
     RATIO,
     SCALE,
     Batch,
@@ -31,7 +31,7 @@ from modelchain_trainer.data.batches import (
     evaluation_image,
     global_batch,
 )
-from modelchain_trainer.data.index import ShardSet, open_set
+from modelchain_data.index import ShardSet, open_set
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 torch.set_num_threads(1)

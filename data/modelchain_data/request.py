@@ -7,7 +7,8 @@ from pathlib import Path
 
 from modelchain.contracts import DataRequest, TaskEvaluation
 from modelchain.errors import InputError
-from modelchain_trainer.data.index import ShardSet, check_labels, check_training, open_set
+from modelchain_data.index import ShardSet, check_labels, check_training, open_set
+from modelchain_data.prompts import class_names, prompt_templates
 
 
 def open_data(
@@ -35,8 +36,6 @@ def open_data(
 
 def open_evaluations(request: DataRequest) -> list[tuple[TaskEvaluation, ShardSet]]:
     """The evaluation sets alone, their labels checked against the class names."""
-    from modelchain_trainer.evaluate import class_names, prompt_templates
-
     opened = []
     for index, evaluation in enumerate(request.evaluation):
         samples = open_set([Path(f) for f in evaluation.files], Path(request.cache))

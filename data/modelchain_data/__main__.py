@@ -1,0 +1,28 @@
+"""`python -m modelchain_data REQUEST.json`: index and check all data of a chain before its first stage.
+
+Answers with one DataAnswer on standard output; exit code 0, 1 or 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from modelchain.contracts import DataAnswer, DataRequest
+from modelchain.errors import EXIT_DONE, InputError, WorkError
+from modelchain_data.request import open_data
+
+
+def main(request: DataRequest) -> int:
+    notes: list[str] = []
+    try:
+        train_set, _ = open_data(request, notes.append)
+        answer, code = DataAnswer(fingerprint=train_set.fingerprint, notes=notes), EXIT_DONE
+    except (InputError, WorkError) as error:
+        answer, code = DataAnswer(problems=str(error).splitlines()), error.exit_code
+    print(answer.model_dump_json(by_alias=True))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(DataRequest.model_validate_json(Path(sys.argv[1]).read_bytes())))

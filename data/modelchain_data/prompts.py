@@ -1,0 +1,41 @@
+"""Class names and prompt templates of a zero-shot evaluation: open_clip's own, or JSON lists of texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
+
+from modelchain.contracts import TaskEvaluation
+from modelchain.errors import InputError
+
+
+def class_names(evaluation: TaskEvaluation) -> list[str]:
+    if evaluation.class_names == "imagenet":
+        return list(IMAGENET_CLASSNAMES)
+    return _json_list(str(evaluation.class_names), "classNames")
+
+
+def prompt_templates(evaluation: TaskEvaluation) -> list[Callable[[str], str]]:
+    """Functions from a class name to a prompt; only `{}` is special, so that other braces do no harm."""
+    if evaluation.templates == "openai":
+        return list(OPENAI_IMAGENET_TEMPLATES)
+    texts = _json_list(str(evaluation.templates), "templates")
+    for text in texts:
+        if "{}" not in text:
+            raise InputError(f"template {text!r} has no {{}} for the class", file=evaluation.templates)
+    return [lambda name, text=text: text.replace("{}", name) for text in texts]  # type: ignore[misc]
+
+
+def _json_list(path: str, field: str) -> list[str]:
+    try:
+        value = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", file=path, field=field) from error
+    except ValueError as error:
+        raise InputError(f"is not JSON: {error}", file=path, field=field) from error
+    if not isinstance(value, list) or not value or not all(isinstance(v, str) and v.strip() for v in value):
+        raise InputError(f"must be a JSON list of texts, for {field}", file=path)
+    return value

@@ -1,0 +1,378 @@
+"""A world in which `decide` lives: trainers that finish, fail and vanish, edits, crashes. It checks every step it takes.
+
+Small enough to be explored exhaustively: all of its state is in `World`, all that happens to it are methods.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+from specs import DELETE, config, inline, with_changes
+
+from modelchain.contracts import FailureClass, LastWord, Progress
+from modelchain.digest import digest_of
+from modelchain.reconcile import decide
+from modelchain.spec import ModelChain
+from modelchain.status import AttemptStatus, ChainStatus, StageStatus, State
+from modelchain.world import Artifact, Damage, Launch, Observed, Seen, Step, Stop
+
+MAX_RETRIES, MAX_DISRUPTIONS = 1, 2
+EXIT = {FailureClass.PREEMPTED: "stopped", FailureClass.KILLED: "killed"}
+
+
+@cache
+def chain_of(stages: int, edits: tuple[tuple[str, Any], ...], suspend: bool, generation: int | None) -> ModelChain:
+    """A chain of that many stages, with edits by path, as the API server would hold it."""
+    shapes = (config(vision={"layers": 2 + i}) for i in range(stages))
+    retry = {"maxRetries": MAX_RETRIES, "maxDisruptions": MAX_DISRUPTIONS}
+    changes = {"spec.suspend": suspend, "metadata.generation": generation, "spec.retry": retry, **dict(edits)}
+    return ModelChain.model_validate(with_changes(inline(*shapes, **changes)))
+
+
+def weights_of(input_digest: str) -> str:
+    """Training is deterministic: the same inputs give the same bytes."""
+    return hashlib.sha256(input_digest.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """One attempt as it really is: what was spent, and how far its checkpoints had come when it began."""
+
+    stage: str
+    number: int
+    digest: str
+    live: bool = True
+    asked_to_stop: bool = False
+    word: LastWord | None = None
+    macs: int = 0
+    steps: int = 0
+    began_at: int = 0
+
+
+@dataclass
+class World:
+    """`cluster`: an edit raises the generation. Locally it comes with another `run`, which brings a new retry token."""
+
+    stages: int
+    cluster: bool = False
+    edits: dict[str, Any] = field(default_factory=dict)
+    suspend: bool = False
+    generation: int | None = None
+    retry: int = 0
+    interrupted: bool = False
+    now: float = 1_700_000_000.0
+    backoff: float = 0.0
+    status: ChainStatus = field(default_factory=ChainStatus)
+    trainers: dict[str, Trainer] = field(default_factory=dict)
+    artifacts: dict[str, str] = field(default_factory=dict)
+    checkpoints: dict[str, int] = field(default_factory=dict)
+    forgiven: frozenset[str] = frozenset()  # attempts of before budgets were renewed
+    forgetful: bool = False  # the status was lost, or a stage dropped: its ledger went with it
+    undisturbed: bool = True  # nothing has asked for anything to be stopped
+
+    def __post_init__(self) -> None:
+        if self.cluster and self.generation is None:
+            self.generation = 1
+
+    # What decide sees.
+
+    def chain(self) -> ModelChain:
+        return chain_of(self.stages, tuple(sorted(self.edits.items())), self.suspend, self.generation)
+
+    def artifact(self, digest: str) -> Artifact | Damage | None:
+        match self.artifacts.get(digest):
+            case None:
+                return None
+            case "damaged":
+                return Damage("a byte is flipped")
+        return Artifact(weights_of(digest), f"{digest}/artifact", macs=1000, metrics={"top1": 91.5}, epochs=20)
+
+    def seen(self, name: str) -> Seen:
+        """As the local runner tells it: of an attempt that status has closed, only whether it lives."""
+        trainer = self.trainers.get(name)
+        if trainer is None:
+            return Seen(live=False, started=False)
+        progress = Progress(step=trainer.steps, steps=100, samples_per_second=1.0, eta_seconds=1.0)
+        return Seen(
+            live=trainer.live,
+            started=True,
+            word=None if trainer.live else trainer.word,
+            progress=progress if trainer.live and trainer.steps else None,
+            checkpoint_step=self.checkpoints.get(trainer.digest, 0),
+            macs=trainer.macs,
+        )
+
+    def highest_number(self, stage: str, digest: str) -> int:
+        return max((t.number for t in self.trainers.values() if stage == t.stage or digest == t.digest), default=0)
+
+    def observed(self) -> Observed:
+        return Observed(
+            status=self.status,
+            artifact=self.artifact,
+            attempt=self.seen,
+            live=frozenset(name for name, trainer in self.trainers.items() if trainer.live),
+            retry=str(self.retry),
+            interrupted=self.interrupted,
+            backoff_seconds=self.backoff,
+            highest_number=self.highest_number,
+        )
+
+    # What decide does.
+
+    def step(self) -> Step:
+        """One look, carried out; every promise is checked on the way."""
+        step = decide(self.chain(), self.observed(), self.now)
+        if step.write:
+            self._write(step.status)
+        elif isinstance(step.action, Launch):
+            self._launch(step.action)
+        elif isinstance(step.action, Stop):
+            self._stop(step.action)
+        return step
+
+    def held(self) -> bool:
+        return self.suspend or self.interrupted
+
+    def ended(self) -> bool:
+        """Finished, and nobody has asked for more since."""
+        asked = self.status.retry != str(self.retry) or self.status.observed_generation != (self.generation or 0)
+        return not asked and (self.status.is_true("Complete") or self.status.is_true("Failed"))
+
+    def _write(self, status: ChainStatus) -> None:
+        text = status.model_dump_json(by_alias=True)
+        assert ChainStatus.model_validate_json(text) == status, "a status is what it is written as"
+        before = {s.name: s for s in self.status.stages}
+        for stage in status.stages:
+            old = before.get(stage.name, StageStatus(name=stage.name))
+            assert stage.attempt_count >= old.attempt_count, "numbers never fall"
+            assert stage.macs >= old.macs or not old.attempts, "what was spent stays spent"
+            begun = stage.attempt_count > old.attempt_count
+            assert not (begun and self.ended()), "a finished chain starts work only when asked"
+            assert not (begun and self.held())
+            assert len({a.name for a in stage.attempts}) == len(stage.attempts)
+            assert all(a.finished_at is not None for a in stage.attempts[:-1]), "only the newest attempt may be open"
+            assert (stage.state is State.SUCCEEDED) <= (stage.artifact is not None)
+            assert (stage.artifact is None) or self.artifact_is_whole(stage.input_digest)
+        assert sum(s.macs for s in status.stages) == status.total.macs
+        if not self.forgetful and all(s.attempts or not s.macs for s in status.stages):
+            assert status.total.macs == sum(self.trainers[name].macs for name in self.closed(status))
+        self.status = status
+
+    def closed(self, status: ChainStatus) -> list[str]:
+        """Attempts that began and are closed in the status, or were and have left its history."""
+        open_ = {a.name for s in status.stages for a in s.attempts if a.finished_at is None}
+        return [name for name in self.trainers if name not in open_]
+
+    def artifact_is_whole(self, digest: str | None) -> bool:
+        return self.artifacts.get(digest or "") == "whole"
+
+    def _launch(self, launch: Launch) -> None:
+        attempt, stage = launch.attempt, self.chain().spec.stages[launch.stage]
+        known = next(s for s in self.status.stages if s.name == stage.name)
+        assert not any(trainer.live for trainer in self.trainers.values()), "never two live attempts"
+        assert not self.held() and not self.ended()
+        assert known.attempts[-1] == attempt and known.input_digest == attempt.input_digest, "the intent comes first"
+        assert known.state is State.STARTING, "an action only from a status that says so"
+        assert digest_of(launch.inputs) == attempt.input_digest
+        assert attempt.input_digest not in self.artifacts, "what is there is not trained again"
+        assert attempt.name not in self.trainers, "a name is used once"
+        assert all(t.number < attempt.number for t in self.trainers.values() if t.stage == stage.name)
+        if launch.stage == 0:
+            assert launch.predecessor is None and "predecessor" not in launch.inputs
+        else:
+            before = next(s for s in self.status.stages if s.name == self.chain().spec.stages[launch.stage - 1].name)
+            assert self.artifact_is_whole(before.input_digest), "a successor only after a whole predecessor"
+            assert launch.predecessor is not None
+            assert launch.inputs["predecessor"] == launch.predecessor.digest == weights_of(before.input_digest or "")
+        self._check_budgets(known, attempt)
+        self.trainers[attempt.name] = Trainer(
+            stage.name, attempt.number, attempt.input_digest, began_at=self.checkpoints.get(attempt.input_digest, 0)
+        )
+
+    def _check_budgets(self, stage: StageStatus, attempt: AttemptStatus) -> None:
+        judged = [
+            a for a in stage.attempts
+            if a.failure is not None and a.input_digest == attempt.input_digest and a.name not in self.forgiven
+        ]  # fmt: skip
+        failures = [a.failure for a in judged if a.failure is not None and a.state is State.FAILED]
+        assert not any(failure.permanent for failure in failures), "a permanent failure is not tried again"
+        assert sum(failure.disruption for failure in failures) <= MAX_DISRUPTIONS
+        assert sum(not failure.disruption for failure in failures) <= MAX_RETRIES
+
+    def _stop(self, stop: Stop) -> None:
+        trainer = self.trainers[stop.attempt]
+        assert trainer.live
+        assert not self.undisturbed, "nothing is stopped without a reason"
+        self.trainers[stop.attempt] = replace(trainer, asked_to_stop=True)
+
+    # What happens to it.
+
+    def live(self) -> str | None:
+        return next((name for name, trainer in self.trainers.items() if trainer.live), None)
+
+    def train(self, *, checkpoint: bool = True) -> None:
+        """The live attempt spends something, and may leave a checkpoint."""
+        name = self.live()
+        assert name is not None
+        trainer = self.trainers[name]
+        self.trainers[name] = replace(trainer, macs=trainer.macs + 10, steps=trainer.steps + 1)
+        if checkpoint:
+            self.checkpoints[trainer.digest] = self.checkpoints.get(trainer.digest, 0) + 1
+
+    def make_artifact(self) -> None:
+        """It is in place, and the process that made it still lives."""
+        name = self.live()
+        assert name is not None
+        self.artifacts.setdefault(self.trainers[name].digest, "whole")
+
+    def end(self, failure: FailureClass | None = None, *, word: bool = True) -> None:
+        """The live attempt exits: with success, with a failure, or without a last word."""
+        name = self.live()
+        assert name is not None
+        trainer = self.trainers[name]
+        said = LastWord(
+            result="Succeeded" if failure is None else "Failed",
+            failure=failure,
+            message="as it was told",
+            checkpoint_step=self.checkpoints.get(trainer.digest),
+            macs=trainer.macs // 2,  # it speaks of its last report; more was spent since
+        )
+        self.trainers[name] = replace(trainer, live=False, word=said if word else None)
+
+    def tear_launch(self, step: Step) -> None:
+        """The launcher dies half-way: the task is written, no process was started."""
+        assert isinstance(step.action, Launch)
+        self._launch(step.action)
+        name = step.action.attempt.name
+        self.trainers[name] = replace(self.trainers[name], live=False)
+
+    def restart(self) -> None:
+        """The decider comes back. Locally the command was typed again, which renews budgets and ends an interruption."""
+        self.interrupted = False
+        if not self.cluster:
+            self.ask_again()
+
+    def ask_again(self) -> None:
+        self.retry += 1
+        self._forgive()
+
+    def _forgive(self) -> None:
+        self.forgiven |= {a.name for s in self.status.stages for a in s.attempts}
+
+    def edit(self, **changes: Any) -> None:
+        """`suspend`, `drop` (the last stage), or a path with its value."""
+        self.undisturbed = False
+        self.suspend = changes.pop("suspend", self.suspend)
+        self.edits.update(changes)
+        self._forgive()
+        if self.cluster:
+            assert self.generation is not None
+            self.generation += 1
+        else:
+            self.restart()
+
+    def toggle(self, path: str, value: Any) -> None:
+        """Edit, or edit back."""
+        if path in self.edits:
+            del self.edits[path]
+            self.edit()
+        else:
+            self.edit(**{path: value})
+
+    def drop_last_stage(self) -> None:
+        """It is dropped from the spec, or comes back."""
+        self.forgetful = True
+        self.toggle(f"spec.stages[{self.stages - 1}]", DELETE)
+
+    def interrupt(self) -> None:
+        self.undisturbed = False
+        self.interrupted = True
+
+    def lose_status(self) -> None:
+        self.undisturbed, self.forgetful = False, True
+        self.status = ChainStatus()
+
+    def hurt(self, stage: int, how: str | None) -> None:
+        """An artifact of a stage is removed (None) or damaged."""
+        self.undisturbed = False
+        digest = self.status.stages[stage].input_digest
+        if how is None:
+            self.artifacts.pop(digest or "", None)
+        elif digest in self.artifacts:
+            self.artifacts[digest] = how
+
+    # With no more faults.
+
+    def calm_step(self) -> bool:
+        """One look; where it waits, the world goes on by itself. False at rest."""
+        step = self.step()
+        if step.write or step.action is not None:
+            assert step.again is not None
+            return True
+        name = self.live()
+        if step.again is None:
+            assert name is None, "at rest while something runs"
+            return False
+        if name is None:
+            assert step.again > 0 and self.backoff, "waits for nothing"
+            self.now += step.again
+        elif self.trainers[name].digest in self.artifacts:
+            self.end()
+        elif self.trainers[name].asked_to_stop:
+            self.end(FailureClass.PREEMPTED)
+        else:
+            self.train()
+            self.make_artifact()
+        return True
+
+    def check_rest(self) -> None:
+        """At rest: asked again, nothing is written; and why it rests is said."""
+        again = decide(self.chain(), self.observed(), self.now + 1000)
+        assert not again.write and again.action is None and again.again is None and again.status == self.status
+        conditions = [kind for kind in ("Complete", "Failed", "Suspended") if self.status.is_true(kind)]
+        assert len(conditions) == 1, conditions
+        states = [stage.state for stage in self.status.stages]
+        assert all(a.finished_at or not self.seen(a.name).started for s in self.status.stages for a in s.attempts)
+        match conditions[0]:
+            case "Complete":
+                assert set(states) == {State.SUCCEEDED}
+                assert all(self.artifact_is_whole(s.input_digest) for s in self.status.stages)
+            case "Suspended":
+                assert self.held()
+                assert State.SUSPENDED in states and State.FAILED not in states
+            case "Failed":
+                self._check_failed(next(s for s in self.status.stages if s.state is State.FAILED))
+        if not self.forgetful and all(s.attempts or not s.macs for s in self.status.stages):
+            assert self.status.total.macs == sum(t.macs for t in self.trainers.values()), "the ledger is what was spent"
+
+    def _check_failed(self, stage: StageStatus) -> None:
+        """For a reason: damage, an end that nothing can mend, a budget, or work that nobody asked for again."""
+        last = stage.attempts[-1].failure if stage.attempts else None
+        limits = (stage.retries > MAX_RETRIES, stage.disruptions > MAX_DISRUPTIONS)
+        assert (
+            self.artifacts.get(stage.input_digest or "") == "damaged"
+            or (last is not None and last.permanent)
+            or any(limits)
+            or "run again" in stage.reason
+            or stage.reason.startswith("CorruptArtifact")
+        ), stage.reason
+
+    # For a search.
+
+    def copy(self) -> World:
+        other = copy.copy(self)
+        other.edits, other.trainers = dict(self.edits), dict(self.trainers)
+        other.artifacts, other.checkpoints = dict(self.artifacts), dict(self.checkpoints)
+        return other
+
+    def key(self) -> bytes:
+        parts = (
+            self.stages, self.cluster, sorted(self.edits.items(), key=str), self.suspend, self.generation, self.retry,
+            self.interrupted, sorted(self.trainers.items()), sorted(self.artifacts.items()), sorted(self.checkpoints.items()),
+            sorted(self.forgiven), self.forgetful, self.undisturbed, self.now,
+        )  # fmt: skip
+        return hashlib.blake2b((repr(parts) + self.status.model_dump_json()).encode()).digest()

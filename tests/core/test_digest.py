@@ -1,0 +1,336 @@
+"""The input digest is a promise: goldens, and for every field of the spec the stages it retrains (RULES section 1)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import typing
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+from specs import DELETE, config, with_changes
+
+from modelchain.digest import canonical, differing_fields, digest_of, number, stage_inputs
+from modelchain.modelconfig import ModelConfig
+from modelchain.plan import plan
+from modelchain.spec import ModelChain
+from modelchain.zoo import MODELS
+
+ZOO = {
+    "metadata.labels": {"team": "a"},
+    "spec.stages": [
+        {"name": "a", "model": "ViT-T-16", "epochs": 32},
+        {"name": "b", "model": "ViT-S-16", "epochs": 8},
+        {"name": "c", "model": "ViT-B-16", "epochs": 5},
+    ],
+    "spec.evaluation": [
+        {"name": "top1", "kind": "ZeroShot", "shards": "/data/v.tar", "classNames": "imagenet", "templates": "openai"}
+    ],
+    "spec.storage": {"claimTemplate": {"size": "1Gi"}},
+}
+INLINE = {
+    f"spec.stages[{i}]": {"name": "abc"[i], "modelConfig": config(vision={"layers": 2 + i}), "epochs": 9 - i}
+    for i in range(3)
+}
+SWIN = {
+    f"spec.stages[{i}]": {
+        "name": "abc"[i],
+        "modelConfig": config() | {"vision_cfg": {"timm_model_name": f"swin_{size}_patch4_window7_224"}},
+        "epochs": 9,
+    }
+    for i, size in enumerate(("tiny", "small", "base"))
+}
+FREE = {"spec.stages[1].epochs": DELETE, "spec.stages[2].epochs": DELETE, "spec.allocation.targetAcceleration": "3"}
+ONLY = object()  # stands for a field that takes one value today
+
+
+class Row(NamedTuple):
+    """`path` changed to `value` retrains these stages of a chain of a, b and c."""
+
+    path: str
+    value: Any
+    misses: str
+    base: dict[str, Any] = ZOO
+
+
+def _vision(field: str, value: Any) -> Row:
+    return Row(f"spec.stages[1].modelConfig.vision_cfg.{field}", value, "bc", INLINE)
+
+
+def _text(field: str, value: Any) -> Row:
+    return Row(f"spec.stages[1].modelConfig.text_cfg.{field}", value, "bc", INLINE)
+
+
+def _trunk(field: str, value: Any, misses: str) -> Row:
+    return Row(f"spec.stages[1].modelConfig.vision_cfg.{field}", value, misses, SWIN)
+
+
+ROWS = [
+    Row("apiVersion", ONLY, ""),
+    Row("kind", ONLY, ""),
+    Row("metadata.name", "other", ""),
+    Row("metadata.namespace", "other", ""),
+    Row("metadata.labels", {"team": "b"}, ""),
+    Row("metadata.annotations", {"modelchain.dev/retry": "2"}, ""),
+    Row("metadata.uid", "8f4b1f0e", ""),
+    Row("metadata.resourceVersion", "2", ""),
+    Row("metadata.generation", 2, ""),
+    Row("metadata.creationTimestamp", "2026-01-02T03:04:05Z", ""),
+    Row("metadata.managedFields", [], ""),
+    Row("status", {"stages": []}, ""),
+    Row("spec.suspend", True, ""),
+    Row("spec.stages[1].name", "beta", ""),
+    Row("spec.stages[0].model", "ViT-C-16", "abc"),
+    Row("spec.stages[1].model", "ViT-M-16", "bc"),
+    Row("spec.stages[2].model", "ViT-L-16", "c"),
+    Row("spec.stages[1].modelConfig.embed_dim", 48, "bc", INLINE),
+    Row("spec.stages[1].modelConfig.quick_gelu", True, "bc", INLINE),
+    _vision("image_size", 64),
+    _vision("patch_size", 16),
+    _vision("width", 96),
+    _vision("layers", 7),
+    _vision("head_width", 16),
+    _vision("mlp_ratio", 2.0),
+    _trunk("timm_model_name", "swin_large_patch4_window7_224", "bc"),
+    _trunk("timm_model_pretrained", False, ""),
+    _trunk("timm_pool", "avg", ""),
+    _trunk("timm_proj", "linear", ""),
+    _text("context_length", 77),
+    Row("spec.stages[1].modelConfig.text_cfg.vocab_size", 49_408, "", INLINE),
+    _text("width", 96),
+    _text("heads", 1),
+    _text("layers", 7),
+    _text("mlp_ratio", 2.0),
+    Row("spec.stages[1].epochs", 9, "bc"),
+    Row("spec.stages[1].rerun", "again", "bc"),
+    Row("spec.stages[1].resources.nodes", 4, ""),
+    Row("spec.stages[1].resources.processesPerNode", 8, ""),
+    Row("spec.data.train.shards", "/data/train-{00..08}.tar", "abc"),
+    Row("spec.data.train.shards", "/data/moved/train-{00..07}.tar", ""),
+    Row("spec.data.train.shards", "/data/train-{07..00}.tar", "abc"),
+    Row("spec.data.train.samples", 99_999, "abc"),
+    Row("spec.data.train.captionsPerSample", 3, "abc"),
+    Row("spec.data.train.fingerprint", "0" * 64, "abc"),
+    Row("spec.data.volume.claimName", "other", ""),
+    Row("spec.data.volume.mountPath", "/mnt", ""),
+    Row("spec.evaluation[0].name", "other", ""),
+    Row("spec.evaluation[0].kind", ONLY, ""),
+    Row("spec.evaluation[0].shards", "/data/w.tar", ""),
+    Row("spec.evaluation[0].classNames", "/data/names.json", ""),
+    Row("spec.evaluation[0].templates", "/data/templates.json", ""),
+    Row("spec.evaluation[0].everyEpochs", 2, ""),
+    Row("spec.evaluation", [], ""),
+    Row("spec.recipe.baselineEpochs", 31, ""),
+    Row("spec.recipe.baselineEpochs", 31, "abc", {**ZOO, "spec.stages[0].epochs": DELETE}),
+    Row("spec.recipe.globalBatchSize", 128, "abc"),
+    Row("spec.recipe.learningRate", "1e-4", "abc"),
+    Row("spec.recipe.weightDecay", "0.2", "abc"),
+    Row("spec.recipe.warmupSteps.first", 501, "abc"),
+    Row("spec.recipe.warmupSteps.successors", 101, "bc"),
+    Row("spec.recipe.precision", "fp32", "abc"),
+    Row("spec.recipe.seed", 1, "abc"),
+    Row("spec.recipe.microBatchSize", 64, ""),
+    Row("spec.transfer.width", ONLY, "bc"),
+    Row("spec.transfer.depth", ONLY, "bc"),
+    Row("spec.transfer.distillation.alpha", "499", "bc"),
+    Row("spec.allocation.targetAcceleration", "2", ""),
+    Row("spec.allocation.targetAcceleration", "2", "bc", {**ZOO, **FREE}),
+    Row("spec.storage.claimTemplate.storageClassName", "rwx", ""),
+    Row("spec.storage.claimTemplate.size", "2Gi", ""),
+    Row("spec.storage", {"claimName": "other"}, ""),
+    Row("spec.storage.claimName", ONLY, ""),  # in the row above
+    Row("spec.storage.retain", False, ""),
+    Row("spec.runner.kind", "Local", ""),
+    Row("spec.runner.nodePool", "a100-80gb", ""),
+    Row("spec.runner.image", "ghcr.io/x@sha256:00", ""),
+    Row("spec.runner.queueName", "vision", ""),
+    Row("spec.retry.maxRetries", 0, ""),
+    Row("spec.retry.maxDisruptions", 0, ""),
+    Row("spec.checkpoint.everySeconds", 1, ""),
+]
+
+
+def parse(base: dict[str, Any], changes: dict[str, Any] | None = None) -> ModelChain:
+    return ModelChain.model_validate(with_changes(changes or {}, with_changes(base)))
+
+
+def weights_of(digest: str) -> str:
+    """An artifact digest that differs whenever the inputs do, as after training."""
+    return hashlib.sha256(f"weights of {digest}".encode()).hexdigest()
+
+
+def chain_inputs(chain: ModelChain) -> list[dict[str, Any]]:
+    """The inputs of every stage of a chain whose every stage was trained."""
+    out: list[dict[str, Any]] = []
+    for index, stage in enumerate(plan(chain, "analytic", {}).stages):
+        predecessor = weights_of(digest_of(out[-1])) if out else None
+        fingerprint = chain.spec.data.train.fingerprint
+        inputs = stage_inputs(chain.spec, index, epochs=stage.epochs, fingerprint=fingerprint, predecessor=predecessor)
+        out.append(inputs)
+    return out
+
+
+def digests(chain: ModelChain) -> list[str]:
+    return [digest_of(inputs) for inputs in chain_inputs(chain)]
+
+
+@pytest.mark.parametrize("row", [r for r in ROWS if r.value is not ONLY], ids=lambda r: f"{r.path}={str(r.value)[:20]}")
+def test_which_stages_a_field_retrains(row: Row) -> None:
+    before, after = digests(parse(row.base)), digests(parse(row.base, {row.path: row.value}))
+    assert "".join(n for n, x, y in zip("abc", before, after, strict=True) if x != y) == row.misses
+
+
+@pytest.mark.parametrize("field", ["width", "depth"])
+def test_the_growth_method_is_hashed_though_there_is_one(field: str) -> None:
+    chain = parse(ZOO)
+    other = chain.spec.transfer.model_copy(update={field: "Another"})
+    changed = chain.model_copy(update={"spec": chain.spec.model_copy(update={"transfer": other})})
+    before, after = digests(chain), digests(changed)
+    assert before[0] == after[0] and before[1] != after[1] and before[2] != after[2]
+
+
+def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        path = prefix + (field.alias or name)
+        nested = list(_models(field.annotation))
+        if not nested:
+            yield path
+        for inner in nested:
+            yield from _fields(inner, f"{path}{'[]' if 'list[' in str(field.annotation) else ''}.")
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in typing.get_args(annotation):
+        yield from _models(inner)
+
+
+def test_every_field_of_the_spec_has_a_row() -> None:
+    """A new field is hashed, or not hashed, on purpose."""
+    rows = {re.sub(r"\[\d\]", "[]", row.path) for row in ROWS}
+    fields = set(_fields(ModelChain))
+    assert len(fields) > 60
+    assert fields - rows == set()
+    assert rows - fields == {"spec.evaluation", "spec.storage"}, "rows for whole groups, beside those of their fields"
+
+
+GOLDEN = {
+    "ZOO": (ZOO, [
+        "c3f3d19d9b7fe91c037f88f2fc5b29b5a40c68a9a06c9615a651cc6824d33b40",
+        "03719e0eb16f45d0aff116cd05876d9a7eb6239bf5604acfc9d6464f925a1ff8",
+        "c8cb5ed04b19a0f8bd0973496443282d5ad0beb79868adfa63a1f040736f7113",
+    ]),
+    "INLINE": (INLINE, [
+        "b7ae22f2ab453119940a552bd2c71b49a00b59a68e049cdff243a31d98274809",
+        "518276c4e7ac2a4d8f77d8a57e47f989752bccd28649317d62811e2927864020",
+        "adf25f5c70fbc2e8372fdf283227bc91062e6ec118b07f495e4f6b0258864bab",
+    ]),
+    "SWIN": (SWIN, [
+        "40e3e01de558491b46d619b0741da57fede603e0d3c612a306767eab25c4c79a",
+        "1ffb9de2e8c9784a919735d96637ef424c612e2c1c02442816a81d0eb533d426",
+        "d9d35b5b7d2dbb51a847aa713cc3656d6b76138422ad6db21e6c6dff3649e389",
+    ]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_digests(name: str) -> None:
+    """If this fails, every artifact in the world is retrained: raise `v`, or TRAINER_MATH, and say so."""
+    base, expected = GOLDEN[name]
+    assert digests(parse(base)) == expected
+
+
+def test_golden_text() -> None:
+    """What is hashed, letter by letter, for somebody who computes it in another language."""
+    text = (
+        '{"captionsPerSample":4,"data":{"fingerprint":null,"samples":100000,"shards":["train-00.tar","train-01.tar"]},'
+        '"epochs":8,"globalBatchSize":256,"learningRate":"0.001","modelConfig":{"embed_dim":32,"quick_gelu":false,'
+        '"text_cfg":{"context_length":16,"heads":2,"layers":2,"mlp_ratio":4.0,"vocab_size":49408,"width":64},'
+        '"vision_cfg":{"head_width":32,"image_size":32,"layers":3,"mlp_ratio":4.0,"patch_size":8,"width":64}},'
+        '"precision":"bf16","predecessor":"' + "f" * 64 + '","rerun":null,"seed":0,"trainerMath":1,"transfer":'
+        '{"depth":"Duplicate","distillation":{"alpha":"500"},"width":"Insert"},"v":1,"warmupSteps":100,"weightDecay":"0.1"}'
+    )
+    spec = parse(INLINE, {"spec.data.train.shards": "/data/train-{00..01}.tar"}).spec
+    inputs = stage_inputs(spec, 1, epochs=8, fingerprint=None, predecessor="f" * 64)
+    assert canonical(inputs).decode() == text
+    assert digest_of(inputs) == hashlib.sha256(text.encode()).hexdigest()
+    assert digest_of(json.loads(text)) == digest_of(inputs), "what is written to a manifest hashes alike when read back"
+
+
+def test_the_first_stage_has_no_transfer() -> None:
+    first, second, third = chain_inputs(parse(ZOO))
+    assert "transfer" not in first and "predecessor" not in first
+    assert first["warmupSteps"] == 500 and second["warmupSteps"] == third["warmupSteps"] == 100
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_and_its_config_written_out_hash_alike(name: str) -> None:
+    resolved = MODELS[name].config.resolved()
+    assert ModelConfig.model_validate(resolved).resolved() == resolved
+    stages = [{"name": "a", "model": name}], [{"name": "a", "modelConfig": json.loads(json.dumps(resolved))}]
+    assert digests(parse({"spec.stages": stages[0]})) == digests(parse({"spec.stages": stages[1]}))
+
+
+def test_defaults_written_out_hash_alike() -> None:
+    written = {
+        "spec.recipe.weightDecay": "0.1",
+        "spec.recipe.precision": "bf16",
+        "spec.recipe.seed": 0,
+        "spec.data.train.captionsPerSample": 4,
+        "spec.transfer": {"width": "Insert", "depth": "Duplicate", "distillation": {"alpha": "500"}},
+        "spec.stages[1].modelConfig.vision_cfg.mlp_ratio": 4,
+    }
+    assert digests(parse(INLINE)) == digests(parse(INLINE, written))
+
+
+SPELLINGS = [
+    ("1e-3", "0.001", ".001", "1.0E-3", "0.00100", "10e-4"),
+    ("500", "5e2", "500.0", "0500"),
+    ("0", "0.0", "0e9"),
+]
+
+
+@pytest.mark.parametrize("spellings", SPELLINGS, ids=lambda s: s[0])
+def test_equal_decimals_hash_alike(spellings: tuple[str, ...]) -> None:
+    alpha = "spec.transfer.distillation.alpha"
+    assert len({tuple(digests(parse(ZOO, {alpha: text}))) for text in spellings}) == 1
+    assert len({number(text) for text in spellings}) == 1
+
+
+@given(st.from_regex(r"\A([0-9]{1,6}(\.[0-9]{0,6})?|\.[0-9]{1,6})([eE][-+]?[0-9]{1,2})?\Z"))
+def test_a_decimal_has_one_spelling_and_keeps_its_value(text: str) -> None:
+    spelled = number(text)
+    assert Decimal(spelled) == Decimal(text)
+    assert number(spelled) == spelled and re.fullmatch(r"0|[1-9]\d*|(0|[1-9]\d*)\.\d*[1-9]", spelled)
+
+
+@pytest.mark.parametrize(
+    ("changes", "base", "stage", "fields"),
+    [
+        ({"spec.recipe.learningRate": "1e-4"}, ZOO, 0, ["learningRate"]),
+        ({"spec.recipe.learningRate": "1e-4"}, ZOO, 1, ["learningRate", "predecessor"]),
+        ({"spec.stages[1].epochs": 9, "spec.stages[1].rerun": "x"}, ZOO, 1, ["epochs", "rerun"]),
+        ({"spec.stages[1].epochs": 9}, ZOO, 2, ["predecessor"]),
+        ({"spec.transfer.distillation.alpha": "1"}, ZOO, 1, ["transfer.distillation.alpha"]),
+        ({"spec.data.train.shards": "/data/x.tar"}, ZOO, 0, ["data.shards"]),
+        ({"spec.stages[1].modelConfig.vision_cfg.layers": 9}, INLINE, 1, ["modelConfig.vision_cfg.layers"]),
+        ({"spec.suspend": True}, ZOO, 1, []),
+    ],
+)
+def test_a_miss_names_its_fields(changes: dict[str, Any], base: dict[str, Any], stage: int, fields: list[str]) -> None:
+    old, new = chain_inputs(parse(base))[stage], chain_inputs(parse(base, changes))[stage]
+    assert differing_fields(old, new) == fields
+
+
+def test_a_stage_that_becomes_the_first_names_what_it_lost() -> None:
+    spec = parse(ZOO).spec
+    as_second = stage_inputs(spec, 1, epochs=8, fingerprint=None, predecessor="a" * 64)
+    alone = stage_inputs(spec, 1, epochs=8, fingerprint=None, predecessor=None)
+    assert differing_fields(as_second, alone) == ["warmupSteps", "transfer", "predecessor"]
