@@ -7,12 +7,12 @@ from pathlib import Path
 
 from modelchain.contracts import DataRequest, TaskEvaluation
 from modelchain.errors import InputError
-from modelchain_data.index import ShardSet, check_labels, check_training, open_set
+from modelchain_data.index import Progress, ShardSet, check_labels, check_training, open_set
 from modelchain_data.prompts import class_names, prompt_templates
 
 
 def open_data(
-    request: DataRequest, note: Callable[[str], None] = lambda _: None
+    request: DataRequest, note: Callable[[str], None] = lambda _: None, on_progress: Progress = lambda *_: None
 ) -> tuple[ShardSet, list[tuple[TaskEvaluation, ShardSet]]]:
     """Open the training and evaluation shards, building their indexes in `request.cache` where needed.
 
@@ -20,7 +20,7 @@ def open_data(
         InputError: anything about the data that contradicts the spec, with file and field.
     """
     cache, train = Path(request.cache), request.train
-    train_set = open_set([Path(f) for f in train.files], cache)
+    train_set = open_set([Path(f) for f in train.files], cache, on_progress)
     if train.fingerprint is not None and train.fingerprint != train_set.fingerprint:
         message = (
             f"is {train.fingerprint}, but these shards have {train_set.fingerprint}: not the data this was written for"

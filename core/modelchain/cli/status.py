@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from modelchain.cli.local.root import parse_status, read_object
-from modelchain.cli.local.table import stages_table
+from modelchain.cli.local.table import console, stages_table
 from modelchain.errors import InputError
 
 
@@ -39,4 +38,4 @@ def status(
     if output is Output.JSON:
         typer.echo(json.dumps(parsed.model_dump(mode="json", by_alias=True), indent=1))
         return
-    Console().print(stages_table(stored["metadata"]["name"], parsed))
+    console().print(stages_table(stored["metadata"]["name"], parsed))

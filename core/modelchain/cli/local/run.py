@@ -19,6 +19,7 @@ from modelchain.cli.load import load_chain
 from modelchain.cli.local.launch import Trainer
 from modelchain.cli.local.lock import RootLock
 from modelchain.cli.local.root import Root
+from modelchain.cli.local.table import console as make_console
 from modelchain.cli.local.table import report_table, stages_table
 from modelchain.cli.local.world import LocalWorld
 from modelchain.cli.paths import DataFolder
@@ -53,7 +54,7 @@ def run(
 
     Example: [bold]modelchain run -f examples/quickstart.yaml --root runs/quickstart --data runs/digits[/bold]
     """
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     chain = load_chain(file)
     status_name = "status.json"
     if alone is not None:
@@ -92,13 +93,9 @@ def _prepare(request: DataRequest, store: Root, console: Console) -> str:
     """Have the trainer index and check all data before the first stage; returns the training data's fingerprint."""
     asked = store.path / ".data-request.json"
     write_atomic(asked, request.model_dump_json(by_alias=True).encode())
-    with console.status("checking the data"):
-        done = subprocess.run(
-            [sys.executable, "-m", "modelchain_data", str(asked)],
-            stdout=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
+    console.print("checking the data", style="dim")
+    command = [sys.executable, "-m", "modelchain_data", str(asked)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     asked.unlink(missing_ok=True)
     try:
         answer = DataAnswer.model_validate_json(done.stdout)
@@ -164,11 +161,12 @@ def _print_changes(status: ChainStatus, before: str) -> str:
 
 def _conclude(chain: ModelChain, store: Root, status: ChainStatus, interrupted: bool, console: Console) -> None:
     """Say how it ended, on the last line and in the exit code."""
-    console.print(stages_table(chain.metadata.name, status))
+    if not status.is_true("Complete"):
+        console.print(stages_table(chain.metadata.name, status))
     if status.is_true("Complete"):
         found = {s.name: store.results(s.input_digest) for s in status.stages if s.input_digest}
         results = {name: result for name, result in found.items() if result is not None}
-        Console().print(report_table(plan(chain, "analytic", {}, _epochs(status)), status, results))
+        make_console().print(report_table(plan(chain, "analytic", {}, _epochs(status)), status, results))
         return
     failed = next((s for s in status.stages if s.state is State.FAILED), None)
     if failed is not None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from rich.console import Group, RenderableType
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from modelchain.contracts import Results
+from modelchain.contracts import Measured, Results
 from modelchain.plan import Plan
 from modelchain.status import ChainStatus, StageStatus, State
 
@@ -32,26 +33,33 @@ def human(value: float) -> str:
     return f"{value:.3g} Z"
 
 
+def console(stderr: bool = False) -> Console:
+    """Tables are never folded to less than they need; a pipe has no width of its own."""
+    made = Console(stderr=stderr)
+    if not made.is_terminal:
+        made = Console(stderr=stderr, width=120)
+    return made
+
+
 def stages_table(name: str, status: ChainStatus) -> RenderableType:
-    """One line a stage: state, progress with ETA, MACs spent, first metric."""
-    table = Table(title=f"chain {name}", title_justify="left", header_style="bold", expand=False)
-    for column, justify in (("stage", "left"), ("state", "left"), ("cache", "left"), ("epochs", "right")):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    table.add_column("progress", width=34)
-    table.add_column("MACs spent", justify="right")
-    table.add_column("accuracy", justify="left")
+    """One line a stage: state, progress with ETA, MACs spent, first metric; below it why each is as it is."""
+    running = any(stage.progress for stage in status.stages)
+    table = Table(title=f"chain {name}", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("stage", "state", "cache", "epochs", *(["progress"] if running else []), "MACs spent", "accuracy"):
+        right = column in ("epochs", "MACs spent")
+        table.add_column(column, justify="right" if right else "left", no_wrap=True)
     for stage in status.stages:
         table.add_row(
             stage.name,
             Text(str(stage.state), style=COLOURS.get(stage.state, "dim")),
             stage.cache or "",
             "" if stage.epochs is None else str(stage.epochs),
-            _progress(stage),
+            *([_progress(stage)] if running else []),
             human(stage.macs) if stage.macs else "",
             ", ".join(f"{k} {v} %" for k, v in stage.results.items() if "/" not in k),
         )
     reasons = [
-        Text(f"{s.name}: {s.reason}", style="red" if s.state is State.FAILED else "dim")
+        Text(f"  {s.name}: {s.reason}", style="red" if s.state is State.FAILED else "dim")
         for s in status.stages
         if s.reason
     ]
@@ -70,32 +78,45 @@ def _progress(stage: StageStatus) -> RenderableType:
 
 def report_table(plan: Plan, status: ChainStatus, results: dict[str, Results]) -> RenderableType:
     """What the chain cost against training each model alone, and what each stage reached."""
-    table = Table(title=f"chain {plan.chain}: finished", title_justify="left", header_style="bold", show_footer=True)
     metric = next((name for r in results.values() for name in r.final.metrics if "/" not in name), None)
     total, alone = sum(r.macs for r in results.values()), plan.individual.macs
-    columns = [
-        ("stage", "together"), ("epochs", ""), ("parameters grown", ""),
-        (f"{metric or 'loss'} at step 0", ""), ("at the end", ""), 
-        ("seconds", f"{sum(r.seconds for r in results.values()):.0f}"),
-        ("MACs", human(total)), ("alone (epochs)", human(alone)), ("alone / chain", f"{alone / total:.2f}x" if total else ""),
-    ]  # fmt: skip
-    for name, footer in columns:
-        table.add_column(name, footer=footer, justify="left" if name == "stage" else "right")
+    seconds = sum(r.seconds for r in results.values())
+    table = Table(title=f"chain {plan.chain}: finished", title_justify="left", box=SIMPLE_HEAD, show_footer=True)
+    measured = metric or "loss"
+    for header, footer in (
+        ("stage", "together"),
+        ("epochs", ""),
+        ("inherited", ""),
+        (f"{measured}\nat step 0", ""),
+        (f"{measured}\nat the end", ""),
+        ("seconds", f"{seconds:.0f}"),
+        ("MACs", human(total)),
+        ("alone:\nepochs", ""),
+        ("alone:\nMACs", human(alone)),
+        ("times\nless", f"{alone / total:.2f}"),
+    ):
+        table.add_column(header, footer=footer, justify="left" if header == "stage" else "right", no_wrap=True)
     for planned, stage in zip(plan.stages, status.stages, strict=True):
-        result = results.get(planned.name)
-        if result is None:
-            continue
+        result, individual = results[planned.name], planned.individual
         grown = result.growth
-        share = (
-            f"{100 * (1 - grown.new / (grown.inserted + grown.duplicated + grown.new)):.0f} %"
-            if grown
-            else "from scratch"
-        )
-        first = f"{result.initial.metrics[metric]:.1f} %" if metric else f"{result.initial.loss:.3f}"
-        last = f"{result.final.metrics[metric]:.1f} %" if metric else f"{result.final.loss:.3f}"
+        inherited = "nothing"
+        if grown is not None:
+            share = 1 - grown.new / (grown.inserted + grown.duplicated + grown.new)
+            inherited = f"{share:.0%}"
         table.add_row(
-            planned.name, str(stage.epochs), share, first, last, f"{result.seconds:.0f}", human(result.macs),
-            f"{human(planned.individual.macs)} ({planned.individual.epochs})",
-            f"{planned.individual.macs / result.macs:.2f}x",
-        )  # fmt: skip
+            planned.name,
+            str(stage.epochs),
+            inherited,
+            _measure(result.initial, metric),
+            _measure(result.final, metric),
+            f"{result.seconds:.0f}",
+            human(result.macs),
+            str(individual.epochs),
+            human(individual.macs),
+            f"{individual.macs / result.macs:.2f}",
+        )
     return table
+
+
+def _measure(measured: Measured, metric: str | None) -> str:
+    return f"{measured.metrics[metric]:.1f} %" if metric else f"{measured.loss:.3f}"
