@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from math import prod
 from pathlib import PurePosixPath
 
@@ -35,7 +36,12 @@ def expand(pattern: str) -> list[str]:
 
 def base_names(pattern: str) -> list[str]:
     """What of the shards goes into the input digest: their names in order, without any folder."""
-    return [PurePosixPath(name).name for name in expand(pattern)]
+    return list(_base_names(pattern))
+
+
+@lru_cache(maxsize=8)  # every look at a chain asks for every stage
+def _base_names(pattern: str) -> tuple[str, ...]:
+    return tuple(PurePosixPath(name).name for name in expand(pattern))
 
 
 def _count(pattern: str) -> int:

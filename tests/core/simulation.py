@@ -1,4 +1,4 @@
-"""A world in which `decide` lives: trainers that finish, fail and vanish, edits, crashes. It checks every step it takes.
+"""A world in which `decide` lives: trainers that finish, fail and vanish, edits, crashes. It checks every step taken.
 
 Small enough to be explored exhaustively: all of its state is in `World`, all that happens to it are methods.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -21,7 +22,6 @@ from modelchain.status import AttemptStatus, ChainStatus, StageStatus, State
 from modelchain.world import Artifact, Damage, Launch, Observed, Seen, Step, Stop
 
 MAX_RETRIES, MAX_DISRUPTIONS = 1, 2
-EXIT = {FailureClass.PREEMPTED: "stopped", FailureClass.KILLED: "killed"}
 
 
 @cache
@@ -70,6 +70,7 @@ class World:
     trainers: dict[str, Trainer] = field(default_factory=dict)
     artifacts: dict[str, str] = field(default_factory=dict)
     checkpoints: dict[str, int] = field(default_factory=dict)
+    inputs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     forgiven: frozenset[str] = frozenset()  # attempts of before budgets were renewed
     forgetful: bool = False  # the status was lost, or a stage dropped: its ledger went with it
     undisturbed: bool = True  # nothing has asked for anything to be stopped
@@ -81,7 +82,8 @@ class World:
     # What decide sees.
 
     def chain(self) -> ModelChain:
-        return chain_of(self.stages, tuple(sorted(self.edits.items())), self.suspend, self.generation)
+        edits = sorted(self.edits.items(), key=lambda edit: (edit[1] is DELETE, edit[0]))
+        return chain_of(self.stages, tuple(edits), self.suspend, self.generation)
 
     def artifact(self, digest: str) -> Artifact | Damage | None:
         match self.artifacts.get(digest):
@@ -92,7 +94,6 @@ class World:
         return Artifact(weights_of(digest), f"{digest}/artifact", macs=1000, metrics={"top1": 91.5}, epochs=20)
 
     def seen(self, name: str) -> Seen:
-        """As the local runner tells it: of an attempt that status has closed, only whether it lives."""
         trainer = self.trainers.get(name)
         if trainer is None:
             return Seen(live=False, started=False)
@@ -115,6 +116,7 @@ class World:
             artifact=self.artifact,
             attempt=self.seen,
             live=frozenset(name for name, trainer in self.trainers.items() if trainer.live),
+            inputs=self.inputs,
             retry=str(self.retry),
             interrupted=self.interrupted,
             backoff_seconds=self.backoff,
@@ -156,7 +158,7 @@ class World:
             assert len({a.name for a in stage.attempts}) == len(stage.attempts)
             assert all(a.finished_at is not None for a in stage.attempts[:-1]), "only the newest attempt may be open"
             assert (stage.state is State.SUCCEEDED) <= (stage.artifact is not None)
-            assert (stage.artifact is None) or self.artifact_is_whole(stage.input_digest)
+            assert stage.artifact is None or stage.state is State.FAILED or self.artifact_is_whole(stage.input_digest)
         assert sum(s.macs for s in status.stages) == status.total.macs
         if not self.forgetful and all(s.attempts or not s.macs for s in status.stages):
             assert status.total.macs == sum(self.trainers[name].macs for name in self.closed(status))
@@ -189,6 +191,7 @@ class World:
             assert launch.predecessor is not None
             assert launch.inputs["predecessor"] == launch.predecessor.digest == weights_of(before.input_digest or "")
         self._check_budgets(known, attempt)
+        self.inputs[attempt.input_digest] = launch.inputs
         self.trainers[attempt.name] = Trainer(
             stage.name, attempt.number, attempt.input_digest, began_at=self.checkpoints.get(attempt.input_digest, 0)
         )
@@ -200,8 +203,9 @@ class World:
         ]  # fmt: skip
         failures = [a.failure for a in judged if a.failure is not None and a.state is State.FAILED]
         assert not any(failure.permanent for failure in failures), "a permanent failure is not tried again"
-        assert sum(failure.disruption for failure in failures) <= MAX_DISRUPTIONS
-        assert sum(not failure.disruption for failure in failures) <= MAX_RETRIES
+        limits = self.chain().spec.retry
+        assert sum(failure.disruption for failure in failures) <= limits.max_disruptions
+        assert sum(not failure.disruption for failure in failures) <= limits.max_retries
 
     def _stop(self, stop: Stop) -> None:
         trainer = self.trainers[stop.attempt]
@@ -251,7 +255,7 @@ class World:
         self.trainers[name] = replace(self.trainers[name], live=False)
 
     def restart(self) -> None:
-        """The decider comes back. Locally the command was typed again, which renews budgets and ends an interruption."""
+        """The decider comes back. Locally the command was typed again: budgets are new, an interruption is over."""
         self.interrupted = False
         if not self.cluster:
             self.ask_again()
@@ -309,8 +313,9 @@ class World:
 
     def calm_step(self) -> bool:
         """One look; where it waits, the world goes on by itself. False at rest."""
+        before = dict(self.trainers)
         step = self.step()
-        if step.write or step.action is not None:
+        if step.write or self.trainers != before:
             assert step.again is not None
             return True
         name = self.live()
@@ -352,13 +357,14 @@ class World:
     def _check_failed(self, stage: StageStatus) -> None:
         """For a reason: damage, an end that nothing can mend, a budget, or work that nobody asked for again."""
         last = stage.attempts[-1].failure if stage.attempts else None
-        limits = (stage.retries > MAX_RETRIES, stage.disruptions > MAX_DISRUPTIONS)
+        limits = self.chain().spec.retry
         assert (
             self.artifacts.get(stage.input_digest or "") == "damaged"
             or (last is not None and last.permanent)
-            or any(limits)
-            or "run again" in stage.reason
-            or stage.reason.startswith("CorruptArtifact")
+            or stage.retries > limits.max_retries
+            or stage.disruptions > limits.max_disruptions
+            or stage.reason.startswith(("CorruptArtifact", "NoArtifact"))
+            or stage.attempt_count == 999
         ), stage.reason
 
     # For a search.
@@ -366,13 +372,17 @@ class World:
     def copy(self) -> World:
         other = copy.copy(self)
         other.edits, other.trainers = dict(self.edits), dict(self.trainers)
-        other.artifacts, other.checkpoints = dict(self.artifacts), dict(self.checkpoints)
+        other.artifacts, other.checkpoints, other.inputs = (
+            dict(self.artifacts),
+            dict(self.checkpoints),
+            dict(self.inputs),
+        )
         return other
 
     def key(self) -> bytes:
         parts = (
             self.stages, self.cluster, sorted(self.edits.items(), key=str), self.suspend, self.generation, self.retry,
-            self.interrupted, sorted(self.trainers.items()), sorted(self.artifacts.items()), sorted(self.checkpoints.items()),
-            sorted(self.forgiven), self.forgetful, self.undisturbed, self.now,
+            self.interrupted, sorted(self.trainers.items()), sorted(self.artifacts.items()), self.forgetful, self.now,
+            sorted(self.checkpoints.items()), sorted(self.forgiven), self.undisturbed,
         )  # fmt: skip
         return hashlib.blake2b((repr(parts) + self.status.model_dump_json()).encode()).digest()

@@ -378,7 +378,7 @@ BAD: list[Bad] = [
         "a Swin that shrinks in one part",
         {f"{_STAGE}.model": "Swin-S", "spec.stages[1].model": "Swin-T"},
         "spec.stages[1]",
-        "vision depth of part 3 shrinks (18 then 6)",
+        "vision depth shrinks (18 then 6)",
     ),
     # data
     _one("no data", "spec.data", DELETE, "required"),

@@ -1,4 +1,4 @@
-"""The rooms' walls: operator -> core <- trainer, no heavy package in core, no I/O in core outside the command line."""
+"""The rooms' walls: operator -> core <- data <- trainer, nothing heavy in core, no I/O in core outside its cli."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CORE, TRAINER, OPERATOR = ROOT / "core", ROOT / "trainer", ROOT / "operator"
+CORE, DATA, TRAINER, OPERATOR = (ROOT / room for room in ("core", "data", "trainer", "operator"))
 CLI = CORE / "modelchain" / "cli"
 
 HEAVY = {"torch", "torchvision", "open_clip", "timm", "webdataset", "safetensors", "numpy"}
+NOT_OPERATORS = {"modelchain_data", "modelchain_trainer", "pickle"} | HEAVY
 CLUSTER = {"kopf", "kubernetes", "prometheus_client"}
 IO_MODULES = {
     "asyncio", "ctypes", "glob", "http", "io", "logging", "mmap", "multiprocessing", "os", "pickle", "random", "select",
@@ -51,23 +52,26 @@ def _name(file: Path) -> str:
 
 
 def test_the_rooms_are_there() -> None:
-    assert len(files(CORE)) > 15 and len(files(TRAINER)) > 8
+    assert len(files(CORE)) > 15 and len(files(DATA)) > 3 and len(files(TRAINER)) > 5
 
 
 @pytest.mark.parametrize("file", files(CORE), ids=_name)
 def test_core_imports_no_other_room_and_nothing_heavy(file: Path) -> None:
-    assert forbidden(file, {"modelchain_trainer", "modelchain_operator"} | HEAVY | CLUSTER) == []
+    assert forbidden(file, {"modelchain_data", "modelchain_trainer", "modelchain_operator"} | HEAVY | CLUSTER) == []
+
+
+@pytest.mark.parametrize("file", files(DATA), ids=_name)
+def test_data_imports_core_alone(file: Path) -> None:
+    assert forbidden(file, {"modelchain_trainer", "modelchain_operator", "pickle"} | CLUSTER) == []
 
 
 @pytest.mark.parametrize("file", files(TRAINER), ids=_name)
-def test_the_trainer_imports_core_alone(file: Path) -> None:
+def test_the_trainer_imports_data_and_core_alone(file: Path) -> None:
     assert forbidden(file, {"modelchain_operator", "pickle"} | CLUSTER) == []
 
 
 def test_the_operator_imports_core_alone() -> None:
-    assert {
-        _name(file): found for file in files(OPERATOR) if (found := forbidden(file, {"modelchain_trainer"} | HEAVY))
-    } == {}
+    assert {_name(file): found for file in files(OPERATOR) if (found := forbidden(file, NOT_OPERATORS))} == {}
 
 
 @pytest.mark.parametrize("file", [f for f in files(CORE) if CLI not in f.parents], ids=_name)
@@ -98,11 +102,10 @@ def test_core_does_no_io(file: Path) -> None:
 
 
 def test_operator_does_not_shadow_the_standard_library() -> None:
-    assert not (OPERATOR / "__init__.py").exists()
-    assert not (CORE / "__init__.py").exists() and not (TRAINER / "__init__.py").exists()
+    assert not [room for room in (OPERATOR, CORE, DATA, TRAINER) if (room / "__init__.py").exists()]
 
 
-@pytest.mark.parametrize("file", files(CORE, TRAINER, OPERATOR), ids=_name)
+@pytest.mark.parametrize("file", files(CORE, DATA, TRAINER, OPERATOR), ids=_name)
 def test_no_file_is_long(file: Path) -> None:
     assert len(file.read_text().splitlines()) <= 400
 

@@ -202,7 +202,12 @@ def test_no_mutation_raises_anything_else(data: st.DataObject, name: str) -> Non
     spec: Any = copy.deepcopy(GOOD[name])
     for _ in range(data.draw(st.integers(1, 4))):
         place = data.draw(st.sampled_from(_places(spec)))
-        values = st.sampled_from(SCALARS) | st.just(copy.deepcopy(MINIMAL)) | st.text(max_size=5) | st.integers()
+        values = (
+            st.sampled_from(SCALARS).map(copy.deepcopy)
+            | st.just(copy.deepcopy(MINIMAL))
+            | st.text(max_size=5)
+            | st.integers()
+        )
         if not place:
             continue
         parent: Any = spec

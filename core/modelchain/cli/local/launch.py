@@ -53,6 +53,8 @@ class Trainer:
             args=[argument.replace("$", "$$") for argument in command],
             env={
                 "OMP_NUM_THREADS": str(threads),
+                # Spinning threads make a step 60 times slower as soon as anything else wants a core (measured).
+                "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
                 "MODELCHAIN_RUNNER": str(os.getpid()),
                 "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "30",
             },

@@ -1,0 +1,591 @@
+"""`decide`: what it does in each situation, explored exhaustively in small worlds and at random in larger ones."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulation import MAX_DISRUPTIONS, MAX_RETRIES, World
+
+from modelchain.contracts import FailureClass
+from modelchain.status import ChainStatus, StageStatus, State
+from modelchain.world import Launch, Stop
+
+F = FailureClass
+PERMANENT = [f for f in F if f.permanent]
+DISRUPTIONS = [f for f in F if f.disruption]
+RETRIED = [f for f in F if not f.permanent and not f.disruption]
+LONGEST_CALM = 80  # steps of a chain of three stages that nothing disturbs any more
+
+
+def settle(world: World) -> World:
+    """With no more faults: it ends, within bounds, for a stated reason."""
+    for _ in range(LONGEST_CALM):
+        if not world.calm_step():
+            world.check_rest()
+            return world
+    raise AssertionError("it does not end")
+
+
+def until_live(world: World) -> World:
+    for _ in range(20):
+        if world.live() is not None:
+            return world
+        world.step()
+    raise AssertionError("nothing was launched")
+
+
+def until_live_in(world: World, stage: str) -> World:
+    for _ in range(40):
+        name = world.live()
+        if name is not None and world.trainers[name].stage == stage:
+            return world
+        world.calm_step()
+    raise AssertionError(f"{stage} was not launched")
+
+
+def rest(world: World) -> World:
+    """Look until nothing changes, while the world stands still."""
+    for _ in range(20):
+        step = world.step()
+        if not step.write and step.action is None:
+            return world
+    raise AssertionError("it goes on writing")
+
+
+def states(world: World) -> list[str]:
+    return [str(stage.state) for stage in world.status.stages]
+
+
+def launched(world: World) -> list[str]:
+    return list(world.trainers)
+
+
+# Situations, one by one.
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+@pytest.mark.parametrize("cluster", [True, False])
+def test_an_undisturbed_chain(stages: int, cluster: bool) -> None:
+    world = settle(World(stages, cluster=cluster))
+    assert launched(world) == [f"family-{name}-a1" for name in "abc"[:stages]]
+    assert states(world) == ["Succeeded"] * stages
+    assert [s.cache for s in world.status.stages] == ["Miss"] * stages
+    assert [s.reason for s in world.status.stages] == ["Miss: never trained"] * stages
+    assert [s.results for s in world.status.stages] == [{"top1": "91.50"}] * stages
+    assert world.status.total.macs == 10 * stages
+    assert world.status.condition("Complete").message == f"{stages} of {stages} stages have finished"  # type: ignore[union-attr]
+
+
+def test_every_state_on_the_way() -> None:
+    world, seen = World(2), []
+    while True:
+        if states(world) not in seen:
+            seen.append(states(world))
+        if not world.calm_step():
+            break
+    assert seen == [
+        [], ["Starting", "Pending"], ["Running", "Pending"], ["Verifying", "Pending"], ["Succeeded", "Starting"],
+        ["Succeeded", "Running"], ["Succeeded", "Verifying"], ["Succeeded", "Succeeded"],
+    ] or seen == [
+        [], ["Starting", "Pending"], ["Verifying", "Pending"], ["Succeeded", "Starting"], ["Succeeded", "Verifying"],
+        ["Succeeded", "Succeeded"],
+    ]  # fmt: skip
+
+
+def test_typed_again_all_is_a_hit() -> None:
+    world = settle(World(3))
+    world.restart()
+    settle(world)
+    assert len(launched(world)) == 3
+    assert [(s.cache, s.reason) for s in world.status.stages] == [("Hit", "unchanged since it was trained")] * 3
+    assert world.status.total.macs == 30
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "again", "reason"),
+    [
+        ("spec.stages[1].rerun", "x", "bc", "Miss: rerun changed"),
+        ("spec.stages[1].epochs", 21, "bc", "Miss: epochs changed"),
+        ("spec.transfer.distillation.alpha", "400", "bc", "Miss: transfer.distillation.alpha changed"),
+        ("spec.stages[0].modelConfig.embed_dim", 64, "abc", "Miss: predecessor changed"),
+        ("metadata.labels", None, "", "unchanged since it was trained"),
+        ("spec.runner.image", "x@sha256:00", "", "unchanged since it was trained"),
+    ],
+)
+@pytest.mark.parametrize("cluster", [True, False])
+def test_an_edit_retrains_what_it_must(path: str, value: Any, again: str, reason: str, cluster: bool) -> None:
+    world = settle(World(3, cluster=cluster))
+    world.edit(**({} if value is None else {path: value}))
+    settle(world)
+    assert launched(world)[3:] == [f"family-{name}-a2" for name in again]
+    assert [s.cache for s in world.status.stages] == ["Miss" if name in again else "Hit" for name in "abc"]
+    assert world.status.stages[1].reason == reason
+    world.edits.clear()
+    world.edit()
+    settle(world)
+    assert len(launched(world)) == 3 + len(again), "edited back: what was trained is found again"
+    assert [s.cache for s in world.status.stages] == ["Hit"] * 3
+
+
+def test_an_edit_of_a_later_stage_leaves_the_running_one_alone() -> None:
+    world = until_live(World(3))
+    world.edit(**{"spec.stages[2].rerun": "x"})
+    settle(world)
+    assert launched(world) == ["family-a-a1", "family-b-a1", "family-c-a1"]
+    assert not any(t.asked_to_stop for t in world.trainers.values())
+
+
+def test_an_edit_of_the_running_stage_supersedes_the_attempt_and_edited_back_it_resumes() -> None:
+    world = until_live_in(World(2), "b")
+    world.train()
+    world.edit(**{"spec.stages[1].rerun": "x"})
+    steps = [world.step() for _ in range(3)]
+    assert isinstance(steps[-1].action, Stop)
+    world.edits.clear()
+    world.end(F.PREEMPTED)
+    world.edit()
+    settle(world)
+    assert [t.digest == world.status.stages[1].input_digest for t in world.trainers.values()] == [False, True, True]
+    assert world.trainers["family-b-a2"].began_at == 1, "from the newest checkpoint"
+
+
+def test_an_edit_of_an_earlier_stage_stops_the_running_one_first() -> None:
+    world = until_live_in(World(3), "b")
+    world.edit(**{"spec.stages[0].rerun": "x"})
+    for _ in range(4):
+        world.step()
+    assert world.trainers["family-b-a1"].asked_to_stop
+    assert states(world)[0] == "Pending" and "waits for an earlier attempt" in world.status.stages[0].reason
+    settle(world)
+    assert launched(world) == ["family-a-a1", "family-b-a1", "family-a-a2", "family-b-a2", "family-c-a1"]
+
+
+@pytest.mark.parametrize("failure", list(F))
+def test_what_each_failure_costs(failure: F) -> None:
+    world = until_live(World(1))
+    world.train()
+    world.end(failure)
+    step = world.step()
+    stage = world.status.stages[0]
+    assert stage.attempts[0].failure is failure and stage.attempts[0].state is State.FAILED
+    if failure.permanent:
+        assert stage.state is State.FAILED and stage.reason == f"{failure}: as it was told"
+        assert world.step().again is None
+    else:
+        assert (stage.retries, stage.disruptions) == ((0, 1) if failure.disruption else (1, 0))
+        assert stage.state is State.PENDING and step.write
+        until_live(world)
+
+
+@pytest.mark.parametrize("failure", [*RETRIED, *DISRUPTIONS, *PERMANENT])
+@pytest.mark.parametrize("newer", [True, False])
+def test_budgets_end_and_a_new_token_renews_them_once(failure: F, newer: bool) -> None:
+    world = World(2)
+    for _ in range(2):
+        attempts = 0
+        while not world.ended():
+            until_live(world)
+            attempts += 1
+            world.train(checkpoint=newer)
+            world.end(failure)
+            rest(world)
+        allowed = 0 if failure.permanent else MAX_DISRUPTIONS if failure.disruption and newer else MAX_RETRIES
+        assert attempts == allowed + 1
+        assert states(world) == ["Failed", "Pending"]
+        world.check_rest()
+        world.ask_again()
+    settle(world)
+    assert world.status.is_true("Complete")
+
+
+def test_killed_without_a_last_word_is_a_disruption() -> None:
+    world = until_live(World(1))
+    world.train()
+    world.end(word=False)
+    world.step()
+    stage = world.status.stages[0]
+    assert (stage.retries, stage.disruptions, stage.attempts[0].failure) == (0, 1, F.KILLED)
+    assert stage.macs == 10, "what was seen of it is what it spent"
+
+
+def test_success_reported_and_nothing_there() -> None:
+    world = until_live(World(1))
+    world.end()
+    world.step()
+    assert world.status.stages[0].attempts[0].failure is F.NO_ARTIFACT
+    settle(world)
+
+
+def test_died_after_its_artifact_was_whole() -> None:
+    world = until_live(World(1))
+    world.train()
+    world.make_artifact()
+    world.end(word=False)
+    settle(world)
+    assert launched(world) == ["family-a-a1"] and world.status.stages[0].attempts[0].state is State.SUCCEEDED
+
+
+def test_a_successor_waits_until_its_predecessor_has_left() -> None:
+    world = until_live(World(2))
+    world.make_artifact()
+    for _ in range(3):
+        step = world.step()
+        assert step.action is None
+    assert states(world) == ["Verifying", "Pending"]
+    world.end()
+    settle(world)
+
+
+def test_backoff_doubles_and_is_waited_for() -> None:
+    world = World(1, backoff=8.0)
+    world.edits["spec.retry.maxRetries"] = 9
+    waits = []
+    for _ in range(9):
+        until_live(world)
+        world.end(F.ERROR)
+        rest(world)
+        wait = world.step().again
+        assert wait is not None
+        waits.append(wait)
+        world.now += wait
+    assert waits == [8, 16, 32, 64, 128, 256, 512, 512, 512]
+
+
+@pytest.mark.parametrize("how", ["suspend", "interrupt"])
+@pytest.mark.parametrize("cluster", [True, False])
+def test_stopping_charges_nobody_and_goes_on(how: str, cluster: bool) -> None:
+    world = until_live_in(World(2, cluster=cluster), "b")
+    for n in range(1, 6):
+        until_live(world)
+        if how == "suspend":
+            world.edit(suspend=True)
+        else:
+            world.interrupt()
+        settle(world)
+        assert world.status.is_true("Suspended") and states(world) == ["Succeeded", "Suspended"]
+        stage = world.status.stages[1]
+        assert (stage.retries, stage.disruptions, stage.attempts[-1].state) == (0, 0, State.SUSPENDED)
+        assert stage.attempts[-1].name == f"family-b-a{n}"
+        if how == "suspend":
+            world.edit(suspend=False)
+        else:
+            world.restart()
+    settle(world)
+    assert world.status.is_true("Complete")
+    assert world.status.stages[1].reason == "Miss: never trained", "not what it was once stopped by"
+
+
+def test_it_finishes_while_it_is_being_stopped() -> None:
+    world = until_live(World(2))
+    world.train()
+    world.interrupt()
+    world.step()
+    assert world.status.stages[0].reason.startswith("stopping: ")
+    world.make_artifact()
+    settle(world)
+    assert states(world) == ["Succeeded", "Suspended"] and world.status.stages[0].reason == "Miss: never trained"
+
+
+def test_suspended_from_the_start() -> None:
+    world = settle(World(2, suspend=True))
+    assert launched(world) == [] and states(world) == ["Suspended", "Pending"]
+
+
+def test_stopped_between_intent_and_launch() -> None:
+    world = World(1)
+    world.step()
+    assert world.status.stages[0].state is State.STARTING and not world.trainers
+    world.edit(suspend=True)
+    settle(world)
+    assert launched(world) == [] and states(world) == ["Suspended"]
+    world.edit(suspend=False)
+    settle(world)
+    assert launched(world) == ["family-a-a1"]
+
+
+def test_an_intent_superseded_before_its_launch_is_not_launched() -> None:
+    world = World(1)
+    world.step()
+    world.edit(**{"spec.stages[0].rerun": "x"})
+    settle(world)
+    assert launched(world) == ["family-a-a2"] and world.status.stages[0].attempt_count == 2
+
+
+def test_a_crash_half_way_through_a_launch() -> None:
+    world = World(1)
+    world.step()
+    step = world.copy().step()
+    assert isinstance(step.action, Launch)
+    world.tear_launch(step)
+    settle(world)
+    assert launched(world) == ["family-a-a1", "family-a-a2"]
+    assert world.status.stages[0].attempts[0].failure is F.KILLED
+
+
+def test_a_damaged_artifact_is_never_used_and_never_trained_over() -> None:
+    world = settle(World(2))
+    world.hurt(0, "damaged")
+    world.restart()
+    settle(world)
+    assert len(launched(world)) == 2
+    assert states(world) == ["Failed", "Pending"]
+    assert world.status.stages[0].reason == "CorruptArtifact: a byte is flipped"
+    world.hurt(0, "whole")
+    world.restart()
+    settle(world)
+    assert len(launched(world)) == 2 and world.status.is_true("Complete")
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_finished_chain_starts_work_only_when_asked(stage: int) -> None:
+    """RULES section 9; that the artifact is gone is said."""
+    world = settle(World(2))
+    world.hurt(stage, None)
+    settle(world)
+    assert len(launched(world)) == 2 and states(world)[stage] == "Failed"
+    assert "run again" in world.status.stages[stage].reason
+    world.restart()
+    settle(world)
+    assert len(launched(world)) == 3, "retrained to the same bytes, so the successor is a hit"
+    assert world.status.is_true("Complete")
+    assert (world.status.stages[stage].cache, world.status.stages[stage].reason) == (
+        "Miss",
+        "Miss: its artifact is gone",
+    )
+
+
+def test_a_failed_chain_does_not_try_again_because_an_earlier_artifact_went() -> None:
+    world = until_live_in(World(2), "b")
+    world.end(F.USER_ERROR)
+    rest(world)
+    world.hurt(0, None)
+    settle(world)
+    world.artifacts[world.trainers["family-a-a1"].digest] = "whole"
+    settle(world)
+    assert len(launched(world)) == 2 and states(world) == ["Succeeded", "Failed"]
+    assert world.status.stages[1].reason.startswith("UserError")
+
+
+def test_a_predecessor_that_is_gone_is_trained_first() -> None:
+    world = until_live_in(World(3), "b")
+    world.hurt(0, None)
+    settle(world)
+    assert launched(world) == ["family-a-a1", "family-b-a1", "family-a-a2", "family-b-a2", "family-c-a1"]
+
+
+def test_a_lost_status_makes_no_name_again() -> None:
+    world = until_live_in(World(2), "b")
+    world.lose_status()
+    settle(world)
+    assert launched(world) == ["family-a-a1", "family-b-a1", "family-b-a2"]
+    assert [a.name for a in world.status.stages[1].attempts] == ["family-b-a2"], (
+        "no old last word is taken for a new one"
+    )
+    assert world.status.stages[0].macs == 1000, "of earlier work the artifact's own record is all that is known"
+
+
+def test_a_stage_that_was_dropped_and_comes_back() -> None:
+    world = until_live_in(World(2), "b")
+    world.drop_last_stage()
+    settle(world)
+    assert [s.name for s in world.status.stages] == ["a"] and world.status.is_true("Complete")
+    world.drop_last_stage()
+    settle(world)
+    assert launched(world) == ["family-a-a1", "family-b-a1", "family-b-a2"]
+
+
+def test_a_renamed_stage_is_the_same_work() -> None:
+    world = settle(World(2))
+    world.edit(**{"spec.stages[0].name": "tiny"})
+    settle(world)
+    assert len(launched(world)) == 2 and [s.cache for s in world.status.stages] == ["Hit", "Hit"]
+
+
+def test_the_history_is_bounded_and_the_ledger_is_not() -> None:
+    world = World(1)
+    world.edits["spec.retry.maxDisruptions"] = 50
+    for _ in range(25):
+        until_live(world)
+        world.train()
+        world.end(F.PREEMPTED)
+        rest(world)
+    stage = world.status.stages[0]
+    assert len(stage.attempts) == 10 and stage.attempt_count == 26 and stage.macs == 250
+
+
+def test_attempts_end_at_999() -> None:
+    stage = StageStatus(name="a", attempt_count=999)
+    world = World(1, status=ChainStatus(stages=[stage]))
+    settle(world)
+    assert states(world) == ["Failed"] and "999 attempts" in world.status.stages[0].reason
+
+
+def test_allocated_epochs_stay_as_they_were_at_the_first_launch() -> None:
+    free = {"spec.stages[1].epochs": None, "spec.allocation.targetAcceleration": "1.5"}
+    world = World(2)
+    world.edits |= free
+    until_live(world)
+    before = world.status.stages[1].epochs
+    assert not world.status.stages[1].frozen
+    world.edit(**{"spec.allocation.targetAcceleration": "1.2"})
+    settle(world)
+    after = world.status.stages[1].epochs
+    assert before is not None and after is not None and after > before, "not launched yet: allocated anew"
+    assert world.status.stages[1].frozen
+    world.edit(**{"spec.allocation.targetAcceleration": "1.5"})
+    settle(world)
+    assert world.status.stages[1].epochs == after and len(launched(world)) == 2
+
+
+def test_allocated_epochs_are_frozen_while_the_stage_still_trains() -> None:
+    world = World(2)
+    world.edits |= {"spec.stages[1].epochs": None, "spec.allocation.targetAcceleration": "1.5"}
+    until_live_in(world, "b")
+    world.edit(**{"spec.allocation.targetAcceleration": "1.2"})
+    settle(world)
+    assert launched(world) == ["family-a-a1", "family-b-a1"]
+
+
+# All that can happen, in small worlds.
+
+Event = Callable[[World], object]
+
+
+def faults(world: World) -> Iterator[Event]:
+    """Everything that may go wrong, or be asked for, at this moment."""
+    if world.live() is not None:
+        yield lambda w: w.end(word=False)
+        yield lambda w: (w.train(), w.end(word=False))[-1]
+        yield lambda w: w.end(F.PREEMPTED)
+        yield lambda w: (w.train(), w.end(F.PREEMPTED))[-1]
+        yield lambda w: (w.train(), w.end(F.ERROR))[-1]
+        yield lambda w: w.end(F.USER_ERROR)
+        yield lambda w: w.end()
+        yield lambda w: (w.make_artifact(), w.end(word=False))[-1]
+    yield World.restart
+    yield World.ask_again
+    yield lambda w: w.edit(suspend=not w.suspend)
+    yield World.interrupt
+    for stage in range(world.stages):
+        yield lambda w, i=stage: w.toggle(f"spec.stages[{i}].rerun", "x")  # type: ignore[misc]
+        if stage < len(world.status.stages) and (world.status.stages[stage].input_digest or "") in world.artifacts:
+            yield lambda w, i=stage: w.hurt(i, None)  # type: ignore[misc]
+            yield lambda w, i=stage: w.hurt(i, "damaged")  # type: ignore[misc]
+    yield World.lose_status
+    if world.stages > 1:
+        yield World.drop_last_stage
+
+
+def explore(start: World, budget: int) -> tuple[int, int]:
+    """Every order of up to `budget` faults, at every moment. Returns how many states and how many ends there were."""
+    calm: dict[bytes, bytes | None] = {}
+    seen = {start.key(): budget}
+    queue = deque([(start, budget)])
+    while queue:
+        world, left = queue.popleft()
+        key = world.key()
+        following: list[tuple[World, int]] = []
+        if key not in calm:
+            after = world.copy()
+            if after.calm_step():
+                calm[key] = after.key()
+                following.append((after, left))
+            else:
+                after.check_rest()
+                calm[key] = None
+        else:
+            after = world.copy()
+            after.calm_step()
+            following.append((after, left))
+        if left:
+            for happen in faults(world):
+                other = world.copy()
+                happen(other)
+                following.append((other, left - 1))
+        for other, rest_ in following:
+            if seen.get(other.key(), -1) < rest_:
+                seen[other.key()] = rest_
+                queue.append((other, rest_))
+    for key in calm:
+        at: bytes | None = key
+        for _ in range(LONGEST_CALM):
+            if at is None:
+                break
+            at = calm[at]
+        assert at is None, "it does not end"
+    return len(calm), sum(following is None for following in calm.values())
+
+
+@pytest.mark.parametrize("cluster", [True, False], ids=["cluster", "local"])
+@pytest.mark.parametrize(("stages", "budget"), [(1, 2), (2, 1), (3, 1)])
+def test_explored_exhaustively(stages: int, budget: int, cluster: bool) -> None:
+    found, ends = explore(World(stages, cluster=cluster), budget)
+    assert found > 1000 and ends > 100
+
+
+def test_two_faults_in_two_stages_explored_exhaustively() -> None:
+    found, ends = explore(World(2), 2)
+    assert found > 50_000 and ends > 5000
+
+
+# At random, in larger worlds.
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    stages=st.integers(1, 3),
+    cluster=st.booleans(),
+    backoff=st.sampled_from([0.0, 5.0]),
+    trouble=st.integers(0, 30),
+)
+def test_long_random_lives(seed: int, stages: int, cluster: bool, backoff: float, trouble: int) -> None:
+    world, chance = World(stages, cluster=cluster, backoff=backoff), random.Random(seed)
+    other_edits = [
+        ("spec.stages[0].epochs", 21),
+        ("spec.stages[0].modelConfig.embed_dim", 48),
+        ("spec.transfer.distillation.alpha", "400"),
+        ("spec.retry.maxRetries", 0),
+        ("spec.runner.queueName", "other"),
+    ]
+    while trouble:
+        world.now += chance.choice([0, 0, 1, 30])
+        happens = list(faults(world))
+        match chance.randrange(8):
+            case 0:
+                chance.choice(happens)(world)
+                trouble -= 1
+            case 1:
+                path, value = chance.choice(other_edits)
+                world.toggle(path, value)
+                trouble -= 1
+            case 2 if world.live() is not None:
+                world.train(checkpoint=chance.random() < 0.5)
+            case 3 if world.live() is not None:
+                world.end(chance.choice(list(F)), word=chance.random() < 0.8)
+                trouble -= 1
+            case 4:
+                step = world.copy().step()
+                if isinstance(step.action, Launch):
+                    world.tear_launch(step)
+                trouble -= 1
+            case 5 | 6:
+                assert world.copy().step() == world.step(), "the same seen, the same done"
+            case _:
+                if not world.calm_step():
+                    world.check_rest()
+                    trouble -= 1
+    settle(world)
+    if not world.status.is_true("Complete"):
+        world.artifacts = dict.fromkeys(world.artifacts, "whole")
+        world.restart()
+        world.ask_again()
+        world.edit(suspend=False)
+        settle(world)
+    assert world.status.is_true("Complete"), "asked again, with nothing in the way, it is finished"
