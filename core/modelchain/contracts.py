@@ -16,6 +16,7 @@ MANIFEST, RESULTS, WEIGHTS, CONFIG = (
     "open_clip_config.json",
 )
 TASK, LAST_WORD, METRICS = "task.json", "termination.json", "metrics.jsonl"
+EVALUATIONS = "evaluations.json"  # beside an artifact: evaluations that were added after it was finished
 
 
 class FailureClass(StrEnum):
@@ -82,6 +83,13 @@ class DataAnswer(Record):
     fingerprint: str | None = None
     notes: list[str] = []
     problems: list[str] = []
+
+
+class EvaluationRequest(Record):
+    """What `python -m modelchain_trainer evaluate FILE` is asked: these evaluations of a finished artifact."""
+
+    artifact: str
+    data: DataRequest
 
 
 class Task(Record):
@@ -170,6 +178,7 @@ class Results(Record):
     initial: Measured
     final: Measured
     growth: Growth | None
+    evaluations: dict[str, str] = Field({}, description="by name, its `modelchain.digest.evaluation_key`")
     counters: dict[str, int] = {}
 
 

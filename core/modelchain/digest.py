@@ -9,10 +9,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from decimal import Decimal
+from pathlib import PurePosixPath
 from typing import Any
 
 from modelchain.shards import base_names
-from modelchain.spec import ChainSpec
+from modelchain.spec import ChainSpec, Evaluation
 
 VERSION = 1
 TRAINER_MATH = 1  # raised whenever the trainer's arithmetic changes: old artifacts are then no hits
@@ -70,6 +71,12 @@ def stage_inputs(
         }
         inputs["predecessor"] = predecessor
     return inputs
+
+
+def evaluation_key(evaluation: Evaluation) -> str:
+    """What an evaluation measures, whatever its name, folder and rhythm: equal keys need no second measurement."""
+    lists = [PurePosixPath(path).name if path else None for path in (evaluation.class_names, evaluation.templates)]
+    return digest_of({"kind": evaluation.kind, "shards": base_names(evaluation.shards), "lists": lists})
 
 
 def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -54,7 +54,10 @@ class Metadata(ApiModel):
     resource_version: str | None = None
     generation: int | None = None
     creation_timestamp: Any = None
+    deletion_timestamp: Any = None
     managed_fields: Any = None
+    owner_references: Any = None
+    finalizers: Any = None
 
 
 class Resources(ApiModel):

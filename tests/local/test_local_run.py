@@ -174,3 +174,28 @@ def test_a_model_alone_is_the_baseline(finished: Chain, chain: Chain) -> None:
     assert done.returncode == 0, done.stderr
     results = json.loads(next(chain.root.glob("*/artifact/results.json")).read_text())
     assert results["predecessor"] is None and results["growth"] is None and results["steps"] == chain.samples // 32
+
+
+def test_an_evaluation_added_later_runs_without_training(finished: Chain, tmp_path: Path) -> None:
+    chain = copy_of(finished, tmp_path)
+    before = (chain.artifact(0) / "results.json").read_bytes()
+    added = {"name": "found", "kind": "Retrieval", "shards": "/data/val-000000.tar"}
+    chain.spec["spec"]["evaluation"].append(added)
+    done = chain.run()
+    assert done.returncode == 0, done.stderr
+    assert attempts(chain) == 2
+    for stage in chain.status()["stages"]:
+        assert stage["cache"] == "Hit" and {"top1", "found"} <= set(stage["results"])
+    assert (chain.artifact(0) / "results.json").read_bytes() == before
+
+
+def test_a_lost_status_makes_no_name_twice(finished: Chain, tmp_path: Path) -> None:
+    chain = copy_of(finished, tmp_path)
+    (chain.root / "status.json").unlink()
+    shutil.rmtree(chain.root / finished.status()["stages"][1]["artifact"]["path"])
+    done = chain.run()
+    assert done.returncode == 0, done.stderr
+    one, two = chain.status()["stages"]
+    assert (one["cache"], two["cache"]) == ("Hit", "Miss")
+    assert [a["name"] for a in two["attempts"]] == ["tiny-two-a2"]
+    assert sha(chain.artifact(1) / WEIGHTS) == sha(finished.artifact(1) / WEIGHTS)

@@ -1,10 +1,11 @@
-"""`python -m modelchain_trainer TASK.json`: train one stage, under torchrun or alone.
+"""`python -m modelchain_trainer TASK.json`: train one stage, under torchrun or alone; `... evaluate FILE`: measure one.
 
 Whatever happens, the last word is written before the process ends, and the exit code says the same (RULES section 5).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from modelchain.cli.local.guard import PARENT, die_with_parent
-from modelchain.contracts import FailureClass, LastWord, Task
+from modelchain.contracts import EvaluationRequest, FailureClass, LastWord, Task
 from modelchain.errors import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
@@ -27,8 +28,22 @@ from modelchain.errors import (
 def main(arguments: list[str]) -> int:
     if PARENT in os.environ:
         die_with_parent(signal.SIGKILL, int(os.environ[PARENT]))
+    if arguments[:1] == ["evaluate"]:
+        return evaluate(EvaluationRequest.model_validate_json(Path(arguments[1]).read_bytes()))
     text = Path(arguments[0]).read_text() if arguments else os.environ["MODELCHAIN_TASK"]
     return train(Task.model_validate_json(text))
+
+
+def evaluate(request: EvaluationRequest) -> int:
+    """Measure a finished artifact; the metrics go to standard output."""
+    from modelchain_trainer.evaluate import measure
+
+    try:
+        print(json.dumps(measure(Path(request.artifact), request.data)))
+    except (InputError, WorkError) as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return EXIT_DONE
 
 
 def train(task: Task) -> int:

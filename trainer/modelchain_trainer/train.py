@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from modelchain.cli.files import sha256_of
 from modelchain.contracts import MANIFEST, METRICS, Growth, LastWord, Manifest, Measured, Results, Task
+from modelchain.digest import evaluation_key
 from modelchain.errors import WorkError
 from modelchain_data.batches import Batch, Batches
 from modelchain_data.request import open_data
@@ -267,6 +268,7 @@ class Trainer:
                 initial=Measured(**self.state["initial"]),
                 final=Measured(loss=final_loss, metrics=metrics),
                 growth=self.growth,
+                evaluations={e.name: evaluation_key(e) for e in self.task.data.evaluation},
                 counters=self.state.get("counters", {}),
             )
             manifest = Manifest(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 from modelchain.cli.local.lock import RootLock, holders
-from modelchain.errors import InputError
+from modelchain.contracts import EvaluationRequest
+from modelchain.errors import InputError, WorkError
 
 GRACE_SECONDS = 35.0  # torchrun itself gives its workers 30 s
 
@@ -102,6 +105,18 @@ class Trainer:
 
     def close(self) -> None:
         self._runner.close()
+
+
+def measure(request: EvaluationRequest) -> dict[str, float]:
+    """Have the trainer measure a finished artifact."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        file.write(request.model_dump_json(by_alias=True))
+        file.flush()
+        command = [sys.executable, "-m", "modelchain_trainer", "evaluate", file.name]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise WorkError(f"measuring {request.artifact} failed: {done.stderr.strip() or done.returncode}")
+    return dict(json.loads(done.stdout))
 
 
 def processes_for(asked: int | None) -> int:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from modelchain.cli.files import verify, write_atomic
 from modelchain.contracts import (
+    EVALUATIONS,
     LAST_WORD,
     MANIFEST,
     METRICS,
@@ -96,13 +97,38 @@ class Root:
             results = Results.model_validate_json((directory / RESULTS).read_bytes())
         except (WorkError, OSError, ValidationError) as error:
             return Damage(" ".join(str(error).split()) + restore)
+        metrics = dict(results.final.metrics)
+        for added in self.added_evaluations(digest).values():
+            metrics |= added
         return Artifact(
             digest=manifest.artifact_digest,
             path=str(directory.relative_to(self.path)),
             macs=results.macs,
-            metrics=results.final.metrics,
+            metrics=metrics,
             epochs=int(manifest.inputs["epochs"]),
         )
+
+    def added_evaluations(self, digest: str) -> dict[str, dict[str, float]]:
+        """By evaluation key, metrics that were measured after the artifact was finished; it stays as it was."""
+        with contextlib.suppress(OSError, ValueError):
+            return dict(json.loads((self.path / digest / EVALUATIONS).read_bytes()))
+        return {}
+
+    def add_evaluation(self, digest: str, key: str, metrics: dict[str, float]) -> None:
+        known = {**self.added_evaluations(digest), key: metrics}
+        write_atomic(self.path / digest / EVALUATIONS, json.dumps(known, indent=1).encode())
+        self._verified.pop(digest, None)
+
+    def attempt_numbers(self) -> dict[str, int]:
+        """The highest attempt number ever used, by stage name and by input digest."""
+        highest: dict[str, int] = {}
+        for path in self.path.glob(f"*/{OWNER}-a*/{TASK}"):
+            number = int(path.parent.name.removeprefix(f"{OWNER}-a"))
+            with contextlib.suppress(OSError, ValidationError):
+                task = Task.model_validate_json(path.read_bytes())
+                for name in (task.stage, task.input_digest):
+                    highest[name] = max(number, highest.get(name, 0))
+        return highest
 
     def results(self, digest: str) -> Results | None:
         """`results.json` of a finished stage, for tables."""

@@ -16,7 +16,7 @@ from rich.live import Live
 
 from modelchain.cli.files import write_atomic
 from modelchain.cli.load import load_chain
-from modelchain.cli.local.launch import Trainer
+from modelchain.cli.local.launch import Trainer, processes_for
 from modelchain.cli.local.lock import RootLock
 from modelchain.cli.local.root import Root
 from modelchain.cli.local.table import console as make_console
@@ -63,6 +63,7 @@ def run(
     folder = DataFolder(chain, data, file)
     request = folder.request(store.path / CACHE)
     check_epochs(chain, file, {})
+    _check_processes(chain, file)
     if root.exists() and not root.is_dir():
         raise InputError("is not a folder", file=root)
     root.mkdir(parents=True, exist_ok=True)
@@ -74,6 +75,8 @@ def run(
         frozen = {s.name: s.epochs for s in status.stages if s.frozen and s.epochs is not None}
         check_epochs(chain, file, {n: e for n, e in frozen.items() if n in {s.name for s in chain.spec.stages}})
         status = _drive(chain, world, status, console)
+        if not world.interrupted and world.evaluate_added(status, console.print):
+            status = _drive(chain, world, status, console)
     finally:
         lock.release()
     _conclude(chain, store, status, world.interrupted, console)
@@ -87,6 +90,17 @@ def _alone(chain: ModelChain, name: str, file: Path) -> ModelChain:
             return chain.model_copy(update={"spec": chain.spec.model_copy(update={"stages": [one]})})
     names = ", ".join(stage.name for stage in chain.spec.stages)
     raise InputError(f"--alone {name}: no such stage; there are {names}", file=file, field="spec.stages")
+
+
+def _check_processes(chain: ModelChain, file: Path) -> None:
+    """On this machine a stage's processes may default to its GPUs: they must share the batch evenly, too."""
+    recipe = chain.spec.recipe
+    for index, stage in enumerate(chain.spec.stages):
+        processes = processes_for(stage.resources.processes_per_node)
+        for what in (recipe.global_batch_size, recipe.micro_batch_size or recipe.global_batch_size):
+            if what % processes:
+                message = f"a batch of {what} cannot be shared by {processes} processes; set processesPerNode"
+                raise InputError(message, file=file, field=f"spec.stages[{index}].resources.processesPerNode")
 
 
 def _prepare(request: DataRequest, store: Root, console: Console) -> str:

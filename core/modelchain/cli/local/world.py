@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from modelchain.cli.files import write_atomic
-from modelchain.cli.local.launch import Trainer, processes_for, threads_for
+from modelchain.cli.local.launch import Trainer, measure, processes_for, threads_for
 from modelchain.cli.local.root import OWNER, Root
-from modelchain.contracts import LAST_WORD, TASK, DataRequest, Predecessor, Task
+from modelchain.contracts import LAST_WORD, TASK, DataRequest, EvaluationRequest, Predecessor, Task
+from modelchain.digest import evaluation_key
 from modelchain.plan import Plan
 from modelchain.spec import ModelChain
 from modelchain.status import AttemptStatus, ChainStatus
@@ -23,7 +25,7 @@ class LocalWorld:
     def __init__(self, chain: ModelChain, root: Root, trainer: Trainer, data: DataRequest, fingerprint: str):
         self.chain, self.root, self.trainer = chain, root, trainer
         self.data, self.fingerprint = data, fingerprint
-        self.inputs = root.known_inputs()
+        self.inputs, self.numbers = root.known_inputs(), root.attempt_numbers()
         self.retry = f"{time.time():.6f}"  # typing the command again renews budgets, once
         self.interrupted = False
 
@@ -36,6 +38,7 @@ class LocalWorld:
             attempt=lambda name: self._seen(attempts[name], name in live),
             live=frozenset(live),
             inputs=self.inputs,
+            highest_number=lambda stage, digest: max(self.numbers.get(stage, 0), self.numbers.get(digest, 0)),
             fingerprint=self.fingerprint,
             retry=self.retry,
             interrupted=self.interrupted,
@@ -54,6 +57,25 @@ class LocalWorld:
             checkpoint_step=self.root.checkpoint_step(attempt.input_digest),
             macs=int(record["macs"]) if record else 0,
         )
+
+    def evaluate_added(self, status: ChainStatus, say: Callable[[str], None]) -> bool:
+        """Measure finished artifacts by evaluations the spec gained since; nothing is trained. True if any was."""
+        measured = False
+        for stage in status.stages:
+            results = self.root.results(stage.input_digest or "")
+            if results is None or stage.artifact is None or stage.input_digest is None:
+                continue
+            known = {*results.evaluations.values(), *self.root.added_evaluations(stage.input_digest)}
+            for evaluation in self.data.evaluation:
+                key = evaluation_key(evaluation)
+                if key in known:
+                    continue
+                say(f"{stage.name}: measuring {evaluation.name}")
+                data = self.data.model_copy(update={"evaluation": [evaluation]})
+                metrics = measure(EvaluationRequest(artifact=str(self.root.path / stage.artifact.path), data=data))
+                self.root.add_evaluation(stage.input_digest, key, metrics)
+                measured = True
+        return measured
 
     def act(self, step: Step, plan: Plan) -> None:
         match step.action:
