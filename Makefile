@@ -10,6 +10,7 @@ quickstart: .venv/installed
 
 test: lint
 	@.ci/timed "core tests" $(BIN)/pytest tests/core
+	@.ci/timed "data tests" $(BIN)/pytest tests/data
 	@.ci/timed "trainer tests" $(BIN)/pytest tests/trainer
 	@.ci/timed "local runner tests" $(BIN)/pytest tests/local
 	@.ci/timed "documentation tests" $(BIN)/pytest tests/docs

@@ -36,7 +36,7 @@ class FailureClass(StrEnum):
     @property
     def permanent(self) -> bool:
         """Trying again cannot help: somebody has to change something first."""
-        return self in (self.USER_ERROR, self.CORRUPT_PREDECESSOR, self.CORRUPT_ARTIFACT)
+        return self in (self.USER_ERROR, self.DATA, self.CORRUPT_PREDECESSOR, self.CORRUPT_ARTIFACT)
 
     @property
     def disruption(self) -> bool:

@@ -27,7 +27,8 @@ Progress = Callable[[int, int], None]  # called with (done, all)
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 MAX_PROBLEMS, MAX_OPEN = 5, 512  # a process may usually open 1,024 files
-VERSION = 1  # of the index's files; another version is rebuilt
+VERSION = 2  # of the index's files; another version is rebuilt
+_PICTURE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)
 _MEMBER = re.compile(r"(?!__[^/]*__)((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)  # as webdataset's base_plus_ext
 
 
@@ -108,6 +109,7 @@ class ShardSet:
         self.fingerprint, self._place = place.name, place
         self._samples, self._bounds, self._tokens = arrays
         self.labels, self.caption_counts = self._samples[:, 3], self._samples[:, 5]
+        self.unreadable = np.flatnonzero(self._samples[:, 6] == 0)  # by their first bytes; others may turn out so later
         # A file put out of the cache is closed once the last thread that reads it lets go.
         self._open = lru_cache(MAX_OPEN)(lambda shard: shards[shard].open("rb", buffering=0))
 
@@ -121,13 +123,13 @@ class ShardSet:
         return int(self.caption_counts[i])
 
     def picture(self, i: int) -> bytes:
-        """The encoded picture of sample `i`; WorkError (class Data) if its shard is gone or has changed."""
+        """The encoded picture of sample `i`; WorkError if its shard cannot be read, of class Data if it has changed."""
         shard, offset, size = self._samples[i, :3].tolist()
         try:
             file = self._open(shard)
             data = os.pread(file.fileno(), size, offset)
         except OSError as error:
-            raise WorkError(f"sample {self.keys[i]!r}: {error}", "Data") from error
+            raise WorkError(f"sample {self.keys[i]!r}: {error}") from error  # a file system may come back
         if len(data) != size:
             raise WorkError(f"{file.name}: sample {self.keys[i]!r} is cut off; the shard has changed", "Data")
         return data
@@ -190,13 +192,14 @@ def _load(place: Path) -> list[np.ndarray]:
 
 
 def _build(shards: Sequence[Path], place: Path, on_progress: Progress) -> None:
-    """Writes samples int64 [n, 6] (shard, offset, size, label, first caption, captions), bounds of captions, tokens."""
+    """Writes samples int64 [n, 7] (shard, offset, size, label, first caption, captions, picture?), bounds, tokens."""
     problems, tokenizer = Problems(), SimpleTokenizer()
     encode = lru_cache(1 << 16)(tokenizer.encode)  # captions made from templates repeat
     samples, bounds, tokens, keys, classnames = [], array("q", [0]), array("H"), [], []
     for number, shard in enumerate(shards):
         for key, offset, size, captions, label, meta in read_shard(shard, problems):
-            samples.append((number, offset, size, label, len(bounds) - 1, len(captions)))
+            picture = bool(_PICTURE.match(_head(shard, offset)))
+            samples.append((number, offset, size, label, len(bounds) - 1, len(captions), picture))
             keys.append(key)
             classnames.append(meta.get("classname"))
             for caption in captions:
@@ -221,6 +224,19 @@ def _build(shards: Sequence[Path], place: Path, on_progress: Progress) -> None:
         fsync(place.parent)
 
 
+def _head(shard: Path, offset: int) -> bytes:
+    with shard.open("rb") as file:
+        return os.pread(file.fileno(), 12, offset)
+
+
+def check_pictures(data: ShardSet, allowed: int, file: str | Path, field: str) -> None:
+    """Refuse (InputError) more than `allowed` members that are no JPEG, PNG or WebP by their first bytes."""
+    bad = data.unreadable
+    if len(bad) > allowed:
+        message = f"{len(bad)} of {len(data)} pictures are no JPEG, PNG or WebP (at most {allowed} may be)"
+        raise InputError(f"{message}; the first is that of sample {data.keys[bad[0]]!r}", file=file, field=field)
+
+
 def check_training(data: ShardSet, samples: int, captions_per_sample: int, file: str | Path) -> int:
     """How many samples have fewer captions than asked (theirs are drawn with replacement).
 
@@ -239,13 +255,14 @@ def check_training(data: ShardSet, samples: int, captions_per_sample: int, file:
 
 
 def check_labels(data: ShardSet, class_names: Sequence[str], file: str | Path, field: str | None = None) -> None:
-    """Refuse (InputError) a sample with no label among `class_names`, or whose class name stands there elsewhere."""
-    problems = Problems()
+    """Refuse (InputError) samples with no label among `class_names`, or whose class name stands there elsewhere."""
+    wrong = []
     for key, label, name in zip(data.keys, data.labels.tolist(), data.classnames, strict=True):
         if not 0 <= label < len(class_names):
             found = f"label {label}" if label >= 0 else "no label"
-            problems.add(f"sample {key!r} has {found}; there are {len(class_names)} class names", file, field)
+            wrong.append(f"sample {key!r} has {found}; there are {len(class_names)} class names")
         elif name in class_names and class_names[label] != name:
-            found = f"is called {name!r}, but its label {label} stands for {class_names[label]!r}"
-            problems.add(f"sample {key!r} {found}", file, field)
-    problems.stop()
+            wrong.append(f"sample {key!r} is called {name!r}, but its label {label} stands for {class_names[label]!r}")
+    if wrong:
+        more = f" (and {len(wrong) - 1} more of {len(data)} samples do not match)" if len(wrong) > 1 else ""
+        raise InputError(wrong[0] + more, file=file, field=field)

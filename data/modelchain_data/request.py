@@ -7,7 +7,7 @@ from pathlib import Path
 
 from modelchain.contracts import DataRequest, TaskEvaluation
 from modelchain.errors import InputError
-from modelchain_data.index import Progress, ShardSet, check_labels, check_training, open_set
+from modelchain_data.index import Progress, ShardSet, check_labels, check_pictures, check_training, open_set
 from modelchain_data.prompts import class_names, prompt_templates
 
 
@@ -26,6 +26,7 @@ def open_data(
             f"is {train.fingerprint}, but these shards have {train_set.fingerprint}: not the data this was written for"
         )
         raise InputError(message, file=request.file, field="spec.data.train.fingerprint")
+    check_pictures(train_set, train.samples // 1000, request.file, "spec.data.train.shards")
     scarce = check_training(train_set, train.samples, train.captions_per_sample, request.file)
     if scarce:
         note(
@@ -39,6 +40,7 @@ def open_evaluations(request: DataRequest) -> list[tuple[TaskEvaluation, ShardSe
     opened = []
     for index, evaluation in enumerate(request.evaluation):
         samples = open_set([Path(f) for f in evaluation.files], Path(request.cache))
+        check_pictures(samples, 0, request.file, f"spec.evaluation[{index}].shards")
         if evaluation.kind == "ZeroShot":
             prompt_templates(evaluation)
             names = class_names(evaluation)

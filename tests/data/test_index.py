@@ -17,7 +17,15 @@ from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
 
 from modelchain.errors import InputError, WorkError
-from modelchain_data.index import Problems, check_labels, check_training, fingerprint, open_set, read_shard
+from modelchain_data.index import (
+    Problems,
+    check_labels,
+    check_pictures,
+    check_training,
+    fingerprint,
+    open_set,
+    read_shard,
+)
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 JPEG = b"\xff\xd8 not decoded here"
@@ -326,3 +334,13 @@ def test_real_shards(tmp_path: Path) -> None:
     data = open_set(shards, tmp_path / "cache")
     assert len(data) == 4000
     check_labels(data, json.loads((SHARED / "fashion-mnist" / "classnames.json").read_text()), "f")
+
+
+def test_members_that_are_no_pictures_are_counted(tmp_path: Path) -> None:
+    png, text = b"\x89PNG\r\n\x1a\n....", b"not a picture"
+    members = [(f"{i}.png", png if i else text) for i in range(5)]
+    data = open_set([write_tar(tmp_path / "t.tar", members)], tmp_path / "cache")
+    assert data.unreadable.tolist() == [0]
+    check_pictures(data, 1, "chain.yaml", "f")
+    with pytest.raises(InputError, match=r"chain.yaml: f: 1 of 5 pictures are no JPEG, PNG or WebP .* sample '0'"):
+        check_pictures(data, 0, "chain.yaml", "f")

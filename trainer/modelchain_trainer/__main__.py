@@ -5,6 +5,7 @@ Whatever happens, the last word is written before the process ends, and the exit
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -23,6 +24,8 @@ from modelchain.errors import (
     InputError,
     WorkError,
 )
+
+LAST_WORD_BYTES = 2048
 
 
 def main(arguments: list[str]) -> int:
@@ -71,24 +74,31 @@ def train(task: Task) -> int:
             failure, message, code = FailureClass.PREEMPTED, "stopped", EXIT_PREEMPTED
         else:
             failure, message, code = FailureClass.ERROR, f"{type(error).__name__}: {error}", EXIT_WORK_FAILED
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is as good as over
     if code != EXIT_DONE:
         _say(f"{failure}: {message}")
-        word = LastWord(result="Failed", failure=failure, message=message[:1200], **report)
+        word = LastWord(result="Failed", failure=failure, message=message, **report)
     _last_word(Path(task.last_word), word)
     return code
 
 
 def _last_word(path: Path, word: LastWord) -> None:
-    """Success is rank 0's to report; of failures the first stands, for it is the cause of the others."""
-    if word.result == "Succeeded":
-        if os.environ.get("RANK", "0") == "0":
-            path.write_text(word.model_dump_json(by_alias=True))
+    """Success is rank 0's to report; of failures the first stands, for it is the cause of the others.
+
+    At most 2 KiB, all that Kubernetes keeps of two containers' words: first go details of metrics (`results.json` has
+    them), then the end of the message. The file may be there already, empty: a kubelet makes it.
+    """
+    succeeded = word.result == "Succeeded"
+    if succeeded and os.environ.get("RANK", "0") != "0":
         return
-    try:
-        with path.open("x") as file:
-            file.write(word.model_dump_json(by_alias=True))
-    except FileExistsError:
-        pass
+    while len(text := word.model_dump_json(by_alias=True).encode()) > LAST_WORD_BYTES:
+        main = {name: value for name, value in word.metrics.items() if "/" not in name}
+        word = word.model_copy(update={"metrics": main, "message": word.message[: len(word.message) * 3 // 4]})
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if succeeded or os.fstat(file.fileno()).st_size == 0:
+            file.truncate(0)
+            file.write(text)
 
 
 def _say(text: str) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from open_clip import CLIP, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -16,19 +15,21 @@ from torch import Tensor
 from modelchain.cli.files import entry_of, seal, sha256_of, verify
 from modelchain.contracts import CONFIG, MANIFEST, RESULTS, WEIGHTS, Manifest, Predecessor, Results
 from modelchain.errors import InputError, WorkError
-from modelchain_trainer.checkpoint import as_work_error
+from modelchain_trainer.checkpoint import as_work_error, check_finite
 
 
 def find(directory: Path) -> tuple[Manifest, Results] | None:
     """A complete artifact of an input digest's directory, re-hashed; None if there is none.
 
     Raises:
-        WorkError: there is one and it does not match its manifest. It is never overwritten.
+        WorkError: there is one and it does not match its manifest, or belongs elsewhere. It is never overwritten.
     """
     artifact = directory / "artifact"
     if not (artifact / MANIFEST).is_file():
         return None
     manifest = verify(artifact)
+    if manifest.kind != "artifact" or manifest.input_digest != directory.name or WEIGHTS not in manifest.files:
+        raise WorkError(f"{artifact / MANIFEST}: belongs to other inputs", "CorruptArtifact")
     return manifest, Results.model_validate_json((artifact / RESULTS).read_bytes())
 
 
@@ -45,12 +46,10 @@ def export(
     If a whole one is there already, that one stays and ours is dropped; a torso without a manifest is put aside.
     """
     weights = {name: t.detach().float().cpu().contiguous() for name, t in clip.state_dict().items()}
-    for name, tensor in weights.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise WorkError(f"{name} is not finite after the last step; no artifact is written", "NonFinite")
     work = directory / f".artifact-{attempt}"
     shutil.rmtree(work, ignore_errors=True)
     try:
+        check_finite(weights)
         work.mkdir(parents=True)
         save_file(weights, work / WEIGHTS)
         size = clip.visual.image_size

@@ -25,8 +25,15 @@ KEPT = 2
 class Checkpointer:
     """Writes `<root>/<input digest>/<owner>-a<n>/step-<k>/`, one at a time, in a thread; used by rank 0 alone."""
 
-    def __init__(self, attempt: Path, inputs: dict[str, Any], input_digest: str, environment: dict[str, str | int]):
-        self.attempt, self.saved_step = attempt, -1
+    def __init__(
+        self,
+        attempt: Path,
+        inputs: dict[str, Any],
+        input_digest: str,
+        environment: dict[str, str | int],
+        saved_step: int = 0,
+    ):
+        self.attempt, self.saved_step = attempt, saved_step  # the newest step that is on the disk; 0 if none is
         self._manifest = {"inputs": inputs, "input_digest": input_digest, "environment": environment}
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[int] | None = None
@@ -47,17 +54,19 @@ class Checkpointer:
 
     def _write(self, step: int, model: dict[str, Tensor], moments: dict[str, Tensor], state: dict[str, Any]) -> int:
         target = self.attempt / f"step-{step}"
-        if target.exists():
+        if target.exists() and _verifies(target, lambda _: None):
             return step
         work = self.attempt / f".step-{step}"
         shutil.rmtree(work, ignore_errors=True)
         try:
+            check_finite(model | moments)
             work.mkdir()
             save_file(model, work / MODEL)
             save_file(moments, work / OPTIMIZER)
             (work / STATE).write_text(json.dumps({**state, "step": step}))
             files = {name: entry_of(work / name) for name in (MODEL, OPTIMIZER, STATE)}
             manifest = {"v": 1, "kind": "checkpoint", "artifact_digest": None, "step": step, "files": files}
+            shutil.rmtree(target, ignore_errors=True)  # damaged, or it would have been kept
             seal(work, Manifest(**manifest, **self._manifest), target)
             self._prune()
         except Exception as error:
@@ -74,6 +83,8 @@ class Checkpointer:
             elif directory in self._verified or _verifies(directory, lambda _: None):
                 self._verified.add(directory)
                 kept += 1
+        for torso in self.attempt.parent.glob("*/.step-*"):  # of attempts that were killed while they wrote
+            shutil.rmtree(torso, ignore_errors=True)
 
 
 def newest(directory: Path, say: Callable[[str], None]) -> Path | None:
@@ -94,9 +105,17 @@ def restore(checkpoint: Path, student: nn.Module, optimizer: torch.optim.Optimiz
 
 
 def remove_checkpoints(directory: Path) -> None:
-    """When the artifact verifies the steps go; logs and metrics stay."""
-    for step in [*directory.glob("*/step-*"), *directory.glob("*/.step-*")]:
-        shutil.rmtree(step, ignore_errors=True)
+    """When the artifact verifies the steps go, and what killed attempts left half-written; logs and metrics stay."""
+    for pattern in ("*/step-*", "*/.step-*", ".artifact-*"):
+        for path in directory.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raises WorkError of class NonFinite, naming the tensor: what is kept must be worth going on from."""
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise WorkError(f"{name} is not finite", "NonFinite")
 
 
 def as_work_error(error: Exception, what: str) -> WorkError:
@@ -125,7 +144,8 @@ def _verifies(directory: Path, say: Callable[[str], None]) -> bool:
     except (OSError, WorkError) as error:
         say(f"passing over a checkpoint that does not verify: {error}")
         return False
-    if manifest.kind != "checkpoint" or manifest.input_digest != directory.parent.parent.name:
+    whole = manifest.kind == "checkpoint" and {MODEL, OPTIMIZER, STATE} <= manifest.files.keys()
+    if not whole or manifest.input_digest != directory.parent.parent.name:
         say(f"passing over {directory}: it belongs to other inputs")
         return False
     return True

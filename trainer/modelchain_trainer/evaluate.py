@@ -50,22 +50,22 @@ class Evaluator:
         training = clip.training
         clip.eval()
         metrics: dict[str, float] = {}
-        with self.precision():
-            for evaluation, samples in due:
-                measure = self._zero_shot if evaluation.kind == "ZeroShot" else self._retrieval
-                metrics |= measure(clip, evaluation, samples)
+        for evaluation, samples in due:
+            measure = self._zero_shot if evaluation.kind == "ZeroShot" else self._retrieval
+            metrics |= measure(clip, evaluation, samples)
         clip.train(training)
         return metrics
 
     def _zero_shot(self, clip: torch.nn.Module, evaluation: TaskEvaluation, samples: ShardSet) -> dict[str, float]:
         names, templates = class_names(evaluation), prompt_templates(evaluation)
         tokenizer = SimpleTokenizer(context_length=self.context_length)
-        classifier_DC = build_zero_shot_classifier(clip, tokenizer, names, templates, 64, self.device)
+        with self.precision():
+            classifier_DC = build_zero_shot_classifier(clip, tokenizer, names, templates, 64, self.device)
         top = [1] + ([5] if len(names) > 5 else [])
         correct = torch.zeros(len(top), dtype=torch.float64, device=self.device)
         for ids, images in self._pictures(clip, samples):
             labels = torch.as_tensor(samples.labels[ids], device=self.device).long()
-            best = (F.normalize(images, dim=-1) @ classifier_DC.to(images.dtype)).topk(top[-1], dim=-1).indices
+            best = (images @ classifier_DC.float()).topk(top[-1], dim=-1).indices
             hits = best == labels[:, None]
             correct += torch.stack([hits[:, :k].any(dim=-1).sum() for k in top])
         share = 100 * self._sum(correct) / len(samples)
@@ -80,13 +80,13 @@ class Evaluator:
         image_ND = torch.zeros(len(samples), dim, device=self.device)
         text_KD = torch.zeros(len(captions), dim, device=self.device)
         for ids, features in self._pictures(clip, samples):
-            image_ND[ids] = F.normalize(features.float(), dim=-1)
+            image_ND[ids] = features
         mine = range(self.rank, len(captions), self.world)
         for start in range(0, len(mine), self.batch):
             rows = mine[start : start + self.batch]
             tokens = [torch.as_tensor(samples.tokens(*captions[k], self.context_length)).long() for k in rows]
             padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True).to(self.device)
-            text_KD[list(rows)] = F.normalize(encode_text(clip, padded).float(), dim=-1)
+            text_KD[list(rows)] = self._unit(encode_text, clip, padded)
         image_ND, text_KD, owner = self._sum(image_ND), self._sum(text_KD), owner.to(self.device)
         ks = [k for k in RECALLS if k <= len(samples)]
         own = torch.arange(len(samples), device=self.device)
@@ -98,7 +98,7 @@ class Evaluator:
         return metrics
 
     def _pictures(self, clip: torch.nn.Module, samples: ShardSet):  # type: ignore[no-untyped-def]
-        """This rank's (ids, features [n, D]) in batches, decoded by threads."""
+        """This rank's (ids, unit features [n, D]) in batches, decoded by threads."""
         size = clip.visual.image_size
         side = size[0] if isinstance(size, tuple) else size
         mine = range(self.rank, len(samples), self.world)
@@ -106,7 +106,12 @@ class Evaluator:
             for start in range(0, len(mine), self.batch):
                 ids = list(mine[start : start + self.batch])
                 pictures = list(pool.map(lambda i: _picture(samples, i, side), ids))
-                yield ids, encode_image(clip, normalise(torch.stack(pictures).to(self.device)))
+                yield ids, self._unit(encode_image, clip, normalise(torch.stack(pictures).to(self.device)))
+
+    def _unit(self, encode: Callable[..., Tensor], clip: torch.nn.Module, batch: Tensor) -> Tensor:
+        with self.precision():
+            features = encode(clip, batch)
+        return F.normalize(features.float(), dim=-1)  # similarities in fp32: in bf16 neighbours tie
 
     def _sum(self, tensor: Tensor) -> Tensor:
         if self.world > 1:

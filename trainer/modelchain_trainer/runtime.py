@@ -14,8 +14,8 @@ import torch.distributed as dist
 from modelchain.digest import TRAINER_MATH
 
 
-class Preempted(Exception):
-    """Asked to stop, and everything worth keeping is on the disk."""
+class Preempted(BaseException):
+    """Asked to stop, and everything worth keeping is on the disk. As KeyboardInterrupt, no failure of what it ends."""
 
 
 @dataclass
@@ -26,8 +26,8 @@ class Stop:
     in_loop: bool = False
 
     def on_signal(self, _signal: int, _frame: FrameType | None) -> None:
-        self.asked = True
-        if not self.in_loop:
+        first, self.asked = not self.asked, True
+        if first and not self.in_loop:
             raise Preempted("stopped outside the training loop; the newest checkpoint stands")
 
 

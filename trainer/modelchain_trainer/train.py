@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from modelchain.cli.files import sha256_of
 from modelchain.contracts import MANIFEST, METRICS, Growth, LastWord, Manifest, Measured, Results, Task
 from modelchain.digest import evaluation_key
-from modelchain.errors import WorkError
+from modelchain.errors import InputError, WorkError
 from modelchain_data.batches import Batch, Batches
 from modelchain_data.request import open_data
 from modelchain_trainer import artifact, checkpoint, growth, models, runtime
@@ -40,6 +40,11 @@ class Trainer:
         self.directory = Path(task.root) / task.input_digest
         self.attempt = self.directory / task.owner
         self.rank, self.world, self.device = runtime.join(task.threads)
+        sizes = {"globalBatchSize": self.inputs["globalBatchSize"], "microBatchSize": task.micro_batch_size}
+        for name, size in sizes.items():
+            if size is not None and size % self.world:
+                message = f"{size} is not divisible by {self.world} processes"
+                raise InputError(message, file=task.data.file, field=f"spec.recipe.{name}")
         self.say: Callable[[str], None] = say if self.rank == 0 else lambda _: None
         bf16 = partial(torch.autocast, self.device.type, torch.bfloat16)
         mixed = self.inputs["precision"] == "bf16"
@@ -81,10 +86,11 @@ class Trainer:
             world_size=self.world,
             threads=self.task.threads or 1,
         )
-        self._loop(batches, evaluate)
+        if self.first_step < self.steps:  # else stopped after the last step, before the artifact
+            self._loop(batches, evaluate)
         metrics = evaluate(self.student.clip)
         self._record(event="evaluation", step=self.steps, metrics=metrics)
-        return self._finish(metrics, batches)
+        return self._finish(metrics)
 
     def _build(self) -> None:
         """The student as it starts, and the frozen teacher."""
@@ -126,11 +132,11 @@ class Trainer:
             self.say(f"goes on from step {self.state['step']} ({chosen[0]})")
         self.first_step = self.state["step"]
         self.seconds_before = self.state["seconds"]
-        self.report_progress(self.first_step, None)
+        self.report_progress(self.first_step, self.first_step)
 
     def _loop(self, batches: Batches, evaluate: Evaluator) -> None:
         environment = runtime.environment(self.world, self.device)
-        saver = checkpoint.Checkpointer(self.attempt, self.inputs, self.task.input_digest, environment)
+        saver = checkpoint.Checkpointer(self.attempt, self.inputs, self.task.input_digest, environment, self.first_step)
         agreement = runtime.Agreement(self.world)
         losses: list[tuple[int, Tensor]] = []
         logged = saved = time.monotonic()
@@ -141,18 +147,21 @@ class Trainer:
             step += 1
             stopping = agreement.reached(self.stop.asked)
             now, epoch_ends, last = time.monotonic(), step % self.steps_per_epoch == 0, step == self.steps
-            if losses[0][0] == 0 or now - logged >= LOG_SECONDS or stopping or last or epoch_ends:
+            save = stopping or ((epoch_ends or now - saved >= self.task.checkpoint_seconds) and not last)
+            # Always before a save: nothing is saved after a loss that nobody has looked at.
+            if save or last or losses[0][0] == 0 or now - logged >= LOG_SECONDS:
+                self.report_progress(step, saver.saved_step)
                 self._log(losses, (step - logged_step) / max(now - logged, 1e-9), batches)
                 losses, logged, logged_step = [], now, step
-            due = epoch_ends or now - saved >= self.task.checkpoint_seconds
-            if self.rank == 0 and (stopping or (due and not last)):
-                saver.save(step, self.student, self.optimizer, self._state(step))
+            if save:
                 saved = now
-                self.report_progress(step, saver.saved_step)
-            if stopping and not last:
                 if self.rank == 0:
-                    saver.wait()
-                    self.report_progress(step, saver.saved_step)
+                    saver.save(step, self.student, self.optimizer, self._state(step))
+            if stopping and not last:
+                saver.wait()
+                if self.world > 1:
+                    dist.barrier()  # the first to leave may take the others with it
+                self.report_progress(step, step)
                 raise Preempted(f"stopped at step {step} of {self.steps}; its checkpoint is complete")
             if epoch_ends and not last and (metrics := evaluate(self.student.clip, step // self.steps_per_epoch)):
                 self._record(event="evaluation", step=step, metrics=metrics)
@@ -213,10 +222,10 @@ class Trainer:
         step = losses[-1][0] + 1
         if not bool(torch.isfinite(values).all()):
             bad = next(s for (s, _), row in zip(losses, values, strict=True) if not bool(torch.isfinite(row).all()))
-            raise WorkError(f"the loss is not finite at step {bad}", "NonFinite")
+            raise WorkError(f"the loss is not finite at step {bad + 1} of {self.steps}", "NonFinite")
         if losses[0][0] == 0:
             self.state["initial"]["loss"] = float(values[0, 1])
-        self.final_loss = float(values[-1, 1])
+        self.state["finalLoss"] = float(values[-1, 1])
         eta = (self.steps - step) / rate
         for (s, _), (total, task, pull) in zip(losses, values.tolist(), strict=True):
             self._record(
@@ -225,8 +234,9 @@ class Trainer:
             )  # fmt: skip
         at = f"{self.task.stage} step {step}/{self.steps} epoch {step / self.steps_per_epoch:.1f}"
         speed = f"{rate * self.inputs['globalBatchSize']:.0f} samples/s, {timedelta(seconds=round(eta))} left"
-        self.say(f"{at} loss {self.final_loss:.4f} {speed}")
-        self.state["counters"] = {"replacedPictures": batches.replaced, "scarceCaptions": self.scarce}
+        self.say(f"{at} loss {self.state['finalLoss']:.4f} {speed}")
+        replaced = max(batches.replaced, self.state.get("counters", {}).get("replacedPictures", 0))
+        self.state["counters"] = {"replacedPictures": replaced, "scarceCaptions": self.scarce}
 
     def _record(self, **record: Any) -> None:
         if self.rank == 0:
@@ -243,19 +253,17 @@ class Trainer:
         return round(self._seconds() * self.world, 3) if self.device.type == "cuda" else 0.0
 
     def _state(self, step: int) -> dict[str, Any]:
-        seconds = self.seconds_before + self._seconds()
-        return {**self.state, "step": step, "seconds": seconds, "finalLoss": self.final_loss}
+        return {**self.state, "step": step, "seconds": self.seconds_before + self._seconds()}
 
-    def report_progress(self, step: int, checkpoint_step: int | None) -> None:
+    def report_progress(self, step: int, checkpoint_step: int) -> None:
         """Keep the last word up to date, so that it is true whenever the end comes."""
         self.report |= {"step": step, "macs": self._spent(step), "gpu_seconds": self._gpu_seconds()}
         self.report |= {"seconds": round(self._seconds(), 3), "checkpoint_step": checkpoint_step or None}
 
-    def _finish(self, metrics: dict[str, float], batches: Batches) -> LastWord:
+    def _finish(self, metrics: dict[str, float]) -> LastWord:
         """Rank 0 writes the artifact and removes what it makes superfluous; the others wait for it."""
         if self.rank == 0:
             samples = self.steps * self.inputs["globalBatchSize"]
-            final_loss = getattr(self, "final_loss", None) or self.state["finalLoss"]
             predecessor = self.task.predecessor
             results = Results(
                 stage=self.task.stage,
@@ -266,7 +274,7 @@ class Trainer:
                 macs=self.steps * self.task.macs_per_step,
                 seconds=round(self.seconds_before + self._seconds(), 3),
                 initial=Measured(**self.state["initial"]),
-                final=Measured(loss=final_loss, metrics=metrics),
+                final=Measured(loss=self.state["finalLoss"], metrics=metrics),
                 growth=self.growth,
                 evaluations={e.name: evaluation_key(e) for e in self.task.data.evaluation},
                 counters=self.state.get("counters", {}),

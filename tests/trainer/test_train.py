@@ -1,0 +1,416 @@
+"""train.py, runtime.py and __main__.py: real trainers on a few real digits, in this process."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+from tiny import BATCH, EPOCHS, STEPS, STEPS_PER_EPOCH, stop_after
+
+from modelchain.contracts import RESULTS, WEIGHTS, FailureClass, LastWord, Results, Task
+from modelchain.errors import InputError, WorkError
+from modelchain_trainer import __main__ as entry
+from modelchain_trainer import models, runtime
+from modelchain_trainer.runtime import Preempted, Stop
+from modelchain_trainer.train import Trainer
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def leave_torch_as_it_was():
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.data(tmp_path_factory.mktemp("data") / "digits")
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory, folder):
+    """The first stage, undisturbed: its task, its last word, and the learning rate of every step."""
+    task, rates = tiny.task(tiny.spec(), folder, tmp_path_factory.mktemp("first")), []
+    word, _ = tiny.train(task, lambda trainer, _: rates.append([g["lr"] for g in trainer.optimizer.param_groups]))
+    return task, word, rates
+
+
+@pytest.fixture(scope="module")
+def second(first, folder):
+    """The successor, another embed_dim, undisturbed; with T as it was after the last step."""
+    projections = {}
+
+    def keep(trainer, done):
+        if done == STEPS:
+            projections.update({n: p.detach().clone() for n, p in trainer.student.named_parameters() if "clip" not in n})
+
+    task = tiny.task(tiny.spec(), folder, Path(first[0].root), index=1, before=first[0])
+    word, _ = tiny.train(task, keep)
+    return task, word, projections
+
+
+def weights(task: Task) -> bytes:
+    return (tiny.artifact(task) / WEIGHTS).read_bytes()
+
+
+def results(task: Task) -> Results:
+    return Results.model_validate_json((tiny.artifact(task) / RESULTS).read_bytes())
+
+
+def test_learning_rate_is_table_c():
+    rates = [runtime.learning_rate(step, 100, 10, 1e-3) for step in range(100)]
+    assert rates[:10] == pytest.approx([1e-4 * (step + 1) for step in range(10)])
+    assert rates[10] == 1e-3 and rates[55] == pytest.approx(5e-4) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0 < rates[99] < 1e-6 and runtime.learning_rate(100, 100, 10, 1e-3) == 0
+    assert runtime.learning_rate(0, 10, 0, 1e-3) == 1e-3
+
+
+def test_every_step_has_its_learning_rate_for_all_parameters(first):
+    _, _, rates = first
+    expected = [runtime.learning_rate(step, STEPS, 3, 1e-3) for step in range(STEPS)]
+    assert rates == [[rate, rate] for rate in expected]
+
+
+def test_weight_decay_groups_and_the_first_step_from_the_random_init(folder, tmp_path):
+    task = tiny.task(tiny.spec(epochs=1, evaluation=False), folder, tmp_path)
+    started = {}
+
+    def look(trainer, done):
+        if done == 1:
+            started.update(trainer.student.clip.state_dict())
+            decayed, free = trainer.optimizer.param_groups
+            assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
+            assert all(p.ndim >= 2 for p in decayed["params"])
+            assert any(p is trainer.student.clip.logit_scale for p in free["params"])
+            started.update({name: tensor.clone() for name, tensor in started.items()})
+
+    tiny.train(task, look)
+    fresh = models.build(task.inputs["modelConfig"], task.inputs["seed"]).state_dict()
+    rate = runtime.learning_rate(0, STEPS_PER_EPOCH, 3, 1e-3)
+    for name, tensor in started.items():  # Adam's first update is the rate or less, and decay is smaller still
+        assert (tensor - fresh[name]).abs().max() <= 1.2 * rate, name
+    assert not torch.equal(started["visual.conv1.weight"], fresh["visual.conv1.weight"])
+
+
+def test_results_and_last_word(first, folder):
+    task, word, _ = first
+    found, lines = results(task), tiny.records(task)
+    assert (found.stage, found.model, found.predecessor, found.growth) == ("s0", "inline", None, None)
+    assert (found.steps, found.samples_seen, found.macs) == (STEPS, STEPS * BATCH, STEPS * 1000)
+    assert found.initial.loss == pytest.approx(lines[0]["taskLoss"]) and found.final.loss == lines[-1]["taskLoss"]
+    assert set(found.initial.metrics) == set(found.final.metrics) == {"top1", "top1/top-5"}
+    assert found.seconds > 0 and set(found.evaluations) == {"top1"}
+    assert found.counters == {"replacedPictures": 0, "scarceCaptions": 0}
+    assert (word.result, word.step, word.steps, word.macs) == ("Succeeded", STEPS, STEPS, STEPS * 1000)
+    manifest = tiny.manifest(tiny.artifact(task))
+    assert word.artifact_digest == manifest.artifact_digest == manifest.files[WEIGHTS].sha256
+    assert word.metrics == found.final.metrics and manifest.inputs == task.inputs
+    assert not list(Path(task.root).glob("*/*/step-*")) and not list(Path(task.root).glob("*/*/.step-*"))
+
+
+def test_metrics_have_every_step_once(first):
+    task, *_ = first
+    lines = tiny.records(task)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert [line["macs"] for line in lines] == [1000 * step for step in range(1, STEPS + 1)]
+    assert all(line["loss"] == line["taskLoss"] and line["distillationLoss"] == 0 for line in lines)
+    assert [line["step"] for line in tiny.records(task, "evaluation")] == [0, STEPS]
+
+
+def test_a_successor_starts_grown_and_its_projections_stay_out_of_the_artifact(first, second):
+    task, _, projections = second
+    found = results(task)
+    assert found.predecessor == "s0" and found.growth is not None
+    assert found.growth.inserted > 0 and found.growth.duplicated > 0 and found.growth.new > 0
+    total = sum(p.numel() for p in models.build(task.inputs["modelConfig"], 0).parameters())
+    assert found.growth.inserted + found.growth.duplicated + found.growth.new == total
+    assert tiny.records(task)[0]["distillationLoss"] > 0
+    assert {name: list(p.shape) for name, p in projections.items()} == {
+        "image_projection.weight": [16, 24],
+        "text_projection.weight": [16, 24],
+    }
+    names = set(load_file(tiny.artifact(task) / WEIGHTS))
+    assert names == set(models.build(task.inputs["modelConfig"], 0).state_dict())
+    assert not torch.equal(projections["image_projection.weight"], torch.eye(16, 24)), "T is trained"
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_stopped_within_an_epoch_and_resumed_is_bitwise_the_undisturbed_run(first, second, folder, tmp_path, stage):
+    undisturbed = (first, second)[stage][0]
+    before = first[0] if stage else None
+    tasks = [tiny.task(tiny.spec(), folder, tmp_path, stage, attempt, before) for attempt in (1, 2, 3)]
+    with pytest.raises(Preempted, match=f"step 2 of {STEPS}"):
+        tiny.train(tasks[0], stop_after(2))
+    step = Path(tasks[0].root) / tasks[0].input_digest / "local-a1" / "step-2"
+    assert ("image_projection.weight" in load_file(step / "model.safetensors")) == bool(stage)
+    with pytest.raises(Preempted, match=f"step 7 of {STEPS}"):
+        tiny.train(tasks[1], stop_after(7))
+    word, said = tiny.train(tasks[2])
+    assert any("goes on from step 7" in text for text in said)
+    assert weights(tasks[2]) == weights(undisturbed)
+    assert [[line["step"] for line in tiny.records(task)] for task in tasks] == [
+        [1, 2], [3, 4, 5, 6, 7], [8, 9, 10, 11, 12],
+    ]  # fmt: skip
+    losses = [line["loss"] for task in tasks for line in tiny.records(task)]
+    assert losses == [line["loss"] for line in tiny.records(undisturbed)]
+    once, again = results(undisturbed), results(tasks[2])
+    assert (again.initial, again.final, again.macs) == (once.initial, once.final, once.macs)
+    assert word.macs == 5000, "the ledger counts what this attempt spent"
+
+
+def test_stopped_in_its_last_step_it_still_ends_and_never_trains_further(first, folder, tmp_path, monkeypatch):
+    tasks = [tiny.task(tiny.spec(), folder, tmp_path, attempt=attempt) for attempt in (1, 2)]
+    monkeypatch.setattr(Trainer, "_finish", lambda *_: (_ for _ in ()).throw(Preempted("in the last evaluation")))
+    with pytest.raises(Preempted):
+        tiny.train(tasks[0], stop_after(STEPS))
+    monkeypatch.undo()
+
+    def no_more(_trainer, done):
+        raise AssertionError(f"step {done} of {STEPS}")
+
+    word, _ = tiny.train(tasks[1], no_more)
+    assert (word.macs, word.step) == (0, STEPS)
+    assert weights(tasks[1]) == weights(first[0])
+    assert results(tasks[1]).final == results(first[0]).final
+
+
+def test_an_artifact_that_is_there_is_reported_without_training(first, folder):
+    task, word, _ = first
+    before = {p: p.stat().st_mtime_ns for p in tiny.artifact(task).iterdir()}
+    again = task.model_copy(update={"owner": "local-a9"})
+    reported, said = tiny.train(again, stop_after(0))
+    assert reported.macs == 0 and "nothing to train" in said[0]
+    assert (reported.artifact_digest, reported.manifest_digest) == (word.artifact_digest, word.manifest_digest)
+    assert reported.metrics == word.metrics and reported.step == STEPS
+    assert before == {p: p.stat().st_mtime_ns for p in tiny.artifact(task).iterdir()}
+
+
+def poison(at, name="visual.proj"):
+    """Weights that are not finite once `at` steps are done, as an overflowing update leaves them: its loss was fine."""
+
+    def after(trainer, done):
+        if done == at:
+            with torch.no_grad():
+                dict(trainer.student.clip.named_parameters())[name].fill_(math.nan)
+
+    return after
+
+
+@pytest.mark.parametrize("at", [2, STEPS_PER_EPOCH, STEPS_PER_EPOCH + 2])
+def test_a_loss_that_is_not_finite_ends_it_and_nothing_of_it_is_kept(folder, tmp_path, at):
+    task = tiny.task(tiny.spec(evaluation=False), folder, tmp_path)
+    with pytest.raises(WorkError, match="not finite") as error:
+        tiny.train(task, poison(at))
+    assert error.value.failure == "NonFinite"
+    if at != STEPS_PER_EPOCH:  # else the checkpoint of the epoch's end finds it first
+        assert f"step {at + 1} of {STEPS}" in str(error.value)
+    assert not tiny.artifact(task).exists()
+    for step in Path(task.root).glob("*/*/step-*/model.safetensors"):
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in load_file(step).values())
+    steps = [path.name for path in Path(task.root).glob("*/*/step-*")]
+    assert steps == ([f"step-{STEPS_PER_EPOCH}"] if at > STEPS_PER_EPOCH else [])
+
+
+def test_a_checkpoint_between_two_log_lines_holds_no_unseen_nan(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("modelchain_trainer.train.LOG_SECONDS", 1e9)
+    task = tiny.task(tiny.spec(evaluation=False), folder, tmp_path).model_copy(update={"checkpoint_seconds": 0})
+    with pytest.raises(WorkError) as error:
+        tiny.train(task, poison(2))
+    assert error.value.failure == "NonFinite"
+    assert [path.name for path in Path(task.root).glob("*/*/step-*")] == ["step-1"]
+
+
+def test_last_weights_that_are_not_finite_are_no_artifact(folder, tmp_path):
+    task = tiny.task(tiny.spec(evaluation=False), folder, tmp_path)
+    with pytest.raises(WorkError) as error:
+        tiny.train(task, poison(STEPS))
+    assert error.value.failure == "NonFinite" and not tiny.artifact(task).exists()
+
+
+def test_bf16_trains(folder, tmp_path):
+    task = tiny.task(tiny.spec(precision="bf16", epochs=1), folder, tmp_path)
+    tiny.train(task)
+    assert all(tensor.dtype == torch.float32 for tensor in load_file(tiny.artifact(task) / WEIGHTS).values())
+    assert results(task).final.loss < 2 * math.log(BATCH)
+
+
+def test_micro_batches_are_the_same_training(first, folder, tmp_path):
+    task = tiny.task(tiny.spec(microBatchSize=4), folder, tmp_path)
+    assert task.input_digest == first[0].input_digest
+    tiny.train(task)
+    ours, whole = ([line["loss"] for line in tiny.records(t)] for t in (task, first[0]))
+    assert ours == pytest.approx(whole, rel=1e-4)
+
+
+def test_evaluations_due_after_an_epoch_are_recorded(folder, tmp_path):
+    task = tiny.task(tiny.spec(), folder, tmp_path)
+    often = [evaluation.model_copy(update={"every_epochs": 2}) for evaluation in task.data.evaluation]
+    tiny.train(task.model_copy(update={"data": task.data.model_copy(update={"evaluation": often})}))
+    assert [line["step"] for line in tiny.records(task, "evaluation")] == [0, 2 * STEPS_PER_EPOCH, STEPS]
+
+
+def test_a_world_that_does_not_divide_the_batch_is_refused(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "join", lambda _: (0, 3, torch.device("cpu")))
+    with pytest.raises(InputError, match="16 is not divisible by 3 processes"):
+        Trainer(tiny.task(tiny.spec(), folder, tmp_path), Stop(), {}, print)
+
+
+def test_data_of_another_fingerprint_is_refused_before_anything_is_trained(folder, tmp_path):
+    task = tiny.task(tiny.spec(), folder, tmp_path)
+    files = task.data.train.model_copy(update={"fingerprint": "0" * 64})
+    task = task.model_copy(update={"data": task.data.model_copy(update={"train": files})})
+    with pytest.raises(InputError, match="fingerprint"):
+        tiny.train(task)
+
+
+# the entry point: what is said last, and the exit code
+
+
+def run(task, monkeypatch, after_step=None):
+    """`python -m modelchain_trainer` without the process: exit code and last word."""
+    if after_step is not None:
+        step = Trainer._step
+
+        def counted(self, batch):
+            losses = step(self, batch)
+            after_step(self, batch.step + 1)
+            return losses
+
+        monkeypatch.setattr(Trainer, "_step", counted)
+    handlers = {sig: signal.getsignal(sig) for sig in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        code = entry.train(task)
+    finally:
+        for sig, handler in handlers.items():
+            signal.signal(sig, handler)
+        monkeypatch.undo()
+    return code, LastWord.model_validate_json(Path(task.last_word).read_bytes())
+
+
+def terminate(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_in_the_loop_is_preempted_with_a_true_last_word(folder, tmp_path, monkeypatch):
+    task = tiny.task(tiny.spec(evaluation=False), folder, tmp_path)
+    code, word = run(task, monkeypatch, lambda _, done: terminate() if done == 2 else None)
+    assert (code, word.failure, word.step, word.checkpoint_step, word.macs) == (75, "Preempted", 2, 2, 2000)
+    task = tiny.task(tiny.spec(evaluation=False), folder, tmp_path, attempt=2)
+    code, word = run(task, monkeypatch, lambda _, done: terminate() if done == 3 else None)
+    assert (code, word.failure, word.step, word.checkpoint_step, word.macs) == (75, "Preempted", 3, 3, 1000)
+
+
+@pytest.mark.parametrize(
+    "where", ["modelchain_trainer.train.open_data", "modelchain_trainer.artifact.seal", "modelchain_trainer.artifact.save_file"]
+)  # fmt: skip
+def test_sigterm_outside_the_loop_is_preempted_too(folder, tmp_path, monkeypatch, where):
+    task = tiny.task(tiny.spec(epochs=1, evaluation=False), folder, tmp_path)
+    monkeypatch.setattr(where, terminate)
+    code, word = run(task, monkeypatch)
+    assert (code, word.failure) == (75, "Preempted")
+    assert not tiny.artifact(task).exists() and not list(Path(task.root).glob("*/.artifact-*"))
+    code, word = run(task.model_copy(update={"owner": "local-a2", "last_word": str(tmp_path / "w")}), monkeypatch)
+    assert (code, word.result) == (0, "Succeeded")
+
+
+def test_a_second_sigterm_does_no_harm(folder, tmp_path, monkeypatch):
+    task = tiny.task(tiny.spec(), folder, tmp_path)
+    monkeypatch.setattr("modelchain_trainer.train.open_data", terminate)
+    say = entry._say
+    monkeypatch.setattr(entry, "_say", lambda text: (terminate(), say(text)))
+    assert run(task, monkeypatch)[0] == 75
+
+
+def test_a_failure_tells_what_was_done_until_then(folder, tmp_path, monkeypatch):
+    task = tiny.task(tiny.spec(evaluation=False), folder, tmp_path)
+    code, word = run(task, monkeypatch, poison(STEPS_PER_EPOCH + 2))
+    assert (code, word.failure) == (1, "NonFinite") and "step 7 of 12" in word.message
+    assert word.checkpoint_step in (None, STEPS_PER_EPOCH) and word.macs >= 4000
+
+
+def test_bad_input_is_exit_2(folder, tmp_path, monkeypatch):
+    task = tiny.task(tiny.spec(), folder, tmp_path)
+    files = task.data.train.model_copy(update={"samples": 71})
+    code, word = run(task.model_copy(update={"data": task.data.model_copy(update={"train": files})}), monkeypatch)
+    assert (code, word.failure) == (2, "UserError") and "spec.data.train.samples" in word.message
+    assert word.checkpoint_step is None
+
+
+def test_a_replaced_predecessor_is_exit_1_and_permanent(first, folder, tmp_path, monkeypatch):
+    task = tiny.task(tiny.spec(), folder, tmp_path, index=1, before=first[0])
+    other = task.predecessor.model_copy(update={"artifact_digest": "0" * 64})
+    code, word = run(task.model_copy(update={"predecessor": other}), monkeypatch)
+    assert (code, word.failure) == (1, "CorruptPredecessor") and word.failure.permanent
+    assert "0" * 64 in word.message and str(first[1].artifact_digest) in word.message
+
+
+@pytest.mark.parametrize("text", ["x" * 9000, '"\\\n\x00' * 3000, "数据卷" * 3000, "🙂" * 3000])
+def test_the_last_word_fits_two_kibibytes(tmp_path, text):
+    path = tmp_path / "word"
+    word = LastWord(result="Failed", failure=FailureClass.ERROR, message=text, step=10**9, macs=10**24)
+    entry._last_word(path, word)
+    assert 1000 < path.stat().st_size <= 2048
+    read = LastWord.model_validate_json(path.read_bytes())
+    assert text.startswith(read.message) and read.macs == 10**24
+
+
+def test_a_success_with_many_metrics_fits_too_and_keeps_the_main_ones(tmp_path):
+    details = [f"{way}-r{k}" for way in ("image-to-text", "text-to-image") for k in (1, 5, 10)]
+    metrics = {f"{i:x<63}{d}": 100 / 3 for i in range(16) for d in ("", *(f"/{x}" for x in details))}
+    word = LastWord(result="Succeeded", artifact_digest="a" * 64, manifest_digest="b" * 64, metrics=metrics)
+    entry._last_word(tmp_path / "word", word)
+    assert (tmp_path / "word").stat().st_size <= 2048
+    read = LastWord.model_validate_json((tmp_path / "word").read_bytes())
+    assert read.artifact_digest == "a" * 64 and set(read.metrics) == {f"{i:x<63}" for i in range(16)}
+
+
+def test_the_first_failure_stands_even_in_a_file_that_was_there(tmp_path):
+    path = tmp_path / "termination-log"
+    path.touch()  # a kubelet makes it
+    for message in ("the cause", "a consequence"):
+        entry._last_word(path, LastWord(result="Failed", failure=FailureClass.ERROR, message=message))
+    assert LastWord.model_validate_json(path.read_bytes()).message == "the cause"
+
+
+# two ranks
+
+
+def rank_main(rank, port, tasks):
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    step = Trainer._step
+
+    def counted(self, batch):
+        if rank == 1 and batch.step == 4 and self.task.owner == "local-a1":
+            self.stop.asked = True  # only one of the two has heard it
+        return step(self, batch)
+
+    Trainer._step = counted
+    for task, expected in zip(tasks, (75, 0), strict=True):
+        assert entry.train(Task.model_validate_json(task)) == expected
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_stop_together_resume_and_train_as_one(first, folder, tmp_path):
+    tasks = [tiny.task(tiny.spec(), folder, tmp_path, attempt=attempt) for attempt in (1, 2)]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(rank_main, (port, [task.model_dump_json(by_alias=True) for task in tasks]), nprocs=2)
+    words = [LastWord.model_validate_json(Path(task.last_word).read_bytes()) for task in tasks]
+    assert (words[0].failure, words[0].step, words[0].checkpoint_step, words[0].macs) == ("Preempted", 6, 6, 6000)
+    assert (words[1].result, words[1].macs) == ("Succeeded", 6000)
+    losses = [line["loss"] for task in tasks for line in tiny.records(task)]
+    assert losses == pytest.approx([line["loss"] for line in tiny.records(first[0])], rel=1e-4)
+    assert [line["step"] for task in tasks for line in tiny.records(task)] == list(range(1, STEPS + 1))
+    assert json.loads((tiny.artifact(tasks[1]) / "manifest.json").read_bytes())["environment"]["ranks"] == 2
+    assert EPOCHS * STEPS_PER_EPOCH == STEPS
