@@ -1,4 +1,4 @@
-"""Draw the end of the quickstart as docs/quickstart.svg, from the root it left: python benchmarks/quickstart_picture.py"""
+"""`python benchmarks/quickstart_picture.py`: draw the quickstart's end as docs/quickstart.svg, from the root it left."""
 
 from __future__ import annotations
 

@@ -45,5 +45,8 @@ def open_evaluations(request: DataRequest) -> list[tuple[TaskEvaluation, ShardSe
             prompt_templates(evaluation)
             names = class_names(evaluation)
             check_labels(samples, names, request.file, f"spec.evaluation[{index}].classNames")
+        elif not samples.caption_counts.all():
+            message = f"sample {samples.keys[int(samples.caption_counts.argmin())]!r} has no caption to retrieve it by"
+            raise InputError(message, file=request.file, field=f"spec.evaluation[{index}].shards")
         opened.append((evaluation, samples))
     return opened

@@ -52,7 +52,9 @@ def second(first, folder):
 
     def keep(trainer, done):
         if done == STEPS:
-            projections.update({n: p.detach().clone() for n, p in trainer.student.named_parameters() if "clip" not in n})
+            projections.update(
+                {n: p.detach().clone() for n, p in trainer.student.named_parameters() if "clip" not in n}
+            )
 
     task = tiny.task(tiny.spec(), folder, Path(first[0].root), index=1, before=first[0])
     word, _ = tiny.train(task, keep)
@@ -108,8 +110,8 @@ def test_results_and_last_word(first, folder):
     assert (found.stage, found.model, found.predecessor, found.growth) == ("s0", "inline", None, None)
     assert (found.steps, found.samples_seen, found.macs) == (STEPS, STEPS * BATCH, STEPS * 1000)
     assert found.initial.loss == pytest.approx(lines[0]["taskLoss"]) and found.final.loss == lines[-1]["taskLoss"]
-    assert set(found.initial.metrics) == set(found.final.metrics) == {"top1", "top1/top-5"}
-    assert found.seconds > 0 and set(found.evaluations) == {"top1"}
+    assert set(found.initial.metrics) == set(found.final.metrics) and {"top1", "r1"} <= set(found.final.metrics)
+    assert found.seconds > 0 and set(found.evaluations) == {"top1", "r1"}
     assert found.counters == {"replacedPictures": 0, "scarceCaptions": 0}
     assert (word.result, word.step, word.steps, word.macs) == ("Succeeded", STEPS, STEPS, STEPS * 1000)
     manifest = tiny.manifest(tiny.artifact(task))
@@ -218,7 +220,7 @@ def test_a_loss_that_is_not_finite_ends_it_and_nothing_of_it_is_kept(folder, tmp
     for step in Path(task.root).glob("*/*/step-*/model.safetensors"):
         assert all(bool(torch.isfinite(tensor).all()) for tensor in load_file(step).values())
     steps = [path.name for path in Path(task.root).glob("*/*/step-*")]
-    assert steps == ([f"step-{STEPS_PER_EPOCH}"] if at > STEPS_PER_EPOCH else [])
+    assert steps in ([], [f"step-{STEPS_PER_EPOCH}"] if at > STEPS_PER_EPOCH else []), "one may be in the writing"
 
 
 def test_a_checkpoint_between_two_log_lines_holds_no_unseen_nan(folder, tmp_path, monkeypatch):
@@ -273,6 +275,31 @@ def test_data_of_another_fingerprint_is_refused_before_anything_is_trained(folde
         tiny.train(task)
 
 
+def test_swin_trains_and_draws_the_same_paths_again(folder, tmp_path):
+    class Enough(Exception):
+        pass
+
+    vision = {"timm_model_name": "swin_tiny_patch4_window7_224", "image_size": 224}
+    text = {"context_length": 12, "width": 64, "heads": 1, "layers": 1}
+    chain = tiny.spec({"embed_dim": 64, "vision_cfg": vision, "text_cfg": text}, globalBatchSize=2, evaluation=False)
+    found = []
+
+    def two_steps(trainer, done):
+        if done == 2:
+            found.append({name: p.detach().clone() for name, p in trainer.student.clip.named_parameters()})
+            raise Enough
+
+    for attempt in (1, 2):
+        with pytest.raises(Enough):
+            tiny.train(tiny.task(chain, folder, tmp_path, attempt=attempt), two_steps)
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    fresh = dict(models.build(chain.spec.stages[0].config.resolved(), 0).named_parameters())
+    assert all(tensor.isfinite().all() for tensor in found[0].values())
+    assert not torch.equal(
+        found[0]["visual.trunk.patch_embed.proj.weight"], fresh["visual.trunk.patch_embed.proj.weight"]
+    )
+
+
 # the entry point: what is said last, and the exit code
 
 
@@ -310,12 +337,10 @@ def test_sigterm_in_the_loop_is_preempted_with_a_true_last_word(folder, tmp_path
     assert (code, word.failure, word.step, word.checkpoint_step, word.macs) == (75, "Preempted", 3, 3, 1000)
 
 
-@pytest.mark.parametrize(
-    "where", ["modelchain_trainer.train.open_data", "modelchain_trainer.artifact.seal", "modelchain_trainer.artifact.save_file"]
-)  # fmt: skip
+@pytest.mark.parametrize("where", ["train.open_data", "artifact.seal", "artifact.save_file"])
 def test_sigterm_outside_the_loop_is_preempted_too(folder, tmp_path, monkeypatch, where):
     task = tiny.task(tiny.spec(epochs=1, evaluation=False), folder, tmp_path)
-    monkeypatch.setattr(where, terminate)
+    monkeypatch.setattr(f"modelchain_trainer.{where}", terminate)
     code, word = run(task, monkeypatch)
     assert (code, word.failure) == (75, "Preempted")
     assert not tiny.artifact(task).exists() and not list(Path(task.root).glob("*/.artifact-*"))
@@ -412,5 +437,6 @@ def test_two_ranks_stop_together_resume_and_train_as_one(first, folder, tmp_path
     losses = [line["loss"] for task in tasks for line in tiny.records(task)]
     assert losses == pytest.approx([line["loss"] for line in tiny.records(first[0])], rel=1e-4)
     assert [line["step"] for task in tasks for line in tiny.records(task)] == list(range(1, STEPS + 1))
+    assert results(tasks[1]).initial.metrics == pytest.approx(results(first[0]).initial.metrics), "sharded evaluation"
     assert json.loads((tiny.artifact(tasks[1]) / "manifest.json").read_bytes())["environment"]["ranks"] == 2
     assert EPOCHS * STEPS_PER_EPOCH == STEPS

@@ -79,7 +79,9 @@ def spec(*models: dict[str, Any], epochs: int = EPOCHS, evaluation: bool = True,
             "spec": {
                 "stages": [{"name": f"s{i}", "epochs": epochs, "modelConfig": m} for i, m in enumerate(stages)],
                 "data": {"train": {"shards": "/data/train.tar", "samples": SAMPLES, "captionsPerSample": 2}},
-                "evaluation": [top1] if evaluation else [],
+                "evaluation": [top1, {"name": "r1", "kind": "Retrieval", "shards": "/data/val.tar"}]
+                if evaluation
+                else [],
                 "recipe": {
                     "baselineEpochs": epochs,
                     "globalBatchSize": BATCH,

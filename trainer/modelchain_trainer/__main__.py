@@ -85,8 +85,8 @@ def train(task: Task) -> int:
 def _last_word(path: Path, word: LastWord) -> None:
     """Success is rank 0's to report; of failures the first stands, for it is the cause of the others.
 
-    At most 2 KiB, all that Kubernetes keeps of two containers' words: first go details of metrics (`results.json` has
-    them), then the end of the message. The file may be there already, empty: a kubelet makes it.
+    At most 2 KiB (RULES section 7): details of metrics go, `results.json` has them, and the end of the message.
+    The file may be there already, empty: a kubelet makes it.
     """
     succeeded = word.result == "Succeeded"
     if succeeded and os.environ.get("RANK", "0") != "0":

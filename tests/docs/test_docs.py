@@ -1,0 +1,197 @@
+"""The pages keep their word: every fenced command is run or checked, every chain loads, every link leads somewhere.
+
+`modelchain` commands are executed as printed, page by page, in a folder of small stand-ins for the names the pages use.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+from PIL import Image
+from webdataset import TarWriter
+
+from modelchain.cli.load import load_chain, load_model
+from modelchain.cli.validate import check_epochs
+from modelchain.pools import PoolFile
+
+REPOSITORY = Path(__file__).parents[2]
+sys.path += [str(REPOSITORY / "tests" / name) for name in ("core", "local")]
+from harness import MODELCHAIN, SPEC  # noqa: E402
+from test_digest import ROWS  # noqa: E402
+
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+TRAIN, VAL = 64, 16
+PYTEST = ".venv/bin/pytest"
+
+
+class Block(NamedTuple):
+    page: Path
+    language: str
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    return [Block(page, *found) for found in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.S)]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of every command in the page's `sh` blocks, comments left out."""
+    text = "".join(block.text for block in blocks(page) if block.language == "sh").replace("\\\n", " ")
+    return [words for line in text.splitlines() if (words := shlex.split(line, comments=True))]
+
+
+def inline(page: Path) -> list[list[str]]:
+    """Commands named within a sentence or a table."""
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S))
+    return [shlex.split(span) for span in spans if re.match(rf"(make [a-z]|(\w+=\S+ )?{re.escape(PYTEST)} )", span)]
+
+
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+EXECUTED = [page for page in PAGES if any(words[0] == "modelchain" for words in commands(page))]
+OTHERS = [(page, words) for page in PAGES for words in commands(page) + inline(page) if words[0] != "modelchain"]
+
+
+def shards(folder: Path, names: list[str]) -> None:
+    """Small tars of one-coloured pictures, each with four captions."""
+    folder.mkdir(parents=True)
+    for name in names:
+        with TarWriter(str(folder / name)) as tar:
+            for i in range(VAL if "val" in name else TRAIN):
+                picture = Image.new("RGB", (20, 16), (i * 4, 255 - i * 4, i * 37 % 256))
+                captions = [f"{kind} number {i}" for kind in ("picture", "colour", "square", "sample")]
+                tar.write({"__key__": f"{name[:-4]}-{i}", "png": picture, "json": {"captions": captions}})
+
+
+def chain() -> dict[str, Any]:
+    """The local tests' chain, with less to do: one stage, one epoch."""
+    spec = copy.deepcopy(SPEC)
+    body = spec["spec"]
+    body["stages"] = [body["stages"][0] | {"epochs": 1}]
+    body["data"]["train"]["samples"] = TRAIN
+    body["evaluation"] = [{"name": "r1", "kind": "Retrieval", "shards": "/data/val-000000.tar"}]
+    body["recipe"] |= {"baselineEpochs": 1, "globalBatchSize": 16, "warmupSteps": {"first": 1}}
+    return spec
+
+
+def execute(folder: Path, *words: str) -> str:
+    done = subprocess.run([MODELCHAIN, *words], cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything the pages name, and in runs/mine a chain that was really trained."""
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "examples").symlink_to(REPOSITORY / "examples")
+    shards(folder / "SRC", ["train-000000.tar", "val-000000.tar"])
+    shards(folder / "tars", ["train-00000.tar", "train-00001.tar"])
+    shutil.copy(folder / "SRC" / "train-000000.tar", folder / "tars" / "other.tar")
+    (folder / "cc3m").mkdir()
+    Image.new("RGB", (300, 290)).save(folder / "cc3m" / "1.jpg")
+    rows = [["filepath", *"rabcdef"], ["1.jpg", "a dog", *["One. Two."] * 6], ["gone.jpg", "a cat", *["Three."] * 6]]
+    (folder / "cc3m" / "all.csv").write_text("".join("\t".join(row) + "\n" for row in rows))
+    (folder / "cc3m" / "captions.csv").write_text("".join("\t".join(row) + "\n" for row in rows[:2]))
+    (folder / "chain.yaml").write_text(yaml.safe_dump(chain()))
+    pools = [block.text for block in BLOCKS if block.language == "yaml" and "nodePools" in block.text]
+    (folder / "pools.yaml").write_text(pools[0])
+    execute(folder, "pack", "SRC", "--to", "DIR")
+    execute(folder, "run", "-f", "chain.yaml", "--root", "runs/mine", "--data", "DIR")
+    return folder
+
+
+@pytest.mark.parametrize("page", EXECUTED, ids=lambda page: page.stem)
+def test_commands_do_what_the_page_says(page: Path, stand_ins: Path, tmp_path: Path) -> None:
+    here = tmp_path / "page"
+    shutil.copytree(stand_ins, here, symlinks=True)
+    artifacts = list((here / "runs" / "mine").glob("*/artifact"))
+    names = {"ARTIFACT": str(artifacts[0]), "STAGE": "one"}
+    if ["modelchain", "pack", "SRC", "--to", "DIR"] in commands(page):
+        shutil.rmtree(here / "DIR")
+    for words in commands(page):
+        if words[0] == "modelchain":
+            out = execute(here, *(names.get(word, word) for word in words[1:]))
+            if "json" in words:
+                json.loads(out)
+    assert set((here / "runs" / "mine").glob("*/artifact")) == set(artifacts), "a finished chain trains nothing"
+
+
+def test_every_command_line_is_in_some_page() -> None:
+    listed = subprocess.run([MODELCHAIN, "--help"], capture_output=True, text=True, check=True).stdout
+    known = set(re.findall(r"^[│|] (\w+)  ", listed, re.M))
+    assert known >= {"validate", "plan", "run", "status", "pack", "evaluate"}
+    assert known == {words[1] for page in EXECUTED for words in commands(page) if words[0] == "modelchain"}
+
+
+@pytest.mark.parametrize(("page", "words"), OTHERS, ids=lambda value: getattr(value, "stem", None) or " ".join(value))
+def test_make_and_pytest_commands_name_what_is_there(page: Path, words: list[str]) -> None:
+    words = [word for word in words if not re.fullmatch(r"[A-Z]+=\S*", word)]
+    if words[0] == "make":
+        done = subprocess.run(["make", "-n", *words[1:]], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    else:
+        assert words[0] == PYTEST, f"{page.name}: nothing here checks `{' '.join(words)}`"
+        paths = [word for word in words[1:] if word.startswith("tests")]
+        assert paths and all((REPOSITORY / path).exists() for path in paths)
+
+
+def test_the_pages_use_blocks_that_are_checked() -> None:
+    assert {block.language for block in BLOCKS} <= {"sh", "yaml", "python", "text", ""}
+    assert not [b for b in BLOCKS if b.language in ("", "text") and re.search(r"^(modelchain|make) ", b.text, re.M)]
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "yaml"], ids=lambda block: block.page.stem)
+def test_yaml_loads(block: Block, tmp_path: Path) -> None:
+    file = tmp_path / "file.yaml"
+    file.write_text(block.text)
+    if "kind: ModelChain" in block.text:
+        check_epochs(load_chain(file), file, {})
+    else:
+        load_model(PoolFile, file)
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "python"], ids=lambda block: block.page.stem)
+def test_python_is_python(block: Block, stand_ins: Path, tmp_path: Path) -> None:
+    ast.parse(block.text)
+    if "cc3m" in block.text:
+        shutil.copytree(stand_ins / "cc3m", tmp_path / "cc3m")
+        (tmp_path / "cc3m" / "captions.csv").unlink()
+        subprocess.run([sys.executable, "-c", block.text], cwd=tmp_path, check=True)
+        made, expected = (folder / "cc3m" / "captions.csv" for folder in (tmp_path, stand_ins))
+        assert made.read_bytes() == expected.read_bytes()
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        if path.startswith(("http://", "https://")):
+            continue
+        target = page.parent / path if path else page
+        assert target.exists(), f"{page.name}: {link}"
+        assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
+
+
+def test_the_page_of_the_spec_has_every_field() -> None:
+    page = (REPOSITORY / "docs" / "spec.md").read_text()
+    fields = {re.sub(r"\[\d\]", "[]", row.path) for row in ROWS}
+    names = {re.sub(r"^spec\.(stages\[\]\.modelConfig\.)?", "", field) for field in fields}
+    assert not [name for name in names if f"`{name}`" not in page and f"`{name}." not in page]

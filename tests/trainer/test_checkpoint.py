@@ -1,0 +1,316 @@
+"""checkpoint.py: what is saved comes back to the bit, and nothing else is ever loaded."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modelchain.cli.files import verify
+from modelchain.errors import WorkError
+from modelchain_trainer import checkpoint, models
+
+torch.set_num_threads(1)
+DIGEST = "ab" * 32
+CONFIG = {
+    "embed_dim": 12,
+    "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8},
+    "text_cfg": {"context_length": 6, "vocab_size": 32, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+def student(seed=0, fused=True):
+    """A student with T, and its optimizer in two groups as the trainer's."""
+    model = models.Student(models.build(CONFIG, seed), 8)
+    groups = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        groups[models.decays(name, parameter)].append(parameter)
+    groups = [{"params": groups[True], "weight_decay": 0.1}, {"params": groups[False], "weight_decay": 0.0}]
+    return model, torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.98), fused=fused)
+
+
+def train(model, optimizer, steps, first=0):
+    for step in range(first, first + steps):
+        generator = torch.Generator().manual_seed(step)
+        tokens = torch.randint(1, 32, (4, 6), generator=generator)
+        features = model(torch.randn(2, 3, 16, 16, generator=generator), [(tokens, torch.arange(4))])
+        optimizer.zero_grad()
+        sum(tensor.float().square().sum() for tensor in features).backward()
+        optimizer.step()
+
+
+def everything(model, optimizer):
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    moments = {f"{kind}/{names[p]}": t for p, kinds in optimizer.state.items() for kind, t in kinds.items()}
+    return {**model.state_dict(), **moments}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def saver(root, attempt="local-a1", digest=DIGEST, **options):
+    directory = root / digest / attempt
+    directory.mkdir(parents=True, exist_ok=True)
+    return checkpoint.Checkpointer(directory, {"seed": 0}, digest, {"torch": "x"}, **options)
+
+
+def save(root, step, attempt="local-a1", digest=DIGEST, trained=None, **state):
+    model, optimizer = trained or student()
+    if trained is None:
+        train(model, optimizer, 1)
+    writer = saver(root, attempt, digest)
+    writer.save(step, model, optimizer, state)
+    writer.wait()
+    assert writer.saved_step == step
+    return root / digest / attempt / f"step-{step}"
+
+
+def steps(root):
+    return sorted(str(path.relative_to(root / DIGEST)) for path in (root / DIGEST).glob("*/*step-*"))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_what_is_saved_comes_back_to_the_bit_optimizer_and_all(tmp_path, fused):
+    model, optimizer = trained = student(fused=fused)
+    train(*trained, 3)
+    state = {"seconds": 1.5, "initial": {"loss": 0.1 + 0.2, "metrics": {}}}
+    path = save(tmp_path, 3, trained=trained, **state)
+    other, others_optimizer = student(seed=1, fused=fused)
+    assert checkpoint.restore(path, other, others_optimizer) == {**state, "step": 3}
+    assert same(everything(other, others_optimizer), everything(model, optimizer))
+    train(*trained, 3, first=3)
+    train(other, others_optimizer, 3, first=3)
+    assert same(everything(other, others_optimizer), everything(model, optimizer)), "and goes on as if nothing happened"
+
+
+def test_the_copy_is_taken_at_once_and_written_later(tmp_path, monkeypatch):
+    model, optimizer = student()
+    train(model, optimizer, 1)
+    before = {name: tensor.clone() for name, tensor in everything(model, optimizer).items()}
+    writer = saver(tmp_path)
+    go, write = threading.Event(), writer._write
+    monkeypatch.setattr(writer, "_write", lambda *a: go.wait(30) and write(*a))
+    writer.save(1, model, optimizer, {})
+    train(model, optimizer, 2, first=1)
+    assert steps(tmp_path) == [] and writer.saved_step == 0, "not saved before it is on the disk"
+    go.set()
+    writer.wait()
+    other, others_optimizer = student(seed=1)
+    checkpoint.restore(tmp_path / DIGEST / "local-a1" / "step-1", other, others_optimizer)
+    assert same(everything(other, others_optimizer), before)
+
+
+def test_a_checkpoint_is_safetensors_and_json_and_covers_itself(tmp_path):
+    path = save(tmp_path, 4)
+    manifest = verify(path)
+    names = {"model.safetensors", "optimizer.safetensors", "state.json"}
+    assert set(manifest.files) == names and {p.name for p in path.iterdir()} == {*names, "manifest.json"}
+    assert (manifest.kind, manifest.step, manifest.input_digest) == ("checkpoint", 4, DIGEST)
+    for file in path.iterdir():
+        if file.suffix == ".json":
+            json.loads(file.read_bytes())
+        else:
+            load_file(file)
+
+
+def test_the_newest_of_all_attempts_is_found_by_number_not_by_text(tmp_path):
+    assert checkpoint.newest(tmp_path / DIGEST, print) is None
+    for attempt, step in (("local-a1", 9), ("local-a3", 8), ("0a1b2c3d-a2", 10)):
+        path = save(tmp_path, step, attempt)
+    said = []
+    assert checkpoint.newest(tmp_path / DIGEST, said.append) == path and not said
+
+
+def damage_truncated(path):
+    os.truncate(path / "model.safetensors", 100)
+
+
+def damage_flipped(path):
+    with (path / "optimizer.safetensors").open("r+b") as file:
+        file.seek(-5, 2)
+        byte = file.read(1)
+        file.seek(-5, 2)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+def damage_state(path):
+    (path / "state.json").write_text('{"step": 3}')
+
+
+def damage_missing(path):
+    (path / "optimizer.safetensors").unlink()
+
+
+def damage_no_manifest(path):
+    (path / "manifest.json").unlink()
+
+
+def damage_torn_manifest(path):
+    os.truncate(path / "manifest.json", 60)
+
+
+def damage_foreign(path):
+    other = save(path.parents[2], 30, digest="cd" * 32)
+    shutil.rmtree(path)
+    shutil.copytree(other, path)
+
+
+def damage_covers_too_little(path):
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"].pop("optimizer.safetensors")
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    (path / "optimizer.safetensors").unlink()
+
+
+def damage_an_artifact(path):
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | {"kind": "artifact"}))
+
+
+DAMAGE = {name.removeprefix("damage_"): do for name, do in globals().items() if name.startswith("damage_")}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_what_does_not_verify_is_passed_over_with_a_word_and_left(tmp_path, damage):
+    good = save(tmp_path, 20)
+    bad = save(tmp_path, 30, "local-a2")
+    damage(bad)
+    left, said = sorted(p.name for p in bad.iterdir()), []
+    assert checkpoint.newest(tmp_path / DIGEST, said.append) == good
+    assert len(said) == 1 and "passing over" in said[0] and str(bad) in said[0]
+    assert sorted(p.name for p in bad.iterdir()) == left
+    damage_truncated(good)
+    assert checkpoint.newest(tmp_path / DIGEST, said.append) is None
+
+
+def test_names_that_are_no_steps_are_no_checkpoints(tmp_path):
+    path = save(tmp_path, 5)
+    for name in (".step-9", "step-", "step-x", "step-7.tmp", "artifact"):
+        shutil.copytree(path, path.parent / name)
+    assert checkpoint.newest(tmp_path / DIGEST, print) == path
+
+
+def test_the_newest_two_that_verify_are_kept_whoever_wrote_them(tmp_path):
+    trained = student()
+    train(*trained, 1)
+    for step in (10, 20, 30):
+        save(tmp_path, step, trained=trained)
+    assert steps(tmp_path) == ["local-a1/step-20", "local-a1/step-30"]
+    damage_flipped(tmp_path / DIGEST / "local-a1" / "step-30")
+    save(tmp_path, 25, "local-a2", trained=trained)
+    assert steps(tmp_path) == ["local-a1/step-20", "local-a1/step-30", "local-a2/step-25"], "a damaged one is no copy"
+    for step in (28, 40, 50):
+        save(tmp_path, step, "local-a2", trained=trained)
+    assert steps(tmp_path) == ["local-a2/step-40", "local-a2/step-50"]
+
+
+def test_a_damaged_checkpoint_of_the_same_attempt_is_written_again(tmp_path):
+    trained = student()
+    train(*trained, 1)
+    path = save(tmp_path, 10, trained=trained)
+    damage_flipped(path)
+    assert save(tmp_path, 10, trained=trained) == path
+    verify(path)
+    stamp = (path / "manifest.json").stat().st_mtime_ns
+    save(tmp_path, 10, trained=trained)
+    assert (path / "manifest.json").stat().st_mtime_ns == stamp, "a whole one stays"
+
+
+def test_torsos_of_killed_attempts_go_with_the_next_checkpoint_and_with_the_artifact(tmp_path):
+    def torso(attempt):
+        path = tmp_path / DIGEST / attempt / ".step-7"
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "model.safetensors").write_bytes(b"half")
+
+    torso("local-a1")
+    save(tmp_path, 8, "local-a2")
+    assert steps(tmp_path) == ["local-a2/step-8"]
+    torso("local-a1")
+    (tmp_path / DIGEST / ".artifact-local-a1").mkdir()
+    (tmp_path / DIGEST / "artifact").mkdir()
+    (tmp_path / DIGEST / "local-a2" / "metrics.jsonl").touch()
+    checkpoint.remove_checkpoints(tmp_path / DIGEST)
+    left = sorted(str(p.relative_to(tmp_path / DIGEST)) for p in (tmp_path / DIGEST).rglob("*"))
+    assert left == ["artifact", "local-a1", "local-a2", "local-a2/metrics.jsonl"]
+
+
+@pytest.mark.parametrize("where", ["save_file", "entry_of", "seal"])
+@pytest.mark.parametrize(
+    ("error", "failure"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "VolumeFull"),
+        (OSError(errno.EIO, "Input/output error"), "Error"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "VolumeFull"),
+    ],
+)
+def test_a_failed_write_is_told_and_leaves_nothing_half_written(tmp_path, monkeypatch, where, error, failure):
+    save(tmp_path, 10)
+    model, optimizer = student()
+    train(model, optimizer, 1)
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(checkpoint, where, fail)
+    writer = saver(tmp_path)
+    writer.save(20, model, optimizer, {})
+    with pytest.raises(WorkError, match="checkpoint of step 20") as caught:
+        writer.wait()
+    assert caught.value.failure == failure and writer.saved_step == 0
+    assert steps(tmp_path) == ["local-a1/step-10"]
+    monkeypatch.undo()
+    assert checkpoint.newest(tmp_path / DIGEST, print) == tmp_path / DIGEST / "local-a1" / "step-10"
+    writer.save(20, model, optimizer, {})
+    writer.wait()
+    assert writer.saved_step == 20
+
+
+def test_a_full_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        trained = student()
+        train(*trained, 1)
+        save(disk, 10, trained=trained)
+        (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - 40_000))
+        writer = saver(disk)
+        writer.save(20, *trained, {})
+        with pytest.raises(WorkError) as caught:
+            writer.wait()
+        assert caught.value.failure == "VolumeFull"
+        assert steps(disk) == ["local-a1/step-10"]
+        verify(disk / DIGEST / "local-a1" / "step-10")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("kind", ["weights", "moments"])
+def test_what_is_not_finite_is_not_kept(tmp_path, kind):
+    model, optimizer = student()
+    train(model, optimizer, 1)
+    with torch.no_grad():
+        parameter = model.clip.visual.proj
+        (parameter if kind == "weights" else optimizer.state[parameter]["exp_avg_sq"])[0, 0] = float("inf")
+    writer = saver(tmp_path)
+    writer.save(5, model, optimizer, {})
+    with pytest.raises(WorkError, match=r"visual\.proj is not finite") as caught:
+        writer.wait()
+    assert caught.value.failure == "NonFinite" and steps(tmp_path) == []
+
+
+def test_nothing_in_the_trainer_pickles(repository: Path):
+    for file in (repository / "trainer").rglob("*.py"):
+        text = file.read_text()
+        assert not [word for word in ("torch.save", "torch.load", "import pickle", "object_list") if word in text], file
