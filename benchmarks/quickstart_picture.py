@@ -1,4 +1,4 @@
-"""`python benchmarks/quickstart_picture.py`: draw the quickstart's end as docs/quickstart.svg, from the root it left."""
+"""`python benchmarks/quickstart_picture.py`: draw the end of the quickstart, from its root, as docs/quickstart.svg."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from open_clip import SimpleTokenizer, build_zero_shot_classifier
 from torch import Tensor
 from torch.nn import functional as F
 
-from modelchain.contracts import DataRequest, TaskEvaluation
+from modelchain.contracts import MANIFEST, DataRequest, Manifest, TaskEvaluation
 from modelchain.errors import WorkError
 from modelchain_data.batches import evaluation_image
 from modelchain_data.index import ShardSet
@@ -21,6 +21,7 @@ from modelchain_data.prompts import class_names, prompt_templates
 from modelchain_data.request import open_evaluations
 from modelchain_trainer.artifact import load_artifact
 from modelchain_trainer.models import build, encode_image, encode_text, normalise
+from modelchain_trainer.runtime import autocast
 
 RECALLS = (1, 5, 10)
 
@@ -127,13 +128,14 @@ def _picture(samples: ShardSet, i: int, side: int) -> Tensor:
 
 
 def measure(directory: Path, request: DataRequest) -> dict[str, float]:
-    """All evaluations of `request` on the artifact in `directory`, re-hashed first; in one process."""
+    """All evaluations of `request` on the artifact in `directory`, re-hashed first, in its own precision."""
     config, weights = load_artifact(directory)
     clip = build(config, seed=0)
     clip.load_state_dict(weights)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    threads = torch.get_num_threads()
-    evaluator = Evaluator(open_evaluations(request), config["text_cfg"]["context_length"], device, threads, nullcontext)
+    inputs = Manifest.model_validate_json((directory / MANIFEST).read_bytes()).inputs
+    precision, threads = autocast(device, inputs["precision"]), torch.get_num_threads()
+    evaluator = Evaluator(open_evaluations(request), config["text_cfg"]["context_length"], device, threads, precision)
     return evaluator(clip.to(device))
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -46,9 +46,7 @@ class Trainer:
                 message = f"{size} is not divisible by {self.world} processes"
                 raise InputError(message, file=task.data.file, field=f"spec.recipe.{name}")
         self.say: Callable[[str], None] = say if self.rank == 0 else lambda _: None
-        bf16 = partial(torch.autocast, self.device.type, torch.bfloat16)
-        mixed = self.inputs["precision"] == "bf16"
-        self.precision: Callable[[], AbstractContextManager[Any]] = bf16 if mixed else nullcontext
+        self.precision = runtime.autocast(self.device, self.inputs["precision"])
         data = self.inputs["data"]
         self.steps_per_epoch = data["samples"] // self.inputs["globalBatchSize"]
         self.steps = self.inputs["epochs"] * self.steps_per_epoch

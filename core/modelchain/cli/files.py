@@ -12,6 +12,8 @@ from pydantic import ValidationError
 from modelchain.contracts import MANIFEST, FileEntry, Manifest
 from modelchain.errors import WorkError
 
+READABLE = 0o644  # temporary files are made for their owner alone; a successor may run as another user
+
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, 64 lowercase hex digits."""
@@ -39,6 +41,7 @@ def write_atomic(path: Path, content: bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
+            os.fchmod(file.fileno(), READABLE)
             os.fsync(file.fileno())
         Path(name).replace(path)
     except BaseException:
@@ -50,6 +53,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 def seal(directory: Path, manifest: Manifest, target: Path) -> None:
     """Write the manifest last, flush all, and rename `directory` to `target`, which must not exist."""
     for name in manifest.files:
+        (directory / name).chmod(READABLE)
         fsync(directory / name)
     write_atomic(directory / MANIFEST, manifest.model_dump_json(by_alias=True, indent=1).encode())
     directory.rename(target)

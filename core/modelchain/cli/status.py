@@ -30,7 +30,9 @@ def status(
 
     Example: [bold]modelchain status --root runs/quickstart -o json[/bold]
     """
-    file = root / "status.json"
+    file, alone = root / "status.json", sorted(root.glob("status-alone-*.json"))
+    if not file.is_file() and len(alone) == 1:
+        file = alone[0]
     if not file.is_file():
         raise InputError("holds no chain; `modelchain run -f FILE --root DIR` makes one", file=root)
     stored = read_object(file)
