@@ -105,7 +105,6 @@ def mismatch(before: ModelConfig, after: ModelConfig) -> list[str]:
     bt, at = before.text_cfg, after.text_cfg
     if a.is_swin != b.is_swin:
         return ["a ViT and a Swin tower cannot be neighbours"]
-    problems = []
     equal: list[tuple[str, Any, Any]] = [
         ("vision image_size", b.image_size, a.image_size),
         ("text head width", bt.head_width, at.head_width),
@@ -120,7 +119,7 @@ def mismatch(before: ModelConfig, after: ModelConfig) -> list[str]:
             ("vision patch_size", b.patch_size, a.patch_size),
             ("vision mlp_ratio", b.mlp_ratio, a.mlp_ratio),
         ]
-    problems += [f"{name} must be equal along the chain ({x} then {y})" for name, x, y in equal if x != y]
+    problems = [f"{name} must be equal along the chain ({x} then {y})" for name, x, y in equal if x != y]
     sizes: list[tuple[str, int, int]] = [
         ("vision width", b.base_width, a.base_width),
         ("vision heads", b.heads, a.heads),
@@ -128,7 +127,7 @@ def mismatch(before: ModelConfig, after: ModelConfig) -> list[str]:
         ("text width", bt.width, at.width),
         ("text heads", bt.heads, at.heads),
         ("text depth", bt.layers, at.layers),
-    ]  # fmt: skip
+    ]
     problems += [f"{name} shrinks ({x} then {y}); stages go from small to large" for name, x, y in sizes if y < x]
     if not problems and all(x == y for _, x, y in sizes):
         problems.append("no tower grows in width or depth; each stage must be larger than its predecessor")
@@ -152,18 +151,19 @@ def _recipe(spec: ChainSpec, report: Report) -> None:
             report(f"spec.stages[{index}].resources", f"microBatchSize {micro} is not divisible by {ranks} processes")
         epochs = stage.epochs or (recipe.baseline_epochs if index == 0 else None)
         if epochs is None:
-            continue  # allocated later; the plan checks it then
-        warmup_problem = warmup_too_long(spec, index, epochs)
-        if warmup_problem:
-            report(f"spec.recipe.warmupSteps.{'first' if index == 0 else 'successors'}", warmup_problem)
+            continue  # allocated by the plan; `validate.check_epochs` looks at it then
+        if too_long := warmup_too_long(spec, index, epochs):
+            report(*too_long)
 
 
-def warmup_too_long(spec: ChainSpec, index: int, epochs: int) -> str | None:
-    """Say why stage `index` cannot warm up within its steps (RULES section 4), or None."""
+def warmup_too_long(spec: ChainSpec, index: int, epochs: int) -> tuple[str, str] | None:
+    """If stage `index` cannot warm up within its steps (RULES section 4), the field at fault and why."""
     steps = epochs * (spec.data.train.samples // spec.recipe.global_batch_size)
-    warmup = spec.recipe.warmup_steps.first if index == 0 else spec.recipe.warmup_steps.successors
+    field, warmup = "first", spec.recipe.warmup_steps.first
+    if index > 0:
+        field, warmup = "successors", spec.recipe.warmup_steps.successors
     if warmup < steps:
         return None
-    return (
-        f"{warmup} steps of warm-up, but stage {spec.stages[index].name!r} trains only {steps} steps ({epochs} epochs)"
-    )
+    stage = spec.stages[index].name
+    message = f"{warmup} steps of warm-up, but stage {stage!r} trains only {steps} steps ({epochs} epochs)"
+    return f"spec.recipe.warmupSteps.{field}", message

@@ -43,7 +43,7 @@ def decide(chain: ModelChain, observed: Observed, now: float) -> Step:
         stages=stages,
         total=Total(macs=sum(s.macs for s in stages), gpu_seconds=sum(s.gpu_seconds for s in stages)),
         retry=observed.retry,
-        conditions=_conditions(old, stages, chain.spec.suspend, now),
+        conditions=_conditions(old, stages, now),
     )
     if status != old:
         return Step(status, write=True, again=0.0)
@@ -54,16 +54,12 @@ def decide(chain: ModelChain, observed: Observed, now: float) -> Step:
 def _resolved(chain: ModelChain, old: ChainStatus, fresh: bool) -> list[StageStatus]:
     """Stages in the spec's order with what is known of each; epochs frozen by an earlier launch stay."""
     known = {s.name: s for s in old.stages}
-    frozen: dict[str, int] = {}
-    for stage in chain.spec.stages:
-        before = known.get(stage.name)
-        if stage.epochs is None and before is not None and before.frozen and before.epochs is not None:
-            frozen[stage.name] = before.epochs
+    frozen = old.frozen_epochs
     epochs = {s.name: s.epochs for s in plan(chain, "analytic", {}, frozen).stages}
     out = []
     for stage in chain.spec.stages:
         status = known.get(stage.name, StageStatus(name=stage.name))
-        update: dict[str, Any] = {"epochs": epochs[stage.name], "frozen": stage.name in frozen}
+        update: dict[str, Any] = {"epochs": epochs[stage.name], "frozen": stage.epochs is None and stage.name in frozen}
         if fresh:
             update |= {"cache": None, "reason": "", "retries": 0, "disruptions": 0, "not_before": None}
             if status.state is State.FAILED:
@@ -83,7 +79,11 @@ class _Walk:
         self.wanted: set[str] = set()
         self.action: Launch | Stop | None = None
         self.again: float | None = None
-        self.stopping: str | None = None
+        self.stopping: str | None = None  # why nothing may run
+        if observed.interrupted:
+            self.stopping = "interrupted; the same command goes on from the newest checkpoint"
+        elif chain.spec.suspend:
+            self.stopping = "spec.suspend is true; set it to false to go on"
 
     def visit(self, index: int, stage: StageStatus) -> StageStatus:
         if self.blocked is not None:
@@ -198,7 +198,7 @@ class _Walk:
                 "cache": stage.cache or "Hit",
                 "frozen": self.spec.stages[index].epochs is None,
                 "artifact": ArtifactRef(path=found.path, digest=found.digest),
-                "results": {name: format_metric(value) for name, value in found.metrics.items()},
+                "results": {name: f"{value:.2f}" for name, value in found.metrics.items()},
                 "progress": None,
                 "not_before": None,
                 **ledger,
@@ -217,9 +217,7 @@ class _Walk:
 
     def _train(self, index: int, stage: StageStatus, inputs: Mapping[str, Any], miss: str) -> StageStatus:
         last = stage.attempts[-1] if stage.attempts else None
-        if last is not None and (last.finished_at is not None or last.input_digest != stage.input_digest):
-            last = None
-        if last is not None:
+        if last is not None and last.finished_at is None and last.input_digest == stage.input_digest:
             return self._follow(index, stage, last, inputs, miss)
         stage = stage.model_copy(update=self._ledger(stage, self._settle(stage)))
         if stage.state is State.FAILED:
@@ -233,19 +231,22 @@ class _Walk:
             return stage.model_copy(
                 update={"state": State.PENDING, "reason": "waits for an earlier attempt to stop", "progress": None}
             )
-        if self._held():
-            return stage.model_copy(update={"state": State.SUSPENDED, "reason": self.stopping or "", "progress": None})
+        if self.stopping:
+            return stage.model_copy(update={"state": State.SUSPENDED, "reason": self.stopping, "progress": None})
         if stage.not_before is not None and self.now < stage.not_before:
             self.again = stage.not_before - self.now
             return stage.model_copy(update={"state": State.PENDING, "progress": None})
-        digest = digest_of(inputs)
-        number = 1 + max(stage.attempt_count, self.seen.highest_number(stage.name, digest))
+        assert stage.input_digest is not None
+        number = 1 + max(stage.attempt_count, self.seen.highest_number(stage.name, stage.input_digest))
         if number > MAX_ATTEMPTS:
             return self._failed(
                 stage, FailureClass.ERROR, f"{MAX_ATTEMPTS} attempts were made; rename the stage to go on"
             )
         intent = AttemptStatus(
-            name=f"{self.chain_name}-{stage.name}-a{number}", number=number, input_digest=digest, state=State.PENDING
+            name=f"{self.chain_name}-{stage.name}-a{number}",
+            number=number,
+            input_digest=stage.input_digest,
+            state=State.PENDING,
         )
         self.wanted.add(intent.name)
         self.again = 0.0
@@ -260,21 +261,13 @@ class _Walk:
             }
         )
 
-    def _held(self) -> bool:
-        if self.seen.interrupted:
-            self.stopping = "interrupted; the same command goes on from the newest checkpoint"
-        elif self.spec.suspend:
-            self.stopping = "spec.suspend is true; set it to false to go on"
-        return self.stopping is not None
-
     def _follow(
         self, index: int, stage: StageStatus, attempt: AttemptStatus, inputs: Mapping[str, Any], miss: str
     ) -> StageStatus:
         """The attempt named in the status: launch it, watch it, or judge its end."""
         seen = self.seen.attempt(attempt.name)
-        held = self._held()
         if seen.live:
-            if held:
+            if self.stopping:
                 self.again = 0.5
                 return stage.model_copy(update={"state": State.RUNNING, "reason": f"stopping: {self.stopping}"})
             self.wanted.add(attempt.name)
@@ -291,15 +284,15 @@ class _Walk:
                 }
             )
         if not seen.started:
-            if held:
-                return stage.model_copy(update={"state": State.SUSPENDED, "reason": self.stopping or ""})
+            if self.stopping:
+                return stage.model_copy(update={"state": State.SUSPENDED, "reason": self.stopping})
             self.wanted.add(attempt.name)
             self.action = Launch(index, attempt, inputs, self.previous)
             self.again = 0.5
             return stage.model_copy(update={"state": State.STARTING, "reason": miss})
-        return self._judge(stage, attempt, seen, held)
+        return self._judge(stage, attempt, seen)
 
-    def _judge(self, stage: StageStatus, attempt: AttemptStatus, seen: Seen, held: bool) -> StageStatus:
+    def _judge(self, stage: StageStatus, attempt: AttemptStatus, seen: Seen) -> StageStatus:
         """An attempt that ended and left no valid artifact: which budget pays, and what comes next."""
         word = seen.word
         if word is None:
@@ -308,7 +301,7 @@ class _Walk:
             failure, message = FailureClass.NO_ARTIFACT, "reported success, but left no artifact"
         else:
             failure, message = word.failure or FailureClass.ERROR, word.message
-        stopped = held and failure.disruption
+        stopped = self.stopping if failure.disruption else None
         state = State.SUSPENDED if stopped else State.FAILED
         attempts = [*stage.attempts[:-1], self._closed(attempt, seen, state, failure, message)]
         checkpoint = max(seen.checkpoint_step, (word.checkpoint_step or 0) if word else 0)
@@ -316,7 +309,7 @@ class _Walk:
         update: dict[str, Any] = {**self._ledger(stage, attempts), "progress": None}
         update["checkpoint_step"] = max(checkpoint, stage.checkpoint_step)
         if stopped:
-            return stage.model_copy(update={**update, "state": State.SUSPENDED, "reason": self.stopping or ""})
+            return stage.model_copy(update={**update, "state": State.SUSPENDED, "reason": stopped})
         charge_disruption = failure.disruption and advanced
         disruptions = stage.disruptions + (1 if failure.disruption else 0)
         retries = stage.retries + (0 if charge_disruption else 1)
@@ -342,7 +335,7 @@ class _Walk:
         return stage.model_copy(update={**update, "state": State.FAILED, "reason": f"{failure}: {verdict}"})
 
 
-def _conditions(old: ChainStatus, stages: list[StageStatus], suspend: bool, now: float) -> list[Condition]:
+def _conditions(old: ChainStatus, stages: list[StageStatus], now: float) -> list[Condition]:
     """Complete, Failed and Suspended, each with one sentence of why; times change only with the status."""
     done = sum(s.state is State.SUCCEEDED for s in stages)
     failed = next((s for s in stages if s.state is State.FAILED), None)
@@ -366,8 +359,3 @@ def _conditions(old: ChainStatus, stages: list[StageStatus], suspend: bool, now:
 def timestamp(now: float) -> str:
     """RFC 3339 in UTC, whole seconds, as Kubernetes writes times."""
     return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def format_metric(value: float) -> str:
-    """A percentage as a decimal string, two places."""
-    return f"{value:.2f}"

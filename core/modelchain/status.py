@@ -85,6 +85,11 @@ class ChainStatus(Record):
     total: Total = Total()
     retry: str | None = None
 
+    @property
+    def frozen_epochs(self) -> dict[str, int]:
+        """By stage, allocated epochs that a launch has fixed (RULES section 1)."""
+        return {s.name: s.epochs for s in self.stages if s.frozen and s.epochs is not None}
+
     def condition(self, kind: str) -> Condition | None:
         return next((c for c in self.conditions if c.type == kind), None)
 

@@ -27,15 +27,10 @@ def validate(file: FileOption) -> None:
     typer.echo(f"{file}: valid; chain {chain.metadata.name} with stages {names}")
 
 
-def check_epochs(chain: ModelChain, file: Path, frozen: dict[str, int]) -> dict[str, int]:
-    """Epochs of every stage, allocated ones included; InputError if a stage could not warm up within them."""
-    epochs = {stage.name: stage.epochs for stage in plan(chain, "analytic", {}, frozen).stages}
-    problems = []
-    for index, stage in enumerate(chain.spec.stages):
-        message = warmup_too_long(chain.spec, index, epochs[stage.name])
-        if message:
-            field = f"spec.recipe.warmupSteps.{'first' if index == 0 else 'successors'}"
-            problems.append(Problem(message, str(file), field))
+def check_epochs(chain: ModelChain, file: Path, frozen: dict[str, int]) -> None:
+    """Raise InputError if no epochs can be allocated, or a stage could not warm up within its own."""
+    planned = enumerate(plan(chain, "analytic", {}, frozen).stages)
+    found = [warmup_too_long(chain.spec, index, stage.epochs) for index, stage in planned]
+    problems = [Problem(message, str(file), field) for field, message in filter(None, found)]
     if problems:
         raise InputError(*problems)
-    return epochs

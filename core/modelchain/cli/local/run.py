@@ -72,8 +72,7 @@ def run(
         status = store.read_status(chain.metadata.name)
         fingerprint = _prepare(request, store, console)
         world = LocalWorld(chain, store, Trainer(lock), request, fingerprint)
-        frozen = {s.name: s.epochs for s in status.stages if s.frozen and s.epochs is not None}
-        check_epochs(chain, file, {n: e for n, e in frozen.items() if n in {s.name for s in chain.spec.stages}})
+        check_epochs(chain, file, status.frozen_epochs)
         status = _drive(chain, world, status, console)
         if not world.interrupted and world.evaluate_added(status, console.print):
             status = _drive(chain, world, status, console)
@@ -175,13 +174,12 @@ def _print_changes(status: ChainStatus, before: str) -> str:
 
 def _conclude(chain: ModelChain, store: Root, status: ChainStatus, interrupted: bool, console: Console) -> None:
     """Say how it ended, on the last line and in the exit code."""
-    if not status.is_true("Complete"):
-        console.print(stages_table(chain.metadata.name, status))
     if status.is_true("Complete"):
         found = {s.name: store.results(s.input_digest) for s in status.stages if s.input_digest}
         results = {name: result for name, result in found.items() if result is not None}
         make_console().print(report_table(plan(chain, "analytic", {}, _epochs(status)), status, results))
         return
+    console.print(stages_table(chain.metadata.name, status))
     failed = next((s for s in status.stages if s.state is State.FAILED), None)
     if failed is not None:
         attempts = [a for a in failed.attempts if a.failure is not None]
@@ -192,7 +190,5 @@ def _conclude(chain: ModelChain, store: Root, status: ChainStatus, interrupted: 
     if interrupted:
         print("modelchain: interrupted; the same command goes on", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED)
-    print(
-        f"modelchain: {next((s.reason for s in status.stages if s.state is State.SUSPENDED), 'stopped')}",
-        file=sys.stderr,
-    )
+    reason = next((s.reason for s in status.stages if s.state is State.SUSPENDED), "stopped")
+    print(f"modelchain: {reason}", file=sys.stderr)
