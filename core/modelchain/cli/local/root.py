@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -24,15 +24,17 @@ from modelchain.contracts import (
     Task,
 )
 from modelchain.errors import InputError, WorkError
-from modelchain.spec import API_VERSION, KIND, ModelChain
+from modelchain.spec import API_VERSION, KIND, ModelChain, Record
 from modelchain.status import AttemptStatus, ChainStatus, StageStatus
 from modelchain.world import Artifact, Damage
 
 OWNER = "local"
 
+R = TypeVar("R", bound=Record)
+
 
 class Root:
-    """`status.json` and the directories named by input digests. Every path it hands out is relative to the root."""
+    """`status.json` and the directories named by input digests. What it stores holds for a copy of the root, too."""
 
     def __init__(self, path: Path, status_name: str = "status.json"):
         self.path = path
@@ -59,9 +61,9 @@ class Root:
         found: dict[str, int] = {}
         manifests = self.path.glob(f"*/artifact/{MANIFEST}")
         for path in sorted(manifests, key=lambda p: p.stat().st_mtime):
-            with contextlib.suppress(OSError, ValidationError):
-                results = Results.model_validate_json((path.parent / RESULTS).read_bytes())
-                found[results.stage] = int(Manifest.model_validate_json(path.read_bytes()).inputs["epochs"])
+            manifest, results = _read(Manifest, path), _read(Results, path.parent / RESULTS)
+            if manifest and results:
+                found[results.stage] = int(manifest.inputs["epochs"])
         return [StageStatus(name=name, epochs=epochs, frozen=True) for name, epochs in found.items()]
 
     def write_status(self, chain: ModelChain, status: ChainStatus) -> None:
@@ -124,17 +126,14 @@ class Root:
         highest: dict[str, int] = {}
         for path in self.path.glob(f"*/{OWNER}-a*/{TASK}"):
             number = int(path.parent.name.removeprefix(f"{OWNER}-a"))
-            with contextlib.suppress(OSError, ValidationError):
-                task = Task.model_validate_json(path.read_bytes())
+            if task := _read(Task, path):
                 for name in (task.stage, task.input_digest):
                     highest[name] = max(number, highest.get(name, 0))
         return highest
 
     def results(self, digest: str) -> Results | None:
         """`results.json` of a finished stage, for tables."""
-        with contextlib.suppress(OSError, ValidationError):
-            return Results.model_validate_json((self.path / digest / "artifact" / RESULTS).read_bytes())
-        return None
+        return _read(Results, self.path / digest / "artifact" / RESULTS)
 
     def attempt_directory(self, attempt: AttemptStatus) -> Path:
         return self.path / attempt.input_digest / f"{OWNER}-a{attempt.number}"
@@ -144,9 +143,7 @@ class Root:
         return (self.attempt_directory(attempt) / TASK).exists()
 
     def last_word(self, attempt: AttemptStatus) -> LastWord | None:
-        with contextlib.suppress(OSError, ValidationError):
-            return LastWord.model_validate_json((self.attempt_directory(attempt) / LAST_WORD).read_bytes())
-        return None
+        return _read(LastWord, self.attempt_directory(attempt) / LAST_WORD)
 
     def last_step(self, attempt: AttemptStatus) -> dict[str, Any] | None:
         """The newest step record of an attempt's metrics.jsonl; None before the first."""
@@ -164,13 +161,6 @@ class Root:
                     return record
         return None
 
-    def progress(self, record: dict[str, Any]) -> Progress | None:
-        with contextlib.suppress(ValidationError):
-            return Progress.model_validate(
-                {name: record.get(name) for name in ("step", "steps", "samplesPerSecond", "etaSeconds")}
-            )
-        return None
-
     def checkpoint_step(self, digest: str) -> int:
         """The newest complete checkpoint of an input digest, by any attempt; 0 if there is none."""
         steps = (self.path / digest).glob(f"*/step-*/{MANIFEST}")
@@ -180,14 +170,27 @@ class Root:
         """By input digest, the inputs of all work ever begun in this root; to name the field a miss is owed to."""
         known: dict[str, dict[str, Any]] = {}
         for path in self.path.glob(f"*/{OWNER}-a*/{TASK}"):
-            with contextlib.suppress(OSError, ValidationError):
-                task = Task.model_validate_json(path.read_bytes())
+            if task := _read(Task, path):
                 known[task.input_digest] = task.inputs
         for path in self.path.glob(f"*/artifact/{MANIFEST}"):
-            with contextlib.suppress(OSError, ValidationError):
-                manifest = Manifest.model_validate_json(path.read_bytes())
+            if manifest := _read(Manifest, path):
                 known[manifest.input_digest] = manifest.inputs
         return known
+
+
+def _read(kind: type[R], path: Path) -> R | None:
+    """What was written to `path`; None if it is missing or damaged."""
+    with contextlib.suppress(OSError, ValidationError):
+        return kind.model_validate_json(path.read_bytes())
+    return None
+
+
+def progress_of(record: dict[str, Any]) -> Progress | None:
+    """A step record of metrics.jsonl, reduced to what a table shows."""
+    with contextlib.suppress(ValidationError):
+        names = ("step", "steps", "samplesPerSecond", "etaSeconds")
+        return Progress.model_validate({name: record.get(name) for name in names})
+    return None
 
 
 def read_object(path: Path) -> dict[str, Any]:

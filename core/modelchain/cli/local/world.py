@@ -8,7 +8,7 @@ from pathlib import Path
 
 from modelchain.cli.files import write_atomic
 from modelchain.cli.local.launch import Trainer, measure, processes_for, threads_for
-from modelchain.cli.local.root import OWNER, Root
+from modelchain.cli.local.root import OWNER, Root, progress_of
 from modelchain.contracts import LAST_WORD, TASK, DataRequest, EvaluationRequest, Predecessor, Task
 from modelchain.digest import evaluation_key
 from modelchain.plan import Plan
@@ -53,7 +53,7 @@ class LocalWorld:
             live=live,
             started=self.root.started(attempt),
             word=None if live else self.root.last_word(attempt),
-            progress=self.root.progress(record) if record else None,
+            progress=progress_of(record) if record else None,
             checkpoint_step=self.root.checkpoint_step(attempt.input_digest),
             macs=int(record["macs"]) if record else 0,
         )
@@ -62,8 +62,10 @@ class LocalWorld:
         """Measure finished artifacts by evaluations the spec gained since; nothing is trained. True if any was."""
         measured = False
         for stage in status.stages:
-            results = self.root.results(stage.input_digest or "")
-            if results is None or stage.artifact is None or stage.input_digest is None:
+            if stage.artifact is None or stage.input_digest is None:
+                continue
+            results = self.root.results(stage.input_digest)
+            if results is None:
                 continue
             known = {*results.evaluations.values(), *self.root.added_evaluations(stage.input_digest)}
             for evaluation in self.data.evaluation:
