@@ -15,8 +15,6 @@ from modelchain.modelconfig import ModelConfig
 from modelchain.shards import expand
 from modelchain.spec import ChainSpec, ModelChain
 
-BUILT_IN_CLASS_NAMES, BUILT_IN_TEMPLATES = "imagenet", "openai"
-
 
 def check(chain: ModelChain, file: str | None = None) -> None:
     """Raise InputError with every problem of the spec that one field alone cannot show."""
@@ -63,10 +61,7 @@ def _paths(spec: ChainSpec, report: Report) -> None:
     for index, evaluation in enumerate(spec.evaluation):
         where = f"spec.evaluation[{index}]"
         paths.append((f"{where}.shards", evaluation.shards))
-        if evaluation.class_names not in (None, BUILT_IN_CLASS_NAMES):
-            paths.append((f"{where}.classNames", str(evaluation.class_names)))
-        if evaluation.templates not in (None, BUILT_IN_TEMPLATES):
-            paths.append((f"{where}.templates", str(evaluation.templates)))
+        paths += [(f"{where}.{field}", path) for field, path in evaluation.list_files.items()]
     if ".." in PurePosixPath(mount).parts:
         report("spec.data.volume.mountPath", "'..' is not allowed in a path")
         return

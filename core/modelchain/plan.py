@@ -16,7 +16,7 @@ from typing import Literal
 from modelchain import macs
 from modelchain.errors import InputError
 from modelchain.pools import NodePool
-from modelchain.spec import ChainSpec, ModelChain, Record, Stage, decimal
+from modelchain.spec import ChainSpec, ModelChain, Record, Stage
 from modelchain.zoo import MODELS
 
 Convention = Literal["analytic", "paper"]
@@ -188,14 +188,14 @@ def _epochs(
     if None not in fixed:
         return [e for e in fixed if e is not None]
     text = spec.allocation.target_acceleration
-    if text is None or not decimal(text):
+    if text is None or not Decimal(text):
         missing = spec.stages[fixed.index(None)].name
         raise InputError(
             f"stage {missing} has no epochs: give them, or a target acceleration above 0 to allocate them by",
             field="spec.allocation.targetAcceleration",
         )
     # Samples an epoch are the same for all stages, so MACs a sample will do.
-    return allocate(chained, baseline * sum(alone, Fraction(0)), fixed, Fraction(decimal(text)), baseline)
+    return allocate(chained, baseline * sum(alone, Fraction(0)), fixed, Fraction(text), baseline)
 
 
 def _macs_per_sample(spec: ChainSpec, convention: Convention) -> tuple[list[Fraction], list[Fraction]]:
@@ -239,7 +239,7 @@ def _amount(samples: int, per_sample: Fraction, pool: NodePool | None, *, teache
         ms = A100_BASE + A100_PER_GMAC * float(per_sample) / 1e9 + A100_TEACHER * teacher + A100_SWIN * swin
         hours = samples * ms / MS_PER_HOUR
         if pool.price is not None:
-            cost = f"{Decimal(hours) * decimal(pool.price.per_gpu_hour):.2f}"
+            cost = f"{Decimal(hours) * Decimal(pool.price.per_gpu_hour):.2f}"
     # Whole: the update's fraction of a step comes in whole batches, and Table G's cells have two decimals.
     return Amount(macs=int(samples * per_sample), gpu_hours=hours, cost=cost)
 

@@ -5,7 +5,6 @@ The CRD is generated from these types. What one field cannot say (CEL's part) is
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -17,12 +16,15 @@ from modelchain.zoo import MODELS
 
 API_VERSION = "modelchain.dev/v1alpha1"
 KIND = "ModelChain"
+BUILT_IN_CLASS_NAMES, BUILT_IN_TEMPLATES = "imagenet", "openai"
 
 _DNS_1035 = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 ChainName = Annotated[str, StringConstraints(pattern=_DNS_1035, max_length=24)]
 StageName = Annotated[str, StringConstraints(pattern=_DNS_1035, max_length=16)]
 MetricName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-._a-z0-9]*[a-z0-9])?$", max_length=63)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=253)]
+LongText = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+ClaimName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", max_length=253)]
 DataPath = Annotated[str, StringConstraints(pattern=r"^/", min_length=2, max_length=1024)]
 # At most 18 digits and a two-digit exponent: no spec can ask for a number that takes long to compute with.
 DecimalString = Annotated[
@@ -111,9 +113,7 @@ class TrainData(ApiModel):
 class Volume(ApiModel):
     """The claim that holds the data, and where it is mounted."""
 
-    claim_name: (
-        Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", max_length=253)] | None
-    ) = None
+    claim_name: ClaimName | None = None
     mount_path: DataPath = "/data"
 
 
@@ -128,8 +128,8 @@ class Evaluation(ApiModel):
     name: MetricName
     kind: Literal["ZeroShot", "Retrieval"]
     shards: DataPath
-    class_names: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
-    templates: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
+    class_names: LongText | None = None
+    templates: LongText | None = None
     every_epochs: int = Field(0, ge=0, le=10_000, description="0: at the start and the end only")
 
     @model_validator(mode="after")
@@ -140,6 +140,15 @@ class Evaluation(ApiModel):
         if self.kind == "Retrieval" and both != (None, None):
             raise PydanticCustomError("evaluation", "kind Retrieval takes no classNames or templates")
         return self
+
+    @property
+    def list_files(self) -> dict[str, str]:
+        """By field, the paths of JSON lists; what is built in is no file."""
+        lists = {
+            "classNames": (self.class_names, BUILT_IN_CLASS_NAMES),
+            "templates": (self.templates, BUILT_IN_TEMPLATES),
+        }
+        return {field: path for field, (path, built_in) in lists.items() if path and path != built_in}
 
 
 class WarmupSteps(ApiModel):
@@ -183,9 +192,7 @@ class ClaimTemplate(ApiModel):
 
 class Storage(ApiModel):
     claim_template: ClaimTemplate | None = None
-    claim_name: (
-        Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", max_length=253)] | None
-    ) = None
+    claim_name: ClaimName | None = None
     retain: bool = True
 
     @model_validator(mode="after")
@@ -198,7 +205,7 @@ class Storage(ApiModel):
 class Runner(ApiModel):
     kind: Literal["PyTorchJob", "Local"] = "PyTorchJob"
     node_pool: Text | None = None
-    image: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
+    image: LongText | None = None
     queue_name: Text | None = None
 
 
@@ -233,8 +240,3 @@ class ModelChain(ApiModel):
     metadata: Metadata
     spec: ChainSpec
     status: Any = None
-
-
-def decimal(text: str) -> Decimal:
-    """A DecimalString as an exact number."""
-    return Decimal(text)

@@ -10,17 +10,18 @@ from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 
 from modelchain.contracts import TaskEvaluation
 from modelchain.errors import InputError
+from modelchain.spec import BUILT_IN_CLASS_NAMES, BUILT_IN_TEMPLATES
 
 
 def class_names(evaluation: TaskEvaluation) -> list[str]:
-    if evaluation.class_names == "imagenet":
+    if evaluation.class_names == BUILT_IN_CLASS_NAMES:
         return list(IMAGENET_CLASSNAMES)
     return _json_list(str(evaluation.class_names), "classNames")
 
 
 def prompt_templates(evaluation: TaskEvaluation) -> list[Callable[[str], str]]:
     """Functions from a class name to a prompt; only `{}` is special, so that other braces do no harm."""
-    if evaluation.templates == "openai":
+    if evaluation.templates == BUILT_IN_TEMPLATES:
         return list(OPENAI_IMAGENET_TEMPLATES)
     texts = _json_list(str(evaluation.templates), "templates")
     for text in texts:

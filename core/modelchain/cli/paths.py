@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from modelchain.check import BUILT_IN_CLASS_NAMES, BUILT_IN_TEMPLATES
 from modelchain.contracts import DataRequest, TaskEvaluation, TrainFiles
 from modelchain.errors import InputError, Problem
 from modelchain.shards import expand
@@ -22,11 +21,11 @@ class DataFolder:
             hint = "" if folder else "; give the folder that stands for it with --data DIR"
             raise InputError(f"{self.folder} is not a folder{hint}", file=file, field="spec.data.volume.mountPath")
 
-    def path(self, path: str) -> str:
+    def _path(self, path: str) -> str:
         return str(self.folder / PurePosixPath(path).relative_to(self.mount))
 
     def _files(self, pattern: str, field: str, problems: list[Problem]) -> list[str]:
-        files = [self.path(name) for name in expand(pattern)]
+        files = [self._path(name) for name in expand(pattern)]
         missing = [name for name in files if not Path(name).is_file()]
         if missing:
             others = f" (and {len(missing) - 1} more of {len(files)})" if len(missing) > 1 else ""
@@ -40,18 +39,14 @@ class DataFolder:
         files = self._files(spec.data.train.shards, "spec.data.train.shards", problems) if train else []
         evaluations = []
         for index, evaluation in enumerate(spec.evaluation):
-            field = f"spec.evaluation[{index}]"
-            values = evaluation.model_dump()
-            values["files"] = self._files(evaluation.shards, f"{field}.shards", problems)
-            for name, key, built_in in (
-                ("class_names", "classNames", BUILT_IN_CLASS_NAMES),
-                ("templates", "templates", BUILT_IN_TEMPLATES),
-            ):
-                if values[name] not in (None, built_in):
-                    values[name] = self.path(values[name])
-                    if not Path(values[name]).is_file():
-                        problems.append(Problem(f"{values[name]} does not exist", str(self.file), f"{field}.{key}"))
-            evaluations.append(TaskEvaluation(**values))
+            where = f"spec.evaluation[{index}]"
+            values = evaluation.model_dump(by_alias=True)
+            values["files"] = self._files(evaluation.shards, f"{where}.shards", problems)
+            for field, path in evaluation.list_files.items():
+                values[field] = self._path(path)
+                if not Path(values[field]).is_file():
+                    problems.append(Problem(f"{values[field]} does not exist", str(self.file), f"{where}.{field}"))
+            evaluations.append(TaskEvaluation.model_validate(values))
         if problems:
             raise InputError(*problems)
         data = spec.data.train
