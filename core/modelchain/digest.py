@@ -42,7 +42,7 @@ def stage_inputs(
 
     Args:
         epochs: the stage's epochs, given, allocated or frozen.
-        fingerprint: of the training data, where known; the spec's own wins nowhere: they must agree.
+        fingerprint: of the training data, where known; one given in the spec has been checked against it.
         predecessor: the predecessor's artifact digest; None for the first stage (and a model trained alone).
     """
     stage, recipe, train = spec.stages[index], spec.recipe, spec.data.train

@@ -14,16 +14,17 @@ from rich.table import Table
 
 from modelchain import plan as planning
 from modelchain.cli.load import load_chain, load_model
+from modelchain.cli.validate import FileOption
 from modelchain.errors import InputError
 from modelchain.pools import DEFAULT_POOLS, PoolFile, Price
 from modelchain.spec import ModelChain
 
 
 def plan(
-    file: Annotated[Path, typer.Option("-f", "--file", help="The chain's YAML.")],
+    file: FileOption,
     output: Annotated[Literal["table", "json"], typer.Option("-o", "--output", help="What to print.")] = "table",
     convention: Annotated[
-        Literal["analytic", "paper"],
+        planning.Convention,
         typer.Option(help="How MACs are counted: as the trainer spends them, or as the paper's Table G prints them."),
     ] = "analytic",
     pools: Annotated[

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,17 +13,11 @@ from modelchain.cli.local.table import console, stages_table
 from modelchain.errors import InputError
 
 
-class Output(StrEnum):
-    TABLE = "table"
-    JSON = "json"
-
-
-OutputOption = Annotated[Output, typer.Option("-o", "--output", help="A table, or one JSON document on stdout.")]
-
-
 def status(
     root: Annotated[Path, typer.Option("--root", help="The root of a local run.", show_default=False)],
-    output: OutputOption = Output.TABLE,
+    output: Annotated[
+        Literal["table", "json"], typer.Option("-o", "--output", help="A table, or one JSON document on stdout.")
+    ] = "table",
 ) -> None:
     """Show how far a chain is. Exits 0 whenever it could read the status, whatever the status says.
 
@@ -37,7 +30,7 @@ def status(
         raise InputError("holds no chain; `modelchain run -f FILE --root DIR` makes one", file=root)
     stored = read_object(file)
     parsed = parse_status(stored, file)
-    if output is Output.JSON:
+    if output == "json":
         typer.echo(json.dumps(parsed.model_dump(mode="json", by_alias=True), indent=1))
         return
     console().print(stages_table(stored["metadata"]["name"], parsed))

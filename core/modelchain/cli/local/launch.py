@@ -103,9 +103,6 @@ class Trainer:
             return True
         return False
 
-    def close(self) -> None:
-        self._runner.close()
-
 
 def measure(request: EvaluationRequest) -> dict[str, float]:
     """Have the trainer measure a finished artifact."""

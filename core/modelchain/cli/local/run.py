@@ -60,8 +60,7 @@ def run(
     if alone is not None:
         chain, status_name = _alone(chain, alone, file), f"status-alone-{alone}.json"
     store = Root(root.absolute(), status_name)
-    folder = DataFolder(chain, data, file)
-    request = folder.request(store.path / CACHE)
+    request = DataFolder(chain, data, file).request(store.path / CACHE)
     check_epochs(chain, file, {})
     _check_processes(chain, file)
     if root.exists() and not root.is_dir():

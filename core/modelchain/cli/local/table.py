@@ -36,9 +36,7 @@ def human(value: float) -> str:
 def console(stderr: bool = False) -> Console:
     """Tables are never folded to less than they need; a pipe has no width of its own."""
     made = Console(stderr=stderr)
-    if not made.is_terminal:
-        made = Console(stderr=stderr, width=120)
-    return made
+    return made if made.is_terminal else Console(stderr=stderr, width=120)
 
 
 def stages_table(name: str, status: ChainStatus) -> RenderableType:
