@@ -46,10 +46,10 @@ class Problems(list[Problem]):
 
 
 # Key, offset and size of the picture in the tar (bytes), captions, label (-1: none), all that the json held.
-Record = tuple[str, int, int, list[str], int, dict[str, Any]]
+Sample = tuple[str, int, int, list[str], int, dict[str, Any]]
 
 
-def read_shard(path: Path, problems: Problems) -> Iterator[Record]:
+def read_shard(path: Path, problems: Problems) -> Iterator[Sample]:
     """The samples of a plain tar in order; what is wrong with it goes to `problems`, naming the member."""
     member, seen = None, set()
     try:
@@ -62,7 +62,7 @@ def read_shard(path: Path, problems: Problems) -> Iterator[Record]:
                     if key in seen or len(parts) < len(members):
                         raise ValueError("its key, or one of its suffixes, is used twice in this shard")
                     seen.add(key)
-                    yield _record(tar, key, parts)
+                    yield _sample(tar, key, parts)
                 except (ValueError, RecursionError) as error:
                     problems.add(f"sample {key!r}: {error}", path, member)
             file.seek(tar.offset)  # tarfile takes any header it cannot read for the end; only a block of zeros is one
@@ -74,7 +74,7 @@ def read_shard(path: Path, problems: Problems) -> Iterator[Record]:
         problems.add(f"not a whole, plain tar (a compressed one must be unpacked): {error}", path, member)
 
 
-def _record(tar: tarfile.TarFile, key: str, parts: dict[str, tarfile.TarInfo]) -> Record:
+def _sample(tar: tarfile.TarFile, key: str, parts: dict[str, tarfile.TarInfo]) -> Sample:
     """A sample of its members by suffix; ValueError says what is wrong with them."""
     read = {name: tar.extractfile(parts[name]).read().decode() for name in ("json", "txt", "cls") if name in parts}
     pictures = [parts[suffix] for suffix in PICTURES if suffix in parts]
@@ -198,7 +198,7 @@ def _build(shards: Sequence[Path], place: Path, on_progress: Progress) -> None:
     samples, bounds, tokens, keys, classnames = [], array("q", [0]), array("H"), [], []
     for number, shard in enumerate(shards):
         for key, offset, size, captions, label, meta in read_shard(shard, problems):
-            picture = bool(_PICTURE.match(_head(shard, offset)))
+            picture = bool(_PICTURE.match(read_at(shard, offset, 12)))
             samples.append((number, offset, size, label, len(bounds) - 1, len(captions), picture))
             keys.append(key)
             classnames.append(meta.get("classname"))
@@ -224,9 +224,10 @@ def _build(shards: Sequence[Path], place: Path, on_progress: Progress) -> None:
         fsync(place.parent)
 
 
-def _head(shard: Path, offset: int) -> bytes:
+def read_at(shard: Path, offset: int, size: int) -> bytes:
+    """Bytes of a member of `shard`."""
     with shard.open("rb") as file:
-        return os.pread(file.fileno(), 12, offset)
+        return os.pread(file.fileno(), size, offset)
 
 
 def check_pictures(data: ShardSet, allowed: int, file: str | Path, field: str) -> None:

@@ -23,7 +23,7 @@ from modelchain.cli.files import fsync
 from modelchain.errors import InputError
 from modelchain.shards import expand
 from modelchain_data.batches import decode
-from modelchain_data.index import Problems, fingerprint, read_shard
+from modelchain_data.index import Problems, fingerprint, read_at, read_shard
 
 MAX_CAPTIONS = 16  # the raw one and 15 sentences, as in the paper
 COLUMNS = 8  # of a DreamLIP table: filepath raw shortIB longIB shortSV longSV shortLLA longLLA
@@ -96,7 +96,7 @@ def _write(
     size: int | None,
     per_shard: int,
     source: str | Path,
-    on_progress: Any,
+    on_progress: Note,
 ) -> int:
     """Write the usable rows as shards, in order; returns how many are not usable, over 0.1 % is an InputError."""
     rows, done, bad = iter(rows), 0, []
@@ -147,16 +147,11 @@ def _source(path: Path) -> dict[str, Iterator[Row]]:
 
 
 def _shards(shards: list[Path]) -> Iterator[Row]:
-    def read(shard: Path, offset: int, size: int) -> bytes:
-        with shard.open("rb") as file:
-            file.seek(offset)
-            return file.read(size)
-
     problems = Problems()
     for shard in shards:
         for key, offset, size, captions, label, meta in read_shard(shard, problems):
             meta |= {"label": None if label < 0 else label} | ({"captions": captions} if captions else {})
-            yield key, f"{shard}: {key}", partial(read, shard, offset, size), meta
+            yield key, f"{shard}: {key}", partial(read_at, shard, offset, size), meta
     problems.stop()
 
 
