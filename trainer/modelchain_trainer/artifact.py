@@ -12,7 +12,7 @@ from open_clip import CLIP, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from modelchain.cli.files import entry_of, seal, sha256_of, verify
+from modelchain.cli.files import entry_of, read_artifact, seal, sha256_of, verify
 from modelchain.contracts import CONFIG, MANIFEST, RESULTS, WEIGHTS, Manifest, Predecessor, Results
 from modelchain.errors import InputError, WorkError
 from modelchain_trainer.checkpoint import as_work_error, check_finite
@@ -25,12 +25,7 @@ def find(directory: Path) -> tuple[Manifest, Results] | None:
         WorkError: there is one and it does not match its manifest, or belongs elsewhere. It is never overwritten.
     """
     artifact = directory / "artifact"
-    if not (artifact / MANIFEST).is_file():
-        return None
-    manifest = verify(artifact)
-    if manifest.kind != "artifact" or manifest.input_digest != directory.name or WEIGHTS not in manifest.files:
-        raise WorkError(f"{artifact / MANIFEST}: belongs to other inputs", "CorruptArtifact")
-    return manifest, Results.model_validate_json((artifact / RESULTS).read_bytes())
+    return read_artifact(artifact) if (artifact / MANIFEST).is_file() else None
 
 
 def export(
@@ -52,9 +47,8 @@ def export(
         check_finite(weights)
         work.mkdir(parents=True)
         save_file(weights, work / WEIGHTS)
-        size = clip.visual.image_size
         preprocess = {
-            "size": list(size) if isinstance(size, tuple) else size,
+            "size": list(clip.visual.image_size),
             "mode": "RGB",
             "mean": list(OPENAI_DATASET_MEAN),
             "std": list(OPENAI_DATASET_STD),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from modelchain.contracts import MANIFEST, FileEntry, Manifest
+from modelchain.contracts import MANIFEST, RESULTS, WEIGHTS, FileEntry, Manifest, Results
 from modelchain.errors import WorkError
 
 READABLE = 0o644  # temporary files are made for their owner alone; a successor may run as another user
@@ -80,3 +80,12 @@ def verify(directory: Path) -> Manifest:
         if found != entry.sha256:
             raise WorkError(f"{file}: its sha256 is {found}, its manifest says {entry.sha256}", "CorruptArtifact")
     return manifest
+
+
+def read_artifact(directory: Path) -> tuple[Manifest, Results]:
+    """Manifest and results of `<input digest>/artifact`, every byte re-hashed first; raises as `verify` does."""
+    manifest = verify(directory)
+    of_these = manifest.kind == "artifact" and manifest.input_digest == directory.parent.name
+    if not of_these or manifest.artifact_digest is None or WEIGHTS not in manifest.files:
+        raise WorkError(f"{directory / MANIFEST}: belongs to other inputs", "CorruptArtifact")
+    return manifest, Results.model_validate_json((directory / RESULTS).read_bytes())

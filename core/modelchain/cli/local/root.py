@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from modelchain.cli.files import verify, write_atomic
+from modelchain.cli.files import read_artifact, write_atomic
 from modelchain.contracts import (
     EVALUATIONS,
     LAST_WORD,
@@ -93,12 +93,10 @@ class Root:
     def _read_artifact(self, digest: str, directory: Path) -> Artifact | Damage:
         restore = f"; restore the file, or delete {directory} to train it again"
         try:
-            manifest = verify(directory)
-            if manifest.kind != "artifact" or manifest.artifact_digest is None or manifest.input_digest != digest:
-                raise WorkError(f"{directory / MANIFEST}: belongs to something else")
-            results = Results.model_validate_json((directory / RESULTS).read_bytes())
+            manifest, results = read_artifact(directory)
         except (WorkError, OSError, ValidationError) as error:
             return Damage(" ".join(str(error).split()) + restore)
+        assert manifest.artifact_digest is not None
         metrics = dict(results.final.metrics)
         for added in self.added_evaluations(digest).values():
             metrics |= added
