@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -75,7 +75,7 @@ def evaluation_image(data: bytes, size: int) -> Tensor:
     return functional.center_crop(image, [size, size]).contiguous()
 
 
-Chunk = tuple[Tensor, Tensor]  # tokens int64 [n_c, L_c] padded with 0, and the captions' rows in the batch, int64 [n_c]
+Chunk = tuple[Tensor, Tensor]  # tokens int64 [n, L] padded with 0, and the captions' rows [n] (int64) in the batch
 
 
 def cut_chunks(captions: list[np.ndarray], context_length: int) -> list[Chunk]:
@@ -142,7 +142,7 @@ class Batches:
         """Distinct undecodable pictures this rank has met; the next in order stands in for each."""
         return len(self._bad)
 
-    @property
+    @cached_property
     def scarce(self) -> int:
         """Samples with fewer captions than are drawn; theirs are drawn with replacement."""
         return int((self.data.caption_counts < self.captions_per_sample).sum())

@@ -16,14 +16,7 @@ from typing import Any
 
 from modelchain.cli.local.guard import PARENT, die_with_parent
 from modelchain.contracts import EvaluationRequest, FailureClass, LastWord, Task
-from modelchain.errors import (
-    EXIT_BAD_INPUT,
-    EXIT_DONE,
-    EXIT_PREEMPTED,
-    EXIT_WORK_FAILED,
-    InputError,
-    WorkError,
-)
+from modelchain.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_PREEMPTED, EXIT_WORK_FAILED, InputError, WorkError
 
 LAST_WORD_BYTES = 2048
 

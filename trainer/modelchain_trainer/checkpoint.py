@@ -34,7 +34,7 @@ class Checkpointer:
         saved_step: int = 0,
     ):
         self.attempt, self.saved_step = attempt, saved_step  # the newest step that is on the disk; 0 if none is
-        self._manifest = {"inputs": inputs, "input_digest": input_digest, "environment": environment}
+        self._manifest: dict[str, Any] = {"inputs": inputs, "input_digest": input_digest, "environment": environment}
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[int] | None = None
         self._verified: set[Path] = set()
@@ -54,7 +54,7 @@ class Checkpointer:
 
     def _write(self, step: int, model: dict[str, Tensor], moments: dict[str, Tensor], state: dict[str, Any]) -> int:
         target = self.attempt / f"step-{step}"
-        if target.exists() and _verifies(target, lambda _: None):
+        if target.exists() and _verifies(target):
             return step
         work = self.attempt / f".step-{step}"
         shutil.rmtree(work, ignore_errors=True)
@@ -65,9 +65,9 @@ class Checkpointer:
             save_file(moments, work / OPTIMIZER)
             (work / STATE).write_text(json.dumps({**state, "step": step}))
             files = {name: entry_of(work / name) for name in (MODEL, OPTIMIZER, STATE)}
-            manifest = {"v": 1, "kind": "checkpoint", "artifact_digest": None, "step": step, "files": files}
+            manifest = Manifest(kind="checkpoint", step=step, files=files, **self._manifest)
             shutil.rmtree(target, ignore_errors=True)  # damaged, or it would have been kept
-            seal(work, Manifest(**manifest, **self._manifest), target)
+            seal(work, manifest, target)
             self._prune()
         except Exception as error:
             shutil.rmtree(work, ignore_errors=True)
@@ -80,7 +80,7 @@ class Checkpointer:
         for directory in _newest_first(self.attempt.parent):
             if kept == KEPT:
                 shutil.rmtree(directory, ignore_errors=True)
-            elif directory in self._verified or _verifies(directory, lambda _: None):
+            elif directory in self._verified or _verifies(directory):
                 self._verified.add(directory)
                 kept += 1
         for torso in self.attempt.parent.glob("*/.step-*"):  # of attempts that were killed while they wrote
@@ -138,7 +138,7 @@ def _newest_first(directory: Path) -> list[Path]:
     return sorted(steps, key=lambda p: (int(p.name.removeprefix("step-")), p.parent.name), reverse=True)
 
 
-def _verifies(directory: Path, say: Callable[[str], None]) -> bool:
+def _verifies(directory: Path, say: Callable[[str], None] = lambda _: None) -> bool:
     try:
         manifest = verify(directory)
     except (OSError, WorkError) as error:

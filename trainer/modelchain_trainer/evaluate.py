@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,7 +21,7 @@ from modelchain_data.prompts import class_names, prompt_templates
 from modelchain_data.request import open_evaluations
 from modelchain_trainer.artifact import load_artifact
 from modelchain_trainer.models import build, encode_image, encode_text, normalise
-from modelchain_trainer.runtime import autocast
+from modelchain_trainer.runtime import autocast, ranks
 
 RECALLS = (1, 5, 10)
 
@@ -40,7 +40,7 @@ class Evaluator:
     ):
         self.evaluations, self.device, self.precision, self.batch = evaluations, device, precision, batch
         self.context_length, self.threads = context_length, threads
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.rank, self.world = ranks()
 
     @torch.no_grad()
     def __call__(self, clip: torch.nn.Module, epoch: int | None = None) -> dict[str, float]:
@@ -75,8 +75,8 @@ class Evaluator:
 
     def _retrieval(self, clip: torch.nn.Module, evaluation: TaskEvaluation, samples: ShardSet) -> dict[str, float]:
         """R@k of pictures among captions and captions among pictures; the mean of both R@1 is the metric itself."""
-        owner = torch.as_tensor([i for i in range(len(samples)) for _ in range(samples.caption_count(i))])
         captions = [(i, j) for i in range(len(samples)) for j in range(samples.caption_count(i))]
+        owner = torch.as_tensor([i for i, _ in captions], device=self.device)
         dim = clip.text_projection.shape[1]
         image_ND = torch.zeros(len(samples), dim, device=self.device)
         text_KD = torch.zeros(len(captions), dim, device=self.device)
@@ -88,20 +88,18 @@ class Evaluator:
             tokens = [torch.as_tensor(samples.tokens(*captions[k], self.context_length)).long() for k in rows]
             padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True).to(self.device)
             text_KD[list(rows)] = self._unit(encode_text, clip, padded)
-        image_ND, text_KD, owner = self._sum(image_ND), self._sum(text_KD), owner.to(self.device)
+        image_ND, text_KD = self._sum(image_ND), self._sum(text_KD)
         ks = [k for k in RECALLS if k <= len(samples)]
-        own = torch.arange(len(samples), device=self.device)
-        to_text = _recalls(image_ND, text_KD, lambda best, rows: owner[best] == own[rows, None], ks)
+        to_text = _recalls(image_ND, text_KD, lambda best, rows: owner[best] == rows[:, None], ks)
         to_image = _recalls(text_KD, image_ND, lambda best, rows: best == owner[rows, None], ks)
         metrics = {evaluation.name: (to_text[0] + to_image[0]) / 2}
         for k, a, b in zip(ks, to_text, to_image, strict=True):
             metrics |= {f"{evaluation.name}/image-to-text-r{k}": a, f"{evaluation.name}/text-to-image-r{k}": b}
         return metrics
 
-    def _pictures(self, clip: torch.nn.Module, samples: ShardSet):  # type: ignore[no-untyped-def]
+    def _pictures(self, clip: torch.nn.Module, samples: ShardSet) -> Iterator[tuple[list[int], Tensor]]:
         """This rank's (ids, unit features [n, D]) in batches, decoded by threads."""
-        size = clip.visual.image_size
-        side = size[0] if isinstance(size, tuple) else size
+        side = clip.visual.image_size[0]
         mine = range(self.rank, len(samples), self.world)
         with ThreadPoolExecutor(self.threads) as pool:
             for start in range(0, len(mine), self.batch):

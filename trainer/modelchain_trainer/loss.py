@@ -18,18 +18,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modelchain_trainer.models import Features
+from modelchain_trainer.runtime import ranks
 
 Piece = TypeVar("Piece")
-
-
-def _ranks() -> tuple[int, int]:
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: object, x: Tensor) -> Tensor:
-        gathered = x.new_empty(_ranks()[1] * len(x), *x.shape[1:])
+        gathered = x.new_empty(ranks()[1] * len(x), *x.shape[1:])
         dist.all_gather_into_tensor(gathered, x.contiguous())
         return gathered
 
@@ -38,13 +35,13 @@ class _Gather(torch.autograd.Function):
         # A copy, as the sum is in place; contiguous, as backends go by memory order (notes/trainer.md, finding 6).
         gradient = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
-        rank, world = _ranks()
+        rank, world = ranks()
         return gradient.chunk(world)[rank]
 
 
 def gather(x: Tensor) -> Tensor:
     """All ranks' rows in rank order, [world * N, ...]; its gradient is summed over ranks. Shapes must be equal."""
-    return _Gather.apply(x) if _ranks()[1] > 1 else x
+    return _Gather.apply(x) if ranks()[1] > 1 else x
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -62,7 +59,7 @@ def contrastive(image_ND: Tensor, text_NMD: Tensor, logit_scale: Tensor) -> Tens
         to_text_MNB = logit_scale * image_ND @ gather(text_NMD).permute(1, 2, 0)
         to_image_MNB = logit_scale * text_NMD.transpose(0, 1) @ gather(image_ND).T
         rows, slots = text_NMD.shape[:2]
-        own = (_ranks()[0] * rows + torch.arange(rows, device=image_ND.device)).repeat(slots)
+        own = (ranks()[0] * rows + torch.arange(rows, device=image_ND.device)).repeat(slots)
         return (F.cross_entropy(to_text_MNB.flatten(0, 1), own) + F.cross_entropy(to_image_MNB.flatten(0, 1), own)) / 2
 
 

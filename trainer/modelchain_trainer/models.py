@@ -13,7 +13,7 @@ import torch
 from open_clip import CLIP, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, nn
 
-Chunk = tuple[Tensor, Tensor]  # tokens [n, L] of captions of like length, and their rows [n] (int64) in the result
+from modelchain_data.batches import Chunk
 
 
 class Features(NamedTuple):

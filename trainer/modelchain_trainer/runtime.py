@@ -57,6 +57,11 @@ def autocast(device: torch.device, precision: str) -> Callable[[], AbstractConte
     return partial(torch.autocast, device.type, torch.bfloat16) if precision == "bf16" else nullcontext
 
 
+def ranks() -> tuple[int, int]:
+    """This process's rank and the number of all; (0, 1) outside a process group."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
 class Agreement:
     """Ranks stop at the same step: each step's wish is summed behind the step after it, so nobody waits for it."""
 
@@ -80,9 +85,7 @@ class Agreement:
 
 def broadcast_text(text: str, length: int = 4096) -> str:
     """Rank 0's text on every rank, without pickle."""
-    buffer = torch.zeros(length, dtype=torch.uint8)
-    raw = text.encode()
-    buffer[: len(raw)] = torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else buffer[:0]
+    buffer = torch.frombuffer(bytearray(text.encode().ljust(length, b"\0")), dtype=torch.uint8)
     dist.broadcast(buffer, src=0)
     return bytes(buffer.tolist()).rstrip(b"\0").decode()
 

@@ -21,7 +21,7 @@ from modelchain.cli.files import sha256_of
 from modelchain.contracts import MANIFEST, METRICS, Growth, LastWord, Manifest, Measured, Results, Task
 from modelchain.digest import evaluation_key
 from modelchain.errors import InputError, WorkError
-from modelchain_data.batches import Batch, Batches
+from modelchain_data.batches import Batch, Batches, Chunk
 from modelchain_data.request import open_data
 from modelchain_trainer import artifact, checkpoint, growth, models, runtime
 from modelchain_trainer.evaluate import Evaluator
@@ -63,8 +63,6 @@ class Trainer:
             self.say("an artifact of these inputs is already there and whole; nothing to train")
             return self._success(*found, spent=0)
         train_set, evaluations = open_data(self.task.data)
-        # Samples with too few captions: theirs are drawn with replacement.
-        self.scarce = int((train_set.caption_counts < self.inputs["captionsPerSample"]).sum())
         self._build()
         self._resume()
         config = self.inputs["modelConfig"]
@@ -107,7 +105,7 @@ class Trainer:
             teacher.load_state_dict(weights)
             self.teacher = teacher.to(self.device).eval().requires_grad_(False)
         self.student = models.Student(clip, dim).to(self.device)
-        decayed = {True: [], False: []}  # type: dict[bool, list[Tensor]]
+        decayed: dict[bool, list[Tensor]] = {True: [], False: []}
         for name, parameter in self.student.named_parameters():
             decayed[models.decays(name, parameter)].append(parameter)
         groups = [
@@ -122,12 +120,12 @@ class Trainer:
     def _resume(self) -> None:
         """From the newest checkpoint of these inputs that verifies, by whichever attempt; rank 0 chooses for all."""
         self.attempt.mkdir(parents=True, exist_ok=True)
-        chosen = [str(checkpoint.newest(self.directory, self.say) or "")] if self.rank == 0 else [""]
+        chosen = str(checkpoint.newest(self.directory, self.say) or "") if self.rank == 0 else ""
         if self.world > 1:
-            chosen[0] = runtime.broadcast_text(chosen[0])
-        if chosen[0]:
-            self.state = checkpoint.restore(Path(chosen[0]), self.student, self.optimizer)
-            self.say(f"goes on from step {self.state['step']} ({chosen[0]})")
+            chosen = runtime.broadcast_text(chosen)
+        if chosen:
+            self.state = checkpoint.restore(Path(chosen), self.student, self.optimizer)
+            self.say(f"goes on from step {self.state['step']} ({chosen})")
         self.first_step = self.state["step"]
         self.seconds_before = self.state["seconds"]
         self.report_progress(self.first_step, self.first_step)
@@ -154,7 +152,8 @@ class Trainer:
             if save:
                 saved = now
                 if self.rank == 0:
-                    saver.save(step, self.student, self.optimizer, self._state(step))
+                    state = {**self.state, "seconds": self.seconds_before + self._seconds()}
+                    saver.save(step, self.student, self.optimizer, state)
             if stopping and not last:
                 saver.wait()
                 if self.world > 1:
@@ -202,12 +201,12 @@ class Trainer:
             losses /= self.world
         return losses
 
-    def _to_device(self, piece: Batch) -> tuple[Tensor, list[models.Chunk]]:
+    def _to_device(self, piece: Batch) -> tuple[Tensor, list[Chunk]]:
         move = partial(Tensor.to, device=self.device, non_blocking=True)
         return models.normalise(move(piece.images)), [(move(tokens), move(rows)) for tokens, rows in piece.chunks]
 
     @torch.inference_mode()
-    def _teach(self, pieces: list[tuple[Tensor, list[models.Chunk]]]) -> tuple[Tensor, Tensor]:
+    def _teach(self, pieces: list[tuple[Tensor, list[Chunk]]]) -> tuple[Tensor, Tensor]:
         """The teacher's features of the same crops and captions: [N, D] and [N*M, D]."""
         with self.precision():
             images = torch.cat([models.encode_image(self.teacher, images) for images, _ in pieces])
@@ -234,7 +233,7 @@ class Trainer:
         speed = f"{rate * self.inputs['globalBatchSize']:.0f} samples/s, {timedelta(seconds=round(eta))} left"
         self.say(f"{at} loss {self.state['finalLoss']:.4f} {speed}")
         replaced = max(batches.replaced, self.state.get("counters", {}).get("replacedPictures", 0))
-        self.state["counters"] = {"replacedPictures": replaced, "scarceCaptions": self.scarce}
+        self.state["counters"] = {"replacedPictures": replaced, "scarceCaptions": batches.scarce}
 
     def _record(self, **record: Any) -> None:
         if self.rank == 0:
@@ -249,9 +248,6 @@ class Trainer:
 
     def _gpu_seconds(self) -> float:
         return round(self._seconds() * self.world, 3) if self.device.type == "cuda" else 0.0
-
-    def _state(self, step: int) -> dict[str, Any]:
-        return {**self.state, "step": step, "seconds": self.seconds_before + self._seconds()}
 
     def report_progress(self, step: int, checkpoint_step: int) -> None:
         """Keep the last word up to date, so that it is true whenever the end comes."""
