@@ -18,7 +18,6 @@ class Artifact:
     path: str
     macs: int
     metrics: Mapping[str, float]
-    epochs: int
 
 
 @dataclass(frozen=True)

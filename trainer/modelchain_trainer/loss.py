@@ -32,7 +32,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: object, gradient: Tensor) -> Tensor:
-        # A copy, as the sum is in place; contiguous, as backends go by memory order (notes/trainer.md, finding 6).
+        # A copy, as the sum is in place; contiguous, as backends go by memory order.
         gradient = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
         rank, world = ranks()

@@ -81,7 +81,7 @@ def decays(name: str, parameter: Tensor) -> bool:
 
 
 def _projection(own: int, predecessor: int) -> nn.Linear:
-    # T(.) of paper Eq. 1, starting as the left inverse of the insertion (notes/trainer.md, finding 7).
+    # T(.) of paper Eq. 1, starting as the left inverse of the insertion.
     linear = nn.utils.skip_init(nn.Linear, own, predecessor, bias=False)
     nn.init.eye_(linear.weight)
     return linear

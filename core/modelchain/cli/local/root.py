@@ -105,7 +105,6 @@ class Root:
             path=str(directory.relative_to(self.path)),
             macs=results.macs,
             metrics=metrics,
-            epochs=int(manifest.inputs["epochs"]),
         )
 
     def added_evaluations(self, digest: str) -> dict[str, dict[str, float]]:
