@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 EXIT_DONE, EXIT_WORK_FAILED, EXIT_BAD_INPUT, EXIT_PREEMPTED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
@@ -30,6 +30,10 @@ class InputError(Exception):
         where = str(file) if file is not None else None
         self.problems = [p if isinstance(p, Problem) else Problem(p, where, field) for p in problems]
         super().__init__("\n".join(str(p) for p in self.problems))
+
+    def in_file(self, file: str | Path) -> InputError:
+        """The same problems, said of `file` where no file is named."""
+        return InputError(*(replace(p, file=p.file or str(file)) for p in self.problems))
 
 
 class WorkError(Exception):

@@ -111,7 +111,9 @@ class _Walk:
         digest = digest_of(inputs)
         miss = self._why_missed(stage, digest, inputs)
         if stage.input_digest != digest:
-            stage = stage.model_copy(update={"input_digest": digest, "cache": None, "results": {}})
+            stage = stage.model_copy(
+                update={"input_digest": digest, "last_digest": digest, "cache": None, "results": {}}
+            )
         elif stage.reason.startswith("Miss: "):
             miss = stage.reason
         if not stage.attempts or stage.attempts[-1].input_digest != digest:
@@ -131,8 +133,8 @@ class _Walk:
         """The field a miss is owed to, by comparing with the newest other inputs this stage is known to have had."""
         if any(a.input_digest == digest and a.state is State.SUCCEEDED for a in stage.attempts):
             return "Miss: its artifact is gone"
-        known = [*(a.input_digest for a in stage.attempts), *([stage.input_digest] if stage.input_digest else [])]
-        before = next((d for d in reversed(known) if d != digest), None)
+        known = [*(a.input_digest for a in stage.attempts), stage.last_digest]
+        before = next((d for d in reversed(known) if d not in (digest, None)), None)
         if before is None:
             return "Miss: never trained"
         old = self.seen.inputs.get(before)

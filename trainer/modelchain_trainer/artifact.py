@@ -73,9 +73,11 @@ def export(
 def load_artifact(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Config and weights of an artifact, every byte re-hashed first. Raises InputError or WorkError."""
     try:
-        verify(directory)
+        manifest = verify(directory)
     except FileNotFoundError as error:
         raise InputError(f"holds no artifact (no {MANIFEST})", file=directory) from error
+    if manifest.kind != "artifact":
+        raise InputError("holds a checkpoint, not an artifact", file=directory)
     config = json.loads((directory / CONFIG).read_text())["model_cfg"]
     return config, load_file(directory / WEIGHTS)
 

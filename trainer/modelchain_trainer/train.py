@@ -173,7 +173,7 @@ class Trainer:
             peak, warmup = float(self.inputs["learningRate"]), self.inputs["warmupSteps"]
             group["lr"] = runtime.learning_rate(batch.step, self.steps, warmup, peak)
         # Swin's drop_path draws from it: the same after a resume, another on every rank.
-        torch.manual_seed(hash((self.inputs["seed"], batch.step, self.rank)) % 2**63)
+        torch.manual_seed(self.inputs["seed"] << 32 ^ batch.step << 10 ^ self.rank)
         self.optimizer.zero_grad(set_to_none=True)
         micro = self.task.micro_batch_size
         pieces = [self._to_device(piece) for piece in batch.pieces(micro // self.world if micro else None)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Literal
@@ -43,7 +42,7 @@ def plan(
     try:
         result = planning.plan(chain, convention, known)
     except InputError as error:
-        raise InputError(*(replace(problem, file=str(file)) for problem in error.problems)) from error
+        raise error.in_file(file) from error
     if output == "json":
         typer.echo(result.to_json())
         return

@@ -29,7 +29,10 @@ def validate(file: FileOption) -> None:
 
 def check_epochs(chain: ModelChain, file: Path, frozen: dict[str, int]) -> None:
     """Raise InputError if no epochs can be allocated, or a stage could not warm up within its own."""
-    planned = enumerate(plan(chain, "analytic", {}, frozen).stages)
+    try:
+        planned = enumerate(plan(chain, "analytic", {}, frozen).stages)
+    except InputError as error:
+        raise error.in_file(file) from error
     found = [warmup_too_long(chain.spec, index, stage.epochs) for index, stage in planned]
     problems = [Problem(message, str(file), field) for field, message in filter(None, found)]
     if problems:

@@ -58,13 +58,14 @@ class Root:
 
     def _frozen_by_artifacts(self) -> list[StageStatus]:
         """Without a status, epochs that were once allocated are read from the artifacts, as a re-created chain does."""
-        found: dict[str, int] = {}
+        found: dict[str, StageStatus] = {}
         manifests = self.path.glob(f"*/artifact/{MANIFEST}")
         for path in sorted(manifests, key=lambda p: p.stat().st_mtime):
             manifest, results = _read(Manifest, path), _read(Results, path.parent / RESULTS)
             if manifest and results:
-                found[results.stage] = int(manifest.inputs["epochs"])
-        return [StageStatus(name=name, epochs=epochs, frozen=True) for name, epochs in found.items()]
+                epochs, name = int(manifest.inputs["epochs"]), results.stage
+                found[name] = StageStatus(name=name, epochs=epochs, frozen=True, last_digest=manifest.input_digest)
+        return list(found.values())
 
     def write_status(self, chain: ModelChain, status: ChainStatus) -> None:
         spec = chain.model_dump(mode="json", by_alias=True, exclude_unset=True)["spec"]
@@ -122,7 +123,7 @@ class Root:
         """The highest attempt number ever used, by stage name and by input digest."""
         highest: dict[str, int] = {}
         for path in self.path.glob(f"*/{OWNER}-a*/{TASK}"):
-            number = int(path.parent.name.removeprefix(f"{OWNER}-a"))
+            number = _number(path.parent, f"{OWNER}-a")
             if task := _read(Task, path):
                 for name in (task.stage, task.input_digest):
                     highest[name] = max(number, highest.get(name, 0))
@@ -161,7 +162,7 @@ class Root:
     def checkpoint_step(self, digest: str) -> int:
         """The newest complete checkpoint of an input digest, by any attempt; 0 if there is none."""
         steps = (self.path / digest).glob(f"*/step-*/{MANIFEST}")
-        return max((int(p.parent.name.removeprefix("step-")) for p in steps), default=0)
+        return max((_number(p.parent, "step-") for p in steps), default=0)
 
     def known_inputs(self) -> dict[str, dict[str, Any]]:
         """By input digest, the inputs of all work ever begun in this root; to name the field a miss is owed to."""
@@ -188,6 +189,12 @@ def progress_of(record: dict[str, Any]) -> Progress | None:
         names = ("step", "steps", "samplesPerSecond", "etaSeconds")
         return Progress.model_validate({name: record.get(name) for name in names})
     return None
+
+
+def _number(directory: Path, prefix: str) -> int:
+    """The number in a directory's name; 0 for a name somebody else made."""
+    digits = directory.name.removeprefix(prefix)
+    return int(digits) if digits.isdecimal() else 0
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def run(
         chain, status_name = _alone(chain, alone, file), f"status-alone-{alone}.json"
     store = Root(root.absolute(), status_name)
     request = DataFolder(chain, data, file).request(store.path / CACHE)
-    check_epochs(chain, file, {})
+    check_epochs(chain, file, store.read_status(chain.metadata.name).frozen_epochs)  # before anything is written
     _check_processes(chain, file)
     if root.exists() and not root.is_dir():
         raise InputError("is not a folder", file=root)
@@ -71,7 +71,6 @@ def run(
         status = store.read_status(chain.metadata.name)
         fingerprint = _prepare(request, store, console)
         world = LocalWorld(chain, store, Trainer(lock), request, fingerprint)
-        check_epochs(chain, file, status.frozen_epochs)
         status = _drive(chain, world, status, console)
         if not world.interrupted and world.evaluate_added(status, console.print):
             status = _drive(chain, world, status, console)
