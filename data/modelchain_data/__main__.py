@@ -5,6 +5,7 @@ Answers with one DataAnswer on standard output; exit code 0, 1 or 2.
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from datetime import timedelta
@@ -43,4 +44,6 @@ def main(request: DataRequest) -> int:
 
 
 if __name__ == "__main__":
+    for sig in (signal.SIGINT, signal.SIGPIPE):  # ends with its caller, without a word of its own
+        signal.signal(sig, signal.SIG_DFL)
     sys.exit(main(DataRequest.model_validate_json(Path(sys.argv[1]).read_bytes())))
