@@ -191,7 +191,7 @@ def _epochs(
     if text is None or not Decimal(text):
         missing = spec.stages[fixed.index(None)].name
         raise InputError(
-            f"stage {missing} has no epochs: give them, or a target acceleration above 0 to allocate them by",
+            f"stage {missing} has no epochs: give them, or a target acceleration to allocate them by",
             field="spec.allocation.targetAcceleration",
         )
     # Samples an epoch are the same for all stages, so MACs a sample will do.

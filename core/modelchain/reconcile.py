@@ -111,9 +111,7 @@ class _Walk:
         digest = digest_of(inputs)
         miss = self._why_missed(stage, digest, inputs)
         if stage.input_digest != digest:
-            stage = stage.model_copy(
-                update={"input_digest": digest, "last_digest": digest, "cache": None, "results": {}}
-            )
+            stage = stage.model_copy(update={"input_digest": digest, "cache": None, "results": {}})
         elif stage.reason.startswith("Miss: "):
             miss = stage.reason
         if not stage.attempts or stage.attempts[-1].input_digest != digest:
@@ -131,7 +129,8 @@ class _Walk:
 
     def _why_missed(self, stage: StageStatus, digest: str, inputs: Mapping[str, Any]) -> str:
         """The field a miss is owed to, by comparing with the newest other inputs this stage is known to have had."""
-        if any(a.input_digest == digest and a.state is State.SUCCEEDED for a in stage.attempts):
+        mine = [a for a in stage.attempts if a.input_digest == digest]
+        if any(a.state is State.SUCCEEDED for a in mine) or (not mine and stage.last_digest == digest):
             return "Miss: its artifact is gone"
         known = [*(a.input_digest for a in stage.attempts), stage.last_digest]
         before = next((d for d in reversed(known) if d not in (digest, None)), None)
@@ -198,6 +197,7 @@ class _Walk:
                 "state": State.VERIFYING if leaving else State.SUCCEEDED,
                 "reason": miss if stage.cache == "Miss" else "unchanged since it was trained",
                 "cache": stage.cache or "Hit",
+                "last_digest": stage.input_digest,
                 "frozen": self.spec.stages[index].epochs is None,
                 "artifact": ArtifactRef(path=found.path, digest=found.digest),
                 "results": {name: f"{value:.2f}" for name, value in found.metrics.items()},
@@ -258,6 +258,7 @@ class _Walk:
                 "reason": miss,
                 "attempts": [*stage.attempts, intent][-KEPT_ATTEMPTS:],
                 "attempt_count": number,
+                "last_digest": stage.input_digest,
                 "frozen": self.spec.stages[index].epochs is None,
                 "not_before": None,
             }

@@ -47,7 +47,7 @@ class StageStatus(Record):
     state: State = State.PENDING
     reason: str = ""
     input_digest: str | None = None
-    last_digest: str | None = None  # the newest this stage is known to have had, also while it waits
+    last_digest: str | None = None  # that it was last finished or launched with, kept while it waits
     cache: Literal["Hit", "Miss"] | None = None
     epochs: int | None = None
     frozen: bool = False

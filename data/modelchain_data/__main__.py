@@ -5,14 +5,16 @@ Answers with one DataAnswer on standard output; exit code 0, 1 or 2.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
 from datetime import timedelta
 from pathlib import Path
 
+from modelchain.cli.local.guard import die_with_parent
 from modelchain.contracts import DataAnswer, DataRequest
-from modelchain.errors import EXIT_DONE, InputError, WorkError
+from modelchain.errors import EXIT_DONE, EXIT_WORK_FAILED, InputError, WorkError
 from modelchain_data.request import open_data
 
 SECONDS = 3.0
@@ -39,6 +41,9 @@ def main(request: DataRequest) -> int:
         answer, code = DataAnswer(fingerprint=train_set.fingerprint, notes=notes), EXIT_DONE
     except (InputError, WorkError) as error:
         answer, code = DataAnswer(problems=str(error).splitlines()), error.exit_code
+    except OSError as error:  # of the root: a full disk, say
+        problem = f"{error.filename or request.cache}: {error.strerror or error}"
+        answer, code = DataAnswer(problems=[problem]), EXIT_WORK_FAILED
     print(answer.model_dump_json(by_alias=True))
     return code
 
@@ -46,4 +51,5 @@ def main(request: DataRequest) -> int:
 if __name__ == "__main__":
     for sig in (signal.SIGINT, signal.SIGPIPE):  # ends with its caller, without a word of its own
         signal.signal(sig, signal.SIG_DFL)
+    die_with_parent(signal.SIGKILL, os.getppid())
     sys.exit(main(DataRequest.model_validate_json(Path(sys.argv[1]).read_bytes())))

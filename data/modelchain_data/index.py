@@ -257,6 +257,10 @@ def check_training(data: ShardSet, samples: int, captions_per_sample: int, file:
 
 def check_labels(data: ShardSet, class_names: Sequence[str], file: str | Path, field: str | None = None) -> None:
     """Refuse (InputError) samples with no label among `class_names`, or whose class name stands there elsewhere."""
+    named = {name for name in data.classnames if name is not None}
+    if named and not named & set(class_names) and len(class_names) != len(named):
+        message = f"{len(class_names)} class names, none of them among the {len(named)} that the samples have"
+        raise InputError(f"{message}, such as {min(named)!r}", file=file, field=field)
     wrong = []
     for key, label, name in zip(data.keys, data.labels.tolist(), data.classnames, strict=True):
         if not 0 <= label < len(class_names):

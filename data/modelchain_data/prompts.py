@@ -23,20 +23,23 @@ def prompt_templates(evaluation: TaskEvaluation) -> list[Callable[[str], str]]:
     """Functions from a class name to a prompt; only `{}` is special, so that other braces do no harm."""
     if evaluation.templates == BUILT_IN_TEMPLATES:
         return list(OPENAI_IMAGENET_TEMPLATES)
-    texts = _json_list(str(evaluation.templates), "templates")
+    texts = _json_list(str(evaluation.templates), "templates", inner="val_template")
     for text in texts:
         if "{}" not in text:
             raise InputError(f"template {text!r} has no {{}} for the class", file=evaluation.templates)
     return [lambda name, text=text: text.replace("{}", name) for text in texts]  # type: ignore[misc]
 
 
-def _json_list(path: str, field: str) -> list[str]:
+def _json_list(path: str, field: str, inner: str | None = None) -> list[str]:
+    """A JSON list of texts; with `inner`, also an object that holds one under that key, as some data sets ship it."""
     try:
         value = json.loads(Path(path).read_bytes())
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", file=path, field=field) from error
     except ValueError as error:
         raise InputError(f"is not JSON: {error}", file=path, field=field) from error
+    if isinstance(value, dict) and inner in value:
+        value = [value[inner]] if isinstance(value[inner], str) else value[inner]
     if not isinstance(value, list) or not value or not all(isinstance(v, str) and v.strip() for v in value):
         raise InputError(f"must be a JSON list of texts, for {field}", file=path)
     return value

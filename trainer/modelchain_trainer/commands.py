@@ -24,9 +24,12 @@ def evaluate(
     """
     from modelchain.cli.load import load_chain
     from modelchain.cli.paths import DataFolder
+    from modelchain.errors import InputError
     from modelchain_trainer.evaluate import measure
 
     chain = load_chain(file)
+    if not chain.spec.evaluation:
+        raise InputError("asks for no evaluation", file=file, field="spec.evaluation")
     with tempfile.TemporaryDirectory(prefix="modelchain-") as cache:
         metrics = measure(artifact, DataFolder(chain, data, file).request(Path(cache), train=False))
     if output == "json":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from errno import EDQUOT, EIO, ENOSPC
 from importlib.metadata import entry_points
+from typing import Any
 
 import typer
 
@@ -11,7 +13,9 @@ from modelchain.cli.local.run import run
 from modelchain.cli.plan import plan
 from modelchain.cli.status import status
 from modelchain.cli.validate import validate
-from modelchain.errors import EXIT_INTERRUPTED, InputError, WorkError
+from modelchain.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, EXIT_WORK_FAILED, InputError, WorkError
+
+_UsageError: Any = typer.BadParameter.__mro__[1]  # click's, which typer carries under a private name
 
 app = typer.Typer(
     name="modelchain",
@@ -33,7 +37,12 @@ for entry in entry_points(group="modelchain.commands"):
 def main() -> None:
     """Run the command line; a user's mistake is one line on standard error for each thing that is wrong."""
     try:
-        app()
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else EXIT_DONE)
+    except _UsageError as error:  # typer's own way folds it into a box
+        if message := error.format_message():  # empty where no command was given: the help says enough
+            print(f"modelchain: {message}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
     except (InputError, WorkError) as error:
         for line in str(error).splitlines():
             print(f"modelchain: {line}", file=sys.stderr)
@@ -44,3 +53,6 @@ def main() -> None:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        print(f"modelchain: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(EXIT_WORK_FAILED if error.errno in (ENOSPC, EDQUOT, EIO) else EXIT_BAD_INPUT)

@@ -60,12 +60,16 @@ def run(
     if alone is not None:
         chain, status_name = _alone(chain, alone, file), f"status-alone-{alone}.json"
     store = Root(root.absolute(), status_name)
-    request = DataFolder(chain, data, file).request(store.path / CACHE)
+    folder = DataFolder(chain, data, file)
+    request = folder.request(store.path / CACHE)
     check_epochs(chain, file, store.read_status(chain.metadata.name).frozen_epochs)  # before anything is written
     _check_processes(chain, file)
     if root.exists() and not root.is_dir():
         raise InputError("is not a folder", file=root)
+    if root.resolve().is_relative_to(folder.folder.resolve()):
+        raise InputError(f"lies in the data folder {folder.folder}, where nothing is ever written", file=root)
     root.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until there is a trainer to stop first
     lock = RootLock.acquire(store.path, lambda text: console.print(text, style="yellow"))
     try:
         status = store.read_status(chain.metadata.name)
