@@ -5,14 +5,11 @@ Answers with one DataAnswer on standard output; exit code 0, 1 or 2.
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 import time
 from datetime import timedelta
 from pathlib import Path
 
-from modelchain.cli.local.guard import die_with_parent
 from modelchain.contracts import DataAnswer, DataRequest
 from modelchain.errors import EXIT_DONE, EXIT_WORK_FAILED, InputError, WorkError
 from modelchain_data.request import open_data
@@ -49,7 +46,4 @@ def main(request: DataRequest) -> int:
 
 
 if __name__ == "__main__":
-    for sig in (signal.SIGINT, signal.SIGPIPE):  # ends with its caller, without a word of its own
-        signal.signal(sig, signal.SIG_DFL)
-    die_with_parent(signal.SIGKILL, os.getppid())
     sys.exit(main(DataRequest.model_validate_json(Path(sys.argv[1]).read_bytes())))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from modelchain.spec import ModelChain
 from modelchain.status import ChainStatus, State
 
 CACHE = "cache"
+INTERRUPTED = "modelchain: interrupted; the same command goes on"
 POLL_SECONDS = 0.5
 
 
@@ -109,8 +111,13 @@ def _prepare(request: DataRequest, store: Root, console: Console) -> str:
     asked = store.path / ".data-request.json"
     write_atomic(asked, request.model_dump_json(by_alias=True).encode())
     console.print("checking the data", style="dim")
-    command = [sys.executable, "-m", "modelchain_data", str(asked)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    guard = [sys.executable, "-m", "modelchain.cli.local.guard", os.devnull]  # it ends with us, whatever ends us
+    command = [*guard, sys.executable, "-m", "modelchain_data", str(asked)]
+    try:  # in a session of its own, so that Ctrl-C is ours to handle
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, start_new_session=True)
+    except KeyboardInterrupt:
+        print(INTERRUPTED, file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     asked.unlink(missing_ok=True)
     try:
         answer = DataAnswer.model_validate_json(done.stdout)
@@ -190,7 +197,7 @@ def _conclude(chain: ModelChain, store: Root, status: ChainStatus, interrupted: 
         error = f"stage {failed.name}: {failed.reason}{'' if user_error else logs}"
         raise InputError(error) if user_error else WorkError(error)
     if interrupted:
-        print("modelchain: interrupted; the same command goes on", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED)
     reason = next((s.reason for s in status.stages if s.state is State.SUSPENDED), "stopped")
     print(f"modelchain: {reason}", file=sys.stderr)
