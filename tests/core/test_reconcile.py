@@ -342,6 +342,29 @@ def test_a_damaged_artifact_is_never_used_and_never_trained_over() -> None:
     assert len(launched(world)) == 2 and world.status.is_true("Complete")
 
 
+def test_a_stage_that_waited_still_knows_what_changed() -> None:
+    """Also when its status holds no attempt, as after a lost status."""
+    world = settle(World(2))
+    world.lose_status()
+    world.restart()
+    settle(world)
+    assert len(launched(world)) == 2 and not any(s.attempts for s in world.status.stages)
+    world.edit(**{"spec.stages[0].rerun": "once more"})
+    settle(world)
+    assert [s.reason for s in world.status.stages] == ["Miss: rerun changed", "Miss: predecessor changed"]
+
+
+def test_a_hit_whose_artifact_vanishes_is_not_called_edited() -> None:
+    world = settle(World(1))
+    world.lose_status()
+    world.restart()
+    settle(world)
+    world.hurt(0, None)
+    world.restart()
+    settle(world)
+    assert world.status.stages[0].reason == "Miss: its artifact is gone"
+
+
 @pytest.mark.parametrize("stage", [0, 1])
 def test_a_finished_chain_starts_work_only_when_asked(stage: int) -> None:
     """RULES section 9; that the artifact is gone is said."""
