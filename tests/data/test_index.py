@@ -344,3 +344,11 @@ def test_members_that_are_no_pictures_are_counted(tmp_path: Path) -> None:
     check_pictures(data, 1, "chain.yaml", "f")
     with pytest.raises(InputError, match=r"chain.yaml: f: 1 of 5 pictures are no JPEG, PNG or WebP .* sample '0'"):
         check_pictures(data, 0, "chain.yaml", "f")
+
+
+def test_foreign_class_names_are_refused(tmp_path: Path) -> None:
+    members = sample("a", label=0, classname="cat") + sample("b", label=1, classname="dog")
+    data = open_set([write_tar(tmp_path / "t.tar", members)], tmp_path / "cache")
+    check_labels(data, ["a cat", "a dog"], "chain.yaml")  # other words for the same classes
+    with pytest.raises(InputError, match=r"chain.yaml: f: 3 class names, none of them among the 2 .* such as 'cat'"):
+        check_labels(data, ["tench", "goldfish", "shark"], "chain.yaml", "f")
