@@ -87,6 +87,11 @@ class ChainStatus(Record):
     retry: str | None = None
 
     @property
+    def epochs(self) -> dict[str, int]:
+        """Of every stage whose epochs are settled, by name."""
+        return {s.name: s.epochs for s in self.stages if s.epochs is not None}
+
+    @property
     def frozen_epochs(self) -> dict[str, int]:
         """By stage, allocated epochs that a launch has fixed (RULES section 1)."""
         return {s.name: s.epochs for s in self.stages if s.frozen and s.epochs is not None}

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 from modelchain.cli.local.lock import RootLock, holders
@@ -121,6 +122,7 @@ def processes_for(asked: int | None) -> int:
     return asked or max(gpus(), 1)
 
 
+@cache  # asked once a stage and once an attempt
 def gpus() -> int:
     if shutil.which("nvidia-smi") is None:
         return 0

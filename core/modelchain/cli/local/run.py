@@ -149,7 +149,7 @@ def _drive(chain: ModelChain, world: LocalWorld, status: ChainStatus, console: C
                     world.root.write_status(chain, step.status)
                     status = step.status
                 elif step.action is not None:
-                    world.act(step, plan(chain, "analytic", {}, _epochs(status)))
+                    world.act(step)
                 if console.is_terminal:
                     live.update(stages_table(chain.metadata.name, status), refresh=True)
                 else:
@@ -161,10 +161,6 @@ def _drive(chain: ModelChain, world: LocalWorld, status: ChainStatus, console: C
     finally:
         for sig, handler in handlers.items():
             signal.signal(sig, handler)
-
-
-def _epochs(status: ChainStatus) -> dict[str, int]:
-    return {stage.name: stage.epochs for stage in status.stages if stage.epochs is not None}
 
 
 def _print_changes(status: ChainStatus, before: str) -> str:
@@ -186,7 +182,7 @@ def _conclude(chain: ModelChain, store: Root, status: ChainStatus, interrupted: 
     if status.is_true("Complete"):
         found = {s.name: store.results(s.input_digest) for s in status.stages if s.input_digest}
         results = {name: result for name, result in found.items() if result is not None}
-        make_console().print(report_table(plan(chain, "analytic", {}, _epochs(status)), status, results))
+        make_console().print(report_table(plan(chain, "analytic", {}, status.epochs), status, results))
         return
     console.print(stages_table(chain.metadata.name, status))
     failed = next((s for s in status.stages if s.state is State.FAILED), None)

@@ -11,7 +11,7 @@ from modelchain.cli.local.launch import Trainer, measure, processes_for, threads
 from modelchain.cli.local.root import OWNER, Root, progress_of
 from modelchain.contracts import LAST_WORD, TASK, DataRequest, EvaluationRequest, Predecessor, Task
 from modelchain.digest import evaluation_key
-from modelchain.plan import Plan
+from modelchain.plan import Plan, plan
 from modelchain.spec import ModelChain
 from modelchain.status import AttemptStatus, ChainStatus
 from modelchain.world import Launch, Observed, Seen, Step, Stop
@@ -79,14 +79,14 @@ class LocalWorld:
                 measured = True
         return measured
 
-    def act(self, step: Step, plan: Plan) -> None:
+    def act(self, step: Step) -> None:
         match step.action:
             case Launch() as launch:
-                self._launch(launch, plan)
+                self._launch(launch, plan(self.chain, "analytic", {}, step.status.epochs))
             case Stop():
                 self.trainer.stop()
 
-    def _launch(self, launch: Launch, plan: Plan) -> None:
+    def _launch(self, launch: Launch, costs: Plan) -> None:
         spec, stage = self.chain.spec, self.chain.spec.stages[launch.stage]
         processes = processes_for(stage.resources.processes_per_node)
         threads = threads_for(processes)
@@ -101,7 +101,7 @@ class LocalWorld:
                 artifact_digest=before.digest,
                 path=str(self.root.path / before.path),
             )
-        planned = plan.stages[launch.stage]
+        planned = costs.stages[launch.stage]
         steps = planned.samples // spec.recipe.global_batch_size
         task = Task(
             chain=self.chain.metadata.name,
