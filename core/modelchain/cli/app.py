@@ -29,9 +29,13 @@ for command in (validate, plan, run, status):
     app.command()(command)
 for entry in entry_points(group="modelchain.commands"):
     try:
-        app.command(name=entry.name)(entry.load())
+        command = entry.load()
     except ImportError:  # the room's packages are not installed here; its commands are not either
         continue
+    if isinstance(command, typer.Typer):
+        app.add_typer(command, name=entry.name)
+    else:
+        app.command(name=entry.name)(command)
 
 
 def main() -> None:
