@@ -82,6 +82,26 @@ def test_encode_text_at_any_length_is_open_clips_at_full_length(length, dtype, t
         assert (a - b).norm() <= 10 * tolerance * b.norm()
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-5)])
+def test_the_last_layers_pooled_token_alone_is_open_clips_whole_layer(dtype, tolerance):
+    ours = models.build(config(layers=3), 0).to(dtype)
+    theirs = open_clip.CLIP(**config(layers=3)).to(dtype)
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(3, 3, 16, 16, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    tokens = captions([5, 9, 3, 7], 77)
+    loss = models.encode_image(ours, images).square().sum() + models.encode_text(ours, tokens[:, :9]).square().sum()
+    expected = theirs.encode_image(images).square().sum() + theirs.encode_text(tokens).square().sum()
+    loss.backward()
+    expected.backward()
+    assert abs(loss - expected) <= tolerance * expected
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        if name != "logit_scale":
+            assert (a.grad - b.grad).norm() <= tolerance * b.grad.norm(), name
+    with torch.no_grad():  # the class is open_clip's still: its own forward runs on our layers
+        assert torch.allclose(ours.encode_image(images), theirs.encode_image(images), rtol=tolerance)
+        assert torch.allclose(ours.encode_text(tokens), theirs.encode_text(tokens), rtol=tolerance)
+
+
 def test_encode_text_in_bf16_autocast_follows_open_clip():
     model = models.build(config(), 0)
     tokens = captions([3, 9, 5], 77)

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 from open_clip import CLIP, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 from modelchain_data.batches import Chunk
 
@@ -26,6 +28,50 @@ class Features(NamedTuple):
     projected_text: Tensor  # [K, D of the predecessor]; `text` itself without T
 
 
+class Layer(ResidualAttentionBlock):  # type: ignore[misc]
+    """open_clip's layer, parameter for parameter, which can also compute its output for one token a sequence alone.
+
+    That is all the last layer of a tower is asked for: keys and values of every token, the rest of the pooled one.
+    """
+
+    def forward(  # type: ignore[override]
+        self, x_NLW: Tensor, attn_mask: Tensor | None = None, at: Tensor | int | None = None
+    ) -> Tensor:
+        """The stream after this layer: [N, L, W], or [N, W] where `at` says which token.
+
+        A mask, which in CLIP is always the causal one, only says that attention is causal. `at`, int64 [N] or one
+        number for all: with a mask that token sees those up to itself, without one all.
+        """
+        y = self.ln_1(x_NLW)
+        mask = None
+        if isinstance(at, Tensor):
+            rows = torch.arange(len(y), device=y.device)
+            x_NLW, asking = x_NLW[rows, at], y[rows, at].unsqueeze(1)
+            mask = (torch.arange(y.shape[1], device=y.device) <= at[:, None])[:, None, None]
+        elif at is not None:
+            x_NLW, asking = x_NLW[:, at], y[:, at : at + 1]
+        else:
+            asking = y
+        causal = attn_mask is not None and at is None
+        attended = _attention(self.attn, asking, y, mask, causal).flatten(2)
+        x = x_NLW + linear(attended, self.attn.out_proj.weight, self.attn.out_proj.bias).view_as(x_NLW)
+        return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
+
+
+def _attention(attn: nn.MultiheadAttention, asking: Tensor, y: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """Attention of the tokens `asking` [N, A, W] over all tokens `y` [N, L, W]: [N, A, heads, W / heads]."""
+    heads = (attn.num_heads, -1)
+    if asking is y:
+        q, k, v = linear(y, attn.in_proj_weight, attn.in_proj_bias).unflatten(-1, (3, *heads)).unbind(2)
+    else:
+        width = attn.embed_dim
+        weight, bias = attn.in_proj_weight, attn.in_proj_bias
+        q = linear(asking, weight[:width], bias[:width]).unflatten(-1, heads)
+        k, v = linear(y, weight[width:], bias[width:]).unflatten(-1, (2, *heads)).unbind(2)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).transpose(1, 2)
+
+
 def build(config: dict[str, Any], seed: int) -> CLIP:
     """A model of an open_clip config with open_clip's own initialisation: on the CPU, fp32, in training mode.
 
@@ -34,7 +80,11 @@ def build(config: dict[str, Any], seed: int) -> CLIP:
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators too
-        return CLIP(**config)
+        clip = CLIP(**config)
+    for module in clip.modules():
+        if isinstance(module, ResidualAttentionBlock):
+            module.__class__ = Layer  # the same parameters, another forward
+    return clip
 
 
 @cache
@@ -52,7 +102,14 @@ def normalise(images_N3HW: Tensor) -> Tensor:
 
 def encode_image(model: CLIP, images_N3HW: Tensor) -> Tensor:
     """Features [N, D] of normalised pictures, not of unit length."""
-    return model.encode_image(images_N3HW)
+    visual = model.visual
+    if not hasattr(visual, "transformer"):  # Swin pools over all tokens
+        return visual(images_N3HW)  # type: ignore[no-any-return]
+    x_NLW = visual._embeds(images_N3HW)
+    *layers, last = visual.transformer.resblocks
+    for layer in layers:
+        x_NLW = layer(x_NLW)
+    return visual.ln_post(last(x_NLW, at=0)) @ visual.proj  # type: ignore[no-any-return]
 
 
 def encode_text(model: CLIP, tokens_NL: Tensor) -> Tensor:
@@ -61,16 +118,28 @@ def encode_text(model: CLIP, tokens_NL: Tensor) -> Tensor:
     Exact for every L that covers the end-of-text token, the highest id: attention is causal, so what follows that
     token cannot reach the feature. (`CLIP.encode_text` insists on the whole context.)
     """
-    length = tokens_NL.shape[1]
-    x_NLW = model.token_embedding(tokens_NL) + model.positional_embedding[:length]
-    x_NLW = model.transformer(x_NLW, attn_mask=model.attn_mask[:length, :length])
-    last_NW = x_NLW[torch.arange(len(x_NLW), device=x_NLW.device), tokens_NL.argmax(dim=-1)]
-    return model.ln_final(last_NW) @ model.text_projection
+    return _encode_embedded(model, model.token_embedding(tokens_NL), tokens_NL.argmax(dim=-1))
+
+
+def _encode_embedded(model: CLIP, x_NLW: Tensor, ends_N: Tensor) -> Tensor:
+    x_NLW = x_NLW + model.positional_embedding[: x_NLW.shape[1]]
+    *layers, last = model.transformer.resblocks
+    for layer in layers:
+        x_NLW = layer(x_NLW, model.attn_mask)
+    return model.ln_final(last(x_NLW, model.attn_mask, ends_N)) @ model.text_projection  # type: ignore[no-any-return]
 
 
 def encode_text_chunks(model: CLIP, chunks: Sequence[Chunk]) -> Tensor:
     """Features [K, D] of captions sorted into chunks by length; together the chunks' rows are 0 to K - 1, each once."""
-    features = torch.cat([encode_text(model, tokens) for tokens, _ in chunks])
+    # All tokens are looked up at once: the gradient of one look-up is as large as the whole vocabulary.
+    looked_up = model.token_embedding(torch.cat([tokens.flatten() for tokens, _ in chunks]))
+    embedded = [
+        x.view(*tokens.shape, -1)
+        for x, (tokens, _) in zip(looked_up.split([t.numel() for t, _ in chunks]), chunks, strict=True)
+    ]
+    features = torch.cat(
+        [_encode_embedded(model, x, tokens.argmax(dim=-1)) for x, (tokens, _) in zip(embedded, chunks, strict=True)]
+    )
     # Every row is written once, and the gradient is a plain selection: deterministic on every device.
     return torch.empty_like(features).index_copy(0, torch.cat([rows for _, rows in chunks]), features)
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from modelchain.contracts import METRICS, Growth, LastWord, LiveProgress, Manifest, Measured, Results, Task
 from modelchain.digest import evaluation_key
@@ -24,9 +20,9 @@ from modelchain_data.batches import Batch, Batches, Chunk
 from modelchain_data.request import IndexingLine, open_data
 from modelchain_trainer import artifact, checkpoint, growth, models, progress, runtime
 from modelchain_trainer.evaluate import Evaluator
-from modelchain_trainer.loss import cached_backward, contrastive, distillation
 from modelchain_trainer.metrics import Meter
 from modelchain_trainer.runtime import Preempted, Stop
+from modelchain_trainer.step import Step
 from modelchain_trainer.verify import success
 
 LOG_SECONDS = 1.0
@@ -107,17 +103,11 @@ class Trainer:
             teacher.load_state_dict(weights)
             self.teacher = teacher.to(self.device).eval().requires_grad_(False)
         self.student = models.Student(clip, dim).to(self.device)
-        decayed: dict[bool, list[Tensor]] = {True: [], False: []}
-        for name, parameter in self.student.named_parameters():
-            decayed[models.decays(name, parameter)].append(parameter)
-        groups = [
-            {"params": decayed[True], "weight_decay": float(self.inputs["weightDecay"])},
-            {"params": decayed[False], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), eps=1e-8, fused=True)
-        self.wrapped: torch.nn.Module = (
-            DistributedDataParallel(self.student, broadcast_buffers=False) if self.world > 1 else self.student
-        )
+        self.step = Step(
+            self.student, self.teacher, self.inputs, steps=self.steps, alpha=self.alpha, device=self.device,
+            micro_batch=self.task.micro_batch_size and self.task.micro_batch_size // self.world,
+        )  # fmt: skip
+        self.optimizer = self.step.optimizer
 
     def _resume(self) -> None:
         """From the newest checkpoint of these inputs that verifies, by whichever attempt; rank 0 chooses for all."""
@@ -140,7 +130,7 @@ class Trainer:
         self.stop.in_loop = True
         for batch in self.meter.waiting(batches.from_step(step)):
             if step == 0 and self.rank == 0 and self.teacher is not None:
-                self._tell_growth(self._to_device(batch.pieces(GROWTH_SAMPLE)[0]))
+                self._tell_growth(self.step.to_device(batch.pieces(GROWTH_SAMPLE)[0]))
             losses.append((step, self._step(batch)))
             step += 1
             stopping = agreement.reached(self.stop.asked)
@@ -188,50 +178,7 @@ class Trainer:
         self._record(event="growth", step=0, **counts, cosines=cosines)
 
     def _step(self, batch: Batch) -> Tensor:
-        """One update; returns the losses [total, task, distillation] of the global batch, still on the device."""
-        for group in self.optimizer.param_groups:
-            peak, warmup = float(self.inputs["learningRate"]), self.inputs["warmupSteps"]
-            group["lr"] = runtime.learning_rate(batch.step, self.steps, warmup, peak)
-        # Swin's drop_path draws from it: the same after a resume, another on every rank.
-        torch.manual_seed(self.inputs["seed"] << 32 ^ batch.step << 10 ^ self.rank)
-        self.optimizer.zero_grad(set_to_none=True)
-        micro = self.task.micro_batch_size
-        pieces = [self._to_device(piece) for piece in batch.pieces(micro // self.world if micro else None)]
-        targets = self._teach(pieces) if self.teacher is not None else None
-
-        def forward(piece: Any) -> models.Features:
-            with self.precision():
-                return self.wrapped(*piece)  # type: ignore[no-any-return]
-
-        def loss_of(features: models.Features) -> tuple[Tensor, ...]:
-            text_NMD = features.text.unflatten(0, (len(features.image), -1))
-            task = contrastive(features.image, text_NMD, features.scale)
-            pull = features.scale.new_zeros(())
-            if targets is not None:
-                pull = distillation(features.projected_image, features.projected_text, *targets, self.alpha)
-            return task + pull, task, pull
-
-        no_sync = self.wrapped.no_sync if self.world > 1 else nullcontext
-        losses = torch.stack(cached_backward(forward, pieces, loss_of, no_sync)).float()
-        self.optimizer.step()
-        with torch.no_grad():
-            self.student.clip.logit_scale.clamp_(0, math.log(100))
-        if self.world > 1:
-            dist.all_reduce(losses)
-            losses /= self.world
-        return losses
-
-    def _to_device(self, piece: Batch) -> tuple[Tensor, list[Chunk]]:
-        move = partial(Tensor.to, device=self.device, non_blocking=True)
-        return models.normalise(move(piece.images)), [(move(tokens), move(rows)) for tokens, rows in piece.chunks]
-
-    @torch.inference_mode()
-    def _teach(self, pieces: list[tuple[Tensor, list[Chunk]]]) -> tuple[Tensor, Tensor]:
-        """The teacher's features of the same crops and captions: [N, D] and [N*M, D]."""
-        with self.precision():
-            images = torch.cat([models.encode_image(self.teacher, images) for images, _ in pieces])
-            texts = torch.cat([models.encode_text_chunks(self.teacher, chunks) for _, chunks in pieces])
-        return images, texts
+        return self.step(batch)
 
     def _log(self, losses: list[tuple[int, Tensor]], rate: float, batches: Batches) -> None:
         """One line a step in metrics.jsonl, one progress line; the only place where the host waits for the device."""

@@ -1,0 +1,97 @@
+"""One update of a stage's model: forward, losses, backward, AdamW. Nothing in it waits for the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from modelchain_data.batches import Batch, Chunk
+from modelchain_trainer import models, runtime
+from modelchain_trainer.loss import cached_backward, contrastive, distillation
+
+Piece = tuple[Tensor, list[Chunk]]  # normalised pictures and the captions' chunks, on the device
+
+
+class Step:
+    """Calls are updates. `inputs` are the hashed ones of a task; `micro_batch` is one rank's pictures at a time."""
+
+    def __init__(
+        self,
+        student: models.Student,
+        teacher: torch.nn.Module | None,
+        inputs: Mapping[str, Any],
+        *,
+        steps: int,
+        alpha: float,
+        device: torch.device,
+        micro_batch: int | None = None,
+    ):
+        self.student, self.teacher, self.inputs, self.steps, self.alpha = student, teacher, inputs, steps, alpha
+        self.device, self.micro_batch = device, micro_batch
+        self.rank, self.world = runtime.ranks()
+        self.precision = runtime.autocast(device, inputs["precision"])
+        decayed: dict[bool, list[Tensor]] = {True: [], False: []}
+        for name, parameter in student.named_parameters():
+            decayed[models.decays(name, parameter)].append(parameter)
+        groups = [
+            {"params": decayed[True], "weight_decay": float(inputs["weightDecay"])},
+            {"params": decayed[False], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), eps=1e-8, fused=True)
+        self.wrapped: torch.nn.Module = student
+        if self.world > 1:
+            self.wrapped = DistributedDataParallel(student, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Update once; the losses [total, task, distillation] of the global batch, still on the device."""
+        for group in self.optimizer.param_groups:
+            peak, warmup = float(self.inputs["learningRate"]), self.inputs["warmupSteps"]
+            group["lr"] = runtime.learning_rate(batch.step, self.steps, warmup, peak)
+        # Swin's drop_path draws from it: the same after a resume, another on every rank.
+        torch.manual_seed(self.inputs["seed"] << 32 ^ batch.step << 10 ^ self.rank)
+        self.optimizer.zero_grad(set_to_none=True)
+        pieces = [self.to_device(piece) for piece in batch.pieces(self.micro_batch)]
+        targets = self._teach(pieces) if self.teacher is not None else None
+
+        def forward(piece: Piece) -> models.Features:
+            with self.precision():
+                return self.wrapped(*piece)  # type: ignore[no-any-return]
+
+        def loss_of(features: models.Features) -> tuple[Tensor, ...]:
+            text_NMD = features.text.unflatten(0, (len(features.image), -1))
+            task = contrastive(features.image, text_NMD, features.scale)
+            pull = features.scale.new_zeros(())
+            if targets is not None:
+                pull = distillation(features.projected_image, features.projected_text, *targets, self.alpha)
+            return task + pull, task, pull
+
+        no_sync = self.wrapped.no_sync if self.world > 1 else nullcontext
+        losses = torch.stack(cached_backward(forward, pieces, loss_of, no_sync)).float()
+        self.optimizer.step()
+        with torch.no_grad():
+            self.student.clip.logit_scale.clamp_(0, math.log(100))
+        if self.world > 1:
+            dist.all_reduce(losses)
+            losses /= self.world
+        return losses
+
+    def to_device(self, piece: Batch) -> Piece:
+        """Pictures go over as bytes; chunks as they are."""
+        move = partial(Tensor.to, device=self.device, non_blocking=True)
+        return models.normalise(move(piece.images)), [(move(tokens), move(rows)) for tokens, rows in piece.chunks]
+
+    @torch.inference_mode()
+    def _teach(self, pieces: list[Piece]) -> tuple[Tensor, Tensor]:
+        """The teacher's features of the same crops and captions: [N, D] and [N*M, D]."""
+        with self.precision():
+            images = torch.cat([models.encode_image(self.teacher, images) for images, _ in pieces])
+            texts = torch.cat([models.encode_text_chunks(self.teacher, chunks) for _, chunks in pieces])
+        return images, texts
