@@ -2,6 +2,87 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
 import typer
+from rich.console import Console
+from rich.table import Table
+
+from modelchain.errors import InputError
+
+# Threads that wait must not spin: on a machine that does anything else they cost both loops many times their work.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 bench = typer.Typer(help="Measure the trainer against a stock open_clip loop on this machine.", no_args_is_help=True)
+
+Model = Annotated[str, typer.Option("--model", help="A name of Table G, such as ViT-T-16 or Swin-T.")]
+BatchSize = Annotated[int, typer.Option("--batch", min=2, max=65_536, help="Pictures a step.")]
+Captions = Annotated[int, typer.Option("--captions", min=1, max=64, help="Captions a picture.")]
+Pairs = Annotated[int, typer.Option("--pairs", min=5, max=1000, help="Turns of each, interleaved.")]
+Precision = Annotated[Literal["bf16", "fp32"], typer.Option("--precision", help="bf16: by autocast, both loops.")]
+Output = Annotated[Literal["table", "json"], typer.Option("-o", "--output", help="What to print.")]
+
+
+@bench.command()
+def step(
+    model: Model = "ViT-T-16",
+    batch: BatchSize = 32,
+    captions: Captions = 4,
+    pad: Annotated[int | None, typer.Option("--pad", min=1, help="Shortest length a caption is processed at.")] = None,
+    captions_file: Annotated[
+        Path | None, typer.Option("--captions-file", help="A caption a line; else Flickr8k's lengths.")
+    ] = None,
+    precision: Precision = "fp32",
+    without: Annotated[str, typer.Option("--without", help="Levers to switch off, parted by commas.")] = "",
+    predecessor: Annotated[
+        str | None, typer.Option("--predecessor", help="Distil from this model, too; tells its share of a step.")
+    ] = None,
+    pairs: Pairs = 5,
+    output: Output = "table",
+) -> None:
+    """One update on synthetic pictures: ours over the stock loop's samples a second.
+
+    Example: [bold]modelchain bench step --model ViT-T-16 --batch 32 --captions 4[/bold]
+    """
+    from modelchain_bench.step import LEVERS, measure
+
+    off = tuple(name for name in without.split(",") if name)
+    if unknown := set(off) - set(LEVERS):
+        raise InputError(f"{min(unknown)!r} is no lever; they are {', '.join(LEVERS)}", field="--without")
+    before = _config(predecessor, "--predecessor") if predecessor else None
+    found = measure(
+        _config(model, "--model"), batch, captions, pad=pad, captions_file=captions_file, precision=precision,
+        pairs=pairs, without=off, predecessor=before,
+    )  # fmt: skip
+    _show({"model": model} | found, output)
+
+
+def _config(name: str, option: str) -> Any:
+    from modelchain.zoo import MODELS
+
+    if name not in MODELS:
+        raise InputError(f"{name!r} is not known; the models are {', '.join(MODELS)}", field=option)
+    return MODELS[name].config
+
+
+def _show(found: dict[str, Any], output: str) -> None:
+    if output == "json":
+        typer.echo(json.dumps(found, indent=1))
+        return
+    table = Table(*found["samplesPerSecond"], "ratio", title=f"{found['model']}: samples a second, medians")
+    for pair in found["pairs"]:
+        table.add_row(*(f"{found['batch'] / pair[who]:.2f}" for who in ("ours", "stock")), f"{pair['ratio']:.3f}")
+    table.add_section()
+    table.add_row(*(f"{rate:.2f}" for rate in found["samplesPerSecond"].values()), f"[bold]{found['ratio']:.3f}[/bold]")
+    console = Console()
+    console.print(table)
+    if "tokens" in found:
+        real, processed = found["tokens"]["real"], found["tokens"]["processed"]
+        console.print(f"tokens a step: {real:.0f} real of {processed:.0f} processed ({real / processed:.0%})")
+    for name, label in (("mfu", "MFU"), ("teacherShare", "teacher's share of a step"), ("dataWait", "data wait")):
+        if found.get(name) is not None:
+            console.print(f"{label}: {found[name]:.1%}")
+    console.print(", ".join(f"{name} {value}" for name, value in found["environment"].items()))

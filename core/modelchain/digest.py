@@ -16,7 +16,7 @@ from modelchain.shards import base_names
 from modelchain.spec import ChainSpec, Evaluation
 
 VERSION = 1
-TRAINER_MATH = 1  # raised whenever the trainer's arithmetic changes: old artifacts are then no hits
+TRAINER_MATH = 2  # raised whenever the trainer's arithmetic changes: old artifacts are then no hits
 
 
 def canonical(value: Any) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from open_clip import CLIP, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transformer import ResidualAttentionBlock
+from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
@@ -142,6 +143,17 @@ def encode_text_chunks(model: CLIP, chunks: Sequence[Chunk]) -> Tensor:
     )
     # Every row is written once, and the gradient is a plain selection: deterministic on every device.
     return torch.empty_like(features).index_copy(0, torch.cat([rows for _, rows in chunks]), features)
+
+
+def compile_layers(*towers: nn.Module | None) -> None:
+    """Compile each layer in place. Layers of one shape share their code, so that a model costs one compilation for each
+    length of captions (ten at most, by the loader) and not one a layer.
+    """
+    torch._dynamo.config.recompile_limit = 64  # a layer's code is one, for student, teacher and every length
+    for tower in towers:
+        for module in tower.modules() if tower is not None else ():
+            if isinstance(module, Layer | SwinTransformerBlock):
+                module.compile(dynamic=False)
 
 
 def decays(name: str, parameter: Tensor) -> bool:

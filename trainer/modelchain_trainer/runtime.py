@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -58,6 +60,20 @@ def join(threads: int | None) -> tuple[int, int, torch.device]:
 def autocast(device: torch.device, precision: str) -> Callable[[], AbstractContextManager[object]]:
     """What a forward pass runs in: weights stay fp32, bf16 is autocast around it."""
     return partial(torch.autocast, device.type, torch.bfloat16) if precision == "bf16" else nullcontext
+
+
+def compiles(device: torch.device, cache: Path, say: Callable[[str], None]) -> bool:
+    """Whether layers are compiled here, with compiled code kept in `cache` for later attempts and stages.
+
+    On a CPU it does not pay: docs/performance.md has the numbers.
+    """
+    if device.type != "cuda":
+        return False
+    if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
+        say("no C compiler on this machine: layers run as they are, not compiled")
+        return False
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
+    return True
 
 
 def ranks() -> tuple[int, int]:

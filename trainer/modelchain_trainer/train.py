@@ -103,6 +103,8 @@ class Trainer:
             teacher.load_state_dict(weights)
             self.teacher = teacher.to(self.device).eval().requires_grad_(False)
         self.student = models.Student(clip, dim).to(self.device)
+        if runtime.compiles(self.device, Path(self.task.root) / "cache", self.say):
+            models.compile_layers(self.student, self.teacher)
         self.step = Step(
             self.student, self.teacher, self.inputs, steps=self.steps, alpha=self.alpha, device=self.device,
             micro_batch=self.task.micro_batch_size and self.task.micro_batch_size // self.world,

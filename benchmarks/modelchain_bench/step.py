@@ -1,0 +1,170 @@
+"""`modelchain bench step`: one update of our trainer against one of the stock loop, on synthetic pictures.
+
+Both have the same model from the same weights, see the same pictures and captions, and compute the same loss; only the
+captions' lengths are real.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from open_clip import CLIP
+
+from modelchain.macs import image_macs, text_macs
+from modelchain.modelconfig import ModelConfig
+from modelchain_bench.captions import captions as draw
+from modelchain_bench.pairs import device_and_threads, environment, interleaved, peak_flops, summary
+from modelchain_bench.stock import StockLoop
+from modelchain_data import batches as data
+from modelchain_data.batches import Batch
+from modelchain_trainer import models, runtime
+from modelchain_trainer.step import Step
+
+DISTINCT = 4  # batches, so that the captions' lengths vary
+ALPHA = 500.0
+CACHE = Path.home() / ".cache" / "modelchain"
+# What makes a step fast and nothing else; the benchmark alone can switch them off, to see what each is worth.
+LEVERS = ("chunks", "pooled", "lookup", "fused", "compiled")
+
+
+def measure(
+    config: ModelConfig,
+    batch: int,
+    captions: int,
+    *,
+    pad: int | None = None,
+    captions_file: Path | None = None,
+    precision: str = "fp32",
+    pairs: int = 5,
+    without: tuple[str, ...] = (),
+    predecessor: ModelConfig | None = None,
+) -> dict[str, Any]:
+    """Ratio of samples a second, ours over the stock loop's: the median of interleaved pairs.
+
+    Args:
+        batch: pictures a step, `captions` texts each.
+        pad: no caption is processed shorter than this.
+        without: of LEVERS, those that are switched off.
+        predecessor: distil from a model of this config, too, and tell its share of a step.
+    """
+    device = device_and_threads()
+    resolved, context = config.resolved(), config.text_cfg.context_length
+    stock = StockLoop(resolved, device, precision, captions)
+    ours = our_step(resolved, device, precision, predecessor, stock.model)
+    texts = [draw(batch * captions, index, captions_file, context) for index in range(DISTINCT)]
+    lengths = [len(text) for some in texts for text in some]
+    with ExitStack() as off:
+        for lever in without:
+            switch_off(lever, ours, off, context)
+        made = [_batch(config, index, batch, some, pad) for index, some in enumerate(texts)]
+        for_stock = [(models.normalise(b.images), _padded(b.captions, context)) for b in made]
+        turn, stock_turn = itertools.cycle(made), itertools.cycle(for_stock)
+
+        def theirs() -> None:  # as a lab runs it: what makes ours repeatable to the bit is not its to pay for
+            torch.use_deterministic_algorithms(False)
+            stock.step(*next(stock_turn))
+            torch.use_deterministic_algorithms(device.type == "cpu")
+
+        found = interleaved(lambda: ours(next(turn)), theirs, pairs, device)
+        about = summary(found, batch)
+        return {
+            "batch": batch, "captions": captions, "precision": precision, "without": list(without),
+            **about,
+            "tokens": {"real": sum(lengths) / DISTINCT, "processed": sum(b.processed_tokens for b in made) / DISTINCT},
+            "mfu": _mfu(config, batch, lengths, about["samplesPerSecond"]["ours"] / batch, device),
+            "teacherShare": _teacher_share(ours, turn, pairs, device) if predecessor else None,
+            "environment": environment(device),
+        }  # fmt: skip
+
+
+def _teacher_share(step: Step, turn: Iterator[Batch], pairs: int, device: torch.device) -> float:
+    """The part of a step that goes away without the teacher."""
+    teacher = step.teacher
+
+    def alone() -> None:
+        step.teacher = None
+        step(next(turn))
+        step.teacher = teacher
+
+    return 1 - 1 / float(summary(interleaved(alone, lambda: step(next(turn)), pairs, device), 1)["ratio"])
+
+
+def our_step(
+    config: dict[str, Any], device: torch.device, precision: str, predecessor: ModelConfig | None, weights: CLIP
+) -> Step:
+    """Our update of a model that starts from `weights`."""
+    clip, teacher = models.build(config, 0), None
+    clip.load_state_dict(weights.state_dict())
+    if predecessor is not None:
+        teacher = models.build(predecessor.resolved(), 1).to(device).eval().requires_grad_(False)
+    student = models.Student(clip, predecessor.embed_dim if predecessor else None).to(device)
+    if runtime.compiles(device, CACHE, print):
+        models.compile_layers(student, teacher)
+    inputs = {"learningRate": "1e-4", "weightDecay": "0.1", "warmupSteps": 100, "precision": precision, "seed": 0}
+    return Step(student, teacher, inputs, steps=10_000, alpha=ALPHA, device=device)
+
+
+def switch_off(lever: str, step: Step, off: ExitStack, context: int) -> None:
+    """Take one of LEVERS from `step` until `off` ends."""
+    if lever == "chunks":  # every caption at the whole context
+        for attribute, value in (("CHUNKS", 1), ("PAD_MULTIPLE", context)):
+            off.enter_context(patch.object(data, attribute, value))
+    elif lever == "pooled":
+        off.enter_context(patch.object(models.Layer, "forward", _whole_layer(models.Layer.forward)))
+    elif lever == "lookup":
+        off.enter_context(patch.object(models, "encode_text_chunks", _chunk_by_chunk))
+    elif lever == "fused":
+        plain = torch.optim.AdamW(step.optimizer.param_groups, betas=(0.9, 0.98), eps=1e-8)
+        off.enter_context(patch.object(step, "optimizer", plain))
+    elif lever == "compiled":
+        off.enter_context(torch.compiler.set_stance("force_eager"))
+
+
+def _whole_layer(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def whole(self: Any, x: Any, attn_mask: Any = None, at: Any = None) -> torch.Tensor:
+        y = forward(self, x, attn_mask)
+        return y if at is None else y[torch.arange(len(y), device=y.device), at]
+
+    return whole
+
+
+def _chunk_by_chunk(model: CLIP, chunks: list[data.Chunk]) -> torch.Tensor:
+    features = torch.cat([models.encode_text(model, tokens) for tokens, _ in chunks])
+    return torch.empty_like(features).index_copy(0, torch.cat([rows for _, rows in chunks]), features)
+
+
+def _batch(config: ModelConfig, index: int, size: int, texts: list[np.ndarray], pad: int | None) -> Batch:
+    side, context = config.vision_cfg.image_size, config.text_cfg.context_length
+    generator = torch.Generator().manual_seed(index)
+    pictures = torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8, generator=generator)
+    if pad:  # zeros after the end of a text change nothing but the length
+        texts = [np.pad(text, (0, max(min(pad, context) - len(text), 0))) for text in texts]
+    return Batch(index, np.arange(size), pictures, texts, context)
+
+
+def _padded(captions: list[np.ndarray], context: int) -> torch.Tensor:
+    return torch.from_numpy(np.stack([np.pad(text, (0, context - len(text))) for text in captions]).astype(np.int64))
+
+
+def _mfu(
+    config: ModelConfig, batch: int, lengths: list[int], steps_per_second: float, device: torch.device
+) -> float | None:
+    """Useful FLOP a second over the device's peak: forward and twice that backward, over real tokens alone."""
+    peak = peak_flops(device)
+    if peak is None:
+        return None
+
+    def of(length: int) -> int:
+        text = config.text_cfg.model_copy(update={"context_length": length})
+        return text_macs(config.model_copy(update={"text_cfg": text}))
+
+    texts = sum(of(length) * count for length, count in Counter(lengths).items()) / DISTINCT
+    return round(6 * (image_macs(config) * batch + texts) * steps_per_second / peak, 4)
