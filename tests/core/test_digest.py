@@ -230,19 +230,19 @@ def test_every_field_of_the_spec_has_a_row() -> None:
 
 GOLDEN = {
     "ZOO": (ZOO, [
-        "c3f3d19d9b7fe91c037f88f2fc5b29b5a40c68a9a06c9615a651cc6824d33b40",
-        "03719e0eb16f45d0aff116cd05876d9a7eb6239bf5604acfc9d6464f925a1ff8",
-        "c8cb5ed04b19a0f8bd0973496443282d5ad0beb79868adfa63a1f040736f7113",
+        "47da1f6877c725baacd583f1aa750db96be36a2ca11ebe678b34857b3316f678",
+        "ef580acfe3cf171135f9204151e2b016351cee5ddd59b76de26d03b844e48cb5",
+        "9b1b0ffe915d6c6a7abb31d9db82f565ad62ebae49ef8a12978ce904fe0610ec",
     ]),
     "INLINE": (INLINE, [
-        "b7ae22f2ab453119940a552bd2c71b49a00b59a68e049cdff243a31d98274809",
-        "518276c4e7ac2a4d8f77d8a57e47f989752bccd28649317d62811e2927864020",
-        "adf25f5c70fbc2e8372fdf283227bc91062e6ec118b07f495e4f6b0258864bab",
+        "9b3186dd850c00bf16cd100abce3c2d9290361d884b4b324d5621f20e0656a3b",
+        "372517055e844349cb69d516513397ca46e795bb6cbf1a911236675c53ccbbcb",
+        "78835fec5fd07f813ecb7345f179dff62be5d4d7c8fd43e0c132078f19d7d1df",
     ]),
     "SWIN": (SWIN, [
-        "40e3e01de558491b46d619b0741da57fede603e0d3c612a306767eab25c4c79a",
-        "1ffb9de2e8c9784a919735d96637ef424c612e2c1c02442816a81d0eb533d426",
-        "d9d35b5b7d2dbb51a847aa713cc3656d6b76138422ad6db21e6c6dff3649e389",
+        "ffbf88dd48138e9451718e431f6e4875d1c37644f28826c6f7e2f594a2868ee0",
+        "2947f70d7bbd73ac9a9f609030316d6ad4ca2a1cda912d8ee29686e9c79e2968",
+        "5be5faedad5c93a5ce1f2c474ae229b5fcd41b79e76db7966f69e0210c300ac7",
     ]),
 }  # fmt: skip
 
@@ -261,7 +261,7 @@ def test_golden_text() -> None:
         '"epochs":8,"globalBatchSize":256,"learningRate":"0.001","modelConfig":{"embed_dim":32,"quick_gelu":false,'
         '"text_cfg":{"context_length":16,"heads":2,"layers":2,"mlp_ratio":4.0,"vocab_size":49408,"width":64},'
         '"vision_cfg":{"head_width":32,"image_size":32,"layers":3,"mlp_ratio":4.0,"patch_size":8,"width":64}},'
-        '"precision":"bf16","predecessor":"' + "f" * 64 + '","rerun":null,"seed":0,"trainerMath":1,"transfer":'
+        '"precision":"bf16","predecessor":"' + "f" * 64 + '","rerun":null,"seed":0,"trainerMath":2,"transfer":'
         '{"depth":"Duplicate","distillation":{"alpha":"500"},"width":"Insert"},"v":1,"warmupSteps":100,"weightDecay":"0.1"}'
     )
     spec = parse(INLINE, {"spec.data.train.shards": "/data/train-{00..01}.tar"}).spec
