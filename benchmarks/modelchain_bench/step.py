@@ -108,7 +108,7 @@ def our_step(
     student = models.Student(clip, predecessor.embed_dim if predecessor else None).to(device)
     if runtime.compiles(device, CACHE, print):
         models.compile_layers(student, teacher)
-    inputs = {"learningRate": "1e-4", "weightDecay": "0.1", "warmupSteps": 100, "precision": precision, "seed": 0}
+    inputs = {"learningRate": "1e-4", "weightDecay": "0.1", "warmupSteps": 0, "precision": precision, "seed": 0}
     return Step(student, teacher, inputs, steps=10_000, alpha=ALPHA, device=device)
 
 
