@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from open_clip.tokenizer import SimpleTokenizer
@@ -25,7 +27,7 @@ def captions(count: int, seed: int, file: Path | None = None, context_length: in
     Random words of the lengths above, drawn without replacement as long as there are any; or lines of `file`.
     Raises InputError: `file` cannot be read, or holds no caption.
     """
-    rng, tokenizer = np.random.default_rng(seed), SimpleTokenizer()
+    rng, tokenizer = np.random.default_rng(seed), _tokenizer()
     start, end = tokenizer.sot_token_id, tokenizer.eot_token_id
     if file is None:
         all_ = np.repeat(list(LENGTHS), list(LENGTHS.values()))
@@ -36,7 +38,10 @@ def captions(count: int, seed: int, file: Path | None = None, context_length: in
     return [np.array([start, *inner, end], np.uint16) for inner in words]
 
 
-def _draw(rng: np.random.Generator, population: np.ndarray, count: int) -> list:  # type: ignore[type-arg]
+_tokenizer = cache(SimpleTokenizer)
+
+
+def _draw(rng: np.random.Generator, population: np.ndarray, count: int) -> list[Any]:
     """`count` members, each once before any is drawn twice."""
     rounds = -(-count // len(population))
     return np.concatenate([rng.permutation(population) for _ in range(rounds)])[:count].tolist()

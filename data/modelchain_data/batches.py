@@ -22,7 +22,9 @@ from modelchain.errors import WorkError
 from modelchain_data.index import ShardSet
 
 SCALE, RATIO = (0.9, 1.0), (3 / 4, 4 / 3)  # open_clip's AugmentationCfg, torchvision's RandomResizedCrop
-CHUNKS, PAD_MULTIPLE, PREFETCH = 4, 8, 3
+LOG_RATIO = (math.log(RATIO[0]), math.log(RATIO[1]))
+CHUNKS, CHUNK_ROWS, PAD_MULTIPLE = 4, 128, 4
+PREFETCH, MAKING = 3, 2  # batches ahead of the step, and those of them that are being made at once
 
 
 def _generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
@@ -48,10 +50,11 @@ def global_batch(step: int, samples: int, global_batch_size: int, seed: int) -> 
 def crop_box(rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
     """Top, left, height, width of a random crop, by the algorithm of torchvision's RandomResizedCrop.get_params."""
     for _ in range(10):
-        area, ratio = height * width * rng.uniform(*SCALE), math.exp(rng.uniform(*map(math.log, RATIO)))
+        area = height * width * (SCALE[0] + (SCALE[1] - SCALE[0]) * rng.random())
+        ratio = math.exp(LOG_RATIO[0] + (LOG_RATIO[1] - LOG_RATIO[0]) * rng.random())
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+            return int((height - h + 1) * rng.random()), int((width - w + 1) * rng.random()), h, w
     # Too tall or too wide for every allowed ratio: the largest central box.
     h, w = min(height, round(width / RATIO[0])), min(width, round(height * RATIO[1]))
     return (height - h) // 2, (width - w) // 2, h, w
@@ -69,23 +72,39 @@ def decode(data: bytes) -> Tensor:
         raise ValueError(f"not a whole picture: {error}") from error
 
 
+def resized(picture: Tensor, box: tuple[int, int, int, int], size: int) -> Tensor:
+    """The box (top, left, height, width) of a decoded picture as uint8 [3, size, size]: bicubic, antialias.
+
+    Copied by numpy: torch copies a window with as many threads as a matrix product gets, of its own in each decoder.
+    """
+    top, left, height, width = box
+    window = np.ascontiguousarray(picture.permute(1, 2, 0).numpy()[top : top + height, left : left + width])
+    rows_first = torch.from_numpy(window).permute(2, 0, 1)
+    return functional.resize(rows_first, [size, size], InterpolationMode.BICUBIC, antialias=True)
+
+
 def evaluation_image(data: bytes, size: int) -> Tensor:
     """uint8 [3, size, size]: shortest side to `size` (bicubic, antialias), centre crop, as open_clip evaluates."""
     image = functional.resize(decode(data), [size], InterpolationMode.BICUBIC, antialias=True)
-    return functional.center_crop(image, [size, size]).contiguous()
+    return functional.center_crop(image, [size, size])
 
 
 Chunk = tuple[Tensor, Tensor]  # tokens int64 [n, L] padded with 0, and the captions' rows [n] (int64) in the batch
 
 
 def cut_chunks(captions: list[np.ndarray], context_length: int) -> list[Chunk]:
-    """Sort captions by length and cut them into at most four equal chunks, each padded to its own longest.
+    """Sort captions by length and cut them into equal chunks, each padded to its own longest.
 
-    That is rounded up to a multiple of 8: few shapes for a compiled text tower.
+    Four chunks, up to twice as many where each still has 128 captions. Lengths are rounded up to a multiple of 4, from
+    33 of 8, from 65 of 16 ...: a compiled text tower meets at most 13 of them in a context of 77. Chunks differ by one
+    caption where their number does not divide the captions'.
     """
     lengths, chunks = np.array([len(caption) for caption in captions]), []
-    for rows in np.array_split(np.argsort(lengths, kind="stable"), min(CHUNKS, len(captions))):
-        width = min(-(-int(lengths[rows[-1]]) // PAD_MULTIPLE) * PAD_MULTIPLE, context_length)
+    count = min(max(CHUNKS, min(2 * CHUNKS, len(captions) // CHUNK_ROWS)), len(captions))
+    for rows in np.array_split(np.argsort(lengths, kind="stable"), count):
+        longest = int(lengths[rows[-1]])
+        multiple = max(PAD_MULTIPLE, 1 << (longest - 1).bit_length() >> 3)
+        width = min(-(-longest // multiple) * multiple, context_length)
         tokens = np.zeros((len(rows), width), np.int64)
         tokens[np.arange(width) < lengths[rows, None]] = np.concatenate([captions[row] for row in rows])
         chunks.append((torch.from_numpy(tokens), torch.from_numpy(rows)))
@@ -97,6 +116,7 @@ class Batch:
     """One rank's part of a step: n pictures with M captions each; caption `slot` of picture i is row i * M + slot.
 
     `ids` int64 [n] (after replacement), `images` uint8 [n, 3, S, S], `captions` n * M arrays of tokens, cut to length.
+    With `pinned` the chunks are in page-locked memory, from which a GPU copies while the host goes on.
     """
 
     step: int
@@ -104,12 +124,15 @@ class Batch:
     images: Tensor
     captions: list[np.ndarray]
     context_length: int
+    pinned: bool = False
     chunks: list[Chunk] = field(init=False)
     real_tokens: int = field(init=False)
     processed_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.chunks = cut_chunks(self.captions, self.context_length)
+        if self.pinned:
+            self.chunks = [(tokens.pin_memory(), rows.pin_memory()) for tokens, rows in self.chunks]
         self.real_tokens = sum(map(len, self.captions))
         self.processed_tokens = sum(tokens.numel() for tokens, _ in self.chunks)
 
@@ -119,7 +142,8 @@ class Batch:
         if size is None or size >= n:
             return [self]
         parts = ((slice(at, at + size), slice(at * m, (at + size) * m)) for at in range(0, n, size))
-        return [Batch(self.step, self.ids[i], self.images[i], self.captions[c], self.context_length) for i, c in parts]
+        same = (self.context_length, self.pinned)
+        return [Batch(self.step, self.ids[i], self.images[i], self.captions[c], *same) for i, c in parts]
 
 
 @dataclass(kw_only=True)
@@ -135,6 +159,7 @@ class Batches:
     rank: int = 0
     world_size: int = 1
     threads: int = 2
+    pinned: bool = False  # see Batch; a GPU must be there
     _bad: set[int] = field(default_factory=set, init=False)
 
     @property
@@ -152,31 +177,33 @@ class Batches:
 
         Raises WorkError of class Data: over 0.1 % of the samples are undecodable, or a shard is gone or has changed.
         """
-        with ThreadPoolExecutor(self.threads) as decoders, ThreadPoolExecutor(1) as conductor:
-            ahead = deque(conductor.submit(self._batch, step + i, decoders) for i in range(PREFETCH))
+        with ThreadPoolExecutor(self.threads) as decoders, ThreadPoolExecutor(MAKING) as conductor:
+            ahead = deque(conductor.submit(self.batch, step + i, decoders) for i in range(PREFETCH))
             try:
                 for upcoming in itertools.count(step + PREFETCH):
                     batch = ahead.popleft().result()
-                    ahead.append(conductor.submit(self._batch, upcoming, decoders))
+                    ahead.append(conductor.submit(self.batch, upcoming, decoders))
                     yield batch
             finally:
                 conductor.shutdown(cancel_futures=True)
 
-    def _batch(self, step: int, decoders: ThreadPoolExecutor) -> Batch:
+    def batch(self, step: int, decoders: ThreadPoolExecutor) -> Batch:
+        """The batch of `step`, made here and now by these threads; raises as `from_step` does."""
         epoch, batch = divmod(step, len(self.data) // self.global_batch_size)
         n, m, size = self.global_batch_size // self.world_size, self.captions_per_sample, self.image_size
-        ids, images = np.empty(n, np.int64), torch.empty((n, 3, size, size), dtype=torch.uint8)
+        ids, images = np.empty(n, np.int64), torch.empty((n, 3, size, size), dtype=torch.uint8, pin_memory=self.pinned)
         captions: list[np.ndarray] = [ids] * (n * m)
+        pixels = images.numpy()
 
         def fill(first: int) -> None:
             for row in range(first, n, self.threads):
                 sample = self._sample(epoch, (batch * self.world_size + self.rank) * n + row)
-                ids[row], images[row], captions[row * m : (row + 1) * m] = sample
+                ids[row], pixels[row], captions[row * m : (row + 1) * m] = sample
 
         list(decoders.map(fill, range(self.threads)))
-        return Batch(step, ids, images, captions, self.context_length)
+        return Batch(step, ids, images, captions, self.context_length, self.pinned)
 
-    def _sample(self, epoch: int, position: int) -> tuple[int, Tensor, list[np.ndarray]]:
+    def _sample(self, epoch: int, position: int) -> tuple[int, np.ndarray, list[np.ndarray]]:
         """Id, crop and captions of the first decodable sample from `position` on in the epoch's order."""
         order = epoch_order(len(self.data), self.seed, epoch)
         for at in itertools.count(position):
@@ -193,6 +220,5 @@ class Batches:
         rng = _generator(self.seed, epoch, 1 + sample)
         available, wanted = self.data.caption_count(sample), self.captions_per_sample
         drawn = rng.choice(available, wanted, replace=available < wanted).tolist()
-        box, size = crop_box(rng, *picture.shape[1:]), [self.image_size, self.image_size]
-        crop = functional.resized_crop(picture, *box, size, InterpolationMode.BICUBIC, antialias=True)
-        return sample, crop, [self.data.tokens(sample, caption, self.context_length) for caption in drawn]
+        crop = resized(picture, crop_box(rng, *picture.shape[1:]), self.image_size)
+        return sample, crop.numpy(), [self.data.tokens(sample, caption, self.context_length) for caption in drawn]

@@ -15,7 +15,7 @@ def pack(
     to: Annotated[Path, typer.Option("--to", help="The new folder of shards.", show_default=False)],
     size: Annotated[int, typer.Option(help="Shrink pictures to this short side.", min=1)] = 256,
 ) -> None:
-    """Make shards: pictures shrunk once, captions checked, the fingerprint printed for `data.train.fingerprint`.
+    """Make shards: pictures shrunk and captions tokenised once, the fingerprint printed for `data.train.fingerprint`.
 
     SRC may be a tab-separated caption table as DreamLIP publishes it for CC3M and CC12M, or the word digits.
 
@@ -25,7 +25,14 @@ def pack(
 
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task(f"packing {source}", total=None)
-        splits = work(source, to, size=size, on_progress=lambda done: progress.update(bar, completed=done))
+
+        def indexing(done: int, shards: int) -> None:
+            progress.update(bar, description=f"indexing shard {done} of {shards}")
+
+        def packing(done: int) -> None:
+            progress.update(bar, description=f"packing {source}", completed=done)
+
+        splits = work(source, to, size=size, on_progress=packing, on_index=indexing)
     for split in splits:
         skipped = f", {split.skipped} unusable left out" if split.skipped else ""
         counts = f"{split.samples} samples{skipped}"

@@ -1,4 +1,4 @@
-"""Shard sets: WebDataset tars read by offset, their captions tokenised once into a cache away from the data."""
+"""Shard sets: WebDataset tars read by offset, their captions tokenised once: by `pack`, or into a cache elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ import tarfile
 import tempfile
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, lru_cache
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import cache, cached_property, lru_cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,8 @@ Progress = Callable[[int, int], None]  # called with (done, all)
 PICTURES = ("jpg", "jpeg", "png", "webp")
 MAX_PROBLEMS, MAX_OPEN = 5, 512  # a process may usually open 1,024 files
 VERSION = 2  # of the index's files; another version is rebuilt
+PACKED = "index"  # the folder of indexes that `pack` leaves beside its shards
+PARALLEL, MAX_PROCESSES = 1 << 32, 8  # bytes of shards from which processes pay; each takes 350 MB of memory
 _PICTURE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)
 _MEMBER = re.compile(r"(?!__[^/]*__)((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)  # as webdataset's base_plus_ext
 
@@ -140,26 +146,29 @@ class ShardSet:
 
         A longer caption is cut and its last token made end of text, as open_clip's SimpleTokenizer does.
         """
-        start, end = self._bounds[self._samples[i, 4] + j :][:2]
-        return np.append(self._tokens[start : min(end, start + context_length) - 1], self._tokens[end - 1])
+        start, end = self._bounds[self._samples[i, 4] + j :][:2].tolist()
+        if end - start <= context_length:
+            return self._tokens[start:end].copy()
+        return np.append(self._tokens[start : start + context_length - 1], self._tokens[end - 1])
 
 
 def open_set(shards: Sequence[Path], cache: Path, on_progress: Progress = lambda *_: None) -> ShardSet:
-    """Open `shards`; builds their index in `cache/<fingerprint>/` if none there is whole, reporting (done, all) shards.
+    """Open `shards` by the index that `pack` left beside them, or else the one in `cache/<fingerprint>/`.
 
-    Processes may race: one builds, the others wait and use its index; where the file system knows no locks, the first
-    to finish wins. Raises InputError with up to five things that are wrong with the shards, each with file and member.
+    If neither is whole, it is built in the cache, reporting (done, all) shards. Processes may race: one builds, the
+    others wait and use its index; where the file system knows no locks, the first to finish wins. Raises InputError
+    with up to five things that are wrong with the shards, each with file and member.
     """
     place = cache / fingerprint(shards, cache)
     there = place.exists()
-    try:
-        return ShardSet(shards, place, _load(place))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing or damaged
-        with _alone(place):
-            if there:
-                shutil.rmtree(place, ignore_errors=True)
-            if not place.exists():
-                _build(shards, place, on_progress)
+    for found in (shards[0].parent / PACKED / place.name, place):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # missing or damaged
+            return ShardSet(shards, found, _load(found))
+    with _alone(place):
+        if there:
+            shutil.rmtree(place, ignore_errors=True)
+        if not place.exists():
+            build(shards, place, on_progress)
     return ShardSet(shards, place, _load(place))
 
 
@@ -198,7 +207,7 @@ def fingerprint(shards: Sequence[Path], cache: Path) -> str:
 
 
 def _load(place: Path) -> list[np.ndarray]:
-    """The index if every file of it is whole: samples, bounds and tokens, as `_build` writes them."""
+    """The index if every file of it is whole: samples, bounds and tokens, as `build` writes them."""
     index = json.loads((place / "index.json").read_bytes())
     if index["v"] != VERSION or any(sha256_of(place / name) != digest for name, digest in index["files"].items()):
         raise ValueError("another version, or damaged")
@@ -207,27 +216,79 @@ def _load(place: Path) -> list[np.ndarray]:
     return [np.load(place / name, mmap_mode="r", allow_pickle=False).view(np.ndarray) for name in names]
 
 
-def _build(shards: Sequence[Path], place: Path, on_progress: Progress) -> None:
-    """Writes samples int64 [n, 7] (shard, offset, size, label, first caption, captions, picture?), bounds, tokens."""
-    problems, tokenizer = Problems(), SimpleTokenizer()
-    encode = lru_cache(1 << 16)(tokenizer.encode)  # captions made from templates repeat
-    samples, bounds, tokens, keys, classnames = [], array("q", [0]), array("H"), [], []
-    for number, shard in enumerate(shards):
+@dataclass
+class _Part:
+    """What a shard adds to the index: rows (offset, size, label, captions, picture?), and tokens with their lengths."""
+
+    rows: list[tuple[int, int, int, int, bool]] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    classnames: list[str | None] = field(default_factory=list)
+    lengths: array[int] = field(default_factory=lambda: array("q"))
+    tokens: array[int] = field(default_factory=lambda: array("H"))
+    problems: list[Problem] = field(default_factory=list)
+
+
+@cache
+def _encoder() -> tuple[SimpleTokenizer, Callable[[str], list[int]]]:
+    tokenizer = SimpleTokenizer()
+    return tokenizer, lru_cache(1 << 16)(tokenizer.encode)  # captions made from templates repeat
+
+
+def _read(shard: Path) -> _Part:
+    part, problems, (tokenizer, encode) = _Part(), Problems(), _encoder()
+    try:
         for key, offset, size, captions, label, meta in read_shard(shard, problems):
             picture = bool(_PICTURE.match(read_at(shard, offset, 12)))
-            samples.append((number, offset, size, label, len(bounds) - 1, len(captions), picture))
-            keys.append(key)
-            classnames.append(meta.get("classname"))
+            part.rows.append((offset, size, label, len(captions), picture))
+            part.keys.append(key)
+            part.classnames.append(meta.get("classname"))
             for caption in captions:
-                tokens.extend([tokenizer.sot_token_id, *encode(caption), tokenizer.eot_token_id])
-                bounds.append(len(tokens))
+                before = len(part.tokens)
+                part.tokens.extend([tokenizer.sot_token_id, *encode(caption), tokenizer.eot_token_id])
+                part.lengths.append(len(part.tokens) - before)
+    except InputError:  # enough problems to stop at
+        pass
+    part.problems = list(problems)
+    return part
+
+
+def _read_all(shards: Sequence[Path]) -> Iterator[_Part]:
+    """The parts of the shards in order; by processes where there is much to tokenise."""
+    processes = min(len(shards), len(os.sched_getaffinity(0)), MAX_PROCESSES)
+    if processes == 1 or sum(shard.stat().st_size for shard in shards) < PARALLEL:
+        yield from map(_read, shards)
+        return
+    try:
+        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+            yield from pool.map(_read, shards)
+    except BrokenProcessPool as error:
+        raise WorkError(f"a process that indexes {shards[0].parent} was ended, perhaps for want of memory") from error
+
+
+def build(shards: Sequence[Path], place: Path, on_progress: Progress) -> list[int]:
+    """Write samples int64 [n, 7] (shard, offset, size, label, first caption, captions, picture?), bounds and tokens.
+
+    Returns the samples of each shard. Raises InputError with up to five things that are wrong with them.
+    """
+    problems, samples, keys, classnames = Problems(), [], [], []
+    lengths, tokens, captions = array("q", [0]), array("H"), 0
+    for number, part in enumerate(_read_all(shards)):
+        for problem in part.problems:
+            problems.add(problem.message, problem.file or "", problem.field)
+        for offset, size, label, count, picture in part.rows:
+            samples.append((number, offset, size, label, captions, count, picture))
+            captions += count
+        keys += part.keys
+        classnames += part.classnames
+        lengths.extend(part.lengths)
+        tokens.extend(part.tokens)
         on_progress(number + 1, len(shards))
     problems.stop()
     with tempfile.TemporaryDirectory(prefix=".index-", dir=place.parent) as folder:
         new = Path(folder, "new")
         new.mkdir()
         np.save(new / "samples.npy", np.array(samples))
-        np.save(new / "bounds.npy", np.asarray(bounds))
+        np.save(new / "bounds.npy", np.cumsum(lengths))
         np.save(new / "tokens.npy", np.asarray(tokens))
         (new / "keys.json").write_text(json.dumps(keys))
         (new / "classnames.json").write_text(json.dumps(classnames))
@@ -238,6 +299,7 @@ def _build(shards: Sequence[Path], place: Path, on_progress: Progress) -> None:
         with contextlib.suppress(OSError):  # another process was first
             new.rename(place)
         fsync(place.parent)
+    return np.bincount([sample[0] for sample in samples], minlength=len(shards)).tolist()
 
 
 def read_at(shard: Path, offset: int, size: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Make shards of other shards, a caption table or handwritten digits: pictures shrink once, not in every epoch."""
+"""Make shards of other shards, a caption table or handwritten digits: shrunk and tokenised once for all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from modelchain.shards import expand
 from modelchain_data import digits
 from modelchain_data.batches import decode
 from modelchain_data.digits import Row
-from modelchain_data.index import Problems, fingerprint, read_at, read_shard
+from modelchain_data.index import PACKED, Problems, Progress, build, fingerprint, read_at, read_shard
 
 MAX_CAPTIONS = 16  # the raw one and 15 sentences, as in the paper
 COLUMNS = 8  # of a DreamLIP table: filepath raw shortIB longIB shortSV longSV shortLLA longLLA
@@ -44,9 +44,17 @@ class Split(NamedTuple):
 
 
 def pack(
-    source: str | Path, to: Path, *, size: int | None = 256, per_shard: int = 10_000, on_progress: Note = lambda _: None
+    source: str | Path,
+    to: Path,
+    *,
+    size: int | None = 256,
+    per_shard: int = 10_000,
+    on_progress: Note = lambda _: None,
+    on_index: Progress = lambda *_: None,
 ) -> list[Split]:
-    """Write `to`/<split>-000000.tar ... and sizes.json (samples of each shard); the same source gives the same bytes.
+    """Write `to`/<split>-000000.tar ..., sizes.json (samples of each shard) and the splits' indexes in index/.
+
+    The same source gives the same bytes.
 
     Args:
         source: a folder of tars, tars in brace notation, a DreamLIP caption table (.csv, .tsv), or the word digits.
@@ -59,30 +67,34 @@ def pack(
     splits, lists = digits.splits() if str(source) == "digits" else (_source(Path(source)), {})
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{to.name}-", dir=to.parent.resolve()) as folder:
-        new, sizes, report, problems = Path(folder, "new"), {}, [], Problems()
-        new.mkdir()
+        new, sizes, report = Path(folder, "new"), {}, []
+        (new / PACKED).mkdir(parents=True)
         for name, rows in splits.items():
             skipped = _write(rows, new, name, size, per_shard, source, on_progress)
             shards = sorted(new.glob(f"{name}-*.tar"))
-            counts = {shard.name: sum(1 for _ in read_shard(shard, problems)) for shard in shards}
-            problems.stop()
-            numbers = f"{{000000..{len(shards) - 1:06d}}}" if len(shards) > 1 else "000000"
             mark = fingerprint(shards, Path(folder))
-            report.append(Split(name, sum(counts.values()), skipped, str(to / f"{name}-{numbers}.tar"), mark))
-            sizes |= counts
+            counts = build(shards, new / PACKED / mark, on_index)
+            numbers = f"{{000000..{len(shards) - 1:06d}}}" if len(shards) > 1 else "000000"
+            report.append(Split(name, sum(counts), skipped, str(to / f"{name}-{numbers}.tar"), mark))
+            sizes |= {shard.name: count for shard, count in zip(shards, counts, strict=True)}
         for name, content in (lists | {"sizes.json": sizes}).items():
             (new / name).write_text(json.dumps(content))
-        names = sorted(file.name for file in new.iterdir())
+        names = _files(new)
         for name in names:
             fsync(new / name)
         try:
             new.rename(to)
             fsync(to.parent)
         except OSError as error:
-            there = sorted(file.name for file in to.iterdir()) if to.is_dir() else []
-            if there != names or filecmp.cmpfiles(new, to, names, shallow=False)[0] != names:
+            there = _files(to)
+            earlier = [name for name in names if not name.startswith(f"{PACKED}/")]  # by a version without an index
+            if there not in (names, earlier) or filecmp.cmpfiles(new, to, there, shallow=False)[0] != there:
                 raise InputError("exists and holds something else; choose another folder", file=to) from error
     return report
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if not file.is_dir())
 
 
 def _write(

@@ -141,6 +141,24 @@ def test_the_index_is_built_once(shards: list[Path], tmp_path: Path) -> None:
     open_set(shards, tmp_path / "cache", lambda done, total: pytest.fail("built again"))
 
 
+def test_processes_build_the_same_index(shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = open_set(shards, tmp_path / "c1").fingerprint
+    monkeypatch.setattr("modelchain_data.index.PARALLEL", 0)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    progress: list[tuple[int, int]] = []
+    open_set(shards, tmp_path / "c2", lambda done, total: progress.append((done, total)))
+    assert index_bytes(tmp_path / "c1", mark) == index_bytes(tmp_path / "c2", mark) and progress == [(1, 2), (2, 2)]
+    bad = [write_tar(tmp_path / f"bad-{i}.tar", [m for k in range(3) for m in sample(f"k{k}")[:1] * 2]) for i in (0, 1)]
+    assert (
+        problems_of(*bad).splitlines()
+        == [
+            f"{b}: k{k}.jpg: sample 'k{k}': its key, or one of its suffixes, is used twice in this shard"
+            for b in bad
+            for k in range(3)
+        ][:5]
+    )
+
+
 @pytest.mark.parametrize("name", ["index.json", "samples.npy", "bounds.npy", "tokens.npy", "keys.json"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone", "empty"])
 def test_a_damaged_index_is_rebuilt(shards: list[Path], tmp_path: Path, name: str, damage: str) -> None:

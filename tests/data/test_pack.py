@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -61,7 +62,8 @@ def test_tars_of_a_folder_become_splits(tmp_path: Path) -> None:
     assert train.shards == str(to / "train-{000000..000002}.tar") and val.shards == str(to / "val-000000.tar")
     sizes = {"train-000000.tar": 3, "train-000001.tar": 3, "train-000002.tar": 1, "val-000000.tar": 1}
     assert json.loads((to / "sizes.json").read_text()) == sizes
-    assert sorted(path.name for path in to.iterdir()) == [*sorted({*sizes, "sizes.json"})]
+    assert sorted(path.name for path in to.iterdir()) == sorted({*sizes, "sizes.json", "index"})
+    assert sorted(path.name for path in (to / "index").iterdir()) == sorted([train.fingerprint, val.fingerprint])
     data = opened(to, "train")
     assert data.fingerprint == train.fingerprint and data.keys == [*many, "big", "p"]
     assert [data.picture(i) for i in range(5)] == [picture()] * 5 and data.picture(6) == picture(form="PNG")
@@ -83,6 +85,27 @@ def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
     assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
     kept = pack(shard, tmp_path / "c", size=None)
     assert kept[0].samples == 300 and opened(tmp_path / "c", "some").picture(0) == picture((40, 40))
+
+
+def test_the_index_beside_the_shards_is_used_while_it_is_theirs_and_whole(tmp_path: Path) -> None:
+    samples = {f"k{i}": ("jpg", picture(), {"captions": [f"c {i}", "d"], "label": i}) for i in range(6)}
+    to, cache = tmp_path / "out", tmp_path / "cache"
+    report = pack(tar_of(tmp_path / "t.tar", samples), to, per_shard=4)[0]
+    before, shards = bytes_of(to), sorted(to.glob("*.tar"))
+
+    def built(shards: list[Path]) -> tuple[bool, list[object]]:
+        said: list[int] = []
+        data = open_set(shards, cache, lambda done, _: said.append(done))
+        tokens = [data.tokens(i, j, 77).tolist() for i in range(len(data)) for j in range(2)]
+        return bool(said), [data.fingerprint, data.keys, data.labels.tolist(), data.picture(3), tokens]
+
+    given = built(shards)
+    assert not given[0] and bytes_of(to) == before and [path.name for path in cache.iterdir()] == ["sha256.json"]
+    assert built(shards[::-1])[0] and built(shards[:1])[0]  # other data: another order, a part
+    tokens = to / "index" / report.fingerprint / "tokens.npy"
+    tokens.write_bytes(tokens.read_bytes()[:-1])
+    assert built(shards) == (True, given[1]) and built(shards) == (False, given[1])  # into the cache, not mended
+    assert bytes_of(to).keys() == before.keys() and bytes_of(to) != before
 
 
 def test_webdataset_reads_what_is_packed(tmp_path: Path) -> None:
@@ -225,6 +248,8 @@ def test_digits(tmp_path: Path) -> None:
     assert len(set(captions)) >= 16
     before = bytes_of(to)
     assert pack("digits", to) == report and bytes_of(to) == before
+    shutil.rmtree(to / "index")  # as an earlier version left it
+    assert pack("digits", to) == report and bytes_of(to).keys() < before.keys()
     (to / "sizes.json").write_text("{}")
     with pytest.raises(InputError, match="holds something else"):
         pack("digits", to)

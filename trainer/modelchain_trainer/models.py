@@ -147,7 +147,7 @@ def encode_text_chunks(model: CLIP, chunks: Sequence[Chunk]) -> Tensor:
 
 def compile_layers(*towers: nn.Module | None) -> None:
     """Compile each layer in place. Layers of one shape share their code, so that a model costs one compilation for each
-    length of captions (ten at most, by the loader) and not one a layer.
+    length of captions (13 at most, by the loader) and not one a layer.
     """
     torch._dynamo.config.recompile_limit = 64  # a layer's code is one, for student, teacher and every length
     for tower in towers:

@@ -79,6 +79,7 @@ class Trainer:
             data=train_set, image_size=config["vision_cfg"]["image_size"], context_length=context_length,
             global_batch_size=self.inputs["globalBatchSize"], captions_per_sample=self.inputs["captionsPerSample"],
             seed=self.inputs["seed"], rank=self.rank, world_size=self.world, threads=self.task.threads or 1,
+            pinned=self.device.type == "cuda",
         )  # fmt: skip
         if self.first_step < self.steps:  # else stopped after the last step, before the artifact
             self._loop(batches, evaluate)

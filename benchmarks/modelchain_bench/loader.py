@@ -1,0 +1,161 @@
+"""`modelchain bench loader`: what one core loads, ours against open_clip's own pipeline on the same files."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import random
+import statistics
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset
+from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transform import image_transform
+from PIL import Image
+
+from modelchain.errors import InputError
+from modelchain.shards import expand
+from modelchain_bench.captions import LENGTHS
+from modelchain_bench.pairs import Pair, environment, summary
+from modelchain_data.batches import Batches
+from modelchain_data.index import Problems, open_set, read_at, read_shard
+from modelchain_data.pack import pack
+
+PICTURES, HEIGHT, WIDTH, QUALITY = 128, 480, 640, 90
+FALL = 1.5  # of a picture's amplitudes with frequency; makes JPEGs of 0.25 bytes a pixel, as photographs are
+WORDS = "a the man woman dog two children girl boy in on with red blue black white shirt water grass runs stands"
+
+
+def measure_loader(
+    batch: int,
+    captions: int,
+    data: str | None = None,
+    *,
+    image_size: int = 224,
+    context_length: int = 77,
+    pairs: int = 5,
+    seconds: float = 2.0,
+) -> dict[str, Any]:
+    """Turns of ours and of the stock pipeline on the same files, and of ours on the same pictures packed.
+
+    Seconds are CPU time of the whole process with one thread that decodes: what one core does, also where other work
+    slows the clock on the wall. Both crop, resize, and make `captions` texts a picture into tokens; ours gives uint8,
+    which the device normalises, the stock one floats.
+
+    Args:
+        data: tars (braces allowed) whose first pictures are taken; None: synthetic pictures of 640 x 480.
+        seconds: of a turn, about.
+    Raises:
+        InputError: `data` cannot be read, or holds fewer samples than `batch`, or samples without captions.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory(prefix="modelchain-bench-") as folder:
+            there = Path(folder)
+            samples = list(_first(data)) if data else synthetic(max(batch, PICTURES))
+            if len(samples) < batch:
+                raise InputError(f"{len(samples)} pictures are taken, fewer than the batch of {batch}", file=data)
+            shard = _write(there / "train-000000.tar", samples)
+            packed = Path(pack(shard, there / "packed")[0].shards)
+            options = {"global_batch_size": batch, "captions_per_sample": captions}
+            options |= {"image_size": image_size, "context_length": context_length}
+            makers = (_ours(shard, there, options), _stock(shard, options), _ours(packed, there, options))
+            for make in makers:
+                make()
+            turns = [[_seconds(make, seconds) for make in makers] for _ in range(pairs)]
+            about = {"source": data or f"synthetic, {WIDTH} x {HEIGHT}", "count": len(samples)}
+            about["bytes"] = sum(len(picture) for _, picture, _ in samples) // len(samples)
+            return {
+                "batch": batch, "captions": captions, "imageSize": image_size,
+                **summary([Pair(ours, stock) for ours, stock, _ in turns], batch),
+                "packedSamplesPerSecond": round(statistics.median(batch / packed for *_, packed in turns), 3),
+                "pictures": about,
+                "environment": environment(torch.device("cpu")),
+            }  # fmt: skip
+    finally:
+        torch.set_num_threads(threads)
+
+
+def synthetic(count: int = PICTURES, seed: int = 0) -> list[Sample]:
+    """Coloured noise with the spectrum of photographs, each with five captions of Flickr8k's lengths."""
+    rng, samples = np.random.default_rng(seed), []
+    lengths, words = np.repeat(list(LENGTHS), list(LENGTHS.values())), WORDS.split()
+    frequency = np.hypot(np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH))
+    frequency[0, 0] = np.inf
+    for number in range(count):
+        waves = rng.normal(size=(4, *frequency.shape)) * np.exp(2j * np.pi * rng.random((4, *frequency.shape)))
+        grey, *colours = np.fft.irfft2(waves / frequency**FALL, (HEIGHT, WIDTH))
+        pixels = np.stack([grey + 0.3 * colour for colour in colours], -1)
+        pixels = (128 + 50 * pixels / pixels.std()).clip(0, 255).astype(np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=QUALITY)
+        texts = [" ".join(rng.choice(words, length - 2)) for length in rng.choice(lengths, 5)]
+        samples.append((f"{number:06d}", buffer.getvalue(), texts))
+    return samples
+
+
+Sample = tuple[str, bytes, list[str]]  # key, encoded picture, captions
+
+
+def _first(data: str) -> Iterator[Sample]:
+    """The first samples of the tars, at most as many as there are synthetic ones."""
+    problems, shards = Problems(), [Path(name) for name in expand(data)]
+    found = ((shard, sample) for shard in shards for sample in read_shard(shard, problems))
+    for number, (shard, (key, offset, size, texts, *_)) in enumerate(itertools.islice(found, PICTURES)):
+        if not texts:
+            raise InputError(f"sample {key!r} has no caption", file=shard)
+        yield f"{number:06d}", read_at(shard, offset, size), texts
+    problems.stop()
+
+
+def _write(shard: Path, samples: list[Sample]) -> Path:
+    with tarfile.open(shard, "w") as tar:
+        for key, picture, texts in samples:
+            suffix = {b"\xff\xd8": "jpg", b"\x89P": "png"}.get(picture[:2], "webp")
+            for name, content in ((suffix, picture), ("json", json.dumps({"captions": texts}).encode())):
+                info = tarfile.TarInfo(f"{key}.{name}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return shard
+
+
+def _ours(shard: Path, folder: Path, options: dict[str, int]) -> Callable[[], object]:
+    batches = Batches(data=open_set([shard], folder / "cache"), seed=0, threads=1, **options)
+    decoder, steps = ThreadPoolExecutor(1), itertools.count()
+    return lambda: batches.batch(next(steps), decoder)
+
+
+def _stock(shard: Path, options: dict[str, int]) -> Callable[[], object]:
+    """open_clip's training pipeline (its get_wds_dataset), with several captions a picture."""
+    tokenizer, drawing = SimpleTokenizer(context_length=options["context_length"]), random.Random(0)
+    captions = options["captions_per_sample"]
+
+    def texts(meta: dict[str, list[str]]) -> torch.Tensor:
+        known = meta["captions"]
+        drawn = drawing.sample(known, captions) if len(known) >= captions else drawing.choices(known, k=captions)
+        return tokenizer(drawn)
+
+    pipeline = webdataset.WebDataset(str(shard), shardshuffle=False).repeat().decode("pilrgb")
+    pipeline = pipeline.rename(image="jpg;png;jpeg;webp", text="json")
+    pipeline = pipeline.map_dict(image=image_transform(options["image_size"], is_train=True), text=texts)
+    stream = iter(pipeline.to_tuple("image", "text").batched(options["global_batch_size"]))
+    return lambda: next(stream)
+
+
+def _seconds(make: Callable[[], object], least: float) -> float:
+    """CPU seconds a batch, over batches that take `least` together."""
+    made, start = 0, time.process_time()
+    while (spent := time.process_time() - start) < least:
+        make()
+        made += 1
+    return spent / made
