@@ -12,6 +12,7 @@ test: lint
 	@.ci/timed "core tests" $(BIN)/pytest tests/core
 	@.ci/timed "data tests" $(BIN)/pytest tests/data
 	@.ci/timed "trainer tests" $(BIN)/pytest tests/trainer
+	@.ci/timed "benchmark tests" $(BIN)/pytest tests/bench
 	@.ci/timed "local runner tests" $(BIN)/pytest tests/local
 	@.ci/timed "operator tests" $(BIN)/pytest tests/operator
 	@.ci/timed "control plane, built once" $(BIN)/python tests/cluster/build.py

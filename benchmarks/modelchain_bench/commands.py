@@ -60,6 +60,51 @@ def step(
     _show({"model": model} | found, output)
 
 
+Data = Annotated[str | None, typer.Option("--data", help="Tars with captions, braces allowed; else synthetic.")]
+
+
+@bench.command()
+def loader(
+    model: Model = "ViT-T-16",
+    batch: BatchSize = 32,
+    captions: Captions = 4,
+    data: Data = None,
+    pairs: Pairs = 5,
+    output: Output = "table",
+) -> None:
+    """Pictures and captions made ready by one core: ours over open_clip's pipeline on the same files, and packed.
+
+    Example: [bold]modelchain bench loader --data '../shared/data/coco-mini/train/train-000000.tar'[/bold]
+    """
+    from modelchain_bench.loader import measure_loader
+
+    config = _config(model, "--model")
+    side, context = config.vision_cfg.image_size, config.text_cfg.context_length
+    found = measure_loader(batch, captions, data, image_size=side, context_length=context, pairs=pairs)
+    _show({"model": model} | found, output)
+
+
+@bench.command()
+def end_to_end(
+    model: Model = "ViT-T-16",
+    batch: BatchSize = 32,
+    captions: Captions = 4,
+    data: Data = None,
+    precision: Precision = "fp32",
+    workers: Annotated[int, typer.Option("--workers", min=1, max=256, help="That decode, for each loop.")] = 2,
+    pairs: Pairs = 5,
+    output: Output = "table",
+) -> None:
+    """From files to updated weights: ours over the stock loop's samples a second, on the same files.
+
+    Example: [bold]modelchain bench end-to-end --model ViT-S-16 --batch 16[/bold]
+    """
+    from modelchain_bench.end_to_end import measure
+
+    found = measure(_config(model, "--model"), batch, captions, data, precision=precision, pairs=pairs, workers=workers)
+    _show({"model": model} | found, output)
+
+
 def _config(name: str, option: str) -> Any:
     from modelchain.zoo import MODELS
 
@@ -72,11 +117,15 @@ def _show(found: dict[str, Any], output: str) -> None:
     if output == "json":
         typer.echo(json.dumps(found, indent=1))
         return
-    table = Table(*found["samplesPerSecond"], "ratio", title=f"{found['model']}: samples a second, medians")
-    for pair in found["pairs"]:
-        table.add_row(*(f"{found['batch'] / pair[who]:.2f}" for who in ("ours", "stock")), f"{pair['ratio']:.3f}")
+    table = Table("pair", "ours", "stock", "ratio", title=f"{found['model']}, samples a second", title_justify="left")
+    samples = found["batch"] * found.get("stepsPerTurn", 1)
+    for number, pair in enumerate(found["pairs"], 1):
+        rates = (f"{samples / pair[who]:.2f}" for who in ("ours", "stock"))
+        table.add_row(str(number), *rates, f"{pair['ratio']:.3f}")
     table.add_section()
-    table.add_row(*(f"{rate:.2f}" for rate in found["samplesPerSecond"].values()), f"[bold]{found['ratio']:.3f}[/bold]")
+    table.add_row(
+        "median", *(f"{rate:.2f}" for rate in found["samplesPerSecond"].values()), f"[bold]{found['ratio']:.3f}[/bold]"
+    )
     console = Console()
     console.print(table)
     if "tokens" in found:
@@ -85,4 +134,6 @@ def _show(found: dict[str, Any], output: str) -> None:
     for name, label in (("mfu", "MFU"), ("teacherShare", "teacher's share of a step"), ("dataWait", "data wait")):
         if found.get(name) is not None:
             console.print(f"{label}: {found[name]:.1%}")
+    if "packedSamplesPerSecond" in found:
+        console.print(f"packed first: {found['packedSamplesPerSecond']:.0f} a second")
     console.print(", ".join(f"{name} {value}" for name, value in found["environment"].items()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import random
 import statistics
 import tarfile
 import tempfile
@@ -17,15 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import webdataset
-from open_clip.tokenizer import SimpleTokenizer
-from open_clip.transform import image_transform
 from PIL import Image
 
 from modelchain.errors import InputError
 from modelchain.shards import expand
 from modelchain_bench.captions import LENGTHS
 from modelchain_bench.pairs import Pair, environment, summary
+from modelchain_bench.stock import stock_pipeline
 from modelchain_data.batches import Batches
 from modelchain_data.index import Problems, open_set, read_at, read_shard
 from modelchain_data.pack import pack
@@ -62,14 +59,12 @@ def measure_loader(
     try:
         with tempfile.TemporaryDirectory(prefix="modelchain-bench-") as folder:
             there = Path(folder)
-            samples = list(_first(data)) if data else synthetic(max(batch, PICTURES))
-            if len(samples) < batch:
-                raise InputError(f"{len(samples)} pictures are taken, fewer than the batch of {batch}", file=data)
-            shard = _write(there / "train-000000.tar", samples)
+            shard, samples = _sampled(data, batch, there)
             packed = Path(pack(shard, there / "packed")[0].shards)
             options = {"global_batch_size": batch, "captions_per_sample": captions}
             options |= {"image_size": image_size, "context_length": context_length}
-            makers = (_ours(shard, there, options), _stock(shard, options), _ours(packed, there, options))
+            stock = iter(stock_pipeline(str(shard), batch, captions, image_size, context_length))
+            makers = (_ours(shard, there, options), lambda: next(stock), _ours(packed, there, options))
             for make in makers:
                 make()
             turns = [[_seconds(make, seconds) for make in makers] for _ in range(pairs)]
@@ -84,6 +79,18 @@ def measure_loader(
             }  # fmt: skip
     finally:
         torch.set_num_threads(threads)
+
+
+def shards_of(data: str | None, batch: int, folder: Path) -> Path:
+    """A tar in `folder` of the first pictures of `data`, or of synthetic ones; raises as `measure_loader` does."""
+    return _sampled(data, batch, folder)[0]
+
+
+def _sampled(data: str | None, batch: int, folder: Path) -> tuple[Path, list[Sample]]:
+    samples = list(_first(data)) if data else synthetic(max(batch, PICTURES))
+    if len(samples) < batch:
+        raise InputError(f"{len(samples)} pictures are taken, fewer than the batch of {batch}", file=data)
+    return _write(folder / "train-000000.tar", samples), samples
 
 
 def synthetic(count: int = PICTURES, seed: int = 0) -> list[Sample]:
@@ -133,23 +140,6 @@ def _ours(shard: Path, folder: Path, options: dict[str, int]) -> Callable[[], ob
     batches = Batches(data=open_set([shard], folder / "cache"), seed=0, threads=1, **options)
     decoder, steps = ThreadPoolExecutor(1), itertools.count()
     return lambda: batches.batch(next(steps), decoder)
-
-
-def _stock(shard: Path, options: dict[str, int]) -> Callable[[], object]:
-    """open_clip's training pipeline (its get_wds_dataset), with several captions a picture."""
-    tokenizer, drawing = SimpleTokenizer(context_length=options["context_length"]), random.Random(0)
-    captions = options["captions_per_sample"]
-
-    def texts(meta: dict[str, list[str]]) -> torch.Tensor:
-        known = meta["captions"]
-        drawn = drawing.sample(known, captions) if len(known) >= captions else drawing.choices(known, k=captions)
-        return tokenizer(drawn)
-
-    pipeline = webdataset.WebDataset(str(shard), shardshuffle=False).repeat().decode("pilrgb")
-    pipeline = pipeline.rename(image="jpg;png;jpeg;webp", text="json")
-    pipeline = pipeline.map_dict(image=image_transform(options["image_size"], is_train=True), text=texts)
-    stream = iter(pipeline.to_tuple("image", "text").batched(options["global_batch_size"]))
-    return lambda: next(stream)
 
 
 def _seconds(make: Callable[[], object], least: float) -> float:

@@ -68,10 +68,9 @@ def measure(
         for_stock = [(models.normalise(b.images), _padded(b.captions, context)) for b in made]
         turn, stock_turn = itertools.cycle(made), itertools.cycle(for_stock)
 
-        def theirs() -> None:  # as a lab runs it: what makes ours repeatable to the bit is not its to pay for
-            torch.use_deterministic_algorithms(False)
+        @without_determinism(device)
+        def theirs() -> None:
             stock.step(*next(stock_turn))
-            torch.use_deterministic_algorithms(device.type == "cpu")
 
         found = interleaved(lambda: ours(next(turn)), theirs, pairs, device)
         about = summary(found, batch)
@@ -83,6 +82,20 @@ def measure(
             "teacherShare": _teacher_share(ours, turn, pairs, device) if predecessor else None,
             "environment": environment(device),
         }  # fmt: skip
+
+
+def without_determinism(device: torch.device) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    """The stock loop as a lab runs it: what makes ours repeatable to the bit is not its to pay for."""
+
+    def wrap(work: Callable[[], None]) -> Callable[[], None]:
+        def as_it_is() -> None:
+            torch.use_deterministic_algorithms(False)
+            work()
+            torch.use_deterministic_algorithms(device.type == "cpu")
+
+        return as_it_is
+
+    return wrap
 
 
 def _teacher_share(step: Step, turn: Iterator[Batch], pairs: int, device: torch.device) -> float:

@@ -6,15 +6,29 @@ calls it. A picture's captions are M texts; the loss is the mean over the M slot
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Sequence
+import random
 from contextlib import nullcontext
 from typing import Any
 
 import open_clip
 import torch
-from PIL import Image
+import webdataset
 from torch import Tensor
+
+
+def stock_pipeline(shards: str, batch: int, captions: int, image_size: int, context_length: int) -> Any:
+    """Pictures [N, 3, H, W] and captions [N, M, context], without end, as open_clip's get_wds_dataset makes them."""
+    tokenizer, drawing = open_clip.SimpleTokenizer(context_length=context_length), random.Random(0)
+    transform = open_clip.image_transform(image_size, is_train=True)
+
+    def texts(meta: dict[str, list[str]]) -> Tensor:
+        known = meta["captions"]
+        drawn = drawing.sample(known, captions) if len(known) >= captions else drawing.choices(known, k=captions)
+        return tokenizer(drawn)  # type: ignore[no-any-return]
+
+    pipeline = webdataset.WebDataset(shards, shardshuffle=False).repeat().decode("pilrgb")
+    pipeline = pipeline.rename(image="jpg;png;jpeg;webp", text="json").map_dict(image=transform, text=texts)
+    return pipeline.to_tuple("image", "text").batched(batch)
 
 
 class StockLoop:
@@ -23,34 +37,18 @@ class StockLoop:
         self.autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
         self.model = open_clip.CLIP(**config).to(device).train()
         self.loss = open_clip.ClipLoss()
-        self.transform = open_clip.image_transform(config["vision_cfg"]["image_size"], is_train=True)
-        self.tokenizer = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
         groups: list[dict[str, Any]] = [{"params": [], "weight_decay": 0.0}, {"params": [], "weight_decay": 0.1}]
         for name, parameter in self.model.named_parameters():
             plain = parameter.ndim < 2 or "bn" in name or "ln" in name or "bias" in name or "logit_scale" in name
             groups[0 if plain else 1]["params"].append(parameter)
         self.optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.98), eps=1e-8)
 
-    def sample(self, picture: bytes, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """A picture [3, H, W] and its captions [M, context], as open_clip's data pipeline makes them."""
-        with Image.open(io.BytesIO(picture)) as image:
-            return self.transform(image.convert("RGB")), self.tokenizer(list(captions))
-
-    def batches(self, samples: Iterable[tuple[Tensor, Tensor]], size: int) -> Iterable[tuple[Tensor, Tensor]]:
-        """Pictures [N, 3, H, W] and captions [N * M, context]."""
-        pictures: list[Tensor] = []
-        texts: list[Tensor] = []
-        for picture, captions in samples:
-            pictures.append(picture)
-            texts.append(captions)
-            if len(pictures) == size:
-                yield torch.stack(pictures), torch.cat(texts)
-                pictures, texts = [], []
-
     def step(self, images: Tensor, texts: Tensor) -> Tensor:
-        """One update; the loss, still on the device."""
-        images = images.to(self.device, non_blocking=True)
-        texts = texts.to(self.device, non_blocking=True)
+        """One update on captions [N * M, L] or [N, M, L]; the loss, still on the device."""
+        images, texts = (
+            images.to(self.device, non_blocking=True),
+            texts.to(self.device, non_blocking=True).flatten(0, -2),
+        )
         self.optimizer.zero_grad()
         with self.autocast:
             image, text = self.model.encode_image(images, normalize=True), self.model.encode_text(texts, normalize=True)

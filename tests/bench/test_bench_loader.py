@@ -11,6 +11,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from modelchain.errors import InputError
 from modelchain_bench import loader
 from modelchain_bench.captions import LENGTHS, captions
+from modelchain_bench.stock import stock_pipeline
 from modelchain_data.batches import cut_chunks
 
 
@@ -39,7 +40,7 @@ def test_captions_have_the_lengths_of_flickr8ks(tmp_path: Path) -> None:
 def test_both_loaders_give_the_same_kind_of_batch(tmp_path: Path) -> None:
     shard = loader._write(tmp_path / "t.tar", loader.synthetic(6))
     options = {"global_batch_size": 4, "captions_per_sample": 3, "image_size": 32, "context_length": 77}
-    images, tokens = loader._stock(shard, options)()  # type: ignore[misc]
+    images, tokens = next(iter(stock_pipeline(str(shard), 4, 3, 32, 77)))
     assert images.shape == (4, 3, 32, 32) and tokens.shape == (4, 3, 77)
     ours = loader._ours(shard, tmp_path, options)()
     assert ours.images.shape == images.shape and len(ours.captions) == 12  # type: ignore[attr-defined]

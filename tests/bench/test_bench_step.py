@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from modelchain.errors import InputError
 from modelchain.modelconfig import ModelConfig
 from modelchain.zoo import MODELS
-from modelchain_bench import commands, step
+from modelchain_bench import commands, end_to_end, step
 from modelchain_bench.captions import captions
 from modelchain_bench.stock import StockLoop
 from modelchain_trainer import models
@@ -98,6 +98,11 @@ def test_what_is_printed(monkeypatch):
         commands.bench, ["step", "--batch", "4", "--captions", "2", "--predecessor", "ViT-T-16", "--without", "fused"]
     )
     assert "ratio" in run.stdout and "teacher's share" in run.stdout
+
+
+def test_from_files_to_weights():
+    found = end_to_end.measure(CONFIG, 4, 2, None, precision="fp32", pairs=1, workers=1)
+    assert found["ratio"] > 0 and 0 <= found["dataWait"] <= 1 and len(found["pairs"]) == 1
 
 
 @pytest.mark.parametrize(
