@@ -1,0 +1,83 @@
+"""The trainer's tables in docs/performance.md: `modelchain bench`, for the models that the goals name.
+
+.venv/bin/python benchmarks/speed.py --write
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+BEGIN, END = "<!-- speed.py -->", "<!-- end of speed.py -->"
+BENCH = Path(sys.executable).with_name("modelchain")
+STEP = ["--batch", "32", "--captions", "4"]
+GOALS = {"ViT-T-16": 1.6, "ViT-S-16": 1.45, "ViT-B-16": 1.25, "Swin-T": 1.3}
+PADDED_GOAL, LOADER_GOAL, PACKED_GOAL, TOKENS_GOAL = 1.05, 2, 600, 0.6
+LEVERS = ("chunks", "pooled", "lookup", "fused")  # `compiled` acts on a GPU alone
+
+Json = dict[str, Any]
+
+
+def bench(*arguments: str) -> Json:
+    print("modelchain bench", *arguments, file=sys.stderr, flush=True)
+    run = subprocess.run([BENCH, "bench", *arguments, "-o", "json"], check=True, stdout=subprocess.PIPE)
+    found: Json = json.loads(run.stdout)
+    print(f"  {found['ratio']:.3f}", file=sys.stderr, flush=True)
+    return found
+
+
+def measure(pairs: int) -> Json:
+    turns = ["--pairs", str(pairs)]
+    steps = {name: bench("step", "--model", name, *STEP, *turns) for name in GOALS}
+    padded = {name: bench("step", "--model", name, *STEP, "--pad", "77", *turns) for name in GOALS}
+    first = next(iter(GOALS))
+    levers = {lever: bench("step", "--model", first, *STEP, "--without", lever, *turns) for lever in LEVERS}
+    whole = {first: bench("end-to-end", "--model", first, "--batch", "8", "--captions", "4", "--pairs", "5")}
+    return {"step": steps, "padded": padded, "levers": levers, "loader": bench("loader"), "endToEnd": whole}
+
+
+def table(found: Json) -> str:
+    rows = ["| | ours, samples/s | stock | ratio | goal |", "|---|---|---|---|---|"]
+
+    def row(label: str, one: Json, goal: str) -> None:
+        rates = one["samplesPerSecond"]
+        rows.append(f"| {label} | {rates['ours']:.2f} | {rates['stock']:.2f} | {one['ratio']:.2f} | {goal} |")
+
+    for name, goal in GOALS.items():
+        row(f"step, {name}", found["step"][name], f">= {goal}")
+        row(f"step, {name}, captions padded to 77", found["padded"][name], f">= {PADDED_GOAL}")
+    for name, one in found["endToEnd"].items():
+        row(f"end to end, {name}, batch 8 (waits for data: {one['dataWait']:.1%})", one, "")
+    loader = found["loader"]
+    row("loader, pictures a second of one core", loader, f">= {LOADER_GOAL}")
+    rows += [f"| loader, packed shards | {loader['packedSamplesPerSecond']:.0f} | | | >= {PACKED_GOAL} a core |", ""]
+    rows += ["| without the lever | ratio of ViT-T-16 |", "|---|---|"]
+    first = next(iter(GOALS))
+    rows.append(f"| (with all) | {found['step'][first]['ratio']:.2f} |")
+    rows += [f"| {lever} | {one['ratio']:.2f} |" for lever, one in found["levers"].items()]
+    tokens = found["step"][first]["tokens"]
+    about = ", ".join(f"{name} {value}" for name, value in found["step"][first]["environment"].items())
+    share = f"Tokens real / processed: {tokens['real'] / tokens['processed']:.0%} (goal >= {TOKENS_GOAL:.0%})."
+    return "\n".join([*rows, "", share, f"Machine: {about}."])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON document")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
+    given = parser.parse_args()
+    found = measure(given.pairs)
+    print(json.dumps(found, indent=1) if given.json else table(found))
+    if given.write:
+        before, _, rest = PAGE.read_text().partition(BEGIN)
+        PAGE.write_text(f"{before}{BEGIN}\n{table(found)}\n{END}{rest.partition(END)[2]}")
+
+
+if __name__ == "__main__":
+    main()
