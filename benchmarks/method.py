@@ -1,0 +1,253 @@
+"""`python benchmarks/method.py`: what chain training is worth, measured on Fashion-MNIST and Flickr8k.
+
+Models trained alone against chains, by initialisation, distillation and epochs, with ablations: every training is the
+trainer's own. A stage that is finished is not run again, a stopped one goes on: Ctrl-C and the same command lose
+nothing. `--write` puts figures, tables and pictures into docs/; `--tune` trains what the baseline was chosen from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import method_report
+from method_runs import Place, Setup, Stage, estimate, lineage, run
+
+Json = dict[str, Any]
+REPOSITORY = Path(__file__).parents[1]
+SEEDS, TUNING_SEED = (0, 1, 2), 100
+ALPHA, NO_PULL = "500", "0"
+
+
+def model(
+    sizes: tuple[int, int, int], embed: int, vision: tuple[int, int], text: tuple[int, int], scale: int = 1
+) -> Json:
+    """An open_clip config: sizes of picture and patch and tokens of a caption; towers as (width, layers)."""
+    image, patch, context = sizes
+    return {
+        "embed_dim": embed * scale,
+        "vision_cfg": {
+            "image_size": image, "patch_size": patch, "width": vision[0] * scale, "layers": vision[1], "head_width": 8,
+        },
+        "text_cfg": {
+            "context_length": context, "width": text[0] * scale, "heads": text[0] * scale // 16, "layers": text[1],
+        },
+    }  # fmt: skip
+
+
+PHRASES = [
+    "a t-shirt", "a pair of trousers", "a pullover", "a dress", "a coat",
+    "a sandal", "a shirt", "a sneaker", "a bag", "an ankle boot",
+]  # fmt: skip
+
+
+def fashion(scale: int = 1) -> Setup:
+    """28 x 28 in 16 patches; its longest caption has 12 tokens. Templates are those of val's captions."""
+    sizes = (28, 7, 12)
+    top1 = {
+        "name": "top1", "kind": "ZeroShot", "shards": "/data/val/val-{000000..000001}.tar",
+        "classNames": "/data/names.json", "templates": "/data/prompts.json",
+    }  # fmt: skip
+    return Setup(
+        name="fashion-mnist", folder="fashion-mnist", shards="train/train-{000000..000003}.tar", samples=8_000,
+        evaluation=(top1,), metrics=("top1",),
+        models={
+            "s": model(sizes, 64, (24, 3), (32, 2), scale),
+            "m": model(sizes, 64, (48, 4), (32, 3), scale),
+            "l": model(sizes, 96, (96, 6), (64, 3), scale),
+            "xs": model(sizes, 64, (16, 2), (32, 1), scale),  # for an ablation
+        },
+        epochs=16, batch=64, captions=1, rate="2e-3", warmup=(60, 20),
+        lists={"names.json": json.dumps(PHRASES), "prompts.json": json.dumps(["a photo of {}."])},
+    )  # fmt: skip
+
+
+def flickr(scale: int = 1) -> Setup:
+    """112 x 112 shrunk to 56, in 16 patches; most captions have fewer than 24 tokens."""
+    sizes = (56, 14, 24)
+    return Setup(
+        name="flickr8k", folder="flickr8k", shards="train/train-{000000..000002}.tar", samples=5_999,
+        evaluation=({"name": "r1", "kind": "Retrieval", "shards": "/data/test/test-000000.tar"},),
+        metrics=("r1", "r10"),
+        models={
+            "s": model(sizes, 64, (24, 3), (32, 2), scale),
+            "m": model(sizes, 64, (48, 4), (32, 3), scale),
+            "l": model(sizes, 96, (96, 4), (96, 3), scale),
+        },
+        epochs=16, batch=64, captions=1, rate="1e-3", warmup=(60, 20), lists={},
+    )  # fmt: skip
+
+
+def smoke() -> Setup:
+    """Three tiny models on fifty photos: whether all of this works, in seconds."""
+    sizes = (16, 8, 12)
+    return Setup(
+        name="smoke", folder="coco-mini", shards="train/train-000000.tar", samples=50,
+        evaluation=({"name": "r1", "kind": "Retrieval", "shards": "/data/val/val-000000.tar"},), metrics=("r1", "r10"),
+        models={
+            "s": model(sizes, 16, (16, 1), (16, 1)),
+            "m": model(sizes, 16, (24, 1), (16, 1)),
+            "l": model(sizes, 24, (32, 2), (32, 1)),
+        },
+        epochs=2, batch=16, captions=1, rate="1e-3", warmup=(2, 1), lists={},
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Some models of a data set, each trained somehow; `part` is where the report shows it."""
+
+    part: str  # individual, table, epochs, ablation, tuning
+    name: str
+    stages: tuple[Stage, ...]
+    ifd: bool = False
+
+
+def alone(setup: Setup, name: str, seed: int, epochs: int | None = None, rate: str | None = None) -> Stage:
+    return Stage(setup, name, epochs or setup.epochs, seed, rate or setup.rate, setup.warmup[0])
+
+
+def chain(
+    part: str, name: str, setup: Setup, seed: int, epochs: int,
+    alpha: str = ALPHA, width: str = "Insert", variant: str = "", warmup: int | None = None, models: str = "s m l",
+) -> Arm:  # fmt: skip
+    """A chain whose successors train for `epochs` each."""
+    first, *others = models.split()
+    stages = [alone(setup, first, seed)]
+    steps = setup.warmup[1] if warmup is None else warmup
+    for other in others:
+        before = stages[-1]
+        same_space = setup.models[other]["embed_dim"] == setup.models[before.model]["embed_dim"]  # then there is no T
+        own = "" if variant == "random T" and same_space else variant
+        stages.append(Stage(setup, other, epochs, seed, setup.rate, steps, before, width, alpha, own))
+    return Arm(part, name, tuple(stages), ifd=alpha != NO_PULL)
+
+
+def started(part: str, init: str, ifd: bool, setup: Setup, seed: int, epochs: int) -> Arm:
+    """One cell of the table. From random weights without distillation is training alone, only shorter."""
+    if init != "random init":
+        return chain(part, init, setup, seed, epochs, ALPHA if ifd else NO_PULL, width=init)
+    if ifd:
+        return chain(part, init, setup, seed, epochs, variant=init)
+    shorter = (replace(alone(setup, name, seed, epochs), warmup=setup.warmup[1]) for name in ("m", "l"))
+    return Arm(part, init, (alone(setup, "s", seed), *shorter))
+
+
+def individual(setup: Setup, seed: int) -> Arm:
+    return Arm("individual", "individual", tuple(alone(setup, name, seed) for name in ("s", "m", "l")))
+
+
+INITS = ("random init", "Released", "Insert", "FPI", "LEMON")
+
+
+def fashion_arms(setup: Setup) -> Iterator[Arm]:
+    for seed in SEEDS:
+        yield individual(setup, seed)
+        for init in INITS:
+            for ifd in (False, True):
+                yield started("table", init, ifd, setup, seed, TABLE_EPOCHS)
+        for epochs in OTHER_EPOCHS:
+            yield started("epochs", "Insert", True, setup, seed, epochs)
+            yield started("epochs", "random init", False, setup, seed, epochs)
+    yield from ablations(setup, SEEDS[0], TABLE_EPOCHS)
+
+
+def flickr_arms(setup: Setup) -> Iterator[Arm]:
+    for seed in SEEDS:
+        yield individual(setup, seed)
+        for init, ifd in (("Released", True), ("Insert", False), ("Insert", True)):
+            yield started("table", init, ifd, setup, seed, TABLE_EPOCHS)
+        yield started("epochs", "Insert", True, setup, seed, 2 * TABLE_EPOCHS)
+
+
+def ablations(setup: Setup, seed: int, epochs: int) -> Iterator[Arm]:
+    """Each changes one thing of Insert with distillation."""
+    for alpha in ("20", "60", "1500"):
+        yield chain("ablation", f"α = {alpha}", setup, seed, epochs, alpha)
+    yield chain("ablation", "T(·) starts at random", setup, seed, epochs, variant="random T")
+    for steps in (0, 5 * setup.warmup[1]):
+        yield chain("ablation", f"warm-up of {steps} steps", setup, seed, epochs, warmup=steps)
+    yield chain("ablation", "a smaller first model (xs, m, l)", setup, seed, epochs, models="xs m l")
+    yield chain("ablation", "a larger first model, two stages (m, l)", setup, seed, epochs, models="m l")
+    yield chain("ablation", "two stages (s, l)", setup, seed, epochs, models="s l")
+
+
+def smoke_arms(setup: Setup) -> Iterator[Arm]:
+    yield individual(setup, 0)
+    for init in ("random init", "Insert"):
+        for ifd in (False, True):
+            yield started("table", init, ifd, setup, 0, 1)
+    yield chain("ablation", "T(·) starts at random", setup, 0, 1, variant="random T")
+
+
+def tuning(setup: Setup) -> Iterator[Arm]:
+    """What rate and epochs of the baseline were chosen from, with a seed that the report does not use."""
+    rates = [setup.rate, *(f"{float(setup.rate) * factor:g}" for factor in (0.5, 2))]
+    for name in ("s", "m", "l"):
+        for rate in rates:
+            yield Arm("tuning", name, (alone(setup, name, TUNING_SEED, rate=rate),))
+        for epochs in (setup.epochs // 2, setup.epochs * 3 // 2):
+            yield Arm("tuning", name, (alone(setup, name, TUNING_SEED, epochs),))
+
+
+TABLE_EPOCHS, OTHER_EPOCHS = 2, (1, 3, 4)
+
+
+def figures(arm: Arm, records: dict[Stage, Json]) -> Json:
+    """What is kept of an arm: by stage its model, how it was trained, what it reached."""
+    kept = ("digest", "macs", "seconds", "initial", "final", "failure")
+    stages = []
+    for stage in arm.stages:
+        record = records[stage]
+        about: Json = {"model": stage.model, "epochs": stage.epochs, "rate": stage.rate, "warmup": stage.warmup}
+        stages.append(about | {name: record[name] for name in kept if name in record})
+    first = arm.stages[0]
+    about = {"setup": first.setup.name, "part": arm.part, "name": arm.name, "ifd": arm.ifd, "seed": first.seed}
+    return about | {"stages": stages}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data", help="folder of the shards")
+    parser.add_argument("--root", type=Path, default=Path("runs/method"), help="where everything trained is kept")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="one thread each")
+    parser.add_argument("--only", choices=["fashion-mnist", "flickr8k", "smoke"], help="default: the first two")
+    parser.add_argument("--scale", type=int, default=1, help="times the widths of all models")
+    parser.add_argument("--tune", action="store_true", help="only what the baseline is chosen from")
+    parser.add_argument("--estimate", action="store_true", help="only say how much there is to do")
+    parser.add_argument("--write", type=Path, nargs="?", const=REPOSITORY / "docs", help="into this folder (docs/)")
+    given = parser.parse_args()
+    parts = {"fashion-mnist": (fashion, fashion_arms), "flickr8k": (flickr, flickr_arms)}
+    if given.only == "smoke":
+        arms = list(smoke_arms(smoke()))
+    else:
+        chosen = [parts[given.only]] if given.only else parts.values()
+        arms = [a for make, arms_of in chosen for a in (tuning if given.tune else arms_of)(make(given.scale))]
+    stages = [stage for arm in arms for stage in arm.stages]
+    if given.estimate:
+        wanted = {s for stage in stages for s in lineage(stage)}
+        minutes = sum(map(estimate, wanted)) / 60 / given.workers
+        print(f"{len(arms)} arms, {len(wanted)} stages, about {minutes:.0f} minutes with {given.workers} workers")
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        place = Place(given.data, given.root.absolute())
+        records = run(stages, place, given.workers, lambda text: print(text, flush=True))
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr, flush=True)
+        os._exit(130)  # the workers keep a checkpoint and end
+    report = method_report.document([figures(arm, records) for arm in arms], given.workers)
+    print("\n\n".join(method_report.tables(report).values()))
+    if given.write:
+        method_report.write(report, given.write)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""One stage of an arm through the trainer, in a worker process; and all stages of a report, in order of need."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from modelchain.cli.files import write_atomic
+from modelchain.cli.local.guard import die_with_parent
+from modelchain.cli.paths import DataFolder
+from modelchain.contracts import LAST_WORD, MANIFEST, RESULTS
+from modelchain.digest import TRAINER_MATH, canonical, digest_of, stage_inputs
+from modelchain.errors import WorkError
+from modelchain.spec import ModelChain
+from modelchain.status import AttemptStatus, State
+from modelchain.task import task_for
+from modelchain.world import Artifact, Launch
+
+Json = dict[str, Any]
+OWNER = "method"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A data set, what is measured on it, and what all its trainings have in common."""
+
+    name: str
+    folder: str  # of --data
+    shards: str
+    samples: int
+    evaluation: tuple[Json, ...]
+    metrics: tuple[str, ...]  # the evaluation's own, and others that the report shows
+    models: dict[str, Json]  # by name, smallest first
+    epochs: int  # of a model trained alone
+    batch: int
+    captions: int
+    rate: str
+    warmup: tuple[int, int]  # steps of a first stage, and of a successor
+    lists: dict[str, str]  # files that the evaluation names, as JSON
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training. Equal stages of several arms are one: it is trained once."""
+
+    setup: Setup
+    model: str
+    epochs: int
+    seed: int
+    rate: str
+    warmup: int
+    before: Stage | None = None
+    width: str = "Insert"
+    alpha: str = "500"
+    variant: str = ""  # what of the product is replaced, see `replaced`
+
+    @property
+    def key(self) -> str:
+        """Of all that decides its figures."""
+        setup = self.setup
+        about = [setup.folder, setup.shards, setup.evaluation, setup.batch, setup.captions, setup.lists]
+        own = [self.epochs, self.seed, self.rate, self.warmup, self.width, self.alpha, self.variant]
+        before = self.before.key if self.before else None
+        return digest_of({"of": [about, setup.models[self.model], own, before, TRAINER_MATH]})[:20]
+
+    @property
+    def label(self) -> str:
+        grown = f" {self.variant or self.width}, alpha {self.alpha}, after {self.before.model}" if self.before else ""
+        return f"{self.setup.name} {self.model} seed {self.seed}, {self.epochs} epochs{grown}"
+
+    def chain(self) -> ModelChain:
+        """A chain that ends in this stage, in the words a user would write it."""
+        setup, path = self.setup, [self] if self.before is None else [self.before, self]
+        warmup = {"first": self.warmup, "successors": self.warmup}
+        return ModelChain.model_validate(
+            {
+                "apiVersion": "modelchain.dev/v1alpha1",
+                "kind": "ModelChain",
+                "metadata": {"name": setup.name},
+                "spec": {
+                    "stages": [
+                        {"name": s.model, "epochs": s.epochs, "modelConfig": setup.models[s.model]}
+                        | ({"rerun": s.variant} if s.variant else {})
+                        for s in path
+                    ],
+                    "data": {
+                        "train": {"shards": f"/data/{setup.shards}", "samples": setup.samples}
+                        | {"captionsPerSample": setup.captions}
+                    },
+                    "evaluation": list(setup.evaluation),
+                    "recipe": {
+                        "baselineEpochs": setup.epochs,
+                        "globalBatchSize": setup.batch,
+                        "learningRate": self.rate,
+                        "warmupSteps": warmup,
+                        "precision": "fp32",
+                        "seed": self.seed,
+                    },
+                    "transfer": {"width": self.width, "distillation": {"alpha": self.alpha}},
+                    "checkpoint": {"everySeconds": 86_400},
+                },
+            }
+        )
+
+
+@contextmanager
+def replaced(variant: str) -> Iterator[None]:
+    """The trainer with one thing replaced that no spec can ask for."""
+    import torch
+
+    from modelchain_trainer import growth, models
+
+    def nothing(student: torch.nn.Module, predecessor: Json, width: str, depth: str) -> growth.GrowthReport:
+        count = sum(parameter.numel() for parameter in student.parameters())
+        return growth.GrowthReport({"width": width, "depth": depth}, 0, 0, count)
+
+    def random_projection(own: int, predecessor: int) -> torch.nn.Linear:
+        return torch.nn.Linear(own, predecessor, bias=False)
+
+    targets: dict[str, tuple[Any, str, Any]] = {
+        "random init": (growth, "grow", nothing),
+        "random T": (models, "_projection", random_projection),
+    }
+    if not variant:
+        yield
+        return
+    module, name, replacement = targets[variant]
+    original = getattr(module, name)
+    setattr(module, name, replacement)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
+
+
+@dataclass(frozen=True)
+class Place:
+    data: Path  # the shards of all data sets
+    root: Path  # artifacts by digest, one root a data set, and records of finished stages
+
+    def of(self, setup: Setup) -> Path:
+        return self.root / setup.name
+
+    def prepare(self, setup: Setup) -> Path:
+        """The folder that stands for mountPath: the shards, linked, and the lists beside them."""
+        folder = self.of(setup) / "data"
+        folder.mkdir(parents=True, exist_ok=True)
+        for source in (self.data / setup.folder).resolve().iterdir():
+            if source.is_dir() and not (folder / source.name).exists():
+                (folder / source.name).symlink_to(source)
+        for name, text in setup.lists.items():
+            write_atomic(folder / name, text.encode())
+        return folder
+
+    def record(self, stage: Stage) -> Path:
+        return self.root / "records" / f"{stage.key}.json"
+
+    def known(self, stage: Stage) -> Json | None:
+        """What is recorded of a stage whose artifact is still there, or that failed."""
+        if not self.record(stage).is_file():
+            return None
+        record: Json = json.loads(self.record(stage).read_bytes())
+        whole = "failure" in record or (self.of(stage.setup) / record["digest"] / "artifact" / MANIFEST).is_file()
+        return record if whole else None
+
+
+def train(stage: Stage, place: Place, before: Json | None) -> Json:
+    """The record of a stage: `digest`, `artifact`, and of `results.json` the figures; or `failure`.
+
+    `before` is its predecessor's record. A stage that is already there is only looked at.
+    """
+    from modelchain_trainer.runtime import Stop
+    from modelchain_trainer.train import Trainer
+
+    root, chain = place.of(stage.setup), stage.chain()
+    data = DataFolder(chain, root / "data", Path("method.py")).request(root / "cache")
+    predecessor = None
+    if before is not None:
+        path = f"{before['digest']}/artifact"
+        predecessor = Artifact(before["artifact"], path, before["macs"], before["final"])
+    index = len(chain.spec.stages) - 1
+    inputs = stage_inputs(
+        chain.spec, index, epochs=stage.epochs, fingerprint=None, predecessor=predecessor and predecessor.digest
+    )
+    digest = digest_of(inputs)
+    attempt = AttemptStatus(name=stage.model, number=1, input_digest=digest, state=State.RUNNING)
+    directory = root / digest / f"{OWNER}-a1"
+    directory.mkdir(parents=True, exist_ok=True)
+    where = {"root": str(root), "predecessors": str(root), "last_word": str(directory / LAST_WORD)}
+    launch = Launch(index, attempt, inputs, predecessor)
+    task = task_for(chain, {}, launch, owner=OWNER, data=data, threads=1, **where)
+
+    stop = Stop()  # Ctrl-C: a checkpoint, from which the same command goes on
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sig, stop.on_signal)
+    record: Json = {"digest": digest}
+    try:
+        with replaced(stage.variant):
+            word = Trainer(task, stop, {}, lambda _: None).train()
+    except WorkError as error:
+        if error.failure != "NonFinite":
+            raise
+        record |= {"failure": str(error)}
+    else:
+        results = json.loads((root / digest / "artifact" / RESULTS).read_bytes())
+        record |= {"artifact": word.artifact_digest, "macs": results["macs"], "seconds": results["seconds"]}
+        record |= {at: results[at]["metrics"] for at in ("initial", "final")}
+    finally:
+        for sig in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(sig, signal.SIG_IGN)
+    write_atomic(place.record(stage), canonical(record))
+    return record
+
+
+def run(stages: Sequence[Stage], place: Place, workers: int, say: Callable[[str], None]) -> dict[Stage, Json]:
+    """Records of all these stages and of those before them; what is recorded already is not run again."""
+    wanted = list(dict.fromkeys(s for stage in stages for s in lineage(stage)))
+    (place.root / "records").mkdir(parents=True, exist_ok=True)
+    for setup in {stage.setup for stage in wanted}:
+        place.prepare(setup)
+    done = {stage: record for stage in wanted if (record := place.known(stage)) is not None}
+    left = sorted((s for s in wanted if s not in done), key=estimate, reverse=True)
+    say(f"{len(done)} of {len(wanted)} stages are there already")
+    spent, started = 0.0, time.monotonic()
+    total = sum(map(estimate, left))
+    running: dict[Future[Json], Stage] = {}
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _worker, (os.getpid(),))
+    try:
+        while left or running:
+            for stage in [s for s in left if s.before is None or s.before in done][: workers - len(running)]:
+                left.remove(stage)
+                before = done[stage.before] if stage.before else None
+                if before and "failure" in before:
+                    done[stage] = {"failure": f"its predecessor: {before['failure']}"}
+                    continue
+                running[pool.submit(train, stage, place, before)] = stage
+            for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
+                stage = running.pop(future)
+                done[stage] = record = future.result()
+                spent += estimate(stage)
+                took = time.monotonic() - started
+                eta = took / spent * (total - spent)
+                times = f"{timedelta(seconds=round(took))} gone, {timedelta(seconds=round(eta))} left"
+                metric = stage.setup.evaluation[0]["name"]
+                score = record.get("failure") or f"{record['final'][metric]:.2f}"
+                say(f"[{len(done)}/{len(wanted)}] {times} | {stage.label}: {score}")
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return done
+
+
+def lineage(stage: Stage) -> list[Stage]:
+    """The stages that lead to this one, the first first."""
+    return [*(lineage(stage.before) if stage.before else []), stage]
+
+
+def estimate(stage: Stage) -> float:
+    """Seconds on one core, about: only their proportions matter, for the time that is left."""
+    spec = stage.chain()
+    from modelchain.plan import plan
+
+    planned = plan(spec, "analytic", {}).stages[-1]
+    return 6 + planned.samples * 2e-4 + planned.macs * 3.6e-11
+
+
+def _worker(parent: int) -> None:
+    die_with_parent(signal.SIGTERM, parent)
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sig, signal.SIG_IGN)

@@ -1,0 +1,45 @@
+"""benchmarks/method.py in small: one command trains individual models and chains, and writes the report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+sys.path.append(str(REPOSITORY / "benchmarks"))
+import method_report  # noqa: E402
+
+
+def test_the_report_in_small(shared_data: Path, tmp_path: Path) -> None:
+    """Nothing is trained twice: not within a report, and not by the same command again."""
+    script, root, docs = REPOSITORY / "benchmarks" / "method.py", tmp_path / "root", tmp_path / "docs"
+    command = [sys.executable, str(script), "--only", "smoke", "--data", str(shared_data), "--root", str(root)]
+    command += ["--write", str(docs), "--workers", "1"]
+    said = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    assert "0 of 12 stages are there already" in said[0]
+    assert "12 of 12 stages are there already" in said[1]
+    assert said[0][said[0].index("| model") :] == said[1][said[1].index("| model") :]
+
+    report = json.loads((docs / "method.json").read_bytes())
+    arms = {(arm["name"], arm["ifd"]): arm["stages"] for arm in report["arms"]}
+    grown, alone = arms["Insert", True], arms["individual", False]
+    assert grown[0] == alone[0]  # one first stage for all
+    assert arms["T(·) starts at random", True][1] == grown[1]  # between equal spaces there is no T
+    assert len({str(stages[2]["final"]) for stages in arms.values()}) == 6
+    assert sum(s["macs"] for s in grown) < sum(s["macs"] for s in alone)
+    assert (docs / "method-smoke.png").stat().st_size > 10_000
+    page = (docs / "method.md").read_text()
+    assert page.count("<!-- end -->") == 4
+    assert "| Insert | with | 2+1+1 |" in page
+
+
+def test_lossless_is_said_of_the_interval() -> None:
+    """Half widths of three differences 1 apart: 4.303 / √3 = 2.48."""
+    assert method_report.verdict([-0.4]) == "lossless"
+    assert method_report.verdict([-0.6]) == "not lossless"
+    assert method_report.verdict([0.0, 1.0, 2.0]) == "undecided"
+    assert method_report.verdict([1.0, 2.0, 3.0]) == "lossless"
+    assert method_report.verdict([-1.0, -2.0, -3.0]) == "undecided"
+    assert method_report.verdict([-2.0, -3.0, -4.0]) == "not lossless"
