@@ -13,12 +13,14 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import method_report
 from method_runs import Place, Setup, Stage, estimate, lineage, run
+from modelchain.errors import EXIT_INTERRUPTED, EXIT_WORK_FAILED, InputError, WorkError
 
 Json = dict[str, Any]
 REPOSITORY = Path(__file__).parents[1]
@@ -189,12 +191,12 @@ def smoke_arms(setup: Setup) -> Iterator[Arm]:
 
 def tuning(setup: Setup) -> Iterator[Arm]:
     """What rate and epochs of the baseline were chosen from, with a seed that the report does not use."""
-    rates = [setup.rate, *(f"{float(setup.rate) * factor:g}" for factor in (0.5, 2))]
-    for name in ("s", "m", "l"):
-        for rate in rates:
-            yield Arm("tuning", name, (alone(setup, name, TUNING_SEED, rate=rate),))
-        for epochs in (setup.epochs // 2, setup.epochs * 3 // 2):
-            yield Arm("tuning", name, (alone(setup, name, TUNING_SEED, epochs),))
+    rate, epochs = float(setup.rate), setup.epochs
+    for name in ("s", "l"):
+        for factor in (0.5, 1, 2):
+            yield Arm("tuning", name, (alone(setup, name, TUNING_SEED, rate=f"{rate * factor:g}"),))
+        for other in (epochs // 2, epochs * 3 // 2):
+            yield Arm("tuning", name, (alone(setup, name, TUNING_SEED, other),))
 
 
 TABLE_EPOCHS, OTHER_EPOCHS = 2, (1, 3, 4)
@@ -242,7 +244,13 @@ def main() -> None:
         records = run(stages, place, given.workers, lambda text: print(text, flush=True))
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr, flush=True)
-        os._exit(130)  # the workers keep a checkpoint and end
+        os._exit(EXIT_INTERRUPTED)  # the workers keep a checkpoint and end
+    except BrokenProcessPool:
+        print("a worker has died; the same command goes on", file=sys.stderr, flush=True)
+        os._exit(EXIT_WORK_FAILED)
+    except (InputError, WorkError) as error:
+        print(error, file=sys.stderr, flush=True)
+        os._exit(error.exit_code)
     report = method_report.document([figures(arm, records) for arm in arms], given.workers)
     print("\n\n".join(method_report.tables(report).values()))
     if given.write:

@@ -20,7 +20,8 @@ from modelchain.cli.local.guard import die_with_parent
 from modelchain.cli.paths import DataFolder
 from modelchain.contracts import LAST_WORD, MANIFEST, RESULTS
 from modelchain.digest import TRAINER_MATH, canonical, digest_of, stage_inputs
-from modelchain.errors import WorkError
+from modelchain.errors import EXIT_PREEMPTED, WorkError
+from modelchain.plan import plan
 from modelchain.spec import ModelChain
 from modelchain.status import AttemptStatus, State
 from modelchain.task import task_for
@@ -180,12 +181,13 @@ class Place:
 def train(stage: Stage, place: Place, before: Json | None) -> Json:
     """The record of a stage: `digest`, `artifact`, and of `results.json` the figures; or `failure`.
 
-    `before` is its predecessor's record. A stage that is already there is only looked at.
+    `before` is its predecessor's record. A stage that is already there is only looked at. Raises KeyboardInterrupt when
+    asked to stop; a checkpoint is kept.
     """
-    from modelchain_trainer.runtime import Stop
+    from modelchain_trainer.runtime import Preempted, Stop
     from modelchain_trainer.train import Trainer
 
-    root, chain = place.of(stage.setup), stage.chain()
+    root, chain, parent = place.of(stage.setup), stage.chain(), os.getppid()
     data = DataFolder(chain, root / "data", Path("method.py")).request(root / "cache")
     predecessor = None
     if before is not None:
@@ -210,6 +212,10 @@ def train(stage: Stage, place: Place, before: Json | None) -> Json:
     try:
         with replaced(stage.variant):
             word = Trainer(task, stop, {}, lambda _: None).train()
+    except Preempted:
+        if os.getppid() != parent:  # nobody is left to be told
+            os._exit(EXIT_PREEMPTED)
+        raise KeyboardInterrupt from None
     except WorkError as error:
         if error.failure != "NonFinite":
             raise
@@ -219,8 +225,7 @@ def train(stage: Stage, place: Place, before: Json | None) -> Json:
         record |= {"artifact": word.artifact_digest, "macs": results["macs"], "seconds": results["seconds"]}
         record |= {at: results[at]["metrics"] for at in ("initial", "final")}
     finally:
-        for sig in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(sig, signal.SIG_IGN)
+        _idle()
     write_atomic(place.record(stage), canonical(record))
     return record
 
@@ -268,15 +273,16 @@ def lineage(stage: Stage) -> list[Stage]:
 
 
 def estimate(stage: Stage) -> float:
-    """Seconds on one core, about: only their proportions matter, for the time that is left."""
-    spec = stage.chain()
-    from modelchain.plan import plan
-
-    planned = plan(spec, "analytic", {}).stages[-1]
-    return 6 + planned.samples * 2e-4 + planned.macs * 3.6e-11
+    """Seconds on one core of the machine that the report was made on, evaluations included, about."""
+    planned = plan(stage.chain(), "analytic", {}).stages[-1]
+    return 8 + planned.samples * 6e-4 + planned.macs * 3.9e-11
 
 
 def _worker(parent: int) -> None:
     die_with_parent(signal.SIGTERM, parent)
-    for sig in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(sig, signal.SIG_IGN)
+    _idle()
+
+
+def _idle() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's is its parent's to answer
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
