@@ -138,7 +138,13 @@ def test_without_alpha_there_is_growth_and_no_teacher(first, folder, tmp_path):
     assert results(task).growth.inserted > 0
     (growth,) = tiny.records(task, "growth")
     assert set(growth["cosines"]) == {"visual.transformer.resblocks", "transformer.resblocks"}
-    assert any(line.startswith("grown: ") for line in said)
+    start = said.index("grown from s0 by Insert in width and Duplicate in depth:")
+    assert said[start + 2].startswith("visual.transformer.resblocks ") and said[start + 5].startswith("together ")
+    together = [int(word.replace(",", "")) for word in said[start + 5].split()[1:]]
+    assert together == [growth[kind] for kind in ("inserted", "duplicated", "new")]
+    assert together == [
+        sum(c.get(kind, 0) for c in growth["stacks"].values()) for kind in ("inserted", "duplicated", "new")
+    ]
 
 
 def test_a_successor_starts_grown_and_its_projections_stay_out_of_the_artifact(first, second):

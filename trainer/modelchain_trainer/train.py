@@ -96,8 +96,8 @@ class Trainer:
         if self.task.predecessor is not None:
             teacher_config, weights = artifact.load_predecessor(self.task.predecessor)
             transfer = self.inputs["transfer"]
-            report = growth.grow(clip, weights, transfer["width"], transfer["depth"])
-            self.growth = Growth.model_validate(report.to_dict())
+            self.grown = growth.grow(clip, weights, transfer["width"], transfer["depth"])
+            self.growth = Growth.model_validate(self.grown.to_dict())
             self.alpha = float(transfer["distillation"]["alpha"])
             if self.alpha:
                 dim = teacher_config["embed_dim"]
@@ -170,7 +170,7 @@ class Trainer:
 
     def _tell_growth(self, piece: tuple[Tensor, list[Chunk]]) -> None:
         """What was inherited, and how alike the layers are before the first step."""
-        assert self.growth is not None and self.task.predecessor is not None
+        assert self.task.predecessor is not None
         predecessor = self.teacher or self._frozen(*artifact.load_predecessor(self.task.predecessor))
         images, chunks = piece
 
@@ -179,12 +179,10 @@ class Trainer:
                 models.encode_image(model, images)
                 models.encode_text_chunks(model, chunks)
 
-        counts = self.growth.model_dump(include={"inserted", "duplicated", "new"})
-        self.say("grown: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
         cosines = growth.agreement(self.student.clip, predecessor, run)
-        for stack, values in cosines.items():
-            self.say(f"cosine with the predecessor's layers, {stack}: " + " ".join(f"{v:.2f}" for v in values))
-        self._record(event="growth", step=0, **counts, cosines=cosines)
+        for line in self.grown.lines(self.task.predecessor.stage, cosines):
+            self.say(line)
+        self._record(event="growth", step=0, **self.grown.to_dict(), stacks=self.grown.stacks, cosines=cosines)
 
     def _step(self, batch: Batch) -> Tensor:
         return self.step(batch)
