@@ -2,7 +2,8 @@
 
 Both families of Table G, an eighth as wide (text towers of three layers, pictures of 32 pixels), on Fashion-MNIST.
 Every predecessor is trained by the shipped trainer; on every edge the grown student is compared with the same one at
-random. The results file is added to edge by edge and what it has is not run again; the last line makes the table.
+random. The results file is added to edge by edge, and what it has is not run again. `--write` puts the tables into
+docs/growth.md.
 """
 
 from __future__ import annotations
@@ -178,6 +179,28 @@ def of_edge(lab: Lab, before: Task, name: str, trained: bool) -> Json:
     return found
 
 
+def tables(found: dict[str, Json]) -> str:
+    """Of all edges, and of those whose embedding changes its size."""
+    first = "| edge | at random | " + " | ".join(METHODS) + " | `Insert`, an epoch later | `Released` |"
+    lines = [first, "|---" * (len(METHODS) + 4) + "|"]
+    for edge, row in found.items():
+        losses = [row["random"], *(row["start"][method] for method in METHODS)]
+        losses += [row["epoch"].get("Insert"), row["epoch"].get("Released")]
+        cells = ["" if loss is None else f"{loss:.3f}" for loss in losses]
+        lines.append(f"| {edge} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "| edge, `Insert` | before its first step | after its first epoch | the same, α = 0 |",
+        "|---" * 4 + "|",
+    ]
+    for edge, row in found.items():
+        if "Insert alone" in row["epoch"]:
+            pairs = [(row["start"]["Insert"], row["top1"]["start"])]
+            pairs += [(row["epoch"][key], row["top1"][key]) for key in ("Insert", "Insert alone")]
+            lines.append(f"| {edge} | " + " | ".join(f"{loss:.3f}, {top1:.1f} %" for loss, top1 in pairs) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=DATA, help="fashion-mnist's shards")
@@ -199,6 +222,11 @@ def main() -> None:
             found[edge] = {"family": family, **of_edge(lab, lab.train(a)[0], b, trained)}
             results.write_text(json.dumps(found, indent=1))
             print(edge, json.dumps(found[edge]), flush=True)
+    if arguments.write:
+        before, _, rest = PAGE.read_text().partition(BEGIN)
+        PAGE.write_text(f"{before}{BEGIN}\n{tables(found)}\n{END}{rest.partition(END)[2]}")
+    else:
+        print(tables(found))
 
 
 if __name__ == "__main__":
