@@ -72,17 +72,15 @@ def tables(report: Json) -> dict[str, str]:
 
 
 def score(metrics: Mapping[str, float], name: str) -> float:
-    """A metric of `results.json`; r10 is the mean of both directions' R@10."""
+    """A metric of `results.json`; recall is the mean of R@1, R@5 and R@10, both directions."""
     if name in metrics:
         return metrics[name]
-    found = [value for key, value in metrics.items() if key.endswith(f"-{name}")]
-    return sum(found) / len(found)
+    return statistics.fmean(value for key, value in metrics.items() if re.search(r"-r\d+$", key))
 
 
-def shown(arm: Json) -> list[str]:
-    """The metrics that are shown of an arm, the evaluation's own first."""
-    first = arm["stages"][0]["final"]
-    return ["top1"] if "top1" in first else ["r1", "r10"]
+def shown(arm: Json) -> str:
+    """The metric that is shown of an arm."""
+    return "top1" if "top1" in arm["stages"][0]["final"] else "recall"
 
 
 def interval(differences: Sequence[float]) -> tuple[float, float | None]:
@@ -145,23 +143,25 @@ def _signed(values: Sequence[float]) -> str:
 
 
 def _tuning(arms: Sequence[Json]) -> str:
-    metrics = shown(arms[0])
+    metric = shown(arms[0])
     rows = []
-    for arm in arms:
+    for arm in sorted(arms, key=lambda arm: "sml".index(arm["name"])):
         stage = arm["stages"][0]
-        values = ["failed"] * len(metrics) if _failed([arm]) else [f"{score(stage['final'], m):.2f}" for m in metrics]
-        rows.append([stage["model"], stage["rate"], str(stage["epochs"]), *values])
-    return _markdown(["model", "learning rate", "epochs", *metrics], sorted(rows, key=lambda r: "sml".index(r[0])))
+        value = "failed" if _failed([arm]) else f"{score(stage['final'], metric):.2f}"
+        rows.append([stage["model"], stage["rate"], str(stage["epochs"]), value])
+    return _markdown(["model", "learning rate", "epochs", metric], rows)
 
 
 def _individual(arms: Sequence[Json]) -> str:
-    metrics = shown(arms[0])
+    metric = shown(arms[0])
     rows = []
     for at, stage in enumerate(arms[0]["stages"]):
-        stages = [arm["stages"][at] for arm in arms]
-        scores = [" / ".join(f"{score(s['final'], m):.2f}" for s in stages) for m in metrics]
-        rows.append([stage["model"], str(stage["epochs"]), f"{stage['macs']:.3g}", *scores])
-    return _markdown(["model", "epochs", "MACs", *(f"{m}, by seed" for m in metrics)], rows)
+        scores = [score(arm["stages"][at]["final"], metric) for arm in arms]
+        by_seed = " / ".join(f"{value:.2f}" for value in scores)
+        rows.append(
+            [stage["model"], str(stage["epochs"]), f"{stage['macs']:.3g}", f"{statistics.fmean(scores):.2f}", by_seed]
+        )
+    return _markdown(["model", "epochs", "MACs", metric, "by seed"], rows)
 
 
 def _lossless(arms: Sequence[Json], base: Mapping[int, Json]) -> str:
@@ -189,16 +189,15 @@ def _lossless(arms: Sequence[Json], base: Mapping[int, Json]) -> str:
 
 
 def _all_differences(arms: Sequence[Json], base: Mapping[int, Json]) -> list[list[float]]:
-    """Of every successor and every metric that is shown."""
-    successors = [s["model"] for s in arms[0]["stages"][1:]]
-    return [differences(arms, base, model, metric) for model in successors for metric in shown(arms[0])]
+    """Of every successor."""
+    return [differences(arms, base, s["model"], shown(arms[0])) for s in arms[0]["stages"][1:]]
 
 
 def _compared(arms: Sequence[Json], base: Mapping[int, Json]) -> str:
     """A row for each kind of chain: cheapness, points above the baseline of both successors, the paper's test."""
-    metrics, successors = shown(next(iter(base.values()))), ("m", "l")
+    metric, successors = shown(next(iter(base.values()))), ("m", "l")
     head = ["start", "IFD", "epochs", "MACs, times fewer"]
-    head += [f"{model} {at}" for model in successors for at in ("at step 0", *(f"{m} − alone" for m in metrics))]
+    head += [f"{model} {at}" for model in successors for at in ("at step 0", f"{metric} − alone")]
     rows = []
     for (_, name, ifd, epochs), seeds in sorted(_cells(arms).items(), key=lambda cell: cell[0][3]):
         row = [name, "with" if ifd else "without", "+".join(map(str, epochs))]
@@ -208,11 +207,10 @@ def _compared(arms: Sequence[Json], base: Mapping[int, Json]) -> str:
         row.append(f"{acceleration(seeds[0], base[seeds[0]['seed']]):.2f}")
         verdicts = []
         for model in successors:
-            row.append(f"{statistics.fmean(score(_of(a, model)['initial'], metrics[0]) for a in seeds):.1f}")
-            for metric in metrics:
-                values = differences(seeds, base, model, metric)
-                row.append(_signed(values))
-                verdicts.append(verdict(values))
+            row.append(f"{statistics.fmean(score(_of(a, model)['initial'], metric) for a in seeds):.1f}")
+            values = differences(seeds, base, model, metric)
+            row.append(_signed(values))
+            verdicts.append(verdict(values))
         rows.append([*row, worst(verdicts)])
     return _markdown([*head, "verdict"], rows)
 
@@ -221,60 +219,73 @@ def _ablation(arms: Sequence[Json], table: Sequence[Json], base: Mapping[int, Js
     """One seed: accuracy of each arm's last two models, and points above the arm that nothing was changed of."""
     seed = arms[0]["seed"]
     plain = next(a for a in table if a["seed"] == seed and a["name"] == "Insert" and a["ifd"])
-    metric = shown(plain)[0]
+    metric = shown(plain)
+    reference = score(plain["stages"][-1]["final"], metric)
     rows = []
     for arm in [plain, *arms]:
         name = "Insert with IFD, nothing changed" if arm is plain else arm["name"]
         if _failed([arm]):
             rows.append([name, "failed"])
             continue
-        by_model = {s["model"]: score(s["final"], metric) for s in arm["stages"]}
-        steps = f"{_of(arm, 'l')['initial'][metric]:.1f}"
-        change = by_model["l"] - score(_of(plain, "l")["final"], metric)
+        last = arm["stages"][-1]
+        reached = score(last["final"], metric)
+        middle = "".join(f"{score(s['final'], metric):.2f}" for s in arm["stages"] if s["model"] == "m")
         macs = sum(s["macs"] for s in arm["stages"]) / _of(base[seed], "l")["macs"]
-        middle = f"{by_model['m']:.2f}" if "m" in by_model else ""
-        rows.append([name, f"{macs:.2f}", middle, steps, f"{by_model['l']:.2f}", f"{change:+.2f}"])
+        start = f"{score(last['initial'], metric):.1f}"
+        rows.append([name, f"{macs:.2f}", middle, start, f"{reached:.2f}", f"{reached - reference:+.2f}"])
     return _markdown(["", "MACs, of l alone", f"m {metric}", "l at step 0", f"l {metric}", "change"], rows)
 
 
 def picture(setup: str, arms: Sequence[Json], path: Path) -> None:
-    """Accuracy of each model against the MACs that were spent up to it, means over seeds."""
+    """Accuracy against accumulated MACs, means over seeds: of all chains of the table, and of l by epochs."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     families = _cells(a for a in arms if a["part"] in ("individual", "table", "epochs") and not _failed([a]))
-    if not families:
+    of_table = next((epochs for (part, _, _, epochs) in families if part == "table"), None)
+    if of_table is None:
         return
-    metric = shown(arms[0])[0]
-    names = list(dict.fromkeys(name for _, name, _, _ in families))
-    epochs_of_table = next(epochs for (part, _, _, epochs) in families if part == "table")
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True)
-    for (_, name, ifd, epochs), seeds in families.items():
-        spent, scores = [0.0], []
-        for at in range(len(seeds[0]["stages"])):
-            spent.append(spent[-1] + seeds[0]["stages"][at]["macs"])
-            scores.append([score(arm["stages"][at]["final"], metric) for arm in seeds])
-        means = [statistics.fmean(values) for values in scores]
-        both = list(zip(means, scores, strict=True))
-        spread = [[m - min(v) for m, v in both], [max(v) - m for m, v in both]]
-        colour = "black" if name == "individual" else f"C{names.index(name)}"
-        style = "-" if ifd or name == "individual" else "--"
-        label = name if name == "individual" else f"{name}{', IFD' if ifd else ''}"
-        for axes, here in ((left, epochs == epochs_of_table), (right, name == "Insert" and ifd)):
-            if here or name == "individual":
-                text = label if axes is left else f"{label}, {'+'.join(map(str, epochs))} epochs"
-                shade = colour if axes is left or name == "individual" else f"C{min(epochs[1:])}"
-                axes.errorbar(spent[1:], means, yerr=spread, color=shade, linestyle=style, marker="o", label=text)
-    left.set_title(f"{setup}: chains of {'+'.join(map(str, epochs_of_table))} epochs")
-    right.set_title(f"{setup}: Insert with IFD, by epochs")
-    left.set_ylabel(f"{metric}, %")
+    metric = shown(arms[0])
+    names = list(dict.fromkeys(name for part, name, _, _ in families if part == "table"))
+    colours = {name: f"C{at}" for at, name in enumerate(names)} | {"individual": "black"}
+    swept: dict[str, list[tuple[float, list[float]]]] = defaultdict(list)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5))
+    for (part, name, ifd, epochs), seeds in families.items():
+        spent, scores = 0.0, []
+        for at in range(len(epochs)):
+            spent += seeds[0]["stages"][at]["macs"]
+            scores.append((spent, [score(arm["stages"][at]["final"], metric) for arm in seeds]))
+        if part == "individual" or epochs == of_table:
+            style = "-" if ifd or part == "individual" else "--"
+            label = "each model alone" if part == "individual" else f"{name}{', IFD' if ifd else ''}"
+            _line(left, scores, color=colours[name], linestyle=style, label=label)
+        if part == "individual":
+            best = statistics.fmean(scores[-1][1])
+            right.axhline(best, color="black", label="l alone")
+            right.axhspan(best - TOLERANCE, best, color="black", alpha=0.1, label=f"down to {TOLERANCE} points less")
+        elif ifd:
+            swept[name].append(scores[-1])
+    for name, points in swept.items():
+        if len(points) > 1:
+            _line(right, sorted(points), color=colours[name], label=f"{name}, IFD")
+    left.set_title(f"s, m, l after {', '.join(map(str, of_table))} epochs")
+    right.set_title("l at the end of chains of fewer and more epochs")
     for axes in (left, right):
         axes.set_xlabel("accumulated MACs")
+        axes.set_ylabel(f"{setup}: {metric}, % (mean and range over seeds)")
         axes.set_xscale("log")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=80)
     pyplot.close(figure)
+
+
+def _line(axes: Any, points: Sequence[tuple[float, Sequence[float]]], **style: Any) -> None:
+    """Means over seeds, with bars to the lowest and highest."""
+    means = [statistics.fmean(values) for _, values in points]
+    below = [mean - min(values) for mean, (_, values) in zip(means, points, strict=True)]
+    above = [max(values) - mean for mean, (_, values) in zip(means, points, strict=True)]
+    axes.errorbar([spent for spent, _ in points], means, yerr=[below, above], marker="o", capsize=2, **style)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -40,7 +41,6 @@ class Setup:
     shards: str
     samples: int
     evaluation: tuple[Json, ...]
-    metrics: tuple[str, ...]  # the evaluation's own, and others that the report shows
     models: dict[str, Json]  # by name, smallest first
     epochs: int  # of a model trained alone
     batch: int
@@ -123,10 +123,12 @@ def replaced(variant: str) -> Iterator[None]:
     import torch
 
     from modelchain_trainer import growth, models
+    from modelchain_trainer.growth.report import REST
 
     def nothing(student: torch.nn.Module, predecessor: Json, width: str, depth: str) -> growth.GrowthReport:
         count = sum(parameter.numel() for parameter in student.parameters())
-        return growth.GrowthReport({"width": width, "depth": depth}, 0, 0, count)
+        method = {"width": width, "depth": depth}
+        return growth.GrowthReport(method, 0, 0, count, {REST: Counter(new=count)})
 
     def random_projection(own: int, predecessor: int) -> torch.nn.Linear:
         return torch.nn.Linear(own, predecessor, bias=False)
