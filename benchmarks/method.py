@@ -2,7 +2,7 @@
 
 Models trained alone against chains, by initialisation, distillation and epochs, with ablations: every training is the
 trainer's own. A stage that is finished is not run again, a stopped one goes on: Ctrl-C and the same command lose
-nothing. `--write` puts figures, tables and pictures into docs/; `--tune` trains what the baseline was chosen from.
+nothing. `--write` puts figures, tables and pictures into docs/.
 """
 
 from __future__ import annotations
@@ -87,16 +87,16 @@ def flickr(scale: int = 1, split: str = "test") -> Setup:
     )  # fmt: skip
 
 
-def smoke() -> Setup:
+def smoke(scale: int = 1) -> Setup:
     """Three tiny models on fifty photos: whether all of this works, in seconds."""
     sizes = (16, 8, 12)
     return Setup(
         name="smoke", folder="coco-mini", shards="train/train-000000.tar", samples=50,
         evaluation=({"name": "r1", "kind": "Retrieval", "shards": "/data/val/val-000000.tar"},),
         models={
-            "s": model(sizes, 16, (16, 1), (16, 1)),
-            "m": model(sizes, 16, (24, 1), (16, 1)),
-            "l": model(sizes, 24, (32, 2), (32, 1)),
+            "s": model(sizes, 16, (16, 1), (16, 1), scale),
+            "m": model(sizes, 16, (24, 1), (16, 1), scale),
+            "l": model(sizes, 24, (32, 2), (32, 1), scale),
         },
         epochs=2, batch=16, captions=1, rate="1e-3", warmup=(2, 1), lists={},
     )  # fmt: skip
@@ -106,7 +106,7 @@ def smoke() -> Setup:
 class Arm:
     """Some models of a data set, each trained somehow; `part` is where the report shows it."""
 
-    part: str  # individual, table, epochs, ablation, tuning
+    part: str  # individual, table, epochs, ablation, tuning, regime
     name: str
     stages: tuple[Stage, ...]
     ifd: bool = False
@@ -149,7 +149,8 @@ def individual(setup: Setup, seed: int) -> Arm:
 INITS = ("random init", "Released", "Insert", "FPI", "LEMON")
 
 
-def fashion_arms(setup: Setup) -> Iterator[Arm]:
+def fashion_arms(scale: int) -> Iterator[Arm]:
+    setup = fashion(scale)
     for seed in SEEDS:
         yield individual(setup, seed)
         for init in INITS:
@@ -159,13 +160,18 @@ def fashion_arms(setup: Setup) -> Iterator[Arm]:
             for init in ("Insert", "FPI", "LEMON"):
                 yield started("epochs", init, True, setup, seed, epochs)
     yield from ablations(setup, SEEDS[0], TABLE_EPOCHS)
+    yield from tuning(setup)
+    yield from regime(setup)
 
 
-def flickr_arms(setup: Setup) -> Iterator[Arm]:
+def flickr_arms(scale: int) -> Iterator[Arm]:
+    setup = flickr(scale)
     for seed in SEEDS:
         yield individual(setup, seed)
         for init, ifd in (("Released", True), ("Insert", False), ("Insert", True)):
             yield started("table", init, ifd, setup, seed, FLICKR_EPOCHS)
+    for rate in ("1e-3", "2e-3"):
+        yield Arm("tuning", "m", (alone(flickr(scale, "val"), "m", TUNING_SEED, rate=rate),))
 
 
 def ablations(setup: Setup, seed: int, epochs: int) -> Iterator[Arm]:
@@ -181,7 +187,8 @@ def ablations(setup: Setup, seed: int, epochs: int) -> Iterator[Arm]:
     yield chain("ablation", f"{wider} at random", setup, seed, epochs, variant="random T", models="s m wide")
 
 
-def smoke_arms(setup: Setup) -> Iterator[Arm]:
+def smoke_arms(scale: int) -> Iterator[Arm]:
+    setup = smoke(scale)
     yield individual(setup, 0)
     for init in ("random init", "Insert"):
         for ifd in (False, True):
@@ -191,12 +198,21 @@ def smoke_arms(setup: Setup) -> Iterator[Arm]:
 
 def tuning(setup: Setup) -> Iterator[Arm]:
     """What rate and epochs of the baseline were chosen from, with a seed that the report does not use."""
-    epochs = setup.epochs
-    yield from (Arm("tuning", name, (alone(setup, name, TUNING_SEED),)) for name in ("s", "l"))
-    for other in (epochs // 2, epochs, 2 * epochs):
-        yield Arm("tuning", "m", (alone(setup, "m", TUNING_SEED, other),))
+    for epochs in (setup.epochs // 2, setup.epochs, 2 * setup.epochs):
+        yield Arm("tuning", "m", (alone(setup, "m", TUNING_SEED, epochs),))
     for factor in (0.5, 2):
         yield Arm("tuning", "m", (alone(setup, "m", TUNING_SEED, rate=f"{float(setup.rate) * factor:g}"),))
+    yield from (Arm("tuning", name, (alone(setup, name, TUNING_SEED),)) for name in ("s", "l"))
+
+
+def regime(setup: Setup) -> Iterator[Arm]:
+    """As many samples, but twice the pictures in half the epochs; with the seed of tuning."""
+    other = replace(
+        setup, name="fashion-mnist-4000", shards="train/train-{000000..000001}.tar", samples=4_000, epochs=32
+    )
+    yield individual(other, TUNING_SEED)
+    for init in ("Insert", "FPI", "LEMON"):
+        yield started("regime", init, True, other, TUNING_SEED, 4)
 
 
 TABLE_EPOCHS, OTHER_EPOCHS, FLICKR_EPOCHS = 8, (4, 2), 2
@@ -222,16 +238,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="one thread each")
     parser.add_argument("--only", choices=["fashion-mnist", "flickr8k", "smoke"], help="default: the first two")
     parser.add_argument("--scale", type=int, default=1, help="times the widths of all models")
-    parser.add_argument("--tune", action="store_true", help="only what the baseline is chosen from")
     parser.add_argument("--estimate", action="store_true", help="only say how much there is to do")
     parser.add_argument("--write", type=Path, nargs="?", const=REPOSITORY / "docs", help="into this folder (docs/)")
     given = parser.parse_args()
-    parts = {"fashion-mnist": (fashion, fashion_arms), "flickr8k": (flickr, flickr_arms)}
-    if given.only == "smoke":
-        arms = list(smoke_arms(smoke()))
-    else:
-        chosen = [parts[given.only]] if given.only else parts.values()
-        arms = [a for make, arms_of in chosen for a in (tuning if given.tune else arms_of)(make(given.scale))]
+    parts = {"fashion-mnist": fashion_arms, "flickr8k": flickr_arms, "smoke": smoke_arms}
+    chosen = [given.only] if given.only else ["fashion-mnist", "flickr8k"]
+    arms = [arm for name in chosen for arm in parts[name](given.scale)]
     stages = [stage for arm in arms for stage in arm.stages]
     if given.estimate:
         wanted = {s for stage in stages for s in lineage(stage)}

@@ -15,9 +15,7 @@ from typing import Any
 from modelchain.cli.files import write_atomic
 
 Json = dict[str, Any]
-Cell = tuple[
-    str, str, bool, tuple[int, ...]
-]  # part, name, with distillation, epochs of each stage: arms but for the seed
+Cell = tuple[str, str, bool, tuple[int, ...]]  # part, name, with distillation, epochs of stages: all but the seed
 TOLERANCE = 0.5  # points below the baseline that are no loss (paper, 3.1.2)
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # by number of seeds: two-sided 95 % of Student's t
 BEGIN, END = "<!-- method.py: {} -->", "<!-- end -->"
@@ -54,20 +52,22 @@ def tables(report: Json) -> dict[str, str]:
     found = {}
     for setup in _setups(report):
         arms = [arm for arm in report["arms"] if arm["setup"] == setup]
-        parts = {part: [a for a in arms if a["part"] == part] for part in ("tuning", "table", "epochs", "ablation")}
-        base = {a["seed"]: a for a in arms if a["part"] == "individual"}
-        if parts["tuning"]:
-            found[f"{setup} tuning"] = _tuning(parts["tuning"])
-        if base:
-            found[f"{setup} individual"] = _individual(list(base.values()))
-            found[f"{setup} lossless"] = _lossless([*parts["table"], *parts["epochs"]], base)
+        parts: dict[str, list[Json]] = defaultdict(list)
+        for arm in arms:
+            parts[arm["part"]].append(arm)
+        base = {arm["seed"]: arm for arm in parts["individual"]}
+        chains = [*parts["table"], *parts["epochs"], *parts["regime"]]
+        found[f"{setup} individual"] = _individual(parts["individual"])
+        found[f"{setup} lossless"] = _lossless(chains, base)
+        if parts["table"]:
             found[f"{setup} table"] = _compared(parts["table"], base)
-            if parts["epochs"]:
-                same = {(a["name"], a["ifd"]) for a in parts["epochs"]}
-                swept = [*parts["epochs"], *(a for a in parts["table"] if (a["name"], a["ifd"]) in same)]
-                found[f"{setup} epochs"] = _compared(swept, base)
+        if swept := [*parts["epochs"], *parts["regime"]]:
+            same = {(a["name"], a["ifd"]) for a in swept}
+            found[f"{setup} epochs"] = _compared([a for a in chains if (a["name"], a["ifd"]) in same], base)
         if parts["ablation"]:
             found[f"{setup} ablation"] = _ablation(parts["ablation"], parts["table"], base)
+        if parts["tuning"]:
+            found[f"{setup} tuning"] = _tuning(parts["tuning"])
     return found
 
 
