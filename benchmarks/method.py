@@ -159,6 +159,8 @@ def fashion_arms(scale: int) -> Iterator[Arm]:
         for epochs in OTHER_EPOCHS:
             for init in ("Insert", "FPI", "LEMON"):
                 yield started("epochs", init, True, setup, seed, epochs)
+        for epochs in SHORTER:
+            yield started("epochs", "random init", False, setup, seed, epochs)
     yield from ablations(setup, SEEDS[0], TABLE_EPOCHS)
     yield from tuning(setup)
     yield from regime(setup)
@@ -215,7 +217,7 @@ def regime(setup: Setup) -> Iterator[Arm]:
         yield started("regime", init, True, other, TUNING_SEED, 4)
 
 
-TABLE_EPOCHS, OTHER_EPOCHS, FLICKR_EPOCHS = 8, (4, 2), 2
+TABLE_EPOCHS, OTHER_EPOCHS, SHORTER, FLICKR_EPOCHS = 8, (4, 2), (16, 32), 2
 
 
 def figures(arm: Arm, records: dict[Stage, Json]) -> Json:
