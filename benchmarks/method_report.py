@@ -250,7 +250,7 @@ def picture(setup: str, arms: Sequence[Json], path: Path) -> None:
     metric = shown(arms[0])
     names = list(dict.fromkeys(name for part, name, _, _ in families if part == "table"))
     colours = {name: f"C{at}" for at, name in enumerate(names)} | {"individual": "black"}
-    swept: dict[str, list[tuple[float, list[float]]]] = defaultdict(list)
+    swept: dict[tuple[str, bool], list[tuple[float, list[float]]]] = defaultdict(list)
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5))
     for (part, name, ifd, epochs), seeds in families.items():
         spent, scores = 0.0, []
@@ -265,11 +265,12 @@ def picture(setup: str, arms: Sequence[Json], path: Path) -> None:
             best = statistics.fmean(scores[-1][1])
             right.axhline(best, color="black", label="l alone")
             right.axhspan(best - TOLERANCE, best, color="black", alpha=0.1, label=f"down to {TOLERANCE} points less")
-        elif ifd:
-            swept[name].append(scores[-1])
-    for name, points in swept.items():
+        elif ifd or name == "random init":
+            swept[name, ifd].append(scores[-1])
+    for (name, ifd), points in swept.items():
         if len(points) > 1:
-            _line(right, sorted(points), color=colours[name], label=f"{name}, IFD")
+            label, style = (f"{name}, IFD", "-") if ifd else (name, "--")
+            _line(right, sorted(points), color=colours[name], linestyle=style, label=label)
     left.set_title(f"s, m, l after {', '.join(map(str, of_table))} epochs")
     right.set_title("l at the end of chains of fewer and more epochs")
     for axes in (left, right):
