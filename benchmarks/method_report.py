@@ -72,15 +72,15 @@ def tables(report: Json) -> dict[str, str]:
 
 
 def score(metrics: Mapping[str, float], name: str) -> float:
-    """A metric of `results.json`; recall is the mean of R@1, R@5 and R@10, both directions."""
+    """A metric of `results.json`; R@10 is the mean of both directions'."""
     if name in metrics:
         return metrics[name]
-    return statistics.fmean(value for key, value in metrics.items() if re.search(r"-r\d+$", key))
+    return statistics.fmean(value for key, value in metrics.items() if key.endswith("-r10"))
 
 
 def shown(arm: Json) -> str:
     """The metric that is shown of an arm."""
-    return "top1" if "top1" in arm["stages"][0]["final"] else "recall"
+    return "top1" if "top1" in arm["stages"][0]["final"] else "R@10"
 
 
 def interval(differences: Sequence[float]) -> tuple[float, float | None]:
