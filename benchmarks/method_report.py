@@ -16,6 +16,7 @@ from modelchain.cli.files import write_atomic
 
 Json = dict[str, Any]
 Cell = tuple[str, str, bool, tuple[int, ...]]  # part, name, with distillation, epochs of stages: all but the seed
+CLOSER = 3  # points of accuracy, in the picture's right half
 TOLERANCE = 0.5  # points below the baseline that are no loss (paper, 3.1.2)
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # by number of seeds: two-sided 95 % of Student's t
 BEGIN, END = "<!-- method.py: {} -->", "<!-- end -->"
@@ -64,6 +65,8 @@ def tables(report: Json) -> dict[str, str]:
         if swept := [*parts["epochs"], *parts["regime"]]:
             same = {(a["name"], a["ifd"]) for a in swept}
             found[f"{setup} epochs"] = _compared([a for a in chains if (a["name"], a["ifd"]) in same], base)
+        if parts["two"]:
+            found[f"{setup} two"] = _compared(parts["two"], base)
         if parts["ablation"]:
             found[f"{setup} ablation"] = _ablation(parts["ablation"], parts["table"], base)
         if parts["tuning"]:
@@ -195,7 +198,7 @@ def _all_differences(arms: Sequence[Json], base: Mapping[int, Json]) -> list[lis
 
 def _compared(arms: Sequence[Json], base: Mapping[int, Json]) -> str:
     """A row for each kind of chain: cheapness, points above the baseline of both successors, the paper's test."""
-    metric, successors = shown(next(iter(base.values()))), ("m", "l")
+    metric, successors = shown(arms[0]), [stage["model"] for stage in arms[0]["stages"][1:]]
     head = ["start", "IFD", "epochs", "MACs, times fewer"]
     head += [f"{model} {at}" for model in successors for at in ("at step 0", f"{metric} − alone")]
     rows = []
@@ -237,48 +240,42 @@ def _ablation(arms: Sequence[Json], table: Sequence[Json], base: Mapping[int, Js
 
 
 def picture(setup: str, arms: Sequence[Json], path: Path) -> None:
-    """Accuracy against accumulated MACs, means over seeds: of all chains of the table, and of l by epochs."""
+    """Accuracy of each model against the MACs spent up to it, means over seeds; on the right the best points closer."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import FuncFormatter
 
-    families = _cells(a for a in arms if a["part"] in ("individual", "table", "epochs") and not _failed([a]))
-    of_table = next((epochs for (part, _, _, epochs) in families if part == "table"), None)
-    if of_table is None:
+    families = _cells(a for a in arms if a["part"] in ("individual", "table") and not _failed([a]))
+    if not any(part == "table" for part, *_ in families):
         return
     metric = shown(arms[0])
-    names = list(dict.fromkeys(name for part, name, _, _ in families if part == "table"))
-    colours = {name: f"C{at}" for at, name in enumerate(names)} | {"individual": "black"}
-    swept: dict[tuple[str, bool], list[tuple[float, list[float]]]] = defaultdict(list)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5))
-    for (part, name, ifd, epochs), seeds in families.items():
-        spent, scores = 0.0, []
-        for at in range(len(epochs)):
-            spent += seeds[0]["stages"][at]["macs"]
-            scores.append((spent, [score(arm["stages"][at]["final"], metric) for arm in seeds]))
-        if part == "individual" or epochs == of_table:
-            style = "-" if ifd or part == "individual" else "--"
-            label = "each model alone" if part == "individual" else f"{name}{', IFD' if ifd else ''}"
-            _line(left, scores, color=colours[name], linestyle=style, label=label)
-        if part == "individual":
-            best = statistics.fmean(scores[-1][1])
-            right.axhline(best, color="black", label="l alone")
-            right.axhspan(best - TOLERANCE, best, color="black", alpha=0.1, label=f"down to {TOLERANCE} points less")
-        elif ifd or name == "random init":
-            swept[name, ifd].append(scores[-1])
-    for (name, ifd), points in swept.items():
-        if len(points) > 1:
-            label, style = (f"{name}, IFD", "-") if ifd else (name, "--")
-            _line(right, sorted(points), color=colours[name], linestyle=style, label=label)
-    left.set_title(f"s, m, l after {', '.join(map(str, of_table))} epochs")
-    right.set_title("l at the end of chains of fewer and more epochs")
+    names = list(dict.fromkeys(name for _, name, _, _ in families))
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5))
+    best = 0.0
+    for (part, name, ifd, _), seeds in families.items():
+        spent, points = 0.0, []
+        for at, stage in enumerate(seeds[0]["stages"]):
+            spent += stage["macs"] / 1e12
+            points.append((spent, [score(arm["stages"][at]["final"], metric) for arm in seeds]))
+            best = max(best, *points[-1][1])
+        alone = part == "individual"
+        label = "each model alone" if alone else f"{name}, {'with' if ifd else 'without'} IFD"
+        colour = "black" if alone else f"C{names.index(name)}"
+        for axes in (left, right):
+            _line(axes, points, color=colour, linestyle="-" if ifd or alone else "--", label=label)
+    left.set_title(f"{setup}: s, m, l in the order they are trained")
+    right.set_title(f"the best {CLOSER} points closer")
+    right.set_ylim(best - CLOSER, best + 0.2)
+    left.legend(fontsize=8)
     for axes in (left, right):
-        axes.set_xlabel("accumulated MACs")
-        axes.set_ylabel(f"{setup}: {metric}, % (mean and range over seeds)")
+        axes.set_xlabel("accumulated MACs, 10¹²")
+        axes.set_ylabel(f"{metric}, %: mean and range over seeds")
         axes.set_xscale("log")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            axis(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "1235" else ""))
+        axes.grid(alpha=0.3, which="both")
     figure.tight_layout()
     figure.savefig(path, dpi=80)
     pyplot.close(figure)
