@@ -64,8 +64,7 @@ def fashion(scale: int = 1) -> Setup:
             "s": model(sizes, 64, (32, 4), (32, 2), scale),
             "m": model(sizes, 64, (64, 4), (32, 3), scale),
             "l": model(sizes, 64, (128, 4), (64, 3), scale),
-            "xs": model(sizes, 64, (16, 2), (32, 1), scale),  # these two for ablations
-            "wide": model(sizes, 96, (128, 4), (64, 3), scale),
+            "wide": model(sizes, 96, (128, 4), (64, 3), scale),  # for an ablation
         },
         epochs=64, batch=64, captions=1, rate="2e-3", warmup=(60, 20),
         lists={"names.json": json.dumps(PHRASES), "prompts.json": json.dumps(["a photo of {}."])},
@@ -106,7 +105,7 @@ def smoke(scale: int = 1) -> Setup:
 class Arm:
     """Some models of a data set, each trained somehow; `part` is where the report shows it."""
 
-    part: str  # individual, table, epochs, two (models), ablation, tuning, regime
+    part: str  # individual, table, two (models), ablation, tuning, regime
     name: str
     stages: tuple[Stage, ...]
     ifd: bool = False
@@ -154,10 +153,11 @@ def fashion_arms(scale: int) -> Iterator[Arm]:
     for seed in SEEDS:
         yield individual(setup, seed)
         for init in INITS:
-            for ifd in (False, True):
-                yield started("table", init, ifd, setup, seed, TABLE_EPOCHS)
-        yield started("epochs", "Insert", True, setup, seed, MORE_EPOCHS)
+            yield started("table", init, True, setup, seed, TABLE_EPOCHS)
+        for init in ("random init", "Insert"):
+            yield started("table", init, False, setup, seed, TABLE_EPOCHS)
         yield chain("two", "Insert", setup, seed, TABLE_EPOCHS, models="m l")
+        yield chain("two", "FPI", setup, seed, FEW_EPOCHS, width="FPI", models="m l")
     yield from ablations(setup, SEEDS[0], TABLE_EPOCHS)
     yield from tuning(setup)
     yield from regime(setup)
@@ -178,7 +178,6 @@ def ablations(setup: Setup, seed: int, epochs: int) -> Iterator[Arm]:
     for alpha in ("60", "4000"):
         yield chain("ablation", f"α = {alpha}", setup, seed, epochs, alpha)
     yield chain("ablation", "no warm-up", setup, seed, epochs, warmup=0)
-    yield chain("ablation", "a smaller first model (xs, m, l)", setup, seed, epochs, models="xs m l")
     yield chain("ablation", "two stages (s, l)", setup, seed, epochs, models="s l")
     wider = "l's embedding grows to 96, T(·) starts"
     yield chain("ablation", f"{wider} as the insertion's inverse", setup, seed, epochs, models="s m wide")
@@ -212,7 +211,7 @@ def regime(setup: Setup) -> Iterator[Arm]:
         yield started("regime", init, True, other, TUNING_SEED, 4)
 
 
-TABLE_EPOCHS, MORE_EPOCHS, FLICKR_EPOCHS = 8, 11, 2
+TABLE_EPOCHS, FEW_EPOCHS, FLICKR_EPOCHS = 8, 3, 2
 
 
 def figures(arm: Arm, records: dict[Stage, Json]) -> Json:

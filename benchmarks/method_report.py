@@ -57,14 +57,10 @@ def tables(report: Json) -> dict[str, str]:
         for arm in arms:
             parts[arm["part"]].append(arm)
         base = {arm["seed"]: arm for arm in parts["individual"]}
-        chains = [*parts["table"], *parts["epochs"], *parts["regime"]]
+        chains = [*parts["table"], *parts["regime"]]
         found[f"{setup} individual"] = _individual(parts["individual"])
-        found[f"{setup} lossless"] = _lossless(chains, base)
-        if parts["table"]:
-            found[f"{setup} table"] = _compared(parts["table"], base)
-        if swept := [*parts["epochs"], *parts["regime"]]:
-            same = {(a["name"], a["ifd"]) for a in swept}
-            found[f"{setup} epochs"] = _compared([a for a in chains if (a["name"], a["ifd"]) in same], base)
+        if chains:
+            found[f"{setup} table"] = _compared(chains, base)
         if parts["two"]:
             found[f"{setup} two"] = _compared(parts["two"], base)
         if parts["ablation"]:
@@ -165,35 +161,6 @@ def _individual(arms: Sequence[Json]) -> str:
             [stage["model"], str(stage["epochs"]), f"{stage['macs']:.3g}", f"{statistics.fmean(scores):.2f}", by_seed]
         )
     return _markdown(["model", "epochs", "MACs", metric, "by seed"], rows)
-
-
-def _lossless(arms: Sequence[Json], base: Mapping[int, Json]) -> str:
-    """For each kind of start, the cheapest chain whose models are all lossless, and the cheapest that may be so."""
-    found: dict[tuple[str, bool], dict[str, float]] = defaultdict(dict)
-    for (_, name, ifd, _), seeds in _cells(arms).items():
-        best = found[name, ifd]
-        if _failed(seeds):
-            continue
-        passed = worst(verdict(d) for d in _all_differences(seeds, base))
-        on_average = all(statistics.fmean(d) >= -TOLERANCE for d in _all_differences(seeds, base))
-        ratio = acceleration(seeds[0], base[seeds[0]["seed"]])
-        for kind, holds in (("decided", passed == "lossless"), ("average", on_average)):
-            if holds:
-                best[kind] = max(best.get(kind, 0.0), ratio)
-    rows = [
-        [
-            name,
-            "with" if ifd else "without",
-            *(f"{best[k]:.2f}x" if k in best else "none" for k in ("average", "decided")),
-        ]
-        for (name, ifd), best in found.items()
-    ]
-    return _markdown(["start", "IFD", "MACs, times fewer, where lossless on average", "and decided so"], rows)
-
-
-def _all_differences(arms: Sequence[Json], base: Mapping[int, Json]) -> list[list[float]]:
-    """Of every successor."""
-    return [differences(arms, base, s["model"], shown(arms[0])) for s in arms[0]["stages"][1:]]
 
 
 def _compared(arms: Sequence[Json], base: Mapping[int, Json]) -> str:

@@ -31,7 +31,7 @@ def test_the_report_in_small(shared_data: Path, tmp_path: Path) -> None:
     assert sum(s["macs"] for s in grown) < sum(s["macs"] for s in alone)
     assert (docs / "method-smoke.png").stat().st_size > 10_000
     page = (docs / "method.md").read_text()
-    assert page.count("<!-- end -->") == 4
+    assert page.count("<!-- end -->") == 3
     assert "| Insert | with | 2+1+1 |" in page
 
 
