@@ -117,12 +117,12 @@ def alone(setup: Setup, name: str, seed: int, epochs: int | None = None, rate: s
 
 def chain(
     part: str, name: str, setup: Setup, seed: int, epochs: int,
-    alpha: str = ALPHA, width: str = "Insert", variant: str = "", warmup: int | None = None, models: str = "s m l",
+    alpha: str = ALPHA, width: str = "Insert", variant: str = "", models: str = "s m l",
 ) -> Arm:  # fmt: skip
     """A chain whose successors train for `epochs` each."""
     first, *others = models.split()
     stages = [alone(setup, first, seed)]
-    steps = setup.warmup[1] if warmup is None else warmup
+    steps = setup.warmup[1]
     for other in others:
         before = stages[-1]
         same_space = setup.models[other]["embed_dim"] == setup.models[before.model]["embed_dim"]  # then there is no T
@@ -177,8 +177,6 @@ def ablations(setup: Setup, seed: int, epochs: int) -> Iterator[Arm]:
     """Each changes one thing of the paper's chain: Insert with distillation."""
     for alpha in ("60", "4000"):
         yield chain("ablation", f"α = {alpha}", setup, seed, epochs, alpha)
-    yield chain("ablation", "no warm-up", setup, seed, epochs, warmup=0)
-    yield chain("ablation", "two stages (s, l)", setup, seed, epochs, models="s l")
     wider = "l's embedding grows to 96, T(·) starts"
     yield chain("ablation", f"{wider} as the insertion's inverse", setup, seed, epochs, models="s m wide")
     yield chain("ablation", f"{wider} at random", setup, seed, epochs, variant="random T", models="s m wide")
