@@ -74,9 +74,11 @@ def test_it_opens_in_open_clip_and_gives_the_same_features(tmp_path, monkeypatch
     image = models.normalise(pixels[None])
     assert torch.equal(preprocess(Image.fromarray(picture)), image[0]) and tokens.shape == (2, 8)
     with torch.no_grad():
-        assert torch.equal(theirs.encode_image(image), clip.encode_image(image))
-        assert torch.equal(theirs.encode_text(tokens), clip.encode_text(tokens))
-        assert torch.equal(theirs.logit_scale, clip.logit_scale)
+        assert torch.allclose(theirs.encode_image(image), models.encode_image(clip, image), atol=1e-6)
+        assert torch.allclose(theirs.encode_text(tokens), models.encode_text(clip, tokens), atol=1e-6)
+    weights = clip.state_dict()
+    assert theirs.state_dict().keys() == weights.keys()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in theirs.state_dict().items())
 
 
 def test_the_manifest_covers_every_file(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 from contextlib import nullcontext
@@ -12,6 +13,7 @@ import tiny
 import torch
 import typer
 from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES, SimpleTokenizer, build_zero_shot_classifier
+from torch._dynamo.utils import counters
 from typer.testing import CliRunner
 
 from modelchain.contracts import DataRequest, TaskEvaluation, TrainFiles
@@ -217,16 +219,26 @@ def test_similarities_are_fp32_where_the_towers_are_bf16(clip, tmp_path, monkeyp
     seen, topk = set(), torch.Tensor.topk
     monkeypatch.setattr(torch.Tensor, "topk", lambda self, *a, **k: (seen.add(self.dtype), topk(self, *a, **k))[1])
     ran = []
-    hook = clip.visual.register_forward_hook(lambda *_: ran.append(torch.is_autocast_enabled("cpu")))
+    hook = clip.visual.conv1.register_forward_hook(lambda *_: ran.append(torch.is_autocast_enabled("cpu")))
     evaluator(*pairs, precision=BF16)(clip)
     hook.remove()
     assert seen == {torch.float32} and ran and all(ran)
 
 
+def test_compiled_layers_run_as_they_are(clip, tmp_path):
+    """An evaluation's last batch, and its captions, have shapes that no step has; none is worth a compilation."""
+    compiled = copy.deepcopy(clip)
+    models.compile_layers(compiled)
+    pair = retrieval(tmp_path, some_captions(7))
+    torch._dynamo.reset()
+    counters.clear()
+    assert evaluator(pair)(compiled) == evaluator(pair)(clip) and not counters["frames"]
+
+
 def test_the_model_is_left_as_it_was_and_only_due_evaluations_run(clip, tmp_path):
     one, samples = zero_shot(tmp_path, tiny.NAMES, [(0, 0)])
     modes = []
-    hook = clip.visual.register_forward_hook(lambda module, *_: modes.append(module.training))
+    hook = clip.visual.conv1.register_forward_hook(lambda module, *_: modes.append(module.training))
     for training in (True, False):
         clip.train(training)
         both = evaluator((one.model_copy(update={"every_epochs": 2}), samples))
