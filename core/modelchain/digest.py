@@ -29,9 +29,9 @@ def digest_of(inputs: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical(inputs)).hexdigest()
 
 
-def number(text: str) -> str:
+def number(decimal: str | Decimal) -> str:
     """One spelling for equal decimals: "1e-3", "0.001" and ".0010" are all "0.001"."""
-    value = Decimal(text).normalize()
+    value = Decimal(decimal).normalize()
     return format(abs(value) if value == 0 else value, "f")
 
 
@@ -63,11 +63,11 @@ def stage_inputs(
         "rerun": stage.rerun,
     }
     if predecessor is not None:
-        transfer = spec.transfer
+        transfer, dim = spec.transfer, spec.stages[index - 1].config.embed_dim
         inputs["transfer"] = {
             "width": transfer.width,
             "depth": transfer.depth,
-            "distillation": {"alpha": number(transfer.distillation.alpha)},
+            "distillation": {"alpha": number(transfer.distillation.released_alpha(dim))},
         }
         inputs["predecessor"] = predecessor
     return inputs

@@ -47,7 +47,7 @@ class IndividualPlan(Record):
 
 
 class StagePlan(Record):
-    """One stage. `macs_per_sample` holds the student's training and, for successors, the teacher's forward pass."""
+    """One stage. `macs_per_sample` holds the student's training and, where one pulls, the teacher's forward pass."""
 
     name: str
     model: str
@@ -84,6 +84,7 @@ def plan(
     Raises InputError when the convention has no numbers for a model or the target acceleration cannot be met.
     """
     spec = chain.spec
+    pulled = spec.transfer.distillation.pulls
     alone, chained = _macs_per_sample(spec, convention)
     epochs = _epochs(spec, alone, chained, frozen or {})
     per_epoch = _samples_per_epoch(spec, convention)
@@ -92,7 +93,7 @@ def plan(
     for i, stage in enumerate(spec.stages):
         swin, baseline = stage.config.vision_cfg.is_swin, spec.recipe.baseline_epochs
         individual = _amount(baseline * per_epoch, alone[i], pool, teacher=False, swin=swin)
-        own = _amount(epochs[i] * per_epoch, chained[i], pool, teacher=i > 0, swin=swin)
+        own = _amount(epochs[i] * per_epoch, chained[i], pool, teacher=pulled and i > 0, swin=swin)
         stages.append(
             StagePlan(
                 name=stage.name,
@@ -199,7 +200,8 @@ def _epochs(
 
 
 def _macs_per_sample(spec: ChainSpec, convention: Convention) -> tuple[list[Fraction], list[Fraction]]:
-    """Of each stage: training the model alone; training it in the chain, with the predecessor's forward pass."""
+    """Of each stage: training the model alone; training it in the chain, with the forward pass of a predecessor that
+    pulls it."""
     captions, batch = spec.data.train.captions_per_sample, spec.recipe.global_batch_size
     if convention == "paper":
         cells = [_table_g(i, stage) for i, stage in enumerate(spec.stages)]
@@ -207,7 +209,7 @@ def _macs_per_sample(spec: ChainSpec, convention: Convention) -> tuple[list[Frac
         configs = [stage.config for stage in spec.stages]
         cells = [(macs.training_macs(c, captions, batch), Fraction(macs.forward_macs(c, captions))) for c in configs]
     alone = [training for training, _ in cells]
-    teacher = [Fraction(0)] + [forward for _, forward in cells[:-1]]
+    teacher = [Fraction(0)] + [forward * spec.transfer.distillation.pulls for _, forward in cells[:-1]]
     return alone, [a + t for a, t in zip(alone, teacher, strict=True)]
 
 

@@ -5,6 +5,7 @@ The CRD is generated from these types. What one field cannot say (CEL's part) is
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -181,7 +182,20 @@ class Recipe(ApiModel):
 class Distillation(ApiModel):
     """A stage is pulled towards the features of the one before it."""
 
-    alpha: DecimalString = Field("500", description="weight of the feature distillation")
+    alpha: DecimalString = Field("500", description="weight of the feature distillation; 0: none")
+    convention: Literal["Released", "Equation1"] = Field(
+        "Released", description="what alpha multiplies: the authors' code's means, or the paper's squared norms"
+    )
+
+    def released_alpha(self, dim: int) -> Decimal:
+        """alpha by the authors' code: the factor of mean squares over `dim`, the predecessor's embed_dim, picture plus
+        text; Eq. 1 and 4, to the letter, have squared norms, picture and text averaged."""
+        return Decimal(self.alpha) * dim / 2 if self.convention == "Equation1" else Decimal(self.alpha)
+
+    @property
+    def pulls(self) -> bool:
+        """Whether predecessors run beside their successors; grown they are without, too."""
+        return bool(Decimal(self.alpha))
 
 
 class Transfer(ApiModel):

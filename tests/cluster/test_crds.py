@@ -179,7 +179,8 @@ def test_defaults_are_those_of_the_types(api: Api) -> None:
     assert filled == ModelChain.model_validate(with_changes({})).spec
     assert filled.runner.model_dump(exclude_none=True) == {"kind": "PyTorchJob"}
     assert made["spec"]["stages"] == chain["spec"]["stages"]
-    assert made["spec"]["transfer"] == {"width": "Insert", "depth": "Duplicate", "distillation": {"alpha": "500"}}
+    distillation = {"alpha": "500", "convention": "Released"}
+    assert made["spec"]["transfer"] == {"width": "Insert", "depth": "Duplicate", "distillation": distillation}
     assert made["status"] == {"observedGeneration": -1}
 
 

@@ -100,7 +100,11 @@ _GOOD_CHANGES: dict[str, dict[str, Any]] = {
         "spec.recipe.precision": "fp32",
         "spec.recipe.seed": 7,
         "spec.recipe.microBatchSize": 64,
-        "spec.transfer": {"width": "Insert", "depth": "Duplicate", "distillation": {"alpha": "500"}},
+        "spec.transfer": {
+            "width": "Insert",
+            "depth": "Duplicate",
+            "distillation": {"alpha": "2", "convention": "Equation1"},
+        },
         "spec.storage": {"claimTemplate": {"storageClassName": "rwx", "size": "500Gi"}, "retain": True},
         "spec.runner": {
             "kind": "PyTorchJob",
@@ -546,6 +550,7 @@ BAD: list[Bad] = [
     _one("another growth in width", "spec.transfer.width", "LiGO", "'Insert'"),
     _one("another growth in depth", "spec.transfer.depth", "Interpolate", "'Duplicate'"),
     _one("alpha as a number", "spec.transfer.distillation.alpha", 500, "quotes"),
+    _one("a meaning of alpha that is not known", "spec.transfer.distillation.convention", "Equation2", "Released"),
     _one("alpha beyond bounds", "spec.transfer.distillation.alpha", "1e10", "must lie between"),
     _one("a target below 1", "spec.allocation.targetAcceleration", "0.5", "must lie between"),
     _bad(

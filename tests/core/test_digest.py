@@ -142,6 +142,7 @@ ROWS = [
     Row("spec.transfer.width", ONLY, "bc"),
     Row("spec.transfer.depth", ONLY, "bc"),
     Row("spec.transfer.distillation.alpha", "499", "bc"),
+    Row("spec.transfer.distillation.convention", "Equation1", "bc"),
     Row("spec.allocation.targetAcceleration", "2", ""),
     Row("spec.allocation.targetAcceleration", "2", "bc", {**ZOO, **FREE}),
     Row("spec.storage.claimTemplate.storageClassName", "rwx", ""),
@@ -309,6 +310,21 @@ def test_equal_decimals_hash_alike(spellings: tuple[str, ...]) -> None:
     alpha = "spec.transfer.distillation.alpha"
     assert len({tuple(digests(parse(ZOO, {alpha: text}))) for text in spellings}) == 1
     assert len({number(text) for text in spellings}) == 1
+
+
+def test_equal_pulls_hash_alike_however_alpha_is_meant() -> None:
+    """alpha of Eq. 1 times half the predecessor's embed_dim is the authors'; ViT-T has 512 and ViT-S 384."""
+
+    def of(alpha: str, convention: str) -> ModelChain:
+        return parse(ZOO, {"spec.transfer.distillation": {"alpha": alpha, "convention": convention}})
+
+    released, equation = of("500", "Released"), of("1.953125", "Equation1")
+    assert digests(released)[:2] == digests(equation)[:2] and digests(released)[2] != digests(equation)[2]
+    assert [inputs["transfer"]["distillation"] for inputs in chain_inputs(equation)[1:]] == [
+        {"alpha": "500"},
+        {"alpha": "375"},
+    ]
+    assert digests(of("0", "Equation1")) == digests(of("0", "Released"))
 
 
 @given(st.from_regex(r"\A([0-9]{1,6}(\.[0-9]{0,6})?|\.[0-9]{1,6})([eE][-+]?[0-9]{1,2})?\Z"))

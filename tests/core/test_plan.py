@@ -187,6 +187,15 @@ def test_cost_is_hours_times_a_named_price() -> None:
     assert float(result.total.cost or 0) == pytest.approx(sum(float(s.cost or 0) for s in result.stages))
 
 
+@pytest.mark.parametrize("convention", ["analytic", "paper"])
+def test_without_distillation_no_predecessor_runs_or_is_counted(convention: Any) -> None:
+    """Without alpha a stage costs an epoch what the model alone does."""
+    runner, transfer = {"nodePool": "mine"}, {"distillation": {"alpha": "0.0"}}
+    chain = _chain(["ViT-T-16", "ViT-S-16"], [128, 128], runner=runner, transfer=transfer)
+    for stage in plan(chain, convention, _pools()).stages:
+        assert (stage.macs, stage.gpu_hours) == (stage.individual.macs, stage.individual.gpu_hours)
+
+
 @pytest.mark.parametrize(
     ("runner", "pool"),
     [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import get_args
 
 import open_clip
@@ -128,18 +128,23 @@ def test_every_edge_of_both_families_grows_by_every_method(edge, method):
 @pytest.fixture(scope="module")
 def full_size():
     with torch.device("meta"):
-        return {
-            name: open_clip.CLIP(**MODELS[name].config.resolved())
-            for name in ("ViT-S-16", "ViT-L-16", "Swin-T", "Swin-L")
-        }
+        return {name: open_clip.CLIP(**model.config.resolved()) for name, model in MODELS.items()}
+
+
+SLOW_WITHOUT_VALUES = ("Interpolate", "Net2Net", "AKI", "NetExpand")  # two edges; test_growth.py has all for Insert
 
 
 @pytest.mark.parametrize("method", WIDTH)
-@pytest.mark.parametrize("edge", [("ViT-S-16", "ViT-L-16"), ("Swin-T", "Swin-L")], ids="-".join)
-def test_full_size_has_the_same_rules(full_size, edge, method):
-    old, new = (full_size[name] for name in edge)
-    report = grow(new, old.state_dict(), method)
-    assert report.inserted + report.duplicated + report.new == sum(p.numel() for p in new.parameters())
+def test_full_size_has_the_same_rules(full_size, method):
+    edges = [("ViT-S-16", "ViT-L-16"), ("Swin-T", "Swin-L")]
+    if method not in SLOW_WITHOUT_VALUES:
+        edges = [(a, b) for a, b in combinations(MODELS, 2) if a.split("-")[0] == b.split("-")[0]]
+    for a, b in edges:
+        old, new = full_size[a], full_size[b]
+        report = grow(new, old.state_dict(), method)
+        assert report.inserted + report.duplicated + report.new == sum(p.numel() for p in new.parameters()), (a, b)
+        shrinks = old.text_projection.shape[1] > new.text_projection.shape[1]
+        assert shrinks or report.inserted == sum(p.numel() for p in old.parameters()), (a, b)
 
 
 def grown(method, old_heads=2, new_heads=4, layers=2, depth="Duplicate"):
@@ -161,6 +166,36 @@ def test_released_puts_the_fused_tensor_into_one_corner():
     query, key, value = here.chunk(3)
     assert torch.equal(query[:, :16], there[:32]) and torch.equal(key[:16, :16], there[32:])
     assert torch.equal(key[16:], mine.chunk(3)[1][16:]) and torch.equal(value, mine.chunk(3)[2])
+
+
+def as_the_authors_do(student, predecessor, deeper):
+    """Their weight_initialization as an audit of it tells: whatever the tensor holds goes into its first corner, and if
+    the depth differs each of the ViT's layers, and of no other stack, goes to layers 2l and 2l + 1."""
+    grown = {f"module.{name}": tensor.clone() for name, tensor in student.items()}
+    for name, tensor in predecessor.items():
+        name, targets = f"module.{name}", [f"module.{name}"]
+        if deeper and name.startswith("module.visual.transformer.resblocks."):
+            layer, rest = name.removeprefix("module.visual.transformer.resblocks.").split(".", 1)
+            targets = [f"module.visual.transformer.resblocks.{2 * int(layer) + i}.{rest}" for i in (0, 1)]
+        for target in targets:
+            if tensor.ndim == 0:
+                grown[target] = tensor
+            elif tensor.ndim == 1:
+                grown[target][: len(tensor)] = tensor
+            else:
+                grown[target][: tensor.shape[0], : tensor.shape[1]] = tensor
+    return {name.removeprefix("module."): tensor for name, tensor in grown.items()}
+
+
+@pytest.mark.parametrize("edge", [edge for edge in NEIGHBOURS if edge != ("ViT", "T", "S")], ids="-".join)
+def test_released_is_the_authors_code(edge):
+    """But for an embedding that shrinks (ViT-T to S), which theirs cannot do."""
+    family, a, b = edge
+    old, new = member(family, a), member(family, b)
+    expected = as_the_authors_do(new.state_dict(), old.state_dict(), deeper=b == "L" and family == "ViT")
+    grow(new, old.state_dict(), "Released")
+    for name, tensor in new.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
 
 
 @pytest.mark.parametrize("swin", [False, True])

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
+from modelchain.spec import Distillation
 from modelchain_trainer import loss, models
 
 torch.set_num_threads(1)
@@ -19,28 +20,28 @@ PICTURES, SLOTS, OWN, PREDECESSOR, END, ALPHA = 8, 3, 12, 10, 31, 500.0
 CASES = [(dtype, pieces) for dtype in ("float64", "float32") for pieces in (1, 2)]
 
 
-def make_student(dtype):
+def make_student(dtype, predecessor=PREDECESSOR):
     config = {
         "embed_dim": OWN,
         "vision_cfg": {"image_size": 8, "patch_size": 4, "width": 8, "layers": 2, "head_width": 4},
         "text_cfg": {"context_length": 8, "vocab_size": END + 1, "width": 8, "heads": 2, "layers": 2},
     }
-    student = models.Student(models.build(config, 3), PREDECESSOR)
+    student = models.Student(models.build(config, 3), predecessor)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():  # T trained a little, so that its off-diagonal counts too
-        for projection in (student.image_projection, student.text_projection):
+        for projection in filter(None, (student.image_projection, student.text_projection)):
             projection.weight += 0.1 * torch.randn(projection.weight.shape, generator=generator)
     return student.to(dtype)
 
 
-def make_batch(dtype):
+def make_batch(dtype, predecessor=PREDECESSOR):
     generator = torch.Generator().manual_seed(5)
     images = torch.randn(PICTURES, 3, 8, 8, generator=generator, dtype=torch.float64).to(dtype)
     tokens = torch.randint(1, END, (PICTURES, SLOTS, 8), generator=generator)
     ends = torch.randint(2, 8, (PICTURES, SLOTS, 1), generator=generator)
     tokens = tokens.scatter(2, ends, END)
-    teacher_image = torch.randn(PICTURES, PREDECESSOR, generator=generator, dtype=torch.float64).to(dtype)
-    teacher_text = torch.randn(PICTURES, SLOTS, PREDECESSOR, generator=generator, dtype=torch.float64).to(dtype)
+    teacher_image = torch.randn(PICTURES, predecessor, generator=generator, dtype=torch.float64).to(dtype)
+    teacher_text = torch.randn(PICTURES, SLOTS, predecessor, generator=generator, dtype=torch.float64).to(dtype)
     return images, tokens, teacher_image, teacher_text
 
 
@@ -52,29 +53,61 @@ def chunked(tokens_NML):
     return [(tokens[rows, : int(lengths[rows].max())], rows) for rows in order.chunk(2)]
 
 
-def reference(dtype):
-    """One process, the whole batch, padded captions, no gather, no caching: loss and gradients."""
-    student, (images, tokens, teacher_image, teacher_text) = make_student(dtype), make_batch(dtype)
+def features(student, images, tokens):
+    """One process, the whole batch, padded captions: [N, D], [N, M, D], and both through T."""
     image = student.clip.encode_image(images)
     text = torch.stack([student.clip.encode_text(tokens[:, slot]) for slot in range(SLOTS)], 1)
+    projections = student.image_projection or nn.Identity(), student.text_projection or nn.Identity()
+    return image, text, projections[0](image), projections[1](text)
+
+
+def reference(dtype, predecessor=PREDECESSOR):
+    """No gather, no caching: loss and gradients."""
+    student, (images, tokens, *teacher) = make_student(dtype, predecessor), make_batch(dtype, predecessor)
+    image, text, *projected = features(student, images, tokens)
     total = 0
     for slot in range(SLOTS):
         logits = student.clip.logit_scale.exp() * F.normalize(image, dim=1) @ F.normalize(text[:, slot], dim=1).T
         target = torch.arange(PICTURES)
         total += (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2 / SLOTS
-    for projection, ours, theirs in (
-        (student.image_projection, image, teacher_image),
-        (student.text_projection, text, teacher_text),
-    ):
-        difference = F.normalize(projection(ours), dim=-1) - F.normalize(theirs, dim=-1)
-        total += ALPHA * difference.square().sum(-1).mean() / PREDECESSOR
+    for ours, theirs in zip(projected, teacher, strict=True):
+        difference = F.normalize(ours, dim=-1) - F.normalize(theirs, dim=-1)
+        total += ALPHA * difference.square().sum(-1).mean() / predecessor
     total.backward()
     return total.detach(), {name: parameter.grad for name, parameter in student.named_parameters()}
 
 
-def step(student, dtype, pieces, rank=0, world=1, no_sync=None):
+def equations(dtype, predecessor=PREDECESSOR):
+    """The paper's Eq. 1 to 4 as printed, their sums over pairs as means: loss and gradients. Features are of unit
+    length, as cosines are; alpha is Eq. 1's for the same pull."""
+    student, (images, tokens, *teacher) = make_student(dtype, predecessor), make_batch(dtype, predecessor)
+    image, text, *projected = features(student, images, tokens)
+    v, t, inverse_tau = unit_of(image), unit_of(text), student.clip.logit_scale.exp()
+    to_image = to_text = 0
+    for i in range(PICTURES):
+        for j in range(SLOTS):
+            own = ((t[i, j] @ v[i]) * inverse_tau).exp()
+            to_image -= (own / sum(((t[i, j] @ v[k]) * inverse_tau).exp() for k in range(PICTURES))).log()  # Eq. 2
+            to_text -= (own / sum(((t[k, j] @ v[i]) * inverse_tau).exp() for k in range(PICTURES))).log()
+    task = (to_image + to_text) / 2 / (PICTURES * SLOTS)  # Eq. 3
+    alpha = 2 * ALPHA / predecessor
+    assert Distillation(alpha=str(alpha), convention="Equation1").released_alpha(predecessor) == ALPHA
+    pulls = [
+        alpha * (unit_of(theirs) - unit_of(ours)).square().sum(-1).mean()  # Eq. 1
+        for ours, theirs in zip(projected, teacher, strict=True)
+    ]
+    total = task + sum(pulls) / 2  # Eq. 4
+    total.backward()
+    return total.detach(), {name: parameter.grad for name, parameter in student.named_parameters()}
+
+
+def unit_of(x):
+    return x / x.square().sum(-1, keepdim=True).sqrt()
+
+
+def step(student, dtype, pieces, rank=0, world=1, no_sync=None, predecessor=PREDECESSOR):
     """Our loss of one rank's share of the batch, in pieces; gradients are left in the parameters."""
-    images, tokens, teacher_image, teacher_text = (t.chunk(world)[rank] for t in make_batch(dtype))
+    images, tokens, teacher_image, teacher_text = (t.chunk(world)[rank] for t in make_batch(dtype, predecessor))
     parts = [(images.chunk(pieces)[i], chunked(tokens.chunk(pieces)[i])) for i in range(pieces)]
 
     def loss_of(features):
@@ -129,9 +162,10 @@ def assert_same(got, value, gradients, tolerance, skip=()):
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
 
 
+@pytest.mark.parametrize("truth", [reference, equations])
 @pytest.mark.parametrize(("name", "pieces"), CASES)
-def test_gradients_over_ranks_and_pieces_are_those_of_the_whole_batch(ranks, name, pieces):
-    value, gradients = reference(getattr(torch, name))
+def test_gradients_over_ranks_and_pieces_are_those_of_the_whole_batch(ranks, name, pieces, truth):
+    value, gradients = truth(getattr(torch, name))
     prefix = f"{name}.{pieces}."
     for results in ranks:
         got = {key.removeprefix(prefix): t for key, t in results.items() if key.startswith(prefix)}
@@ -147,15 +181,16 @@ def test_gather_is_in_rank_order_and_its_gradient_sums_over_ranks(ranks):
         assert torch.equal(results["gathered.grad"], weight.T.chunk(world)[rank])
 
 
-@pytest.mark.parametrize("pieces", [1, 2, 4, 8])
+@pytest.mark.parametrize("predecessor", [PREDECESSOR, OWN], ids=["T", "equal dims"])
+@pytest.mark.parametrize("pieces", [1, 2, 3, 8], ids=["whole", "2 pieces", "unequal pieces", "one by one"])
 @pytest.mark.parametrize("name", TOLERANCE)
-def test_without_a_process_group(name, pieces):
+def test_without_a_process_group(name, pieces, predecessor):
     dtype = getattr(torch, name)
-    student = make_student(dtype)
-    value, *_ = step(student, dtype, pieces)
+    student = make_student(dtype, predecessor)
+    value, *_ = step(student, dtype, pieces, predecessor=predecessor)
     got = {"loss": value} | {n: p.grad for n, p in student.named_parameters()}
     assert not value.requires_grad
-    assert_same(got, *reference(dtype), TOLERANCE[name])
+    assert_same(got, *reference(dtype, predecessor), TOLERANCE[name])
 
 
 def unit(x):

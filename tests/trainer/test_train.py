@@ -129,6 +129,24 @@ def test_metrics_have_every_step_once(first):
     assert [line["step"] for line in tiny.records(task, "evaluation")] == [0, STEPS]
 
 
+def test_without_alpha_there_is_growth_and_no_teacher(first, folder, tmp_path):
+    task = tiny.task(tiny.spec(alpha="0", evaluation=False), folder, tmp_path, index=1, before=first[0])
+    alive = []
+    _, said = tiny.train(task, lambda trainer, _: alive.append((trainer.teacher, trainer.student.image_projection)))
+    assert alive == [(None, None)] * STEPS
+    assert all(line["loss"] == line["taskLoss"] and line["distillationLoss"] == 0 for line in tiny.records(task))
+    assert results(task).growth.inserted > 0
+    (growth,) = tiny.records(task, "growth")
+    assert set(growth["cosines"]) == {"visual.transformer.resblocks", "transformer.resblocks"}
+    start = said.index("grown from s0 by Insert in width and Duplicate in depth:")
+    assert said[start + 2].startswith("visual.transformer.resblocks ") and said[start + 5].startswith("together ")
+    together = [int(word.replace(",", "")) for word in said[start + 5].split()[1:]]
+    assert together == [growth[kind] for kind in ("inserted", "duplicated", "new")]
+    assert together == [
+        sum(c.get(kind, 0) for c in growth["stacks"].values()) for kind in ("inserted", "duplicated", "new")
+    ]
+
+
 def test_a_successor_starts_grown_and_its_projections_stay_out_of_the_artifact(first, second):
     task, _, projections = second
     found = results(task)

@@ -64,7 +64,9 @@ def data(folder: Path) -> Path:
     return folder
 
 
-def spec(*models: dict[str, Any], epochs: int = EPOCHS, evaluation: bool = True, **recipe: Any) -> ModelChain:
+def spec(
+    *models: dict[str, Any], epochs: int = EPOCHS, evaluation: bool = True, alpha: str = "500", **recipe: Any
+) -> ModelChain:
     """A chain of these models, of two tiny ones by default, on `data`; `recipe` overrides."""
     stages = models or (model(16, 16, 1), model(24, 24, 2))
     top1 = {
@@ -82,6 +84,7 @@ def spec(*models: dict[str, Any], epochs: int = EPOCHS, evaluation: bool = True,
                 "evaluation": [top1, {"name": "r1", "kind": "Retrieval", "shards": "/data/val.tar"}]
                 if evaluation
                 else [],
+                "transfer": {"distillation": {"alpha": alpha}},
                 "recipe": {
                     "baselineEpochs": epochs,
                     "globalBatchSize": BATCH,

@@ -88,7 +88,7 @@ class Trainer:
         return self._finish(metrics)
 
     def _build(self) -> None:
-        """The student as it starts, and the frozen teacher."""
+        """The student as it starts, and the frozen teacher if alpha is not 0."""
         config, seed = self.inputs["modelConfig"], self.inputs["seed"]
         clip = models.build(config, seed)
         self.teacher, self.growth, self.alpha = None, None, 0.0
@@ -96,13 +96,12 @@ class Trainer:
         if self.task.predecessor is not None:
             teacher_config, weights = artifact.load_predecessor(self.task.predecessor)
             transfer = self.inputs["transfer"]
-            report = growth.grow(clip, weights, transfer["width"], transfer["depth"])
-            self.growth = Growth.model_validate(report.to_dict())
+            self.grown = growth.grow(clip, weights, transfer["width"], transfer["depth"])
+            self.growth = Growth.model_validate(self.grown.to_dict())
             self.alpha = float(transfer["distillation"]["alpha"])
-            dim = teacher_config["embed_dim"]
-            teacher = models.build(teacher_config, seed)
-            teacher.load_state_dict(weights)
-            self.teacher = teacher.to(self.device).eval().requires_grad_(False)
+            if self.alpha:
+                dim = teacher_config["embed_dim"]
+                self.teacher = self._frozen(teacher_config, weights)
         self.student = models.Student(clip, dim).to(self.device)
         if runtime.compiles(self.device, Path(self.task.root) / "cache", self.say):
             models.compile_layers(self.student, self.teacher)
@@ -111,6 +110,12 @@ class Trainer:
             micro_batch=self.task.micro_batch_size and self.task.micro_batch_size // self.world,
         )  # fmt: skip
         self.optimizer = self.step.optimizer
+
+    def _frozen(self, config: dict[str, Any], weights: dict[str, Tensor]) -> models.CLIP:
+        """The predecessor, for evaluation alone."""
+        predecessor = models.build(config, self.inputs["seed"])
+        predecessor.load_state_dict(weights)
+        return predecessor.to(self.device).eval().requires_grad_(False)
 
     def _resume(self) -> None:
         """From the newest checkpoint of these inputs that verifies, by whichever attempt; rank 0 chooses for all."""
@@ -132,7 +137,7 @@ class Trainer:
         logged_step, step = self.first_step, self.first_step
         self.stop.in_loop = True
         for batch in self.meter.waiting(batches.from_step(step)):
-            if step == 0 and self.rank == 0 and self.teacher is not None:
+            if step == 0 and self.rank == 0 and self.growth is not None:
                 self._tell_growth(self.step.to_device(batch.pieces(GROWTH_SAMPLE)[0]))
             losses.append((step, self._step(batch)))
             step += 1
@@ -165,7 +170,8 @@ class Trainer:
 
     def _tell_growth(self, piece: tuple[Tensor, list[Chunk]]) -> None:
         """What was inherited, and how alike the layers are before the first step."""
-        assert self.growth is not None and self.teacher is not None
+        assert self.task.predecessor is not None
+        predecessor = self.teacher or self._frozen(*artifact.load_predecessor(self.task.predecessor))
         images, chunks = piece
 
         def run(model: Any) -> None:
@@ -173,12 +179,10 @@ class Trainer:
                 models.encode_image(model, images)
                 models.encode_text_chunks(model, chunks)
 
-        counts = self.growth.model_dump(include={"inserted", "duplicated", "new"})
-        self.say("grown: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
-        cosines = growth.agreement(self.student.clip, self.teacher, run)
-        for stack, values in cosines.items():
-            self.say(f"cosine with the predecessor's layers, {stack}: " + " ".join(f"{v:.2f}" for v in values))
-        self._record(event="growth", step=0, **counts, cosines=cosines)
+        cosines = growth.agreement(self.student.clip, predecessor, run)
+        for line in self.grown.lines(self.task.predecessor.stage, cosines):
+            self.say(line)
+        self._record(event="growth", step=0, **self.grown.to_dict(), stacks=self.grown.stacks, cosines=cosines)
 
     def _step(self, batch: Batch) -> Tensor:
         return self.step(batch)

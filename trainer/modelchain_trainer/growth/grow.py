@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from modelchain_trainer.growth.copies import aki, fpi, net2net
 from modelchain_trainer.growth.depth import DEPTH, constant
 from modelchain_trainer.growth.lemon import lemon
 from modelchain_trainer.growth.netexpand import netexpand
+from modelchain_trainer.growth.report import KINDS, REST, GrowthReport
 from modelchain_trainer.growth.rules import Part, Rule, Space, chunks, layers, match
 
 
@@ -40,20 +42,6 @@ WIDTH = {
 }
 
 
-@dataclass(frozen=True)
-class GrowthReport:
-    """Where the student's elements came from; the three counts add up to all its parameters."""
-
-    method: dict[str, str]
-    inserted: int  # from the predecessor, each of its elements once
-    duplicated: int  # from the predecessor, again: copies in width, layers taken before
-    new: int  # the student's own initialisation, or zeros
-
-    def to_dict(self) -> dict[str, Any]:
-        """As in `results.json`: `{method: {width, depth}, inserted, duplicated, new}`."""
-        return asdict(self)
-
-
 @torch.no_grad()
 def grow(
     student: nn.Module, predecessor: Mapping[str, Tensor], width: str = "Insert", depth: str = "Duplicate"
@@ -71,7 +59,7 @@ def grow(
     sources = _sources(layers(predecessor.keys() - buffers), layers(parameters), width, depth)
 
     used: set[str] = set()
-    inserted = duplicated = new = 0
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
     for name, parameter in parameters.items():
         rule, stack, layer = match(name)
         taken = sources[stack][layer] if stack else 0
@@ -80,7 +68,7 @@ def grow(
         if silent:
             parameter.zero_()
         if taken is None or silent:
-            new += parameter.numel()
+            counts[stack or REST].update(new=parameter.numel())
             continue
         source, after = (name.replace(f"{stack}.{layer}.", f"{stack}.{at}.", 1) for at in (taken, taken + 1))
         old = _cut(name, parameter, predecessor, source, rule)
@@ -89,11 +77,12 @@ def grow(
         part = Part(parameter, old, next_old, rule.axes, head, shifts=name.endswith("bias"))
         count = sum(method.fill(p) for p in (chunks(part) if method.takes_apart else [part]))
         kept = old.numel() if first else 0
-        inserted, duplicated, new = inserted + kept, duplicated + count - kept, new + parameter.numel() - count
+        counts[stack or REST].update(inserted=kept, duplicated=count - kept, new=parameter.numel() - count)
         used.add(source)
     if left := sorted(predecessor.keys() - used - buffers):
         raise InputError(f"cannot grow: the student has no place for the predecessor's {left[0]}")
-    return GrowthReport({"width": width, "depth": depth}, inserted, duplicated, new)
+    total = sum(counts.values(), Counter())
+    return GrowthReport({"width": width, "depth": depth}, *(total[kind] for kind in KINDS), counts)
 
 
 def _sources(old: Mapping[str, int], new: Mapping[str, int], width: str, depth: str) -> dict[str, list[int | None]]:

@@ -1,0 +1,233 @@
+"""`python benchmarks/growth.py`: what growth is worth before and soon after the first step, on real data.
+
+Both families of Table G, an eighth as wide (text towers of three layers, pictures of 32 pixels), on Fashion-MNIST.
+Every predecessor is trained by the shipped trainer; on every edge the grown student is compared with the same one at
+random. The results file is added to edge by edge, and what it has is not run again. `--write` puts the tables into
+docs/growth.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from contextlib import nullcontext, suppress
+from copy import deepcopy
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models.swin_transformer import SwinTransformer
+from torch import Tensor, nn
+
+from modelchain.cli.files import sha256_of
+from modelchain.contracts import WEIGHTS, DataRequest, Predecessor, Task, TaskEvaluation, TrainFiles
+from modelchain.digest import TRAINER_MATH, VERSION, digest_of
+from modelchain.zoo import MODELS
+from modelchain_data.batches import Batches
+from modelchain_data.index import open_set
+from modelchain_trainer import artifact, growth, models
+from modelchain_trainer.evaluate import Evaluator
+from modelchain_trainer.loss import contrastive
+from modelchain_trainer.runtime import Preempted, Stop
+from modelchain_trainer.train import Trainer
+
+ROOT = Path(__file__).parents[1]
+PAGE, BEGIN, END = ROOT / "docs" / "growth.md", "<!-- growth.py -->", "<!-- end -->"
+DATA = ROOT.parent / "shared" / "data" / "fashion-mnist"
+FAMILIES = {
+    "ViT": ["ViT-T-16", "ViT-C-16", "ViT-S-16", "ViT-M-16", "ViT-B-16", "ViT-XB-16", "ViT-L-16"],
+    "Swin": ["Swin-T", "Swin-S", "Swin-B", "Swin-L"],
+}
+SMALLER, IMAGE, HEAD, CONTEXT, TEXT_LAYERS = 8, 32, 8, 32, 3
+CHAIN = ("ViT-T-16", "ViT-S-16", "ViT-B-16", "ViT-L-16")  # the paper's, beside neighbours
+BATCH, CAPTIONS, SHARDS, EPOCHS = 32, 1, 2, 2
+HELD_OUT = 8  # batches of the validation set
+METHODS = ("Insert", "Released", "FPI", "LEMON")
+Json = dict[str, Any]
+
+
+def small(name: str) -> Json:
+    """The open_clip config of a model of Table G, an eighth as wide."""
+    config = deepcopy(MODELS[name].config.resolved())
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    config["embed_dim"] //= SMALLER
+    text |= {"width": text["width"] // SMALLER, "context_length": CONTEXT, "layers": TEXT_LAYERS}
+    vision["image_size"] = IMAGE
+    if MODELS[name].config.vision_cfg.is_swin:
+        vision["timm_model_name"] = _trunk(name)
+    else:
+        vision |= {"width": vision["width"] // SMALLER, "head_width": HEAD}
+    return config
+
+
+def _trunk(name: str) -> str:
+    """A Swin trunk that timm has no name for, made known to it."""
+    vision = MODELS[name].config.vision_cfg
+    width, depths = vision.base_width // SMALLER, vision.depths
+    known = name.lower().replace("-", "_") + "_eighth"
+
+    def make(**_: Any) -> nn.Module:
+        heads = tuple(width * 2**stage // (HEAD // 2) for stage in range(len(depths)))
+        trunk = SwinTransformer(
+            img_size=IMAGE, patch_size=4, window_size=2, embed_dim=width, depths=depths, num_heads=heads
+        )
+        trunk.default_cfg = {}
+        return trunk
+
+    make.__name__, make.__module__ = known, __name__
+    if not timm.is_model(known):
+        timm.models.register_model(make)
+    return known
+
+
+class Lab:
+    """One data set, and the models trained on it."""
+
+    def __init__(self, data: Path, root: Path):
+        self.root = root
+        shards = [str(data / "train" / f"train-{i:06d}.tar") for i in range(SHARDS)]
+        self.samples = sum(json.loads((data / "sizes.json").read_text())[f"train/{Path(s).name}"] for s in shards)
+        self.steps = self.samples // BATCH  # an epoch's
+        train = TrainFiles(files=shards, samples=self.samples, captions_per_sample=CAPTIONS, fingerprint=None)
+        self.request = DataRequest(cache=str(root / "cache"), file="growth.py", train=train, evaluation=[])
+        held_out = open_set([data / "val" / "val-000000.tar"], root / "cache")
+        batches = Batches(
+            data=held_out, image_size=IMAGE, context_length=CONTEXT, global_batch_size=BATCH, captions_per_sample=1,
+            seed=1, threads=1,
+        )  # fmt: skip
+        self.held_out = list(itertools.islice(batches.from_step(0), HELD_OUT))
+        metric = TaskEvaluation(
+            name="top1", kind="ZeroShot", shards="/data/val.tar", files=[], class_names=str(data / "classnames.json"),
+            templates=str(data / "templates.json"),
+        )  # fmt: skip
+        self.evaluate = Evaluator([(metric, held_out)], CONTEXT, torch.device("cpu"), 1, nullcontext)
+
+    def train(
+        self, name: str, before: Task | None = None, width: str = "Insert", alpha: str = "500", stop: int | None = None
+    ) -> tuple[Task, models.Student | None]:
+        """By the shipped trainer, to the end or for `stop` steps: its task, and the student if it was not there yet."""
+        inputs: Json = {
+            "v": VERSION, "trainerMath": TRAINER_MATH, "modelConfig": small(name), "epochs": EPOCHS,
+            "globalBatchSize": BATCH, "learningRate": "1e-3", "weightDecay": "0.1", "warmupSteps": 25,
+            "precision": "fp32", "seed": 0, "captionsPerSample": CAPTIONS, "data": {"samples": self.samples},
+            "rerun": None,
+        }  # fmt: skip
+        predecessor = None
+        if before is not None:
+            place = Path(before.root) / before.input_digest / "artifact"
+            predecessor = Predecessor(
+                stage=before.stage, input_digest=before.input_digest, artifact_digest=sha256_of(place / WEIGHTS),
+                path=str(place),
+            )  # fmt: skip
+            inputs["transfer"] = {"width": width, "depth": "Duplicate", "distillation": {"alpha": alpha}}
+            inputs["predecessor"] = predecessor.artifact_digest
+        digest = digest_of(inputs)
+        task = Task(
+            chain="growth", stage=name, model=name, attempt=name, input_digest=digest, inputs=inputs,
+            root=str(self.root), owner="growth", predecessor=predecessor, data=self.request, micro_batch_size=None,
+            checkpoint_seconds=3600, macs_per_step=1, threads=1, last_word="",
+        )  # fmt: skip
+        trainer = Trainer(task, Stop(), {}, lambda _: None)
+        step = trainer._step
+
+        def counted(batch: Any) -> Tensor:
+            trainer.stop.asked = stop is not None and batch.step + 1 >= stop
+            return step(batch)
+
+        trainer._step = counted  # type: ignore[method-assign]
+        with suppress(Preempted):
+            trainer.train()
+        return task, getattr(trainer, "student", None)
+
+    @torch.no_grad()
+    def loss(self, clip: nn.Module) -> float:
+        """The task loss of held-out batches, as in training but for stochastic depth."""
+        clip.eval()
+        losses = []
+        for batch in self.held_out:
+            image = models.encode_image(clip, models.normalise(batch.images))
+            text = models.encode_text_chunks(clip, batch.chunks)
+            losses.append(float(contrastive(image, text[:, None], clip.logit_scale.exp())))
+        clip.train()
+        return sum(losses) / len(losses)
+
+
+def of_edge(lab: Lab, before: Task, name: str, trained: bool) -> Json:
+    """Losses on held-out pictures: at random, grown, and, if `trained`, after an epoch."""
+    config, weights = artifact.load_artifact(Path(before.root) / before.input_digest / "artifact")
+    student = small(name)
+    found: Json = {"random": lab.loss(models.build(student, 0)), "start": {}, "epoch": {}, "top1": {}}
+    for method in METHODS:
+        clip = models.build(student, 0)
+        growth.grow(clip, weights, method)
+        found["start"][method] = lab.loss(clip)
+        if method == "Insert":
+            found["top1"]["start"] = lab.evaluate(clip)["top1"]
+    if not trained:
+        return found
+    runs = [("Insert", "500"), ("Released", "500")]
+    if config["embed_dim"] != student["embed_dim"]:
+        runs.append(("Insert", "0"))
+    for method, alpha in runs:
+        _, after = lab.train(name, before, method, alpha, stop=lab.steps)
+        assert after is not None
+        key = method if alpha != "0" else f"{method} alone"
+        found["epoch"][key], found["top1"][key] = lab.loss(after.clip), lab.evaluate(after.clip)["top1"]
+    return found
+
+
+def tables(found: dict[str, Json]) -> str:
+    """Of all edges, and of those whose embedding changes its size."""
+    first = "| edge | at random | " + " | ".join(METHODS) + " | `Insert`, an epoch later | `Released` |"
+    lines = [first, "|---" * (len(METHODS) + 4) + "|"]
+    for edge, row in found.items():
+        losses = [row["random"], *(row["start"][method] for method in METHODS)]
+        losses += [row["epoch"].get("Insert"), row["epoch"].get("Released")]
+        cells = ["" if loss is None else f"{loss:.3f}" for loss in losses]
+        lines.append(f"| {edge} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "| edge, `Insert` | before its first step | after its first epoch | the same, α = 0 |",
+        "|---" * 4 + "|",
+    ]
+    for edge, row in found.items():
+        if "Insert alone" in row["epoch"]:
+            pairs = [(row["start"]["Insert"], row["top1"]["start"])]
+            pairs += [(row["epoch"][key], row["top1"][key]) for key in ("Insert", "Insert alone")]
+            lines.append(f"| {edge} | " + " | ".join(f"{loss:.3f}, {top1:.1f} %" for loss, top1 in pairs) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=DATA, help="fashion-mnist's shards")
+    parser.add_argument("--root", type=Path, default=ROOT / "runs" / "growth", help="for models and results.json")
+    parser.add_argument("--all", action="store_true", help="train on every edge, not on neighbours and T-S-B-L alone")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
+    arguments = parser.parse_args()
+    arguments.root.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    results = arguments.root / "results.json"
+    found: dict[str, Json] = json.loads(results.read_text()) if results.exists() else {}
+    lab = Lab(arguments.data, arguments.root)
+    for family, names in FAMILIES.items():
+        chain = [*pairwise(names), *pairwise(name for name in names if name in CHAIN)]
+        for a, b in combinations(names, 2):
+            edge, trained = f"{a} -> {b}", arguments.all or (a, b) in chain
+            if edge in found and (found[edge]["epoch"] or not trained):
+                continue
+            found[edge] = {"family": family, **of_edge(lab, lab.train(a)[0], b, trained)}
+            results.write_text(json.dumps(found, indent=1))
+            print(edge, json.dumps(found[edge]), flush=True)
+    if arguments.write:
+        before, _, rest = PAGE.read_text().partition(BEGIN)
+        PAGE.write_text(f"{before}{BEGIN}\n{tables(found)}\n{END}{rest.partition(END)[2]}")
+    else:
+        print(tables(found))
+
+
+if __name__ == "__main__":
+    main()

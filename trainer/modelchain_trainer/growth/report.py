@@ -1,0 +1,42 @@
+"""What growth has done, for results.json and for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+KINDS = ("inserted", "duplicated", "new")
+REST = "all else"  # than stacks of layers
+
+
+@dataclass(frozen=True)
+class GrowthReport:
+    """Where the student's elements came from; the three counts add up to all its parameters."""
+
+    method: dict[str, str]
+    inserted: int  # from the predecessor, each of its elements once
+    duplicated: int  # from the predecessor, again: copies in width, layers taken before
+    new: int  # the student's own initialisation, or zeros
+    stacks: Mapping[str, Counter[str]] = field(default_factory=dict)  # the same three by stack of layers, and REST
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in `results.json`: `{method: {width, depth}, inserted, duplicated, new}`."""
+        return {"method": self.method, "inserted": self.inserted, "duplicated": self.duplicated, "new": self.new}
+
+    def lines(self, predecessor: str, cosines: Mapping[str, Sequence[float]]) -> Iterator[str]:
+        """A table to print: a row for each stack, with `agreement`'s cosines."""
+        yield f"grown from {predecessor} by {self.method['width']} in width and {self.method['depth']} in depth:"
+        stacks = {stack: counts for stack, counts in self.stacks.items() if stack != REST}
+        together = Counter({kind: getattr(self, kind) for kind in KINDS})
+        rows = {**stacks, REST: self.stacks[REST], "together": together}
+        wide = max(map(len, rows))
+        yield (
+            f"{'':{wide}}"
+            + "".join(f"{kind:>14}" for kind in KINDS)
+            + f"  cosine with the output of each layer of {predecessor}"
+        )
+        for name, counts in rows.items():
+            alike = " ".join(f"{cosine:.2f}" for cosine in cosines.get(name, ()))
+            yield f"{name:{wide}}" + "".join(f"{counts[kind]:>14,}" for kind in KINDS) + f"  {alike}".rstrip()
