@@ -52,6 +52,7 @@ class Trainer:
         self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "initial": None}
         self.at, self.steps_done = 0, 0  # steps done: of the stage; by this attempt, with those it repeats
         self.skips, self.gone_back = 0, False
+        self.unseen: list[Done] = []  # steps that nobody has looked at yet
         self.started = time.monotonic()
         self.meter = Meter(task, runtime.environment(self.world, self.device))
         self.recorder = Recorder(self.attempt, active=self.rank == 0)
@@ -154,7 +155,7 @@ class Trainer:
     def _loop(self, evaluate: Evaluator) -> None:
         """Step by step to the last one, or back to a checkpoint. Raises Preempted at the step the ranks agree on."""
         agreement, saved, due = runtime.Agreement(self.world), time.monotonic(), False
-        self.unseen, self.looked = list[Done](), (saved, self.at)
+        self.looked = saved, self.at
         for batch in self.meter.waiting(self.batches.from_step(self.at)):
             if self.at and self._epoch_ends():  # also one that ended with an earlier attempt
                 self._evaluate(evaluate, self.at // self.steps_per_epoch)
