@@ -113,6 +113,29 @@ def test_the_copy_is_taken_at_once_and_written_later(tmp_path, monkeypatch):
     assert same(everything(other, others_optimizer), before)
 
 
+def test_copies_go_where_the_ones_before_went_and_a_busy_writer_is_told(tmp_path, monkeypatch):
+    trained = student()
+    writer = saver(tmp_path)
+    writer.prepare(trained[0])
+    writer.wait()
+    where = {name: copy.data_ptr() for file in writer._copies.values() for name, copy in file.items()}
+    write, go = writer._write, threading.Event()
+    monkeypatch.setattr(writer, "_write", lambda *a: go.wait(30) and write(*a))
+    for step in (1, 2):
+        train(*trained, 1, first=step)
+        writer.save(step, *trained, {})
+        assert writer.busy
+        go.set()
+        writer.wait()
+        assert not writer.busy and writer.saved_step == step and set(writer.seconds) == {"stall", "write"}
+        go.clear()
+    now = {name: copy.data_ptr() for file in writer._copies.values() for name, copy in file.items()}
+    assert {name: now[name] for name in where} == where
+    other = student(seed=1)
+    checkpoint.restore(tmp_path / DIGEST / "local-a1" / "step-2", *other)
+    assert same(everything(*other), everything(*trained))
+
+
 def test_a_checkpoint_is_safetensors_and_json_and_covers_itself(tmp_path):
     path = save(tmp_path, 4)
     manifest = verify(path)

@@ -18,7 +18,7 @@ from modelchain.contracts import METRICS, WEIGHTS, LastWord, Manifest, Predecess
 from modelchain.digest import digest_of, stage_inputs
 from modelchain.spec import ModelChain
 from modelchain_data import digits
-from modelchain_trainer.runtime import Stop
+from modelchain_trainer.stop import Stop
 from modelchain_trainer.train import Trainer
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -25,8 +25,9 @@ class Meter(Collector):
     task: Task
     environment: Mapping[str, str | int]
     live: LiveProgress = field(init=False)
-    losses: Mapping[str, float] = field(default_factory=dict)  # of the last step, by component
+    last: Mapping[str, Any] = field(default_factory=dict)  # the record of the last logged step
     replaced: int = 0
+    skipped: int = 0  # batches
     data_wait: float = 0.0  # seconds
     saver: Checkpointer | None = None  # from the first step on
 
@@ -39,7 +40,7 @@ class Meter(Collector):
             start = time.monotonic()
 
     def collect(self) -> Iterator[Metric]:
-        task, live, losses = self.task, self.live, self.losses
+        task, live, last = self.task, self.live, self.last
         about = {"chain": task.chain, "stage": task.stage, "model": task.model, "attempt": task.attempt}
         about |= {name: str(self.environment[name]) for name in ("torch", "device", "ranks")}
         samples = live.macs // task.macs_per_step * task.inputs["globalBatchSize"]
@@ -52,15 +53,26 @@ class Meter(Collector):
         yield _gauge("samples_per_second", "Samples a second since the line logged before", live.samples_per_second)
         about_loss = "Loss of the last logged step; the sum of its components is trained on"
         loss = GaugeMetricFamily("modelchain_trainer_loss", about_loss, labels=["component"])
-        for component, value in losses.items():
-            loss.add_metric([component], value)
+        pull = last.get("distillationLoss") if last.get("ratio") is not None else None
+        for component, value in (("task", last.get("taskLoss")), ("distillation", pull)):
+            if value is not None:
+                loss.add_metric([component], value)
         yield loss
-        ratio = losses["distillation"] / losses["task"] if "distillation" in losses and losses["task"] else None
-        yield _gauge("distillation_ratio", "r: the distillation loss over the task loss, of a successor", ratio)
+        yield _gauge(
+            "distillation_ratio", "r: the distillation loss over the task loss, of a successor", last.get("ratio")
+        )
         yield _counter("data_wait_seconds_total", "Time the training loop has waited for batches", self.data_wait)
+        about_tokens = "Share of the text tokens of rank 0's last logged step that are no padding"
+        yield _gauge("text_token_efficiency", about_tokens, last.get("tokenEfficiency"))
+        yield _counter("skipped_batches_total", "Batches whose loss or gradients were not finite", self.skipped)
         yield _gauge("checkpoint_step", "Step of the newest checkpoint, 0 before the first", live.checkpoint_step)
         saved = (self.saver.saved_at if self.saver else 0.0) or None
         yield _gauge("last_checkpoint_timestamp_seconds", "When this attempt last saved a checkpoint", saved)
+        about_seconds = "What the last checkpoint took: of the loop (stall), and then in its thread (write)"
+        seconds = GaugeMetricFamily("modelchain_trainer_checkpoint_seconds", about_seconds, labels=["phase"])
+        for phase, value in (self.saver.seconds if self.saver else {}).items():
+            seconds.add_metric([phase], value)
+        yield seconds
         yield _gauge("replaced_pictures", "Undecodable pictures rank 0 has met, replaced by others", self.replaced)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from modelchain.contracts import METRICS, Growth, LastWord, LiveProgress, Manifest, Measured, Results, Task
+from modelchain.contracts import FailureClass, Growth, LastWord, LiveProgress, Manifest, Measured, Results, Task
 from modelchain.digest import evaluation_key
 from modelchain.errors import InputError, WorkError
 from modelchain_data.batches import Batch, Batches, Chunk
@@ -21,12 +20,14 @@ from modelchain_data.request import IndexingLine, open_data
 from modelchain_trainer import artifact, checkpoint, growth, models, progress, runtime
 from modelchain_trainer.evaluate import Evaluator
 from modelchain_trainer.metrics import Meter
-from modelchain_trainer.runtime import Preempted, Stop
+from modelchain_trainer.record import Done, Recorder
 from modelchain_trainer.step import Step
+from modelchain_trainer.stop import Preempted, Stop
 from modelchain_trainer.verify import success
 
 LOG_SECONDS = 1.0
 GROWTH_SAMPLE = 16  # pictures, to look at what growth has kept
+SKIPS = 3  # batches in a row whose loss or gradients are not finite, before a checkpoint is gone back to
 
 
 class Trainer:
@@ -49,8 +50,12 @@ class Trainer:
         self.steps_per_epoch = data["samples"] // self.inputs["globalBatchSize"]
         self.steps = self.inputs["epochs"] * self.steps_per_epoch
         self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "initial": None}
-        self.started, self.first_step = time.monotonic(), 0
+        self.at, self.steps_done = 0, 0  # steps done: of the stage; by this attempt, with those it repeats
+        self.skips, self.gone_back = 0, False
+        self.unseen: list[Done] = []  # steps that nobody has looked at yet
+        self.started = time.monotonic()
         self.meter = Meter(task, runtime.environment(self.world, self.device))
+        self.recorder = Recorder(self.attempt, active=self.rank == 0)
         self.report_progress(0, 0)
         if self.rank == 0:
             progress.serve(self.meter, self.say)
@@ -74,17 +79,28 @@ class Trainer:
         evaluate = Evaluator(evaluations, context_length, self.device, self.task.threads or 1, self.precision)
         if self.state["initial"] is None:
             self.state["initial"] = {"loss": None, "metrics": evaluate(self.student.clip)}
-            self._record(event="evaluation", step=0, metrics=self.state["initial"]["metrics"])
-        batches = Batches(
+            self.recorder.write(event="evaluation", step=0, metrics=self.state["initial"]["metrics"])
+        self.batches = Batches(
             data=train_set, image_size=config["vision_cfg"]["image_size"], context_length=context_length,
             global_batch_size=self.inputs["globalBatchSize"], captions_per_sample=self.inputs["captionsPerSample"],
             seed=self.inputs["seed"], rank=self.rank, world_size=self.world, threads=self.task.threads or 1,
             pinned=self.device.type == "cuda",
         )  # fmt: skip
-        if self.first_step < self.steps:  # else stopped after the last step, before the artifact
-            self._loop(batches, evaluate)
-        metrics = evaluate(self.student.clip)
-        self._record(event="evaluation", step=self.steps, metrics=metrics)
+        try:
+            with self.stop.loop():
+                while self.at < self.steps:  # not so if stopped after the last one, before the artifact
+                    self._loop(evaluate)
+            self.stop.check()
+            metrics = evaluate(self.student.clip)
+            self.saver.wait()
+        except Preempted:
+            self._keep()
+            raise
+        except Exception as error:
+            if runtime.failure_of(error) is FailureClass.UNKNOWN:  # other ranks are gone; what was learned need not be
+                self._keep()
+            raise
+        self.recorder.write(event="evaluation", step=self.steps, metrics=metrics)
         return self._finish(metrics)
 
     def _build(self) -> None:
@@ -118,55 +134,103 @@ class Trainer:
         return predecessor.to(self.device).eval().requires_grad_(False)
 
     def _resume(self) -> None:
-        """From the newest checkpoint of these inputs that verifies, by whichever attempt; rank 0 chooses for all."""
+        """From the newest checkpoint of these inputs that verifies, by whichever attempt; or from the start."""
         self.attempt.mkdir(parents=True, exist_ok=True)
-        chosen = str(checkpoint.newest(self.directory, self.say) or "") if self.rank == 0 else ""
-        if chosen := runtime.broadcast_text(chosen):
-            self.state = checkpoint.restore(Path(chosen), self.student, self.optimizer)
-            self.say(f"goes on from step {self.state['step']} ({chosen})")
-        self.first_step = self.state["step"]
+        if not self._restore():
+            self.recorder.go_on(-1)
         self.seconds_before = self.state["seconds"]
-        self.report_progress(self.first_step, self.first_step)
-
-    def _loop(self, batches: Batches, evaluate: Evaluator) -> None:
         environment = runtime.environment(self.world, self.device)
-        saver = checkpoint.Checkpointer(self.attempt, self.inputs, self.task.input_digest, environment, self.first_step)
-        self.meter.saver, agreement = saver, runtime.Agreement(self.world)
-        losses: list[tuple[int, Tensor]] = []
-        logged = saved = time.monotonic()
-        logged_step, step = self.first_step, self.first_step
-        self.stop.in_loop = True
-        for batch in self.meter.waiting(batches.from_step(step)):
-            if step == 0 and self.rank == 0 and self.growth is not None:
+        self.saver = checkpoint.Checkpointer(self.attempt, self.inputs, self.task.input_digest, environment, self.at)
+        self.meter.saver = self.saver
+        if self.rank == 0:
+            self.saver.prepare(self.student)
+        self.report_progress(self.at, self.at)
+
+    def _restore(self) -> bool:
+        """Whether there is a checkpoint that verifies; rank 0 chooses for all."""
+        chosen = str(checkpoint.newest(self.directory, self.say) or "") if self.rank == 0 else ""
+        if not (chosen := runtime.broadcast_text(chosen)):
+            return False
+        self.state = checkpoint.restore(Path(chosen), self.student, self.optimizer)
+        self.at, self.skips = self.state["step"], self.state.get("skips", 0)
+        self.say(f"goes on from step {self.at} ({chosen})")
+        self.recorder.go_on(self.at)
+        return True
+
+    def _loop(self, evaluate: Evaluator) -> None:
+        """Step by step to the last one, or back to a checkpoint. Raises Preempted at the step the ranks agree on."""
+        agreement, saved, due = runtime.Agreement(self.world), time.monotonic(), False
+        self.looked = saved, self.at
+        for batch in self.meter.waiting(self.batches.from_step(self.at)):
+            if self.at and self._epoch_ends():  # also one that ended with an earlier attempt
+                self._evaluate(evaluate, self.at // self.steps_per_epoch)
+            if self.at == 0 and self.rank == 0 and self.growth is not None:
                 self._tell_growth(self.step.to_device(batch.pieces(GROWTH_SAMPLE)[0]))
-            losses.append((step, self._step(batch)))
-            step += 1
-            stopping = agreement.reached(self.stop.asked)
-            now, epoch_ends, last = time.monotonic(), step % self.steps_per_epoch == 0, step == self.steps
-            save = stopping or ((epoch_ends or now - saved >= self.task.checkpoint_seconds) and not last)
+            numbers = self._step(batch)
+            self.at, self.steps_done = self.at + 1, self.steps_done + 1
+            self.unseen.append(Done(self.at, numbers, self.step.tokens, self.step.learning_rate))
+            ends, last, now = self._epoch_ends(), self.at == self.steps, time.monotonic()
+            stopping, astray = agreement.reached(self.stop.asked, self.skips >= SKIPS, at_once=ends)
+            due = due or ends or now - saved >= self.task.checkpoint_seconds
+            save = stopping or last or (due and not self.saver.busy)  # nobody waits for a slow disk
             # Always before a save: nothing is saved after a loss that nobody has looked at.
-            if save or last or losses[0][0] == 0 or now - logged >= LOG_SECONDS:
-                rate = (step - logged_step) / max(now - logged, 1e-9)
-                self.report_progress(step, saver.saved_step, rate)
-                self._log(losses, rate, batches)
-                losses, logged, logged_step = [], now, step
-            if save:
-                saved = now
-                if self.rank == 0:
-                    state = {**self.state, "seconds": self.seconds_before + self._seconds()}
-                    saver.save(step, self.student, self.optimizer, state)
-            if stopping and not last:
-                saver.wait()
+            if save or astray or self.at == 1 or now - self.looked[0] >= LOG_SECONDS:
+                self._log()
+            if (astray or last) and self.skips >= min(SKIPS, self.steps):  # here all ranks have looked
+                return self._go_back()
+            if stopping:
+                self._keep()
                 if self.world > 1:
                     dist.barrier()  # the first to leave may take the others with it
-                self.report_progress(step, step)
-                raise Preempted(f"stopped at step {step} of {self.steps}; its checkpoint is complete")
-            if epoch_ends and not last and (metrics := evaluate(self.student.clip, step // self.steps_per_epoch)):
-                self._record(event="evaluation", step=step, metrics=metrics)
+                self.report_progress(self.at, self.at)
+                raise Preempted(f"stopped at step {self.at} of {self.steps}; its checkpoint is complete")
+            if save and (last or not self.skips):  # weights of before a skipped batch are no place to go back to
+                saved, due = now, False
+                if self.rank == 0:
+                    self._save()
             if last:
-                break
-        self.stop.in_loop = False
-        saver.wait()
+                return
+
+    def _epoch_ends(self) -> bool:
+        return self.at % self.steps_per_epoch == 0
+
+    def _evaluate(self, evaluate: Evaluator, epoch: int) -> None:
+        """What is due after that many epochs. Minutes, perhaps: it need not end if the trainer is to stop."""
+        if any(e.every_epochs and epoch % e.every_epochs == 0 for e, _ in evaluate.evaluations):
+            with self.stop.loop(inside=False):
+                metrics = evaluate(self.student.clip, epoch)
+            self.recorder.write(event="evaluation", step=self.at, metrics=metrics)
+
+    def _save(self) -> None:
+        """Rank 0's to do."""
+        state = {**self.state, "seconds": self.seconds_before + self._seconds(), "skips": self.skips}
+        self.saver.save(self.at, self.student, self.optimizer, state)
+
+    def _keep(self) -> None:
+        """This very step, on the disk; others cannot say."""
+        if self.rank == 0:
+            self.saver.wait()
+            if self.saver.saved_step != self.at:
+                self._log()
+                self._save()
+                self.saver.wait()
+            self.report_progress(self.at, self.at)
+
+    def _go_back(self) -> None:
+        """To the newest checkpoint, once an attempt: after SKIPS batches in a row that could not be learned from.
+
+        Raises:
+            WorkError: of class NonFinite, naming the first of them: there is no checkpoint, or it led here again.
+        """
+        self.saver.wait()
+        bad, was = self.at - self.skips + 1, self.at
+        message = f"the loss or a gradient is not finite at step {bad} of {self.steps} and all others to step {was}"
+        if self.gone_back or not self._restore():
+            end = "after going back to a checkpoint" if self.gone_back else "there is no checkpoint to go back to"
+            raise WorkError(f"{message}; {end}", "NonFinite")
+        self.say(message)
+        self.gone_back = True
+        self.recorder.write(event="wentBack", step=self.at, nonFiniteFrom=bad, nonFiniteTo=was)
 
     def _tell_growth(self, piece: tuple[Tensor, list[Chunk]]) -> None:
         """What was inherited, and how alike the layers are before the first step."""
@@ -182,42 +246,47 @@ class Trainer:
         cosines = growth.agreement(self.student.clip, predecessor, run)
         for line in self.grown.lines(self.task.predecessor.stage, cosines):
             self.say(line)
-        self._record(event="growth", step=0, **self.grown.to_dict(), stacks=self.grown.stacks, cosines=cosines)
+        self.recorder.write(event="growth", step=0, **self.grown.to_dict(), stacks=self.grown.stacks, cosines=cosines)
 
     def _step(self, batch: Batch) -> Tensor:
         return self.step(batch)
 
-    def _log(self, losses: list[tuple[int, Tensor]], rate: float, batches: Batches) -> None:
-        """One line a step in metrics.jsonl, one progress line; the only place where the host waits for the device."""
-        values = torch.stack([value for _, value in losses]).cpu().double()
-        step = losses[-1][0] + 1
-        if not bool(torch.isfinite(values).all()):
-            bad = next(s for (s, _), row in zip(losses, values, strict=True) if not bool(torch.isfinite(row).all()))
-            raise WorkError(f"the loss is not finite at step {bad + 1} of {self.steps}", "NonFinite")
-        if losses[0][0] == 0:
-            self.state["initial"]["loss"] = float(values[0, 1])
-        self.state["finalLoss"] = float(values[-1, 1])
-        eta = (self.steps - step) / rate
-        for (s, _), (total, task, pull) in zip(losses, values.tolist(), strict=True):
-            self._record(
-                event="step", step=s + 1, steps=self.steps, loss=total, taskLoss=task, distillationLoss=pull,
-                samplesPerSecond=rate * self.inputs["globalBatchSize"], etaSeconds=eta, macs=self._spent(s + 1),
+    def _log(self) -> None:
+        """One record a step, one progress line; the only place where the host waits for the device."""
+        if not (done := self.unseen):
+            return
+        (before, step), now = self.looked, time.monotonic()
+        rate = (self.at - step) / max(now - before, 1e-9)
+        self.unseen, self.looked = [], (now, self.at)
+        values = torch.stack([entry.numbers for entry in done]).cpu().double().tolist()
+        counters = self.state.setdefault("counters", {})
+        eta = (self.steps - self.at) / rate
+        for entry, numbers in zip(done, values, strict=True):
+            record = entry.record(numbers, self.teacher is not None)
+            self.skips = self.skips + 1 if record["skipped"] else 0
+            counters["skippedBatches"] = counters.get("skippedBatches", 0) + record["skipped"]
+            self.meter.skipped += record["skipped"]
+            if not record["skipped"]:
+                self.state["finalLoss"] = record["taskLoss"]
+                if self.state["initial"]["loss"] is None:
+                    self.state["initial"]["loss"] = record["taskLoss"]
+            self.recorder.write(
+                **record, steps=self.steps, macs=self._spent(entry.step), etaSeconds=eta,
+                samplesPerSecond=rate * self.inputs["globalBatchSize"],
             )  # fmt: skip
-        self.meter.losses = {"task": task} | ({"distillation": pull} if self.teacher is not None else {})
-        at = f"{self.task.stage} step {step}/{self.steps} epoch {step / self.steps_per_epoch:.1f}"
-        speed = f"{rate * self.inputs['globalBatchSize']:.0f} samples/s, {timedelta(seconds=round(eta))} left"
-        self.say(f"{at} loss {self.state['finalLoss']:.4f} {speed}")
-        replaced = max(batches.replaced, self.state.get("counters", {}).get("replacedPictures", 0))
-        self.state["counters"] = {"replacedPictures": replaced, "scarceCaptions": batches.scarce}
+        self.meter.last = record
+        replaced = max(self.batches.replaced, counters.get("replacedPictures", 0))
+        counters |= {"replacedPictures": replaced, "scarceCaptions": self.batches.scarce}
         self.meter.replaced = replaced
-
-    def _record(self, **record: Any) -> None:
-        if self.rank == 0:
-            with (self.attempt / METRICS).open("a") as file:
-                file.write(json.dumps(record) + "\n")
+        self.report_progress(self.at, self.saver.saved_step, rate)
+        at = f"{self.task.stage} step {self.at}/{self.steps} epoch {self.at / self.steps_per_epoch:.1f}"
+        speed = f"{rate * self.inputs['globalBatchSize']:.0f} samples/s, {timedelta(seconds=round(eta))} left"
+        loss = "not finite, skipped" if self.skips else f"{self.state['finalLoss']:.4f}"
+        self.say(f"{at} loss {loss} {speed}")
 
     def _spent(self, step: int) -> int:
-        return (step - self.first_step) * self.task.macs_per_step
+        """By this attempt, when the stage was, or is, at `step` and has not gone back since."""
+        return (self.steps_done - self.at + step) * self.task.macs_per_step
 
     def _seconds(self) -> float:
         return time.monotonic() - self.started
