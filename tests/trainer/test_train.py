@@ -437,7 +437,7 @@ def test_sigterm_in_evaluations_and_while_a_checkpoint_is_written_loses_no_step(
     often = [evaluation.model_copy(update={"every_epochs": 1}) for evaluation in tasks[0].data.evaluation]
     data = tasks[0].data.model_copy(update={"evaluation": often})
     tasks = [task.model_copy(update={"data": data}) for task in tasks]
-    write, classify, words = checkpoint.save_file, evaluate.build_zero_shot_classifier, []
+    write, classify, words = checkpoint.save_file, evaluate.class_names, []
 
     def terminate_and(do, *arguments):
         terminate()
@@ -448,7 +448,7 @@ def test_sigterm_in_evaluations_and_while_a_checkpoint_is_written_loses_no_step(
 
         def after(_, step):
             if step == done:
-                monkeypatch.setattr(evaluate, "build_zero_shot_classifier", partial(terminate_and, classify))
+                monkeypatch.setattr(evaluate, "class_names", partial(terminate_and, classify))
 
         if done == 6:
             monkeypatch.setattr(checkpoint, "save_file", partial(terminate_and, write))

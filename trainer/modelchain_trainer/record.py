@@ -48,7 +48,7 @@ class Done(NamedTuple):
 
 
 class Recorder:
-    """Appends to metrics.jsonl and an event file in an attempt's directory; each record is on the disk when it returns.
+    """Appends to metrics.jsonl and an event file of an attempt; a record has left the process when it returns.
 
     TensorBoard's own writers queue events for a process's end, which a trainer does not wait for.
     """
@@ -98,4 +98,4 @@ def _until(path: Path, step: int) -> Iterator[bytes]:
         with contextlib.suppress(ValueError):
             record = json.loads(line)
             if record["step"] < step or (record["step"] == step and record["event"] == "step"):
-                yield line
+                yield line.rstrip() + b"\n"
