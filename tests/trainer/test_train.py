@@ -574,6 +574,7 @@ def rank_main(rank, world, port, task, ids):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.timeout(900)  # six trainers, one after another or side by side
 def test_ranks_stop_together_or_lose_one_and_others_go_on_with_the_same_batches(first, folder, tmp_path):
     """2 ranks stop, of 4 one dies, 1 ends it."""
     tasks = [tiny.task(tiny.spec(), folder, tmp_path / "root", attempt=attempt) for attempt in (1, 2, 3)]
