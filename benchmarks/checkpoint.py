@@ -42,7 +42,7 @@ def run(model: str, pairs: int, folder: Path) -> Json:
     for parameter in student.parameters():
         moments = {kind: torch.rand_like(parameter) for kind in ("exp_avg", "exp_avg_sq")}
         optimizer.state[parameter] = {"step": torch.zeros((), device=device), **moments}
-    saver = Checkpointer(folder / ("0" * 64) / "local-a1", {}, "0" * 64, {})
+    saver = Checkpointer(folder / ("0" * 64) / "local-a1", {}, {})
     saver.attempt.mkdir(parents=True)
     began = time.monotonic()
     saver.prepare(student)

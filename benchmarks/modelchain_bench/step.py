@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -21,7 +21,7 @@ from open_clip import CLIP
 from modelchain.macs import image_macs, text_macs
 from modelchain.modelconfig import ModelConfig
 from modelchain_bench.captions import captions as draw
-from modelchain_bench.pairs import device_and_threads, environment, interleaved, peak_flops, summary
+from modelchain_bench.pairs import environment, interleaved, peak_flops, summary, this_device
 from modelchain_bench.stock import StockLoop
 from modelchain_data import batches as data
 from modelchain_data.batches import Batch
@@ -55,7 +55,7 @@ def measure(
         without: of LEVERS, those that are switched off.
         predecessor: distil from a model of this config, too, and tell its share of a step.
     """
-    device = device_and_threads()
+    device = this_device()
     resolved, context = config.resolved(), config.text_cfg.context_length
     stock = StockLoop(resolved, device, precision, captions)
     ours = our_step(resolved, device, precision, predecessor, stock.model)
@@ -84,18 +84,12 @@ def measure(
         }  # fmt: skip
 
 
-def without_determinism(device: torch.device) -> Callable[[Callable[[], None]], Callable[[], None]]:
+@contextmanager
+def without_determinism(device: torch.device) -> Iterator[None]:
     """The stock loop as a lab runs it: what makes ours repeatable to the bit is not its to pay for."""
-
-    def wrap(work: Callable[[], None]) -> Callable[[], None]:
-        def as_it_is() -> None:
-            torch.use_deterministic_algorithms(False)
-            work()
-            torch.use_deterministic_algorithms(device.type == "cpu")
-
-        return as_it_is
-
-    return wrap
+    torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(device.type == "cpu")
 
 
 def _teacher_share(step: Step, turn: Iterator[Batch], pairs: int, device: torch.device) -> float:
@@ -122,7 +116,7 @@ def our_step(
     if runtime.compiles(device, CACHE, print):
         models.compile_layers(student, teacher)
     inputs = {"learningRate": "1e-4", "weightDecay": "0.1", "warmupSteps": 0, "precision": precision, "seed": 0}
-    return Step(student, teacher, inputs, steps=10_000, alpha=ALPHA, device=device)
+    return Step(student, teacher, inputs, steps=10_000, alpha=ALPHA)
 
 
 def switch_off(lever: str, step: Step, off: ExitStack, context: int) -> None:
@@ -133,12 +127,16 @@ def switch_off(lever: str, step: Step, off: ExitStack, context: int) -> None:
     elif lever == "pooled":
         off.enter_context(patch.object(models.Layer, "forward", _whole_layer(models.Layer.forward)))
     elif lever == "lookup":
-        off.enter_context(patch.object(models, "encode_text_chunks", _chunk_by_chunk))
+        off.enter_context(patch.object(models, "encode_text_chunks", _chunk_by_chunk(models.encode_text_chunks)))
     elif lever == "fused":
-        plain = torch.optim.AdamW(step.optimizer.param_groups, betas=(0.9, 0.98), eps=1e-8)
-        off.enter_context(patch.object(step, "optimizer", plain))
+        groups = [{name: group[name] for name in ("params", "weight_decay")} for group in step.optimizer.param_groups]
+        off.enter_context(patch.object(step, "optimizer", _PlainAdamW(groups, betas=(0.9, 0.98), eps=1e-8)))
     elif lever == "compiled":
         off.enter_context(torch.compiler.set_stance("force_eager"))
+
+
+class _PlainAdamW(torch.optim.AdamW):
+    found_inf = property(lambda _: None, lambda *_: None)  # the fused kernel alone can skip a batch
 
 
 def _whole_layer(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -149,9 +147,12 @@ def _whole_layer(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Te
     return whole
 
 
-def _chunk_by_chunk(model: CLIP, chunks: list[data.Chunk]) -> torch.Tensor:
-    features = torch.cat([models.encode_text(model, tokens) for tokens, _ in chunks])
-    return torch.empty_like(features).index_copy(0, torch.cat([rows for _, rows in chunks]), features)
+def _chunk_by_chunk(encode: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def chunk_by_chunk(model: CLIP, chunks: list[data.Chunk]) -> torch.Tensor:
+        parts = [encode(model, [(tokens, torch.arange(len(tokens), device=tokens.device))]) for tokens, _ in chunks]
+        return torch.cat(parts)[torch.cat([rows for _, rows in chunks]).argsort()]
+
+    return chunk_by_chunk
 
 
 def _batch(config: ModelConfig, index: int, size: int, texts: list[np.ndarray], pad: int | None) -> Batch:

@@ -49,6 +49,7 @@ def test_ours_and_the_stock_loop_are_the_same_mathematics(swin, without):
     with ExitStack() as off:
         for lever in without:
             step.switch_off(lever, ours, off, 77)
+        assert all(bool(group["fused"]) != ("fused" in without) for group in ours.optimizer.param_groups)
         batch = step._batch(config, 0, size, texts, None)
         loss = ours(batch)[0]
     expected = stock.step(models.normalise(batch.images), step._padded(texts, 77))
@@ -61,13 +62,13 @@ def test_ours_and_the_stock_loop_are_the_same_mathematics(swin, without):
 def test_compiled_layers_are_the_same_mathematics():
     """On a GPU they are compiled; here the compiler runs for the CPU."""
     model = models.build({**CONFIG.resolved(), "text_cfg": {**CONFIG.text_cfg.resolved(), "layers": 2}}, 0)
-    tokens = step._padded(captions(4, 0), 77)[:, :24]
-    plain = models.encode_text(model, tokens)
+    chunks = [(step._padded(captions(4, 0), 77)[:, :24], torch.arange(4))]
+    plain = models.encode_text_chunks(model, chunks)
     plain.square().sum().backward()
     expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     models.compile_layers(model)
-    compiled = models.encode_text(model, tokens)
+    compiled = models.encode_text_chunks(model, chunks)
     compiled.square().sum().backward()
     assert (compiled - plain).norm() <= 1e-5 * plain.norm()
     for name, gradient in expected.items():
@@ -101,7 +102,7 @@ def test_what_is_printed(monkeypatch):
 
 
 def test_from_files_to_weights():
-    found = end_to_end.measure(CONFIG, 4, 2, None, precision="fp32", pairs=1, workers=1)
+    found = end_to_end.measure(CONFIG, 4, 2, None, precision="fp32", pairs=1, workers=2)
     assert found["ratio"] > 0 and 0 <= found["dataWait"] <= 1 and len(found["pairs"]) == 1
 
 

@@ -26,6 +26,7 @@ from modelchain.errors import InputError, WorkError
 from modelchain_data.batches import global_batch
 from modelchain_trainer import __main__ as entry
 from modelchain_trainer import checkpoint, evaluate, models, runtime
+from modelchain_trainer.step import Step
 from modelchain_trainer.stop import Preempted, Stop
 from modelchain_trainer.train import Trainer
 
@@ -273,17 +274,17 @@ def test_weights_that_went_bad_are_fetched_from_the_checkpoint_once(first, folde
     assert results(task).counters["skippedBatches"] == 0, "of the training that made these weights"
 
 
-def everything(trainer):
+def everything(step):
     """Weights and, once there are any, moments and step counts."""
-    state = trainer.optimizer.state
-    parameters = list(trainer.student.parameters())
+    state = step.optimizer.state
+    parameters = list(step.student.parameters())
     return [t.detach().clone() for p in parameters for t in (p, *state.get(p, {}).values()) if t is p or t.any()]
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted(folder, tmp_path, monkeypatch, what):
     """The very first, whose loss the results ask for, and one after a stop."""
-    bad, forward, step = (0, 5), models.Student.forward, Trainer._step
+    bad, forward, call = (0, 5), models.Student.forward, Step.__call__
 
     def spoiled(student, *arguments):
         features = forward(student, *arguments)
@@ -293,17 +294,17 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted(folder, tmp_p
             features.image.register_hook(lambda gradient: gradient * math.inf)
         return features
 
-    def watched(trainer, batch):
-        trainer.student.spoil = batch.step in bad
-        before = everything(trainer)
-        numbers = step(trainer, batch)
-        after = everything(trainer)
+    def watched(step, batch):
+        step.student.spoil = batch.step in bad
+        before = everything(step)
+        numbers = call(step, batch)
+        after = everything(step)
         same = len(before) == len(after) and all(map(torch.equal, before, after))
         assert same == bool(numbers[3]) == (batch.step in bad)
         return numbers
 
     monkeypatch.setattr(models.Student, "forward", spoiled)
-    monkeypatch.setattr(Trainer, "_step", watched)
+    monkeypatch.setattr(Step, "__call__", watched)
     tasks = [tiny.task(tiny.spec(evaluation=False), folder, tmp_path, attempt=attempt) for attempt in (1, 2)]
     with pytest.raises(Preempted):
         tiny.train(tasks[0], stop_after(3))
@@ -389,14 +390,15 @@ def test_swin_trains_and_draws_the_same_paths_again(folder, tmp_path):
 def run(task, monkeypatch, after_step=None):
     """`python -m modelchain_trainer` without the process: exit code and last word."""
     if after_step is not None:
-        step = Trainer._step
+        build, call, trainers = Trainer._build, Step.__call__, []
 
-        def counted(self, batch):
-            losses = step(self, batch)
-            after_step(self, batch.step + 1)
+        def counted(step, batch):
+            losses = call(step, batch)
+            after_step(trainers[0], batch.step + 1)
             return losses
 
-        monkeypatch.setattr(Trainer, "_step", counted)
+        monkeypatch.setattr(Trainer, "_build", lambda trainer: (trainers.append(trainer), build(trainer)))
+        monkeypatch.setattr(Step, "__call__", counted)
     handlers = {sig: signal.getsignal(sig) for sig in (signal.SIGTERM, signal.SIGINT)}
     try:
         code = entry.train(task)
@@ -559,17 +561,17 @@ def test_the_first_failure_stands_even_in_a_file_that_was_there(tmp_path):
 
 def rank_main(rank, world, port, task, ids):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    step = Trainer._step
+    call = Step.__call__
 
-    def counted(self, batch):
+    def counted(step, batch):
         (Path(ids) / f"{batch.step}-{rank}").write_text(json.dumps(batch.ids.tolist()))
         if rank == 1 and (world, batch.step) == (2, 4):
-            self.stop.asked = True  # only one of the two has heard it
+            terminate()  # only one of the two hears it
         if rank == 3 and batch.step == 8:
             os._exit(9)
-        return step(self, batch)
+        return call(step, batch)
 
-    Trainer._step = counted
+    Step.__call__ = counted
     assert entry.train(Task.model_validate_json(task)) == 75
     torch.distributed.destroy_process_group()
 

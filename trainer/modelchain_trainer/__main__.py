@@ -73,11 +73,11 @@ def train(task: Task) -> int:
     preempted = partial(_failed, task, report, FailureClass.PREEMPTED)
     # torchrun, too, kills only after that time; in a pod it is longer (operator's template).
     seconds = float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")) - EXIT_SECONDS
-    with stop.heard(seconds, lambda: os._exit(preempted("stopped by force; the newest checkpoint stands"))):
-        try:
+    try:
+        with stop.heard(seconds, lambda: os._exit(preempted("stopped by force; the newest checkpoint stands"))):
             return _train(task, stop, report)
-        except Preempted as error:
-            return preempted(str(error))
+    except Preempted as error:
+        return preempted(str(error))
 
 
 def _train(task: Task, stop: Stop, report: dict[str, Any]) -> int:

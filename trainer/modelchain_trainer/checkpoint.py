@@ -26,13 +26,11 @@ KEPT = 2
 class Checkpointer:
     """Writes `<root>/<input digest>/<owner>-a<n>/step-<k>/`, one at a time, in a thread; used by rank 0 alone."""
 
-    def __init__(
-        self, attempt: Path, inputs: dict[str, Any], input_digest: str, environment: dict[str, Any], saved_step: int = 0
-    ):
+    def __init__(self, attempt: Path, inputs: dict[str, Any], environment: dict[str, Any], saved_step: int = 0):
         self.attempt, self.saved_step = attempt, saved_step  # the newest step that is on the disk; 0 if none is
         self.saved_at = 0.0  # when one was written last, in seconds since the epoch
         self.seconds: dict[str, float] = {}  # what the last save took: `stall` of the loop, then `write`
-        self._manifest: dict[str, Any] = {"inputs": inputs, "input_digest": input_digest, "environment": environment}
+        self._manifest = {"inputs": inputs, "input_digest": attempt.parent.name, "environment": environment}
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
         self._copies: dict[str, dict[str, Tensor]] = {MODEL: {}, OPTIMIZER: {}}  # by file; made once
@@ -74,6 +72,7 @@ class Checkpointer:
     def wait(self) -> None:
         """Until the last save is on the disk and verified."""
         if self._pending is not None:
+            self._pending.exception()  # a signal may end this wait: the copies are then the writer's still
             pending, self._pending = self._pending, None
             pending.result()
 

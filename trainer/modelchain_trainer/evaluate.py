@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,33 +29,33 @@ from modelchain_trainer.runtime import autocast, ranks
 RECALLS = (1, 5, 10)
 
 
+@dataclass
 class Evaluator:
     """All evaluations of a chain on one model; every rank takes every world-size'th sample, all get the numbers."""
 
-    def __init__(
-        self,
-        evaluations: Sequence[tuple[TaskEvaluation, ShardSet]],
-        context_length: int,
-        device: torch.device,
-        threads: int,
-        precision: Callable[[], AbstractContextManager[object]],
-        batch: int = 128,
-    ):
-        self.evaluations, self.device, self.precision, self.batch = evaluations, device, precision, batch
-        self.context_length, self.threads = context_length, threads
+    evaluations: Sequence[tuple[TaskEvaluation, ShardSet]]
+    context_length: int
+    device: torch.device
+    threads: int
+    precision: Callable[[], AbstractContextManager[object]]
+    batch: int = 128
+
+    def __post_init__(self) -> None:
         self.rank, self.world = ranks()
+
+    def due(self, epoch: int | None) -> list[tuple[TaskEvaluation, ShardSet]]:
+        """Evaluations due after that many epochs (`everyEpochs`), or all."""
+        chosen = self.evaluations
+        return [(e, s) for e, s in chosen if epoch is None or (e.every_epochs and epoch % e.every_epochs == 0)]
 
     @torch.no_grad()
     def __call__(self, clip: torch.nn.Module, epoch: int | None = None) -> dict[str, float]:
-        """Metrics by name; with `epoch`, only of evaluations due after that many epochs (`everyEpochs`)."""
-        due = [(e, s) for e, s in self.evaluations if epoch is None or (e.every_epochs and epoch % e.every_epochs == 0)]
-        if not due:
-            return {}
+        """Metrics by name; with `epoch`, only of those due."""
         training = clip.training
         clip.eval()
         metrics: dict[str, float] = {}
         with torch.compiler.set_stance("force_eager"):  # shapes no step has: to compile takes longer than to run them
-            for evaluation, samples in due:
+            for evaluation, samples in self.due(epoch):
                 measure = self._zero_shot if evaluation.kind == "ZeroShot" else self._retrieval
                 metrics |= measure(clip, evaluation, samples)
         clip.train(training)

@@ -45,14 +45,10 @@ def export(artifact: Path, to: Path, layout: Layout) -> None:
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise InputError("exists already; remove it or choose another folder", file=to)
     visual = {name.removeprefix("visual."): t for name, t in weights.items() if name.startswith("visual.")}
-    vision, preprocess = config["vision_cfg"], json.loads((artifact / CONFIG).read_text())["preprocess_cfg"]
-    if "timm_model_name" not in vision:
-        make = _timm_vit if layout == "timm" else _transformers_vit
-        tower, files = make(visual, config, preprocess)
-    elif layout == "timm":
-        tower, files = _timm_swin(visual, vision["timm_model_name"], preprocess)
-    else:
+    if layout == "transformers" and "timm_model_name" in config["vision_cfg"]:
         raise InputError("its tower is a Swin, which transformers' CLIP does not know: use --as timm", file=artifact)
+    make = _timm if layout == "timm" else _transformers
+    tower, files = make(visual, config, json.loads((artifact / CONFIG).read_text())["preprocess_cfg"])
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{to.name}-", dir=to.parent.resolve()) as folder:
@@ -79,8 +75,11 @@ def _renamed(visual: dict[str, Tensor], names: Names) -> Iterable[tuple[str, Ten
             yield name, tensor
 
 
-def _timm_vit(visual: dict[str, Tensor], config: dict[str, Any], preprocess: dict[str, Any]) -> Tower:
+def _timm(visual: dict[str, Tensor], config: dict[str, Any], preprocess: dict[str, Any]) -> Tower:
     vision = config["vision_cfg"]
+    if "timm_model_name" in vision:
+        trunk = {name.removeprefix("trunk."): t for name, t in visual.items() if name.startswith("trunk.")}
+        return trunk, {"config.json": _timm_config(vision["timm_model_name"], "avg", {}, preprocess)}
     tower = {name: t[None] if name == "pos_embed" else t for name, t in _renamed(visual, TIMM)}
     tower["cls_token"] = tower["cls_token"][None, None]
     # An architecture with open_clip's norm before the first block, and its epsilon; the arguments give it our shape.
@@ -91,11 +90,6 @@ def _timm_vit(visual: dict[str, Tensor], config: dict[str, Any], preprocess: dic
         "mlp_ratio": vision["mlp_ratio"],
     }  # fmt: skip
     return tower, {"config.json": _timm_config(architecture, "token", shape, preprocess)}
-
-
-def _timm_swin(visual: dict[str, Tensor], architecture: str, preprocess: dict[str, Any]) -> Tower:
-    trunk = {name.removeprefix("trunk."): t for name, t in visual.items() if name.startswith("trunk.")}
-    return trunk, {"config.json": _timm_config(architecture, "avg", {}, preprocess)}
 
 
 def _timm_config(architecture: str, pool: str, arguments: dict[str, Any], preprocess: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +104,7 @@ def _timm_config(architecture: str, pool: str, arguments: dict[str, Any], prepro
     }  # fmt: skip
 
 
-def _transformers_vit(visual: dict[str, Tensor], config: dict[str, Any], preprocess: dict[str, Any]) -> Tower:
+def _transformers(visual: dict[str, Tensor], config: dict[str, Any], preprocess: dict[str, Any]) -> Tower:
     vision, (side, _) = config["vision_cfg"], preprocess["size"]
     tower: dict[str, Tensor] = {}
     for name, tensor in _renamed(visual, TRANSFORMERS):

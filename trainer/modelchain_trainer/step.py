@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,31 +21,26 @@ from modelchain_trainer.loss import cached_backward, contrastive, distillation
 Piece = tuple[Tensor, list[Chunk]]  # normalised pictures and the captions' chunks, on the device
 
 
+@dataclass
 class Step:
     """Calls are updates. `inputs` are the hashed ones of a task; `micro_batch` is one rank's pictures at a time."""
 
-    def __init__(
-        self,
-        student: models.Student,
-        teacher: torch.nn.Module | None,
-        inputs: Mapping[str, Any],
-        *,
-        steps: int,
-        alpha: float,
-        device: torch.device,
-        micro_batch: int | None = None,
-    ):
-        self.student, self.teacher, self.inputs, self.steps, self.alpha = student, teacher, inputs, steps, alpha
-        self.device, self.micro_batch = device, micro_batch
+    student: models.Student
+    teacher: torch.nn.Module | None
+    inputs: Mapping[str, Any]
+    steps: int
+    alpha: float
+    micro_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        student, inputs, self.device = self.student, self.inputs, self.student.clip.logit_scale.device
         self.rank, self.world = runtime.ranks()
         self.tokens, self.learning_rate = (0, 0), 0.0  # of the last call; this rank's tokens: real, and with padding
-        self.precision = runtime.autocast(device, inputs["precision"])
-        decayed: dict[bool, list[Tensor]] = {True: [], False: []}
-        for name, parameter in student.named_parameters():
-            decayed[models.decays(name, parameter)].append(parameter)
+        self.precision = runtime.autocast(self.device, inputs["precision"])
+        named, decays = list(student.named_parameters()), {True: float(inputs["weightDecay"]), False: 0.0}
         groups = [
-            {"params": decayed[True], "weight_decay": float(inputs["weightDecay"])},
-            {"params": decayed[False], "weight_decay": 0.0},
+            {"params": [p for name, p in named if models.decays(name, p) == decayed], "weight_decay": decay}
+            for decayed, decay in decays.items()
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), eps=1e-8, fused=True)
         self.wrapped: torch.nn.Module = student

@@ -15,7 +15,7 @@ from torch import Tensor
 from modelchain.contracts import FailureClass, Growth, LastWord, LiveProgress, Manifest, Measured, Results, Task
 from modelchain.digest import evaluation_key
 from modelchain.errors import InputError, WorkError
-from modelchain_data.batches import Batch, Batches, Chunk
+from modelchain_data.batches import Batch, Batches
 from modelchain_data.request import IndexingLine, open_data
 from modelchain_trainer import artifact, checkpoint, growth, models, progress, runtime
 from modelchain_trainer.evaluate import Evaluator
@@ -54,9 +54,10 @@ class Trainer:
         self.skips, self.gone_back = 0, False
         self.unseen: list[Done] = []  # steps that nobody has looked at yet
         self.started = time.monotonic()
-        self.meter = Meter(task, runtime.environment(self.world, self.device))
+        self.environment = runtime.environment(self.world, self.device)
+        self.meter = Meter(task, self.environment)
         self.recorder = Recorder(self.attempt, active=self.rank == 0)
-        self.report_progress(0, 0)
+        self.report_progress(0)
         if self.rank == 0:
             progress.serve(self.meter, self.say)
 
@@ -105,26 +106,19 @@ class Trainer:
 
     def _build(self) -> None:
         """The student as it starts, and the frozen teacher if alpha is not 0."""
-        config, seed = self.inputs["modelConfig"], self.inputs["seed"]
-        clip = models.build(config, seed)
-        self.teacher, self.growth, self.alpha = None, None, 0.0
-        dim = None
+        clip = models.build(self.inputs["modelConfig"], self.inputs["seed"])
+        self.grown, self.teacher, alpha, dim = None, None, 0.0, None
         if self.task.predecessor is not None:
-            teacher_config, weights = artifact.load_predecessor(self.task.predecessor)
+            config, weights = artifact.load_predecessor(self.task.predecessor)
             transfer = self.inputs["transfer"]
             self.grown = growth.grow(clip, weights, transfer["width"], transfer["depth"])
-            self.growth = Growth.model_validate(self.grown.to_dict())
-            self.alpha = float(transfer["distillation"]["alpha"])
-            if self.alpha:
-                dim = teacher_config["embed_dim"]
-                self.teacher = self._frozen(teacher_config, weights)
+            if alpha := float(transfer["distillation"]["alpha"]):
+                self.teacher, dim = self._frozen(config, weights), config["embed_dim"]
         self.student = models.Student(clip, dim).to(self.device)
         if runtime.compiles(self.device, Path(self.task.root) / "cache", self.say):
             models.compile_layers(self.student, self.teacher)
-        self.step = Step(
-            self.student, self.teacher, self.inputs, steps=self.steps, alpha=self.alpha, device=self.device,
-            micro_batch=self.task.micro_batch_size and self.task.micro_batch_size // self.world,
-        )  # fmt: skip
+        micro = self.task.micro_batch_size and self.task.micro_batch_size // self.world
+        self.step = Step(self.student, self.teacher, self.inputs, steps=self.steps, alpha=alpha, micro_batch=micro)
         self.optimizer = self.step.optimizer
 
     def _frozen(self, config: dict[str, Any], weights: dict[str, Tensor]) -> models.CLIP:
@@ -139,12 +133,11 @@ class Trainer:
         if not self._restore():
             self.recorder.go_on(-1)
         self.seconds_before = self.state["seconds"]
-        environment = runtime.environment(self.world, self.device)
-        self.saver = checkpoint.Checkpointer(self.attempt, self.inputs, self.task.input_digest, environment, self.at)
+        self.saver = checkpoint.Checkpointer(self.attempt, self.inputs, self.environment, saved_step=self.at)
         self.meter.saver = self.saver
         if self.rank == 0:
             self.saver.prepare(self.student)
-        self.report_progress(self.at, self.at)
+        self.report_progress(self.at)
 
     def _restore(self) -> bool:
         """Whether there is a checkpoint that verifies; rank 0 chooses for all."""
@@ -162,14 +155,15 @@ class Trainer:
         agreement, saved, due = runtime.Agreement(self.world), time.monotonic(), False
         self.looked = saved, self.at
         for batch in self.meter.waiting(self.batches.from_step(self.at)):
-            if self.at and self._epoch_ends():  # also one that ended with an earlier attempt
-                self._evaluate(evaluate, self.at // self.steps_per_epoch)
-            if self.at == 0 and self.rank == 0 and self.growth is not None:
-                self._tell_growth(self.step.to_device(batch.pieces(GROWTH_SAMPLE)[0]))
-            numbers = self._step(batch)
+            epoch, within = divmod(self.at, self.steps_per_epoch)
+            if epoch and not within:  # it has ended, perhaps with an earlier attempt
+                self._evaluate(evaluate, epoch)
+            if self.at == 0 and self.rank == 0 and self.grown is not None:
+                self._tell_growth(self.grown, batch)
+            numbers = self.step(batch)
             self.at, self.steps_done = self.at + 1, self.steps_done + 1
             self.unseen.append(Done(self.at, numbers, self.step.tokens, self.step.learning_rate))
-            ends, last, now = self._epoch_ends(), self.at == self.steps, time.monotonic()
+            ends, last, now = within + 1 == self.steps_per_epoch, self.at == self.steps, time.monotonic()
             stopping, astray = agreement.reached(self.stop.asked, self.skips >= SKIPS, at_once=ends)
             due = due or ends or now - saved >= self.task.checkpoint_seconds
             save = stopping or last or (due and not self.saver.busy)  # nobody waits for a slow disk
@@ -182,7 +176,7 @@ class Trainer:
                 self._keep()
                 if self.world > 1:
                     dist.barrier()  # the first to leave may take the others with it
-                self.report_progress(self.at, self.at)
+                self.report_progress(self.at)
                 raise Preempted(f"stopped at step {self.at} of {self.steps}; its checkpoint is complete")
             if save and (last or not self.skips):  # weights of before a skipped batch are no place to go back to
                 saved, due = now, False
@@ -191,19 +185,16 @@ class Trainer:
             if last:
                 return
 
-    def _epoch_ends(self) -> bool:
-        return self.at % self.steps_per_epoch == 0
-
     def _evaluate(self, evaluate: Evaluator, epoch: int) -> None:
         """What is due after that many epochs. Minutes, perhaps: it need not end if the trainer is to stop."""
-        if any(e.every_epochs and epoch % e.every_epochs == 0 for e, _ in evaluate.evaluations):
+        if evaluate.due(epoch):
             with self.stop.loop(inside=False):
                 metrics = evaluate(self.student.clip, epoch)
             self.recorder.write(event="evaluation", step=self.at, metrics=metrics)
 
     def _save(self) -> None:
         """Rank 0's to do."""
-        state = {**self.state, "seconds": self.seconds_before + self._seconds(), "skips": self.skips}
+        state = {**self.state, "seconds": self.seconds_before + self._time()["seconds"], "skips": self.skips}
         self.saver.save(self.at, self.student, self.optimizer, state)
 
     def _keep(self) -> None:
@@ -214,7 +205,7 @@ class Trainer:
                 self._log()
                 self._save()
                 self.saver.wait()
-            self.report_progress(self.at, self.at)
+            self.report_progress(self.at)
 
     def _go_back(self) -> None:
         """To the newest checkpoint, once an attempt: after SKIPS batches in a row that could not be learned from.
@@ -229,27 +220,20 @@ class Trainer:
             end = "after going back to a checkpoint" if self.gone_back else "there is no checkpoint to go back to"
             raise WorkError(f"{message}; {end}", "NonFinite")
         self.say(message)
-        self.gone_back = True
+        self.gone_back, self.saver.saved_step = True, self.at
         self.recorder.write(event="wentBack", step=self.at, nonFiniteFrom=bad, nonFiniteTo=was)
 
-    def _tell_growth(self, piece: tuple[Tensor, list[Chunk]]) -> None:
+    def _tell_growth(self, grown: growth.GrowthReport, batch: Batch) -> None:
         """What was inherited, and how alike the layers are before the first step."""
         assert self.task.predecessor is not None
         predecessor = self.teacher or self._frozen(*artifact.load_predecessor(self.task.predecessor))
-        images, chunks = piece
-
-        def run(model: Any) -> None:
-            with self.precision():
-                models.encode_image(model, images)
-                models.encode_text_chunks(model, chunks)
-
-        cosines = growth.agreement(self.student.clip, predecessor, run)
-        for line in self.grown.lines(self.task.predecessor.stage, cosines):
+        piece = self.step.to_device(batch.pieces(GROWTH_SAMPLE)[0])
+        # Shapes no step has, as in an evaluation: to compile takes longer than to run them.
+        with self.precision(), torch.compiler.set_stance("force_eager"):
+            cosines = growth.agreement(self.student.clip, predecessor, lambda clip: models.Student(clip)(*piece))
+        for line in grown.lines(self.task.predecessor.stage, cosines):
             self.say(line)
-        self.recorder.write(event="growth", step=0, **self.grown.to_dict(), stacks=self.grown.stacks, cosines=cosines)
-
-    def _step(self, batch: Batch) -> Tensor:
-        return self.step(batch)
+        self.recorder.write(event="growth", step=0, **grown.to_dict(), stacks=grown.stacks, cosines=cosines)
 
     def _log(self) -> None:
         """One record a step, one progress line; the only place where the host waits for the device."""
@@ -259,8 +243,8 @@ class Trainer:
         rate = (self.at - step) / max(now - before, 1e-9)
         self.unseen, self.looked = [], (now, self.at)
         values = torch.stack([entry.numbers for entry in done]).cpu().double().tolist()
+        live = self.report_progress(self.saver.saved_step, rate)
         counters = self.state.setdefault("counters", {})
-        eta = (self.steps - self.at) / rate
         for entry, numbers in zip(done, values, strict=True):
             record = entry.record(numbers, self.teacher is not None)
             self.skips = self.skips + 1 if record["skipped"] else 0
@@ -271,16 +255,14 @@ class Trainer:
                 if self.state["initial"]["loss"] is None:
                     self.state["initial"]["loss"] = record["taskLoss"]
             self.recorder.write(
-                **record, steps=self.steps, macs=self._spent(entry.step), etaSeconds=eta,
-                samplesPerSecond=rate * self.inputs["globalBatchSize"],
+                **record, steps=self.steps, macs=self._spent(entry.step), etaSeconds=live.eta_seconds,
+                samplesPerSecond=live.samples_per_second,
             )  # fmt: skip
-        self.meter.last = record
         replaced = max(self.batches.replaced, counters.get("replacedPictures", 0))
         counters |= {"replacedPictures": replaced, "scarceCaptions": self.batches.scarce}
-        self.meter.replaced = replaced
-        self.report_progress(self.at, self.saver.saved_step, rate)
+        self.meter.last, self.meter.replaced = record, replaced
         at = f"{self.task.stage} step {self.at}/{self.steps} epoch {self.at / self.steps_per_epoch:.1f}"
-        speed = f"{rate * self.inputs['globalBatchSize']:.0f} samples/s, {timedelta(seconds=round(eta))} left"
+        speed = f"{live.samples_per_second:.0f} samples/s, {timedelta(seconds=round(live.eta_seconds))} left"
         loss = "not finite, skipped" if self.skips else f"{self.state['finalLoss']:.4f}"
         self.say(f"{at} loss {loss} {speed}")
 
@@ -288,31 +270,31 @@ class Trainer:
         """By this attempt, when the stage was, or is, at `step` and has not gone back since."""
         return (self.steps_done - self.at + step) * self.task.macs_per_step
 
-    def _seconds(self) -> float:
-        return time.monotonic() - self.started
+    def _time(self) -> dict[str, float]:
+        """Of this attempt until now: seconds, and those of all its GPUs."""
+        seconds = round(time.monotonic() - self.started, 3)
+        return {"seconds": seconds, "gpu_seconds": seconds * self.world * (self.device.type == "cuda")}
 
-    def _gpu_seconds(self) -> float:
-        return round(self._seconds() * self.world, 3) if self.device.type == "cuda" else 0.0
-
-    def report_progress(self, step: int, checkpoint_step: int, rate: float = 0.0) -> None:
+    def report_progress(self, checkpoint_step: int, rate: float = 0.0) -> LiveProgress:
         """Keep the last word, so that it is true whenever the end comes, and what is served; `rate` is steps/s."""
-        done = {"step": step, "macs": self._spent(step)}
-        spent = {"seconds": round(self._seconds(), 3), "gpu_seconds": self._gpu_seconds()}
-        self.report |= {**done, **spent, "checkpoint_step": checkpoint_step or None}
-        speed, left = rate * self.inputs["globalBatchSize"], (self.steps - step) / rate if rate else 0.0
+        done = {"step": self.at, "macs": self._spent(self.at)}
+        self.report |= {**done, **self._time(), "checkpoint_step": checkpoint_step or None}
+        speed, left = rate * self.inputs["globalBatchSize"], (self.steps - self.at) / rate if rate else 0.0
         of = {"attempt": self.task.attempt, "steps": self.steps, "checkpoint_step": checkpoint_step}
         self.meter.live = LiveProgress(**of, **done, samples_per_second=speed, eta_seconds=left)
+        return self.meter.live
 
     def _finish(self, metrics: dict[str, float]) -> LastWord:
         """Rank 0 writes the artifact and removes what it makes superfluous; the others wait for it."""
         found = None
         if self.rank == 0:
-            samples = self.steps * self.inputs["globalBatchSize"]
             predecessor = self.task.predecessor
             results = Results(
                 stage=self.task.stage, model=self.task.model, predecessor=predecessor.stage if predecessor else None,
-                steps=self.steps, samples_seen=samples, macs=self.steps * self.task.macs_per_step,
-                seconds=round(self.seconds_before + self._seconds(), 3), growth=self.growth,
+                steps=self.steps, samples_seen=self.steps * self.inputs["globalBatchSize"],
+                macs=self.steps * self.task.macs_per_step,
+                seconds=round(self.seconds_before + self._time()["seconds"], 3),
+                growth=Growth.model_validate(self.grown.to_dict()) if self.grown else None,
                 initial=Measured(**self.state["initial"]),
                 final=Measured(loss=self.state["finalLoss"], metrics=metrics),
                 evaluations={e.name: evaluation_key(e) for e in self.task.data.evaluation},
@@ -320,7 +302,7 @@ class Trainer:
             )  # fmt: skip
             manifest = Manifest(
                 kind="artifact", input_digest=self.task.input_digest, step=self.steps, inputs=self.inputs, files={},
-                environment=runtime.environment(self.world, self.device),
+                environment=self.environment,
             )  # fmt: skip
             clip, config = self.student.clip, self.inputs["modelConfig"]
             found = artifact.export(clip, config, results, manifest, self.directory, self.task.owner)
@@ -333,5 +315,4 @@ class Trainer:
         """Rank 0's word on what it found; of the others nobody asks more than that."""
         if found is None:
             return LastWord(result="Succeeded")
-        seconds, gpu_seconds = round(self._seconds(), 3), self._gpu_seconds()
-        return success(self.directory / "artifact", *found, macs=spent, seconds=seconds, gpu_seconds=gpu_seconds)
+        return success(self.directory / "artifact", *found, macs=spent, **self._time())
