@@ -46,8 +46,7 @@ class Trainer:
                 raise InputError(message, file=task.data.file, field=f"spec.recipe.{name}")
         self.say: Callable[[str], None] = say if self.rank == 0 else lambda _: None
         self.precision = runtime.autocast(self.device, self.inputs["precision"])
-        data = self.inputs["data"]
-        self.steps_per_epoch = data["samples"] // self.inputs["globalBatchSize"]
+        self.steps_per_epoch = self.inputs["data"]["samples"] // self.inputs["globalBatchSize"]
         self.steps = self.inputs["epochs"] * self.steps_per_epoch
         self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "initial": None}
         self.at, self.steps_done = 0, 0  # steps done: of the stage; by this attempt, with those it repeats
@@ -62,11 +61,7 @@ class Trainer:
             progress.serve(self.meter, self.say)
 
     def train(self) -> LastWord:
-        """Run the stage to its end.
-
-        Returns:
-            The last word of success. Raises InputError, WorkError or Preempted otherwise.
-        """
+        """Run the stage to its end: the last word of success. Raises InputError, WorkError or Preempted otherwise."""
         found = artifact.find(self.directory) if self.rank == 0 else None
         if runtime.broadcast_text("whole" if found else ""):
             self.say("an artifact of these inputs is already there and whole; nothing to train")
@@ -210,8 +205,7 @@ class Trainer:
     def _go_back(self) -> None:
         """To the newest checkpoint, once an attempt: after SKIPS batches in a row that could not be learned from.
 
-        Raises:
-            WorkError: of class NonFinite, naming the first of them: there is no checkpoint, or it led here again.
+        Raises WorkError of class NonFinite, naming the first of them: there is no checkpoint, or it led here again.
         """
         self.saver.wait()
         bad, was = self.at - self.skips + 1, self.at
