@@ -59,6 +59,7 @@ def test_ours_and_the_stock_loop_are_the_same_mathematics(swin, without):
         assert (a.grad - b.grad).norm() <= 1e-5 * max(b.grad.norm(), 1e-3 * whole), name
 
 
+@pytest.mark.timeout(900)  # a C++ compiler at work
 def test_compiled_layers_are_the_same_mathematics():
     """On a GPU they are compiled; here the compiler runs for the CPU."""
     model = models.build({**CONFIG.resolved(), "text_cfg": {**CONFIG.text_cfg.resolved(), "layers": 2}}, 0)
