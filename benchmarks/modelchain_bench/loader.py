@@ -113,6 +113,8 @@ Sample = tuple[str, bytes, list[str]]  # key, encoded picture, captions
 def _first(data: str) -> Iterator[Sample]:
     """The first samples of the tars, at most as many as there are synthetic ones."""
     problems, shards = Problems(), [Path(name) for name in expand(data)]
+    if gone := [shard for shard in shards if not shard.is_file()]:
+        raise InputError("no such file", file=gone[0])
     found = ((shard, sample) for shard in shards for sample in read_shard(shard, problems))
     for number, (shard, (key, offset, size, texts, *_)) in enumerate(itertools.islice(found, PICTURES)):
         if not texts:

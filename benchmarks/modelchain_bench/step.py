@@ -17,7 +17,9 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from open_clip import CLIP
+from torch import nn
 
+from modelchain.errors import InputError
 from modelchain.macs import image_macs, text_macs
 from modelchain.modelconfig import ModelConfig
 from modelchain_bench.captions import captions as draw
@@ -31,8 +33,6 @@ from modelchain_trainer.step import Step
 DISTINCT = 4  # batches, so that the captions' lengths vary
 ALPHA = 500.0
 CACHE = Path.home() / ".cache" / "modelchain"
-# What makes a step fast and nothing else; the benchmark alone can switch them off, to see what each is worth.
-LEVERS = ("chunks", "pooled", "lookup", "fused", "compiled")
 
 
 def measure(
@@ -53,12 +53,17 @@ def measure(
         batch: pictures a step, `captions` texts each.
         pad: no caption is processed shorter than this.
         without: of LEVERS, those that are switched off.
-        predecessor: distil from a model of this config, too, and tell its share of a step.
+        predecessor: tell, too, what distilling from a model of this config would add; the ratio is without it.
+    Raises:
+        InputError: `captions_file` cannot be read, or `pad` is longer than the model's context.
     """
-    device = this_device()
     resolved, context = config.resolved(), config.text_cfg.context_length
+    if pad is not None and pad > context:
+        raise InputError(f"{pad} is longer than the model's context of {context}", field="--pad")
+    device = this_device()
     stock = StockLoop(resolved, device, precision, captions)
     ours = our_step(resolved, device, precision, predecessor, stock.model)
+    teacher, ours.teacher = ours.teacher, None
     texts = [draw(batch * captions, index, captions_file, context) for index in range(DISTINCT)]
     lengths = [len(text) for some in texts for text in some]
     with ExitStack() as off:
@@ -77,11 +82,11 @@ def measure(
         found = interleaved(lambda: ours(next(turn)), theirs, pairs, device, warm_up)
         about = summary(found, batch)
         return {
-            "batch": batch, "captions": captions, "precision": precision, "without": list(without),
+            "batch": batch, "captions": captions, "precision": precision, "pad": pad, "without": list(without),
             **about,
             "tokens": {"real": sum(lengths) / DISTINCT, "processed": sum(b.processed_tokens for b in made) / DISTINCT},
             "mfu": _mfu(config, batch, lengths, about["samplesPerSecond"]["ours"] / batch, device),
-            "teacherShare": _teacher_share(ours, turn, pairs, device) if predecessor else None,
+"teacherShare": _teacher_share(ours, teacher, turn, pairs, device) if teacher else None,
             "environment": environment(device),
         }  # fmt: skip
 
@@ -94,16 +99,15 @@ def without_determinism(device: torch.device) -> Iterator[None]:
     torch.use_deterministic_algorithms(device.type == "cpu")
 
 
-def _teacher_share(step: Step, turn: Iterator[Batch], pairs: int, device: torch.device) -> float:
-    """The part of a step that goes away without the teacher."""
-    teacher = step.teacher
+def _teacher_share(step: Step, teacher: nn.Module, turn: Iterator[Batch], pairs: int, device: torch.device) -> float:
+    """The part of a step with the teacher that goes away without it."""
 
-    def alone() -> None:
-        step.teacher = None
-        step(next(turn))
+    def pulled() -> None:
         step.teacher = teacher
+        step(next(turn))
+        step.teacher = None
 
-    return 1 - 1 / float(summary(interleaved(alone, lambda: step(next(turn)), pairs, device), 1)["ratio"])
+    return 1 - 1 / float(summary(interleaved(lambda: step(next(turn)), pulled, pairs, device), 1)["ratio"])
 
 
 def our_step(

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from modelchain.errors import InputError
 from modelchain.modelconfig import ModelConfig
 from modelchain.zoo import MODELS
-from modelchain_bench import commands, end_to_end, step
+from modelchain_bench import LEVERS, commands, end_to_end, step
 from modelchain_bench.captions import captions
 from modelchain_bench.stock import StockLoop
 from modelchain_trainer import models
@@ -31,7 +31,7 @@ def plain_torch():
     torch.use_deterministic_algorithms(False)
 
 
-EVERY = [(), *((lever,) for lever in step.LEVERS), step.LEVERS]
+EVERY = [(), *((lever,) for lever in LEVERS), LEVERS]
 
 
 @pytest.mark.parametrize(("swin", "without"), [(False, some) for some in EVERY] + [(True, ())])
@@ -109,7 +109,12 @@ def test_from_files_to_weights():
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [(["--model", "ViT-H-14"], "ViT-H-14"), (["--without", "speed"], "speed"), (["--predecessor", "x"], "'x'")],
+    [
+        (["--model", "ViT-H-14"], "ViT-H-14"),
+        (["--without", "speed"], "speed"),
+        (["--predecessor", "x"], "'x'"),
+        (["--pad", "78"], "78 is longer"),
+    ],
 )
 def test_what_is_not_known_is_refused_by_name(given, said):
     with pytest.raises(InputError, match=said):
