@@ -31,7 +31,7 @@ from modelchain_data.index import open_set
 from modelchain_trainer import artifact, growth, models
 from modelchain_trainer.evaluate import Evaluator
 from modelchain_trainer.loss import contrastive
-from modelchain_trainer.runtime import Preempted, Stop
+from modelchain_trainer.stop import Preempted, Stop
 from modelchain_trainer.train import Trainer
 
 ROOT = Path(__file__).parents[1]

@@ -28,6 +28,7 @@ STAGE = {
     "name": "s1", "state": "Running", "attempts": [{}], "plannedMacs": 4, "macs": 1, "gpuSeconds": 8.0, "cost": "0.01",
     "progress": {"step": 1, "steps": 4}, "transitionSeconds": 1.0, "retried": {"Preempted": 1},
 }  # fmt: skip
+LAST = {"taskLoss": 2.0, "distillationLoss": 1.0, "ratio": 0.5, "tokenEfficiency": 0.7}
 META = {"namespace": "vision", "name": "vit", "resourceVersion": "1"}
 CHAIN = {"metadata": META, "spec": {}, "status": {"stages": [STAGE]}}
 
@@ -51,9 +52,9 @@ def of_trainer() -> str:
     task: Any = SimpleNamespace(
         chain="vit", stage="s1", model="vit-b-16", attempt="vit-s1-a1", macs_per_step=1, inputs={"globalBatchSize": 8}
     )
-    meter = Meter(task, {"torch": "2", "device": "cpu", "ranks": 1}, losses={"task": 2.0, "distillation": 1.0})
+    meter = Meter(task, {"torch": "2", "device": "cpu", "ranks": 1}, last=LAST)
     meter.live = LiveProgress(attempt="vit-s1-a1", step=1, steps=4, samples_per_second=1.0, eta_seconds=1.0)
-    meter.saver = SimpleNamespace(saved_at=1.0)  # type: ignore[assignment]
+    meter.saver = SimpleNamespace(saved_at=1.0, seconds={"stall": 0.1, "write": 1.0})  # type: ignore[assignment]
     registry = CollectorRegistry()
     registry.register(meter)
     return generate_latest(registry).decode()

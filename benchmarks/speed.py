@@ -1,6 +1,9 @@
 """The trainer's tables in docs/performance.md: `modelchain bench`, for the models that the goals name.
 
 .venv/bin/python benchmarks/speed.py --write
+
+Each figure is kept in runs/speed and not measured again: remove the folder to begin anew. Ctrl-C leaves a table of what
+there is.
 """
 
 from __future__ import annotations
@@ -9,11 +12,17 @@ import argparse
 import json
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from modelchain.cli.files import write_atomic
+
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 BEGIN, END = "<!-- speed.py -->", "<!-- end of speed.py -->"
+KEPT = Path(__file__).parents[1] / "runs" / "speed"
 BENCH = Path(sys.executable).with_name("modelchain")
 STEP = ["--batch", "32", "--captions", "4"]
 GOALS = {"ViT-T-16": 1.6, "ViT-S-16": 1.45, "ViT-B-16": 1.25, "Swin-T": 1.3}
@@ -24,44 +33,51 @@ Json = dict[str, Any]
 
 
 def bench(*arguments: str) -> Json:
+    kept = KEPT / ("_".join(arguments).replace("--", "") + ".json")
+    if kept.exists():
+        return dict(json.loads(kept.read_bytes()))
     print("modelchain bench", *arguments, file=sys.stderr, flush=True)
     run = subprocess.run([BENCH, "bench", *arguments, "-o", "json"], check=True, stdout=subprocess.PIPE)
     found: Json = json.loads(run.stdout)
     print(f"  {found['ratio']:.3f}", file=sys.stderr, flush=True)
+    KEPT.mkdir(parents=True, exist_ok=True)
+    write_atomic(kept, run.stdout)
     return found
 
 
-def measure(pairs: int) -> Json:
-    turns = ["--pairs", str(pairs)]
-    steps = {name: bench("step", "--model", name, *STEP, *turns) for name in GOALS}
-    padded = {name: bench("step", "--model", name, *STEP, "--pad", "77", *turns) for name in GOALS}
-    first = next(iter(GOALS))
-    levers = {lever: bench("step", "--model", first, *STEP, "--without", lever, *turns) for lever in LEVERS}
-    whole = {first: bench("end-to-end", "--model", first, "--batch", "8", "--captions", "4", "--pairs", "5")}
-    return {"step": steps, "padded": padded, "levers": levers, "loader": bench("loader"), "endToEnd": whole}
+def measure(pairs: int) -> Iterator[tuple[str, str, Json]]:
+    """Group, name and figures, one after another."""
+    turns, first = ["--pairs", str(pairs)], next(iter(GOALS))
+    for name in GOALS:
+        yield "step", name, bench("step", "--model", name, *STEP, *turns)
+    yield "loader", "", bench("loader")
+    for name in GOALS:
+        yield "padded", name, bench("step", "--model", name, *STEP, "--pad", "77", *turns)
+    for lever in LEVERS:
+        yield "levers", lever, bench("step", "--model", first, *STEP, "--without", lever, *turns)
+    yield "endToEnd", first, bench("end-to-end", "--model", first, "--batch", "8", "--captions", "4")
 
 
-def table(found: Json) -> str:
+def table(found: dict[str, dict[str, Json]]) -> str:
     rows = ["| | ours, samples/s | stock | ratio | goal |", "|---|---|---|---|---|"]
 
     def row(label: str, one: Json, goal: str) -> None:
         rates = one["samplesPerSecond"]
         rows.append(f"| {label} | {rates['ours']:.2f} | {rates['stock']:.2f} | {one['ratio']:.2f} | {goal} |")
 
-    for name, goal in GOALS.items():
-        row(f"step, {name}", found["step"][name], f">= {goal}")
-        row(f"step, {name}, captions padded to 77", found["padded"][name], f">= {PADDED_GOAL}")
+    for name, one in found["step"].items():
+        row(f"step, {name}", one, f">= {GOALS[name]}")
+    for name, one in found["padded"].items():
+        row(f"step, {name}, captions padded to 77", one, f">= {PADDED_GOAL}")
     for name, one in found["endToEnd"].items():
         row(f"end to end, {name}, batch 8 (waits for data: {one['dataWait']:.1%})", one, "")
-    loader = found["loader"]
-    row("loader, pictures a second of one core", loader, f">= {LOADER_GOAL}")
-    rows += [f"| loader, packed shards | {loader['packedSamplesPerSecond']:.0f} | | | >= {PACKED_GOAL} a core |", ""]
-    rows += ["| without the lever | ratio of ViT-T-16 |", "|---|---|"]
-    first = next(iter(GOALS))
-    rows.append(f"| (with all) | {found['step'][first]['ratio']:.2f} |")
-    rows += [f"| {lever} | {one['ratio']:.2f} |" for lever, one in found["levers"].items()]
-    tokens = found["step"][first]["tokens"]
-    about = ", ".join(f"{name} {value}" for name, value in found["step"][first]["environment"].items())
+    for one in found["loader"].values():
+        row("loader, pictures a second of one core", one, f">= {LOADER_GOAL}")
+        rows.append(f"| loader, packed shards | {one['packedSamplesPerSecond']:.0f} | | | >= {PACKED_GOAL} a core |")
+    first, whole = next(iter(found["step"].items()))
+    rows += ["", f"| {first} without | ratio |", "|---|---|", f"| nothing | {whole['ratio']:.2f} |"]
+    rows += [f"| `{lever}` | {one['ratio']:.2f} |" for lever, one in found["levers"].items()]
+    tokens, about = whole["tokens"], ", ".join(f"{name} {value}" for name, value in whole["environment"].items())
     share = f"Tokens real / processed: {tokens['real'] / tokens['processed']:.0%} (goal >= {TOKENS_GOAL:.0%})."
     return "\n".join([*rows, "", share, f"Machine: {about}."])
 
@@ -72,7 +88,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON document")
     parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
     given = parser.parse_args()
-    found = measure(given.pairs)
+    found: dict[str, dict[str, Json]] = defaultdict(dict)
+    with suppress(KeyboardInterrupt):  # the table is then of what there is
+        for group, name, figures in measure(given.pairs):
+            found[group][name] = figures
     print(json.dumps(found, indent=1) if given.json else table(found))
     if given.write:
         before, _, rest = PAGE.read_text().partition(BEGIN)

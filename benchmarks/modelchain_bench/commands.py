@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from modelchain.errors import InputError
+from modelchain_bench import LEVERS
 
 # Threads that wait must not spin: on a machine that does anything else they cost both loops many times their work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -38,7 +39,8 @@ def step(
     precision: Precision = "fp32",
     without: Annotated[str, typer.Option("--without", help="Levers to switch off, parted by commas.")] = "",
     predecessor: Annotated[
-        str | None, typer.Option("--predecessor", help="Distil from this model, too; tells its share of a step.")
+        str | None,
+        typer.Option("--predecessor", help="Tell what distilling from it would add."),
     ] = None,
     pairs: Pairs = 5,
     output: Output = "table",
@@ -47,17 +49,17 @@ def step(
 
     Example: [bold]modelchain bench step --model ViT-T-16 --batch 32 --captions 4[/bold]
     """
-    from modelchain_bench.step import LEVERS, measure
-
     off = tuple(name for name in without.split(",") if name)
     if unknown := set(off) - set(LEVERS):
         raise InputError(f"{min(unknown)!r} is no lever; they are {', '.join(LEVERS)}", field="--without")
-    before = _config(predecessor, "--predecessor") if predecessor else None
+    config, before = _config(model, "--model"), _config(predecessor, "--predecessor") if predecessor else None
+    from modelchain_bench.step import measure  # torch, which takes its seconds, only for what is worth it
+
     found = measure(
-        _config(model, "--model"), batch, captions, pad=pad, captions_file=captions_file, precision=precision,
+        config, batch, captions, pad=pad, captions_file=captions_file, precision=precision,
         pairs=pairs, without=off, predecessor=before,
     )  # fmt: skip
-    _show({"model": model} | found, output)
+    _show({"model": model, "predecessor": predecessor} | found, output)
 
 
 Data = Annotated[str | None, typer.Option("--data", help="Tars with captions, braces allowed; else synthetic.")]
@@ -76,9 +78,9 @@ def loader(
 
     Example: [bold]modelchain bench loader --data '../shared/data/coco-mini/train/train-000000.tar'[/bold]
     """
+    config = _config(model, "--model")
     from modelchain_bench.loader import measure_loader
 
-    config = _config(model, "--model")
     side, context = config.vision_cfg.image_size, config.text_cfg.context_length
     found = measure_loader(batch, captions, data, image_size=side, context_length=context, pairs=pairs)
     _show({"model": model} | found, output)

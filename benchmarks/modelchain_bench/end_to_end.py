@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,20 @@ import torch
 import webdataset
 
 from modelchain.modelconfig import ModelConfig
-from modelchain_bench.loader import shards_of
-from modelchain_bench.pairs import device_and_threads, environment, interleaved, summary
+from modelchain_bench.loader import sampled
+from modelchain_bench.pairs import environment, interleaved, summary, this_device
 from modelchain_bench.step import our_step, without_determinism
 from modelchain_bench.stock import StockLoop, stock_pipeline
-from modelchain_data.batches import Batch, Batches
+from modelchain_data.batches import Batches
 from modelchain_data.index import open_set
 
-STEPS = 4  # a turn: more than either has ready when its turn begins
+STEPS = 4  # a turn, for each worker: twice what the stock loop's have ready when its turn begins
 
 
 def measure(
     config: ModelConfig, batch: int, captions: int, data: str | None, *, precision: str, pairs: int, workers: int
 ) -> dict[str, Any]:
-    """Ratio of samples a second over turns of STEPS steps, and the part of ours that waits for data.
+    """Ratio of samples a second over turns of STEPS steps a worker, and the part of ours that waits for data.
 
     Args:
         data: tars (braces allowed); None: synthetic pictures of 640 x 480.
@@ -33,10 +32,10 @@ def measure(
     Raises:
         InputError: `data` cannot be read, or holds fewer samples than `batch`, or samples without captions.
     """
-    device, resolved = device_and_threads(), config.resolved()
+    device, resolved, steps = this_device(), config.resolved(), STEPS * workers
     side, context = config.vision_cfg.image_size, config.text_cfg.context_length
     with tempfile.TemporaryDirectory(prefix="modelchain-bench-") as folder:
-        shard = shards_of(data, batch, Path(folder))
+        shard, _ = sampled(data, batch, Path(folder))
         stock = StockLoop(resolved, device, precision, captions)
         ours = our_step(resolved, device, precision, None, stock.model)
         pipeline = stock_pipeline(str(shard), batch, captions, side, context)
@@ -50,8 +49,10 @@ def measure(
 
         def our_turn() -> None:
             start, waiting = time.perf_counter(), 0.0
-            for made, wait in _timed(ahead):
-                waiting += wait
+            for _ in range(steps):
+                asked = time.perf_counter()
+                made = next(ahead)
+                waiting += time.perf_counter() - asked
                 ours(made)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
@@ -59,24 +60,16 @@ def measure(
 
         @without_determinism(device)
         def stock_turn() -> None:
-            for _ in range(STEPS):
+            for _ in range(steps):
                 stock.step(*next(theirs))
 
         found = interleaved(our_turn, stock_turn, pairs, device)
         ahead.close()  # type: ignore[attr-defined]
         counted = waited[-pairs:]
     return {
-        "batch": batch, "captions": captions, "precision": precision, "workers": workers, "stepsPerTurn": STEPS,
-        **summary(found, batch * STEPS),
+        "batch": batch, "captions": captions, "precision": precision, "workers": workers, "stepsPerTurn": steps,
+        **summary(found, batch * steps),
         "dataWait": round(sum(wait for wait, _ in counted) / sum(whole for _, whole in counted), 5),
         "data": data or "synthetic",
         "environment": environment(device),
     }  # fmt: skip
-
-
-def _timed(ahead: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
-    """The batches of a turn, and the seconds each was waited for."""
-    for _ in range(STEPS):
-        start = time.perf_counter()
-        batch = next(ahead)
-        yield batch, time.perf_counter() - start

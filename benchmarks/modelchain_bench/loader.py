@@ -59,7 +59,7 @@ def measure_loader(
     try:
         with tempfile.TemporaryDirectory(prefix="modelchain-bench-") as folder:
             there = Path(folder)
-            shard, samples = _sampled(data, batch, there)
+            shard, samples = sampled(data, batch, there)
             packed = Path(pack(shard, there / "packed")[0].shards)
             options = {"global_batch_size": batch, "captions_per_sample": captions}
             options |= {"image_size": image_size, "context_length": context_length}
@@ -81,12 +81,8 @@ def measure_loader(
         torch.set_num_threads(threads)
 
 
-def shards_of(data: str | None, batch: int, folder: Path) -> Path:
+def sampled(data: str | None, batch: int, folder: Path) -> tuple[Path, list[Sample]]:
     """A tar in `folder` of the first pictures of `data`, or of synthetic ones; raises as `measure_loader` does."""
-    return _sampled(data, batch, folder)[0]
-
-
-def _sampled(data: str | None, batch: int, folder: Path) -> tuple[Path, list[Sample]]:
     samples = list(_first(data)) if data else synthetic(max(batch, PICTURES))
     if len(samples) < batch:
         raise InputError(f"{len(samples)} pictures are taken, fewer than the batch of {batch}", file=data)
@@ -117,6 +113,8 @@ Sample = tuple[str, bytes, list[str]]  # key, encoded picture, captions
 def _first(data: str) -> Iterator[Sample]:
     """The first samples of the tars, at most as many as there are synthetic ones."""
     problems, shards = Problems(), [Path(name) for name in expand(data)]
+    if gone := [shard for shard in shards if not shard.is_file()]:
+        raise InputError("no such file", file=gone[0])
     found = ((shard, sample) for shard in shards for sample in read_shard(shard, problems))
     for number, (shard, (key, offset, size, texts, *_)) in enumerate(itertools.islice(found, PICTURES)):
         if not texts:

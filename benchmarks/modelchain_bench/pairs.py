@@ -61,14 +61,15 @@ def summary(pairs: list[Pair], per_turn: float) -> dict[str, Any]:
     }
 
 
-def device_and_threads(threads: int | None = None) -> torch.device:
-    """The GPU if there is one; on a CPU `threads`, or as many as torch takes."""
-    return runtime.join(threads)[2]
+def this_device() -> torch.device:
+    """The GPU if there is one; torch is then as the trainer sets it."""
+    return runtime.join(None)[2]
 
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What the numbers depend on."""
-    name = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if os.name == "posix" else None
+    file = Path("/proc/cpuinfo")
+    name = re.search(r"model name\s*: (.*)", file.read_text()) if file.exists() else None
     about: dict[str, Any] = dict(runtime.environment(1, device))
     return about | {"processor": name[1] if name else "unknown", "cores": os.cpu_count()}
 

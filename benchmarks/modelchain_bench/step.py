@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,11 +17,13 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from open_clip import CLIP
+from torch import nn
 
+from modelchain.errors import InputError
 from modelchain.macs import image_macs, text_macs
 from modelchain.modelconfig import ModelConfig
 from modelchain_bench.captions import captions as draw
-from modelchain_bench.pairs import device_and_threads, environment, interleaved, peak_flops, summary
+from modelchain_bench.pairs import environment, interleaved, peak_flops, summary, this_device
 from modelchain_bench.stock import StockLoop
 from modelchain_data import batches as data
 from modelchain_data.batches import Batch
@@ -31,8 +33,6 @@ from modelchain_trainer.step import Step
 DISTINCT = 4  # batches, so that the captions' lengths vary
 ALPHA = 500.0
 CACHE = Path.home() / ".cache" / "modelchain"
-# What makes a step fast and nothing else; the benchmark alone can switch them off, to see what each is worth.
-LEVERS = ("chunks", "pooled", "lookup", "fused", "compiled")
 
 
 def measure(
@@ -53,12 +53,17 @@ def measure(
         batch: pictures a step, `captions` texts each.
         pad: no caption is processed shorter than this.
         without: of LEVERS, those that are switched off.
-        predecessor: distil from a model of this config, too, and tell its share of a step.
+        predecessor: tell, too, what distilling from a model of this config would add; the ratio is without it.
+    Raises:
+        InputError: `captions_file` cannot be read, or `pad` is longer than the model's context.
     """
-    device = device_and_threads()
     resolved, context = config.resolved(), config.text_cfg.context_length
+    if pad is not None and pad > context:
+        raise InputError(f"{pad} is longer than the model's context of {context}", field="--pad")
+    device = this_device()
     stock = StockLoop(resolved, device, precision, captions)
     ours = our_step(resolved, device, precision, predecessor, stock.model)
+    teacher, ours.teacher = ours.teacher, None
     texts = [draw(batch * captions, index, captions_file, context) for index in range(DISTINCT)]
     lengths = [len(text) for some in texts for text in some]
     with ExitStack() as off:
@@ -72,42 +77,37 @@ def measure(
         def theirs() -> None:
             stock.step(*next(stock_turn))
 
-        found = interleaved(lambda: ours(next(turn)), theirs, pairs, device)
+        # Each batch once before it counts where layers are compiled for its captions' lengths.
+        warm_up = DISTINCT if device.type == "cuda" else 1
+        found = interleaved(lambda: ours(next(turn)), theirs, pairs, device, warm_up)
         about = summary(found, batch)
         return {
-            "batch": batch, "captions": captions, "precision": precision, "without": list(without),
+            "batch": batch, "captions": captions, "precision": precision, "pad": pad, "without": list(without),
             **about,
             "tokens": {"real": sum(lengths) / DISTINCT, "processed": sum(b.processed_tokens for b in made) / DISTINCT},
             "mfu": _mfu(config, batch, lengths, about["samplesPerSecond"]["ours"] / batch, device),
-            "teacherShare": _teacher_share(ours, turn, pairs, device) if predecessor else None,
+"teacherShare": _teacher_share(ours, teacher, turn, pairs, device) if teacher else None,
             "environment": environment(device),
         }  # fmt: skip
 
 
-def without_determinism(device: torch.device) -> Callable[[Callable[[], None]], Callable[[], None]]:
+@contextmanager
+def without_determinism(device: torch.device) -> Iterator[None]:
     """The stock loop as a lab runs it: what makes ours repeatable to the bit is not its to pay for."""
-
-    def wrap(work: Callable[[], None]) -> Callable[[], None]:
-        def as_it_is() -> None:
-            torch.use_deterministic_algorithms(False)
-            work()
-            torch.use_deterministic_algorithms(device.type == "cpu")
-
-        return as_it_is
-
-    return wrap
+    torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(device.type == "cpu")
 
 
-def _teacher_share(step: Step, turn: Iterator[Batch], pairs: int, device: torch.device) -> float:
-    """The part of a step that goes away without the teacher."""
-    teacher = step.teacher
+def _teacher_share(step: Step, teacher: nn.Module, turn: Iterator[Batch], pairs: int, device: torch.device) -> float:
+    """The part of a step with the teacher that goes away without it."""
 
-    def alone() -> None:
-        step.teacher = None
-        step(next(turn))
+    def pulled() -> None:
         step.teacher = teacher
+        step(next(turn))
+        step.teacher = None
 
-    return 1 - 1 / float(summary(interleaved(alone, lambda: step(next(turn)), pairs, device), 1)["ratio"])
+    return 1 - 1 / float(summary(interleaved(lambda: step(next(turn)), pulled, pairs, device), 1)["ratio"])
 
 
 def our_step(
@@ -122,7 +122,7 @@ def our_step(
     if runtime.compiles(device, CACHE, print):
         models.compile_layers(student, teacher)
     inputs = {"learningRate": "1e-4", "weightDecay": "0.1", "warmupSteps": 0, "precision": precision, "seed": 0}
-    return Step(student, teacher, inputs, steps=10_000, alpha=ALPHA, device=device)
+    return Step(student, teacher, inputs, steps=10_000, alpha=ALPHA)
 
 
 def switch_off(lever: str, step: Step, off: ExitStack, context: int) -> None:
@@ -133,12 +133,16 @@ def switch_off(lever: str, step: Step, off: ExitStack, context: int) -> None:
     elif lever == "pooled":
         off.enter_context(patch.object(models.Layer, "forward", _whole_layer(models.Layer.forward)))
     elif lever == "lookup":
-        off.enter_context(patch.object(models, "encode_text_chunks", _chunk_by_chunk))
+        off.enter_context(patch.object(models, "encode_text_chunks", _chunk_by_chunk(models.encode_text_chunks)))
     elif lever == "fused":
-        plain = torch.optim.AdamW(step.optimizer.param_groups, betas=(0.9, 0.98), eps=1e-8)
-        off.enter_context(patch.object(step, "optimizer", plain))
+        groups = [{name: group[name] for name in ("params", "weight_decay")} for group in step.optimizer.param_groups]
+        off.enter_context(patch.object(step, "optimizer", _PlainAdamW(groups, betas=(0.9, 0.98), eps=1e-8)))
     elif lever == "compiled":
         off.enter_context(torch.compiler.set_stance("force_eager"))
+
+
+class _PlainAdamW(torch.optim.AdamW):
+    found_inf = property(lambda _: None, lambda *_: None)  # the fused kernel alone can skip a batch
 
 
 def _whole_layer(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -149,9 +153,12 @@ def _whole_layer(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Te
     return whole
 
 
-def _chunk_by_chunk(model: CLIP, chunks: list[data.Chunk]) -> torch.Tensor:
-    features = torch.cat([models.encode_text(model, tokens) for tokens, _ in chunks])
-    return torch.empty_like(features).index_copy(0, torch.cat([rows for _, rows in chunks]), features)
+def _chunk_by_chunk(encode: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def chunk_by_chunk(model: CLIP, chunks: list[data.Chunk]) -> torch.Tensor:
+        parts = [encode(model, [(tokens, torch.arange(len(tokens), device=tokens.device))]) for tokens, _ in chunks]
+        return torch.cat(parts)[torch.cat([rows for _, rows in chunks]).argsort()]
+
+    return chunk_by_chunk
 
 
 def _batch(config: ModelConfig, index: int, size: int, texts: list[np.ndarray], pad: int | None) -> Batch:

@@ -26,7 +26,8 @@ def stock_pipeline(shards: str, batch: int, captions: int, image_size: int, cont
         drawn = drawing.sample(known, captions) if len(known) >= captions else drawing.choices(known, k=captions)
         return tokenizer(drawn)  # type: ignore[no-any-return]
 
-    pipeline = webdataset.WebDataset(shards, shardshuffle=False).repeat().decode("pilrgb")
+    # Not split: of a single shard, every worker of a loader reads all.
+    pipeline = webdataset.WebDataset(shards, shardshuffle=False, workersplitter=None).repeat().decode("pilrgb")
     pipeline = pipeline.rename(image="jpg;png;jpeg;webp", text="json").map_dict(image=transform, text=texts)
     return pipeline.to_tuple("image", "text").batched(batch)
 
@@ -36,7 +37,7 @@ class StockLoop:
         self.device, self.captions = device, captions
         self.autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
         self.model = open_clip.CLIP(**config).to(device).train()
-        self.loss = open_clip.ClipLoss()
+        self.loss = open_clip.ClipLoss(cache_labels=True)
         groups: list[dict[str, Any]] = [{"params": [], "weight_decay": 0.0}, {"params": [], "weight_decay": 0.1}]
         for name, parameter in self.model.named_parameters():
             plain = parameter.ndim < 2 or "bn" in name or "ln" in name or "bias" in name or "logit_scale" in name
@@ -45,10 +46,8 @@ class StockLoop:
 
     def step(self, images: Tensor, texts: Tensor) -> Tensor:
         """One update on captions [N * M, L] or [N, M, L]; the loss, still on the device."""
-        images, texts = (
-            images.to(self.device, non_blocking=True),
-            texts.to(self.device, non_blocking=True).flatten(0, -2),
-        )
+        images = images.to(self.device, non_blocking=True)
+        texts = texts.to(self.device, non_blocking=True).flatten(0, -2)
         self.optimizer.zero_grad()
         with self.autocast:
             image, text = self.model.encode_image(images, normalize=True), self.model.encode_text(texts, normalize=True)

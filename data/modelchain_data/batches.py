@@ -84,9 +84,9 @@ def resized(picture: Tensor, box: tuple[int, int, int, int], size: int) -> Tenso
 
 
 def evaluation_image(data: bytes, size: int) -> Tensor:
-    """uint8 [3, size, size]: shortest side to `size` (bicubic, antialias), centre crop, as open_clip evaluates."""
-    image = functional.resize(decode(data), [size], InterpolationMode.BICUBIC, antialias=True)
-    return functional.center_crop(image, [size, size])
+    """uint8 [3, size, size]: shortest side to `size`, centre crop; by PIL, as open_clip does it, to the last bit."""
+    image = functional.resize(functional.to_pil_image(decode(data)), [size], InterpolationMode.BICUBIC)
+    return functional.pil_to_tensor(functional.center_crop(image, [size, size]))
 
 
 Chunk = tuple[Tensor, Tensor]  # tokens int64 [n, L] padded with 0, and the captions' rows [n] (int64) in the batch

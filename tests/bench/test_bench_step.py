@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from modelchain.errors import InputError
 from modelchain.modelconfig import ModelConfig
 from modelchain.zoo import MODELS
-from modelchain_bench import commands, end_to_end, step
+from modelchain_bench import LEVERS, commands, end_to_end, step
 from modelchain_bench.captions import captions
 from modelchain_bench.stock import StockLoop
 from modelchain_trainer import models
@@ -31,7 +31,7 @@ def plain_torch():
     torch.use_deterministic_algorithms(False)
 
 
-EVERY = [(), *((lever,) for lever in step.LEVERS), step.LEVERS]
+EVERY = [(), *((lever,) for lever in LEVERS), LEVERS]
 
 
 @pytest.mark.parametrize(("swin", "without"), [(False, some) for some in EVERY] + [(True, ())])
@@ -49,6 +49,7 @@ def test_ours_and_the_stock_loop_are_the_same_mathematics(swin, without):
     with ExitStack() as off:
         for lever in without:
             step.switch_off(lever, ours, off, 77)
+        assert all(bool(group["fused"]) != ("fused" in without) for group in ours.optimizer.param_groups)
         batch = step._batch(config, 0, size, texts, None)
         loss = ours(batch)[0]
     expected = stock.step(models.normalise(batch.images), step._padded(texts, 77))
@@ -58,16 +59,17 @@ def test_ours_and_the_stock_loop_are_the_same_mathematics(swin, without):
         assert (a.grad - b.grad).norm() <= 1e-5 * max(b.grad.norm(), 1e-3 * whole), name
 
 
+@pytest.mark.timeout(900)  # a C++ compiler at work
 def test_compiled_layers_are_the_same_mathematics():
     """On a GPU they are compiled; here the compiler runs for the CPU."""
     model = models.build({**CONFIG.resolved(), "text_cfg": {**CONFIG.text_cfg.resolved(), "layers": 2}}, 0)
-    tokens = step._padded(captions(4, 0), 77)[:, :24]
-    plain = models.encode_text(model, tokens)
+    chunks = [(step._padded(captions(4, 0), 77)[:, :24], torch.arange(4))]
+    plain = models.encode_text_chunks(model, chunks)
     plain.square().sum().backward()
     expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     models.compile_layers(model)
-    compiled = models.encode_text(model, tokens)
+    compiled = models.encode_text_chunks(model, chunks)
     compiled.square().sum().backward()
     assert (compiled - plain).norm() <= 1e-5 * plain.norm()
     for name, gradient in expected.items():
@@ -101,13 +103,18 @@ def test_what_is_printed(monkeypatch):
 
 
 def test_from_files_to_weights():
-    found = end_to_end.measure(CONFIG, 4, 2, None, precision="fp32", pairs=1, workers=1)
+    found = end_to_end.measure(CONFIG, 4, 2, None, precision="fp32", pairs=1, workers=2)
     assert found["ratio"] > 0 and 0 <= found["dataWait"] <= 1 and len(found["pairs"]) == 1
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [(["--model", "ViT-H-14"], "ViT-H-14"), (["--without", "speed"], "speed"), (["--predecessor", "x"], "'x'")],
+    [
+        (["--model", "ViT-H-14"], "ViT-H-14"),
+        (["--without", "speed"], "speed"),
+        (["--predecessor", "x"], "'x'"),
+        (["--pad", "78"], "78 is longer"),
+    ],
 )
 def test_what_is_not_known_is_refused_by_name(given, said):
     with pytest.raises(InputError, match=said):

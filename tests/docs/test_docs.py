@@ -67,6 +67,7 @@ OTHERS = [
     for page in PAGES
     for words in commands(page) + inline(page)
     if words[0] != "modelchain" and not (words[0] in pages.PROGRAMS and page in TYPED)  # by tests/cluster/test_docs.py
+    if words[0] not in ("pip", "clip_benchmark")  # by tests/trainer/test_export.py
 ]
 
 
@@ -93,7 +94,7 @@ def chain() -> dict[str, Any]:
 
 
 def execute(folder: Path, *words: str) -> str:
-    done = subprocess.run([MODELCHAIN, *words], cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([MODELCHAIN, *words], cwd=folder, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
     assert "Traceback" not in done.stderr
     return done.stdout
@@ -145,6 +146,8 @@ def test_commands_do_what_the_page_says(page: Path, stand_ins: Path, tmp_path: P
         if words[0] == "modelchain" and is_for_a_cluster(words):
             understand(here, *words[1:])
         elif words[0] == "modelchain":
+            if words[1] == "bench":  # with less to do
+                words = re.sub(r"(--batch|--captions) \d+", r"\1 2", " ".join(words)).split()
             out = execute(here, *(names.get(word, word) for word in words[1:]))
             if "json" in words:
                 json.loads(out)

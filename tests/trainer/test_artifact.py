@@ -6,16 +6,20 @@ import errno
 import json
 import os
 import shutil
+import socket
 
+import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from modelchain.cli.files import sha256_of
 from modelchain.contracts import Manifest, Measured, Predecessor, Results
 from modelchain.errors import InputError, WorkError
-from modelchain.modelconfig import ModelConfig
+from modelchain.modelconfig import ModelConfig, VisionConfig
+from modelchain_data.batches import evaluation_image
 from modelchain_trainer import artifact, models
 
 torch.set_num_threads(1)
@@ -28,17 +32,18 @@ CONFIG = ModelConfig.model_validate(
         "text_cfg": {"context_length": 8, "width": 16, "heads": 2, "layers": 1},
     }
 ).resolved()
+SWIN = CONFIG | {"vision_cfg": VisionConfig(timm_model_name="swin_tiny_patch4_window7_224").resolved()}
 
 
-def export(root, attempt="local-a1", seed=0, digest=DIGEST, clip=None):
+def export(root, attempt="local-a1", seed=0, digest=DIGEST, clip=None, config=CONFIG):
     measured = Measured(loss=1.0, metrics={"top1": 50.0})
     results = Results(
         stage="s0", model="inline", predecessor=None, steps=7, samples_seen=70, macs=1, seconds=2.0,
         initial=measured, final=measured, growth=None,
     )  # fmt: skip
     manifest = Manifest(kind="artifact", input_digest=digest, step=7, inputs={"a": 1}, files={}, environment={})
-    clip = clip or models.build(CONFIG, seed)
-    artifact.export(clip, CONFIG, results, manifest, root / digest, attempt)
+    clip = clip or models.build(config, seed)
+    artifact.export(clip, config, results, manifest, root / digest, attempt)
     return root / digest / "artifact"
 
 
@@ -55,22 +60,26 @@ def predecessor(path, digest=None):
     )  # fmt: skip
 
 
-def test_it_opens_in_open_clip_and_gives_the_same_features(tmp_path):
-    clip = models.build(CONFIG, 3).eval()
-    theirs, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{export(tmp_path, clip=clip)}")
+@pytest.mark.parametrize("config", [CONFIG, SWIN], ids=["vit", "swin"])
+def test_it_opens_in_open_clip_and_gives_the_same_features(tmp_path, monkeypatch, config):
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("nothing may be downloaded"))
+    clip = models.build(config, 3).eval()
+    directory = export(tmp_path, clip=clip, config=config)
+    theirs, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{directory}")
+    tokens = open_clip.get_tokenizer(f"local-dir:{directory}")(["a dog", "two cats " * 9])
     theirs.eval()
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(3, 3, 16, 16, generator=generator)
-    tokens = torch.randint(1, 63, (3, 8), generator=generator).index_fill(1, torch.tensor([6]), 49407)
+    picture = np.random.default_rng(0).integers(0, 256, (260, 300, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    pixels = evaluation_image((tmp_path / "picture.png").read_bytes(), clip.visual.image_size[0])
+    image = models.normalise(pixels[None])
+    assert torch.equal(preprocess(Image.fromarray(picture)), image[0]) and tokens.shape == (2, 8)
     with torch.no_grad():
-        assert torch.equal(theirs.encode_image(images), clip.encode_image(images))
-        assert torch.equal(theirs.encode_text(tokens), clip.encode_text(tokens))
-        assert torch.equal(theirs.logit_scale, clip.logit_scale)
-    from PIL import Image
-
-    picture = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8, generator=generator)
-    ours = models.normalise(picture.permute(2, 0, 1)[None])[0]
-    assert torch.allclose(preprocess(Image.fromarray(picture.numpy())), ours, atol=1e-6)
+        assert torch.allclose(theirs.encode_image(image), models.encode_image(clip, image), atol=1e-6)
+        ours = models.encode_text_chunks(clip, [(tokens, torch.arange(len(tokens)))])
+        assert torch.allclose(theirs.encode_text(tokens), ours, atol=1e-6)
+    weights = clip.state_dict()
+    assert theirs.state_dict().keys() == weights.keys()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in theirs.state_dict().items())
 
 
 def test_the_manifest_covers_every_file(tmp_path):

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from modelchain.cli.files import verify
 from modelchain.errors import WorkError
 from modelchain_trainer import checkpoint, models
+from modelchain_trainer.stop import Preempted, Stop
 
 torch.set_num_threads(1)
 DIGEST = "ab" * 32
@@ -61,7 +63,7 @@ def same(a, b):
 def saver(root, attempt="local-a1", digest=DIGEST, **options):
     directory = root / digest / attempt
     directory.mkdir(parents=True, exist_ok=True)
-    return checkpoint.Checkpointer(directory, {"seed": 0}, digest, {"torch": "x"}, **options)
+    return checkpoint.Checkpointer(directory, {"seed": 0}, {"torch": "x"}, **options)
 
 
 def save(root, step, attempt="local-a1", digest=DIGEST, trained=None, **state):
@@ -111,6 +113,45 @@ def test_the_copy_is_taken_at_once_and_written_later(tmp_path, monkeypatch):
     other, others_optimizer = student(seed=1)
     checkpoint.restore(tmp_path / DIGEST / "local-a1" / "step-1", other, others_optimizer)
     assert same(everything(other, others_optimizer), before)
+
+
+def test_copies_go_where_the_ones_before_went_and_a_busy_writer_is_told(tmp_path, monkeypatch):
+    trained = student()
+    writer = saver(tmp_path)
+    writer.prepare(trained[0])
+    writer.wait()
+    where = {name: copy.data_ptr() for file in writer._copies.values() for name, copy in file.items()}
+    write, go = writer._write, threading.Event()
+    monkeypatch.setattr(writer, "_write", lambda *a: go.wait(30) and write(*a))
+    for step in (1, 2):
+        train(*trained, 1, first=step)
+        writer.save(step, *trained, {})
+        assert writer.busy
+        go.set()
+        writer.wait()
+        assert not writer.busy and writer.saved_step == step and set(writer.seconds) == {"stall", "write"}
+        go.clear()
+    now = {name: copy.data_ptr() for file in writer._copies.values() for name, copy in file.items()}
+    assert {name: now[name] for name in where} == where
+    other = student(seed=1)
+    checkpoint.restore(tmp_path / DIGEST / "local-a1" / "step-2", *other)
+    assert same(everything(*other), everything(*trained))
+
+
+def test_a_wait_that_a_signal_ends_leaves_the_copies_to_the_writer(tmp_path, monkeypatch):
+    trained, writer, go = student(), saver(tmp_path), threading.Event()
+    train(*trained, 1)
+    monkeypatch.setattr(writer, "_write", lambda *_: go.wait(30))
+    writer.save(1, *trained, {})
+    handler = signal.signal(signal.SIGALRM, Stop().on_signal)
+    try:
+        with pytest.raises(Preempted):
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            writer.wait()
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+        assert writer.busy, "the next save waits for it"
+        go.set()
 
 
 def test_a_checkpoint_is_safetensors_and_json_and_covers_itself(tmp_path):

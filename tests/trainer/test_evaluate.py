@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 from contextlib import nullcontext
@@ -10,14 +11,17 @@ from functools import partial
 import pytest
 import tiny
 import torch
-from open_clip import SimpleTokenizer
+import typer
+from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES, SimpleTokenizer, build_zero_shot_classifier
+from torch._dynamo.utils import counters
+from typer.testing import CliRunner
 
 from modelchain.contracts import DataRequest, TaskEvaluation, TrainFiles
 from modelchain.errors import InputError, WorkError
 from modelchain_data.batches import evaluation_image
 from modelchain_data.index import open_set
 from modelchain_data.request import open_evaluations
-from modelchain_trainer import artifact, models
+from modelchain_trainer import commands, models
 from modelchain_trainer.evaluate import Evaluator, measure
 
 torch.set_num_threads(1)
@@ -122,6 +126,13 @@ def test_zero_shot_is_the_plain_loop(clip, tmp_path):
     assert 0 < wanted[1] < wanted[5] < 100
 
 
+def test_class_vectors_are_open_clips(clip):
+    names, templates = list(IMAGENET_CLASSNAMES[::50]), list(OPENAI_IMAGENET_TEMPLATES)
+    with torch.no_grad():
+        ours = evaluator(batch=64).class_vectors(clip.eval(), names, templates)
+    assert torch.allclose(ours.T, build_zero_shot_classifier(clip, TOKENIZER, names, templates), atol=1e-6)
+
+
 @pytest.mark.parametrize("classes", [1, 2, 5])
 def test_zero_shot_of_few_classes_has_no_top_5(clip, tmp_path, classes):
     pair = zero_shot(tmp_path, tiny.NAMES[:classes], [(i, i % classes) for i in range(7)])
@@ -208,16 +219,26 @@ def test_similarities_are_fp32_where_the_towers_are_bf16(clip, tmp_path, monkeyp
     seen, topk = set(), torch.Tensor.topk
     monkeypatch.setattr(torch.Tensor, "topk", lambda self, *a, **k: (seen.add(self.dtype), topk(self, *a, **k))[1])
     ran = []
-    hook = clip.visual.register_forward_hook(lambda *_: ran.append(torch.is_autocast_enabled("cpu")))
+    hook = clip.visual.conv1.register_forward_hook(lambda *_: ran.append(torch.is_autocast_enabled("cpu")))
     evaluator(*pairs, precision=BF16)(clip)
     hook.remove()
     assert seen == {torch.float32} and ran and all(ran)
 
 
+def test_compiled_layers_run_as_they_are(clip, tmp_path):
+    """An evaluation's last batch, and its captions, have shapes that no step has; none is worth a compilation."""
+    compiled = copy.deepcopy(clip)
+    models.compile_layers(compiled)
+    pair = retrieval(tmp_path, some_captions(7))
+    torch._dynamo.reset()
+    counters.clear()
+    assert evaluator(pair)(compiled) == evaluator(pair)(clip) and not counters["frames"]
+
+
 def test_the_model_is_left_as_it_was_and_only_due_evaluations_run(clip, tmp_path):
     one, samples = zero_shot(tmp_path, tiny.NAMES, [(0, 0)])
     modes = []
-    hook = clip.visual.register_forward_hook(lambda module, *_: modes.append(module.training))
+    hook = clip.visual.conv1.register_forward_hook(lambda module, *_: modes.append(module.training))
     for training in (True, False):
         clip.train(training)
         both = evaluator((one.model_copy(update={"every_epochs": 2}), samples))
@@ -279,10 +300,19 @@ def test_measuring_a_finished_artifact_is_what_training_measured(tmp_path):
     task = tiny.task(tiny.spec(epochs=1), folder, tmp_path / "root")
     word, _ = tiny.train(task)
     torch.use_deterministic_algorithms(False)
-    assert measure(tiny.artifact(task), task.data) == word.metrics
-    weights = tiny.artifact(task) / "open_clip_model.safetensors"
+    directory = tiny.artifact(task)
+    assert measure(directory, task.data) == word.metrics
+    chain = tmp_path / "chain.yaml"
+    chain.write_text(tiny.spec(epochs=1).model_dump_json(by_alias=True, exclude_unset=True))
+    app = typer.Typer()
+    app.command()(commands.evaluate)
+    done = CliRunner().invoke(app, [str(directory), "-f", str(chain), "--data", str(folder), "-o", "json"])
+    assert json.loads(done.stdout) == word.metrics and set(word.metrics) > {"top1", "top1/top-5", "r1"}
+    weights = directory / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
     with pytest.raises(WorkError, match="sha256"):
-        measure(tiny.artifact(task), task.data)
-    with pytest.raises(InputError, match="holds no artifact"):
-        artifact.load_artifact(tmp_path)
+        measure(directory, task.data)
+    (directory / "manifest.json").unlink()  # still an open_clip folder, but whose?
+    for nothing in (directory, tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(InputError, match=r"holds no artifact \(no manifest\.json\)"):
+            measure(nothing, task.data)

@@ -26,7 +26,7 @@ from modelchain.cli.files import sha256_of
 from modelchain.contracts import MANIFEST, RESULTS, WEIGHTS, FailureClass, LastWord, LiveProgress, Results, Task
 from modelchain_trainer import __main__ as entry
 from modelchain_trainer import runtime
-from modelchain_trainer.runtime import Preempted, Stop
+from modelchain_trainer.stop import Preempted, Stop
 
 TORCHRUN = ["-m", "torch.distributed.run"]
 
@@ -150,6 +150,17 @@ def test_a_taken_port_does_not_disturb(folder: Path, tmp_path: Path) -> None:
         environment = {"MODELCHAIN_PROGRESS_PORT": port, "MODELCHAIN_METRICS_PORT": port}
         process, log = pod(task, tmp_path / "log", **environment)
         assert process.wait(120) == 0 and word_in(log).result == "Succeeded"
+
+
+def test_sigterm_is_heard_before_torch_has_loaded(folder: Path, tmp_path: Path) -> None:
+    process, log = pod(tiny.task(tiny.spec(), folder, tmp_path / "artifacts"), tmp_path / "log")
+    caught = 0
+    while not caught >> (signal.SIGTERM - 1) & 1:  # it has a handler
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        caught = int(status.split("SigCgt:\t")[1].split()[0], 16)
+    assert "torch" not in Path(f"/proc/{process.pid}/maps").read_text()
+    process.terminate()
+    assert process.wait(60) == 75 and word_in(log).failure == "Preempted"
 
 
 def nodes(task: Task, work: Path) -> list[tuple[subprocess.Popen[str], Path]]:

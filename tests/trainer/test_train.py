@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import signal
 import socket
+import threading
+from contextlib import nullcontext
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -18,9 +23,11 @@ from tiny import BATCH, EPOCHS, STEPS, STEPS_PER_EPOCH, stop_after
 
 from modelchain.contracts import RESULTS, WEIGHTS, FailureClass, LastWord, Results, Task
 from modelchain.errors import InputError, WorkError
+from modelchain_data.batches import global_batch
 from modelchain_trainer import __main__ as entry
-from modelchain_trainer import models, runtime
-from modelchain_trainer.runtime import Preempted, Stop
+from modelchain_trainer import checkpoint, evaluate, models, runtime
+from modelchain_trainer.step import Step
+from modelchain_trainer.stop import Preempted, Stop
 from modelchain_trainer.train import Trainer
 
 torch.set_num_threads(1)
@@ -112,7 +119,7 @@ def test_results_and_last_word(first, folder):
     assert found.initial.loss == pytest.approx(lines[0]["taskLoss"]) and found.final.loss == lines[-1]["taskLoss"]
     assert set(found.initial.metrics) == set(found.final.metrics) and {"top1", "r1"} <= set(found.final.metrics)
     assert found.seconds > 0 and set(found.evaluations) == {"top1", "r1"}
-    assert found.counters == {"replacedPictures": 0, "scarceCaptions": 0}
+    assert found.counters == {"replacedPictures": 0, "scarceCaptions": 0, "skippedBatches": 0}
     assert (word.result, word.step, word.steps, word.macs) == ("Succeeded", STEPS, STEPS, STEPS * 1000)
     manifest = tiny.manifest(tiny.artifact(task))
     assert word.artifact_digest == manifest.artifact_digest == manifest.files[WEIGHTS].sha256
@@ -215,11 +222,14 @@ def test_an_artifact_that_is_there_is_reported_without_training(first, folder):
     assert before == {p: p.stat().st_mtime_ns for p in tiny.artifact(task).iterdir()}
 
 
-def poison(at, name="visual.proj"):
+def poison(at, name="visual.proj", times=None):
     """Weights that are not finite once `at` steps are done, as an overflowing update leaves them: its loss was fine."""
+    left = [times]
 
     def after(trainer, done):
-        if done == at:
+        if done == at and left[0] != 0:
+            left[0] = left[0] and left[0] - 1
+            trainer.saver.wait()
             with torch.no_grad():
                 dict(trainer.student.clip.named_parameters())[name].fill_(math.nan)
 
@@ -244,10 +254,66 @@ def test_a_loss_that_is_not_finite_ends_it_and_nothing_of_it_is_kept(folder, tmp
 def test_a_checkpoint_between_two_log_lines_holds_no_unseen_nan(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("modelchain_trainer.train.LOG_SECONDS", 1e9)
     task = tiny.task(tiny.spec(evaluation=False), folder, tmp_path).model_copy(update={"checkpoint_seconds": 0})
+    wait, poisoned = (lambda trainer, _: trainer.saver.wait()), poison(2)
     with pytest.raises(WorkError) as error:
-        tiny.train(task, poison(2))
+        tiny.train(task, lambda *a: (wait(*a), poisoned(*a)))
     assert error.value.failure == "NonFinite"
     assert [path.name for path in Path(task.root).glob("*/*/step-*")] == ["step-1"]
+
+
+def test_weights_that_went_bad_are_fetched_from_the_checkpoint_once(first, folder, tmp_path):
+    task = tiny.task(tiny.spec(), folder, tmp_path)
+    word, said = tiny.train(task, poison(STEPS_PER_EPOCH + 2, times=1))
+    assert any(f"not finite at step {STEPS_PER_EPOCH + 3} of {STEPS}" in text for text in said)
+    assert weights(task) == weights(first[0]), "and nothing of it is left"
+    steps, (back,) = tiny.records(task), tiny.records(task, "wentBack")
+    assert [line["step"] for line in steps] == list(range(1, STEPS + 1)) and not any(line["skipped"] for line in steps)
+    repeated = back["nonFiniteTo"] - back["step"]
+    assert (back["step"], back["nonFiniteFrom"]) == (STEPS_PER_EPOCH, STEPS_PER_EPOCH + 3) and repeated >= 5
+    assert word.macs == steps[-1]["macs"] == (STEPS + repeated) * 1000, "what was done twice is paid twice"
+    assert results(task).counters["skippedBatches"] == 0, "of the training that made these weights"
+
+
+def everything(step):
+    """Weights and, once there are any, moments and step counts."""
+    state = step.optimizer.state
+    parameters = list(step.student.parameters())
+    return [t.detach().clone() for p in parameters for t in (p, *state.get(p, {}).values()) if t is p or t.any()]
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted(folder, tmp_path, monkeypatch, what):
+    """The very first, whose loss the results ask for, and one after a stop."""
+    bad, forward, call = (0, 5), models.Student.forward, Step.__call__
+
+    def spoiled(student, *arguments):
+        features = forward(student, *arguments)
+        if student.spoil and what == "loss":
+            return features._replace(scale=features.scale * math.inf)
+        if student.spoil:
+            features.image.register_hook(lambda gradient: gradient * math.inf)
+        return features
+
+    def watched(step, batch):
+        step.student.spoil = batch.step in bad
+        before = everything(step)
+        numbers = call(step, batch)
+        after = everything(step)
+        same = len(before) == len(after) and all(map(torch.equal, before, after))
+        assert same == bool(numbers[3]) == (batch.step in bad)
+        return numbers
+
+    monkeypatch.setattr(models.Student, "forward", spoiled)
+    monkeypatch.setattr(Step, "__call__", watched)
+    tasks = [tiny.task(tiny.spec(evaluation=False), folder, tmp_path, attempt=attempt) for attempt in (1, 2)]
+    with pytest.raises(Preempted):
+        tiny.train(tasks[0], stop_after(3))
+    tiny.train(tasks[1])
+    lines = [line for task in tasks for line in tiny.records(task)]
+    assert [line["step"] - 1 for line in lines if line["skipped"]] == list(bad)
+    assert all((line["loss"] is None) == line["skipped"] for line in lines)
+    found = results(tasks[1])
+    assert found.counters["skippedBatches"] == 2 and found.initial.loss == lines[1]["taskLoss"]
 
 
 def test_last_weights_that_are_not_finite_are_no_artifact(folder, tmp_path):
@@ -324,14 +390,15 @@ def test_swin_trains_and_draws_the_same_paths_again(folder, tmp_path):
 def run(task, monkeypatch, after_step=None):
     """`python -m modelchain_trainer` without the process: exit code and last word."""
     if after_step is not None:
-        step = Trainer._step
+        build, call, trainers = Trainer._build, Step.__call__, []
 
-        def counted(self, batch):
-            losses = step(self, batch)
-            after_step(self, batch.step + 1)
+        def counted(step, batch):
+            losses = call(step, batch)
+            after_step(trainers[0], batch.step + 1)
             return losses
 
-        monkeypatch.setattr(Trainer, "_step", counted)
+        monkeypatch.setattr(Trainer, "_build", lambda trainer: (trainers.append(trainer), build(trainer)))
+        monkeypatch.setattr(Step, "__call__", counted)
     handlers = {sig: signal.getsignal(sig) for sig in (signal.SIGTERM, signal.SIGINT)}
     try:
         code = entry.train(task)
@@ -355,15 +422,79 @@ def test_sigterm_in_the_loop_is_preempted_with_a_true_last_word(folder, tmp_path
     assert (code, word.failure, word.step, word.checkpoint_step, word.macs) == (75, "Preempted", 3, 3, 1000)
 
 
-@pytest.mark.parametrize("where", ["train.open_data", "artifact.seal", "artifact.save_file"])
-def test_sigterm_outside_the_loop_is_preempted_too(folder, tmp_path, monkeypatch, where):
-    task = tiny.task(tiny.spec(epochs=1, evaluation=False), folder, tmp_path)
+@pytest.mark.parametrize("where", ["train.open_data", "train.growth.grow", "artifact.seal", "artifact.save_file"])
+def test_sigterm_outside_the_loop_is_preempted_too(first, folder, tmp_path, monkeypatch, where):
+    task = tiny.task(tiny.spec(epochs=1, evaluation=False), folder, tmp_path, int("grow" in where), before=first[0])
     monkeypatch.setattr(f"modelchain_trainer.{where}", terminate)
     code, word = run(task, monkeypatch)
     assert (code, word.failure) == (75, "Preempted")
     assert not tiny.artifact(task).exists() and not list(Path(task.root).glob("*/.artifact-*"))
     code, word = run(task.model_copy(update={"owner": "local-a2", "last_word": str(tmp_path / "w")}), monkeypatch)
     assert (code, word.result) == (0, "Succeeded")
+    assert word.macs == (0 if "artifact" in where else STEPS_PER_EPOCH * 1000), "nothing is trained twice"
+
+
+def test_sigterm_in_evaluations_and_while_a_checkpoint_is_written_loses_no_step(first, folder, tmp_path, monkeypatch):
+    tasks = [tiny.task(tiny.spec(), folder, tmp_path, attempt=attempt) for attempt in (1, 2, 3, 4)]
+    often = [evaluation.model_copy(update={"every_epochs": 1}) for evaluation in tasks[0].data.evaluation]
+    data = tasks[0].data.model_copy(update={"evaluation": often})
+    tasks = [task.model_copy(update={"data": data}) for task in tasks]
+    write, classify, words = checkpoint.save_file, evaluate.class_names, []
+
+    def terminate_and(do, *arguments):
+        terminate()
+        return do(*arguments)
+
+    def run_until(task, done):
+        """SIGTERM in the evaluation after that many steps; with `done` 6, while the checkpoint of 4 is written."""
+
+        def after(_, step):
+            if step == done:
+                monkeypatch.setattr(evaluate, "class_names", partial(terminate_and, classify))
+
+        if done == 6:
+            monkeypatch.setattr(checkpoint, "save_file", partial(terminate_and, write))
+        code, word = run(task, monkeypatch, after)
+        words.append((code, word.failure, word.step, word.checkpoint_step))
+
+    for task, done in zip(tasks, (4, 6, STEPS), strict=False):
+        run_until(task, done)
+    assert words[0] == (75, "Preempted", 4, 4) and words[2] == (75, "Preempted", STEPS, STEPS)
+    assert words[1][:2] == (75, "Preempted") and words[1][2] == words[1][3] > STEPS_PER_EPOCH
+    code, word = run(tasks[3], monkeypatch)
+    assert (code, word.macs, weights(tasks[3])) == (0, 0, weights(first[0]))
+    lines = [line for task in tasks for line in tiny.records(task)]
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    measured = {line["step"] for task in tasks for line in tiny.records(task, "evaluation")}
+    assert measured == {0, 4, 8, STEPS}, "an evaluation that was cut off comes again"
+
+
+def test_a_main_thread_that_hears_nothing_is_ended_by_another(monkeypatch):
+    given_up, stop, handlers = [], Stop(), {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with pytest.raises(Preempted), stop.heard(0.1, lambda: given_up.append(True)):
+            threading.Timer(0.1, terminate).start()
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 3_000_000)  # a second or more within C
+        assert given_up
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def test_a_slow_disk_stops_no_step(folder, tmp_path, monkeypatch):
+    written, write = threading.Event(), checkpoint.Checkpointer._write
+    monkeypatch.setattr(checkpoint.Checkpointer, "_write", lambda *a: written.wait(60) and write(*a))
+    task = tiny.task(tiny.spec(evaluation=False), folder, tmp_path).model_copy(update={"checkpoint_seconds": 0})
+    seen = []
+
+    def after(trainer, done):
+        seen.append(trainer.saver.saved_step)
+        if done == STEPS:
+            assert set(seen) == {0}
+            written.set()
+
+    tiny.train(task, after)
+    assert seen == [0] * STEPS and tiny.artifact(task).exists()
 
 
 def test_a_second_sigterm_does_no_harm(folder, tmp_path, monkeypatch):
@@ -425,36 +556,50 @@ def test_the_first_failure_stands_even_in_a_file_that_was_there(tmp_path):
     assert LastWord.model_validate_json(path.read_bytes()).message == "the cause"
 
 
-# two ranks
+# ranks
 
 
-def rank_main(rank, port, tasks):
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    step = Trainer._step
+def rank_main(rank, world, port, task, ids):
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    call = Step.__call__
 
-    def counted(self, batch):
-        if rank == 1 and batch.step == 4 and self.task.owner == "local-a1":
-            self.stop.asked = True  # only one of the two has heard it
-        return step(self, batch)
+    def counted(step, batch):
+        (Path(ids) / f"{batch.step}-{rank}").write_text(json.dumps(batch.ids.tolist()))
+        if rank == 1 and (world, batch.step) == (2, 4):
+            terminate()  # only one of the two hears it
+        if rank == 3 and batch.step == 8:
+            os._exit(9)
+        return call(step, batch)
 
-    Trainer._step = counted
-    for task, expected in zip(tasks, (75, 0), strict=True):
-        assert entry.train(Task.model_validate_json(task)) == expected
+    Step.__call__ = counted
+    assert entry.train(Task.model_validate_json(task)) == 75
     torch.distributed.destroy_process_group()
 
 
-def test_two_ranks_stop_together_resume_and_train_as_one(first, folder, tmp_path):
-    tasks = [tiny.task(tiny.spec(), folder, tmp_path, attempt=attempt) for attempt in (1, 2)]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(rank_main, (port, [task.model_dump_json(by_alias=True) for task in tasks]), nprocs=2)
-    words = [LastWord.model_validate_json(Path(task.last_word).read_bytes()) for task in tasks]
+@pytest.mark.timeout(900)  # six trainers, one after another or side by side
+def test_ranks_stop_together_or_lose_one_and_others_go_on_with_the_same_batches(first, folder, tmp_path):
+    """2 ranks stop, of 4 one dies, 1 ends it."""
+    tasks = [tiny.task(tiny.spec(), folder, tmp_path / "root", attempt=attempt) for attempt in (1, 2, 3)]
+    ids = tmp_path / "ids"
+    ids.mkdir()
+    for task, world in zip(tasks, (2, 4), strict=False):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        told = (world, port, task.model_dump_json(by_alias=True), str(ids))
+        with nullcontext() if world == 2 else pytest.raises(mp.ProcessExitedException):
+            mp.spawn(rank_main, told, nprocs=world)
+    tiny.train(tasks[2])
+    words = [LastWord.model_validate_json(Path(task.last_word).read_bytes()) for task in tasks[:2]]
     assert (words[0].failure, words[0].step, words[0].checkpoint_step, words[0].macs) == ("Preempted", 6, 6, 6000)
-    assert (words[1].result, words[1].macs) == ("Succeeded", 6000)
+    assert words[1].failure in ("Unknown", "Preempted")
+    for step in range(8):
+        parts = [json.loads((ids / f"{step}-{rank}").read_text()) for rank in range(2 if step < 6 else 4)]
+        assert list(chain(*parts)) == global_batch(step, tiny.SAMPLES, BATCH, 0).tolist()
     losses = [line["loss"] for task in tasks for line in tiny.records(task)]
     assert losses == pytest.approx([line["loss"] for line in tiny.records(first[0])], rel=1e-4)
-    assert [line["step"] for task in tasks for line in tiny.records(task)] == list(range(1, STEPS + 1))
-    assert results(tasks[1]).initial.metrics == pytest.approx(results(first[0]).initial.metrics), "sharded evaluation"
-    assert json.loads((tiny.artifact(tasks[1]) / "manifest.json").read_bytes())["environment"]["ranks"] == 2
+    assert [[line["step"] for line in tiny.records(task)] for task in tasks] == [
+        [1, 2, 3, 4, 5, 6], [7, 8], [9, 10, 11, 12],
+    ], "what was done before the rank died is not done again"  # fmt: skip
+    assert results(tasks[2]).initial.metrics == pytest.approx(results(first[0]).initial.metrics), "sharded evaluation"
     assert EPOCHS * STEPS_PER_EPOCH == STEPS

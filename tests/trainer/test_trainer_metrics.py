@@ -1,7 +1,8 @@
-"""What a trainer tells Prometheus is what it writes to metrics.jsonl, also where it goes on from a checkpoint."""
+"""What a trainer tells Prometheus and TensorBoard is what it writes to metrics.jsonl, also where it goes on."""
 
 from __future__ import annotations
 
+import struct
 import time
 from pathlib import Path
 from typing import Any
@@ -11,24 +12,28 @@ import tiny
 import torch
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import masked_crc32c
 from tiny import BATCH, STEPS
 
 from modelchain_trainer.metrics import Meter
-from modelchain_trainer.runtime import Preempted
+from modelchain_trainer.record import TAGS
+from modelchain_trainer.stop import Preempted
 from modelchain_trainer.train import Trainer
 
 torch.set_num_threads(1)
 
 
 def told(meter: Meter) -> dict[str, dict[str, float]]:
-    """By metric and, where there is one, component."""
+    """By metric and, where there is one, component or phase."""
     registry = CollectorRegistry()
     registry.register(meter)
     found: dict[str, dict[str, float]] = {}
     for family in text_string_to_metric_families(generate_latest(registry).decode()):
         for sample in family.samples:
             name = sample.name.removeprefix("modelchain_trainer_")
-            found.setdefault(name, {})[sample.labels.get("component", "")] = sample.value
+            label = sample.labels.get("component") or sample.labels.get("phase", "")
+            found.setdefault(name, {})[label] = sample.value
     return found
 
 
@@ -60,5 +65,58 @@ def test_a_successor_that_is_stopped_and_goes_on(tmp_path: Path) -> None:
     for task, page in zip(tasks, (before, after), strict=True):
         last = tiny.records(task)[-1]
         assert page["loss"] == {"task": last["taskLoss"], "distillation": last["distillationLoss"]}
-        assert page["distillation_ratio"][""] == pytest.approx(last["distillationLoss"] / last["taskLoss"])
+        ratio = last["distillationLoss"] / last["taskLoss"]
+        assert page["distillation_ratio"][""] == last["ratio"] == pytest.approx(ratio)
+        assert page["text_token_efficiency"][""] == last["tokens"] / last["processedTokens"] <= 1
+        assert page["skipped_batches_total"][""] == 0 and page["checkpoint_seconds"].keys() == {"stall", "write"}
         assert page["samples_per_second"][""] >= 0 and page["data_wait_seconds_total"][""] > 0
+
+
+def events(attempt: Path) -> dict[tuple[str, int], list[float]]:
+    """By tag and step, what TensorBoard shows of a directory: a start of a session hides its step and later ones."""
+    shown: dict[tuple[str, int], list[float]] = {}
+    for file in sorted(attempt.glob("events.out.tfevents.*")):
+        data = file.read_bytes()
+        while data:
+            (size,) = struct.unpack("<Q", data[:8])
+            record = data[12 : 12 + size]
+            sums = (masked_crc32c(data[:8]), masked_crc32c(record))
+            assert (data[8:12], data[12 + size : 16 + size]) == tuple(struct.pack("<I", s) for s in sums)
+            event, data = Event.FromString(record), data[16 + size :]
+            if event.HasField("session_log"):
+                shown = {key: values for key, values in shown.items() if key[1] < event.step}
+            for value in event.summary.value:
+                shown.setdefault((value.tag, event.step), []).append(value.simple_value)
+    return shown
+
+
+def test_tensorboard_shows_every_number_once_also_of_an_attempt_that_is_killed_and_goes_on(tmp_path: Path) -> None:
+    task = tiny.task(tiny.spec(), tiny.data(tmp_path / "digits"), tmp_path / "artifacts")
+    often = [evaluation.model_copy(update={"every_epochs": 1}) for evaluation in task.data.evaluation]
+    task = task.model_copy(update={"data": task.data.model_copy(update={"evaluation": often})})
+
+    class Killed(Exception):
+        pass
+
+    def kill(trainer: Trainer, done: int) -> None:
+        if done == 7:
+            trainer.saver.wait()
+            assert trainer.saver.saved_step == 4
+            trainer._log()
+            with (tmp_path / "artifacts" / task.input_digest / task.owner / "metrics.jsonl").open("a") as file:
+                file.write('{"event": "st')
+            raise Killed
+
+    with pytest.raises(Killed):
+        tiny.train(task, kill)
+    trained(task)
+    steps, measured = tiny.records(task), tiny.records(task, "evaluation")
+    assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in measured] == [0, 4, 8, STEPS]
+    shown = events(tmp_path / "artifacts" / task.input_digest / task.owner)
+    assert all(len(values) == 1 for values in shown.values())
+    told = {tag: {step: values[0] for (t, step), values in shown.items() if t == tag} for tag, _ in shown}
+    for name in TAGS.keys() - {"ratio"}:
+        assert told[TAGS[name]] == {line["step"]: pytest.approx(line[name]) for line in steps}
+    assert told["evaluation/top1"] == {line["step"]: pytest.approx(line["metrics"]["top1"]) for line in measured}
+    assert TAGS["ratio"] not in told, "it has no predecessor"

@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from PIL import Image
@@ -18,7 +19,9 @@ from modelchain.contracts import METRICS, WEIGHTS, LastWord, Manifest, Predecess
 from modelchain.digest import digest_of, stage_inputs
 from modelchain.spec import ModelChain
 from modelchain_data import digits
-from modelchain_trainer.runtime import Stop
+from modelchain_data.batches import Batch
+from modelchain_trainer.step import Step
+from modelchain_trainer.stop import Stop
 from modelchain_trainer.train import Trainer
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -141,16 +144,15 @@ def train(
 ) -> tuple[LastWord, list[str]]:
     """Train in this process; `after_step(trainer, k)` is called when k steps are done. The last word, what was said."""
     said: list[str] = []
-    trainer = Trainer(task, stop or Stop(), {}, said.append)
-    step = trainer._step
+    trainer, call = Trainer(task, stop or Stop(), {}, said.append), Step.__call__
 
-    def counted(batch: Any) -> torch.Tensor:
-        losses = step(batch)
+    def counted(step: Step, batch: Batch) -> torch.Tensor:
+        losses = call(step, batch)
         after_step(trainer, batch.step + 1)
         return losses
 
-    trainer._step = counted  # type: ignore[method-assign]
-    return trainer.train(), said
+    with patch.object(Step, "__call__", counted):
+        return trainer.train(), said
 
 
 def stop_after(steps: int) -> Callable[[Trainer, int], None]:

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from pydantic import ValidationError
 from modelchain.cli.local.guard import PARENT, die_with_parent
 from modelchain.contracts import EvaluationRequest, FailureClass, LastWord, Task
 from modelchain.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_PREEMPTED, EXIT_WORK_FAILED, InputError, WorkError
+from modelchain_trainer.stop import Preempted, Stop
 from modelchain_trainer.verify import verify_artifact
 
 LAST_WORD_BYTES = 2048
+EXIT_SECONDS = 5  # before a trainer is killed, to give up by itself
 
 
 def main(arguments: list[str]) -> int:
@@ -66,35 +69,44 @@ def verify(task: Task) -> int:
 
 def train(task: Task) -> int:
     """Train, and say how it ended: 0, 1, 2 or 75."""
-    report: dict[str, Any] = {}
-    # Imported late: a worker must ask to die with its parent before torch takes its seconds to load.
-    from modelchain_trainer.runtime import Preempted, Stop, failure_of
+    stop, report = Stop(), dict[str, Any]()
+    preempted = partial(_failed, task, report, FailureClass.PREEMPTED)
+    # torchrun, too, kills only after that time; in a pod it is longer (operator's template).
+    seconds = float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")) - EXIT_SECONDS
+    try:
+        with stop.heard(seconds, lambda: os._exit(preempted("stopped by force; the newest checkpoint stands"))):
+            return _train(task, stop, report)
+    except Preempted as error:
+        return preempted(str(error))
+
+
+def _train(task: Task, stop: Stop, report: dict[str, Any]) -> int:
+    # Imported late: a worker must ask to die with its parent, and listen, before torch takes its seconds to load.
+    from modelchain_trainer.runtime import failure_of
     from modelchain_trainer.train import Trainer
 
-    stop = Stop()
-    signal.signal(signal.SIGTERM, stop.on_signal)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the runner's to turn into SIGTERM
-    failure: FailureClass
     try:
-        word, code = Trainer(task, stop, report, _say).train(), EXIT_DONE
-    except Preempted as error:
-        failure, message, code = FailureClass.PREEMPTED, str(error), EXIT_PREEMPTED
+        stop.check()  # an import may have swallowed it
+        word = Trainer(task, stop, report, _say).train()
     except InputError as error:
-        failure, message, code = FailureClass.USER_ERROR, str(error), EXIT_BAD_INPUT
+        return _failed(task, report, FailureClass.USER_ERROR, str(error))
     except WorkError as error:
-        failure, message, code = FailureClass(error.failure), str(error), EXIT_WORK_FAILED
+        return _failed(task, report, FailureClass(error.failure), str(error))
     except Exception as error:
         traceback.print_exc()
         if stop.asked:  # another rank left first, and took the process group with it
-            failure, message, code = FailureClass.PREEMPTED, "stopped", EXIT_PREEMPTED
-        else:
-            failure, message, code = failure_of(error), f"{type(error).__name__}: {error}", EXIT_WORK_FAILED
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is as good as over
-    if code != EXIT_DONE:
-        _say(f"{failure}: {message}")
-        word = LastWord(result="Failed", failure=failure, message=message, **report)
+            raise Preempted("stopped") from error
+        return _failed(task, report, failure_of(error), f"{type(error).__name__}: {error}")
     _last_word(Path(task.last_word), word)
-    return code
+    return EXIT_DONE
+
+
+def _failed(task: Task, report: dict[str, Any], failure: FailureClass, message: str) -> int:
+    """Say so, and the exit code."""
+    _say(f"{failure}: {message}")
+    _last_word(Path(task.last_word), LastWord(result="Failed", failure=failure, message=message, **report))
+    codes = {FailureClass.PREEMPTED: EXIT_PREEMPTED, FailureClass.USER_ERROR: EXIT_BAD_INPUT}
+    return codes.get(failure, EXIT_WORK_FAILED)
 
 
 def _last_word(path: Path, word: LastWord) -> None:

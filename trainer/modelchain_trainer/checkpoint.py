@@ -26,47 +26,84 @@ KEPT = 2
 class Checkpointer:
     """Writes `<root>/<input digest>/<owner>-a<n>/step-<k>/`, one at a time, in a thread; used by rank 0 alone."""
 
-    def __init__(
-        self, attempt: Path, inputs: dict[str, Any], input_digest: str, environment: dict[str, Any], saved_step: int = 0
-    ):
+    def __init__(self, attempt: Path, inputs: dict[str, Any], environment: dict[str, Any], saved_step: int = 0):
         self.attempt, self.saved_step = attempt, saved_step  # the newest step that is on the disk; 0 if none is
         self.saved_at = 0.0  # when one was written last, in seconds since the epoch
-        self._manifest: dict[str, Any] = {"inputs": inputs, "input_digest": input_digest, "environment": environment}
+        self.seconds: dict[str, float] = {}  # what the last save took: `stall` of the loop, then `write`
+        self._manifest = {"inputs": inputs, "input_digest": attempt.parent.name, "environment": environment}
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
+        self._copies: dict[str, dict[str, Tensor]] = {MODEL: {}, OPTIMIZER: {}}  # by file; made once
         self._verified: set[Path] = set()
 
+    def prepare(self, student: nn.Module) -> None:
+        """Make the copies' memory now, in the thread: to touch or pin a page takes longer than to copy it."""
+
+        def make() -> None:
+            for name, tensor in student.state_dict().items():
+                self._copy_of(MODEL, name, tensor)
+            for name, parameter in student.named_parameters():
+                for kind in ("exp_avg", "exp_avg_sq"):
+                    self._copy_of(OPTIMIZER, f"{kind}/{name}", parameter)
+
+        self._pending = self._thread.submit(make)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save would have to wait for the one before it."""
+        return self._pending is not None and not self._pending.done()
+
     def save(self, step: int, student: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-        """Copy everything now, write it later. Waits for the write before it; raises WorkError if that one failed."""
+        """Copy everything now, write it later. Waits for the write before it; raises WorkError if that one failed.
+
+        On a GPU the copies are only queued, before whatever changes the weights next; the thread waits for them.
+        """
+        began, copied = time.monotonic(), None
         self.wait()
-        model = {name: _copy(tensor) for name, tensor in student.state_dict().items()}
-        moments = {name: _copy(tensor) for name, tensor in _moments(student, optimizer).items()}
-        self._pending = self._thread.submit(self._write, step, model, moments, dict(state))
+        for file, tensors in ((MODEL, student.state_dict()), (OPTIMIZER, _moments(student, optimizer))):
+            for name, tensor in tensors.items():
+                self._copy_of(file, name, tensor).copy_(tensor.detach(), non_blocking=True)
+        if next(student.parameters()).is_cuda:
+            copied = torch.cuda.Event()
+            copied.record()
+        self.seconds = {"stall": time.monotonic() - began}
+        self._pending = self._thread.submit(self._write, step, dict(state), copied)
 
     def wait(self) -> None:
         """Until the last save is on the disk and verified."""
         if self._pending is not None:
+            self._pending.exception()  # a signal may end this wait: the copies are then the writer's still
             pending, self._pending = self._pending, None
             pending.result()
 
-    def _write(self, step: int, model: dict[str, Tensor], moments: dict[str, Tensor], state: dict[str, Any]) -> None:
-        target = self.attempt / f"step-{step}"
+    def _copy_of(self, file: str, name: str, tensor: Tensor) -> Tensor:
+        copies = self._copies[file]
+        if name not in copies:
+            copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda).zero_()
+        return copies[name]
+
+    def _write(self, step: int, state: dict[str, Any], copied: torch.cuda.Event | None) -> None:
+        began, target = time.monotonic(), self.attempt / f"step-{step}"
+        if copied is not None:
+            copied.synchronize()
         if target.exists() and _verifies(target):
             self.saved_step = step
             return
         work = self.attempt / f".step-{step}"
         shutil.rmtree(work, ignore_errors=True)
         try:
-            check_finite(model | moments)
+            for tensors in self._copies.values():
+                check_finite(tensors)
             work.mkdir()
-            save_file(model, work / MODEL)
-            save_file(moments, work / OPTIMIZER)
+            for file, tensors in self._copies.items():
+                save_file(tensors, work / file)
             (work / STATE).write_text(json.dumps({**state, "step": step}))
             files = {name: entry_of(work / name) for name in (MODEL, OPTIMIZER, STATE)}
             manifest = Manifest(kind="checkpoint", step=step, files=files, **self._manifest)
             shutil.rmtree(target, ignore_errors=True)  # damaged, or it would have been kept
             seal(work, manifest, target)
             self.saved_step, self.saved_at = step, time.time()
+            self.seconds = {**self.seconds, "write": time.monotonic() - began}  # read by other threads
             self._prune()
         except Exception as error:
             shutil.rmtree(work, ignore_errors=True)
@@ -112,17 +149,14 @@ def remove_checkpoints(directory: Path) -> None:
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
     """Raises WorkError of class NonFinite, naming the tensor: what is kept must be worth going on from."""
     for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
+        # The sum is not, if an element is not; and forty times as fast to ask as every element.
+        if not bool(torch.isfinite(tensor.sum())):
             raise WorkError(f"{name} is not finite", "NonFinite")
 
 
 def as_work_error(error: Exception, what: str) -> WorkError:
     """A failure to write, with the class that retry budgets go by."""
     return WorkError(f"{what}: {error}", getattr(error, "failure", None) or failure_of(error))
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def _moments(student: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The trainer's command `modelchain evaluate`, found by the entry points of pyproject.toml."""
+"""The trainer's commands `modelchain evaluate` and `modelchain export`, found by the entry points of pyproject.toml."""
 
 from __future__ import annotations
 
@@ -39,3 +39,17 @@ def evaluate(
     for name, value in metrics.items():
         table.add_row(name, f"{value:.2f}")
     Console().print(table)
+
+
+def export(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact's folder.")],
+    to: Annotated[Path, typer.Option("--to", help="The new folder.", show_default=False)],
+    layout: Annotated[Literal["timm", "transformers"], typer.Option("--as", help="Whose files to write.")] = "timm",
+) -> None:
+    """Re-hash a finished model and write its vision tower alone, for timm or for transformers.
+
+    Example: [bold]modelchain export runs/q/<digest>/artifact --to tower[/bold]
+    """
+    from modelchain_trainer.export import export as work
+
+    work(artifact, to, layout)

@@ -5,90 +5,95 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from open_clip import SimpleTokenizer, build_zero_shot_classifier
+from open_clip import SimpleTokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
 from modelchain.contracts import MANIFEST, DataRequest, Manifest, TaskEvaluation
 from modelchain.errors import WorkError
-from modelchain_data.batches import evaluation_image
+from modelchain_data.batches import CHUNKS, cut_chunks, evaluation_image
 from modelchain_data.index import ShardSet
 from modelchain_data.prompts import class_names, prompt_templates
 from modelchain_data.request import open_evaluations
 from modelchain_trainer.artifact import load_artifact
-from modelchain_trainer.models import build, encode_image, encode_text, normalise
+from modelchain_trainer.models import build, encode_image, encode_text_chunks, normalise
 from modelchain_trainer.runtime import autocast, ranks
 
 RECALLS = (1, 5, 10)
 
 
+@dataclass
 class Evaluator:
     """All evaluations of a chain on one model; every rank takes every world-size'th sample, all get the numbers."""
 
-    def __init__(
-        self,
-        evaluations: Sequence[tuple[TaskEvaluation, ShardSet]],
-        context_length: int,
-        device: torch.device,
-        threads: int,
-        precision: Callable[[], AbstractContextManager[object]],
-        batch: int = 128,
-    ):
-        self.evaluations, self.device, self.precision, self.batch = evaluations, device, precision, batch
-        self.context_length, self.threads = context_length, threads
+    evaluations: Sequence[tuple[TaskEvaluation, ShardSet]]
+    context_length: int
+    device: torch.device
+    threads: int
+    precision: Callable[[], AbstractContextManager[object]]
+    batch: int = 128
+
+    def __post_init__(self) -> None:
         self.rank, self.world = ranks()
+
+    def due(self, epoch: int | None) -> list[tuple[TaskEvaluation, ShardSet]]:
+        """Evaluations due after that many epochs (`everyEpochs`), or all."""
+        chosen = self.evaluations
+        return [(e, s) for e, s in chosen if epoch is None or (e.every_epochs and epoch % e.every_epochs == 0)]
 
     @torch.no_grad()
     def __call__(self, clip: torch.nn.Module, epoch: int | None = None) -> dict[str, float]:
-        """Metrics by name; with `epoch`, only of evaluations due after that many epochs (`everyEpochs`)."""
-        due = [(e, s) for e, s in self.evaluations if epoch is None or (e.every_epochs and epoch % e.every_epochs == 0)]
-        if not due:
-            return {}
+        """Metrics by name; with `epoch`, only of those due."""
         training = clip.training
         clip.eval()
         metrics: dict[str, float] = {}
-        for evaluation, samples in due:
-            measure = self._zero_shot if evaluation.kind == "ZeroShot" else self._retrieval
-            metrics |= measure(clip, evaluation, samples)
+        with torch.compiler.set_stance("force_eager"):  # shapes no step has: to compile takes longer than to run them
+            for evaluation, samples in self.due(epoch):
+                measure = self._zero_shot if evaluation.kind == "ZeroShot" else self._retrieval
+                metrics |= measure(clip, evaluation, samples)
         clip.train(training)
         return metrics
 
     def _zero_shot(self, clip: torch.nn.Module, evaluation: TaskEvaluation, samples: ShardSet) -> dict[str, float]:
-        names, templates = class_names(evaluation), prompt_templates(evaluation)
-        tokenizer = SimpleTokenizer(context_length=self.context_length)
-        with self.precision():
-            classifier_DC = build_zero_shot_classifier(clip, tokenizer, names, templates, 64, self.device)
+        names = class_names(evaluation)
+        classifier_CD = self.class_vectors(clip, names, prompt_templates(evaluation))
         top = [1] + ([5] if len(names) > 5 else [])
         correct = torch.zeros(len(top), dtype=torch.float64, device=self.device)
         for ids, images in self._pictures(clip, samples):
             labels = torch.as_tensor(samples.labels[ids], device=self.device).long()
-            best = (images @ classifier_DC.float()).topk(top[-1], dim=-1).indices
+            best = (images @ classifier_CD.T).topk(top[-1], dim=-1).indices
             hits = best == labels[:, None]
             correct += torch.stack([hits[:, :k].any(dim=-1).sum() for k in top])
         share = 100 * self._sum(correct) / len(samples)
         extra = {f"{evaluation.name}/top-5": float(share[1])} if len(top) > 1 else {}
         return {evaluation.name: float(share[0]), **extra}
 
+    def class_vectors(
+        self, clip: torch.nn.Module, names: Sequence[str], templates: Sequence[Callable[[str], str]]
+    ) -> Tensor:
+        """Unit vectors [C, D]: the mean over templates of unit features, as open_clip's zero-shot classifier."""
+        tokenizer = SimpleTokenizer(context_length=self.context_length)
+        tokens = tokenizer([template(name) for name in names for template in templates]).numpy()
+        ends = tokens.argmax(axis=-1) + 1  # the end of text is the highest id
+        text_KD = self._texts(clip, [row[:end] for row, end in zip(tokens, ends, strict=True)])
+        return F.normalize(text_KD.view(len(names), len(templates), -1).mean(dim=1), dim=-1)
+
     def _retrieval(self, clip: torch.nn.Module, evaluation: TaskEvaluation, samples: ShardSet) -> dict[str, float]:
         """R@k of pictures among captions and captions among pictures; the mean of both R@1 is the metric itself."""
         captions = [(i, j) for i in range(len(samples)) for j in range(samples.caption_count(i))]
         owner = torch.as_tensor([i for i, _ in captions], device=self.device)
-        dim = clip.text_projection.shape[1]
-        image_ND = torch.zeros(len(samples), dim, device=self.device)
-        text_KD = torch.zeros(len(captions), dim, device=self.device)
+        image_ND = torch.zeros(len(samples), clip.text_projection.shape[1], device=self.device)
         for ids, features in self._pictures(clip, samples):
             image_ND[ids] = features
-        mine = range(self.rank, len(captions), self.world)
-        for start in range(0, len(mine), self.batch):
-            rows = mine[start : start + self.batch]
-            tokens = [torch.as_tensor(samples.tokens(*captions[k], self.context_length)).long() for k in rows]
-            padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True).to(self.device)
-            text_KD[list(rows)] = self._unit(encode_text, clip, padded)
-        image_ND, text_KD = self._sum(image_ND), self._sum(text_KD)
+        image_ND = self._sum(image_ND)
+        text_KD = self._texts(clip, [samples.tokens(i, j, self.context_length) for i, j in captions])
         ks = [k for k in RECALLS if k <= len(samples)]
         to_text = _recalls(image_ND, text_KD, lambda best, rows: owner[best] == rows[:, None], ks)
         to_image = _recalls(text_KD, image_ND, lambda best, rows: best == owner[rows, None], ks)
@@ -107,7 +112,18 @@ class Evaluator:
                 pictures = list(pool.map(lambda i: _picture(samples, i, side), ids))
                 yield ids, self._unit(encode_image, clip, normalise(torch.stack(pictures).to(self.device)))
 
-    def _unit(self, encode: Callable[..., Tensor], clip: torch.nn.Module, batch: Tensor) -> Tensor:
+    def _texts(self, clip: torch.nn.Module, captions: list[np.ndarray]) -> Tensor:
+        """Unit features [K, D] of K tokenised captions, on every rank; in chunks by length, as in training."""
+        features_KD = torch.zeros(len(captions), clip.text_projection.shape[1], device=self.device)
+        mine, size = range(self.rank, len(captions), self.world), CHUNKS * self.batch
+        for start in range(0, len(mine), size):
+            rows = mine[start : start + size]
+            chunks = cut_chunks([captions[k] for k in rows], self.context_length)
+            moved = [(tokens.to(self.device), at.to(self.device)) for tokens, at in chunks]
+            features_KD[list(rows)] = self._unit(encode_text_chunks, clip, moved)
+        return self._sum(features_KD)
+
+    def _unit(self, encode: Callable[..., Tensor], clip: torch.nn.Module, batch: Any) -> Tensor:
         with self.precision():
             features = encode(clip, batch)
         return F.normalize(features.float(), dim=-1)  # similarities in fp32: in bf16 neighbours tie

@@ -40,20 +40,17 @@ class Layer(ResidualAttentionBlock):  # type: ignore[misc]
     ) -> Tensor:
         """The stream after this layer: [N, L, W], or [N, W] where `at` says which token.
 
-        A mask, which in CLIP is always the causal one, only says that attention is causal. `at`, int64 [N] or one
-        number for all: with a mask that token sees those up to itself, without one all.
+        A mask, which in CLIP is always the causal one, only says that attention is causal: the token then sees those up
+        to itself, and `at` is int64 [N]. Without one it sees all, and `at` may be one number for all sequences.
         """
-        y = self.ln_1(x_NLW)
-        mask = None
-        if isinstance(at, Tensor):
-            rows = torch.arange(len(y), device=y.device)
+        y = asking = self.ln_1(x_NLW)
+        causal, mask = attn_mask is not None, None
+        if at is not None:
+            rows = slice(None) if isinstance(at, int) else torch.arange(len(y), device=y.device)
             x_NLW, asking = x_NLW[rows, at], y[rows, at].unsqueeze(1)
-            mask = (torch.arange(y.shape[1], device=y.device) <= at[:, None])[:, None, None]
-        elif at is not None:
-            x_NLW, asking = x_NLW[:, at], y[:, at : at + 1]
-        else:
-            asking = y
-        causal = attn_mask is not None and at is None
+            if causal:
+                mask = (torch.arange(y.shape[1], device=y.device) <= at[:, None])[:, None, None]
+                causal = False
         attended = _attention(self.attn, asking, y, mask, causal).flatten(2)
         x = x_NLW + linear(attended, self.attn.out_proj.weight, self.attn.out_proj.bias).view_as(x_NLW)
         return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
@@ -61,12 +58,10 @@ class Layer(ResidualAttentionBlock):  # type: ignore[misc]
 
 def _attention(attn: nn.MultiheadAttention, asking: Tensor, y: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     """Attention of the tokens `asking` [N, A, W] over all tokens `y` [N, L, W]: [N, A, heads, W / heads]."""
-    heads = (attn.num_heads, -1)
+    heads, width, weight, bias = (attn.num_heads, -1), attn.embed_dim, attn.in_proj_weight, attn.in_proj_bias
     if asking is y:
-        q, k, v = linear(y, attn.in_proj_weight, attn.in_proj_bias).unflatten(-1, (3, *heads)).unbind(2)
+        q, k, v = linear(y, weight, bias).unflatten(-1, (3, *heads)).unbind(2)
     else:
-        width = attn.embed_dim
-        weight, bias = attn.in_proj_weight, attn.in_proj_bias
         q = linear(asking, weight[:width], bias[:width]).unflatten(-1, heads)
         k, v = linear(y, weight[width:], bias[width:]).unflatten(-1, (2, *heads)).unbind(2)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -113,43 +108,36 @@ def encode_image(model: CLIP, images_N3HW: Tensor) -> Tensor:
     return visual.ln_post(last(x_NLW, at=0)) @ visual.proj  # type: ignore[no-any-return]
 
 
-def encode_text(model: CLIP, tokens_NL: Tensor) -> Tensor:
-    """Features [N, D] of tokenised captions, not of unit length, for any L <= context_length.
+def encode_text_chunks(model: CLIP, chunks: Sequence[Chunk]) -> Tensor:
+    """Features [K, D], not of unit length, of captions in chunks of any length L <= context_length; together the
+    chunks' rows are 0 to K - 1, each once.
 
     Exact for every L that covers the end-of-text token, the highest id: attention is causal, so what follows that
     token cannot reach the feature. (`CLIP.encode_text` insists on the whole context.)
     """
-    return _encode_embedded(model, model.token_embedding(tokens_NL), tokens_NL.argmax(dim=-1))
-
-
-def _encode_embedded(model: CLIP, x_NLW: Tensor, ends_N: Tensor) -> Tensor:
-    x_NLW = x_NLW + model.positional_embedding[: x_NLW.shape[1]]
-    *layers, last = model.transformer.resblocks
-    for layer in layers:
-        x_NLW = layer(x_NLW, model.attn_mask)
-    return model.ln_final(last(x_NLW, model.attn_mask, ends_N)) @ model.text_projection  # type: ignore[no-any-return]
-
-
-def encode_text_chunks(model: CLIP, chunks: Sequence[Chunk]) -> Tensor:
-    """Features [K, D] of captions sorted into chunks by length; together the chunks' rows are 0 to K - 1, each once."""
+    tokens, rows = zip(*chunks, strict=True)
     # All tokens are looked up at once: the gradient of one look-up is as large as the whole vocabulary.
-    looked_up = model.token_embedding(torch.cat([tokens.flatten() for tokens, _ in chunks]))
-    embedded = [
-        x.view(*tokens.shape, -1)
-        for x, (tokens, _) in zip(looked_up.split([t.numel() for t, _ in chunks]), chunks, strict=True)
-    ]
-    features = torch.cat(
-        [_encode_embedded(model, x, tokens.argmax(dim=-1)) for x, (tokens, _) in zip(embedded, chunks, strict=True)]
-    )
+    looked_up = model.token_embedding(torch.cat([some.flatten() for some in tokens]))
+    embedded = looked_up.split([some.numel() for some in tokens])
+    *layers, last = model.transformer.resblocks
+    parts = []
+    for tokens_NL, x in zip(tokens, embedded, strict=True):
+        x_NLW = x.view(*tokens_NL.shape, -1) + model.positional_embedding[: tokens_NL.shape[1]]
+        for layer in layers:
+            x_NLW = layer(x_NLW, model.attn_mask)
+        pooled = last(x_NLW, model.attn_mask, tokens_NL.argmax(dim=-1))
+        parts.append(model.ln_final(pooled) @ model.text_projection)
+    features = torch.cat(parts)
     # Every row is written once, and the gradient is a plain selection: deterministic on every device.
-    return torch.empty_like(features).index_copy(0, torch.cat([rows for _, rows in chunks]), features)
+    return torch.empty_like(features).index_copy(0, torch.cat(rows), features)
 
 
 def compile_layers(*towers: nn.Module | None) -> None:
-    """Compile each layer in place. Layers of one shape share their code, so that a model costs one compilation for each
-    length of captions (13 at most, by the loader) and not one a layer.
+    """Compile each layer in place. A ViT's and a text tower's share their code, so that a tower costs two compilations
+    for each length of captions (13 at most, by the loader) and not one a layer; of a Swin every block costs one.
     """
-    torch._dynamo.config.recompile_limit = 64  # a layer's code is one, for student, teacher and every length
+    # All of it counts as one function's: student and teacher, both towers, every length, with and without gradients.
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1024
     for tower in towers:
         for module in tower.modules() if tower is not None else ():
             if isinstance(module, Layer | SwinTransformerBlock):
@@ -178,8 +166,7 @@ class Student(nn.Module):
         super().__init__()
         self.clip = clip
         own = clip.text_projection.shape[1]
-        self.image_projection: nn.Linear | None = None
-        self.text_projection: nn.Linear | None = None
+        self.image_projection = self.text_projection = None
         if predecessor_dim is not None and predecessor_dim != own:
             self.image_projection = _projection(own, predecessor_dim)
             self.text_projection = _projection(own, predecessor_dim)

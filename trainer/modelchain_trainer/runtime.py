@@ -8,35 +8,16 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 
 import torch
 import torch.distributed as dist
 
 from modelchain.contracts import FailureClass
 from modelchain.digest import TRAINER_MATH
-
-
-class Preempted(BaseException):
-    """Asked to stop, and everything worth keeping is on the disk. As KeyboardInterrupt, no failure of what it ends."""
-
-
-@dataclass
-class Stop:
-    """SIGTERM's wish. In the loop it is met at the end of a step; elsewhere at once, as nothing is half done there."""
-
-    asked: bool = False
-    in_loop: bool = False
-
-    def on_signal(self, _signal: int, _frame: FrameType | None) -> None:
-        first, self.asked = not self.asked, True
-        if first and not self.in_loop:
-            raise Preempted("stopped outside the training loop; the newest checkpoint stands")
 
 
 def join(threads: int | None) -> tuple[int, int, torch.device]:
@@ -82,24 +63,25 @@ def ranks() -> tuple[int, int]:
 
 
 class Agreement:
-    """Ranks stop at the same step: each step's wish is summed behind the step after it, so nobody waits for it."""
+    """Ranks act on a wish at the same step: each step's are summed behind the step after it, so nobody waits for it."""
 
     def __init__(self, world: int):
         self.world = world
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
 
-    def reached(self, wish: bool) -> bool:
-        """Whether any rank wished to stop, one step ago (at once with a single rank)."""
+    def reached(self, *wishes: bool, at_once: bool = False) -> list[bool]:
+        """For each, whether any rank wished for it: a step ago, or now if that is worth waiting for (or alone)."""
         if self.world == 1:
-            return wish
-        agreed = False
-        if self._pending is not None:
-            work, total = self._pending
-            work.wait()
-            agreed = bool(total.item())
-        total = torch.tensor(int(wish))
-        self._pending = (dist.all_reduce(total, async_op=True), total)
-        return agreed
+            return list(wishes)
+        totals = torch.tensor([int(wish) for wish in wishes])
+        before, self._pending = self._pending, (dist.all_reduce(totals, async_op=True), totals)
+        if at_once:
+            before = self._pending
+        if before is None:
+            return [False] * len(wishes)
+        work, totals = before
+        work.wait()
+        return [bool(total) for total in totals.tolist()]
 
 
 @contextmanager

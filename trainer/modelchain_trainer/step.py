@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,30 +21,26 @@ from modelchain_trainer.loss import cached_backward, contrastive, distillation
 Piece = tuple[Tensor, list[Chunk]]  # normalised pictures and the captions' chunks, on the device
 
 
+@dataclass
 class Step:
     """Calls are updates. `inputs` are the hashed ones of a task; `micro_batch` is one rank's pictures at a time."""
 
-    def __init__(
-        self,
-        student: models.Student,
-        teacher: torch.nn.Module | None,
-        inputs: Mapping[str, Any],
-        *,
-        steps: int,
-        alpha: float,
-        device: torch.device,
-        micro_batch: int | None = None,
-    ):
-        self.student, self.teacher, self.inputs, self.steps, self.alpha = student, teacher, inputs, steps, alpha
-        self.device, self.micro_batch = device, micro_batch
+    student: models.Student
+    teacher: torch.nn.Module | None
+    inputs: Mapping[str, Any]
+    steps: int
+    alpha: float
+    micro_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        student, inputs, self.device = self.student, self.inputs, self.student.clip.logit_scale.device
         self.rank, self.world = runtime.ranks()
-        self.precision = runtime.autocast(device, inputs["precision"])
-        decayed: dict[bool, list[Tensor]] = {True: [], False: []}
-        for name, parameter in student.named_parameters():
-            decayed[models.decays(name, parameter)].append(parameter)
+        self.tokens, self.learning_rate = (0, 0), 0.0  # of the last call; this rank's tokens: real, and with padding
+        self.precision = runtime.autocast(self.device, inputs["precision"])
+        named, decays = list(student.named_parameters()), {True: float(inputs["weightDecay"]), False: 0.0}
         groups = [
-            {"params": decayed[True], "weight_decay": float(inputs["weightDecay"])},
-            {"params": decayed[False], "weight_decay": 0.0},
+            {"params": [p for name, p in named if models.decays(name, p) == decayed], "weight_decay": decay}
+            for decayed, decay in decays.items()
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), eps=1e-8, fused=True)
         self.wrapped: torch.nn.Module = student
@@ -51,14 +48,20 @@ class Step:
             self.wrapped = DistributedDataParallel(student, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Update once; the losses [total, task, distillation] of the global batch, still on the device."""
+        """Update once; [loss, task loss, distillation loss, skipped, logit scale] of the global batch, on the device.
+
+        `skipped` is 1 where a loss or a gradient was not finite, and nothing has changed.
+        """
+        peak, warmup = float(self.inputs["learningRate"]), self.inputs["warmupSteps"]
+        self.learning_rate = runtime.learning_rate(batch.step, self.steps, warmup, peak)
         for group in self.optimizer.param_groups:
-            peak, warmup = float(self.inputs["learningRate"]), self.inputs["warmupSteps"]
-            group["lr"] = runtime.learning_rate(batch.step, self.steps, warmup, peak)
+            group["lr"] = self.learning_rate
         # Swin's drop_path draws from it: the same after a resume, another on every rank.
         torch.manual_seed(self.inputs["seed"] << 32 ^ batch.step << 10 ^ self.rank)
         self.optimizer.zero_grad(set_to_none=True)
-        pieces = [self.to_device(piece) for piece in batch.pieces(self.micro_batch)]
+        parts = batch.pieces(self.micro_batch)
+        self.tokens = sum(part.real_tokens for part in parts), sum(part.processed_tokens for part in parts)
+        pieces = [self.to_device(part) for part in parts]
         targets = self._teach(pieces) if self.teacher is not None else None
 
         def forward(piece: Piece) -> models.Features:
@@ -75,13 +78,23 @@ class Step:
 
         no_sync = self.wrapped.no_sync if self.world > 1 else nullcontext
         losses = torch.stack(cached_backward(forward, pieces, loss_of, no_sync)).float()
-        self.optimizer.step()
-        with torch.no_grad():
-            self.student.clip.logit_scale.clamp_(0, math.log(100))
         if self.world > 1:
             dist.all_reduce(losses)
             losses /= self.world
-        return losses
+        # As with GradScaler: where it is 1, the fused kernel changes nothing, and no host has to know.
+        skipped = self.optimizer.found_inf = self._not_finite(losses)
+        self.optimizer.step()
+        with torch.no_grad():
+            scale = self.student.clip.logit_scale.clamp_(0, math.log(100)).exp()
+        return torch.stack([*losses, skipped, scale])
+
+    def _not_finite(self, losses: Tensor) -> Tensor:
+        """1.0 or 0.0, on the device: whether a loss or a gradient is not finite, or its square would not be.
+
+        Losses and gradients are those of the global batch, so that all ranks skip, or none.
+        """
+        norms = torch._foreach_norm([p.grad for p in self.student.parameters() if p.grad is not None])
+        return 1 - torch.isfinite(torch.stack([*losses, *norms])).all().float()
 
     def to_device(self, piece: Batch) -> Piece:
         """Pictures go over as bytes; chunks as they are."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,20 +12,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from modelchain.contracts import METRICS, Growth, LastWord, LiveProgress, Manifest, Measured, Results, Task
+from modelchain.contracts import FailureClass, Growth, LastWord, LiveProgress, Manifest, Measured, Results, Task
 from modelchain.digest import evaluation_key
 from modelchain.errors import InputError, WorkError
-from modelchain_data.batches import Batch, Batches, Chunk
+from modelchain_data.batches import Batch, Batches
 from modelchain_data.request import IndexingLine, open_data
 from modelchain_trainer import artifact, checkpoint, growth, models, progress, runtime
 from modelchain_trainer.evaluate import Evaluator
 from modelchain_trainer.metrics import Meter
-from modelchain_trainer.runtime import Preempted, Stop
+from modelchain_trainer.record import Done, Recorder
 from modelchain_trainer.step import Step
+from modelchain_trainer.stop import Preempted, Stop
 from modelchain_trainer.verify import success
 
 LOG_SECONDS = 1.0
 GROWTH_SAMPLE = 16  # pictures, to look at what growth has kept
+SKIPS = 3  # batches in a row whose loss or gradients are not finite, before a checkpoint is gone back to
 
 
 class Trainer:
@@ -45,22 +46,22 @@ class Trainer:
                 raise InputError(message, file=task.data.file, field=f"spec.recipe.{name}")
         self.say: Callable[[str], None] = say if self.rank == 0 else lambda _: None
         self.precision = runtime.autocast(self.device, self.inputs["precision"])
-        data = self.inputs["data"]
-        self.steps_per_epoch = data["samples"] // self.inputs["globalBatchSize"]
+        self.steps_per_epoch = self.inputs["data"]["samples"] // self.inputs["globalBatchSize"]
         self.steps = self.inputs["epochs"] * self.steps_per_epoch
         self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "initial": None}
-        self.started, self.first_step = time.monotonic(), 0
-        self.meter = Meter(task, runtime.environment(self.world, self.device))
-        self.report_progress(0, 0)
+        self.at, self.steps_done = 0, 0  # steps done: of the stage; by this attempt, with those it repeats
+        self.skips, self.gone_back = 0, False
+        self.unseen: list[Done] = []  # steps that nobody has looked at yet
+        self.started = time.monotonic()
+        self.environment = runtime.environment(self.world, self.device)
+        self.meter = Meter(task, self.environment)
+        self.recorder = Recorder(self.attempt, active=self.rank == 0)
+        self.report_progress(0)
         if self.rank == 0:
             progress.serve(self.meter, self.say)
 
     def train(self) -> LastWord:
-        """Run the stage to its end.
-
-        Returns:
-            The last word of success. Raises InputError, WorkError or Preempted otherwise.
-        """
+        """Run the stage to its end: the last word of success. Raises InputError, WorkError or Preempted otherwise."""
         found = artifact.find(self.directory) if self.rank == 0 else None
         if runtime.broadcast_text("whole" if found else ""):
             self.say("an artifact of these inputs is already there and whole; nothing to train")
@@ -74,41 +75,45 @@ class Trainer:
         evaluate = Evaluator(evaluations, context_length, self.device, self.task.threads or 1, self.precision)
         if self.state["initial"] is None:
             self.state["initial"] = {"loss": None, "metrics": evaluate(self.student.clip)}
-            self._record(event="evaluation", step=0, metrics=self.state["initial"]["metrics"])
-        batches = Batches(
+            self.recorder.write(event="evaluation", step=0, metrics=self.state["initial"]["metrics"])
+        self.batches = Batches(
             data=train_set, image_size=config["vision_cfg"]["image_size"], context_length=context_length,
             global_batch_size=self.inputs["globalBatchSize"], captions_per_sample=self.inputs["captionsPerSample"],
             seed=self.inputs["seed"], rank=self.rank, world_size=self.world, threads=self.task.threads or 1,
             pinned=self.device.type == "cuda",
         )  # fmt: skip
-        if self.first_step < self.steps:  # else stopped after the last step, before the artifact
-            self._loop(batches, evaluate)
-        metrics = evaluate(self.student.clip)
-        self._record(event="evaluation", step=self.steps, metrics=metrics)
+        try:
+            with self.stop.loop():
+                while self.at < self.steps:  # not so if stopped after the last one, before the artifact
+                    self._loop(evaluate)
+            self.stop.check()
+            metrics = evaluate(self.student.clip)
+            self.saver.wait()
+        except Preempted:
+            self._keep()
+            raise
+        except Exception as error:
+            if runtime.failure_of(error) is FailureClass.UNKNOWN:  # other ranks are gone; what was learned need not be
+                self._keep()
+            raise
+        self.recorder.write(event="evaluation", step=self.steps, metrics=metrics)
         return self._finish(metrics)
 
     def _build(self) -> None:
         """The student as it starts, and the frozen teacher if alpha is not 0."""
-        config, seed = self.inputs["modelConfig"], self.inputs["seed"]
-        clip = models.build(config, seed)
-        self.teacher, self.growth, self.alpha = None, None, 0.0
-        dim = None
+        clip = models.build(self.inputs["modelConfig"], self.inputs["seed"])
+        self.grown, self.teacher, alpha, dim = None, None, 0.0, None
         if self.task.predecessor is not None:
-            teacher_config, weights = artifact.load_predecessor(self.task.predecessor)
+            config, weights = artifact.load_predecessor(self.task.predecessor)
             transfer = self.inputs["transfer"]
             self.grown = growth.grow(clip, weights, transfer["width"], transfer["depth"])
-            self.growth = Growth.model_validate(self.grown.to_dict())
-            self.alpha = float(transfer["distillation"]["alpha"])
-            if self.alpha:
-                dim = teacher_config["embed_dim"]
-                self.teacher = self._frozen(teacher_config, weights)
+            if alpha := float(transfer["distillation"]["alpha"]):
+                self.teacher, dim = self._frozen(config, weights), config["embed_dim"]
         self.student = models.Student(clip, dim).to(self.device)
         if runtime.compiles(self.device, Path(self.task.root) / "cache", self.say):
             models.compile_layers(self.student, self.teacher)
-        self.step = Step(
-            self.student, self.teacher, self.inputs, steps=self.steps, alpha=self.alpha, device=self.device,
-            micro_batch=self.task.micro_batch_size and self.task.micro_batch_size // self.world,
-        )  # fmt: skip
+        micro = self.task.micro_batch_size and self.task.micro_batch_size // self.world
+        self.step = Step(self.student, self.teacher, self.inputs, steps=self.steps, alpha=alpha, micro_batch=micro)
         self.optimizer = self.step.optimizer
 
     def _frozen(self, config: dict[str, Any], weights: dict[str, Tensor]) -> models.CLIP:
@@ -118,132 +123,172 @@ class Trainer:
         return predecessor.to(self.device).eval().requires_grad_(False)
 
     def _resume(self) -> None:
-        """From the newest checkpoint of these inputs that verifies, by whichever attempt; rank 0 chooses for all."""
+        """From the newest checkpoint of these inputs that verifies, by whichever attempt; or from the start."""
         self.attempt.mkdir(parents=True, exist_ok=True)
-        chosen = str(checkpoint.newest(self.directory, self.say) or "") if self.rank == 0 else ""
-        if chosen := runtime.broadcast_text(chosen):
-            self.state = checkpoint.restore(Path(chosen), self.student, self.optimizer)
-            self.say(f"goes on from step {self.state['step']} ({chosen})")
-        self.first_step = self.state["step"]
+        if not self._restore():
+            self.recorder.go_on(-1)
         self.seconds_before = self.state["seconds"]
-        self.report_progress(self.first_step, self.first_step)
+        self.saver = checkpoint.Checkpointer(self.attempt, self.inputs, self.environment, saved_step=self.at)
+        self.meter.saver = self.saver
+        if self.rank == 0:
+            self.saver.prepare(self.student)
+        self.report_progress(self.at)
 
-    def _loop(self, batches: Batches, evaluate: Evaluator) -> None:
-        environment = runtime.environment(self.world, self.device)
-        saver = checkpoint.Checkpointer(self.attempt, self.inputs, self.task.input_digest, environment, self.first_step)
-        self.meter.saver, agreement = saver, runtime.Agreement(self.world)
-        losses: list[tuple[int, Tensor]] = []
-        logged = saved = time.monotonic()
-        logged_step, step = self.first_step, self.first_step
-        self.stop.in_loop = True
-        for batch in self.meter.waiting(batches.from_step(step)):
-            if step == 0 and self.rank == 0 and self.growth is not None:
-                self._tell_growth(self.step.to_device(batch.pieces(GROWTH_SAMPLE)[0]))
-            losses.append((step, self._step(batch)))
-            step += 1
-            stopping = agreement.reached(self.stop.asked)
-            now, epoch_ends, last = time.monotonic(), step % self.steps_per_epoch == 0, step == self.steps
-            save = stopping or ((epoch_ends or now - saved >= self.task.checkpoint_seconds) and not last)
+    def _restore(self) -> bool:
+        """Whether there is a checkpoint that verifies; rank 0 chooses for all."""
+        chosen = str(checkpoint.newest(self.directory, self.say) or "") if self.rank == 0 else ""
+        if not (chosen := runtime.broadcast_text(chosen)):
+            return False
+        self.state = checkpoint.restore(Path(chosen), self.student, self.optimizer)
+        self.at, self.skips = self.state["step"], self.state.get("skips", 0)
+        self.say(f"goes on from step {self.at} ({chosen})")
+        self.recorder.go_on(self.at)
+        return True
+
+    def _loop(self, evaluate: Evaluator) -> None:
+        """Step by step to the last one, or back to a checkpoint. Raises Preempted at the step the ranks agree on."""
+        agreement, saved, due = runtime.Agreement(self.world), time.monotonic(), False
+        self.looked = saved, self.at
+        for batch in self.meter.waiting(self.batches.from_step(self.at)):
+            epoch, within = divmod(self.at, self.steps_per_epoch)
+            if epoch and not within:  # it has ended, perhaps with an earlier attempt
+                self._evaluate(evaluate, epoch)
+            if self.at == 0 and self.rank == 0 and self.grown is not None:
+                self._tell_growth(self.grown, batch)
+            numbers = self.step(batch)
+            self.at, self.steps_done = self.at + 1, self.steps_done + 1
+            self.unseen.append(Done(self.at, numbers, self.step.tokens, self.step.learning_rate))
+            ends, last, now = within + 1 == self.steps_per_epoch, self.at == self.steps, time.monotonic()
+            stopping, astray = agreement.reached(self.stop.asked, self.skips >= SKIPS, at_once=ends)
+            due = due or ends or now - saved >= self.task.checkpoint_seconds
+            save = stopping or last or (due and not self.saver.busy)  # nobody waits for a slow disk
             # Always before a save: nothing is saved after a loss that nobody has looked at.
-            if save or last or losses[0][0] == 0 or now - logged >= LOG_SECONDS:
-                rate = (step - logged_step) / max(now - logged, 1e-9)
-                self.report_progress(step, saver.saved_step, rate)
-                self._log(losses, rate, batches)
-                losses, logged, logged_step = [], now, step
-            if save:
-                saved = now
-                if self.rank == 0:
-                    state = {**self.state, "seconds": self.seconds_before + self._seconds()}
-                    saver.save(step, self.student, self.optimizer, state)
-            if stopping and not last:
-                saver.wait()
+            if save or astray or self.at == 1 or now - self.looked[0] >= LOG_SECONDS:
+                self._log()
+            if (astray or last) and self.skips >= min(SKIPS, self.steps):  # here all ranks have looked
+                return self._go_back()
+            if stopping:
+                self._keep()
                 if self.world > 1:
                     dist.barrier()  # the first to leave may take the others with it
-                self.report_progress(step, step)
-                raise Preempted(f"stopped at step {step} of {self.steps}; its checkpoint is complete")
-            if epoch_ends and not last and (metrics := evaluate(self.student.clip, step // self.steps_per_epoch)):
-                self._record(event="evaluation", step=step, metrics=metrics)
+                self.report_progress(self.at)
+                raise Preempted(f"stopped at step {self.at} of {self.steps}; its checkpoint is complete")
+            if save and (last or not self.skips):  # weights of before a skipped batch are no place to go back to
+                saved, due = now, False
+                if self.rank == 0:
+                    self._save()
             if last:
-                break
-        self.stop.in_loop = False
-        saver.wait()
+                return
 
-    def _tell_growth(self, piece: tuple[Tensor, list[Chunk]]) -> None:
+    def _evaluate(self, evaluate: Evaluator, epoch: int) -> None:
+        """What is due after that many epochs. Minutes, perhaps: it need not end if the trainer is to stop."""
+        if evaluate.due(epoch):
+            with self.stop.loop(inside=False):
+                metrics = evaluate(self.student.clip, epoch)
+            self.recorder.write(event="evaluation", step=self.at, metrics=metrics)
+
+    def _save(self) -> None:
+        """Rank 0's to do."""
+        state = {**self.state, "seconds": self.seconds_before + self._time()["seconds"], "skips": self.skips}
+        self.saver.save(self.at, self.student, self.optimizer, state)
+
+    def _keep(self) -> None:
+        """This very step, on the disk; others cannot say."""
+        if self.rank == 0:
+            self.saver.wait()
+            if self.saver.saved_step != self.at:
+                self._log()
+                self._save()
+                self.saver.wait()
+            self.report_progress(self.at)
+
+    def _go_back(self) -> None:
+        """To the newest checkpoint, once an attempt: after SKIPS batches in a row that could not be learned from.
+
+        Raises WorkError of class NonFinite, naming the first of them: there is no checkpoint, or it led here again.
+        """
+        self.saver.wait()
+        bad, was = self.at - self.skips + 1, self.at
+        message = f"the loss or a gradient is not finite at step {bad} of {self.steps} and all others to step {was}"
+        if self.gone_back or not self._restore():
+            end = "after going back to a checkpoint" if self.gone_back else "there is no checkpoint to go back to"
+            raise WorkError(f"{message}; {end}", "NonFinite")
+        self.say(message)
+        self.gone_back, self.saver.saved_step = True, self.at
+        self.recorder.write(event="wentBack", step=self.at, nonFiniteFrom=bad, nonFiniteTo=was)
+
+    def _tell_growth(self, grown: growth.GrowthReport, batch: Batch) -> None:
         """What was inherited, and how alike the layers are before the first step."""
         assert self.task.predecessor is not None
         predecessor = self.teacher or self._frozen(*artifact.load_predecessor(self.task.predecessor))
-        images, chunks = piece
-
-        def run(model: Any) -> None:
-            with self.precision():
-                models.encode_image(model, images)
-                models.encode_text_chunks(model, chunks)
-
-        cosines = growth.agreement(self.student.clip, predecessor, run)
-        for line in self.grown.lines(self.task.predecessor.stage, cosines):
+        piece = self.step.to_device(batch.pieces(GROWTH_SAMPLE)[0])
+        # Shapes no step has, as in an evaluation: to compile takes longer than to run them.
+        with self.precision(), torch.compiler.set_stance("force_eager"):
+            cosines = growth.agreement(self.student.clip, predecessor, lambda clip: models.Student(clip)(*piece))
+        for line in grown.lines(self.task.predecessor.stage, cosines):
             self.say(line)
-        self._record(event="growth", step=0, **self.grown.to_dict(), stacks=self.grown.stacks, cosines=cosines)
+        self.recorder.write(event="growth", step=0, **grown.to_dict(), stacks=grown.stacks, cosines=cosines)
 
-    def _step(self, batch: Batch) -> Tensor:
-        return self.step(batch)
-
-    def _log(self, losses: list[tuple[int, Tensor]], rate: float, batches: Batches) -> None:
-        """One line a step in metrics.jsonl, one progress line; the only place where the host waits for the device."""
-        values = torch.stack([value for _, value in losses]).cpu().double()
-        step = losses[-1][0] + 1
-        if not bool(torch.isfinite(values).all()):
-            bad = next(s for (s, _), row in zip(losses, values, strict=True) if not bool(torch.isfinite(row).all()))
-            raise WorkError(f"the loss is not finite at step {bad + 1} of {self.steps}", "NonFinite")
-        if losses[0][0] == 0:
-            self.state["initial"]["loss"] = float(values[0, 1])
-        self.state["finalLoss"] = float(values[-1, 1])
-        eta = (self.steps - step) / rate
-        for (s, _), (total, task, pull) in zip(losses, values.tolist(), strict=True):
-            self._record(
-                event="step", step=s + 1, steps=self.steps, loss=total, taskLoss=task, distillationLoss=pull,
-                samplesPerSecond=rate * self.inputs["globalBatchSize"], etaSeconds=eta, macs=self._spent(s + 1),
+    def _log(self) -> None:
+        """One record a step, one progress line; the only place where the host waits for the device."""
+        if not (done := self.unseen):
+            return
+        (before, step), now = self.looked, time.monotonic()
+        rate = (self.at - step) / max(now - before, 1e-9)
+        self.unseen, self.looked = [], (now, self.at)
+        values = torch.stack([entry.numbers for entry in done]).cpu().double().tolist()
+        live = self.report_progress(self.saver.saved_step, rate)
+        counters = self.state.setdefault("counters", {})
+        for entry, numbers in zip(done, values, strict=True):
+            record = entry.record(numbers, self.teacher is not None)
+            self.skips = self.skips + 1 if record["skipped"] else 0
+            counters["skippedBatches"] = counters.get("skippedBatches", 0) + record["skipped"]
+            self.meter.skipped += record["skipped"]
+            if not record["skipped"]:
+                self.state["finalLoss"] = record["taskLoss"]
+                if self.state["initial"]["loss"] is None:
+                    self.state["initial"]["loss"] = record["taskLoss"]
+            self.recorder.write(
+                **record, steps=self.steps, macs=self._spent(entry.step), etaSeconds=live.eta_seconds,
+                samplesPerSecond=live.samples_per_second,
             )  # fmt: skip
-        self.meter.losses = {"task": task} | ({"distillation": pull} if self.teacher is not None else {})
-        at = f"{self.task.stage} step {step}/{self.steps} epoch {step / self.steps_per_epoch:.1f}"
-        speed = f"{rate * self.inputs['globalBatchSize']:.0f} samples/s, {timedelta(seconds=round(eta))} left"
-        self.say(f"{at} loss {self.state['finalLoss']:.4f} {speed}")
-        replaced = max(batches.replaced, self.state.get("counters", {}).get("replacedPictures", 0))
-        self.state["counters"] = {"replacedPictures": replaced, "scarceCaptions": batches.scarce}
-        self.meter.replaced = replaced
-
-    def _record(self, **record: Any) -> None:
-        if self.rank == 0:
-            with (self.attempt / METRICS).open("a") as file:
-                file.write(json.dumps(record) + "\n")
+        replaced = max(self.batches.replaced, counters.get("replacedPictures", 0))
+        counters |= {"replacedPictures": replaced, "scarceCaptions": self.batches.scarce}
+        self.meter.last, self.meter.replaced = record, replaced
+        at = f"{self.task.stage} step {self.at}/{self.steps} epoch {self.at / self.steps_per_epoch:.1f}"
+        speed = f"{live.samples_per_second:.0f} samples/s, {timedelta(seconds=round(live.eta_seconds))} left"
+        loss = "not finite, skipped" if self.skips else f"{self.state['finalLoss']:.4f}"
+        self.say(f"{at} loss {loss} {speed}")
 
     def _spent(self, step: int) -> int:
-        return (step - self.first_step) * self.task.macs_per_step
+        """By this attempt, when the stage was, or is, at `step` and has not gone back since."""
+        return (self.steps_done - self.at + step) * self.task.macs_per_step
 
-    def _seconds(self) -> float:
-        return time.monotonic() - self.started
+    def _time(self) -> dict[str, float]:
+        """Of this attempt until now: seconds, and those of all its GPUs."""
+        seconds = round(time.monotonic() - self.started, 3)
+        return {"seconds": seconds, "gpu_seconds": seconds * self.world * (self.device.type == "cuda")}
 
-    def _gpu_seconds(self) -> float:
-        return round(self._seconds() * self.world, 3) if self.device.type == "cuda" else 0.0
-
-    def report_progress(self, step: int, checkpoint_step: int, rate: float = 0.0) -> None:
+    def report_progress(self, checkpoint_step: int, rate: float = 0.0) -> LiveProgress:
         """Keep the last word, so that it is true whenever the end comes, and what is served; `rate` is steps/s."""
-        done = {"step": step, "macs": self._spent(step)}
-        spent = {"seconds": round(self._seconds(), 3), "gpu_seconds": self._gpu_seconds()}
-        self.report |= {**done, **spent, "checkpoint_step": checkpoint_step or None}
-        speed, left = rate * self.inputs["globalBatchSize"], (self.steps - step) / rate if rate else 0.0
+        done = {"step": self.at, "macs": self._spent(self.at)}
+        self.report |= {**done, **self._time(), "checkpoint_step": checkpoint_step or None}
+        speed, left = rate * self.inputs["globalBatchSize"], (self.steps - self.at) / rate if rate else 0.0
         of = {"attempt": self.task.attempt, "steps": self.steps, "checkpoint_step": checkpoint_step}
         self.meter.live = LiveProgress(**of, **done, samples_per_second=speed, eta_seconds=left)
+        return self.meter.live
 
     def _finish(self, metrics: dict[str, float]) -> LastWord:
         """Rank 0 writes the artifact and removes what it makes superfluous; the others wait for it."""
         found = None
         if self.rank == 0:
-            samples = self.steps * self.inputs["globalBatchSize"]
             predecessor = self.task.predecessor
             results = Results(
                 stage=self.task.stage, model=self.task.model, predecessor=predecessor.stage if predecessor else None,
-                steps=self.steps, samples_seen=samples, macs=self.steps * self.task.macs_per_step,
-                seconds=round(self.seconds_before + self._seconds(), 3), growth=self.growth,
+                steps=self.steps, samples_seen=self.steps * self.inputs["globalBatchSize"],
+                macs=self.steps * self.task.macs_per_step,
+                seconds=round(self.seconds_before + self._time()["seconds"], 3),
+                growth=Growth.model_validate(self.grown.to_dict()) if self.grown else None,
                 initial=Measured(**self.state["initial"]),
                 final=Measured(loss=self.state["finalLoss"], metrics=metrics),
                 evaluations={e.name: evaluation_key(e) for e in self.task.data.evaluation},
@@ -251,7 +296,7 @@ class Trainer:
             )  # fmt: skip
             manifest = Manifest(
                 kind="artifact", input_digest=self.task.input_digest, step=self.steps, inputs=self.inputs, files={},
-                environment=runtime.environment(self.world, self.device),
+                environment=self.environment,
             )  # fmt: skip
             clip, config = self.student.clip, self.inputs["modelConfig"]
             found = artifact.export(clip, config, results, manifest, self.directory, self.task.owner)
@@ -264,5 +309,4 @@ class Trainer:
         """Rank 0's word on what it found; of the others nobody asks more than that."""
         if found is None:
             return LastWord(result="Succeeded")
-        seconds, gpu_seconds = round(self._seconds(), 3), self._gpu_seconds()
-        return success(self.directory / "artifact", *found, macs=spent, seconds=seconds, gpu_seconds=gpu_seconds)
+        return success(self.directory / "artifact", *found, macs=spent, **self._time())

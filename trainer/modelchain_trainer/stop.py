@@ -1,0 +1,71 @@
+"""Being asked to stop. Knows no torch: it listens before that has loaded."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+
+class Preempted(BaseException):
+    """Asked to stop, and everything worth keeping is on the disk. As KeyboardInterrupt, no failure of what it ends."""
+
+
+@dataclass
+class Stop:
+    """SIGTERM's wish. In the loop it is met at the end of a step; elsewhere at once, as nothing is half done there."""
+
+    asked: bool = False
+    in_loop: bool = False
+
+    def on_signal(self, _signal: int, _frame: FrameType | None) -> None:
+        first, self.asked = not self.asked, True
+        if first:
+            self.check()
+
+    def check(self) -> None:
+        """Outside the loop, raise Preempted if it was wished for."""
+        if self.asked and not self.in_loop:
+            raise Preempted("stopped outside the training loop; the newest checkpoint stands")
+
+    @contextmanager
+    def loop(self, inside: bool = True) -> Iterator[None]:
+        """The block belongs to the training loop; with False, it is in its midst and may be left at once."""
+        before, self.in_loop = self.in_loop, inside
+        try:
+            self.check()
+            yield
+        finally:
+            self.in_loop = before
+
+    @contextmanager
+    def heard(self, seconds: float, give_up: Callable[[], None]) -> Iterator[None]:
+        """Within the block SIGTERM is heard, and after it ignored. If the block has not ended `seconds` after one,
+        `give_up` is called, from a thread: a main thread within C, or waiting for a lost peer, hears nothing.
+        """
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        over = threading.Event()
+
+        def watch() -> None:
+            while (heard := os.read(reading, 1)) and heard[0] != signal.SIGTERM:
+                pass
+            if heard and not over.wait(seconds):
+                give_up()
+            os.close(reading)
+
+        threading.Thread(target=watch, name="stop", daemon=True).start()
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, self.on_signal)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the runner's to turn into SIGTERM
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is as good as over
+            signal.set_wakeup_fd(-1)
+            over.set()
+            os.close(writing)
