@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from open_clip import get_model_config
 
+from markers import between
 from modelchain_trainer.checkpoint import Checkpointer
 from modelchain_trainer.models import Student, build
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
-BEGIN, END = "<!-- checkpoint.py -->", "<!-- end -->"
 GOAL = 1.2  # stall / memcpy, on a CPU
 Json = dict[str, Any]
 
@@ -119,8 +119,7 @@ def main() -> None:
         shutil.rmtree(folder)
     print(json.dumps(figures, indent=1) if given.output else table(figures))
     if given.write:
-        before, _, rest = PAGE.read_text().partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n{table(figures)}\n{END}{rest.partition(END)[2]}")
+        PAGE.write_text(between(PAGE.read_text(), "checkpoint.py", table(figures)))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import torch
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
+from markers import between
 from modelchain.cli.files import sha256_of
 from modelchain.contracts import WEIGHTS, DataRequest, Predecessor, Task, TaskEvaluation, TrainFiles
 from modelchain.digest import TRAINER_MATH, VERSION, digest_of
@@ -35,7 +36,7 @@ from modelchain_trainer.stop import Preempted, Stop
 from modelchain_trainer.train import Trainer
 
 ROOT = Path(__file__).parents[1]
-PAGE, BEGIN, END = ROOT / "docs" / "growth.md", "<!-- growth.py -->", "<!-- end -->"
+PAGE = ROOT / "docs" / "growth.md"
 DATA = ROOT.parent / "shared" / "data" / "fashion-mnist"
 FAMILIES = {
     "ViT": ["ViT-T-16", "ViT-C-16", "ViT-S-16", "ViT-M-16", "ViT-B-16", "ViT-XB-16", "ViT-L-16"],
@@ -223,8 +224,7 @@ def main() -> None:
             results.write_text(json.dumps(found, indent=1))
             print(edge, json.dumps(found[edge]), flush=True)
     if arguments.write:
-        before, _, rest = PAGE.read_text().partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n{tables(found)}\n{END}{rest.partition(END)[2]}")
+        PAGE.write_text(between(PAGE.read_text(), "growth.py", tables(found)))
     else:
         print(tables(found))
 

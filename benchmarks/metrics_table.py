@@ -15,6 +15,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from markers import between
 from modelchain.contracts import LiveProgress
 from modelchain.pools import PoolFile
 from modelchain_operator import metrics
@@ -22,7 +23,6 @@ from modelchain_operator.service import Service
 from modelchain_trainer.metrics import Meter
 
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
-BEGIN, END = "<!-- metrics_table.py -->", "<!-- end -->"
 
 STAGE = {
     "name": "s1", "state": "Running", "attempts": [{}], "plannedMacs": 4, "macs": 1, "gpuSeconds": 8.0, "cost": "0.01",
@@ -72,8 +72,7 @@ def table() -> str:
 
 
 def with_table(page: str) -> str:
-    before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}"
+    return between(page, "metrics_table.py", table())
 
 
 if __name__ == "__main__":

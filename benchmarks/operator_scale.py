@@ -23,6 +23,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from markers import between
+
 ROOT = Path(__file__).parents[1]
 sys.path += [str(ROOT / "tests" / "core"), str(ROOT / "tests" / "cluster")]
 
@@ -32,7 +34,7 @@ from playedpod import Pod  # noqa: E402
 from plays import Play  # noqa: E402
 from rig import CONFIG, Operator, Space, chain  # noqa: E402
 
-PAGE, BEGIN, END = ROOT / "docs" / "performance.md", "<!-- operator_scale.py -->", "<!-- end -->"
+PAGE = ROOT / "docs" / "performance.md"
 USER = "modelchain-operator"
 PODS_PER_NODE = 110
 GOALS = {"handover_p99_seconds": 5.0, "calls_per_stage": 40.0, "memory_mb": 200.0}
@@ -243,8 +245,7 @@ def main() -> None:
     figures = run(given.chains, given.stages, given.stage_seconds)
     print(json.dumps(figures, indent=1) if given.json else table(figures))
     if given.write:
-        before, _, rest = PAGE.read_text().partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n{table(figures)}\n{END}{rest.partition(END)[2]}")
+        PAGE.write_text(between(PAGE.read_text(), "operator_scale.py", table(figures)))
 
 
 if __name__ == "__main__":

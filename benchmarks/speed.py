@@ -18,10 +18,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from markers import between
 from modelchain.cli.files import write_atomic
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
-BEGIN, END = "<!-- speed.py -->", "<!-- end of speed.py -->"
 KEPT = Path(__file__).parents[1] / "runs" / "speed"
 BENCH = Path(sys.executable).with_name("modelchain")
 STEP = ["--batch", "32", "--captions", "4"]
@@ -94,8 +94,7 @@ def main() -> None:
             found[group][name] = figures
     print(json.dumps(found, indent=1) if given.json else table(found))
     if given.write:
-        before, _, rest = PAGE.read_text().partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n{table(found)}\n{END}{rest.partition(END)[2]}")
+        PAGE.write_text(between(PAGE.read_text(), "speed.py", table(found)))
 
 
 if __name__ == "__main__":

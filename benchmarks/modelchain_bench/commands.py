@@ -101,9 +101,10 @@ def end_to_end(
 
     Example: [bold]modelchain bench end-to-end --model ViT-S-16 --batch 16[/bold]
     """
+    config = _config(model, "--model")
     from modelchain_bench.end_to_end import measure
 
-    found = measure(_config(model, "--model"), batch, captions, data, precision=precision, pairs=pairs, workers=workers)
+    found = measure(config, batch, captions, data, precision=precision, pairs=pairs, workers=workers)
     _show({"model": model} | found, output)
 
 

@@ -25,7 +25,7 @@ from modelchain_bench.pairs import Pair, environment, summary
 from modelchain_bench.stock import stock_pipeline
 from modelchain_data.batches import Batches
 from modelchain_data.index import Problems, open_set, read_at, read_shard
-from modelchain_data.pack import pack
+from modelchain_data.pack import pack, suffix_of
 
 PICTURES, HEIGHT, WIDTH, QUALITY = 128, 480, 640, 90
 FALL = 1.5  # of a picture's amplitudes with frequency; makes JPEGs of 0.25 bytes a pixel, as photographs are
@@ -126,8 +126,7 @@ def _first(data: str) -> Iterator[Sample]:
 def _write(shard: Path, samples: list[Sample]) -> Path:
     with tarfile.open(shard, "w") as tar:
         for key, picture, texts in samples:
-            suffix = {b"\xff\xd8": "jpg", b"\x89P": "png"}.get(picture[:2], "webp")
-            for name, content in ((suffix, picture), ("json", json.dumps({"captions": texts}).encode())):
+            for name, content in ((suffix_of(picture), picture), ("json", json.dumps({"captions": texts}).encode())):
                 info = tarfile.TarInfo(f"{key}.{name}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))

@@ -86,7 +86,7 @@ def measure(
             **about,
             "tokens": {"real": sum(lengths) / DISTINCT, "processed": sum(b.processed_tokens for b in made) / DISTINCT},
             "mfu": _mfu(config, batch, lengths, about["samplesPerSecond"]["ours"] / batch, device),
-"teacherShare": _teacher_share(ours, teacher, turn, pairs, device) if teacher else None,
+            "teacherShare": _teacher_share(ours, teacher, turn, pairs, device) if teacher else None,
             "environment": environment(device),
         }  # fmt: skip
 
@@ -166,7 +166,7 @@ def _batch(config: ModelConfig, index: int, size: int, texts: list[np.ndarray], 
     generator = torch.Generator().manual_seed(index)
     pictures = torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8, generator=generator)
     if pad:  # zeros after the end of a text change nothing but the length
-        texts = [np.pad(text, (0, max(min(pad, context) - len(text), 0))) for text in texts]
+        texts = [np.pad(text, (0, max(pad - len(text), 0))) for text in texts]
     return Batch(index, np.arange(size), pictures, texts, context)
 
 

@@ -137,9 +137,14 @@ def _picture(size: int | None, row: Row) -> tuple[str, bytes] | Exception:
     except (OSError, ValueError) as error:
         return error
     if size is None or min(picture.shape[1:]) <= size:
-        return {b"\xff\xd8": "jpg", b"\x89P": "png"}.get(data[:2], "webp"), data
+        return suffix_of(data), data
     small = functional.resize(picture, [size], InterpolationMode.BICUBIC, antialias=True).contiguous()
     return "jpg", encode_jpeg(small, quality=95).numpy().tobytes()
+
+
+def suffix_of(picture: bytes) -> str:
+    """The suffix in a shard of an encoded picture that can be decoded."""
+    return {b"\xff\xd8": "jpg", b"\x89P": "png"}.get(picture[:2], "webp")
 
 
 def _source(path: Path) -> dict[str, Iterator[Row]]:
