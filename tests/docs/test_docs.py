@@ -275,4 +275,4 @@ def test_the_page_on_security_has_every_right_of_the_operator() -> None:
 
 def test_every_picture_is_shown() -> None:
     shown = {Path(name).name for page in PAGES for name in re.findall(r"!\[[^]]+\]\((\S+)\)", page.read_text())}
-    assert shown == {picture.name for picture in (REPOSITORY / "docs").glob("*.svg")}
+    assert shown == {picture.name for kind in ("svg", "png") for picture in (REPOSITORY / "docs").glob(f"*.{kind}")}
