@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from modelchain.errors import EXIT_INTERRUPTED, EXIT_WORK_FAILED, InputError, Wo
 
 Json = dict[str, Any]
 REPOSITORY = Path(__file__).parents[1]
-SEEDS, TUNING_SEED = (0, 1, 2), 100
+SEEDS, FRESH_SEEDS, TUNING_SEED = (0, 1, 2), (3, 4, 5), 100
 ALPHA, NO_PULL = "500", "0"
 
 
@@ -64,7 +64,8 @@ def fashion(scale: int = 1) -> Setup:
             "s": model(sizes, 64, (32, 4), (32, 2), scale),
             "m": model(sizes, 64, (64, 4), (32, 3), scale),
             "l": model(sizes, 64, (128, 4), (64, 3), scale),
-            "wide": model(sizes, 96, (128, 4), (64, 3), scale),  # for an ablation
+            "xs": model(sizes, 64, (16, 4), (16, 2), scale),  # these two for ablations
+            "wide": model(sizes, 96, (128, 4), (64, 3), scale),
         },
         epochs=64, batch=64, captions=1, rate="2e-3", warmup=(60, 20),
         lists={"names.json": json.dumps(PHRASES), "prompts.json": json.dumps(["a photo of {}."])},
@@ -105,7 +106,7 @@ def smoke(scale: int = 1) -> Setup:
 class Arm:
     """Some models of a data set, each trained somehow; `part` is where the report shows it."""
 
-    part: str  # individual, table, two (models), ablation, tuning, regime
+    part: str  # individual, table, sweep (of epochs), two (models), fresh (seeds), ablation, tuning, regime
     name: str
     stages: tuple[Stage, ...]
     ifd: bool = False
@@ -116,33 +117,35 @@ def alone(setup: Setup, name: str, seed: int, epochs: int | None = None, rate: s
 
 
 def chain(
-    part: str, name: str, setup: Setup, seed: int, epochs: int,
-    alpha: str = ALPHA, width: str = "Insert", variant: str = "", models: str = "s m l",
+    part: str, name: str, setup: Setup, seed: int, epochs: Sequence[int],
+    alpha: str = ALPHA, width: str = "Insert", variant: str = "", models: str = "s m l", warmup: int | None = None,
 ) -> Arm:  # fmt: skip
-    """A chain whose successors train for `epochs` each."""
+    """A chain whose first model trains as long as alone, and its successors for `epochs`."""
     first, *others = models.split()
     stages = [alone(setup, first, seed)]
-    steps = setup.warmup[1]
-    for other in others:
+    steps = setup.warmup[1] if warmup is None else warmup
+    for other, few in zip(others, epochs, strict=True):
         before = stages[-1]
         same_space = setup.models[other]["embed_dim"] == setup.models[before.model]["embed_dim"]  # then there is no T
         own = "" if variant == "random T" and same_space else variant
-        stages.append(Stage(setup, other, epochs, seed, setup.rate, steps, before, width, alpha, own))
+        stages.append(Stage(setup, other, few, seed, setup.rate, steps, before, width, alpha, own))
     return Arm(part, name, tuple(stages), ifd=alpha != NO_PULL)
 
 
-def started(part: str, init: str, ifd: bool, setup: Setup, seed: int, epochs: int) -> Arm:
+def started(part: str, init: str, ifd: bool, setup: Setup, seed: int, epochs: Sequence[int]) -> Arm:
     """One cell of the table. From random weights without distillation is training alone, only shorter."""
     if init != "random init":
         return chain(part, init, setup, seed, epochs, ALPHA if ifd else NO_PULL, width=init)
     if ifd:
         return chain(part, init, setup, seed, epochs, variant=init)
-    shorter = (replace(alone(setup, name, seed, epochs), warmup=setup.warmup[1]) for name in ("m", "l"))
-    return Arm(part, init, (alone(setup, "s", seed), *shorter))
+    short = (
+        replace(alone(setup, name, seed, few), warmup=setup.warmup[1]) for name, few in zip("ml", epochs, strict=True)
+    )
+    return Arm(part, init, (alone(setup, "s", seed), *short))
 
 
-def individual(setup: Setup, seed: int) -> Arm:
-    return Arm("individual", "individual", tuple(alone(setup, name, seed) for name in ("s", "m", "l")))
+def individual(setup: Setup, seed: int, part: str = "individual") -> Arm:
+    return Arm(part, "individual", tuple(alone(setup, name, seed) for name in "sml"))
 
 
 INITS = ("random init", "Released", "Insert", "FPI", "LEMON")
@@ -153,12 +156,16 @@ def fashion_arms(scale: int) -> Iterator[Arm]:
     for seed in SEEDS:
         yield individual(setup, seed)
         for init in INITS:
-            yield started("table", init, True, setup, seed, TABLE_EPOCHS)
-        for init in ("random init", "Insert"):
-            yield started("table", init, False, setup, seed, TABLE_EPOCHS)
-        yield chain("two", "Insert", setup, seed, TABLE_EPOCHS, models="m l")
-        yield chain("two", "FPI", setup, seed, FEW_EPOCHS, width="FPI", models="m l")
-    yield from ablations(setup, SEEDS[0], TABLE_EPOCHS)
+            for ifd in (True, False):
+                yield started("table", init, ifd, setup, seed, TABLE_EPOCHS)
+        for epochs in SWEEP:
+            yield started("sweep", "Insert", True, setup, seed, epochs)
+        yield chain("two", "Insert", setup, seed, [8], models="m l")
+        yield chain("two", "FPI", setup, seed, [3], width="FPI", models="m l")
+    for seed in FRESH_SEEDS:
+        yield individual(setup, seed, "fresh")
+        yield started("fresh", "Insert", True, setup, seed, TABLE_EPOCHS)
+    yield from ablations(setup, SEEDS[0])
     yield from tuning(setup)
     yield from regime(setup)
 
@@ -173,13 +180,17 @@ def flickr_arms(scale: int) -> Iterator[Arm]:
         yield Arm("tuning", "m", (alone(flickr(scale, "val"), "m", TUNING_SEED, rate=rate),))
 
 
-def ablations(setup: Setup, seed: int, epochs: int) -> Iterator[Arm]:
+def ablations(setup: Setup, seed: int) -> Iterator[Arm]:
     """Each changes one thing of the paper's chain: Insert with distillation."""
     for alpha in ("60", "4000"):
-        yield chain("ablation", f"α = {alpha}", setup, seed, epochs, alpha)
+        yield chain("ablation", f"α = {alpha}", setup, seed, TABLE_EPOCHS, alpha)
+    for steps in (0, 100):
+        yield chain("ablation", f"warm-up of {steps} steps, not 20", setup, seed, TABLE_EPOCHS, warmup=steps)
+    yield chain("ablation", "a first model half as wide", setup, seed, TABLE_EPOCHS, models="xs m l")
+    yield chain("ablation", "without m", setup, seed, TABLE_EPOCHS[1:], models="s l")
     wider = "l's embedding grows to 96, T(·) starts"
-    yield chain("ablation", f"{wider} as the insertion's inverse", setup, seed, epochs, models="s m wide")
-    yield chain("ablation", f"{wider} at random", setup, seed, epochs, variant="random T", models="s m wide")
+    yield chain("ablation", f"{wider} as the insertion's inverse", setup, seed, TABLE_EPOCHS, models="s m wide")
+    yield chain("ablation", f"{wider} at random", setup, seed, TABLE_EPOCHS, variant="random T", models="s m wide")
 
 
 def smoke_arms(scale: int) -> Iterator[Arm]:
@@ -187,8 +198,8 @@ def smoke_arms(scale: int) -> Iterator[Arm]:
     yield individual(setup, 0)
     for init in ("random init", "Insert"):
         for ifd in (False, True):
-            yield started("table", init, ifd, setup, 0, 1)
-    yield chain("ablation", "T(·) starts at random", setup, 0, 1, variant="random T")
+            yield started("table", init, ifd, setup, 0, [1, 1])
+    yield chain("ablation", "T(·) starts at random", setup, 0, [1, 1], variant="random T")
 
 
 def tuning(setup: Setup) -> Iterator[Arm]:
@@ -206,10 +217,11 @@ def regime(setup: Setup) -> Iterator[Arm]:
     for rate in ("2e-3", "1e-3"):
         yield from (Arm("tuning", name, (alone(other, name, TUNING_SEED, rate=rate),)) for name in ("s", "l"))
     for init in ("Insert", "FPI", "LEMON"):
-        yield started("regime", init, True, other, TUNING_SEED, 4)
+        yield started("regime", init, True, other, TUNING_SEED, [4, 4])
 
 
-TABLE_EPOCHS, FEW_EPOCHS, FLICKR_EPOCHS = 8, 3, 2
+TABLE_EPOCHS, FLICKR_EPOCHS = (24, 8), (2, 2)  # of m and l
+SWEEP = ((4, 4), (8, 8), TABLE_EPOCHS, (16, 16), (32, 32))
 
 
 def figures(arm: Arm, records: dict[Stage, Json]) -> Json:

@@ -15,10 +15,10 @@ from typing import Any
 from modelchain.cli.files import write_atomic
 
 Json = dict[str, Any]
-Cell = tuple[str, str, bool, tuple[int, ...]]  # part, name, with distillation, epochs of stages: all but the seed
+Kind = tuple[str, bool, tuple[int, ...]]  # name, with distillation, epochs of stages: all but the seed
 CLOSER = 3  # points of accuracy, in the picture's right half
 TOLERANCE = 0.5  # points below the baseline that are no loss (paper, 3.1.2)
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # by number of seeds: two-sided 95 % of Student's t
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}  # by number of seeds: two-sided 95 % of Student's t
 BEGIN, END = "<!-- method.py: {} -->", "<!-- end -->"
 
 
@@ -56,13 +56,18 @@ def tables(report: Json) -> dict[str, str]:
         parts: dict[str, list[Json]] = defaultdict(list)
         for arm in arms:
             parts[arm["part"]].append(arm)
-        base = {arm["seed"]: arm for arm in parts["individual"]}
+        base = {arm["seed"]: arm for arm in arms if arm["name"] == "individual"}
         chains = [*parts["table"], *parts["regime"]]
         found[f"{setup} individual"] = _individual(parts["individual"])
         if chains:
             found[f"{setup} table"] = _compared(chains, base)
-        if parts["two"]:
-            found[f"{setup} two"] = _compared(parts["two"], base)
+        for part in ("sweep", "two"):
+            if parts[part]:
+                found[f"{setup} {part}"] = _compared(parts[part], base)
+        if parts["fresh"]:
+            fresh = [arm for arm in parts["fresh"] if arm["name"] != "individual"]
+            found[f"{setup} fresh"] = _compared(fresh, base)
+            found[f"{setup} all seeds"] = _compared([*fresh, *_kinds(parts["table"])[_kind(fresh[0])]], base)
         if parts["ablation"]:
             found[f"{setup} ablation"] = _ablation(parts["ablation"], parts["table"], base)
         if parts["tuning"]:
@@ -119,12 +124,16 @@ def _setups(report: Json) -> list[str]:
     return list(dict.fromkeys(arm["setup"] for arm in report["arms"]))
 
 
-def _cells(arms: Iterable[Json]) -> dict[Cell, list[Json]]:
+def _kind(arm: Json) -> Kind:
+    return arm["name"], arm["ifd"], tuple(stage["epochs"] for stage in arm["stages"])
+
+
+def _kinds(arms: Iterable[Json]) -> dict[Kind, list[Json]]:
     """Arms that differ in the seed alone, together."""
-    cells: dict[Cell, list[Json]] = defaultdict(list)
+    kinds: dict[Kind, list[Json]] = defaultdict(list)
     for arm in arms:
-        cells[arm["part"], arm["name"], arm["ifd"], tuple(s["epochs"] for s in arm["stages"])].append(arm)
-    return cells
+        kinds[_kind(arm)].append(arm)
+    return kinds
 
 
 def _failed(arms: Iterable[Json]) -> bool:
@@ -169,7 +178,7 @@ def _compared(arms: Sequence[Json], base: Mapping[int, Json]) -> str:
     head = ["start", "IFD", "epochs", "MACs, times fewer"]
     head += [f"{model} {at}" for model in successors for at in ("at step 0", f"{metric} − alone")]
     rows = []
-    for (_, name, ifd, epochs), seeds in sorted(_cells(arms).items(), key=lambda cell: cell[0][3]):
+    for (name, ifd, epochs), seeds in sorted(_kinds(arms).items(), key=lambda found: found[0][2]):
         row = [name, "with" if ifd else "without", "+".join(map(str, epochs))]
         if _failed(seeds):
             rows.append([*row, "failed"])
@@ -214,24 +223,28 @@ def picture(setup: str, arms: Sequence[Json], path: Path) -> None:
     from matplotlib import pyplot
     from matplotlib.ticker import FuncFormatter
 
-    families = _cells(a for a in arms if a["part"] in ("individual", "table") and not _failed([a]))
-    if not any(part == "table" for part, *_ in families):
+    usable = [arm for arm in arms if not _failed([arm])]
+    chains = [arm for arm in usable if arm["part"] == "table"]
+    if not chains:
         return
-    metric = shown(arms[0])
-    names = list(dict.fromkeys(name for _, name, _, _ in families))
+    metric = shown(chains[0])
+    individual = [arm for arm in usable if arm["part"] == "individual"]
+    kinds = _kinds([*individual, *chains])
+    names = list(dict.fromkeys(name for name, _, _ in kinds))
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5))
     best = 0.0
-    for (part, name, ifd, _), seeds in families.items():
-        spent, points = 0.0, []
-        for at, stage in enumerate(seeds[0]["stages"]):
-            spent += stage["macs"] / 1e12
-            points.append((spent, [score(arm["stages"][at]["final"], metric) for arm in seeds]))
-            best = max(best, *points[-1][1])
-        alone = part == "individual"
+    for (name, ifd, _), seeds in kinds.items():
+        points = [_point(seeds, at, metric) for at in range(len(seeds[0]["stages"]))]
+        best = max(best, *(value for _, values in points for value in values))
+        alone = name == "individual"
         label = "each model alone" if alone else f"{name}, {'with' if ifd else 'without'} IFD"
         colour = "black" if alone else f"C{names.index(name)}"
         for axes in (left, right):
             _line(axes, points, color=colour, linestyle="-" if ifd or alone else "--", label=label)
+    if sweep := sorted(_kinds(a for a in usable if a["part"] == "sweep").items(), key=lambda found: found[0][2]):
+        ends = [_point(seeds, len(epochs) - 1, metric) for (_, _, epochs), seeds in sweep]
+        _line(right, ends, color=f"C{names.index(sweep[0][0][0])}", linestyle=":", label="its l, by epochs of m and l")
+        right.legend(*(each[-1:] for each in right.get_legend_handles_labels()), fontsize=8)
     left.set_title(f"{setup}: s, m, l in the order they are trained")
     right.set_title(f"the best {CLOSER} points closer")
     right.set_ylim(best - CLOSER, best + 0.2)
@@ -246,6 +259,12 @@ def picture(setup: str, arms: Sequence[Json], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=80)
     pyplot.close(figure)
+
+
+def _point(arms: Sequence[Json], at: int, metric: str) -> tuple[float, list[float]]:
+    """MACs spent up to the end of a stage, in 10¹², and what it reached by seed."""
+    spent = sum(stage["macs"] for stage in arms[0]["stages"][: at + 1]) / 1e12
+    return spent, [score(arm["stages"][at]["final"], metric) for arm in arms]
 
 
 def _line(axes: Any, points: Sequence[tuple[float, Sequence[float]]], **style: Any) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import tarfile
 import tempfile
 from array import array
@@ -25,6 +26,7 @@ import numpy as np
 from open_clip.tokenizer import SimpleTokenizer
 
 from modelchain.cli.files import fsync, sha256_of, write_atomic
+from modelchain.cli.local.guard import die_with_parent
 from modelchain.digest import digest_of
 from modelchain.errors import InputError, Problem, WorkError
 
@@ -259,7 +261,8 @@ def _read_all(shards: Sequence[Path]) -> Iterator[_Part]:
         yield from map(_read, shards)
         return
     try:
-        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        ours = (signal.SIGTERM, os.getpid())  # they end when this process is killed
+        with ProcessPoolExecutor(processes, get_context("spawn"), die_with_parent, ours) as pool:
             yield from pool.map(_read, shards)
     except BrokenProcessPool as error:
         raise WorkError(f"a process that indexes {shards[0].parent} was ended, perhaps for want of memory") from error

@@ -43,3 +43,25 @@ def test_lossless_is_said_of_the_interval() -> None:
     assert method_report.verdict([1.0, 2.0, 3.0]) == "lossless"
     assert method_report.verdict([-1.0, -2.0, -3.0]) == "undecided"
     assert method_report.verdict([-2.0, -3.0, -4.0]) == "not lossless"
+
+
+def _arm(part: str, name: str, seed: int, epochs: tuple[int, int], *top1: float) -> dict[str, object]:
+    macs = zip("sm", epochs, top1, strict=True)
+    stages = [
+        {"model": m, "epochs": e, "macs": 100 * e, "initial": {"top1": 10.0}, "final": {"top1": t}} for m, e, t in macs
+    ]
+    return {"setup": "x", "part": part, "name": name, "ifd": name != "individual", "seed": seed, "stages": stages}
+
+
+def test_chains_are_compared_with_their_own_seed_alone() -> None:
+    arms = []
+    for part, seed in (("table", 0), ("table", 1), ("fresh", 3), ("fresh", 4)):
+        alone = "individual" if part == "table" else "fresh"
+        arms.append(_arm(alone, "individual", seed, (8, 8), 70.0, 80.0 + seed))
+        arms.append(_arm(part, "Insert", seed, (8, 2), 70.0, 81.0 + seed))
+    arms += [_arm("sweep", "Insert", seed, (8, 1), 70.0, 78.0) for seed in (0, 1)]
+    tables = method_report.tables({"arms": arms})
+    assert "| Insert | with | 8+2 | 1.60 | 10.0 | +1.00 ± 0.00 | lossless |" in tables["x table"]
+    assert "| Insert | with | 8+1 | 1.78 | 10.0 | -2.50 ± 6.35 | undecided |" in tables["x sweep"]
+    assert tables["x fresh"] == tables["x all seeds"] == tables["x table"]
+    assert "80.50" in tables["x individual"]  # of seeds 0 and 1 alone
