@@ -57,16 +57,11 @@ def tables(report: Json) -> dict[str, str]:
         for arm in arms:
             parts[arm["part"]].append(arm)
         base = {arm["seed"]: arm for arm in arms if arm["name"] == "individual"}
-        chains = [*parts["table"], *parts["regime"]]
         found[f"{setup} individual"] = _individual(parts["individual"])
-        if chains:
-            found[f"{setup} table"] = _compared(chains, base)
-        for part in ("sweep", "two"):
-            if parts[part]:
-                found[f"{setup} {part}"] = _compared(parts[part], base)
-        if parts["fresh"]:
-            fresh = [arm for arm in parts["fresh"] if arm["name"] != "individual"]
-            found[f"{setup} fresh"] = _compared(fresh, base)
+        for part in ("choice", "table", "sweep", "two", "fresh"):
+            if chains := [arm for arm in parts[part] if arm["name"] != "individual"]:
+                found[f"{setup} {part}"] = _compared(chains, base)
+        if fresh := [arm for arm in parts["fresh"] if arm["name"] != "individual"]:
             found[f"{setup} all seeds"] = _compared([*fresh, *_kinds(parts["table"])[_kind(fresh[0])]], base)
         if parts["ablation"]:
             found[f"{setup} ablation"] = _ablation(parts["ablation"], parts["table"], base)
