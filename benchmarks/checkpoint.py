@@ -11,8 +11,6 @@ import argparse
 import ctypes
 import json
 import os
-import platform
-import re
 import shutil
 import statistics
 import tempfile
@@ -24,6 +22,7 @@ import torch
 from open_clip import get_model_config
 
 from markers import between
+from modelchain_bench.machine import processor
 from modelchain_trainer.checkpoint import Checkpointer
 from modelchain_trainer.models import Student, build
 
@@ -83,8 +82,7 @@ def _memcpy(saver: Checkpointer, student: Student, optimizer: torch.optim.Optimi
 def _device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return f"{os.cpu_count()} cores ({found[1] if found else platform.machine()})"
+    return f"{os.cpu_count()} cores ({processor()})"
 
 
 def table(figures: Json) -> str:

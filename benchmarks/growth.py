@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from copy import deepcopy
 from itertools import combinations, pairwise
@@ -20,14 +21,14 @@ from typing import Any
 import timm
 import torch
 from timm.models.swin_transformer import SwinTransformer
-from torch import Tensor, nn
+from torch import nn
 
 from markers import between
 from modelchain.cli.files import sha256_of
 from modelchain.contracts import WEIGHTS, DataRequest, Predecessor, Task, TaskEvaluation, TrainFiles
 from modelchain.digest import TRAINER_MATH, VERSION, digest_of
 from modelchain.zoo import MODELS
-from modelchain_data.batches import Batches
+from modelchain_data.batches import Batch, Batches
 from modelchain_data.index import open_set
 from modelchain_trainer import artifact, growth, models
 from modelchain_trainer.evaluate import Evaluator
@@ -132,13 +133,14 @@ class Lab:
             checkpoint_seconds=3600, macs_per_step=1, threads=1, last_word="",
         )  # fmt: skip
         trainer = Trainer(task, Stop(), {}, lambda _: None)
-        step = trainer._step
+        waiting = trainer.meter.waiting
 
-        def counted(batch: Any) -> Tensor:
-            trainer.stop.asked = stop is not None and batch.step + 1 >= stop
-            return step(batch)
+        def counted(batches: Iterator[Batch]) -> Iterator[Batch]:
+            for batch in waiting(batches):
+                trainer.stop.asked = stop is not None and batch.step + 1 >= stop  # met at the end of this step
+                yield batch
 
-        trainer._step = counted  # type: ignore[method-assign]
+        trainer.meter.waiting = counted  # type: ignore[method-assign]
         with suppress(Preempted):
             trainer.train()
         return task, getattr(trainer, "student", None)

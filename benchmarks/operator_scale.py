@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from markers import between
+from modelchain_bench.machine import processor
 
 ROOT = Path(__file__).parents[1]
 sys.path += [str(ROOT / "tests" / "core"), str(ROOT / "tests" / "cluster")]
@@ -225,13 +226,8 @@ def table(figures: Json) -> str:
         ("start to every chain looked at", f"{figures['startup_seconds']:.1f} s", ""),
     ]
     lines = ["| | measured | goal |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
-    machine = f"{os.cpu_count()} cores ({_processor()}), Python {platform.python_version()}"
+    machine = f"{os.cpu_count()} cores ({processor()}), Python {platform.python_version()}"
     return "\n".join([*lines, "", f"Machine: {machine}; all of the control plane and the played pods run on it, too."])
-
-
-def _processor() -> str:
-    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return found[1] if found else platform.machine()
 
 
 def main() -> None:

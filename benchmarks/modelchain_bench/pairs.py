@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from modelchain_bench.machine import processor
 from modelchain_trainer import runtime
 
 # Dense bf16 FLOP/s by a part of the device's name, from the makers' data sheets.
@@ -68,10 +67,7 @@ def this_device() -> torch.device:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What the numbers depend on."""
-    file = Path("/proc/cpuinfo")
-    name = re.search(r"model name\s*: (.*)", file.read_text()) if file.exists() else None
-    about: dict[str, Any] = dict(runtime.environment(1, device))
-    return about | {"processor": name[1] if name else "unknown", "cores": os.cpu_count()}
+    return {**runtime.environment(1, device), "processor": processor(), "cores": os.cpu_count()}
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -77,16 +77,14 @@ def measure(
         def theirs() -> None:
             stock.step(*next(stock_turn))
 
-        # Each batch once before it counts where layers are compiled for its captions' lengths.
-        warm_up = DISTINCT if device.type == "cuda" else 1
-        found = interleaved(lambda: ours(next(turn)), theirs, pairs, device, warm_up)
+        found = interleaved(lambda: ours(next(turn)), theirs, pairs, device, _warm_up(device))
         about = summary(found, batch)
         return {
             "batch": batch, "captions": captions, "precision": precision, "pad": pad, "without": list(without),
             **about,
             "tokens": {"real": sum(lengths) / DISTINCT, "processed": sum(b.processed_tokens for b in made) / DISTINCT},
             "mfu": _mfu(config, batch, lengths, about["samplesPerSecond"]["ours"] / batch, device),
-            "teacherShare": _teacher_share(ours, teacher, turn, pairs, device) if teacher else None,
+            "teacherShare": _teacher_share(ours, teacher, made, pairs, device) if teacher else None,
             "environment": environment(device),
         }  # fmt: skip
 
@@ -99,15 +97,22 @@ def without_determinism(device: torch.device) -> Iterator[None]:
     torch.use_deterministic_algorithms(device.type == "cpu")
 
 
-def _teacher_share(step: Step, teacher: nn.Module, turn: Iterator[Batch], pairs: int, device: torch.device) -> float:
+def _teacher_share(step: Step, teacher: nn.Module, made: list[Batch], pairs: int, device: torch.device) -> float:
     """The part of a step with the teacher that goes away without it."""
+    alone, together = itertools.cycle(made), itertools.cycle(made)  # of their own: both meet every batch
 
     def pulled() -> None:
         step.teacher = teacher
-        step(next(turn))
+        step(next(together))
         step.teacher = None
 
-    return 1 - 1 / float(summary(interleaved(lambda: step(next(turn)), pulled, pairs, device), 1)["ratio"])
+    found = interleaved(lambda: step(next(alone)), pulled, pairs, device, _warm_up(device))
+    return 1 - 1 / float(summary(found, 1)["ratio"])
+
+
+def _warm_up(device: torch.device) -> int:
+    """Each batch once before it counts where layers are compiled for its captions' lengths."""
+    return DISTINCT if device.type == "cuda" else 1
 
 
 def our_step(

@@ -37,6 +37,7 @@ MAX_PROBLEMS, MAX_OPEN = 5, 512  # a process may usually open 1,024 files
 VERSION = 2  # of the index's files; another version is rebuilt
 PACKED = "index"  # the folder of indexes that `pack` leaves beside its shards
 PARALLEL, MAX_PROCESSES = 1 << 32, 8  # bytes of shards from which processes pay; each takes 350 MB of memory
+_NOT_WHOLE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what reading a damaged index may raise
 _PICTURE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)
 _MEMBER = re.compile(r"(?!__[^/]*__)((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)  # as webdataset's base_plus_ext
 
@@ -164,9 +165,11 @@ def open_set(shards: Sequence[Path], cache: Path, on_progress: Progress = lambda
     place = cache / fingerprint(shards, cache)
     there = place.exists()
     for found in (shards[0].parent / PACKED / place.name, place):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # missing or damaged
+        with contextlib.suppress(*_NOT_WHOLE):
             return ShardSet(shards, found, _load(found))
     with _alone(place):
+        with contextlib.suppress(*_NOT_WHOLE):  # another process has built it, or mended it, and reads it
+            return ShardSet(shards, place, _load(place))
         if there:
             shutil.rmtree(place, ignore_errors=True)
         if not place.exists():

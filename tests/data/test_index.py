@@ -217,6 +217,24 @@ def test_the_loser_of_a_race_uses_the_winners_index(
     assert len(data) == 4 and (cache / data.fingerprint / "winner").exists()
 
 
+def test_a_damaged_index_that_another_process_mends_meanwhile_stays(
+    shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    mark = open_set(shards, cache).fingerprint
+    tokens = cache / mark / "tokens.npy"
+    whole = tokens.read_bytes()
+    tokens.write_bytes(b"")
+
+    def mended(*_: object) -> None:
+        tokens.write_bytes(whole)
+        (cache / mark / "mended").touch()
+
+    monkeypatch.setattr("modelchain_data.index.fcntl.flock", mended)
+    open_set(shards, cache, lambda done, total: pytest.fail("built again"))
+    assert (cache / mark / "mended").exists()
+
+
 BAD = {
     "no picture": ([("k.json", b'{"captions": ["x"]}')], "k.json", "0 pictures"),
     "two pictures": ([("k.jpg", JPEG), ("k.png", b"")], "k.png", "2 pictures"),

@@ -138,6 +138,8 @@ def compile_layers(*towers: nn.Module | None) -> None:
     """
     # All of it counts as one function's: student and teacher, both towers, every length, with and without gradients.
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1024
+    # Else DDP has every layer's graph cut where a bucket is full, the first after 1 MiB: layers overlap as they are.
+    torch._dynamo.config.optimize_ddp = False
     for tower in towers:
         for module in tower.modules() if tower is not None else ():
             if isinstance(module, Layer | SwinTransformerBlock):
@@ -151,9 +153,9 @@ def decays(name: str, parameter: Tensor) -> bool:
 
 def _projection(own: int, predecessor: int) -> nn.Linear:
     # T(.) of paper Eq. 1, starting as the left inverse of the insertion.
-    linear = nn.utils.skip_init(nn.Linear, own, predecessor, bias=False)
-    nn.init.eye_(linear.weight)
-    return linear
+    projection = nn.utils.skip_init(nn.Linear, own, predecessor, bias=False)
+    nn.init.eye_(projection.weight)
+    return projection
 
 
 class Student(nn.Module):

@@ -45,7 +45,6 @@ class Trainer:
                 message = f"{size} is not divisible by {self.world} processes"
                 raise InputError(message, file=task.data.file, field=f"spec.recipe.{name}")
         self.say: Callable[[str], None] = say if self.rank == 0 else lambda _: None
-        self.precision = runtime.autocast(self.device, self.inputs["precision"])
         self.steps_per_epoch = self.inputs["data"]["samples"] // self.inputs["globalBatchSize"]
         self.steps = self.inputs["epochs"] * self.steps_per_epoch
         self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "initial": None}
@@ -72,7 +71,7 @@ class Trainer:
         self._resume()
         config = self.inputs["modelConfig"]
         context_length = config["text_cfg"]["context_length"]
-        evaluate = Evaluator(evaluations, context_length, self.device, self.task.threads or 1, self.precision)
+        evaluate = Evaluator(evaluations, context_length, self.device, self.task.threads or 1, self.step.precision)
         if self.state["initial"] is None:
             self.state["initial"] = {"loss": None, "metrics": evaluate(self.student.clip)}
             self.recorder.write(event="evaluation", step=0, metrics=self.state["initial"]["metrics"])
@@ -93,7 +92,8 @@ class Trainer:
             self._keep()
             raise
         except Exception as error:
-            if runtime.failure_of(error) is FailureClass.UNKNOWN:  # other ranks are gone; what was learned need not be
+            # Other ranks are gone; what was learned need not be. On a GPU it is behind a sum that they left unfinished.
+            if self.device.type == "cpu" and runtime.failure_of(error) is FailureClass.UNKNOWN:
                 self._keep()
             raise
         self.recorder.write(event="evaluation", step=self.steps, metrics=metrics)
@@ -223,7 +223,7 @@ class Trainer:
         predecessor = self.teacher or self._frozen(*artifact.load_predecessor(self.task.predecessor))
         piece = self.step.to_device(batch.pieces(GROWTH_SAMPLE)[0])
         # Shapes no step has, as in an evaluation: to compile takes longer than to run them.
-        with self.precision(), torch.compiler.set_stance("force_eager"):
+        with self.step.precision(), torch.compiler.set_stance("force_eager"):
             cosines = growth.agreement(self.student.clip, predecessor, lambda clip: models.Student(clip)(*piece))
         for line in grown.lines(self.task.predecessor.stage, cosines):
             self.say(line)
