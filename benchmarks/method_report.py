@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
-import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modelchain.cli.files import write_atomic
+from modelchain_bench.machine import processor
 
 Json = dict[str, Any]
 Kind = tuple[str, bool, tuple[int, ...]]  # name, with distillation, epochs of stages: all but the seed
@@ -23,19 +22,18 @@ BEGIN, END = "<!-- method.py: {} -->", "<!-- end -->"
 
 
 def document(arms: Sequence[Json], workers: int) -> Json:
-    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    machine = {"cpu": found[1] if found else platform.machine(), "workers": workers, "threads": 1}
+    machine = {"cpu": processor(), "workers": workers, "threads": 1}
     return {"environment": machine | {name: version(name) for name in ("torch", "open_clip_torch")}, "arms": list(arms)}
 
 
 def write(report: Json, folder: Path) -> None:
-    """method.json, the tables of method.md, a picture of each data set."""
+    """method.json, the tables of method.md, a picture of each data set; what is there of other data sets stays."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(json.dumps(arm, ensure_ascii=False) for arm in report["arms"])
-    write_atomic(
-        folder / "method.json",
-        f'{{"environment": {json.dumps(report["environment"])}, "arms": [\n{lines}\n]}}\n'.encode(),
-    )
+    file = folder / "method.json"
+    known = json.loads(file.read_bytes())["arms"] if file.exists() else []
+    arms = [*report["arms"], *(arm for arm in known if arm["setup"] not in _setups(report))]
+    lines = ",\n".join(json.dumps(arm, ensure_ascii=False) for arm in arms)
+    write_atomic(file, f'{{"environment": {json.dumps(report["environment"])}, "arms": [\n{lines}\n]}}\n'.encode())
     page = folder / "method.md"
     text = page.read_text() if page.exists() else ""
     for name, table in tables(report).items():

@@ -11,7 +11,6 @@ import torch
 REPOSITORY = Path(__file__).parents[2]
 sys.path.append(str(REPOSITORY / "benchmarks"))
 import growth  # noqa: E402
-
 from modelchain.contracts import METRICS  # noqa: E402
 from modelchain_trainer import models  # noqa: E402
 

@@ -65,3 +65,12 @@ def test_chains_are_compared_with_their_own_seed_alone() -> None:
     assert "| Insert | with | 8+1 | 1.78 | 10.0 | -2.50 ± 6.35 | undecided |" in tables["x sweep"]
     assert tables["x fresh"] == tables["x all seeds"] == tables["x table"]
     assert "80.50" in tables["x individual"]  # of seeds 0 and 1 alone
+
+
+def test_a_report_of_one_data_set_leaves_the_others(tmp_path: Path) -> None:
+    one = _arm("individual", "individual", 0, (8, 8), 70.0, 80.0)
+    for arms in ([one, {**one, "setup": "y"}], [{**one, "seed": 1}]):
+        method_report.write({"environment": {}, "arms": arms}, tmp_path)
+    found = json.loads((tmp_path / "method.json").read_bytes())["arms"]
+    assert [(arm["setup"], arm["seed"]) for arm in found] == [("x", 1), ("y", 0)]
+    assert "<!-- method.py: y individual -->" in (tmp_path / "method.md").read_text()
