@@ -1,7 +1,8 @@
 # Two images: the operator, without torch, and the trainer. Docker, BuildKit and buildah build them alike:
 #   docker build --target operator -t modelchain-operator .
-#   buildah bud --target trainer -t modelchain-trainer .
-# BASE: anything with Python 3.11 or newer, its venv module and pip.
+#   buildah bud --target trainer --build-arg BASE=docker.io/library/python:3.12-bookworm -t modelchain-trainer .
+# BASE: anything with Python 3.11 or newer, its venv module and pip. On GPUs the trainer compiles its layers if the base
+# has a C compiler and Python's headers, which the slim one has not.
 ARG BASE=docker.io/library/python:3.12-slim-bookworm
 
 FROM ${BASE} AS base

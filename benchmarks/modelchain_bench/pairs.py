@@ -60,11 +60,6 @@ def summary(pairs: list[Pair], per_turn: float) -> dict[str, Any]:
     }
 
 
-def this_device() -> torch.device:
-    """The GPU if there is one; torch is then as the trainer sets it."""
-    return runtime.join(None)[2]
-
-
 def environment(device: torch.device) -> dict[str, Any]:
     """What the numbers depend on."""
     return {**runtime.environment(1, device), "processor": processor(), "cores": os.cpu_count()}

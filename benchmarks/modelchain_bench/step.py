@@ -23,7 +23,7 @@ from modelchain.errors import InputError
 from modelchain.macs import image_macs, text_macs
 from modelchain.modelconfig import ModelConfig
 from modelchain_bench.captions import captions as draw
-from modelchain_bench.pairs import environment, interleaved, peak_flops, summary, this_device
+from modelchain_bench.pairs import environment, interleaved, peak_flops, summary
 from modelchain_bench.stock import StockLoop
 from modelchain_data import batches as data
 from modelchain_data.batches import Batch
@@ -60,7 +60,7 @@ def measure(
     resolved, context = config.resolved(), config.text_cfg.context_length
     if pad is not None and pad > context:
         raise InputError(f"{pad} is longer than the model's context of {context}", field="--pad")
-    device = this_device()
+    device = runtime.this_device()
     stock = StockLoop(resolved, device, precision, captions)
     ours = our_step(resolved, device, precision, predecessor, stock.model)
     teacher, ours.teacher = ours.teacher, None

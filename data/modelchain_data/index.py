@@ -241,9 +241,11 @@ def _encoder() -> tuple[SimpleTokenizer, Callable[[str], list[int]]]:
 
 def _read(shard: Path) -> _Part:
     part, problems, (tokenizer, encode) = _Part(), Problems(), _encoder()
-    try:
+    file = None
+    with contextlib.ExitStack() as stack, contextlib.suppress(InputError):  # enough problems to stop at
         for key, offset, size, captions, label, meta in read_shard(shard, problems):
-            picture = bool(_PICTURE.match(read_at(shard, offset, 12)))
+            file = file or stack.enter_context(shard.open("rb"))
+            picture = bool(_PICTURE.match(os.pread(file.fileno(), 12, offset)))
             part.rows.append((offset, size, label, len(captions), picture))
             part.keys.append(key)
             part.classnames.append(meta.get("classname"))
@@ -251,8 +253,6 @@ def _read(shard: Path) -> _Part:
                 before = len(part.tokens)
                 part.tokens.extend([tokenizer.sot_token_id, *encode(caption), tokenizer.eot_token_id])
                 part.lengths.append(len(part.tokens) - before)
-    except InputError:  # enough problems to stop at
-        pass
     part.problems = list(problems)
     return part
 

@@ -24,7 +24,7 @@ from modelchain_data.prompts import class_names, prompt_templates
 from modelchain_data.request import open_evaluations
 from modelchain_trainer.artifact import load_artifact
 from modelchain_trainer.models import build, encode_image, encode_text_chunks, normalise
-from modelchain_trainer.runtime import autocast, ranks
+from modelchain_trainer.runtime import autocast, ranks, this_device
 
 RECALLS = (1, 5, 10)
 
@@ -146,7 +146,7 @@ def measure(directory: Path, request: DataRequest) -> dict[str, float]:
     config, weights = load_artifact(directory)
     clip = build(config, seed=0)
     clip.load_state_dict(weights)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = this_device()
     inputs = Manifest.model_validate_json((directory / MANIFEST).read_bytes()).inputs
     precision, threads = autocast(device, inputs["precision"]), torch.get_num_threads()
     evaluator = Evaluator(open_evaluations(request), config["text_cfg"]["context_length"], device, threads, precision)

@@ -20,19 +20,26 @@ from modelchain.contracts import FailureClass
 from modelchain.digest import TRAINER_MATH
 
 
-def join(threads: int | None) -> tuple[int, int, torch.device]:
-    """Join torchrun's process group, if there is one: (rank, world size, device). Pins threads and determinism."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    device = torch.device("cpu")
+def this_device() -> torch.device:
+    """This process's GPU, if there is one, with TF32; else the CPU, deterministic: as everything here is computed."""
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
-    else:
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # for debugging; costs a third of a small step
-    if threads:
-        torch.set_num_threads(threads)
+        return device
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # for debugging; costs a third of a small step
+    return torch.device("cpu")
+
+
+def join(threads: int | None) -> tuple[int, int, torch.device]:
+    """Join torchrun's process group, if there is one: (rank, world size, device).
+
+    Pins the threads of torch, which are those that decode pictures, too; by default an equal share of the cores.
+    """
+    device, world = this_device(), int(os.environ.get("WORLD_SIZE", "1"))
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // beside))
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return int(os.environ.get("RANK", "0")), world, device

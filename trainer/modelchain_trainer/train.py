@@ -71,14 +71,14 @@ class Trainer:
         self._resume()
         config = self.inputs["modelConfig"]
         context_length = config["text_cfg"]["context_length"]
-        evaluate = Evaluator(evaluations, context_length, self.device, self.task.threads or 1, self.step.precision)
+        evaluate = Evaluator(evaluations, context_length, self.device, torch.get_num_threads(), self.step.precision)
         if self.state["initial"] is None:
             self.state["initial"] = {"loss": None, "metrics": evaluate(self.student.clip)}
             self.recorder.write(event="evaluation", step=0, metrics=self.state["initial"]["metrics"])
         self.batches = Batches(
             data=train_set, image_size=config["vision_cfg"]["image_size"], context_length=context_length,
             global_batch_size=self.inputs["globalBatchSize"], captions_per_sample=self.inputs["captionsPerSample"],
-            seed=self.inputs["seed"], rank=self.rank, world_size=self.world, threads=self.task.threads or 1,
+            seed=self.inputs["seed"], rank=self.rank, world_size=self.world, threads=torch.get_num_threads(),
             pinned=self.device.type == "cuda",
         )  # fmt: skip
         try:
@@ -281,29 +281,31 @@ class Trainer:
     def _finish(self, metrics: dict[str, float]) -> LastWord:
         """Rank 0 writes the artifact and removes what it makes superfluous; the others wait for it."""
         found = None
-        if self.rank == 0:
-            predecessor = self.task.predecessor
-            results = Results(
-                stage=self.task.stage, model=self.task.model, predecessor=predecessor.stage if predecessor else None,
-                steps=self.steps, samples_seen=self.steps * self.inputs["globalBatchSize"],
-                macs=self.steps * self.task.macs_per_step,
-                seconds=round(self.seconds_before + self._time()["seconds"], 3),
-                growth=Growth.model_validate(self.grown.to_dict()) if self.grown else None,
-                initial=Measured(**self.state["initial"]),
-                final=Measured(loss=self.state["finalLoss"], metrics=metrics),
-                evaluations={e.name: evaluation_key(e) for e in self.task.data.evaluation},
-                counters=self.state.get("counters", {}),
-            )  # fmt: skip
-            manifest = Manifest(
-                kind="artifact", input_digest=self.task.input_digest, step=self.steps, inputs=self.inputs, files={},
-                environment=self.environment,
-            )  # fmt: skip
-            clip, config = self.student.clip, self.inputs["modelConfig"]
-            found = artifact.export(clip, config, results, manifest, self.directory, self.task.owner)
-            checkpoint.remove_checkpoints(self.directory)
-        if self.world > 1:
-            dist.barrier()
+        with runtime.rank_0_first():  # a shared volume may take longer than NCCL would wait
+            if self.rank == 0:
+                found = self._export(metrics)
+                checkpoint.remove_checkpoints(self.directory)
         return self._success(found, spent=self._spent(self.steps))
+
+    def _export(self, metrics: dict[str, float]) -> tuple[Manifest, Results]:
+        predecessor = self.task.predecessor
+        results = Results(
+            stage=self.task.stage, model=self.task.model, predecessor=predecessor.stage if predecessor else None,
+            steps=self.steps, samples_seen=self.steps * self.inputs["globalBatchSize"],
+            macs=self.steps * self.task.macs_per_step,
+            seconds=round(self.seconds_before + self._time()["seconds"], 3),
+            growth=Growth.model_validate(self.grown.to_dict()) if self.grown else None,
+            initial=Measured(**self.state["initial"]),
+            final=Measured(loss=self.state["finalLoss"], metrics=metrics),
+            evaluations={e.name: evaluation_key(e) for e in self.task.data.evaluation},
+            counters=self.state.get("counters", {}),
+        )  # fmt: skip
+        manifest = Manifest(
+            kind="artifact", input_digest=self.task.input_digest, step=self.steps, inputs=self.inputs, files={},
+            environment=self.environment,
+        )  # fmt: skip
+        clip, config = self.student.clip, self.inputs["modelConfig"]
+        return artifact.export(clip, config, results, manifest, self.directory, self.task.owner)
 
     def _success(self, found: tuple[Manifest, Results] | None, spent: int) -> LastWord:
         """Rank 0's word on what it found; of the others nobody asks more than that."""
