@@ -24,7 +24,7 @@ from modelchain.errors import EXIT_INTERRUPTED, EXIT_WORK_FAILED, InputError, Wo
 
 Json = dict[str, Any]
 REPOSITORY = Path(__file__).parents[1]
-SEEDS, FRESH_SEEDS, TUNING_SEED = (0, 1, 2), (3, 4, 5), 100
+SEEDS, FRESH_SEEDS, TUNING_SEED = (0, 1, 2), (3, 4), 100
 ALPHA, NO_PULL = "500", "0"
 
 
@@ -158,15 +158,21 @@ def fashion_arms(scale: int) -> Iterator[Arm]:
         for init in INITS:
             for ifd in (True, False):
                 yield started("table", init, ifd, setup, seed, TABLE_EPOCHS)
-        for epochs in SWEEP:
-            yield started("sweep", "Insert", True, setup, seed, epochs)
+        for init, lengths in SWEEP.items():
+            for epochs in lengths:
+                yield started("sweep", init, True, setup, seed, epochs)
         yield chain("two", "Insert", setup, seed, [8], models="m l")
         yield chain("two", "FPI", setup, seed, [3], width="FPI", models="m l")
-    for seed in FRESH_SEEDS:
-        yield individual(setup, seed, "fresh")
-        yield started("fresh", "Insert", True, setup, seed, TABLE_EPOCHS)
     yield from ablations(setup, SEEDS[0])
     yield from tuning(setup)
+
+
+def fresh_arms(scale: int) -> Iterator[Arm]:
+    """The best chain of Fashion-MNIST's table, with seeds by which it was not chosen."""
+    setup = fashion(scale)
+    for seed in FRESH_SEEDS:
+        yield individual(setup, seed, "fresh")
+        yield started("fresh", "Released", True, setup, seed, TABLE_EPOCHS)
 
 
 def flickr_arms(scale: int) -> Iterator[Arm]:
@@ -211,7 +217,7 @@ def tuning(setup: Setup) -> Iterator[Arm]:
 
 
 TABLE_EPOCHS, FLICKR_EPOCHS = (17, 10), (2, 2)  # of m and l; the first as `allocation: {targetAcceleration: "4"}` says
-SWEEP = ((4, 4), (8, 8), TABLE_EPOCHS, (24, 8), (24, 24))
+SWEEP = {"Released": ((8, 8), TABLE_EPOCHS), "Insert": ((4, 4), (8, 8), TABLE_EPOCHS, (24, 8), (24, 24))}
 
 
 def figures(arm: Arm, records: dict[Stage, Json]) -> Json:
@@ -227,19 +233,21 @@ def figures(arm: Arm, records: dict[Stage, Json]) -> Json:
     return about | {"stages": stages}
 
 
+PARTS = {"fashion-mnist": fashion_arms, "flickr8k": flickr_arms, "fresh": fresh_arms, "smoke": smoke_arms}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data", help="folder of the shards")
     parser.add_argument("--root", type=Path, default=Path("runs/method"), help="where everything trained is kept")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="one thread each")
-    parser.add_argument("--only", choices=["fashion-mnist", "flickr8k", "smoke"], help="default: the first two")
+    parser.add_argument("--only", choices=list(PARTS), help="default: the first two")
     parser.add_argument("--scale", type=int, default=1, help="times the widths of all models")
     parser.add_argument("--estimate", action="store_true", help="only say how much there is to do")
     parser.add_argument("--write", type=Path, nargs="?", const=REPOSITORY / "docs", help="into this folder (docs/)")
     given = parser.parse_args()
-    parts = {"fashion-mnist": fashion_arms, "flickr8k": flickr_arms, "smoke": smoke_arms}
     chosen = [given.only] if given.only else ["fashion-mnist", "flickr8k"]
-    arms = [arm for name in chosen for arm in parts[name](given.scale)]
+    arms = [arm for name in chosen for arm in PARTS[name](given.scale)]
     stages = [stage for arm in arms for stage in arm.stages]
     if given.estimate:
         wanted = {s for stage in stages for s in lineage(stage)}

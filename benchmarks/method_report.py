@@ -27,12 +27,14 @@ def document(arms: Sequence[Json], workers: int) -> Json:
 
 
 def write(report: Json, folder: Path) -> None:
-    """method.json, the tables of method.md, a picture of each data set; what is there of other data sets stays."""
+    """method.json, the tables of method.md, a picture of each data set; parts that were not run stay as they are."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "method.json"
     known = json.loads(file.read_bytes())["arms"] if file.exists() else []
-    arms = [*report["arms"], *(arm for arm in known if arm["setup"] not in _setups(report))]
-    lines = ",\n".join(json.dumps(arm, ensure_ascii=False) for arm in arms)
+    run = {(arm["setup"], arm["part"]) for arm in report["arms"]}
+    kept = [arm for arm in known if (arm["setup"], arm["part"]) not in run]
+    report = {**report, "arms": sorted([*kept, *report["arms"]], key=lambda arm: arm["setup"])}
+    lines = ",\n".join(json.dumps(arm, ensure_ascii=False) for arm in report["arms"])
     write_atomic(file, f'{{"environment": {json.dumps(report["environment"])}, "arms": [\n{lines}\n]}}\n'.encode())
     page = folder / "method.md"
     text = page.read_text() if page.exists() else ""
@@ -60,7 +62,8 @@ def tables(report: Json) -> dict[str, str]:
             if chains := [arm for arm in parts[part] if arm["name"] != "individual"]:
                 found[f"{setup} {part}"] = _compared(chains, base)
         if fresh := [arm for arm in parts["fresh"] if arm["name"] != "individual"]:
-            found[f"{setup} all seeds"] = _compared([*fresh, *_kinds(parts["table"])[_kind(fresh[0])]], base)
+            known = _kinds(parts["table"]).get(_kind(fresh[0]), [])
+            found[f"{setup} all seeds"] = _compared([*fresh, *known], base)
         if parts["ablation"]:
             found[f"{setup} ablation"] = _ablation(parts["ablation"], parts["table"], base)
         if parts["tuning"]:

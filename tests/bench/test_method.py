@@ -67,10 +67,14 @@ def test_chains_are_compared_with_their_own_seed_alone() -> None:
     assert "80.50" in tables["x individual"]  # of seeds 0 and 1 alone
 
 
-def test_a_report_of_one_data_set_leaves_the_others(tmp_path: Path) -> None:
+def test_a_report_of_one_part_leaves_the_others(tmp_path: Path) -> None:
     one = _arm("individual", "individual", 0, (8, 8), 70.0, 80.0)
-    for arms in ([one, {**one, "setup": "y"}], [{**one, "seed": 1}]):
+    for arms in ([one, {**one, "setup": "y"}, {**one, "part": "tuning", "name": "s"}], [{**one, "seed": 1}]):
         method_report.write({"environment": {}, "arms": arms}, tmp_path)
     found = json.loads((tmp_path / "method.json").read_bytes())["arms"]
-    assert [(arm["setup"], arm["seed"]) for arm in found] == [("x", 1), ("y", 0)]
+    assert [(arm["setup"], arm["part"], arm["seed"]) for arm in found] == [
+        ("x", "tuning", 0),
+        ("x", "individual", 1),
+        ("y", "individual", 0),
+    ]
     assert "<!-- method.py: y individual -->" in (tmp_path / "method.md").read_text()
