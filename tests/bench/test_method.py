@@ -69,11 +69,11 @@ def test_chains_are_compared_with_their_own_seed_alone() -> None:
 
 def test_a_report_of_one_part_leaves_the_others(tmp_path: Path) -> None:
     one = _arm("individual", "individual", 0, (8, 8), 70.0, 80.0)
-    for arms in ([one, {**one, "setup": "y"}, {**one, "part": "tuning", "name": "s"}], [{**one, "seed": 1}]):
+    for arms in ([one, {**one, "setup": "y"}, {**one, "part": "choice"}], [{**one, "seed": 1}]):
         method_report.write({"environment": {}, "arms": arms}, tmp_path)
     found = json.loads((tmp_path / "method.json").read_bytes())["arms"]
     assert [(arm["setup"], arm["part"], arm["seed"]) for arm in found] == [
-        ("x", "tuning", 0),
+        ("x", "choice", 0),
         ("x", "individual", 1),
         ("y", "individual", 0),
     ]

@@ -221,6 +221,12 @@ def damage_an_artifact(path):
     (path / "manifest.json").write_text(json.dumps(manifest | {"kind": "artifact"}))
 
 
+def damage_renamed(path):
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert manifest["step"] == 30
+    (path / "manifest.json").write_text(json.dumps(manifest | {"step": 25}))
+
+
 DAMAGE = {name.removeprefix("damage_"): do for name, do in globals().items() if name.startswith("damage_")}
 
 

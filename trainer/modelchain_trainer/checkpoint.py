@@ -176,7 +176,8 @@ def _verifies(directory: Path, say: Callable[[str], None] = lambda _: None) -> b
         say(f"passing over a checkpoint that does not verify: {error}")
         return False
     whole = manifest.kind == "checkpoint" and {MODEL, OPTIMIZER, STATE} <= manifest.files.keys()
-    if not whole or manifest.input_digest != directory.parent.parent.name:
-        say(f"passing over {directory}: it belongs to other inputs")
+    named = manifest.input_digest == directory.parent.parent.name and f"step-{manifest.step}" == directory.name
+    if not whole or not named:
+        say(f"passing over {directory}: it belongs to other inputs or another step")
         return False
     return True
