@@ -237,10 +237,14 @@ def picture(setup: str, arms: Sequence[Json], path: Path) -> None:
         colour = "black" if alone else f"C{names.index(name)}"
         for axes in (left, right):
             _line(axes, points, color=colour, linestyle="-" if ifd or alone else "--", label=label)
-    if sweep := sorted(_kinds(a for a in usable if a["part"] == "sweep").items(), key=lambda found: found[0][2]):
-        ends = [_point(seeds, len(epochs) - 1, metric) for (_, _, epochs), seeds in sweep]
-        _line(right, ends, color=f"C{names.index(sweep[0][0][0])}", linestyle=":", label="its l, by epochs of m and l")
-        right.legend(*(each[-1:] for each in right.get_legend_handles_labels()), fontsize=8)
+    swept = sorted(_kinds(a for a in usable if a["part"] == "sweep").items(), key=lambda found: found[0][2])
+    for start in dict.fromkeys(name for (name, _, _), _ in swept):
+        ends = [_point(seeds, len(epochs) - 1, metric) for (name, _, epochs), seeds in swept if name == start]
+        _line(right, ends, color=f"C{names.index(start)}", linestyle=":", label=f"{start}: its l, by epochs of m and l")
+    if swept:
+        handles, labels = right.get_legend_handles_labels()
+        dotted = [i for i, label in enumerate(labels) if "by epochs" in label]
+        right.legend([handles[i] for i in dotted], [labels[i] for i in dotted], fontsize=8)
     left.set_title(f"{setup}: s, m, l in the order they are trained")
     right.set_title(f"the best {CLOSER} points closer")
     right.set_ylim(best - CLOSER, best + 0.2)
