@@ -57,7 +57,8 @@ def tables(report: Json) -> dict[str, str]:
         for arm in arms:
             parts[arm["part"]].append(arm)
         base = {arm["seed"]: arm for arm in arms if arm["name"] == "individual"}
-        found[f"{setup} individual"] = _individual(parts["individual"])
+        if parts["individual"]:
+            found[f"{setup} individual"] = _individual(parts["individual"])
         for part in ("choice", "table", "sweep", "two", "fresh"):
             if chains := [arm for arm in parts[part] if arm["name"] != "individual"]:
                 found[f"{setup} {part}"] = _compared(chains, base)

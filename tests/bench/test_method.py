@@ -65,6 +65,8 @@ def test_chains_are_compared_with_their_own_seed_alone() -> None:
     assert "| Insert | with | 8+1 | 1.78 | 10.0 | -2.50 ± 6.35 | undecided |" in tables["x sweep"]
     assert tables["x fresh"] == tables["x all seeds"] == tables["x table"]
     assert "80.50" in tables["x individual"]  # of seeds 0 and 1 alone
+    fresh = method_report.tables({"arms": [arm for arm in arms if arm["part"] == "fresh"]})  # --only fresh
+    assert fresh == {name: tables["x fresh"] for name in ("x fresh", "x all seeds")}
 
 
 def test_a_report_of_one_part_leaves_the_others(tmp_path: Path) -> None:
