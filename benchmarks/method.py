@@ -106,7 +106,7 @@ def smoke(scale: int = 1) -> Setup:
 class Arm:
     """Some models of a data set, each trained somehow; `part` is where the report shows it."""
 
-    part: str  # individual, table, sweep (of epochs), two (models), fresh (seeds), ablation
+    part: str  # individual, table, sweep (of epochs), two (models), fresh (seeds), ablation, tuning, choice
     name: str
     stages: tuple[Stage, ...]
     ifd: bool = False

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from markers import between
 from modelchain.cli.files import write_atomic
 from modelchain_bench.machine import processor
 
@@ -18,7 +19,6 @@ Kind = tuple[str, bool, tuple[int, ...]]  # name, with distillation, epochs of s
 CLOSER = 3  # points of accuracy, in the picture's right half
 TOLERANCE = 0.5  # points below the baseline that are no loss (paper, 3.1.2)
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}  # by number of seeds: two-sided 95 % of Student's t
-BEGIN, END = "<!-- method.py: {} -->", "<!-- end -->"
 
 
 def document(arms: Sequence[Json], workers: int) -> Json:
@@ -39,10 +39,7 @@ def write(report: Json, folder: Path) -> None:
     page = folder / "method.md"
     text = page.read_text() if page.exists() else ""
     for name, table in tables(report).items():
-        begin = BEGIN.format(name)
-        before, found, rest = text.partition(begin)
-        after = rest.partition(END)[2] if found else "\n"
-        text = f"{before}{begin}\n{table}\n{END}{after}"
+        text = between(text, f"method.py: {name}", table)
     write_atomic(page, text.encode())
     for setup in _setups(report):
         picture(setup, [a for a in report["arms"] if a["setup"] == setup], folder / f"method-{setup}.png")
