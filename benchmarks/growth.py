@@ -26,7 +26,7 @@ from torch import nn
 from markers import between
 from modelchain.cli.files import sha256_of
 from modelchain.contracts import WEIGHTS, DataRequest, Predecessor, Task, TaskEvaluation, TrainFiles
-from modelchain.digest import TRAINER_MATH, VERSION, digest_of
+from modelchain.digest import VERSION, digest_of
 from modelchain.zoo import MODELS
 from modelchain_data.batches import Batch, Batches
 from modelchain_data.index import open_set
@@ -112,7 +112,7 @@ class Lab:
     ) -> tuple[Task, models.Student | None]:
         """By the shipped trainer, to the end or for `stop` steps: its task, and the student if it was not there yet."""
         inputs: Json = {
-            "v": VERSION, "trainerMath": TRAINER_MATH, "modelConfig": small(name), "epochs": EPOCHS,
+            "v": VERSION, "modelConfig": small(name), "epochs": EPOCHS,
             "globalBatchSize": BATCH, "learningRate": "1e-3", "weightDecay": "0.1", "warmupSteps": 25,
             "precision": "fp32", "seed": 0, "captionsPerSample": CAPTIONS, "data": {"samples": self.samples},
             "rerun": None,
@@ -131,6 +131,7 @@ class Lab:
             chain="growth", stage=name, model=name, attempt=name, input_digest=digest, inputs=inputs,
             root=str(self.root), owner="growth", predecessor=predecessor, data=self.request, micro_batch_size=None,
             checkpoint_seconds=3600, macs_per_step=1, threads=1, last_word="",
+            device="cpu", start_seconds=604_800, stall_seconds=604_800,
         )  # fmt: skip
         trainer = Trainer(task, Stop(), {}, lambda _: None)
         waiting = trainer.meter.waiting

@@ -205,7 +205,7 @@ def train(stage: Stage, place: Place, before: Json | None) -> Json:
     directory.mkdir(parents=True, exist_ok=True)
     where = {"root": str(root), "predecessors": str(root), "last_word": str(directory / LAST_WORD)}
     launch = Launch(index, attempt, inputs, predecessor)
-    task = task_for(chain, {}, launch, owner=OWNER, data=data, threads=1, **where)
+    task = task_for(chain, {}, launch, owner=OWNER, data=data, threads=1, device="cpu", **where)
 
     stop = Stop()  # Ctrl-C: a checkpoint, from which the same command goes on
     for sig in (signal.SIGINT, signal.SIGTERM):

@@ -34,6 +34,7 @@ class FailureClass(StrEnum):
     ERROR = "Error"
     OUT_OF_MEMORY = "OutOfMemory"
     NODE_LOST = "NodeLost"
+    HARDWARE = "Hardware"
     IMAGE = "Image"
     INIT = "Init"
     START_DEADLINE = "StartDeadline"
@@ -55,7 +56,9 @@ class FailureClass(StrEnum):
     @property
     def disruption(self) -> bool:
         """The machine's doing, not the work's: charged to maxDisruptions."""
-        return self in (self.PREEMPTED, self.KILLED, self.NODE_LOST, self.INIT, self.START_DEADLINE, self.UNKNOWN)
+        return self in (
+            self.PREEMPTED, self.KILLED, self.NODE_LOST, self.HARDWARE, self.INIT, self.START_DEADLINE, self.UNKNOWN,
+        )  # fmt: skip
 
 
 class Predecessor(Record):
@@ -124,6 +127,9 @@ class Task(Record):
     checkpoint_seconds: int
     macs_per_step: int
     threads: int | None
+    device: Literal["cuda", "cpu"] = Field(description="what the pool promises: a trainer that finds less ends at once")
+    start_seconds: int = Field(description="the trainer ends itself without a first step within this time")
+    stall_seconds: int = Field(description="and without a new step for this time")
     last_word: str = Field(description="file for the termination message")
 
 
@@ -148,6 +154,9 @@ class LastWord(Record):
     seconds: float = 0.0
     gpu_seconds: float = 0.0
     metrics: dict[str, float] = {}
+    trainer_math: int | None = Field(None, description="of the trainer that made the weights")
+    node: str | None = Field(None, description="the node whose own device failed; none where no node is to blame")
+    fault: str = Field("", description="a short name of the device error, equal for equal errors on two nodes")
 
     @model_validator(mode="before")
     @classmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from math import prod
 from pathlib import PurePosixPath
 
@@ -42,12 +41,7 @@ def paths(files: str | list[str]) -> list[str]:
 
 def base_names(pattern: str) -> list[str]:
     """What of the shards goes into the input digest: their names in order, without any folder."""
-    return list(_base_names(pattern))
-
-
-@lru_cache(maxsize=8)  # every look at a chain asks for every stage
-def _base_names(pattern: str) -> tuple[str, ...]:
-    return tuple(PurePosixPath(name).name for name in expand(pattern))
+    return [PurePosixPath(name).name for name in expand(pattern)]
 
 
 def _count(pattern: str) -> int:

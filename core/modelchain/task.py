@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
+from typing import Literal
 
 from modelchain.contracts import DataRequest, Predecessor, Task
 from modelchain.plan import plan
@@ -20,6 +21,7 @@ def task_for(
     owner: str,
     data: DataRequest,
     threads: int | None,
+    device: Literal["cuda", "cpu"],
     last_word: str,
 ) -> Task:
     """All that the trainer of this attempt is told.
@@ -29,6 +31,7 @@ def task_for(
         root: where the attempt writes; absolute on the trainer's machine.
         predecessors: the root as artifacts are read from it.
         owner: names the attempt's directory, with its number.
+        device: what the attempt is to compute on.
         last_word: the file for the termination message.
     """
     spec = chain.spec
@@ -50,6 +53,9 @@ def task_for(
         checkpoint_seconds=spec.checkpoint.every_seconds,
         macs_per_step=planned.macs // steps,
         threads=threads,
+        device=device,
+        start_seconds=spec.deadlines.start_seconds,
+        stall_seconds=spec.deadlines.stall_seconds,
         last_word=last_word,
     )
 

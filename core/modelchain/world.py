@@ -20,6 +20,7 @@ class Artifact:
     metrics: Mapping[str, float]
     gpu_seconds: float = 0.0
     cost: str | None = None
+    trainer_math: int | None = None  # `TRAINER_MATH` of the trainer that made it, where that is known
 
     @property
     def input_digest(self) -> str:

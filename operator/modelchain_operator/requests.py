@@ -75,6 +75,7 @@ def job_request(chain: ModelChain, config: PoolFile, epochs: dict[str, int], lau
         owner=meta.uid[:8],
         data=_data(chain),
         threads=_threads(pool, stage.resources.processes_per_node),
+        device="cuda" if pool.gpus_per_node else "cpu",
         last_word=TERMINATION_MESSAGE,
     )
     return JobRequest(

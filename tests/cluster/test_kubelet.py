@@ -43,6 +43,9 @@ def task(attempt: str = "c-s-a1") -> Task:
         checkpoint_seconds=60,
         macs_per_step=7,
         threads=None,
+        device="cpu",
+        start_seconds=1800,
+        stall_seconds=1800,
         last_word="/dev/termination-log",
     )
 

@@ -135,6 +135,9 @@ def task(
         checkpoint_seconds=3600,
         macs_per_step=1000,
         threads=1,
+        device="cpu",
+        start_seconds=1800,
+        stall_seconds=1800,
         last_word=str(directory / "termination.json"),
     )
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from modelchain.cli.files import write_atomic
-from modelchain.cli.local.launch import Trainer, measure, processes_for, threads_for
+from modelchain.cli.local.launch import Trainer, gpus, measure, processes_for, threads_for
 from modelchain.cli.local.root import OWNER, Root, progress_of
 from modelchain.contracts import LAST_WORD, TASK, DataRequest, EvaluationRequest
 from modelchain.digest import evaluation_key
@@ -100,6 +100,7 @@ class LocalWorld:
             owner=OWNER,
             data=self.data,
             threads=threads,
+            device="cuda" if gpus() else "cpu",
             last_word=str(directory / LAST_WORD),
         )
         write_atomic(directory / TASK, task.model_dump_json(by_alias=True, indent=1).encode())
