@@ -6,17 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from modelchain.contracts import FailureClass, LastWord
+from modelchain.contracts import LAUNCH_FAILURE, FailureClass, LastWord
 from modelchain.digest import differing_fields
 from modelchain.ledger import running_seconds
 from modelchain.spec import Deadlines, Retry
 from modelchain.status import AttemptStatus, StageStatus, State
-from modelchain.world import Seen
+from modelchain.world import Contact, Seen
+
+IGNORED = 10  # connections without an answer
+SILENT_SECONDS = 300  # a trainer takes a minute or two to load before it answers
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How an attempt ended, and what its stage has left. `final`: why it is not tried again, if it is not."""
+    """How an attempt ended, and what its stage has left. `final`: why it is not tried again, if it is not.
+
+    `advanced`: it left a newer checkpoint than the one before. `pays_retry`: it is charged to the retries, so the next
+    one waits; a stage that is launched at once would burn them all in seconds.
+    """
 
     failure: FailureClass
     message: str
@@ -25,6 +32,8 @@ class Verdict:
     retries: int
     disruptions: int
     final: str | None = None
+    advanced: bool = False
+    pays_retry: bool = False
 
 
 def judge(limits: Retry, stage: StageStatus, attempt: AttemptStatus, seen: Seen, stopping: bool) -> Verdict:
@@ -34,6 +43,11 @@ def judge(limits: Retry, stage: StageStatus, attempt: AttemptStatus, seen: Seen,
     was stopped by us charges nobody.
     """
     failure, message = _cause(attempt, seen)
+    if failure is FailureClass.HARDWARE and _fails_again(stage, attempt, seen):
+        failure, message = (
+            FailureClass.ERROR,
+            f"{message}; not for the first time, so it is not taken for the node's fault",
+        )
     word = seen.word
     checkpoint = max(seen.checkpoint_step, attempt.checkpoint_step, (word.checkpoint_step or 0) if word else 0)
     advanced = checkpoint > stage.checkpoint_step
@@ -50,7 +64,14 @@ def judge(limits: Retry, stage: StageStatus, attempt: AttemptStatus, seen: Seen,
         final = f"{message}; {_allowed(limits.max_disruptions, 'disruption')} (spec.retry.maxDisruptions)"
     elif not as_disruption and retries > limits.max_retries:
         final = f"{message}; {_allowed(limits.max_retries, 'retry')} (spec.retry.maxRetries)"
-    return Verdict(failure, message, False, checkpoint, retries, disruptions, final)
+    pays = not as_disruption
+    return Verdict(failure, message, False, checkpoint, retries, disruptions, final, advanced, pays)
+
+
+def _fails_again(stage: StageStatus, attempt: AttemptStatus, seen: Seen) -> bool:
+    """A launch failure that names no cause is the device's once; a program that goes wrong fails everywhere."""
+    before = any(a.fault == LAUNCH_FAILURE for a in stage.attempts if a.name != attempt.name)
+    return before and LAUNCH_FAILURE in seen.bad_nodes.values()
 
 
 def _allowed(count: int, what: str) -> str:
@@ -76,36 +97,69 @@ def _cause(attempt: AttemptStatus, seen: Seen) -> tuple[FailureClass, str]:
 def deadline(
     limits: Deadlines, stage: StageStatus, attempt: AttemptStatus, seen: Seen, now: float
 ) -> tuple[FailureClass, str] | float | None:
-    """The deadline that has passed and what to say of it, or the seconds until the next one; None without pods.
+    """The deadline that has passed and what to say of it, or the seconds until the next one; None without one.
 
-    Time in a queue never counts: the start counts from the first running pod of those that are there.
+    Time in a queue never counts: the start counts from the first running pod of those that are there. Silence is no
+    evidence (RULES section 9): a start or a stall is over its time only if that was seen since the time was over.
     """
     if seen.hopeless is not None:
         return seen.hopeless
-    dues: list[tuple[float, FailureClass, str]] = []
-    began = min((pod.started for pod in seen.pods.values() if pod.finished is None), default=None)
+    dues: list[tuple[float, bool, FailureClass, str]] = []
+    began = _began(seen)
     if began is None and seen.waits is not None:
         failure, since = seen.waits
         text = f"{seen.waiting}; given up after {limits.start_seconds} s (spec.deadlines.startSeconds)"
-        dues.append((since + limits.start_seconds, failure, text))
+        dues.append((since + limits.start_seconds, True, failure, text))
     if began is not None:
-        stepped = attempt.stepped_at if attempt.stepped_at is not None and attempt.stepped_at >= began else None
-        if stepped is None:
-            text = f"no first step within {limits.start_seconds} s (spec.deadlines.startSeconds)"
-            text += f": {seen.waiting}" if seen.waiting else ""
-            dues.append((began + limits.start_seconds, FailureClass.START_DEADLINE, text))
-        else:
-            step = stage.progress.step if stage.progress else 0
-            text = f"no step after {step} for {limits.stall_seconds} s (spec.deadlines.stallSeconds)"
-            dues.append((stepped + limits.stall_seconds, FailureClass.STALL_DEADLINE, text))
+        dues.append(_next_step(limits, stage, attempt, seen, began))
         if limits.stage_seconds is not None:
             left = limits.stage_seconds - stage.spent.seconds - running_seconds(attempt, now)
             text = f"the stage has run for {limits.stage_seconds} s; raise spec.deadlines.stageSeconds to go on"
-            dues.append((now + left, FailureClass.STAGE_DEADLINE, text))
-    past = [(failure, text) for due, failure, text in dues if due <= now]
+            dues.append((now + left, True, FailureClass.STAGE_DEADLINE, text))
+    past = [(failure, text) for due, evident, failure, text in dues if due <= now and evident]
     if past:
         return past[0]
-    return min((due - now for due, _, _ in dues), default=None)
+    return min((due - now for due, *_ in dues if due > now), default=None)
+
+
+def _began(seen: Seen) -> float | None:
+    return min((pod.started for pod in seen.pods.values() if pod.finished is None), default=None)
+
+
+def _next_step(
+    limits: Deadlines, stage: StageStatus, attempt: AttemptStatus, seen: Seen, began: float
+) -> tuple[float, bool, FailureClass, str]:
+    """When the next step, or the first, is overdue; whether it is seen to be; and what is then said of it."""
+    stepped = attempt.stepped_at if attempt.stepped_at is not None and attempt.stepped_at >= began else None
+    if stepped is None:
+        due = began + limits.start_seconds
+        text = f"no first step within {limits.start_seconds} s (spec.deadlines.startSeconds)"
+        text += f": {seen.waiting}" if seen.waiting else ""
+        return due, bool(seen.waiting) or _shows(seen.contact, due, limits), FailureClass.START_DEADLINE, text
+    due, step = stepped + limits.stall_seconds, stage.progress.step if stage.progress else 0
+    text = f"no step after {step} for {limits.stall_seconds} s (spec.deadlines.stallSeconds)"
+    return due, _shows(seen.contact, due, limits), FailureClass.STALL_DEADLINE, text
+
+
+def _shows(contact: Contact | None, due: float, limits: Deadlines) -> bool:
+    """Whether rank 0 is seen to stand still: it answered after `due`; or it answered once, and since then takes
+    connections without a word. What does not connect at all shows nothing of the trainer."""
+    if contact is None or contact.answered is None:
+        return False
+    return contact.answered >= due or (contact.ignored >= IGNORED and contact.ignored_for >= limits.stall_seconds)
+
+
+def progress_unknown(limits: Deadlines, seen: Seen, now: float) -> str:
+    """What is said of a running trainer that cannot be asked for its progress; empty while it can."""
+    contact = seen.contact
+    if not seen.running or contact is None or contact.silent is None:
+        return ""
+    if now - contact.silent < min(SILENT_SECONDS, limits.stall_seconds):
+        return ""
+    return (
+        f"ProgressUnknown: rank 0 does not tell its progress at {contact.address}; look for a NetworkPolicy, a service "
+        "mesh or a firewall that closes this port to the operator. Nothing is ended for it: the trainer watches itself"
+    )
 
 
 def why_missed(

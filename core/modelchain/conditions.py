@@ -5,20 +5,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
-from modelchain.ledger import timestamp, total_cost
+from modelchain.ledger import MESSAGE_LENGTH, timestamp, total_cost
+from modelchain.messages import shortened
 from modelchain.spec import ModelChain
-from modelchain.status import ChainStatus, Condition, StageStatus, State, Summary, Total
+from modelchain.status import AvoidedNode, ChainStatus, Condition, StageStatus, State, Summary, Total
 
 MAX_BYTES = 60_000  # of a status as JSON; an object of 64 KiB is slow to watch and list
+REASON_LENGTH = 2000  # characters of a stage's reason: a condition's message, of 4096 at most, is longer
 BRIEF = 80  # characters of a sentence where there is no room
+OVER = ("Complete", "Finished")
 
 
 def completed(
-    chain: ModelChain, old: ChainStatus, stages: list[StageStatus], retry: str | None, now: float
+    chain: ModelChain,
+    old: ChainStatus,
+    stages: list[StageStatus],
+    retry: str | None,
+    now: float,
+    avoid: Iterable[AvoidedNode] = (),
 ) -> ChainStatus:
-    """The whole status, from its stages."""
+    """The whole status from its stages, just as it is read back after it was written."""
+    stages = [_cut(stage, REASON_LENGTH, MESSAGE_LENGTH) for stage in stages]
     status = ChainStatus(
         observed_generation=chain.metadata.generation or 0,
         stages=stages,
@@ -27,21 +37,30 @@ def completed(
             gpu_seconds=sum(s.gpu_seconds for s in stages),
             cost=total_cost(s.cost for s in stages),
         ),
+        avoid=list(avoid),
         retry=retry,
         conditions=_conditions(chain, old, stages, now),
         summary=_summary(chain, stages),
     )
-    return _bounded(status)
+    return _bounded(status).as_stored()
 
 
 def refused(old: ChainStatus, generation: int, message: str, now: float) -> ChainStatus:
-    """The status of a chain whose spec cannot be run: all that is known of its stages stays."""
+    """The status of a chain whose spec cannot be run: all that is known of its stages stays.
+
+    It is not complete: the spec asks for something else than what has finished.
+    """
+    message = shortened(message, REASON_LENGTH)
     facts = (("Stalled", True), ("Ready", False), ("Admitted", False))
     conditions = [_condition(old, kind, true, "InvalidSpec", message, generation, now) for kind, true in facts]
-    kept = [c for c in old.conditions if c.type not in ("Stalled", "Reconciling", "Ready", "Admitted")]
+    kept = [
+        _condition(old, c.type, False, "InvalidSpec", message, generation, now) if c.type in OVER else c
+        for c in old.conditions
+        if c.type not in ("Stalled", "Reconciling", "Ready", "Admitted")
+    ]
     summary = old.summary.model_copy(update={"state": "InvalidSpec"})
     update = {"observed_generation": generation, "conditions": [*conditions, *kept], "summary": summary}
-    return old.model_copy(update=update)
+    return old.model_copy(update=update).as_stored()
 
 
 def constant(reason: str) -> str:
@@ -157,13 +176,13 @@ def _bounded(status: ChainStatus) -> ChainStatus:
     while len(status.model_dump_json(by_alias=True, exclude_none=True).encode()) > MAX_BYTES:
         longest = max(status.stages, key=lambda s: len(s.attempts), default=None)
         if longest is None or len(longest.attempts) <= 1:
-            return status.model_copy(update={"stages": [_brief(stage) for stage in status.stages]})
+            return status.model_copy(update={"stages": [_cut(stage, BRIEF, BRIEF) for stage in status.stages]})
         shorter = longest.model_copy(update={"attempts": longest.attempts[1:]})
         stages = [shorter if s is longest else s for s in status.stages]
         status = status.model_copy(update={"stages": stages})
     return status
 
 
-def _brief(stage: StageStatus) -> StageStatus:
-    attempts = [a.model_copy(update={"message": a.message[:BRIEF]}) for a in stage.attempts]
-    return stage.model_copy(update={"reason": stage.reason[:BRIEF], "attempts": attempts})
+def _cut(stage: StageStatus, reason: int, message: int) -> StageStatus:
+    attempts = [a.model_copy(update={"message": shortened(a.message, message)}) for a in stage.attempts]
+    return stage.model_copy(update={"reason": shortened(stage.reason, reason), "attempts": attempts})

@@ -16,6 +16,7 @@ MANIFEST, RESULTS, WEIGHTS, CONFIG = (
     "open_clip_config.json",
 )
 TASK, LAST_WORD, METRICS = "task.json", "termination.json", "metrics.jsonl"
+LAUNCH_FAILURE = "LaunchFailure"  # the fault of a CUDA error without a cause: the device's, or the program's
 EVALUATIONS = "evaluations.json"  # beside an artifact: evaluations that were added after it was finished
 
 

@@ -8,12 +8,13 @@ from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from modelchain.contracts import FailureClass
+from modelchain.messages import shortened
 from modelchain.status import AttemptStatus, PodTime, Spent, StageStatus, State
 from modelchain.world import Seen
 
 KEPT_ATTEMPTS = 10
 MESSAGE_LENGTH = 512
-MAX_PODS = 300  # listed of one attempt: of the largest gang, and some that are gone
+MAX_PODS = 256  # listed of one attempt: the largest gang, and as many keys as the CRD allows
 CENT = Decimal("0.01")
 
 
@@ -23,36 +24,46 @@ def timestamp(now: float) -> str:
 
 
 def account(attempt: AttemptStatus, seen: Seen, now: float, price: str | None) -> AttemptStatus:
-    """The attempt with what its pods have spent until `now`. A pod that vanished unseen has run until `now`.
+    """The open attempt with what its pods have spent until `now`. A pod that vanished unseen has run until `now`.
 
-    Pods stay listed after they are gone, so that one that is heard of again counts once; only of very many, those that
-    are gone are summed up in `gone`. What was said to be spent is never taken back, though a node's clock may be late.
+    It is counted anew from the times that are known by now, so a time that turns out wrong is corrected. Pods stay
+    listed after they are gone, so that one that is heard of again counts once; of very many, those that are gone are
+    summed up in `gone`.
     """
-    pods = {uid: _ended(pod, now) for uid, pod in attempt.pods.items() if uid not in seen.pods} | dict(seen.pods)
+    left = {uid: _ended(pod, now) for uid, pod in attempt.pods.items() if uid not in seen.known and pod.started > 0}
+    pods, over = _listed({**left, **seen.pods}, seen)
     gone = attempt.gone
-    if len(pods) > MAX_PODS:
-        vanished = [pod for uid, pod in pods.items() if uid not in seen.pods]
-        pods = dict(seen.pods)
-        gone = Spent(
-            gpu_seconds=gone.gpu_seconds + _gpu_seconds(vanished, now), seconds=gone.seconds + _seconds(vanished, now)
-        )
-    word = seen.word
+    gone = Spent(gpu_seconds=gone.gpu_seconds + _gpu_seconds(over, now), seconds=gone.seconds + _seconds(over, now))
+    word, cost = seen.word, attempt.cost
     gpu_seconds = gone.gpu_seconds + _gpu_seconds(pods.values(), now)
     if not pods and not gone.seconds:  # without pods (a laptop) the attempt's own figures count
         gpu_seconds = max(seen.gpu_seconds, word.gpu_seconds if word else 0.0)
-    gpu_seconds = max(gpu_seconds, attempt.gpu_seconds)
-    costs = [Decimal(cost) for cost in (money(gpu_seconds, price), attempt.cost) if cost is not None]
+    if price is not None:
+        cost = money(gpu_seconds, price)
     return attempt.model_copy(
         update={
             "pods": pods,
             "gone": gone,
             "gpu_seconds": round(gpu_seconds, 3),
-            "cost": str(max(costs)) if costs else None,
+            "cost": cost,
             # A last word that had to be brief may hold less than what was seen before it.
             "macs": max(attempt.macs, seen.macs, word.macs if word else 0),
             "checkpoint_step": max(attempt.checkpoint_step, seen.checkpoint_step),
         }
     )
+
+
+def _listed(pods: dict[str, PodTime], seen: Seen) -> tuple[dict[str, PodTime], list[PodTime]]:
+    """The pods to go on listing, and those to sum up: of too many, all that are gone.
+
+    No gang has more pods than may be listed. If more are there all the same, the oldest are left out and not summed up:
+    they are read again at the next look, and would count twice.
+    """
+    if len(pods) <= MAX_PODS:
+        return pods, []
+    there = {uid: pod for uid, pod in seen.pods.items() if uid not in seen.gone_pods}
+    over = [pod for uid, pod in pods.items() if uid not in there]
+    return dict(sorted(there.items(), key=lambda item: item[1].started)[-MAX_PODS:]), over
 
 
 def running_seconds(attempt: AttemptStatus, now: float) -> float:
@@ -81,12 +92,14 @@ def closed(
         update={
             "state": state,
             "failure": failure,
-            "message": message[:MESSAGE_LENGTH],
+            "message": shortened(message, MESSAGE_LENGTH),
             "finished_at": timestamp(now),
             "gone": Spent(seconds=running_seconds(final, now)),
             "pods": {},
             "ending": None,
             "stepped_at": None,
+            "node": next(iter(seen.bad_nodes), None) if state is State.FAILED else None,
+            "fault": next(iter(seen.bad_nodes.values()), "") if state is State.FAILED else "",
         }
     )
 

@@ -45,3 +45,11 @@ LOCAL = "kind Local is for `modelchain run -f FILE --root DIR` on your machine; 
 IMAGE = "must end in @sha256:<64 hex digits>, since a tag can move between two stages (got '{image}')"
 STORAGE = "cannot change once set, since the finished stages lie there; apply a chain of another name for another claim"
 ARTIFACT = "a StageArtifact never changes; `kubectl delete sart {name}` permits its stage to be trained again"
+
+
+def shortened(text: str, length: int) -> str:
+    """At most `length` characters: where that is too few, the middle goes, since both ends of an error say most."""
+    if len(text) <= length:
+        return text
+    half = (length - 3) // 2
+    return f"{text[: length - 3 - half]}...{text[len(text) - half :]}"

@@ -25,11 +25,12 @@ def decide(chain: ModelChain, observed: Observed, now: float) -> Step:
         now: seconds since the epoch.
     """
     old = observed.status
-    fresh = old.retry != observed.retry or old.observed_generation != (chain.metadata.generation or 0)
+    retried = bool(observed.retry) and observed.retry != old.retry  # a value that is taken away asks for nothing
+    fresh = retried or old.observed_generation != (chain.metadata.generation or 0)
     stages = _resolved(chain, old, fresh)
-    walk = Walk(chain, observed, now, finished=not fresh and (old.is_true("Complete") or old.is_true("Failed")))
+    walk = Walk(chain, observed, now, finished=not fresh and old.is_over(len(stages)), retried=retried)
     stages = [walk.visit(index, stage) for index, stage in enumerate(stages)]
-    status = completed(chain, old, stages, observed.retry, now)
+    status = completed(chain, old, stages, observed.retry or old.retry, now, walk.avoid)
     if status != old:
         return Step(status, write=True, again=0.0)
     action = _before_all(observed, walk) or walk.action or _after_all(observed, walk)

@@ -71,6 +71,8 @@ class AttemptStatus(Record):
     macs: Macs = 0
     uid: str | None = None
     ending: FailureClass | None = None
+    node: str | None = None  # whose own device ended it, and what was wrong there
+    fault: str = ""
     checkpoint_step: int = 0
     stepped_at: float | None = None
     pods: dict[str, PodTime] = {}
@@ -82,6 +84,7 @@ class ArtifactRef(Record):
 
     path: str
     digest: str
+    trainer_math: int | None = None  # of the trainer that made it, where that is known
 
 
 class StageStatus(Record):
@@ -144,13 +147,33 @@ class Summary(Record):
     accuracy: str = ""
 
 
+class AvoidedNode(Record):
+    """A node whose own device failed: the chain's attempts keep away from it `until` then (seconds since the epoch)."""
+
+    node: str
+    until: float
+    fault: str = ""
+
+
 class ChainStatus(Record):
+    """`retry` is the newest value of the retry annotation that budgets were renewed for; it stays when that goes."""
+
     observed_generation: int = -1
     conditions: list[Condition] = []
     summary: Summary = Summary()
     stages: list[StageStatus] = []
     total: Total = Total()
+    avoid: list[AvoidedNode] = []
     retry: str | None = None
+
+    def as_stored(self) -> ChainStatus:
+        """As it is read back after it was written: `decide` compares with that, or it would write for ever."""
+        return ChainStatus.model_validate_json(self.model_dump_json(by_alias=True, exclude_none=True))
+
+    def is_over(self, stages: int) -> bool:
+        """Whether all stages have finished or one has failed; nothing more starts then by itself."""
+        done = [stage.state is State.SUCCEEDED for stage in self.stages]
+        return (len(done) == stages and all(done)) or any(s.state is State.FAILED for s in self.stages)
 
     @property
     def epochs(self) -> dict[str, int]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from modelchain.attempts import deadline, judge, why_missed
+from modelchain.attempts import deadline, judge, progress_unknown, why_missed
 from modelchain.conditions import constant
 from modelchain.contracts import FailureClass, LastWord
 from modelchain.digest import digest_of, stage_inputs
 from modelchain.ledger import account, booked, closed, ended, least, plus, same_pods, shown, timestamp, whole
+from modelchain.nodes import avoided, known_nodes, nodes_avoided, same_everywhere
 from modelchain.spec import ModelChain
+from modelchain.stages import after, behind
 from modelchain.status import ArtifactRef, AttemptStatus, Spent, StageStatus, State
 from modelchain.world import (
     Action,
@@ -33,9 +35,11 @@ _STOPS = "; waits for an earlier attempt to stop"
 class Walk:
     """One pass along the chain: every stage before the current one is done, every one after it waits."""
 
-    def __init__(self, chain: ModelChain, observed: Observed, now: float, finished: bool):
+    def __init__(self, chain: ModelChain, observed: Observed, now: float, finished: bool, retried: bool):
         self.spec, self.seen, self.now, self.finished = chain.spec, observed, now, finished
-        self.chain_name = chain.metadata.name
+        self.chain_name, self.retried = chain.metadata.name, retried
+        fresh = observed.status.observed_generation != (chain.metadata.generation or 0)
+        self.avoid = [] if retried else known_nodes(observed.status.avoid, forget=fresh)
         self.previous: Artifact | None = None
         self.handed_over: float | None = None  # when the trainer ended that made `previous`, if this look says so
         self.blocked: str | None = None  # the stage the rest waits for
@@ -52,20 +56,7 @@ class Walk:
     def visit(self, index: int, stage: StageStatus) -> StageStatus:
         """What this stage becomes; to be called in the chain's order."""
         if self.blocked is not None:
-            failed = stage.state is State.FAILED
-            return stage.model_copy(
-                update={
-                    "state": State.FAILED if failed else State.PENDING,
-                    "reason": stage.reason if failed else f"waits for stage {self.blocked}",
-                    "input_digest": None,
-                    "cache": None,
-                    "artifact": None,
-                    "results": {},
-                    "progress": None,
-                    "inherits_at": None,
-                    **booked(stage, self._settle(stage)),
-                }
-            )
+            return behind(stage, self.blocked, self._settle(stage))
         assert stage.epochs is not None
         inputs = stage_inputs(
             self.spec,
@@ -102,7 +93,9 @@ class Walk:
         out = []
         for attempt in stage.attempts:
             seen = self.seen.attempt(attempt.name)
-            if attempt.finished_at is None and not seen.there:
+            if attempt.finished_at is None and attempt.uid is None and seen.uid is not None:
+                attempt = attempt.model_copy(update={"uid": seen.uid})  # before anything is decided about it
+            elif attempt.finished_at is None and not seen.there:
                 attempt = self._closed(attempt, seen, State.SUSPENDED, message="superseded")
             elif attempt.finished_at is None and seen.started:  # also if it is asked for again before it is gone
                 attempt = attempt.model_copy(update={"state": State.SUSPENDED})
@@ -152,7 +145,7 @@ class Walk:
                 "cache": stage.cache or "Hit",
                 "last_digest": stage.input_digest,
                 "frozen": self.spec.stages[index].epochs is None,
-                "artifact": ArtifactRef(path=found.path, digest=found.digest),
+                "artifact": ArtifactRef(path=found.path, digest=found.digest, trainer_math=found.trainer_math),
                 "results": {name: f"{value:.2f}" for name, value in found.metrics.items()},
                 "progress": None,
                 "not_before": None,
@@ -181,7 +174,8 @@ class Walk:
     def _train(self, index: int, stage: StageStatus, inputs: Mapping[str, Any], miss: str) -> StageStatus:
         last = stage.attempts[-1] if stage.attempts else None
         if last is not None and last.finished_at is None and last.input_digest == stage.input_digest:
-            return self._follow(stage, last, Launch(index, last, inputs, self.previous), miss)
+            avoid = tuple(known.node for known in self.avoid)
+            return self._follow(stage, last, Launch(index, last, inputs, self.previous, avoid), miss)
         stage = stage.model_copy(update=booked(stage, self._settle(stage)))
         if stage.state is State.FAILED:
             return stage
@@ -214,6 +208,8 @@ class Walk:
         assert digest is not None
         if self.seen.obstacle:
             return self._stalled(self._waits(stage, ""), self.seen.obstacle)
+        if everywhere := same_everywhere(self.avoid, self.now):
+            return self._stalled(self._waits(stage, ""), everywhere)
         if self.seen.claim_missing:
             self.action = MakeClaim()
             return self._waits(stage, "makes the claim for its artifacts")
@@ -232,6 +228,7 @@ class Walk:
         )
         before = [a for a in stage.attempts if a.input_digest == digest]
         self.wanted.add(intent.name)
+        self.avoid = [known for known in self.avoid if known.until > self.now]
         self.again = 0.0
         return stage.model_copy(
             update={
@@ -267,7 +264,13 @@ class Walk:
         self.again = self.seen.poll_seconds
         if seen.started:
             self.shares.add(attempt.input_digest)
+        if attempt.uid is None and seen.uid is not None:
+            # Before anything else: a job that was stopped without this would free its name, and be made again.
+            return self._identified(stage, attempt, seen.uid)
         asked = attempt.ending is not None or attempt.state is State.SUSPENDED
+        if seen.idle and self.retried and not asked:
+            new = attempt.model_copy(update={"state": State.SUSPENDED, "message": "it was asked for again"})
+            return self._with(stage, new, reason=f"stopping: {new.message}")
         if seen.there and (self.stopping or asked):
             reason = f"stopping: {self.stopping or attempt.message or 'it was asked to'}"
             if not asked:
@@ -281,12 +284,9 @@ class Walk:
         if stalled := seen.stalled or (self.seen.stuck if seen.there else ""):
             self.wanted.add(attempt.name)
             return self._stalled(stage, stalled)
-        if seen.uid is not None and attempt.uid is None:
-            self.wanted.add(attempt.name)
-            taken = None if stage.inherits_at is None else round(max(0.0, self.now - stage.inherits_at), 3)
-            took = {"inherits_at": None, "transition_seconds": taken if taken is not None else stage.transition_seconds}
-            return self._with(stage, attempt.model_copy(update={"uid": seen.uid}), **took)
         if not seen.started:
+            if asked:  # nothing of it was ever there; what still comes is nobody's
+                return self._judged(stage, attempt, seen)
             if self.stopping:
                 self.again = None
                 return stage.model_copy(update={"state": State.SUSPENDED, "reason": self.stopping})
@@ -302,9 +302,17 @@ class Walk:
             self.wanted.add(attempt.name)
             if seen.held:
                 self.action = Release(attempt)
-                return stage.model_copy(update={"state": State.STARTING, "reason": miss})
+                update = {"state": State.STARTING, "reason": seen.waiting or miss, "stalled": bool(seen.waiting)}
+                return stage.model_copy(update=update)
             return self._watch(stage, attempt, seen, miss)
         return self._ended(stage, attempt, seen, launch)
+
+    def _identified(self, stage: StageStatus, attempt: AttemptStatus, uid: str) -> StageStatus:
+        """The attempt has a job, which will be known by its UID from now on."""
+        self.wanted.add(attempt.name)
+        taken = None if stage.inherits_at is None else round(max(0.0, self.now - stage.inherits_at), 3)
+        took = {"inherits_at": None, "transition_seconds": taken if taken is not None else stage.transition_seconds}
+        return self._with(stage, attempt.model_copy(update={"uid": uid}), **took)
 
     def _watch(self, stage: StageStatus, attempt: AttemptStatus, seen: Seen, miss: str) -> StageStatus:
         """It was released: waits in a queue, starts or runs. What was spent is written with what else has changed."""
@@ -318,7 +326,9 @@ class Walk:
             attempt = attempt.model_copy(update={"stepped_at": self.now})
         state, reason = (State.RUNNING if seen.progress else State.STARTING), miss
         if seen.queued:
-            state, reason = State.QUEUED, seen.waiting
+            state, reason = State.QUEUED, nodes_avoided(self.avoid, seen.waiting)
+        elif unheard := progress_unknown(self.spec.deadlines, seen, self.now):
+            state, reason = State.RUNNING, unheard
         elif seen.waiting:
             state, reason = State.STARTING, seen.waiting
         attempt = attempt.model_copy(
@@ -371,29 +381,11 @@ class Walk:
         verdict = judge(self.spec.retry, stage, attempt, seen, bool(self.stopping))
         state = State.SUSPENDED if verdict.stopped else State.FAILED
         attempt = self._closed(attempt, seen, state, verdict.failure, verdict.message)
-        stage = stage.model_copy(
-            update={
-                **booked(stage, [*stage.attempts[:-1], attempt]),
-                "progress": None,
-                "checkpoint_step": verdict.checkpoint_step,
-                "retries": verdict.retries,
-                "disruptions": verdict.disruptions,
-            }
-        )
-        if verdict.stopped:
-            reason = self.stopping or "goes on from its newest checkpoint"
-            state = State.SUSPENDED if self.stopping else State.PENDING
-            return stage.model_copy(update={"state": state, "reason": reason})
-        if verdict.final is not None:
-            reason = f"{verdict.failure}: {verdict.final}"
-            return stage.model_copy(update={"state": State.FAILED, "reason": reason})
-        retried = {**stage.retried, verdict.failure: stage.retried.get(verdict.failure, 0) + 1}
-        wait = 0.0
-        if not verdict.failure.disruption:
-            wait = self.seen.backoff_seconds * 2 ** min(verdict.retries - 1, 6)
-        reason = f"{verdict.failure}: {verdict.message}; tries again"
-        update = {"state": State.PENDING, "reason": reason, "not_before": self.now + wait, "retried": retried}
-        return stage.model_copy(update=update)
+        if verdict.advanced:
+            self.avoid = known_nodes(self.avoid, forget=True)
+        if verdict.failure is FailureClass.HARDWARE and not verdict.stopped:
+            self.avoid = avoided(self.avoid, seen.bad_nodes, self.now)
+        return after(stage, attempt, verdict, self.now, self.seen.backoff_seconds, self.stopping)
 
     def _verifying(self, stage: StageStatus, attempt: AttemptStatus, reason: str) -> StageStatus:
         attempt = attempt.model_copy(update={"state": State.VERIFYING})

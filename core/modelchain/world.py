@@ -37,6 +37,22 @@ class Damage:
 
 
 @dataclass(frozen=True)
+class Contact:
+    """How this process fares with asking rank 0 for its progress.
+
+    `answered`: when it last answered (seconds since the epoch); None if never. `silent`: since when nothing came back,
+    None while it answers. `ignored`: connections that were accepted and stayed unanswered since it last answered, and
+    the seconds from the first of them to the last. `address`: where it is asked.
+    """
+
+    answered: float | None = None
+    silent: float | None = None
+    ignored: int = 0
+    ignored_for: float = 0.0
+    address: str = ""
+
+
+@dataclass(frozen=True)
 class Seen:
     """What is seen of one attempt.
 
@@ -45,7 +61,12 @@ class Seen:
     is not recorded, `stalled` that somebody must act, `hopeless` that waiting cannot help, `waits` what it is charged
     to if it waits too long while it holds its nodes, and since when (seconds since the epoch). `succeeded` is the job's
     own word, which is no evidence; `evidence` is what pods say of a failure that left no last word. `verify`: how far
-    the re-hashing of an artifact is whose last word was lost.
+    the re-hashing of an artifact is whose last word was lost. `idle`: somebody else suspended its job, which is in no
+    queue.
+
+    `pods` are the running times by UID, of pods that are there and of those that are remembered (`gone_pods`). `known`
+    are the UIDs of all of them, those included that have no time that can be believed. `bad_nodes` are nodes whose own
+    device failed, with what was wrong. `contact` says how far rank 0 can be asked for its progress; None on a laptop.
     """
 
     live: bool
@@ -67,11 +88,16 @@ class Seen:
     evidence: tuple[FailureClass, str] | None = None
     verify: LastWord | Literal["Pending", "Unanswered"] | None = None
     pods: Mapping[str, PodTime] = field(default_factory=dict)
+    known: frozenset[str] = frozenset()
+    gone_pods: frozenset[str] = frozenset()
+    bad_nodes: Mapping[str, str] = field(default_factory=dict)
+    contact: Contact | None = None
+    idle: bool = False
 
     @property
     def there(self) -> bool:
         """Something runs, or would."""
-        return self.live or self.held or self.queued
+        return self.live or self.held or self.queued or self.idle
 
 
 @dataclass(frozen=True)
@@ -123,6 +149,7 @@ class Launch:
     attempt: AttemptStatus
     inputs: Mapping[str, Any]
     predecessor: Artifact | None
+    avoid: tuple[str, ...] = ()  # nodes it must not run on
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,64 @@
+"""What becomes of one stage: behind another one, and after an attempt that left nothing. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modelchain.attempts import Verdict
+from modelchain.ledger import booked
+from modelchain.status import AttemptStatus, StageStatus, State
+
+
+def behind(stage: StageStatus, blocked: str, attempts: list[AttemptStatus]) -> StageStatus:
+    """A stage that waits for the stage `blocked`, with its attempts as they are now."""
+    failed = stage.state is State.FAILED
+    update = {
+        "state": State.FAILED if failed else State.PENDING,
+        "reason": stage.reason if failed else f"waits for stage {blocked}",
+        "input_digest": None,
+        "cache": None,
+        "artifact": None,
+        "results": {},
+        "progress": None,
+        "inherits_at": None,
+    }
+    return stage.model_copy(update={**update, **booked(stage, attempts)})
+
+
+def after(
+    stage: StageStatus, closed: AttemptStatus, verdict: Verdict, now: float, backoff: float, stopping: str | None
+) -> StageStatus:
+    """The stage after its newest attempt was judged: it goes on, waits, tries again or has failed.
+
+    Args:
+        closed: that attempt, closed.
+        now: seconds since the epoch.
+        backoff: seconds until the first retry; doubled for each one more, up to 64 times.
+        stopping: why nothing may run, if so.
+    """
+    stage = stage.model_copy(
+        update={
+            **booked(stage, [*stage.attempts[:-1], closed]),
+            "progress": None,
+            "checkpoint_step": verdict.checkpoint_step,
+            "retries": verdict.retries,
+            "disruptions": verdict.disruptions,
+        }
+    )
+    update: dict[str, Any]
+    if verdict.stopped:
+        update = {
+            "state": State.SUSPENDED if stopping else State.PENDING,
+            "reason": stopping or "goes on from its newest checkpoint",
+        }
+    elif verdict.final is not None:
+        update = {"state": State.FAILED, "reason": f"{verdict.failure}: {verdict.final}"}
+    else:
+        wait = backoff * 2 ** min(verdict.retries - 1, 6) if verdict.pays_retry else 0.0
+        update = {
+            "state": State.PENDING,
+            "reason": f"{verdict.failure}: {verdict.message}; tries again",
+            "not_before": now + wait,
+            "retried": {**stage.retried, verdict.failure: stage.retried.get(verdict.failure, 0) + 1},
+        }
+    return stage.model_copy(update=update)
