@@ -1,8 +1,9 @@
 """`python benchmarks/method.py`: what chain training is worth, measured on Fashion-MNIST and Flickr8k.
 
 Models trained alone against chains, by initialisation, distillation and epochs, with ablations: every training is the
-trainer's own. A stage that is finished is not run again, a stopped one goes on: Ctrl-C and the same command lose
-nothing. `--write` puts figures, tables and pictures into docs/.
+trainer's own, though in two rows one thing of it is replaced (`method_runs.replaced`). A stage that is finished is not
+run again, a stopped one goes on: Ctrl-C and the same command lose nothing. `--write` puts figures, tables and pictures
+into docs/.
 """
 
 from __future__ import annotations

@@ -189,7 +189,8 @@ class Distillation(ApiModel):
 
     def released_alpha(self, dim: int) -> Decimal:
         """alpha by the authors' code: the factor of mean squares over `dim`, the predecessor's embed_dim, picture plus
-        text; Eq. 1 and 4, to the letter, have squared norms, picture and text averaged."""
+        text. Eq. 1 and 4 have squared norms, picture and text averaged. Features are of unit length in both, as in the
+        code; the paper does not say so of Eq. 1."""
         return Decimal(self.alpha) * dim / 2 if self.convention == "Equation1" else Decimal(self.alpha)
 
     @property

@@ -1,4 +1,4 @@
-"""Rule 3 with whole epochs: what must hold for any chain and target, and the paper's own."""
+"""Rule 3 with whole epochs: what must hold for any chain and target, and epochs for the paper's three targets."""
 
 from __future__ import annotations
 

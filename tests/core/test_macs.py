@@ -60,6 +60,21 @@ TABLE_G = {
     "Swin-L": (61073590272, 195781908, 85054464, 183.1926922028086),
 }
 
+# Table G as printed: millions of parameters of the image tower and overall.
+PRINTED_PARAMETERS = {
+    "ViT-T-16": ("5.62", "15.10"),
+    "ViT-C-16": ("9.86", "24.66"),
+    "ViT-S-16": ("21.81", "43.10"),
+    "ViT-M-16": ("38.59", "67.56"),
+    "ViT-B-16": ("86.19", "124.02"),
+    "ViT-XB-16": ("171.36", "209.19"),
+    "ViT-L-16": ("304.09", "389.14"),
+    "Swin-T": ("27.91", "37.39"),
+    "Swin-S": ("49.23", "70.52"),
+    "Swin-B": ("87.27", "125.10"),
+    "Swin-L": ("195.78", "280.83"),
+}
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
@@ -131,3 +146,33 @@ def test_training_is_three_forwards_less_the_patch_embedding_plus_the_update() -
         patches(torch.zeros(1, 3, 32, 32))
     without_update = 3 * macs.forward_macs(config, 4) - counter.get_total_flops() // 2
     assert macs.training_macs(config, 4, 24) == without_update + Fraction(macs.parameters(config), 8)
+
+
+@pytest.mark.parametrize("name", PRINTED_PARAMETERS)
+def test_the_printed_parameters_are_ours_but_for_vit_xb(name: str) -> None:
+    image, overall = map(float, PRINTED_PARAMETERS[name])
+    close = pytest.approx(macs.parameters(MODELS[name].config) / 1e6, abs=0.011)  # Table G adds rounded cells
+    assert (overall == close) == (name != "ViT-XB-16")
+    assert (image == pytest.approx(TABLE_G[name][1] / 1e6, abs=0.005)) == (name != "ViT-XB-16")
+
+
+@pytest.mark.parametrize("name", PRINTED_PARAMETERS)
+def test_the_printed_training_macs_hold_nine_a_parameter_and_the_forward_ones_six_captions(name: str) -> None:
+    cells, config = MODELS[name].paper, MODELS[name].config
+    forward, training, overall = float(cells.forward), float(cells.training), float(PRINTED_PARAMETERS[name][1]) / 1e3
+    with FlopCounterMode(display=False) as counter:
+        _patches(config)
+    first = counter.get_total_flops() / 2e9
+    off = {"ViT-XB-16": 0.041, "Swin-B": -0.397}.get(name, 0)
+    assert training - (3 * forward - first + 9 * overall) == pytest.approx(off, abs=0.0035)
+    assert training - (3 * forward - first + 3 * overall) > 0.09 or name == "Swin-B"
+    assert -0.0075 < macs.forward_macs(config, 6) / 1e9 / forward - 1 < 0.036
+    assert -0.265 < macs.forward_macs(config, 4) / 1e9 / forward - 1 < -0.12
+
+
+def _patches(config: ModelConfig) -> None:
+    """The patch embedding's forward pass of one picture."""
+    vision = config.vision_cfg
+    patch, width = (4, vision.base_width) if vision.is_swin else (vision.patch_size, vision.width)
+    embed = torch.nn.Conv2d(3, width, patch, patch, device="meta")
+    embed(torch.zeros(1, 3, vision.image_size, vision.image_size, device="meta"))

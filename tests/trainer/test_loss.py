@@ -78,8 +78,9 @@ def reference(dtype, predecessor=PREDECESSOR):
 
 
 def equations(dtype, predecessor=PREDECESSOR):
-    """The paper's Eq. 1 to 4 as printed, their sums over pairs as means: loss and gradients. Features are of unit
-    length, as cosines are; alpha is Eq. 1's for the same pull."""
+    """The paper's Eq. 1 to 4 written out, their sums over pairs as means: loss and gradients. Features are of unit
+    length: by Eq. 2's cosines, and by the authors' code in Eq. 1, which does not say so; alpha is Eq. 1's for the same
+    pull."""
     student, (images, tokens, *teacher) = make_student(dtype, predecessor), make_batch(dtype, predecessor)
     image, text, *projected = features(student, images, tokens)
     v, t, inverse_tau = unit_of(image), unit_of(text), student.clip.logit_scale.exp()

@@ -69,8 +69,9 @@ def distillation(
     """Inverse feature distillation: alpha times the mean squared difference of unit features, image plus text.
 
     Student features are those after T; images [N, D], texts [K, D]. The mean is over rows *and* dimensions and the two
-    are summed, as in the authors' code, where alpha is 500. Eq. 1 read to the letter (squared norms, image and text
-    averaged) is D / 2 times this: 256 times at D = 512, so its alpha for the same pull would be 1.95.
+    are summed, as in the authors' code, where alpha is 500. Eq. 1 and 4 (squared norms, image and text averaged) on the
+    same unit features are D / 2 times this: 256 times at D = 512, so alpha for the same pull would be 1.95. The paper
+    does not say that Eq. 1's features are of unit length.
     """
     image = F.mse_loss(_unit(student_image), _unit(teacher_image))
     return alpha * (image + F.mse_loss(_unit(student_text), _unit(teacher_text)))
