@@ -71,6 +71,8 @@ def test_rules_are_narrow_and_the_same_in_both_files() -> None:
     resources = {resource for _, _, resource, _ in granted("cluster")}
     assert not [right for right in granted("cluster") if "*" in "".join(right)]
     assert not resources & {"secrets", "configmaps", "pods/exec", "pods/log", "modelchains/finalizers"}
+    queues = [rule for rule in rules("cluster", "modelchain-operator") if "localqueues" in rule["resources"]]
+    assert [rule["resourceNames"] for rule in queues] == [["default"]]
 
 
 def script(pod: Pod) -> Play | None:

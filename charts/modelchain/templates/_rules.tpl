@@ -30,6 +30,11 @@
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
   verbs: [get, list, create, delete]
+# Whether Kueue has a queue for jobs that name none: then ours go into it, so that its quota holds.
+- apiGroups: [kueue.x-k8s.io]
+  resources: [localqueues]
+  resourceNames: [default]
+  verbs: [get]
 # Told of chains; read to learn why pods are refused.
 - apiGroups: [""]
   resources: [events]
