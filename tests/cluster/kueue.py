@@ -13,9 +13,9 @@ As Kueue v0.10 to v0.19 does (paths in kubernetes-sigs/kueue, pkg/controller/):
   (ApplyDefaultLocalQueue; on by default since v0.12); a job with a queue label, any, is suspended
   (WorkloadShouldBeSuspended), and one without only with manageJobsWithoutQueueName.
 - jobframework/validation.go: the queue label may not change in an update whose *new* object is not suspended
-  (validateUpdateForQueueName); it may not be removed, suspended or not, where there is a LocalQueue `default`; a
-  priority class may not be removed, nor added to a job that is not suspended, and up to v0.12 never be changed at all.
-  Annotations are not looked at.
+  (validateUpdateForQueueName); it may not be removed, suspended or not, where there is a LocalQueue `default`
+  (v0.11.6, v0.12.2) and a priority class may not be removed, nor added to a job that is not suspended; before v0.12 it
+  may not change at all, which is what this one holds to. Annotations are not looked at.
 - jobframework/reconciler.go (ReconcileGenericJob): a job without label is ignored unless manageJobsWithoutQueueName,
   whatever Workload it has. Else a job that runs without a Workload, or with one that is not admitted, is suspended; a
   suspended one without active pods gets a Workload of its queue, whether there is such a LocalQueue or not

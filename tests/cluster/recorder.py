@@ -26,7 +26,7 @@ import aiohttp
 from apiclient import LINE_BYTES, Json, cancel, run
 
 GROUP = "modelchain.dev"
-QUEUE = "kueue.x-k8s.io/queue-name"
+RELEASED = f"{GROUP}/released"  # of a job: that it was told to run, and when
 JOBS, PODS, ARTIFACTS = "/registry/kubeflow.org/pytorchjobs/", "/registry/pods/", f"/registry/{GROUP}/stageartifacts/"
 MARK = "/registry/modelchain-recorder"  # among the keys we watch, below none that the API server reads
 FIRST, BEHIND = "/registry/jobs/", "/registry/pods0"  # all that is checked lies between, and one watch is one order
@@ -62,7 +62,7 @@ class Job:
             uid=meta["uid"],
             attempt=attempt,
             digest=meta.get("annotations", {}).get(f"{GROUP}/input-digest", ""),
-            released=not suspended or QUEUE in meta.get("labels", {}),
+            released=not suspended or RELEASED in meta.get("annotations", {}),
             live=not suspended and not ended & {"Succeeded", "Failed"},
             predecessor=json.loads(task).get("predecessor"),
         )

@@ -44,10 +44,11 @@ def job(
     ended: str | None = None,
     digest: str = D1,
     predecessor: str | None = None,
-    queue: str | None = None,
+    released: bool = False,
 ) -> bytes:
-    named = labels(stage, number) | ({"kueue.x-k8s.io/queue-name": queue} if queue else {})
-    meta = {"uid": uid, "labels": named, "annotations": {"modelchain.dev/input-digest": digest}}
+    told = {"modelchain.dev/released": "2026-01-01T00:00:00Z"} if released else {}
+    annotations = {"modelchain.dev/input-digest": digest} | told
+    meta = {"uid": uid, "labels": labels(stage, number), "annotations": annotations}
     replica = {"replicas": 1, "restartPolicy": "Never", "template": template(stage, number, predecessor)}
     conditions = [{"type": ended, "status": "True"}] if ended else []
     spec = {"runPolicy": {"suspend": suspend}, "pytorchReplicaSpecs": {"Master": replica}}
@@ -95,8 +96,8 @@ def test_a_launch_after_a_success_unless_its_record_was_deleted() -> None:
     assert history.violations == []
     history.put(3, S1, job("s1", 1))
     assert ["released after the artifact" in v for v in history.violations] == [True]
-    history.put(4, f"{JOBS}ns/c-s9-a1", job("s9", 1, uid="q", suspend=True, queue="vision"))
-    assert len(history.violations) == 2, "with a queue's label a suspended job is released"
+    history.put(4, f"{JOBS}ns/c-s9-a1", job("s9", 1, uid="q", suspend=True, released=True))
+    assert len(history.violations) == 2, "one that waits in a queue is released, too"
     history.put(5, f"{JOBS}elsewhere/c-s1-a1", job("s1", 1, uid="u"))
     history.delete(6, SART)
     history.put(7, S1, job("s1", 1, ended="Failed"))
