@@ -37,6 +37,7 @@ class StageArtifactSpec(Record):
     epochs: int = Field(ge=1, le=10_000)
     predecessor: ArtifactPredecessor | None = None
     inputs: dict[str, Any] = Field(description="what was hashed: names what a later miss is owed to")
+    trainer_math: int | None = Field(None, ge=0, description="of the trainer that made it, recorded and not hashed")
     steps: int = Field(ge=0)
     macs: Macs
     seconds: float = Field(ge=0)

@@ -30,7 +30,7 @@ def account(attempt: AttemptStatus, seen: Seen, now: float, price: str | None) -
     listed after they are gone, so that one that is heard of again counts once; of very many, those that are gone are
     summed up in `gone`.
     """
-    left = {uid: _ended(pod, now) for uid, pod in attempt.pods.items() if uid not in seen.known and pod.started > 0}
+    left = {uid: _ended(pod, now) for uid, pod in _believed(attempt, seen).items() if uid not in seen.pods}
     pods, over = _listed({**left, **seen.pods}, seen)
     gone = attempt.gone
     gone = Spent(gpu_seconds=gone.gpu_seconds + _gpu_seconds(over, now), seconds=gone.seconds + _seconds(over, now))
@@ -178,7 +178,14 @@ def _ended(pod: PodTime, now: float) -> PodTime:
     return pod if pod.finished is not None else pod.model_copy(update={"finished": now})
 
 
-def same_pods(attempt: AttemptStatus, pods: Mapping[str, PodTime]) -> bool:
-    """Nothing has started, ended or vanished since the attempt was accounted for."""
-    vanished = [pod for uid, pod in attempt.pods.items() if uid not in pods]
-    return pods.items() <= attempt.pods.items() and all(pod.finished is not None for pod in vanished)
+def _believed(attempt: AttemptStatus, seen: Seen) -> Mapping[str, PodTime]:
+    """The attempt's pods, without those that turned out never to have run."""
+    return {uid: pod for uid, pod in attempt.pods.items() if uid not in seen.never_ran and pod.started > 0}
+
+
+def same_pods(attempt: AttemptStatus, seen: Seen) -> bool:
+    """Nothing has started, ended or vanished since the attempt was accounted for, and no time was corrected."""
+    known = _believed(attempt, seen)
+    vanished = [pod for uid, pod in known.items() if uid not in seen.pods]
+    same = seen.pods.items() <= known.items() and len(known) == len(attempt.pods)
+    return same and all(pod.finished is not None for pod in vanished)

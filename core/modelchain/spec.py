@@ -50,7 +50,10 @@ class Record(ApiModel):
 
 
 class Metadata(ApiModel):
-    """What a user writes, and what an API server adds (accepted so that `kubectl get -o yaml` can be run)."""
+    """What is read of an object's metadata. An API server adds more to it, and knows fields that we do not: those are
+    passed over, so that what `kubectl get -o yaml` prints can be run."""
+
+    model_config = ConfigDict(extra="ignore")
 
     name: ChainName
     namespace: Text | None = None
@@ -64,6 +67,14 @@ class Metadata(ApiModel):
     managed_fields: Any = None
     owner_references: Any = None
     finalizers: Any = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_to_come(cls, metadata: Any) -> Any:
+        """An API server completes `generateName`; until then what is given of the name stands for it."""
+        if isinstance(metadata, dict) and "name" not in metadata and isinstance(metadata.get("generateName"), str):
+            return {**metadata, "name": metadata["generateName"].rstrip("-.")}
+        return metadata
 
 
 class Resources(ApiModel):

@@ -12,7 +12,7 @@ from modelchain.status import AttemptStatus, StageStatus, State
 def behind(stage: StageStatus, blocked: str, attempts: list[AttemptStatus]) -> StageStatus:
     """A stage that waits for the stage `blocked`, with its attempts as they are now."""
     failed = stage.state is State.FAILED
-    update = {
+    update: dict[str, Any] = {
         "state": State.FAILED if failed else State.PENDING,
         "reason": stage.reason if failed else f"waits for stage {blocked}",
         "input_digest": None,

@@ -267,6 +267,9 @@ class Walk:
         if attempt.uid is None and seen.uid is not None:
             # Before anything else: a job that was stopped without this would free its name, and be made again.
             return self._identified(stage, attempt, seen.uid)
+        if seen.there and not same_pods(attempt, seen):
+            attempt = account(attempt, seen, self.now, self.seen.price)
+            stage = self._with(stage, attempt)
         asked = attempt.ending is not None or attempt.state is State.SUSPENDED
         if seen.idle and self.retried and not asked:
             new = attempt.model_copy(update={"state": State.SUSPENDED, "message": "it was asked for again"})
@@ -320,7 +323,7 @@ class Walk:
         stepped = seen.progress is not None and (
             stage.progress is None or stage.progress.step != seen.progress.step or attempt.stepped_at is None
         )
-        if stepped or not same_pods(attempt, seen.pods):
+        if stepped:
             attempt = account(attempt, seen, self.now, self.seen.price)
         if stepped and seen.macs > 0:  # a resumed attempt says its step before it takes the next
             attempt = attempt.model_copy(update={"stepped_at": self.now})

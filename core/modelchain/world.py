@@ -64,8 +64,8 @@ class Seen:
     the re-hashing of an artifact is whose last word was lost. `idle`: somebody else suspended its job, which is in no
     queue.
 
-    `pods` are the running times by UID, of pods that are there and of those that are remembered (`gone_pods`). `known`
-    are the UIDs of all of them, those included that have no time that can be believed. `bad_nodes` are nodes whose own
+    `pods` are the running times by UID, of pods that are there and of those that are remembered (`gone_pods`);
+    `never_ran` are those whose container could not start. `bad_nodes` are nodes whose own
     device failed, with what was wrong. `contact` says how far rank 0 can be asked for its progress; None on a laptop.
     """
 
@@ -88,7 +88,7 @@ class Seen:
     evidence: tuple[FailureClass, str] | None = None
     verify: LastWord | Literal["Pending", "Unanswered"] | None = None
     pods: Mapping[str, PodTime] = field(default_factory=dict)
-    known: frozenset[str] = frozenset()
+    never_ran: frozenset[str] = frozenset()
     gone_pods: frozenset[str] = frozenset()
     bad_nodes: Mapping[str, str] = field(default_factory=dict)
     contact: Contact | None = None

@@ -75,7 +75,7 @@ async def _operate(
     identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
     async with connect(kubeconfig) as kube:
         leader = Leader(kube, os.environ.get("POD_NAMESPACE", LEASE_NAMESPACE), identity) if leader_election else None
-        controller = Controller(kube, Events(kube, identity), settings)
+        controller = Controller(kube, Events(kube, identity), settings, clock=kube.now)
         service = Service(kube, controller, namespaces, leader, health)
         if metrics_port:
             metrics.serve(metrics_port, metrics.registry(service, settings))

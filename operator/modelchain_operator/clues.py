@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from modelchain.digest import TRAINER_MATH
 from modelchain.status import StageStatus
 from modelchain_operator.kube import Object
 from modelchain_operator.listing import age
@@ -91,6 +92,16 @@ class Clues:
         parts += [f"cost {stage.cost}"] if stage.cost else []
         ended = next((a.finished_at for a in reversed(stage.attempts) if a.finished_at), None)
         return Line(f"stage {stage.name}", ", ".join(parts) or str(stage.state), self.ago(ended))
+
+    def other_math(self, stage: StageStatus) -> Line | None:
+        """That a finished stage was trained by other arithmetic than a trainer of this version would use."""
+        number = stage.artifact.trainer_math if stage.artifact else None
+        if number in (None, TRAINER_MATH):
+            return None
+        text = (
+            f"was trained by trainer math {number}, this version's is {TRAINER_MATH}; set its rerun to train it again"
+        )
+        return Line(f"stage {stage.name}", text)
 
     def warnings(self, *things: Object | None) -> list[Line]:
         """The newest events that warn of these objects, the newest first."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Callable
 
 from pydantic import ValidationError
 
 from modelchain.check import check
 from modelchain.cli.load import parse
 from modelchain.cli.validate import check_epochs
-from modelchain.conditions import refused, sentence
+from modelchain.conditions import constant, refused, sentence
 from modelchain.errors import InputError
 from modelchain.pools import PoolFile
 from modelchain.reconcile import decide
@@ -34,15 +35,16 @@ log = logging.getLogger(__name__)
 Key = tuple[str, str]  # namespace, name of a chain
 MOST_STEPS = 64  # in one look; a chain that wants more is looked at again
 SOON = 0.5
+WARNINGS = ("ProgressUnknown", "NodesAvoided")  # reasons of a stage that goes on, or would
 
 
 class Controller:
     """Makes chains true. Any number of looks at different chains may be under way, one at a time at each."""
 
-    def __init__(self, kube: Kube, events: Events, config: PoolFile):
+    def __init__(self, kube: Kube, events: Events, config: PoolFile, clock: Callable[[], float] = time.time):
         runner: Runner = PyTorchJob()
-        self.kube, self.runner, self.config, self.events = kube, runner, config, events
-        self.memory = Memory()
+        self.kube, self.runner, self.config, self.events, self.clock = kube, runner, config, events, clock
+        self.memory = Memory(clock=clock)
         self.reader = Reader(kube, runner, self.memory, config.progress_seconds)
         self.executor = Executor(kube, runner, config, self.memory)
 
@@ -109,7 +111,7 @@ class Controller:
     async def _decide(self, facts: Facts) -> Step:
         """Decide, reading what the decision turns out to need."""
         while True:
-            view = View(facts, self.runner, self.config, self.memory, time.time())
+            view = View(facts, self.runner, self.config, self.memory, self.clock())
             await self.reader.progress(view.sightings.rank_0_pods())
             step = decide(facts.spec, view.observed(), view.now)
             if not facts.needs:
@@ -129,7 +131,8 @@ class Controller:
         """One event a transition; what only waits for its turn is no news."""
         if stage.state is State.PENDING and not stage.attempts and not stage.stalled:
             return
-        bad = stage.stalled or stage.state is State.FAILED or bool(stage.retries and stage.state is State.PENDING)
+        retrying = stage.state is State.PENDING and stage.retries > 0
+        bad = stage.stalled or stage.state is State.FAILED or retrying or _news(stage) in WARNINGS
         text = sentence(stage)
         if stage.state is State.SUCCEEDED and stage.results:
             text += "; " + ", ".join(f"{name} {value}" for name, value in stage.results.items() if "/" not in name)
@@ -139,7 +142,7 @@ class Controller:
         """A spec that the CRD let through and that cannot be run: said in the status, and nothing is touched."""
         message = "; ".join(str(problem) for problem in error.problems)
         meta = chain["metadata"]
-        said = refused(status, meta["generation"], f"{message}; correct it and apply it again", time.time())
+        said = refused(status, meta["generation"], f"{message}; correct it and apply it again", self.clock())
         if said != status:
             chain = await self.executor.write_status(chain, said)
             self.events.tell(chain, "Warning", "InvalidSpec", message)
@@ -151,6 +154,8 @@ def _news(stage: StageStatus) -> str:
         return "StageStalled"
     if stage.reason.startswith("stopping: "):
         return "StageStopping"
+    if constant(stage.reason) in WARNINGS:
+        return constant(stage.reason)
     return "StageRetrying" if stage.not_before is not None else f"Stage{stage.state}"
 
 

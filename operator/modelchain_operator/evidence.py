@@ -29,7 +29,9 @@ class Evidence:
 
     `word`: rank 0's success, or the word of the failure that came first; None while nothing has ended, or if nobody
     left one. `failure`: what pods say of a failure without a word. `waiting`: why pods do not run, `permanent` if
-    waiting longer cannot help. `stalled`: a pod that will not go, and what to type. `pods`: running times by UID.
+    waiting longer cannot help. `stalled`: a pod that will not go, and what to type. `pods`: running times by UID, of
+    pods that are there and of those that are gone (`gone`); `never_ran`: UIDs of pods whose container could not start.
+    `bad_nodes`: nodes whose own device failed, with a short name of what was wrong.
     """
 
     live: bool = False
@@ -40,6 +42,9 @@ class Evidence:
     permanent: Failure | None = None
     stalled: str = ""
     pods: Mapping[str, PodTime] = field(default_factory=dict)
+    gone: frozenset[str] = frozenset()
+    never_ran: frozenset[str] = frozenset()
+    bad_nodes: Mapping[str, str] = field(default_factory=dict)
 
 
 def evidence(
@@ -52,6 +57,7 @@ def evidence(
     gpu_resource: str,
     now: float,
     known: Container[str] | None = None,
+    going: Mapping[str, float] | None = None,
 ) -> Evidence:
     """What is known of an attempt from its pods.
 
@@ -64,6 +70,7 @@ def evidence(
         now: seconds since the epoch.
         known: UIDs whose running time the status still carries, where it has summed up others: a remembered pod that is
             in the sum must not come back. None while nothing was summed up.
+        going: by UID, since when this process knows that a pod is being deleted; None: the API server's clock is ours.
     """
     read = {objects.uid(pod): pod for pod in live}
     gone = {objects.uid(pod): pod for pod in remembered if objects.uid(pod) not in read}
@@ -75,13 +82,13 @@ def evidence(
     waiting, permanent = _why_waiting(live, nodes, node_rank)
     times = {
         uid: PodTime(
-            started=started,
-            finished=podread.ended_at(pod),
+            started=ran[0],
+            finished=ran[1],
             gpus=podread.gpus(pod, gpu_resource),
             first=node_rank(pod) == 0,
         )
         for uid, pod in everything.items()
-        if (started := podread.started_at(pod)) is not None and (uid in read or known is None or uid in known)
+        if (ran := podread.run_time(pod, now)) is not None and (uid in read or known is None or uid in known)
     }
     return Evidence(
         live=any(podread.is_live(pod) for pod in live),
@@ -90,8 +97,11 @@ def evidence(
         failure=failure,
         waiting=waiting,
         permanent=permanent,
-        stalled=_stuck(live, now),
+        stalled=_stuck(live, now, going),
         pods=times,
+        gone=frozenset(gone),
+        never_ran=frozenset(uid for uid, pod in everything.items() if podread.never_ran(pod)),
+        bad_nodes=_bad_nodes(run),
     )
 
 
@@ -134,7 +144,6 @@ _TAKEN = {  # reasons of the condition DisruptionTarget
     "DeletionByTaintManager": (FailureClass.NODE_LOST, "was on a node that became unreachable or was tainted"),
     "DeletionByPodGC": (FailureClass.NODE_LOST, "was on a node that no longer exists"),
 }
-_NOT_STARTED = ("StartError", "ContainerCannotRun")
 
 
 @dataclass(frozen=True)
@@ -190,6 +199,24 @@ def _causes(pod: Read, word: LastWord | None) -> list[_Cause]:
     return causes
 
 
+def _bad_nodes(run: Sequence[Read]) -> dict[str, str]:
+    """By node, the fault of its own devices: as a trainer there found it, or as the kubelet refused the pod."""
+    nodes = {}
+    for pod in run:
+        node, word = pod["spec"].get("nodeName"), podread.last_word(pod)
+        if node and word is not None and word.failure is FailureClass.HARDWARE and word.node:
+            nodes[node] = word.fault or FailureClass.HARDWARE
+        elif node and _refused_device(pod):
+            nodes[node] = pod["status"]["reason"]
+    return nodes
+
+
+def _refused_device(pod: Read) -> bool:
+    """Its node has taken the pod, and has no healthy device for it."""
+    said = pod["status"].get("message") or ""
+    return pod["status"].get("reason") == "UnexpectedAdmissionError" and "healthy devices" in said
+
+
 def _where(pod: Read) -> str:
     node = pod["spec"].get("nodeName")
     return f"pod {objects.name(pod)}" + (f" on node {node}" if node else "")
@@ -209,6 +236,8 @@ def _by_platform(pod: Read) -> Failure | None:
         return FailureClass.PREEMPTED, f"{where} was evicted by its node: {said or 'no reason given'}{advice}"
     if status.get("reason") in _LOST:
         return FailureClass.NODE_LOST, f"{where} lost its node: {said or status['reason']}"
+    if _refused_device(pod):
+        return FailureClass.HARDWARE, f"{where} got no device: {said}"
     if (taken := podread.disruption(pod)) is not None:
         failure, how = _TAKEN.get(taken["reason"], (FailureClass.PREEMPTED, f"was taken away ({taken['reason']})"))
         return failure, f"{where} {how}"
@@ -218,7 +247,7 @@ def _by_platform(pod: Read) -> Failure | None:
         return FailureClass.OUT_OF_MEMORY, (
             f"{where} ran out of memory (limit: {limit}); raise memory of the node pool, or lower recipe.microBatchSize"
         )
-    if terminated.get("reason") in _NOT_STARTED:
+    if terminated.get("reason") in podread.NOT_STARTED:
         return FailureClass.IMAGE, f"the image of {where} cannot be started: {_short(terminated.get('message'))}"
     for init in status.get("initContainerStatuses") or []:
         ended = init.get("state", {}).get("terminated") or {}
@@ -323,13 +352,20 @@ def _container_wait(name: str, namespace: str, status: Read, waiting: Read) -> _
     return _Wait(1, f"{name} waits: {reason}: {said or describe}")
 
 
-def _stuck(live: Sequence[Read], now: float) -> str:
-    """A pod that outstays its grace: its node does not answer. The deletion's timestamp has the grace in it."""
+def _stuck(live: Sequence[Read], now: float, going: Mapping[str, float] | None) -> str:
+    """A pod that outstays its grace: its node does not answer. The deletion's timestamp has the grace in it.
+
+    That is the API server's clock, and ours may be minutes ahead of it: then a pod within its grace would be called
+    stuck. So its grace must have passed by our own clock, too, since we first saw it go.
+    """
     for pod in live:
-        due = objects.seconds(pod["metadata"].get("deletionTimestamp"))
-        if podread.is_live(pod) and due is not None and now > due + STUCK_SECONDS:
-            name, meta = objects.name(pod), pod["metadata"]
-            node = pod["spec"].get("nodeName", "unknown")
+        meta, due = pod["metadata"], objects.seconds(pod["metadata"].get("deletionTimestamp"))
+        if not podread.is_live(pod) or due is None or now <= due + STUCK_SECONDS:
+            continue
+        grace = meta.get("deletionGracePeriodSeconds") or 0
+        waited = going is None or now - going.get(objects.uid(pod), now) > grace + STUCK_SECONDS
+        if waited or now > due + STUCK_SECONDS + podread.CLOCKS_DIFFER:
+            name, node = objects.name(pod), pod["spec"].get("nodeName", "unknown")
             return (
                 f"pod {name} should have ended at {meta['deletionTimestamp']}; node {node} does not answer. If it "
                 f"is dead for certain: kubectl delete pod {name} -n {meta['namespace']} --force --grace-period=0"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from modelchain.artifact import ArtifactPredecessor, StageArtifact, StageArtifactSpec, stage_artifact_name
 from modelchain.errors import InputError
+from modelchain.ledger import timestamp
 from modelchain.pools import PoolFile
 from modelchain.status import ChainStatus
 from modelchain.world import (
@@ -29,12 +31,14 @@ from modelchain_operator.kube import (
     CLAIMS,
     JOBS,
     LEASES,
+    LOCAL_QUEUES,
     AlreadyExists,
     ApiError,
     Conflict,
     Forbidden,
     Invalid,
     Kube,
+    NotFound,
     Object,
     Resource,
 )
@@ -43,6 +47,8 @@ from modelchain_operator.objects import annotation, is_deleting, uid
 from modelchain_operator.runners import verify
 from modelchain_operator.runners.port import Runner
 from modelchain_operator.runners.template import CHAIN, CHAIN_UID, INPUT_DIGEST, STAGE, owner_reference
+
+DEFAULT_QUEUE = "default"  # the LocalQueue that Kueue's webhook gives to jobs that name none
 
 
 class Executor:
@@ -63,8 +69,9 @@ class Executor:
                 await self._launch(facts, action)
             case Release(attempt):
                 await self._release(facts, attempt.name)
+                state = self.runner.state(facts.jobs[attempt.name])
                 # The watch tells what its controller makes of it; a queue may leave it as it is for long.
-                return requests.queue_of(facts.spec, self.config) is not None
+                return not state.released or state.suspended
             case Stop(name):
                 await self._delete_job(facts, name)
                 return False  # the watch tells when it is gone
@@ -95,10 +102,15 @@ class Executor:
         facts.jobs[name] = await self._create(self.runner.resource, job, "LaunchRefused")
 
     async def _create(self, resource: Resource, body: Object, reason: str) -> Object:
-        """POST; that it was refused is remembered for the status to say. What passes by itself is no news."""
-        key = body["metadata"]["namespace"], body["metadata"]["name"]
+        """POST; that it was refused is remembered for the status to say."""
+        with self._told((body["metadata"]["namespace"], body["metadata"]["name"]), reason):
+            return await self.kube.create(resource, body)
+
+    @contextmanager
+    def _told(self, key: tuple[str, str], reason: str) -> Iterator[None]:
+        """A write of this object, by namespace and name. What passes by itself is no news."""
         try:
-            made = await self.kube.create(resource, body)
+            yield
         except AlreadyExists:
             self.memory.refused.pop(key, None)
             raise
@@ -107,22 +119,32 @@ class Executor:
                 self.memory.refuse(key, f"{reason}: {error}")
             raise
         self.memory.refused.pop(key, None)
-        return made
 
     async def _release(self, facts: Facts, name: str) -> None:
         """One PATCH of what was just read: what a POST answered is outdated, its controller writes to a new job."""
-        known, queue = facts.jobs[name], requests.queue_of(facts.spec, self.config)
+        known, queue = facts.jobs[name], await self._queue(facts)
         for last in (False, False, True):
             job = await self.kube.get(self.runner.resource, facts.namespace, name)
             if uid(job) != uid(known) or is_deleting(job):
                 raise Conflict(f"{name} is not the job that is to be released, or it goes")
-            patch = self.runner.release(job, queue, facts.spec.spec.runner.priority_class)
+            patch = self.runner.release(job, queue, timestamp(self.memory.clock()))
             try:
-                facts.jobs[name] = await self.kube.patch(self.runner.resource, facts.namespace, name, patch)
+                with self._told((facts.namespace, name), "ReleaseRefused" if queue else "QueueRequired"):
+                    facts.jobs[name] = await self.kube.patch(self.runner.resource, facts.namespace, name, patch)
                 return
             except Conflict:
                 if last:
                     raise
+
+    async def _queue(self, facts: Facts) -> str | None:
+        """The queue to release into: as the chain or the configuration says, else the namespace's own default."""
+        if (named := requests.queue_of(facts.spec, self.config)) is not None:
+            return named
+        for resource in LOCAL_QUEUES:
+            with suppress(NotFound, Forbidden):
+                await self.kube.get(resource, facts.namespace, DEFAULT_QUEUE)
+                return DEFAULT_QUEUE
+        return None
 
     async def _delete_job(self, facts: Facts, name: str, job_uid: str | None = None) -> None:
         """Foreground: the job stays until its pods are gone, so that nobody makes a pod for a job that is no more."""
@@ -185,7 +207,8 @@ class Executor:
             metrics=metrics,
             accuracy=metrics[names[0]] if names else None,
             attempt=launch.attempt.name,
-            finished_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            trainer_math=word.trainer_math,
+            finished_at=timestamp(self.memory.clock()),
         )  # fmt: skip
         meta = _metadata(facts, stage_artifact_name(launch.attempt.input_digest))
         meta["labels"] |= {STAGE: stage.name, INPUT_DIGEST: launch.attempt.input_digest[:63]}

@@ -22,7 +22,7 @@ from modelchain_operator.kube import Object
 from modelchain_operator.listing import age, without_commands
 from modelchain_operator.objects import condition, is_deleting, is_true, label
 from modelchain_operator.runners import pods as podread
-from modelchain_operator.runners.pytorchjob import QUEUE, PyTorchJob
+from modelchain_operator.runners.pytorchjob import PyTorchJob
 from modelchain_operator.runners.template import CHAIN, ROLE
 from modelchain_operator.situation import Situation
 
@@ -49,13 +49,15 @@ def explain(situation: Situation) -> Explanation:
     case = _Case(situation)
     looks = (
         case.deleting, case.unseen, case.complete, case.failed, case.suspended, case.stalled, case.backing_off,
-        case.shared, case.loading, case.queued, case.without_pods, case.waiting, case.verifying, case.running,
+        case.shared, case.loading, case.queued, case.without_pods, case.avoiding, case.waiting, case.verifying,
+        case.unheard, case.running,
     )  # fmt: skip
     found = next((answer for look in looks if (answer := look()) is not None), None) or case.other()
+    other_math = list(filter(None, map(case.clues.other_math, case.status.stages)))
     if found.reason == "Complete":
-        return found
+        return replace(found, evidence=(*found.evidence, *other_math))
     hidden = [Line(kind, "you may not read these, so this may not be all") for kind in situation.unreadable]
-    return replace(found, evidence=(*found.evidence[:MOST_LINES], *case.silence(found), *hidden))
+    return replace(found, evidence=(*found.evidence[:MOST_LINES], *other_math, *case.silence(found), *hidden))
 
 
 def document(situation: Situation, found: Explanation) -> dict[str, Any]:
@@ -198,9 +200,10 @@ class _Case:
         return self._say("DataLoading", f"{self.subject} waits for its data", cause, then)
 
     def queued(self) -> Explanation | None:
-        if self.job is None or self.s.queue is None or QUEUE not in self.job["metadata"].get("labels", {}):
+        job = self.runner.state(self.job) if self.job is not None else None
+        if self.job is None or job is None or self.s.queue is None or job.queue is None:
             return None
-        if self.live or not self.runner.state(self.job).suspended:
+        if self.live or not job.suspended:
             return None
         found = waits.in_queue(self.s.queue, self.job, self.namespace, self.s.unreadable)
         lines = [Line(thing, message, self.clues.ago(when)) for thing, message, when in found.lines]
@@ -208,7 +211,7 @@ class _Case:
         return self._say(found.reason, state, found.cause, found.next, [*lines, *self.clues.warnings(self.job)])
 
     def without_pods(self) -> Explanation | None:
-        if self.job is None or self.pods or not self.runner.state(self.job).released:
+        if self.job is None or self.pods or self.runner.state(self.job).suspended:
             return None
         state, name = f"{self.subject} was launched and has no pods", self.job["metadata"]["name"]
         if refused := self.clues.warnings(self.job):
@@ -233,6 +236,24 @@ class _Case:
             cause = f"{warned[0].object} waits: {warned[0].message}"
         then = self._kubectl("describe pod", objects.name(held[0]))
         return self._say(reason, f"{self.subject} waits {what}", cause, then, [*map(self.clues.pod, held[:3]), *warned])
+
+    def avoiding(self) -> Explanation | None:
+        if self.stage is None or constant(self.stage.reason) != "NodesAvoided":
+            return None
+        held = [pod for pod in self.pods if podread.is_live(pod) and podread.started_at(pod) is None]
+        cause = self.stage.reason.removeprefix("NodesAvoided: ")
+        lines = [*map(self.clues.pod, held[:3]), *self.clues.warnings(*held)]
+        return self._say(
+            "NodesAvoided", f"{self.subject} waits for a node", cause, f"modelchain retry {self._here()}", lines
+        )
+
+    def unheard(self) -> Explanation | None:
+        if self.stage is None or constant(self.stage.reason) != "ProgressUnknown":
+            return None
+        cause = self.stage.reason.removeprefix("ProgressUnknown: ")
+        then = self._kubectl("get networkpolicies")
+        state = f"{self.subject} runs, and the operator cannot ask it how far it is"
+        return self._say("ProgressUnknown", state, cause, then, map(self.clues.pod, self.pods[:4]))
 
     def _claim_that_holds(self, held: list[Object]) -> Explanation | None:
         said = " ".join(str((condition(pod, "PodScheduled") or {}).get("message")) for pod in held)

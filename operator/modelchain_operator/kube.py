@@ -15,6 +15,7 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ CONNECTIONS = 40  # at most, more than all workers use; each holds a quarter of 
 READ_PATIENCE = 8.0  # seconds in which a failed read is tried again
 READ_BACKOFF = 0.2  # seconds before the second try; doubled each time
 REMEMBERED = 4096  # writes
+SAME_CLOCK = 10.0  # seconds: an answer's date is whole seconds, and may be read late
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ CLAIMS = Resource("", "v1", "persistentvolumeclaims")
 EVENTS = Resource("", "v1", "events")
 LEASES = Resource("coordination.k8s.io", "v1", "leases")
 JOBS = Resource("batch", "v1", "jobs")
+LOCAL_QUEUES = tuple(Resource("kueue.x-k8s.io", version, "localqueues") for version in ("v1beta2", "v1beta1"))
 PYTORCHJOBS = Resource("kubeflow.org", "v1", "pytorchjobs")
 
 
@@ -129,6 +132,7 @@ class Kube:
     def __init__(self, api: Any):
         self.api = api
         self.calls: Counter[tuple[str, str, int]] = Counter()
+        self._behind = 0.0  # our clock, in seconds, as the answers' dates tell
         self._written: OrderedDict[tuple[str, str], None] = OrderedDict()  # UIDs and resourceVersions
         api.user_agent = f"modelchain-operator/{version('modelchain')}"
         # aiohttp repeats a PUT or DELETE once when a kept connection dies, which would hide an `Ambiguous`
@@ -194,6 +198,17 @@ class Kube:
         options = {"preconditions": {"uid": uid}, "propagationPolicy": propagation}
         await self._write("delete", "DELETE", resource, resource.path(namespace, name), options)
 
+    def now(self) -> float:
+        """Seconds since the epoch by the API server's clock, which dates all objects, if ours is seconds off."""
+        return time.time() + self._behind
+
+    def _dated(self, answered: str | None) -> None:
+        try:
+            apart = parsedate_to_datetime(answered or "").timestamp() - time.time()
+        except ValueError:
+            return  # a proxy's answer without a date
+        self._behind = apart if abs(apart) > SAME_CLOCK else 0.0
+
     def wrote(self, obj: Object) -> bool:
         """Whether `obj` is just as a write of ours left it: a watch event that shows it so is no news."""
         return _version(obj) in self._written
@@ -256,6 +271,7 @@ class Kube:
             async with response:
                 text = await response.read()
             status = response.status
+            self._dated(response.headers.get("Date"))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise Unavailable(f"{method} {path}: {error}") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from modelchain.contracts import LiveProgress
 from modelchain_operator.kube import Object
-from modelchain_operator.objects import label, uid
+from modelchain_operator.objects import is_deleting, label, uid
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners.template import CHAIN_UID
 
 MAX_PODS = 4096
+MOST_IGNORED = 100
 CACHED_SECONDS = 60.0  # a missed watch event heals within it
 
 
@@ -37,6 +39,21 @@ class Cache:
         self._kept.pop(key, None)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What came of asking a rank 0 for its progress.
+
+    Times are in seconds: `at` by the monotonic clock, the others since the epoch. `ignored`: when connections were
+    accepted and stayed unanswered, since it last answered.
+    """
+
+    at: float = float("-inf")
+    answer: LiveProgress | None = None
+    answered: float | None = None
+    silent: float | None = None
+    ignored: tuple[float, ...] = ()
+
+
 @dataclass
 class Memory:
     """`pods`: terminated states by pod UID; a pod that goes with its job has its last word on a watch event alone."""
@@ -44,7 +61,9 @@ class Memory:
     pods: OrderedDict[str, Object] = field(default_factory=OrderedDict)
     artifacts: Cache = field(default_factory=Cache)  # by namespace and input digest
     claims: Cache = field(default_factory=Cache)  # by namespace and name
-    progress: dict[str, tuple[float, LiveProgress | None]] = field(default_factory=dict)  # by rank 0's pod UID
+    progress: dict[str, Asked] = field(default_factory=dict)  # by rank 0's pod UID
+    going: dict[str, float] = field(default_factory=dict)  # by pod UID, since when it is known to be deleted
+    clock: Callable[[], float] = time.time
     refused: dict[tuple[str, str], str] = field(default_factory=dict)  # why, by namespace and name of a job or record
     _of: dict[str, dict[str, None]] = field(default_factory=dict, init=False)  # UIDs of pods by that of their chain
 
@@ -52,11 +71,29 @@ class Memory:
         for key, pod in self.pods.items():
             self._of.setdefault(label(pod, CHAIN_UID), {})[key] = None
 
-    def told(self, pod_uid: str, answer: LiveProgress | None) -> None:
-        """What rank 0 said of its progress, now."""
+    def asks(self, pod_uid: str) -> None:
+        """Rank 0 is asked for its progress now; what it said before stays."""
         if len(self.progress) > MAX_PODS:
             self.progress.clear()
-        self.progress[pod_uid] = (time.monotonic(), answer)
+        self.progress[pod_uid] = replace(self.progress.get(pod_uid, Asked()), at=time.monotonic())
+
+    def told(self, pod_uid: str, answer: LiveProgress) -> None:
+        """What rank 0 said of its progress, now."""
+        self.progress[pod_uid] = Asked(time.monotonic(), answer, self.clock())
+
+    def unheard(self, pod_uid: str, *, accepted: bool) -> None:
+        """Rank 0 said nothing, though it may have `accepted` the connection."""
+        before, now = self.progress.get(pod_uid, Asked()), self.clock()
+        ignored = (before.ignored[:1] + before.ignored[1:][-MOST_IGNORED:] + (now,)) if accepted else before.ignored
+        silent = now if before.silent is None else before.silent
+        self.progress[pod_uid] = replace(before, silent=silent, ignored=ignored)
+
+    def goes(self, pod: Object) -> None:
+        """It is being deleted, as far as anybody knows for the first time now."""
+        if is_deleting(pod):
+            if len(self.going) > MAX_PODS:
+                self.going.clear()
+            self.going.setdefault(uid(pod), self.clock())
 
     def refuse(self, key: tuple[str, str], why: str) -> None:
         """An object of that namespace and name may not be made."""
@@ -65,6 +102,7 @@ class Memory:
         self.refused[key] = why
 
     def remember(self, pod: Object) -> None:
+        self.goes(pod)
         kept = podread.remember(pod)
         if kept is None:
             return

@@ -164,6 +164,7 @@ class View:
             metrics={name: float(value) for name, value in spec.get("metrics", {}).items()},
             gpu_seconds=float(spec["gpuSeconds"]) if ours else 0.0,
             cost=spec.get("cost") if ours else None,
+            trainer_math=spec.get("trainerMath"),
         )
 
     def _elsewhere(self, name: str, record: Object, claim: Object | None) -> str:

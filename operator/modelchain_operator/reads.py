@@ -28,14 +28,14 @@ from modelchain_operator.kube import (
     Object,
     Resource,
 )
-from modelchain_operator.memory import Cache, Memory
+from modelchain_operator.memory import Asked, Cache, Memory
 from modelchain_operator.objects import uid
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners import verify
 from modelchain_operator.runners.port import Runner
 from modelchain_operator.runners.template import CHAIN, CHAIN_UID, FILLS, INPUT_DIGEST, PROGRESS_PORT, ROLE
 
-PROGRESS_TIMEOUT = aiohttp.ClientTimeout(total=2)
+PROGRESS_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=2, sock_read=2)
 
 
 class Reader:
@@ -141,14 +141,13 @@ class Reader:
         """Ask running rank 0s how far they are, each at most once in `progress_seconds`."""
         due = []
         for pod in pods:
-            when, known = self.memory.progress.get(uid(pod), (float("-inf"), None))
-            if time.monotonic() - when >= self.progress_seconds:
-                self.memory.told(uid(pod), known)
+            if time.monotonic() - self.memory.progress.get(uid(pod), Asked()).at >= self.progress_seconds:
+                self.memory.asks(uid(pod))
                 due.append(self._ask(pod))
         await asyncio.gather(*due)
 
     async def _ask(self, pod: Object) -> None:
-        """What it answers; a trainer that does not answer is one of which nothing new is known."""
+        """What it answers. That it does not says little: only of a connection that was accepted is silence its own."""
         address = pod["status"].get("podIP")
         host = f"[{address}]" if address and ":" in address else address
         try:
@@ -157,6 +156,9 @@ class Reader:
                 session.get(f"http://{host}:{PROGRESS_PORT}/progress") as response,
             ):
                 answer = LiveProgress.model_validate_json(await response.content.read(4096))
-        except (aiohttp.ClientError, TimeoutError, OSError, ValidationError):
-            return
-        self.memory.told(uid(pod), answer)
+        except aiohttp.SocketTimeoutError:
+            self.memory.unheard(uid(pod), accepted=True)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValidationError, ValueError):
+            self.memory.unheard(uid(pod), accepted=False)
+        else:
+            self.memory.told(uid(pod), answer)

@@ -94,6 +94,8 @@ def job_request(chain: ModelChain, config: PoolFile, epochs: dict[str, int], lau
         processes_per_node=pool.processes(stage.resources.processes_per_node),
         data_claim=spec.data.volume.claim_name,
         mount_path=spec.data.volume.mount_path,
+        priority_class=spec.runner.priority_class,
+        avoid=launch.avoid,
     )
 
 

@@ -9,20 +9,23 @@ from modelchain.artifact import stage_artifact_name
 from modelchain.contracts import FailureClass, Progress
 from modelchain.pools import NodePool, PoolFile
 from modelchain.status import AttemptStatus, ChainStatus, State
-from modelchain.world import Seen
-from modelchain_operator import requests
+from modelchain.world import Contact, Seen
 from modelchain_operator.evidence import Evidence, evidence
 from modelchain_operator.facts import RETRY, Facts, attempt_of
 from modelchain_operator.kube import Object
-from modelchain_operator.memory import Memory
+from modelchain_operator.memory import Asked, Memory
 from modelchain_operator.objects import annotation, held, is_deleting, label, seconds, uid
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners import verify
 from modelchain_operator.runners.port import JobState, Runner
-from modelchain_operator.runners.template import CHAIN_UID, INPUT_DIGEST, ROLE
+from modelchain_operator.runners.template import CHAIN_UID, INPUT_DIGEST, PROGRESS_PORT, ROLE
 
 PODS_COME_WITHIN = 5.0  # seconds after a release; then it is asked why not
 GONE = JobState(released=True, suspended=False, finished=None, deleting=False, message="")
+_SUSPENDED = (
+    "SuspendedByAnother: somebody else has suspended {kind} {name}, which is in no queue; nothing is done against it. "
+    "Set spec.runner.queueName if jobs have to be in a queue here, or let retry launch it anew"
+)
 
 
 class Sightings:
@@ -68,9 +71,13 @@ class Sightings:
         # Once it is known to have succeeded it stays so, whatever becomes of its job.
         succeeded = state.finished == "Succeeded" or (job is None and attempt.state is State.VERIFYING)
         left_something = over and (found.word.result == "Succeeded" if found.word else succeeded)
-        queued = not over and state.released and found.running == 0 and (state.suspended or _unscheduled(found))
+        idle = not over and state.released and state.suspended and state.queue is None and not state.deleting
+        waits = (state.suspended and state.queue is not None) or _unscheduled(found)
+        queued = not over and state.released and found.running == 0 and waits
         stalled = ""
-        if job is not None and live:
+        if idle:
+            stalled = _SUSPENDED.format(kind=self.runner.kind, name=name)
+        elif job is not None and live:
             stalled = self._refusal(attempt, job, state, found)
         elif left_something:
             stalled = self._lost(attempt, job)
@@ -83,7 +90,7 @@ class Sightings:
             uid=uid(job) if job is not None else attempt.uid,
             held=job is not None and not state.released and state.finished is None and not state.deleting,
             queued=queued,
-            waiting=self._unrecorded(attempt) if over else self._waiting(state, found),
+            waiting=self._unrecorded(attempt) if over else self._waiting(attempt, state, found),
             stalled=stalled,
             running=found.running > 0,
             waits=self._waits(name, found),
@@ -93,6 +100,10 @@ class Sightings:
             succeeded=succeeded,
             verify=self._verify(attempt) if left_something and found.word is None else None,
             pods=found.pods,
+            never_ran=found.never_ran,
+            gone_pods=found.gone,
+            bad_nodes=found.bad_nodes,
+            idle=idle,
             **self._progress(attempt, found),
         )
 
@@ -138,12 +149,15 @@ class Sightings:
             gpu_resource=self.pool.gpu_resource if self.pool else "nvidia.com/gpu",
             now=self.now,
             known=attempt.pods if attempt and attempt.gone.seconds + attempt.gone.gpu_seconds else None,
+            going=self.memory.going,
         )
 
-    def _waiting(self, state: JobState, found: Evidence) -> str:
-        queue = requests.queue_of(self.facts.spec, self.config)
-        if state.released and state.suspended:
-            return f"Queued: waits for its turn in queue {queue}; look: kubectl get workloads -n {self.facts.namespace}"
+    def _waiting(self, attempt: AttemptStatus, state: JobState, found: Evidence) -> str:
+        if not state.released:
+            return self.memory.refused.get((self.facts.namespace, attempt.name), "")
+        if state.suspended:
+            look = f"kubectl get workloads -n {self.facts.namespace}"
+            return f"Queued: waits for its turn in queue {state.queue}; look: {look}"
         if _unscheduled(found):
             return "Unschedulable: " + found.waiting.replace("Unschedulable: ", "")
         return found.waiting
@@ -196,19 +210,34 @@ class Sightings:
             return answer
         if not verify.finished(job):
             return "Pending"
-        retry = annotation(self.facts.chain, RETRY) or ""
-        return "Unanswered" if (annotation(job, RETRY) or "") == retry else None
+        retry = annotation(self.facts.chain, RETRY)  # that it was taken away asks for nothing
+        return None if retry and annotation(job, RETRY) != retry else "Unanswered"
 
     def _progress(self, attempt: AttemptStatus, found: Evidence) -> dict[str, Any]:
-        """What rank 0 last answered, if it runs still."""
+        """What rank 0 last answered, if it runs still, and how it is to be reached."""
         rank_0 = next((p for p in self.pods.get(attempt.name, ()) if self._is_rank_0(p)), None)
-        _, live = self.memory.progress.get(uid(rank_0) if rank_0 else "", (0.0, None))
-        if live is None or live.attempt != attempt.name or not found.running:
+        if rank_0 is None or not found.running:
             return {}
+        asked = self.memory.progress.get(uid(rank_0), Asked())
+        contact = Contact(
+            answered=asked.answered,
+            silent=asked.silent,
+            ignored=len(asked.ignored),
+            ignored_for=asked.ignored[-1] - asked.ignored[0] if asked.ignored else 0.0,
+            address=f"{rank_0['status'].get('podIP')}:{PROGRESS_PORT}, pod {rank_0['metadata']['name']}",
+        )
+        live = asked.answer
+        if live is None or live.attempt != attempt.name:
+            return {"contact": contact}
         progress = Progress(
             step=live.step, steps=live.steps, samples_per_second=live.samples_per_second, eta_seconds=live.eta_seconds
         )
-        return {"progress": progress, "checkpoint_step": live.checkpoint_step, "macs": live.macs}
+        return {
+            "contact": contact,
+            "progress": progress,
+            "checkpoint_step": live.checkpoint_step,
+            "macs": live.macs,
+        }
 
     def _is_rank_0(self, pod: Object) -> bool:
         return podread.is_running(pod) and self.runner.node_rank(pod) == 0

@@ -24,7 +24,7 @@ from modelchain_operator.kube import (
     Resource,
 )
 from modelchain_operator.leader import NAME as LEASE
-from modelchain_operator.runners.pytorchjob import QUEUE
+from modelchain_operator.runners.pytorchjob import PyTorchJob
 from modelchain_operator.runners.template import CHAIN_UID
 
 T = TypeVar("T")
@@ -150,5 +150,5 @@ def _claims(chain: Object) -> list[str]:
 
 def _queue_name(chain: Object, jobs: Sequence[Object]) -> str | None:
     """As its jobs were labelled, else as the chain asks."""
-    labelled = [job["metadata"]["labels"][QUEUE] for job in jobs if QUEUE in job["metadata"].get("labels", {})]
+    labelled = [queue for job in jobs if (queue := PyTorchJob().state(job).queue)]
     return labelled[-1] if labelled else (chain["spec"].get("runner") or {}).get("queueName")

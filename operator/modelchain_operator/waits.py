@@ -107,7 +107,7 @@ def after_stall(reason: str, cause: str, chain: str, namespace: str, attempt: st
     here = f"-n {namespace}"
     describe = f"kubectl describe mchain {chain} {here}"
     match reason:
-        case "InvalidSpec" | "ClaimTaken":
+        case "InvalidSpec" | "ClaimTaken" | "QueueRequired":
             return f"kubectl edit mchain {chain} {here}"
         case "RunnerMissing":
             return install
@@ -122,12 +122,12 @@ def after_stall(reason: str, cause: str, chain: str, namespace: str, attempt: st
             return f"kubectl describe pytorchjob {attempt} {here}"
         case "LaunchRefused" if "webhook" in cause:
             return "kubectl get pods -n kubeflow"
-        case "LaunchRefused" | "RecordRefused" | "PodsForbidden":
+        case "LaunchRefused" | "ReleaseRefused" | "RecordRefused" | "PodsForbidden":
             return after_refusal(cause, namespace) or describe
         case "NodeLost":
             found = re.search(r"; node (\S+) does not answer", cause)
             return f"kubectl describe node {found[1]}" if found else describe
-        case "VerifyUnanswered":
+        case "VerifyUnanswered" | "SuspendedByAnother" | "SameDeviceError":
             return f"modelchain retry {chain} {here}"
     return describe
 

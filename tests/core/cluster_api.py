@@ -19,6 +19,7 @@ from modelchain_operator.kube import (
     EVENTS,
     JOBS,
     LEASES,
+    LOCAL_QUEUES,
     PODS,
     PYTORCHJOBS,
     AlreadyExists,
@@ -29,7 +30,7 @@ from modelchain_operator.kube import (
     Resource,
 )  # fmt: skip
 from modelchain_operator.requests import MADE_FROM
-from modelchain_operator.runners.pytorchjob import QUEUE
+from modelchain_operator.runners.pytorchjob import HELD, QUEUE, RELEASED
 from modelchain_operator.runners.template import CHAIN_UID, INPUT_DIGEST
 
 
@@ -55,6 +56,7 @@ class ApiServer:
     # What happened, for the checks; `made` also numbers UIDs.
     made: dict[str, int] = field(default_factory=dict)
     freed: frozenset[tuple[str, str]] = frozenset()  # jobs that were let run: chain UID, UID
+    launched: frozenset[tuple[str, str]] = frozenset()  # jobs that were made: chain UID, name
     noted: frozenset[str] = frozenset()  # UIDs that a status has held
     stopped: frozenset[str] = frozenset()  # UIDs of jobs that an operator deleted, for which nobody is charged
     forgiven: frozenset[str] = frozenset()
@@ -64,6 +66,9 @@ class ApiServer:
     last_read: dict[str, Object] | None = None  # jobs an operator had read that is gone, while its write lands
     refusals: int = 0  # so many objects more may not be made
     mute: bool = False  # verify Jobs end without an answer
+    config: int = 0  # which of the operator's configurations holds
+    changed: bool = False  # something was asked for while an attempt was launched
+    by_hand: frozenset[str] = frozenset()  # UIDs of jobs that somebody else deleted
     trace: tuple[str, ...] = ()
 
     # The API server.
@@ -96,9 +101,10 @@ class ApiServer:
         uid = f"{name}#{self.made[name]}"
         labels = body["metadata"].get("labels", {})
         owner = labels.get(CHAIN_UID, "")
+        self._check_made(resource, owner, name)
         thing: Any
         if resource is PYTORCHJOBS:
-            assert body["spec"]["runPolicy"]["suspend"] and QUEUE not in labels, "made suspended and in no queue"
+            assert body["spec"]["runPolicy"]["suspend"] and labels[QUEUE] == HELD, "made suspended and in no queue"
             notes = body["metadata"]["annotations"]
             thing = Job(name, uid, owner, notes[INPUT_DIGEST], notes[MADE_FROM], body, self.now)
         elif resource is JOBS:
@@ -116,17 +122,24 @@ class ApiServer:
         return shown(thing)
 
     async def patch(self, resource: Resource, namespace: str, name: str, body: Object) -> Object:
-        """The release: the one patch there is."""
+        """The release: the one kind of patch there is, in one step or two."""
         assert resource is PYTORCHJOBS
         job = next((job for job in self.jobs.values() if job.name == name), None)
         if job is None:
             raise NotFound(name)
-        if (body["metadata"]["uid"], body["metadata"]["resourceVersion"]) != (job.uid, str(job.version)):
+        meta = body["metadata"]
+        if (meta["uid"], meta["resourceVersion"]) != (job.uid, str(job.version)):
             raise Conflict(name)
-        if job.suspended and not job.queued:
+        labels, spec = meta.get("labels", {}), body.get("spec")
+        assert job.suspended or not labels, "Kueue refuses another queue for a job that is not suspended"
+        assert spec is None or job.queue is None, "and takes none away from one that starts"
+        assert job.uid in self.noted, "nothing is done to a job before a status has held its UID"
+        released = RELEASED in meta.get("annotations", {})
+        if released and not job.released:
             self._check_release(job)
-        self.freed |= {(job.owner, job.uid)}
-        self.jobs[job.uid] = job = job.changed(**({"suspended": False} if "spec" in body else {"queued": True}))
+            self.freed |= {(job.owner, job.uid)}
+        update = {"queue": labels.get(QUEUE, job.queue), "released": job.released or released}
+        self.jobs[job.uid] = job = job.changed(**update, **({"suspended": False} if spec else {}))
         self.touched()
         return shown(job)
 
@@ -137,6 +150,8 @@ class ApiServer:
             raise NotFound(name)
         if thing.uid != uid:
             raise Conflict(name)
+        if isinstance(thing, Job):
+            self._check_deleted(thing)
         if isinstance(thing, Job | Verifier):
             kind[uid] = thing.changed(deleting=True) if isinstance(thing, Job) else replace(thing, deleting=True)
         else:
@@ -158,6 +173,8 @@ class ApiServer:
         return chain.shown()
 
     def _kind(self, resource: Resource) -> dict[str, Any]:
+        if resource in LOCAL_QUEUES:
+            return {}
         kinds = {PYTORCHJOBS: self.jobs, JOBS: self.verifiers, ARTIFACTS: self.records, CLAIMS: self.claims}
         return {**kinds, LEASES: self.leases}[resource]
 
@@ -175,6 +192,19 @@ class ApiServer:
         return next((claim.uid for claim in self.claims.values() if claim.name == name), "")
 
     # The promises.
+
+    def _check_made(self, resource: Resource, owner: str, name: str) -> None:
+        """An attempt is made once: whoever deleted its job has recorded it before, unless that was somebody else."""
+        if resource is PYTORCHJOBS and not self.wiped:
+            uid = f"{name}#{self.made[name] - 1}"
+            assert (owner, name) not in self.launched or uid in self.by_hand, f"{name} is made again"
+            self.launched |= {(owner, name)}
+
+    def _check_deleted(self, job: Job) -> None:
+        """What an intent names is not deleted before a status has held its UID: its name would be free again."""
+        chain = self._owner(job.owner)
+        for attempt in (a for s in chain.status.stages for a in s.attempts) if chain else ():
+            assert attempt.name != job.name or attempt.finished_at or job.uid in self.noted, f"{job.uid} is not noted"
 
     def _check_release(self, job: Job) -> None:
         assert job.uid in self.noted, "a job is released only when a status has held its UID"

@@ -14,7 +14,7 @@ from modelchain.spec import ModelChain
 from modelchain.status import ChainStatus
 from modelchain_operator.facts import RETRY
 from modelchain_operator.kube import Object
-from modelchain_operator.runners.pytorchjob import QUEUE
+from modelchain_operator.runners.pytorchjob import HELD, QUEUE, RELEASED
 from modelchain_operator.runners.template import MAIN_CONTAINER, ROLE
 
 NAMESPACE = "team"
@@ -81,10 +81,15 @@ class Job:
     created: float
     version: int = 1
     suspended: bool = True
-    queued: bool = False
+    queue: str | None = HELD
+    released: bool = False
     finished: str | None = None
     deleting: bool = False
     ran: bool = False
+
+    @property
+    def queued(self) -> bool:
+        return self.queue not in (None, HELD)
 
     def changed(self, **update: Any) -> Job:
         return replace(self, version=self.version + 1, **update)
@@ -148,8 +153,10 @@ def shown(thing: Job | Pod | Verifier | Thing) -> Object:
         case Job():
             meta = {**thing.body["metadata"], "uid": thing.uid, "resourceVersion": str(thing.version)}
             meta["creationTimestamp"] = clock(thing.created)
-            if thing.queued:
-                meta["labels"] = {**meta["labels"], QUEUE: "team-queue"}
+            labels = {key: value for key, value in meta["labels"].items() if key != QUEUE}
+            meta["labels"] = labels | ({QUEUE: thing.queue} if thing.queue else {})
+            if thing.released:
+                meta["annotations"] = {**meta["annotations"], RELEASED: clock(thing.created)}
             if thing.deleting:
                 meta["deletionTimestamp"] = clock(2e9)
             policy = {**thing.body["spec"]["runPolicy"], "suspend": thing.suspended}

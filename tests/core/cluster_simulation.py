@@ -33,12 +33,22 @@ from modelchain_operator.runners.pytorchjob import PyTorchJob
 from modelchain_operator.runners.template import CHAIN, CHAIN_UID
 
 RUNNER = PyTorchJob()
-CONFIG = PoolFile.model_validate(
-    {"nodePools": {"small": {"gpu": "A100", "gpusPerNode": 1}},
-     "defaults": {"nodePool": "small", "image": "registry.example/trainer@sha256:" + "0" * 64}}
-)  # fmt: skip
+CONFIGS = [
+    PoolFile.model_validate(
+        {"nodePools": {"small": {"gpu": "A100", "gpusPerNode": 1}},
+         "defaults": {"nodePool": "small", "image": "registry.example/trainer@sha256:" + digit * 64}}
+    ) for digit in "01"
+]  # fmt: skip
 STEPS = 64  # of one look; the controller's own bound
-REASONS = ("ArtifactMissing", "DigestConflict", "ClaimMissing", "ClaimTaken", "NameTaken", "VerifyUnanswered")
+REASONS = (
+    "SameDeviceError",
+    "ArtifactMissing",
+    "DigestConflict",
+    "ClaimMissing",
+    "ClaimTaken",
+    "NameTaken",
+    "VerifyUnanswered",
+)
 
 
 class OneByOne(Reader):
@@ -86,7 +96,7 @@ class Cluster(World):
         facts = self._facts(looker)
         reader = OneByOne(self, RUNNER, looker.memory, 30)  # type: ignore[arg-type]
         while True:
-            view = View(facts, RUNNER, CONFIG, looker.memory, self.now)
+            view = View(facts, RUNNER, CONFIGS[self.config], looker.memory, self.now)
             step = decide(facts.spec, view.observed(), self.now)
             if not facts.needs:
                 break
@@ -121,7 +131,7 @@ class Cluster(World):
         self._decide(looker)
 
     def _land(self, facts: Facts, step: Step, memory: Memory) -> bool:
-        executor = Executor(self, RUNNER, CONFIG, memory)  # type: ignore[arg-type]
+        executor = Executor(self, RUNNER, CONFIGS[self.config], memory)  # type: ignore[arg-type]
         facts.fresh = False
         if step.write:
             facts.chain, facts.status = answer_of(executor.write_status(facts.chain, step.status)), step.status
@@ -197,7 +207,7 @@ class Cluster(World):
         """It ended, for a stated reason, and left nothing behind."""
         for chain in self.chains.values():
             status = chain.status
-            assert status.observed_generation == chain.generation and status.retry == chain.retry
+            assert status.observed_generation == chain.generation and chain.retry in (status.retry, None, "")
             kinds = [kind for kind in ("Complete", "Failed", "Suspended") if status.is_true(kind)]
             stalled = next((s for s in status.stages if s.stalled), None)
             assert len(kinds) == 1 or (stalled is not None and not kinds), [c.type for c in status.conditions]
@@ -258,7 +268,7 @@ class Cluster(World):
             sorted(self.leases.values(), key=by_uid), sorted(self.disk), sorted(self.checkpoints.items()), flying,
             sorted(self.made.items()), sorted(self.freed), sorted(self.noted), sorted(self.stopped),
             sorted(self.forgiven), sorted(self.permitted), sorted(self.recorded), self.wiped, self.mute, self.waits,
-            self.refusals,
+            self.refusals, self.config, sorted(self.by_hand), sorted(self.launched),
         )  # fmt: skip
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
 

@@ -193,7 +193,17 @@ class World(ApiServer):
 
     def delete_job(self, uid: str) -> None:
         """By hand, in the background: its pods outlive it."""
+        self.by_hand |= {uid}
         del self.jobs[uid]
+
+    def delete_job_and_pods(self, uid: str) -> None:
+        """By hand, in the foreground."""
+        self.by_hand |= {uid}
+        self.set_job(uid, deleting=True)
+
+    def reconfigure(self) -> None:
+        """An operator with another configuration, or the one before again."""
+        self.config = 1 - self.config
 
     def wait(self, seconds: float) -> None:
         self.now += seconds

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from modelchain.attempts import deadline, judge
+from modelchain.attempts import deadline, judge, progress_unknown
+from modelchain.contracts import LAUNCH_FAILURE, LastWord, Progress
 from modelchain.contracts import FailureClass as F
-from modelchain.contracts import LastWord, Progress
 from modelchain.spec import Deadlines, Retry
 from modelchain.status import AttemptStatus, PodTime, Spent, StageStatus, State
-from modelchain.world import Seen
+from modelchain.world import Contact, Seen
 
 LIMITS = Retry(maxRetries=1, maxDisruptions=2)
 DEADLINES = Deadlines(startSeconds=100, stallSeconds=50, stageSeconds=1000)
+WITHOUT_LIMIT = Deadlines(startSeconds=100, stallSeconds=50)
 GONE = Seen(live=False, started=True)
 CAUSES = [f for f in F if not f.permanent]
 
@@ -48,6 +50,33 @@ def test_a_disruption_that_got_nowhere_pays_with_a_retry_too(failure: F) -> None
     before = StageStatus(name="a", checkpoint_step=5)
     verdict = judge(LIMITS, before, attempt(), failed(failure, checkpoint_step=5), False)
     assert (verdict.disruptions, verdict.retries) == (1, 1)
+    assert verdict.pays_retry and not verdict.advanced, "and waits as a retry does"
+
+
+@pytest.mark.parametrize("failure", CAUSES)
+def test_whoever_pays_a_retry_waits(failure: F) -> None:
+    for step in (5, 6):
+        verdict = judge(
+            LIMITS, StageStatus(name="a", checkpoint_step=5), attempt(), failed(failure, checkpoint_step=step), False
+        )
+        assert verdict.pays_retry is (verdict.retries == 1) and verdict.advanced is (step == 6)
+
+
+def test_a_launch_failure_is_the_devices_once() -> None:
+    """Then it is the program's: a kernel that is wrong fails on every node."""
+    word = LastWord(
+        result="Failed", failure=F.HARDWARE, message="unspecified launch failure", node="n1", fault=LAUNCH_FAILURE
+    )
+    seen = Seen(live=False, started=True, word=word, bad_nodes={"n1": LAUNCH_FAILURE})
+    assert judge(LIMITS, StageStatus(name="a"), attempt(), seen, False).failure is F.HARDWARE
+    before = AttemptStatus(name="family-a-a0", number=0, input_digest="d", state=State.FAILED, fault=LAUNCH_FAILURE)
+    again = judge(LIMITS, StageStatus(name="a", attempts=[before, attempt()]), attempt(), seen, False)
+    assert again.failure is F.ERROR and not again.failure.disruption
+    other = replace(seen, bad_nodes={"n1": "EccError"})
+    assert (
+        judge(LIMITS, StageStatus(name="a", attempts=[before, attempt()]), attempt(), other, False).failure
+        is F.HARDWARE
+    )
 
 
 @pytest.mark.parametrize("failure", CAUSES)
@@ -107,8 +136,9 @@ def test_the_start_counts_from_the_first_running_pod() -> None:
     pods = {"w": PodTime(started=1030.0), "m": PodTime(started=1000.0, first=True)}
     seen = running(pods=pods)
     assert deadline(DEADLINES, StageStatus(name="a"), attempt(), seen, 1040.0) == 60.0
-    late = deadline(DEADLINES, StageStatus(name="a"), attempt(), seen, 1100.0)
-    assert isinstance(late, tuple) and late[0] is F.START_DEADLINE and "spec.deadlines.startSeconds" in late[1]
+    for seen in (running(pods=pods, contact=Contact(answered=1100.0)), running(pods=pods, waiting="1 of 2 pods run")):
+        late = deadline(DEADLINES, StageStatus(name="a"), attempt(), seen, 1100.0)
+        assert isinstance(late, tuple) and late[0] is F.START_DEADLINE and "spec.deadlines.startSeconds" in late[1]
 
 
 def test_a_queue_that_starts_it_again_starts_the_clock_again() -> None:
@@ -120,8 +150,40 @@ def test_a_queue_that_starts_it_again_starts_the_clock_again() -> None:
 def test_a_stall_counts_from_the_last_step() -> None:
     seen, one = running(pods={"m": PodTime(started=1000.0, first=True)}), attempt(stepped_at=1200.0)
     assert deadline(DEADLINES, stepped(7), one, seen, 1210.0) == 40.0
+    seen = replace(seen, contact=Contact(answered=1250.0))
     late = deadline(DEADLINES, stepped(7), one, seen, 1250.0)
     assert isinstance(late, tuple) and late[0] is F.STALL_DEADLINE and "after 7" in late[1]
+
+
+@pytest.mark.parametrize(
+    ("contact", "ends"),
+    [
+        (None, False),
+        (Contact(), False),
+        (Contact(silent=1200.0), False),  # a policy closes the port, or the operator has just come
+        (Contact(answered=1249.0, silent=1249.5), False),  # it answered, before the time was over
+        (Contact(answered=1249.0, silent=1249.5, ignored=9, ignored_for=900.0), False),
+        (Contact(answered=1249.0, silent=1249.5, ignored=10, ignored_for=49.0), False),
+        (Contact(ignored=10, ignored_for=900.0), False),  # never heard: who takes connections there is not known
+        (Contact(answered=1249.0, silent=1249.5, ignored=10, ignored_for=50.0), True),
+        (Contact(answered=1250.0), True),
+    ],
+)
+def test_silence_is_no_stall(contact: Contact | None, ends: bool) -> None:
+    seen, one = running(pods={"m": PodTime(started=1000.0, first=True)}, contact=contact), attempt(stepped_at=1200.0)
+    assert isinstance(deadline(WITHOUT_LIMIT, stepped(7), one, seen, 1_000_000.0), tuple) is ends
+    first = running(pods={"m": PodTime(started=1150.0, first=True)}, contact=contact)
+    assert isinstance(deadline(WITHOUT_LIMIT, StageStatus(name="a"), attempt(), first, 1_000_000.0), tuple) is ends
+
+
+def test_a_trainer_that_cannot_be_asked_is_told_of() -> None:
+    pods = {"m": PodTime(started=1000.0, first=True)}
+    silent = running(pods=pods, contact=Contact(silent=1000.0, address="10.0.0.1:9091, pod x"))
+    assert progress_unknown(DEADLINES, silent, 1049.0) == "", "it may still load"
+    said = progress_unknown(DEADLINES, silent, 1050.0)
+    assert said.startswith("ProgressUnknown: ") and "10.0.0.1:9091" in said and "NetworkPolicy" in said
+    assert progress_unknown(DEADLINES, silent, 9999.0) == said, "it is written once"
+    assert progress_unknown(DEADLINES, running(pods=pods, contact=Contact(answered=1.0)), 9999.0) == ""
 
 
 def test_a_stage_has_all_its_attempts_time_and_none_of_its_queues() -> None:

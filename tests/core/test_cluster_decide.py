@@ -90,7 +90,7 @@ def disasters(world: Cluster) -> Iterator[Event]:
     for job in world.jobs.values():
         yield f"{job.uid} is deleted by hand", changed(lambda w, u=job.uid: w.delete_job(u))
         if not job.deleting:
-            yield f"{job.uid} is deleted by hand, pods first", changed(lambda w, u=job.uid: w.set_job(u, deleting=True))
+            yield f"{job.uid} is deleted by hand, pods first", changed(lambda w, u=job.uid: w.delete_job_and_pods(u))
         if job.queued and not job.suspended and not job.finished:
             yield f"{job.uid} is evicted", changed(lambda w, u=job.uid: w.set_job(u, suspended=True))
     for verifier in world.verifiers.values():
@@ -253,6 +253,92 @@ def test_a_shared_stage_is_trained_once() -> None:
 def test_one_fault_at_every_request(start: Callable[[], Cluster]) -> None:
     found, ends = explore(start(), every_fault, 2 if EXPLORE > 9 else 1, LONGEST_CALM, traced)
     assert found > 3000 and ends > 50
+
+
+def changes(world: Cluster) -> Iterator[Event]:
+    """What a person or a GitOps tool may ask for while an attempt is launched, and take back."""
+    chain = world.chains["family"]
+    yield "suspend or resume", changed(lambda w: w.edit("family", suspend=not chain.suspend))
+    yield "edit", changed(lambda w: w.toggle("family", "spec.stages[0].rerun", "x"))
+    yield "retry", changed(lambda w: w.edit("family", bump=False, retry=f"{len(chain.retry or '')}x"))
+    yield "retry is taken away", changed(lambda w: w.edit("family", bump=False, retry=None))
+    yield "another configuration", changed(lambda w: w.reconfigure())
+    if world.jobs:
+        yield "the job is labelled", changed(lambda w: relabel(w))
+        yield "the job is started", changed(lambda w: start(w))
+
+
+def relabel(world: Cluster) -> None:
+    """Somebody puts every job that is held into a queue of theirs."""
+    for job in list(world.jobs.values()):
+        if job.suspended and not job.released:
+            world.set_job(job.uid, queue="foreign")
+
+
+def start(world: Cluster) -> None:
+    """Somebody lifts every suspension."""
+    for job in list(world.jobs.values()):
+        if job.suspended and not job.released:
+            world.set_job(job.uid, suspended=False)
+
+
+def launching(world: Cluster) -> bool:
+    """From the intent until the job may run."""
+    return any(a.finished_at is None for a in attempts(world).values()) and not world.pods
+
+
+def every_change(world: Cluster) -> Iterator[Callable[[Cluster], None]]:
+    """For `explore`: the first change belongs to a launch, another may come whenever."""
+    if not (launching(world) or world.changed):
+        return
+    for name, happen in changes(world):
+
+        def fault(other: Cluster, name: str = name, happen: Callable[[Cluster], object] = happen) -> None:
+            other.trace += (f"* {name}",)
+            other.changed = True
+            happen(other)
+
+        yield fault
+
+
+@pytest.mark.parametrize(
+    ("queue", "changes"), [(False, 2), (True, 2 if EXPLORE > 9 else 1)], ids=["no queue", "a queue"]
+)
+def test_changes_while_an_attempt_is_launched(queue: bool, changes: int) -> None:
+    """The first at any step of the launch, the second at any step after it: it ends, and no attempt is made twice."""
+    world = until(alone(1, queue=queue), launching)
+    changes = 1 if queue and EXPLORE < 10 else 2
+    found, ends = explore(world, every_change, changes, LONGEST_CALM, traced)
+    assert found > 700 and ends > 10
+
+
+def shape(world: Cluster) -> tuple[object, ...]:
+    """What can be seen of a chain and its jobs, whatever they are numbered."""
+    chain = world.chains["family"]
+    shown = [(s.state, s.reason, len(s.attempts), [(a.state, bool(a.uid), bool(a.finished_at)) for a in s.attempts])
+             for s in chain.status.stages]  # fmt: skip
+    jobs = sorted((j.name, j.suspended, str(j.queue), j.released, str(j.finished), j.deleting) for j in
+                  world.jobs.values())  # fmt: skip
+    return str(shown), chain.retry, chain.generation, tuple(jobs), tuple(sorted(p.phase for p in world.pods.values()))
+
+
+@pytest.mark.parametrize("first", ["suspend or resume", "edit", "another configuration", "retry"])
+def test_no_pair_of_states_repeats(first: str) -> None:
+    """At every step of a launch a change, and when that is done its reverse: nothing goes round in a circle."""
+    before = until(alone(1), launching)
+    while launching(before):
+        world = before.copy()
+        for name in (first, first):
+            dict(changes(world))[name](world)
+            seen, now = set(), shape(world)
+            while world.calm_step():
+                then = now
+                now = shape(world)
+                assert now == then or (then, now) not in seen, f"{then} -> {now}"
+                seen |= {(then, now)}
+            world.check_rest()
+        if not before.calm_step():
+            break
 
 
 # At random, in larger worlds.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -77,16 +78,16 @@ def test_pods_that_vanish_unseen_have_run_until_the_next_look(life: list[tuple[f
 def test_the_list_of_pods_is_bounded_and_their_time_is_not() -> None:
     one = attempt()
     for n in range(2 * ledger.MAX_PODS):
-        pod = PodTime(started=10.0 * n, finished=10.0 * n + 5, gpus=2, first=True)
-        one = account(one, seen({f"p{n}": pod}), 10.0 * n + 5, None)
+        pod = PodTime(started=10.0 * n + 1, finished=10.0 * n + 6, gpus=2, first=True)
+        one = account(one, seen({f"p{n}": pod}), 10.0 * n + 6, None)
         assert len(one.pods) <= ledger.MAX_PODS
     assert one.gpu_seconds == 2 * ledger.MAX_PODS * 10 and one.gone.gpu_seconds > 0
 
 
 def test_only_rank_0_is_running_time() -> None:
-    pods = {"m": PodTime(started=0.0, gpus=8, first=True), "w": PodTime(started=0.0, gpus=8)}
-    one = account(attempt(), seen(pods), 10.0, PRICE)
-    assert (one.gpu_seconds, running_seconds(one, 10.0)) == (160.0, 10.0)
+    pods = {"m": PodTime(started=1.0, gpus=8, first=True), "w": PodTime(started=1.0, gpus=8)}
+    one = account(attempt(), seen(pods), 11.0, PRICE)
+    assert (one.gpu_seconds, running_seconds(one, 11.0)) == (160.0, 10.0)
 
 
 def test_without_pods_the_attempts_own_figures_count() -> None:
@@ -95,20 +96,45 @@ def test_without_pods_the_attempts_own_figures_count() -> None:
     assert (one.gpu_seconds, one.cost, one.macs) == (7.5, "0.01", 9)
 
 
-def test_what_was_spent_is_never_taken_back() -> None:
-    """A counter that falls looks like a new one to Prometheus, which then adds all of it again."""
-    one = account(attempt(), seen({"m": PodTime(started=0.0, gpus=8)}), 100.7, PRICE)
-    late = account(one, seen({"m": PodTime(started=0.0, finished=100.0, gpus=8)}), 101.0, "0.01")
-    assert (late.gpu_seconds, late.cost) == (one.gpu_seconds, one.cost) == (805.6, "0.81")
-    assert account(one, seen({}), 101.0, None).cost == "0.81"
+def test_an_open_attempt_is_counted_anew_and_a_closed_one_is_not() -> None:
+    """A container that never started reports a start of 1970; an earlier version billed the years since."""
+    early = {"m": PodTime(started=0.0, gpus=8, first=True), "w": PodTime(started=1.0, gpus=8)}
+    one = attempt(pods=early, gpu_seconds=1e10, cost="9999999.00")
+    assert not same_pods(one, seen({})) and not same_pods(one, seen(early))
+    right = account(
+        one, seen({"m": PodTime(started=1000.0, gpus=8, first=True)}, never_ran=frozenset("w")), 1010.0, PRICE
+    )
+    assert (right.gpu_seconds, right.cost, list(right.pods)) == (80.0, "0.08", ["m"])
+    ended = account(right, seen({"m": PodTime(started=1000.0, finished=1009.0, gpus=8, first=True)}), 1020.0, PRICE)
+    assert (ended.gpu_seconds, ended.cost) == (72.0, "0.07"), "what its node says at the end is better than our guess"
+    assert account(ended, seen({}), 1020.0, None).cost == "0.07", "without a price what is known stays"
+
+
+@pytest.mark.parametrize(("nodes", "evictions"), [(130, 1), (8, 33), (256, 4), (256, 500), (1, 500)])
+def test_any_number_of_evictions_keeps_the_list_within_the_crd(nodes: int, evictions: int) -> None:
+    """Remembered pods come back as long as the memory has them; each counts once."""
+    one, remembered, now = attempt(), {}, 1000.0
+    for run in range(evictions + 1):
+        there = {f"{run}-{n}": PodTime(started=now, gpus=8, first=n == 0) for n in range(nodes)}
+        summed_up = one.gone.gpu_seconds > 0
+        known = {uid: pod for uid, pod in remembered.items() if not summed_up or uid in one.pods}
+        one = account(one, seen({**known, **there}, gone_pods=frozenset(known)), now, None)
+        assert len(one.pods) <= 256
+        ended = {uid: pod.model_copy(update={"finished": now + 10}) for uid, pod in there.items()}
+        one = account(one, seen(ended, gone_pods=frozenset(ended)), now + 10, None)
+        remembered, now = dict(list({**remembered, **ended}.items())[-4096:]), now + 60
+    assert one.gpu_seconds == (evictions + 1) * nodes * 80 and running_seconds(one, now) == (evictions + 1) * 10
+    assert len(one.model_dump_json(by_alias=True, exclude_none=True)) < 40_000
 
 
 def test_same_pods() -> None:
-    pods = {"m": PodTime(started=0.0, first=True)}
+    pods = {"m": PodTime(started=1.0, first=True)}
     one = account(attempt(), seen(pods), 10.0, None)
-    assert same_pods(one, pods) and not same_pods(one, {}) and not same_pods(one, {**pods, "w": PodTime(started=5.0)})
+    assert same_pods(one, seen(pods)) and not same_pods(one, seen({}))
+    assert not same_pods(one, seen({**pods, "w": PodTime(started=5.0)}))
+    assert not same_pods(one, seen({}, never_ran=frozenset("m")))
     gone = account(one, seen({}), 20.0, None)
-    assert same_pods(gone, {}), "that it is gone is known"
+    assert same_pods(gone, seen({})), "that it is gone is known"
 
 
 @settings(deadline=None)

@@ -88,7 +88,7 @@ def test_one_node_is_a_master_alone_and_more_are_workers() -> None:
     assert {p["name"]: p["containerPort"] for p in ports["Master"]} == {"metrics": 9090, "progress": 9091}
 
 
-def test_it_is_owned_without_blocking_and_in_no_queue() -> None:
+def test_it_is_owned_without_blocking_and_in_a_queue_that_is_not_there() -> None:
     meta = RUNNER.build(request())["metadata"]
     [owner] = meta["ownerReferences"]
     assert (owner["kind"], owner["name"], owner["controller"], owner["blockOwnerDeletion"]) == (
@@ -103,6 +103,7 @@ def test_it_is_owned_without_blocking_and_in_no_queue() -> None:
         "modelchain.dev/stage": "b",
         "modelchain.dev/attempt": "1",
         "modelchain.dev/input-digest": ("ab" * 32)[:63],
+        "kueue.x-k8s.io/queue-name": "modelchain-held",
         "modelchain.dev/role": "train",
     }
 
@@ -190,6 +191,9 @@ def test_torchrun_takes_its_place_from_the_operators_variables(monkeypatch: pyte
     assert (read.max_restarts, read.module, read.training_script) == (0, True, "modelchain_trainer")
 
 
+NOW = "2026-09-01T00:00:00Z"
+
+
 def made(asked: JobRequest, *conditions: tuple[str, str]) -> Object:
     """As the API server would give the job back."""
     job: Object = json.loads(json.dumps(RUNNER.build(asked)))
@@ -201,33 +205,68 @@ def made(asked: JobRequest, *conditions: tuple[str, str]) -> Object:
 def merged(job: Object, patch: Object) -> Object:
     out = dict(job)
     for key, value in patch.items():
-        out[key] = merged(out.get(key, {}), value) if isinstance(value, dict) else value
+        if value is None:
+            out.pop(key, None)
+        else:
+            out[key] = merged(out.get(key, {}), value) if isinstance(value, dict) else value
     return out
 
 
-def test_release_without_a_queue_lifts_the_suspension() -> None:
+def test_release_without_a_queue_takes_the_label_away_and_then_lifts_the_suspension() -> None:
+    """Two patches: Kueue refuses to take the label from a job that is not suspended then."""
     job = made(request())
-    patch = RUNNER.release(job, None, None)
-    assert patch == {
-        "metadata": {"uid": "u-1", "resourceVersion": "7"},
+    first = RUNNER.release(job, None, NOW)
+    assert first == {"metadata": {"uid": "u-1", "resourceVersion": "7", "labels": {"kueue.x-k8s.io/queue-name": None}}}
+    between = merged(job, first)
+    assert not RUNNER.state(between).released and RUNNER.state(between).suspended
+    second = RUNNER.release(between, None, NOW)
+    assert second == {
+        "metadata": {"uid": "u-1", "resourceVersion": "7", "annotations": {"modelchain.dev/released": NOW}},
         "spec": {"runPolicy": {"suspend": False}},
     }
-    assert not RUNNER.state(job).released
-    assert RUNNER.state(merged(job, patch)).released and not RUNNER.state(merged(job, patch)).suspended
+    after = RUNNER.state(merged(between, second))
+    assert after.released and not after.suspended and after.queue is None
 
 
-def test_release_into_a_queue_leaves_the_rest_to_it() -> None:
-    job = made(request())
-    patch = RUNNER.release(job, "vision", "high")
+@pytest.mark.parametrize("foreign", [None, "default"])
+def test_release_into_a_queue_leaves_the_rest_to_it(foreign: str | None) -> None:
+    job = made(request(priority_class="high"))
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "high"
+    if foreign:
+        job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = foreign
+    assert not RUNNER.state(job).released, "who labels a job does not release it"
+    patch = RUNNER.release(job, "vision", NOW)
     assert patch == {
         "metadata": {
             "uid": "u-1",
             "resourceVersion": "7",
-            "labels": {"kueue.x-k8s.io/queue-name": "vision", "kueue.x-k8s.io/priority-class": "high"},
+            "annotations": {"modelchain.dev/released": NOW},
+            "labels": {"kueue.x-k8s.io/queue-name": "vision"},
         }
     }
     queued = RUNNER.state(merged(job, patch))
-    assert queued.released and queued.suspended
+    assert queued.released and queued.suspended and queued.queue == "vision"
+
+
+def test_a_job_that_somebody_else_started_is_only_marked() -> None:
+    job = made(request())
+    job["spec"]["runPolicy"]["suspend"] = False
+    assert not RUNNER.state(job).released
+    for queue in (None, "vision"):
+        patch = RUNNER.release(job, queue, NOW)
+        assert patch["metadata"].keys() == {"uid", "resourceVersion", "annotations"} and "spec" not in patch
+
+
+def test_it_keeps_away_from_nodes_that_failed() -> None:
+    job = RUNNER.build(request(nodes=3, avoid=("node-1", "node-2")))
+    for replica in job["spec"]["pytorchReplicaSpecs"].values():
+        rules = replica["template"]["spec"]["affinity"]["nodeAffinity"][
+            "requiredDuringSchedulingIgnoredDuringExecution"
+        ]
+        [term] = rules["nodeSelectorTerms"]
+        assert [(f["key"], f["operator"], f["values"]) for f in term["matchFields"]] == [
+            ("metadata.name", "NotIn", ["node-1"]), ("metadata.name", "NotIn", ["node-2"]),
+        ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from modelchain_operator.objects import Read, annotation, held, seconds
 from modelchain_operator.runners.template import MAIN_CONTAINER
 
 TERMINAL = ("Succeeded", "Failed")
+NOT_STARTED = ("StartError", "ContainerCannotRun")
+CLOCKS_DIFFER = 600.0  # seconds: a node's clock and ours, each five minutes wrong
 
 
 def is_live(pod: Read) -> bool:
@@ -50,21 +52,57 @@ def created_at(pod: Read) -> float:
     return seconds(pod["metadata"].get("creationTimestamp")) or 0.0
 
 
+def never_ran(pod: Read) -> bool:
+    """The main container was tried and did not start: what its status then says of a start is no time."""
+    return (state(pod, "terminated") or {}).get("reason") in NOT_STARTED
+
+
 def started_at(pod: Read) -> float | None:
-    """When the main container started; None if it has not, as far as anybody knows."""
+    """When the main container started, on its node's clock; None if it has not, as far as anybody knows."""
     found = state(pod, "running") or state(pod, "terminated") or {}
-    return seconds(found.get("startedAt"))
+    return None if never_ran(pod) else _time(found.get("startedAt"))
 
 
 def ended_at(pod: Read) -> float | None:
     """When it ended; of a node that is lost, when that was noticed. None while it lives."""
     terminated = state(pod, "terminated")
-    if terminated is not None and (finished := seconds(terminated.get("finishedAt"))) is not None:
+    if terminated is not None and (finished := _time(terminated.get("finishedAt"))) is not None:
         return finished
     if is_live(pod):
         return None
     found = disruption(pod) or {}
     return seconds(found.get("lastTransitionTime")) or seconds(pod["metadata"].get("deletionTimestamp"))
+
+
+def run_time(pod: Read, now: float) -> tuple[float, float | None] | None:
+    """When the main container started and ended, in seconds since the epoch by our clock; None if it never ran.
+
+    Its node's clock may be wrong. Between a start and an end of the same node it measures right all the same; only
+    where the two lie is believed no further than between the pod's creation and `now`.
+    """
+    started, finished, created = started_at(pod), ended_at(pod), created_at(pod)
+    if started is None or (finished is not None and not 0 <= finished - started <= now - created + CLOCKS_DIFFER):
+        return None
+    length = None if finished is None else finished - started
+    if not created <= started <= now:
+        started = min(max(started + _node_is_behind(pod), created), now)
+    if length is None:
+        return started, None
+    started = max(created, min(started, now - length))
+    return started, started + length
+
+
+def _node_is_behind(pod: Read) -> float:
+    """By how many seconds, as the scheduler's clock and the node's tell the same moment; 0 where they do not say."""
+    scheduled = seconds((held(pod, "PodScheduled") or {}).get("lastTransitionTime"))
+    taken = seconds(pod["status"].get("startTime"))
+    return 0.0 if scheduled is None or taken is None else scheduled - taken
+
+
+def _time(text: str | None) -> float | None:
+    """What a kubelet does not know it may write as 1970."""
+    found = seconds(text)
+    return found if found is not None and found > 0 else None
 
 
 def gpus(pod: Read, resource: str) -> int:
@@ -91,7 +129,15 @@ def remember(pod: Read) -> Object | None:
         return None
     meta, status = pod["metadata"], pod["status"]
     kept_meta = ("name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "labels", "annotations")
-    kept_status = ("phase", "reason", "message", "conditions", "containerStatuses", "initContainerStatuses")
+    kept_status = (
+        "phase",
+        "reason",
+        "message",
+        "conditions",
+        "startTime",
+        "containerStatuses",
+        "initContainerStatuses",
+    )
     containers: list[dict[str, Any]] = [
         {field: container[field] for field in ("name", "image", "resources") if field in container}
         for container in pod["spec"]["containers"]

@@ -21,7 +21,7 @@ class JobRequest:
     """One attempt, all that its objects are made from.
 
     `name` is the attempt's. `task` is `modelchain.contracts.Task` as JSON, at most 64 KiB. `mount_path` is where the
-    data lies; `data_claim` None leaves it to the image.
+    data lies; `data_claim` None leaves it to the image. `priority_class` is Kueue's. `avoid` are nodes not to run on.
     """
 
     name: str
@@ -39,6 +39,8 @@ class JobRequest:
     processes_per_node: int = 1
     data_claim: str | None = None
     mount_path: str = "/data"
+    priority_class: str | None = None
+    avoid: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if (size := len(self.task.encode())) > TASK_BYTES:
@@ -51,9 +53,10 @@ class JobRequest:
 
 @dataclass(frozen=True)
 class JobState:
-    """A job as it was read. `released`: told to run, by us or by way of a queue, which may hold it `suspended` still.
+    """A job as it was read. `released`: we let it run, as our annotation says; a queue may hold it `suspended` still.
 
-    `message` is the job's own word on why it failed; none of this is evidence of success (RULES section 7).
+    `queue` is the one its label names, None for none and for our placeholder. `message` is the job's own word on why it
+    failed; none of this is evidence of success (RULES section 7).
     """
 
     released: bool
@@ -61,6 +64,7 @@ class JobState:
     finished: Literal["Succeeded", "Failed"] | None
     deleting: bool
     message: str
+    queue: str | None = None
 
 
 class Runner(Protocol):
@@ -72,11 +76,18 @@ class Runner(Protocol):
     install: str  # the command that installs the kind
 
     def build(self, request: JobRequest) -> Object:
-        """The job to create: suspended and in no queue, so that nothing runs before its UID is recorded."""
+        """The job to create: suspended and in a queue that is not there.
+
+        So nothing runs before its UID is recorded, and no webhook can give it a queue of its own.
+        """
         ...
 
-    def release(self, job: Read, queue: str | None, priority_class: str | None) -> Object:
-        """The one merge patch that lets `job` run; it fails if the job is another or has changed since it was read."""
+    def release(self, job: Read, queue: str | None, now: str) -> Object:
+        """The next merge patch on the way to let `job` run; it fails if the job is another or has changed since it was
+        read. `now` (RFC 3339) is what the annotation says that marks it as released.
+
+        Without a queue it takes two: Kueue's webhook refuses to take a queue's label from a job that is not suspended.
+        """
         ...
 
     def state(self, job: Read) -> JobState: ...

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from modelchain_operator.kube import PYTORCHJOBS, Object, Resource
-from modelchain_operator.objects import Read, held, is_deleting, label
+from modelchain_operator.objects import Read, annotation, held, is_deleting, label
 from modelchain_operator.runners.port import JobRequest, JobState
 from modelchain_operator.runners.template import metadata, trainer_template
 
 QUEUE, PRIORITY_CLASS = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
+HELD = "modelchain-held"  # a queue that is not there: until its release a job waits in it, and nobody can start it
+RELEASED = "modelchain.dev/released"  # when we let a job run; this alone says that we did
 CONTAINER = "pytorch"  # the webhook asks for a container of this name
 REPLICA_TYPE, REPLICA_INDEX = "training.kubeflow.org/replica-type", "training.kubeflow.org/replica-index"
 
@@ -26,10 +28,12 @@ class PyTorchJob:
         replicas = {"Master": self._replica(request, 1, rank_0=True)}
         if request.nodes > 1:
             replicas["Worker"] = self._replica(request, request.nodes - 1, rank_0=False)
+        meta = metadata(request, request.name, "train")
+        meta["labels"] |= {QUEUE: HELD} | ({PRIORITY_CLASS: request.priority_class} if request.priority_class else {})
         return {
             "apiVersion": f"{self.resource.group}/{self.resource.version}",
             "kind": self.kind,
-            "metadata": metadata(request, request.name, "train"),
+            "metadata": meta,
             "spec": {
                 "nprocPerNode": str(request.processes_per_node),
                 "runPolicy": {"cleanPodPolicy": "Running", "suspend": True},
@@ -41,22 +45,26 @@ class PyTorchJob:
         template = trainer_template(request, CONTAINER, rank_0=rank_0)
         return {"replicas": replicas, "restartPolicy": "Never", "template": template}
 
-    def release(self, job: Read, queue: str | None, priority_class: str | None) -> Object:
+    def release(self, job: Read, queue: str | None, now: str) -> Object:
         meta: Object = {name: job["metadata"][name] for name in ("uid", "resourceVersion")}
-        if queue is None:
-            return {"metadata": meta, "spec": {"runPolicy": {"suspend": False}}}
-        wanted = {QUEUE: queue} | ({PRIORITY_CLASS: priority_class} if priority_class else {})
-        return {"metadata": meta | {"labels": wanted}}  # Kueue lifts the suspension
+        released = meta | {"annotations": {RELEASED: now}}
+        if not _suspended(job):  # somebody was faster: it is ours all the same, and its labels can no longer be changed
+            return {"metadata": released}
+        if queue is not None:
+            return {"metadata": released | {"labels": {QUEUE: queue}}}  # Kueue lifts the suspension
+        if label(job, QUEUE):
+            return {"metadata": meta | {"labels": {QUEUE: None}}}
+        return {"metadata": released, "spec": {"runPolicy": {"suspend": False}}}
 
     def state(self, job: Read) -> JobState:
-        suspended = bool(job["spec"].get("runPolicy", {}).get("suspend", False))
-        failed = held(job, "Failed")
+        failed, queue = held(job, "Failed"), label(job, QUEUE)
         return JobState(
-            released=QUEUE in (job["metadata"].get("labels") or {}) or not suspended,
-            suspended=suspended,
+            released=annotation(job, RELEASED) is not None,
+            suspended=_suspended(job),
             finished="Failed" if failed else "Succeeded" if held(job, "Succeeded") else None,
             deleting=is_deleting(job),
             message=failed.get("message", "") if failed else "",
+            queue=queue if queue not in ("", HELD) else None,
         )
 
     def node_rank(self, pod: Read) -> int | None:
@@ -66,3 +74,7 @@ class PyTorchJob:
             case "worker":
                 return int(label(pod, REPLICA_INDEX)) + 1
         return None
+
+
+def _suspended(job: Read) -> bool:
+    return bool(job["spec"].get("runPolicy", {}).get("suspend", False))

@@ -96,6 +96,7 @@ def trainer_template(request: JobRequest, container: str, *, rank_0: bool) -> Ob
         "schedulerName": pool.scheduler_name,
         "runtimeClassName": pool.runtime_class_name,
         "serviceAccountName": pool.service_account_name,
+        "affinity": _away_from(request.avoid),
     }
     template["spec"] |= {name: value for name, value in optional.items() if value}
     template["spec"]["terminationGracePeriodSeconds"] = pool.grace_seconds
@@ -194,6 +195,15 @@ def _resources(pool: NodePool, processes: int) -> Object:
         wanted[pool.gpu_resource] = str(processes)
     given = {name: quantity for name, quantity in wanted.items() if quantity is not None}
     return {"requests": given, "limits": dict(given)} if given else {}
+
+
+def _away_from(nodes: tuple[str, ...]) -> Object:
+    """Required affinity to any other node. By the nodes' names, which the label kubernetes.io/hostname need not be."""
+    if not nodes:
+        return {}
+    fields = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes]  # one value each
+    terms = {"nodeSelectorTerms": [{"matchFields": fields}]}
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
 
 
 def _topology(pool: NodePool) -> dict[str, str]:

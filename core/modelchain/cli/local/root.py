@@ -106,6 +106,7 @@ class Root:
             path=str(directory.relative_to(self.path)),
             macs=results.macs,
             metrics=metrics,
+            trainer_math=number if isinstance(number := manifest.environment.get("trainerMath"), int) else None,
         )
 
     def added_evaluations(self, digest: str) -> dict[str, dict[str, float]]:
