@@ -70,7 +70,8 @@ def test_a_launch_failure_is_the_devices_once() -> None:
     seen = Seen(live=False, started=True, word=word, bad_nodes={"n1": LAUNCH_FAILURE})
     assert judge(LIMITS, StageStatus(name="a"), attempt(), seen, False).failure is F.HARDWARE
     before = AttemptStatus(name="family-a-a0", number=0, input_digest="d", state=State.FAILED, fault=LAUNCH_FAILURE)
-    again = judge(LIMITS, StageStatus(name="a", attempts=[before, attempt()]), attempt(), seen, False)
+    stage = StageStatus(name="a", attempts=[before, attempt()])
+    again = judge(LIMITS, stage, attempt(), seen, False)
     assert again.failure is F.ERROR and not again.failure.disruption
     other = replace(seen, bad_nodes={"n1": "EccError"})
     assert (
