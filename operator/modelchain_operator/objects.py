@@ -19,7 +19,7 @@ def uid(thing: Read) -> str:
 
 def label(thing: Read, key: str) -> str:
     """Empty where there is none."""
-    return str((thing["metadata"].get("labels") or {}).get(key, ""))
+    return str((thing["metadata"].get("labels") or {}).get(key) or "")
 
 
 def annotation(thing: Read, key: str) -> str | None:
