@@ -11,7 +11,8 @@ from podshapes import at
 from situations import ATTEMPT, NOW, chain, claim, condition, current, event, job, lease, mine, workload
 
 from modelchain.contracts import FailureClass, Progress
-from modelchain.status import ChainStatus, StageStatus, State, Total
+from modelchain.digest import TRAINER_MATH
+from modelchain.status import ArtifactRef, ChainStatus, StageStatus, State, Total
 from modelchain_operator.clues import Line, gpu_time
 from modelchain_operator.explain import Explanation, document, explain
 from modelchain_operator.kube import Object
@@ -113,6 +114,24 @@ def test_complete() -> None:
     found = ask(thing, leases=[lease(0)], unreadable=("pods", "events"))
     check(found, "Complete", "", then)
     assert "its one stage finished 60m ago" in found.state and len(found.evidence) == 1
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_stage_that_was_trained_by_other_arithmetic(complete: bool) -> None:
+    """It is used as it is; it is said, once for each such stage, and what would train it again."""
+    made = [("a", TRAINER_MATH - 1), ("b", TRAINER_MATH), ("c", None)]
+    stages = [
+        StageStatus(name=name, state=State.SUCCEEDED, artifact=ArtifactRef(path="x", digest="d", trainer_math=number))
+        for name, number in made
+    ]
+    if not complete:
+        stages[1] = current(State.RUNNING)
+    thing = chain(None, seen=3)
+    status = ChainStatus(observed_generation=3, conditions=[condition("Complete")] if complete else [], stages=stages)
+    thing["status"] = status.model_dump(mode="json", by_alias=True)
+    said = [line for line in ask(thing).evidence if "trainer math" in line.message]
+    assert [line.object for line in said] == ["stage a"]
+    assert f"trainer math {TRAINER_MATH - 1}" in said[0].message and "rerun" in said[0].message
 
 
 @pytest.mark.parametrize(
