@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from tiny import BATCH, EPOCHS, STEPS, STEPS_PER_EPOCH, stop_after
 
 from modelchain.contracts import RESULTS, WEIGHTS, FailureClass, LastWord, Results, Task
+from modelchain.digest import TRAINER_MATH
 from modelchain.errors import InputError, WorkError
 from modelchain_data.batches import global_batch
 from modelchain_trainer import __main__ as entry
@@ -124,6 +125,7 @@ def test_results_and_last_word(first, folder):
     manifest = tiny.manifest(tiny.artifact(task))
     assert word.artifact_digest == manifest.artifact_digest == manifest.files[WEIGHTS].sha256
     assert word.metrics == found.final.metrics and manifest.inputs == task.inputs
+    assert word.trainer_math == manifest.environment["trainerMath"] == TRAINER_MATH
     assert not list(Path(task.root).glob("*/*/step-*")) and not list(Path(task.root).glob("*/*/.step-*"))
 
 

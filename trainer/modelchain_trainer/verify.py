@@ -14,9 +14,11 @@ from modelchain.errors import WorkError
 
 def success(artifact: Path, manifest: Manifest, results: Results, **spent: Any) -> LastWord:
     """The word on a whole artifact; `spent` holds macs, seconds and gpu_seconds."""
+    math = manifest.environment.get("trainerMath")
     return LastWord(
         result="Succeeded", step=results.steps, steps=results.steps, metrics=results.final.metrics,
-        manifest_digest=sha256_of(artifact / MANIFEST), artifact_digest=manifest.artifact_digest, **spent,
+        manifest_digest=sha256_of(artifact / MANIFEST), artifact_digest=manifest.artifact_digest,
+        trainer_math=math if isinstance(math, int) else None, **spent,
     )  # fmt: skip
 
 
