@@ -31,6 +31,7 @@ from plays import Play
 from proxy import FaultProxy
 from recorder import Recorder
 from rig import CONFIG, IMAGE, Object, Operator, Space, apply_all, chain, fresh_namespace
+from specs import config
 from trial import sample
 
 from modelchain.cli.load import load_yaml, parse
@@ -310,24 +311,29 @@ class World:
             assert answer.status == 200, await answer.text()
 
     def disturb(self, point: Point) -> Action:
-        """The change comes just before the request, or just after it; it is taken back at the chain's next write."""
+        """The change comes just before or just after the request, and is taken back once it was acted on."""
 
         async def act(exchange: Exchange) -> Answer:
             answer = await exchange.forward() if point.after else None
             await self.change(point.name, point.body())
+            since = len(self.proxy.log)
+
+            def read(r: Request) -> bool:
+                """The chain's next write after that."""
+                asked = ("get", "modelchains", point.name)
+                return r.kind == "write" and point.of(r) and asked in {_what(r) for r in self.proxy.log[since:]}
+
             if point.back:
-                later = exchange.request.number
-                self.proxy.on(
-                    lambda r: r.number > later and r.kind == "write" and point.of(r), self.undo(point), times=1
-                )
+                self.proxy.on(read, self.undo(point))
             return answer or await exchange.forward()
 
         return act
 
     def undo(self, point: Point) -> Action:
         async def act(exchange: Exchange) -> Answer:
+            answer = await exchange.forward()
             await self.change(point.name, point.body(back=True))
-            return await exchange.forward()
+            return answer
 
         return act
 
@@ -359,7 +365,7 @@ class World:
     def written(self, name: str) -> Iterator[Object]:
         """Every status of the chain, in order."""
         for r in list(self.proxy.log):
-            if (r.verb, r.resource, r.name, r.status) == ("update", "modelchains", name, 200):
+            if _what(r) == ("update", "modelchains", name) and r.status == 200:
                 yield json.loads(r.body)["status"]
 
     def again(self, name: str, *kinds: str) -> Object:
@@ -381,7 +387,7 @@ class World:
             self.space.kubectl("label", "mchain", name, f"look={n}", "--overwrite")
 
             def asked(since: int = since) -> bool:
-                return any((r.verb, r.resource, r.name) == ("get", "modelchains", name) for r in self.proxy.log[since:])
+                return ("get", "modelchains", name) in {_what(r) for r in self.proxy.log[since:]}
 
             self.wait(name, asked, "it is looked at")
 
@@ -402,6 +408,10 @@ class World:
 
     def explained(self, name: str) -> Object:
         return dict(json.loads(self.cli("explain", name, "-o", "json")))
+
+
+def _what(r: Request) -> tuple[str, str, str]:
+    return r.verb, r.resource, r.name
 
 
 def _try(what: Callable[[], T | None]) -> T | None:
@@ -747,7 +757,12 @@ def test_a_status_as_large_as_it_can_be(
     control_plane: ControlPlane, namespace: str, repository: Path, name: str
 ) -> None:
     """The API server takes it, and gives it back as it was."""
-    thing = chain(name, 32) if name not in EXAMPLES else load_yaml(repository / "examples" / f"{name}.yaml")
+    thing = chain(name) if name not in EXAMPLES else load_yaml(repository / "examples" / f"{name}.yaml")
+    if name not in EXAMPLES:
+        shapes = (config(vision={"layers": 2 + i}) for i in range(32))
+        thing["spec"]["stages"] = [
+            {"name": f"{'s' * 14}{i:02}", "modelConfig": shape, "epochs": 20} for i, shape in enumerate(shapes)
+        ]
     control_plane.kubectl("create", "-f", "-", f"--namespace={namespace}", input=json.dumps(thing))
     api, path = Api(control_plane.kubeconfig), CHAINS % (namespace, name)
     found = run(api.request("GET", path))
