@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -14,16 +17,19 @@ def pack(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Tars, a folder of them, a caption table, or `digits`.")],
     to: Annotated[Path, typer.Option("--to", help="The new folder of shards.", show_default=False)],
     size: Annotated[int, typer.Option(help="Shrink pictures to this short side.", min=1)] = 256,
+    captions: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Of a caption table: columns to take captions from, by commas.")
+    ] = None,
 ) -> None:
     """Make shards: pictures shrunk and captions tokenised once, the fingerprint printed for `data.train.fingerprint`.
 
-    SRC may be a tab-separated caption table as DreamLIP publishes it for CC3M and CC12M, or the word digits.
+    SRC may be a caption table as DreamLIP publishes it for CC3M and CC12M, or the word digits.
 
     Example: [bold]modelchain pack digits --to runs/digits[/bold]
     """
-    from modelchain_data.pack import pack as work
+    with _stopped_as_by_ctrl_c(), Progress(console=Console(stderr=True), transient=True) as progress:
+        from modelchain_data.pack import pack as work
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task(f"packing {source}", total=None)
 
         def indexing(done: int, shards: int) -> None:
@@ -32,8 +38,22 @@ def pack(
         def packing(done: int) -> None:
             progress.update(bar, description=f"packing {source}", completed=done)
 
-        splits = work(source, to, size=size, on_progress=packing, on_index=indexing)
+        columns = None if captions is None else captions.split(",")
+        splits = work(source, to, size=size, captions=columns, on_progress=packing, on_index=indexing)
     for split in splits:
         skipped = f", {split.skipped} unusable left out" if split.skipped else ""
-        counts = f"{split.samples} samples{skipped}"
+        bare = "" if split.captioned else ", none with a caption"
+        counts = f"{split.samples} samples{bare}{skipped}"
         typer.echo(f"{split.name}: {counts}, shards {split.shards}, fingerprint {split.fingerprint}")
+
+
+@contextlib.contextmanager
+def _stopped_as_by_ctrl_c() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise KeyboardInterrupt, so that nothing is left behind; if ignored (nohup) they stay so."""
+    ours = [sig for sig in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(sig) != signal.SIG_IGN]
+    before = {sig: signal.signal(sig, signal.default_int_handler) for sig in ours}
+    try:
+        yield
+    finally:
+        for sig, handler in before.items():
+            signal.signal(sig, handler)
