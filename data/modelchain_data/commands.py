@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import Progress
+
+from modelchain.errors import EXIT_INTERRUPTED
 
 
 def pack(
@@ -49,11 +52,20 @@ def pack(
 
 @contextlib.contextmanager
 def _stopped_as_by_ctrl_c() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise KeyboardInterrupt, so that nothing is left behind; if ignored (nohup) they stay so."""
+    """SIGTERM and SIGHUP end the block as Ctrl-C does, so that nothing is left behind; if ignored (nohup) they stay so.
+
+    Services and terminals send more than one: those that come once all is cleaned up change nothing.
+    """
     ours = [sig for sig in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(sig) != signal.SIG_IGN]
     before = {sig: signal.signal(sig, signal.default_int_handler) for sig in ours}
     try:
         yield
+    except KeyboardInterrupt:
+        for sig in (signal.SIGINT, *ours):
+            signal.signal(sig, signal.SIG_IGN)
+        before = {}
+        print("modelchain: interrupted; nothing is left behind", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     finally:
         for sig, handler in before.items():
             signal.signal(sig, handler)

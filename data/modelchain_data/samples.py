@@ -62,7 +62,7 @@ def read_shard(path: Path, problems: Problems) -> Iterator[Sample]:
                 try:
                     _check_dots(parts)
                     if place in seen or len(parts) < len(files):
-                        raise ValueError("its key, or one of its suffixes, is used twice in this shard, or not in one place")
+                        raise ValueError("its key, or one of its suffixes, is used twice in this shard")
                     seen.add(place)
                     yield _sample(file, key, parts)
                 except (ValueError, RecursionError) as error:
