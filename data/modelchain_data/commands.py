@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -14,6 +16,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from modelchain.errors import EXIT_INTERRUPTED
+
+BURST_SECONDS = 2.0  # signals that follow one another so soon are one wish
 
 
 def pack(
@@ -54,18 +58,26 @@ def pack(
 def _stopped_as_by_ctrl_c() -> Iterator[None]:
     """SIGTERM and SIGHUP end the block as Ctrl-C does, so that nothing is left behind; if ignored (nohup) they stay so.
 
-    Services and terminals send more than one: those that come once all is cleaned up change nothing.
+    Services and terminals send several at once, of which only the first counts. Where it hits code that holds a lock,
+    another exception may come of it.
     """
-    ours = [sig for sig in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(sig) != signal.SIG_IGN]
-    before = {sig: signal.signal(sig, signal.default_int_handler) for sig in ours}
+    heard = 0.0
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal heard
+        before, heard = heard, time.monotonic()
+        if heard - before > BURST_SECONDS:
+            raise KeyboardInterrupt
+
+    ours = [sig for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(sig) != signal.SIG_IGN]
+    handlers = {sig: signal.signal(sig, stop) for sig in ours}
     try:
         yield
-    except KeyboardInterrupt:
-        for sig in (signal.SIGINT, *ours):
-            signal.signal(sig, signal.SIG_IGN)
-        before = {}
+    except BaseException:
+        if not heard:
+            raise
         print("modelchain: interrupted; nothing is left behind", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     finally:
-        for sig, handler in before.items():
-            signal.signal(sig, handler)
+        for sig, handler in handlers.items():
+            signal.signal(sig, signal.SIG_IGN if heard else handler)

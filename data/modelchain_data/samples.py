@@ -24,8 +24,7 @@ class Problems(list[Problem]):
     """What is wrong so far; raises InputError at the fifth problem, or with those there are on `stop`."""
 
     def add(self, message: str, file: str | Path, field: str | None = None) -> None:
-        printable = (text and text.encode(errors="backslashreplace").decode() for text in (message, str(file), field))
-        self.append(Problem(*printable))
+        self.append(Problem(message, str(file), field))
         if len(self) == MAX_PROBLEMS:
             self.stop()
 

@@ -26,34 +26,31 @@ def tars_of(source: Path) -> dict[str, list[Path]]:
         InputError: there is none, or one in the folder is compressed.
     """
     splits = defaultdict(list)
-    for shard in _in_folder(source) if source.is_dir() else [Path(name) for name in expand(str(source))]:
+    for shard in sorted(_in_folder(source, set())) if source.is_dir() else [Path(name) for name in expand(str(source))]:
         splits[_NUMBER.sub("", shard.stem) or "train"].append(shard)
     if not splits:
         raise InputError("holds no .tar file", file=source)
     return dict(splits)
 
 
-def _in_folder(folder: Path) -> list[Path]:
-    """The tars in and below a folder, hidden ones left out; links to folders are followed, each folder read once."""
-    found, seen = [], set()
-    for name, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
-        state = Path(name).stat()
-        if (state.st_dev, state.st_ino) in seen:
-            folders.clear()
+def _in_folder(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """The tars in and below a folder but hidden ones; links to folders are followed, each folder is read once."""
+    state = folder.stat()
+    if (state.st_dev, state.st_ino) in seen:
+        return
+    seen.add((state.st_dev, state.st_ino))
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        path = Path(entry.path)
+        if is_hidden(entry.name) or is_hidden(f"{entry.name}/"):
             continue
-        seen.add((state.st_dev, state.st_ino))
-        folders[:] = sorted(inner for inner in folders if not is_hidden(f"{inner}/"))
-        visible = [Path(name, file) for file in files if not is_hidden(file)]
-        if gone := [file for file in visible if not file.exists()]:
-            raise InputError("is a link that leads nowhere; mend or remove it", file=min(gone))
-        if packed := [file for file in visible if _COMPRESSED.search(file.name)]:
-            raise InputError("is compressed; unpack it to a .tar first, or move it elsewhere", file=min(packed))
-        found += [file for file in visible if file.suffix.lower() == ".tar"]
-    return sorted(found)
-
-
-def _refuse(error: OSError) -> None:
-    raise error
+        if entry.is_symlink() and not path.exists():
+            raise InputError("is a link that leads nowhere; mend or remove it", file=path)
+        if entry.is_dir():
+            yield from _in_folder(path, seen)
+        elif _COMPRESSED.search(entry.name):
+            raise InputError("is compressed; unpack it to a .tar first, or move it elsewhere", file=path)
+        elif path.suffix.lower() == ".tar":
+            yield path
 
 
 def rows_of(shards: list[Path]) -> Iterator[Row]:

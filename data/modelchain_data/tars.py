@@ -56,15 +56,16 @@ def _archive(file: BinaryIO, number: int, start: int) -> Iterator[Member]:
     known: dict[str, Member] = {}
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for info in tar:
+            name = info.name.encode(errors="backslashreplace").decode()  # one that is not UTF-8 can be told, too
             if info.isreg():
                 fault = "is stored as a sparse file; write the tar without --sparse" if info.issparse() else None
-                member = Member(number, info.name, info.offset_data, info.size, fault)
+                member = Member(number, name, info.offset_data, info.size, fault)
             elif info.islnk() or info.issym():
-                member = _linked(number, info, known)
+                member = _linked(number, name, info, known)
             else:
                 continue
             known[posixpath.normpath(info.name)] = member
-            if not is_hidden(info.name):
+            if not is_hidden(name):
                 yield member
         end = tar.offset
     file.seek(end)  # tarfile takes any header it cannot read for the end; only a block of zeros is one
@@ -75,14 +76,14 @@ def _archive(file: BinaryIO, number: int, start: int) -> Iterator[Member]:
     return end
 
 
-def _linked(number: int, info: tarfile.TarInfo, known: dict[str, Member]) -> Member:
+def _linked(number: int, name: str, info: tarfile.TarInfo, known: dict[str, Member]) -> Member:
     """A link has the bytes of the file it leads to, which must stand before it."""
     folder = posixpath.dirname(info.name) if info.issym() else ""
     target = known.get(posixpath.normpath(posixpath.join(folder, info.linkname)))
     if target is not None:
-        return target._replace(name=info.name)
+        return target._replace(name=name)
     fault = f"is a link to {info.linkname!r}, which is not before it in this tar; write the tar with --dereference"
-    return Member(number, info.name, 0, 0, fault)
+    return Member(number, name, 0, 0, fault)
 
 
 def _next_block(file: BinaryIO, at: int) -> int | None:

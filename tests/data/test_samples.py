@@ -164,7 +164,9 @@ def test_other_suffixes_with_dots_are_ignored(tmp_path: Path) -> None:
     assert len(data) == 1 and data.picture(0) == picture() and np.array_equal(data.caption_counts, [1])
 
 
-def test_a_name_that_is_not_utf8_is_printable_in_errors(tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf8_can_be_told(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         opened(tar_of(tmp_path / "t.tar", [("\udcff.txt", b"x")]))
     assert "\\udcff.txt" in str(caught.value) and str(caught.value).encode()
+    shard = tar_of(tmp_path / "train-0.tar", [("\udcff.png", picture()), ("\udcff.txt", b"x")])
+    assert opened(shard).keys == ["\\udcff"] and packed(shard)[0].samples == 1
