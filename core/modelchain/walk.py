@@ -391,6 +391,7 @@ class Walk:
 
 
 def _stepped(stage: StageStatus, attempt: AttemptStatus, seen: Seen) -> bool:
-    """Its step is another than the one that is written."""
+    """Its step is another than the one that is written, or it is its first."""
     step = stage.progress.step if stage.progress else None
-    return seen.progress is not None and (step != seen.progress.step or attempt.stepped_at is None)
+    first = attempt.stepped_at is None and seen.macs > 0
+    return seen.progress is not None and (step != seen.progress.step or first)

@@ -108,7 +108,7 @@ class Life:
         progress = Progress(step=run.step, steps=self.steps(stage.name), samples_per_second=1.0, eta_seconds=1.0)
         return Seen(
             live=live, started=True, uid=f"uid-{name}", held=not run.released and not run.over, running=live,
-            progress=progress if live and run.step else None, macs=run.macs if live else 0, pods=pods,
+            progress=progress if live else None, macs=run.macs if live else 0, pods=pods,
             gone_pods=gone,
             word=run.word if run.over else None, contact=Contact(answered=self.now if self.answers else None),
         )  # fmt: skip
