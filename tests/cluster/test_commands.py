@@ -161,7 +161,7 @@ def test_followed_to_its_end(cli: Cli, kubelet: Kubelet) -> None:
     assert len(artifacts.splitlines()) == 3
     status = json.loads(cli("status", "family", "-o", "json"))
     assert [stage["state"] for stage in status["stages"]] == ["Succeeded"] * 2
-    assert set(status) == {"observedGeneration", "conditions", "summary", "stages", "total", "retry"}
+    assert set(status) == {"observedGeneration", "conditions", "summary", "stages", "total", "avoid", "retry"}
     assert "chain family" in cli("status", "family")
 
 
