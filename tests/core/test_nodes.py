@@ -130,6 +130,6 @@ def test_two_nodes_of_one_gang_that_fail_alike() -> None:
 def test_nothing_else_fits() -> None:
     known = [AvoidedNode(node="n1", until=NOW)]
     said = nodes_avoided(known, "Unschedulable: 0/4 nodes are available")
-    assert said.startswith("NodesAvoided: n1 ") and "0/4 nodes are available" in said
+    assert said.startswith("NodesAvoided: no node is left but n1, ") and "0/4 nodes are available" in said
     assert nodes_avoided(known, "Queued: waits for its turn") == "Queued: waits for its turn"
     assert nodes_avoided([], "Unschedulable: 0/4") == "Unschedulable: 0/4"
