@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 from modelchain.cli.files import verify
+from modelchain.cli.stop import Preempted, Stop
+from modelchain.digest import TRAINER_MATH
 from modelchain.errors import WorkError
 from modelchain_trainer import checkpoint, models
-from modelchain_trainer.stop import Preempted, Stop
 
 torch.set_num_threads(1)
 DIGEST = "ab" * 32
@@ -63,7 +64,7 @@ def same(a, b):
 def saver(root, attempt="local-a1", digest=DIGEST, **options):
     directory = root / digest / attempt
     directory.mkdir(parents=True, exist_ok=True)
-    return checkpoint.Checkpointer(directory, {"seed": 0}, {"torch": "x"}, **options)
+    return checkpoint.Checkpointer(directory, {"seed": 0}, {"trainerMath": TRAINER_MATH}, **options)
 
 
 def save(root, step, attempt="local-a1", digest=DIGEST, trained=None, **state):

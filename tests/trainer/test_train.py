@@ -21,13 +21,14 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from tiny import BATCH, EPOCHS, STEPS, STEPS_PER_EPOCH, stop_after
 
+from modelchain.cli.lastword import write_last_word
+from modelchain.cli.stop import STOPS, Preempted, Stop
 from modelchain.contracts import RESULTS, WEIGHTS, FailureClass, LastWord, Results, Task
 from modelchain.errors import InputError, WorkError
 from modelchain_data.batches import global_batch
 from modelchain_trainer import __main__ as entry
 from modelchain_trainer import checkpoint, evaluate, models, runtime
 from modelchain_trainer.step import Step
-from modelchain_trainer.stop import Preempted, Stop
 from modelchain_trainer.train import Trainer
 
 torch.set_num_threads(1)
@@ -346,7 +347,7 @@ def test_evaluations_due_after_an_epoch_are_recorded(folder, tmp_path):
 
 
 def test_a_world_that_does_not_divide_the_batch_is_refused(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(runtime, "join", lambda _: (0, 3, torch.device("cpu")))
+    monkeypatch.setattr(runtime, "join", lambda *_: (0, 3, torch.device("cpu")))
     with pytest.raises(InputError, match="16 is not divisible by 3 processes"):
         Trainer(tiny.task(tiny.spec(), folder, tmp_path), Stop(), {}, print)
 
@@ -399,7 +400,7 @@ def run(task, monkeypatch, after_step=None):
 
         monkeypatch.setattr(Trainer, "_build", lambda trainer: (trainers.append(trainer), build(trainer)))
         monkeypatch.setattr(Step, "__call__", counted)
-    handlers = {sig: signal.getsignal(sig) for sig in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {sig: signal.getsignal(sig) for sig in (*STOPS, signal.SIGINT)}
     try:
         code = entry.train(task)
     finally:
@@ -470,7 +471,7 @@ def test_sigterm_in_evaluations_and_while_a_checkpoint_is_written_loses_no_step(
 
 
 def test_a_main_thread_that_hears_nothing_is_ended_by_another(monkeypatch):
-    given_up, stop, handlers = [], Stop(), {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+    given_up, stop, handlers = [], Stop(), {s: signal.getsignal(s) for s in (*STOPS, signal.SIGINT)}
     try:
         with pytest.raises(Preempted), stop.heard(0.1, lambda: given_up.append(True)):
             threading.Timer(0.1, terminate).start()
@@ -532,7 +533,7 @@ def test_a_replaced_predecessor_is_exit_1_and_permanent(first, folder, tmp_path,
 def test_the_last_word_fits_two_kibibytes(tmp_path, text):
     path = tmp_path / "word"
     word = LastWord(result="Failed", failure=FailureClass.ERROR, message=text, step=10**9, macs=10**24)
-    entry._last_word(path, word)
+    write_last_word(path, word)
     assert 1000 < path.stat().st_size <= 2048
     read = LastWord.model_validate_json(path.read_bytes())
     assert text.startswith(read.message) and read.macs == 10**24
@@ -542,7 +543,7 @@ def test_a_success_with_many_metrics_fits_too_and_keeps_the_main_ones(tmp_path):
     details = [f"{way}-r{k}" for way in ("image-to-text", "text-to-image") for k in (1, 5, 10)]
     metrics = {f"{i:x<63}{d}": 100 / 3 for i in range(16) for d in ("", *(f"/{x}" for x in details))}
     word = LastWord(result="Succeeded", artifact_digest="a" * 64, manifest_digest="b" * 64, metrics=metrics)
-    entry._last_word(tmp_path / "word", word)
+    write_last_word(tmp_path / "word", word)
     assert (tmp_path / "word").stat().st_size <= 2048
     read = LastWord.model_validate_json((tmp_path / "word").read_bytes())
     assert read.artifact_digest == "a" * 64 and set(read.metrics) == {f"{i:x<63}" for i in range(16)}
@@ -552,7 +553,7 @@ def test_the_first_failure_stands_even_in_a_file_that_was_there(tmp_path):
     path = tmp_path / "termination-log"
     path.touch()  # a kubelet makes it
     for message in ("the cause", "a consequence"):
-        entry._last_word(path, LastWord(result="Failed", failure=FailureClass.ERROR, message=message))
+        write_last_word(path, LastWord(result="Failed", failure=FailureClass.ERROR, message=message))
     assert LastWord.model_validate_json(path.read_bytes()).message == "the cause"
 
 
