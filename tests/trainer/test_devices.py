@@ -50,7 +50,7 @@ def end_of(task: Task, work: Path, *command: str, **environment: str) -> tuple[i
 def test_without_the_gpu_it_was_promised_a_trainer_ends_at_once_and_names_its_node(
     folder: Path, tmp_path: Path, processes: int
 ) -> None:
-    """Nothing is indexed before. Two ranks: none waits for the other, and the word is the cause, not the consequence."""
+    """Nothing is indexed before. Of two ranks none waits for the other, and the word is the cause."""
     task = tiny.task(tiny.spec(), folder, tmp_path / "root").model_copy(update={"device": "cuda"})
     torchrun = ["torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2", "-m"]
     code, word, seconds = end_of(task, tmp_path, *(torchrun if processes == 2 else []), MODELCHAIN_NODE="gpu-7")
@@ -274,7 +274,8 @@ def test_the_texts_are_those_of_the_cuda_library() -> None:
     named = {text for text in texts if fault_of(f"CUDA error: {text}")}
     hardware = {text for text, (failure, _) in LATER.items() if failure != "Error"}
     others = {
-        "invalid device ordinal", "initialization error", "exclusive-thread device already in use by a different thread",
+        "invalid device ordinal", "initialization error",
+        "exclusive-thread device already in use by a different thread",
         "forward compatibility was attempted on non supported HW", "unspecified launch failure in prior launch",
     }  # fmt: skip
     assert named == hardware | others
@@ -283,8 +284,8 @@ def test_the_texts_are_those_of_the_cuda_library() -> None:
 @pytest.mark.parametrize(
     "said",
     [
-        f"{NCCL}remote process exited or there was a network error, NCCL version 2.21.5\nncclRemoteError: A call failed "
-        "possibly due to a network error or a remote process exiting prematurely.",
+        f"{NCCL}remote process exited or there was a network error, NCCL version 2.21.5\n"
+        "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.",
         "NCCL WARN Net : Connection closed by remote peer node-3<47861>",
         "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:7",
     ],

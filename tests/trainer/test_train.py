@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -21,9 +22,10 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from tiny import BATCH, EPOCHS, STEPS, STEPS_PER_EPOCH, stop_after
 
-from modelchain.cli.lastword import write_last_word
+from modelchain.cli.lastword import verify_artifact, write_last_word
 from modelchain.cli.stop import STOPS, Preempted, Stop
 from modelchain.contracts import RESULTS, WEIGHTS, FailureClass, LastWord, Results, Task
+from modelchain.digest import TRAINER_MATH
 from modelchain.errors import InputError, WorkError
 from modelchain_data.batches import global_batch
 from modelchain_trainer import __main__ as entry
@@ -221,6 +223,33 @@ def test_an_artifact_that_is_there_is_reported_without_training(first, folder):
     assert (reported.artifact_digest, reported.manifest_digest) == (word.artifact_digest, word.manifest_digest)
     assert reported.metrics == word.metrics and reported.step == STEPS
     assert before == {p: p.stat().st_mtime_ns for p in tiny.artifact(task).iterdir()}
+
+
+def test_an_artifact_of_another_trainer_math_is_a_hit_and_the_last_word_says_which(first, folder, tmp_path):
+    task, word, _ = first
+    assert word.trainer_math == TRAINER_MATH == verify_artifact(task).trainer_math
+    shutil.copytree(Path(task.root), tmp_path / "root")
+    moved = task.model_copy(update={"root": str(tmp_path / "root")})
+    path = tiny.artifact(moved) / "manifest.json"
+    for other in (TRAINER_MATH - 1, None):
+        manifest = json.loads(path.read_text())
+        manifest["environment"] = {"torch": "x"} if other is None else {"trainerMath": other}
+        path.write_text(json.dumps(manifest))
+        again, said = tiny.train(moved, stop_after(0))
+        assert (again.macs, again.trainer_math) == (0, other) and "nothing to train" in said[0]
+        assert verify_artifact(moved).trainer_math == other
+
+
+def test_a_stage_whose_checkpoints_are_of_another_trainer_math_starts_again(first, folder, tmp_path, monkeypatch):
+    tasks = [tiny.task(tiny.spec(), folder, tmp_path, attempt=attempt) for attempt in (1, 2)]
+    with monkeypatch.context() as before:
+        before.setattr(runtime, "TRAINER_MATH", TRAINER_MATH - 1)
+        before.setattr(checkpoint, "TRAINER_MATH", TRAINER_MATH - 1)
+        with pytest.raises(Preempted):
+            tiny.train(tasks[0], stop_after(5))
+    word, said = tiny.train(tasks[1])
+    assert any("passing over" in text and "TRAINER_MATH" in text for text in said)
+    assert word.macs == STEPS * 1000 and weights(tasks[1]) == weights(first[0])
 
 
 def poison(at, name="visual.proj", times=None):
@@ -496,6 +525,25 @@ def test_a_slow_disk_stops_no_step(folder, tmp_path, monkeypatch):
 
     tiny.train(task, after)
     assert seen == [0] * STEPS and tiny.artifact(task).exists()
+
+
+def test_sighup_is_a_sigterm(folder, tmp_path, monkeypatch):
+    """torchrun hands on the signal that it was sent itself."""
+    task = tiny.task(tiny.spec(evaluation=False), folder, tmp_path)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    hang_up = lambda _, done: os.kill(os.getpid(), signal.SIGHUP) if done == 2 else None  # noqa: E731
+    code, word = run(task, monkeypatch, hang_up)
+    signal.signal(signal.SIGHUP, before)
+    assert (code, word.failure, word.checkpoint_step) == (75, "Preempted", 2)
+
+
+def test_a_failing_device_is_told_with_its_node(folder, tmp_path, monkeypatch):
+    def fail(*_):
+        raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be")
+
+    monkeypatch.setenv("MODELCHAIN_NODE", "gpu-7")
+    code, word = run(tiny.task(tiny.spec(evaluation=False), folder, tmp_path), monkeypatch, fail)
+    assert (code, word.failure, word.node, word.fault) == (1, "Hardware", "gpu-7", "EccError")
 
 
 def test_a_second_sigterm_does_no_harm(folder, tmp_path, monkeypatch):

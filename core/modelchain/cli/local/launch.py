@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 from modelchain.cli.local.lock import RootLock, holders
@@ -136,7 +137,7 @@ def gpus() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # nvidia-smi heeds it not; to CUDA the list ends at a -1
     if visible is None or there == 0:
         return there
-    return len([name for name in visible.split("-1")[0].split(",") if name.strip()])
+    return len(list(takewhile(lambda name: name.strip() not in ("", "-1"), visible.split(","))))
 
 
 def threads_for(processes: int) -> int:
