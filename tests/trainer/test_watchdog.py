@@ -162,7 +162,7 @@ def test_an_evaluation_longer_than_the_limit_is_work_and_a_hang_in_it_is_none(fo
     """Batches of an evaluation count, in the midst and after the last step; each takes less than the limit."""
     slow = """
     def slow(self, *arguments):
-        time.sleep(2.5)
+        time.sleep(3)
         seen.append(1)
         if len(seen) == {hang}:
             hang()
@@ -172,12 +172,12 @@ def test_an_evaluation_longer_than_the_limit_is_work_and_a_hang_in_it_is_none(fo
     task = tiny.task(tiny.spec(epochs=2), folder, tmp_path / "root")
     often = [evaluation.model_copy(update={"every_epochs": 1}) for evaluation in task.data.evaluation]
     task = task.model_copy(update={"data": task.data.model_copy(update={"evaluation": often})})
-    sound = begin(task, tmp_path / "a", slow.replace("{hang}", "-1"), stall_seconds=5, start_seconds=300)
+    sound = begin(task, tmp_path / "a", slow.replace("{hang}", "-1"), stall_seconds=STALL, start_seconds=300)
     assert sound.wait(240) == 0, (tmp_path / "a" / "log").read_text()
     assert word_of(tmp_path / "a").result == "Succeeded" and gone(tmp_path / "a")
     batches = 4  # two evaluations, of pictures and texts: as many before the first step, within it and at the end
     again = task.model_copy(update={"root": str(tmp_path / "other")})
-    hung = begin(again, tmp_path / "b", slow.replace("{hang}", str(batches + 2)), stall_seconds=5, start_seconds=300)
+    hung = begin(again, tmp_path / "b", slow.replace("{hang}", str(batches + 2)), stall_seconds=STALL, start_seconds=300)
     assert hung.wait(240) == -signal.SIGKILL
     word = word_of(tmp_path / "b")
     assert word.failure is FailureClass.STALL_DEADLINE and 1 <= word.step <= tiny.STEPS_PER_EPOCH
