@@ -97,7 +97,7 @@ def test_a_trainer_that_hangs_is_ended_from_inside_and_tried_again(chain: Chain)
     words = [json.loads(path.read_text()) for path in sorted(chain.root.glob("*/local-a*/termination.json"))]
     assert [word.get("class") for word in words] == ["StallDeadline", None]
     log = "".join(path.read_text() for path in chain.root.glob("*/local-a1/logs/**/combined.log"))
-    assert "StallDeadline: no new step for 8 s" in log and "Current thread" in log
+    assert "StallDeadline: no new step for 8 s" in log and " in _loop\n" in log
 
 
 def test_a_sighup_while_the_data_is_checked(chain: Chain) -> None:

@@ -117,7 +117,7 @@ def test_a_step_that_hangs_in_c_with_the_interpreter_is_ended_and_the_next_attem
     assert (word.failure, word.node, word.fault) == (FailureClass.STALL_DEADLINE, None, "")
     assert f"no new step for {STALL} s" in word.message and word.step == 6 and word.macs == 6000
     assert 1 <= (word.checkpoint_step or 0) <= 6 and word.seconds > STALL
-    assert "Current thread" in log and "in hang" in log and "StallDeadline" in log, "stack traces"
+    assert "most recent call first" in log and "in hang" in log and "StallDeadline" in log, "stack traces"
     assert gone(tmp_path / "a")
     again = trained(folder, tmp_path / "root", attempt=2)
     assert begin(again, tmp_path / "b", stall_seconds=STALL).wait(180) == 0
@@ -134,7 +134,7 @@ def test_no_first_step_in_time(folder: Path, tmp_path: Path) -> None:
     assert "in hang" in (tmp_path / "a" / "log").read_text()
 
 
-def test_a_stopped_rank_of_two_is_told_of_by_all_watchdogs_and_nothing_is_left(folder: Path, tmp_path: Path) -> None:
+def test_a_stopped_rank_of_two_ends_both_and_nothing_is_left(folder: Path, tmp_path: Path) -> None:
     """As in a pod: one file for the last word, and torchrun, which ends once its ranks have."""
     task = trained(folder, tmp_path / "root")
     slow = HANG_AT.format(step=-1, rank=0)
@@ -146,7 +146,7 @@ def test_a_stopped_rank_of_two_is_told_of_by_all_watchdogs_and_nothing_is_left(f
     assert process.wait(180) == 1
     word, log = word_of(tmp_path / "a"), (tmp_path / "a" / "log").read_text()
     assert word.failure is FailureClass.STALL_DEADLINE and 3 <= word.step < STEPS
-    assert log.count("StallDeadline:") == 2 and log.count("Current thread") == 2
+    assert "StallDeadline:" in log and " in _loop\n" in log, "of both, unless torchrun was faster with the other"
     assert gone(tmp_path / "a")
 
 
@@ -175,9 +175,9 @@ def test_an_evaluation_longer_than_the_limit_is_work_and_a_hang_in_it_is_none(fo
     sound = begin(task, tmp_path / "a", slow.replace("{hang}", "-1"), stall_seconds=STALL, start_seconds=300)
     assert sound.wait(240) == 0, (tmp_path / "a" / "log").read_text()
     assert word_of(tmp_path / "a").result == "Succeeded" and gone(tmp_path / "a")
-    batches = 4  # two evaluations, of pictures and texts: as many before the first step, within it and at the end
+    hang = str(4 + 2)  # an evaluation has four batches, pictures and texts of two; the first is before the first step
     again = task.model_copy(update={"root": str(tmp_path / "other")})
-    hung = begin(again, tmp_path / "b", slow.replace("{hang}", str(batches + 2)), stall_seconds=STALL, start_seconds=300)
+    hung = begin(again, tmp_path / "b", slow.replace("{hang}", hang), stall_seconds=STALL, start_seconds=300)
     assert hung.wait(240) == -signal.SIGKILL
     word = word_of(tmp_path / "b")
     assert word.failure is FailureClass.STALL_DEADLINE and 1 <= word.step <= tiny.STEPS_PER_EPOCH
@@ -235,7 +235,7 @@ STEP, DONE = watchdog.Phase.STEPPING, watchdog.Phase.STEPPED
         ({50.0: STEP, 65.0: STEP, 80.0: None}, "StallDeadline", 100),  # an evaluation's batch
         ({50.0: STEP, 60.0: DONE, 150.0: None}, "StallDeadline", 250),  # an artifact may take longer
         ({50.0: DONE}, "StallDeadline", 150),  # it resumed where no step was left
-        ({50.0: STEP, 55.0: 3600.0}, "StallDeadline", 3670),  # a suspended laptop has not stood still
+        ({50.0: STEP, 55.0: 3600.0}, "StallDeadline", 3665),  # a suspended laptop has not stood still
     ],
 )
 def test_what_counts(monkeypatch: pytest.MonkeyPatch, events: dict[float, object], failure: str, at: float) -> None:

@@ -29,7 +29,9 @@ from modelchain.cli.local.guard import die_with_parent
 from modelchain.contracts import FailureClass, LastWord, Task
 
 POLL_SECONDS = 0.5
-TRACE_SECONDS = 3.0  # for the stack traces, and for the watchdogs of other nodes, whose ranks hang on this one
+HELD_UP_SECONDS = 5.0  # a machine that sleeps holds up the watchdog, too: more than this at once is no evidence
+TRACE_SECONDS = 1.0  # for the stack traces
+PEER_SECONDS = 2.0  # for the watchdogs of other nodes, whose ranks hang on this one: they are to say the same
 WRITE_SECONDS = 10.0  # the disk that the rank hangs on may be the last word's
 
 
@@ -80,7 +82,7 @@ def _overdue(start: float, stall: float) -> tuple[FailureClass, str]:
     while True:
         time.sleep(POLL_SECONDS)
         now = time.monotonic()
-        idle, before = idle + min(now - before, 2 * POLL_SECONDS), now  # we were held up, too: that is no evidence
+        idle, before = idle + min(now - before, HELD_UP_SECONDS), now
         phase = Phase(int(_shared[_PHASE]))
         if phase is not Phase.STARTING and _shared[_BEATS] != beats:
             beats, idle = _shared[_BEATS], 0.0
@@ -107,4 +109,6 @@ def _end(rank: int, task: Task, failure: FailureClass, message: str, seconds: fl
     os.kill(rank, signal.SIGUSR1)  # `faulthandler` answers whatever holds the interpreter
     os.kill(rank, signal.SIGCONT)  # a stopped one answers nothing
     time.sleep(TRACE_SECONDS)
+    os.kill(rank, signal.SIGSTOP)  # it must not go on after all, against what has been told
+    time.sleep(PEER_SECONDS)
     os.kill(rank, signal.SIGKILL)
