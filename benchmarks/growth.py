@@ -25,6 +25,7 @@ from torch import nn
 
 from markers import between
 from modelchain.cli.files import sha256_of
+from modelchain.cli.stop import Preempted, Stop
 from modelchain.contracts import WEIGHTS, DataRequest, Predecessor, Task, TaskEvaluation, TrainFiles
 from modelchain.digest import VERSION, digest_of
 from modelchain.zoo import MODELS
@@ -33,7 +34,6 @@ from modelchain_data.index import open_set
 from modelchain_trainer import artifact, growth, models
 from modelchain_trainer.evaluate import Evaluator
 from modelchain_trainer.loss import contrastive
-from modelchain_trainer.stop import Preempted, Stop
 from modelchain_trainer.train import Trainer
 
 ROOT = Path(__file__).parents[1]

@@ -186,7 +186,7 @@ def train(stage: Stage, place: Place, before: Json | None) -> Json:
     `before` is its predecessor's record. A stage that is already there is only looked at. Raises KeyboardInterrupt when
     asked to stop; a checkpoint is kept.
     """
-    from modelchain_trainer.stop import Preempted, Stop
+    from modelchain.cli.stop import Preempted, Stop
     from modelchain_trainer.train import Trainer
 
     root, chain, parent = place.of(stage.setup), stage.chain(), os.getppid()

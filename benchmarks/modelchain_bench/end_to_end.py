@@ -17,7 +17,7 @@ from modelchain_bench.step import our_step, without_determinism
 from modelchain_bench.stock import StockLoop, stock_pipeline
 from modelchain_data.batches import Batches
 from modelchain_data.index import open_set
-from modelchain_trainer import runtime
+from modelchain_trainer.devices import this_device
 
 STEPS = 4  # a turn, for each worker: twice what the stock loop's have ready when its turn begins
 
@@ -33,7 +33,7 @@ def measure(
     Raises:
         InputError: `data` cannot be read, or holds fewer samples than `batch`, or samples without captions.
     """
-    device, resolved, steps = runtime.this_device(), config.resolved(), STEPS * workers
+    device, resolved, steps = this_device(), config.resolved(), STEPS * workers
     side, context = config.vision_cfg.image_size, config.text_cfg.context_length
     with tempfile.TemporaryDirectory(prefix="modelchain-bench-") as folder:
         shard, _ = sampled(data, batch, Path(folder))

@@ -24,8 +24,10 @@ from modelchain_bench.captions import LENGTHS
 from modelchain_bench.pairs import Pair, environment, summary
 from modelchain_bench.stock import stock_pipeline
 from modelchain_data.batches import Batches
-from modelchain_data.index import Problems, open_set, read_at, read_shard
+from modelchain_data.index import open_set
 from modelchain_data.pack import pack, suffix_of
+from modelchain_data.samples import Problems, read_shard
+from modelchain_data.tars import read_at
 
 PICTURES, HEIGHT, WIDTH, QUALITY = 128, 480, 640, 90
 FALL = 1.5  # of a picture's amplitudes with frequency; makes JPEGs of 0.25 bytes a pixel, as photographs are

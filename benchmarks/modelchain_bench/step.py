@@ -28,6 +28,7 @@ from modelchain_bench.stock import StockLoop
 from modelchain_data import batches as data
 from modelchain_data.batches import Batch
 from modelchain_trainer import models, runtime
+from modelchain_trainer.devices import this_device
 from modelchain_trainer.step import Step
 
 DISTINCT = 4  # batches, so that the captions' lengths vary
@@ -60,7 +61,7 @@ def measure(
     resolved, context = config.resolved(), config.text_cfg.context_length
     if pad is not None and pad > context:
         raise InputError(f"{pad} is longer than the model's context of {context}", field="--pad")
-    device = runtime.this_device()
+    device = this_device()
     stock = StockLoop(resolved, device, precision, captions)
     ours = our_step(resolved, device, precision, predecessor, stock.model)
     teacher, ours.teacher = ours.teacher, None

@@ -19,7 +19,7 @@ from modelchain.spec import ChainSpec, Evaluation
 VERSION = 2
 # Raised whenever the trainer's arithmetic changes. It is recorded with what was trained and is no part of the digest:
 # an upgrade must not retrain a family. A trainer goes on from no checkpoint of another number.
-TRAINER_MATH = 2
+TRAINER_MATH = 3
 
 
 def canonical(value: Any) -> bytes:

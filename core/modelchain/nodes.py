@@ -50,4 +50,4 @@ def nodes_avoided(known: Iterable[AvoidedNode], waiting: str) -> str:
     if not nodes or constant(waiting) != "Unschedulable":
         return waiting
     said = waiting.removeprefix("Unschedulable: ")
-    return f"NodesAvoided: {nodes} failed lately and are avoided, and nothing else fits; retry uses them again ({said})"
+    return f"NodesAvoided: no node is left but {nodes}, where devices failed lately; retry allows them again ({said})"

@@ -267,7 +267,7 @@ class Walk:
         if attempt.uid is None and seen.uid is not None:
             # Before anything else: a job that was stopped without this would free its name, and be made again.
             return self._identified(stage, attempt, seen.uid)
-        if seen.there and not same_pods(attempt, seen):
+        if seen.there and (_stepped(stage, attempt, seen) or not same_pods(attempt, seen)):
             attempt = account(attempt, seen, self.now, self.seen.price)
             stage = self._with(stage, attempt)
         asked = attempt.ending is not None or attempt.state is State.SUSPENDED
@@ -320,12 +320,7 @@ class Walk:
     def _watch(self, stage: StageStatus, attempt: AttemptStatus, seen: Seen, miss: str) -> StageStatus:
         """It was released: waits in a queue, starts or runs. What was spent is written with what else has changed."""
         progress = seen.progress or (stage.progress if seen.running else None)
-        stepped = seen.progress is not None and (
-            stage.progress is None or stage.progress.step != seen.progress.step or attempt.stepped_at is None
-        )
-        if stepped:
-            attempt = account(attempt, seen, self.now, self.seen.price)
-        if stepped and seen.macs > 0:  # a resumed attempt says its step before it takes the next
+        if _stepped(stage, attempt, seen) and seen.macs > 0:  # a resumed attempt says its step before it takes the next
             attempt = attempt.model_copy(update={"stepped_at": self.now})
         state, reason = (State.RUNNING if seen.progress else State.STARTING), miss
         if seen.queued:
@@ -393,3 +388,10 @@ class Walk:
     def _verifying(self, stage: StageStatus, attempt: AttemptStatus, reason: str) -> StageStatus:
         attempt = attempt.model_copy(update={"state": State.VERIFYING})
         return self._with(stage, attempt, state=State.VERIFYING, reason=reason, progress=None)
+
+
+def _stepped(stage: StageStatus, attempt: AttemptStatus, seen: Seen) -> bool:
+    """Its step is another than the one that is written, or it is its first."""
+    step = stage.progress.step if stage.progress else None
+    first = attempt.stepped_at is None and seen.macs > 0
+    return seen.progress is not None and (step != seen.progress.step or first)

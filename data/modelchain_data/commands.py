@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from modelchain.errors import EXIT_INTERRUPTED
+
+BURST_SECONDS = 2.0  # signals that follow one another so soon are one wish
+
 
 def pack(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Tars, a folder of them, a caption table, or `digits`.")],
     to: Annotated[Path, typer.Option("--to", help="The new folder of shards.", show_default=False)],
     size: Annotated[int, typer.Option(help="Shrink pictures to this short side.", min=1)] = 256,
+    captions: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Of a caption table: columns to take captions from, by commas.")
+    ] = None,
 ) -> None:
     """Make shards: pictures shrunk and captions tokenised once, the fingerprint printed for `data.train.fingerprint`.
 
-    SRC may be a tab-separated caption table as DreamLIP publishes it for CC3M and CC12M, or the word digits.
+    SRC may be a caption table as DreamLIP publishes it for CC3M and CC12M, or the word digits.
 
     Example: [bold]modelchain pack digits --to runs/digits[/bold]
     """
-    from modelchain_data.pack import pack as work
+    with _stopped_as_by_ctrl_c(), Progress(console=Console(stderr=True), transient=True) as progress:
+        from modelchain_data.pack import pack as work
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task(f"packing {source}", total=None)
 
         def indexing(done: int, shards: int) -> None:
@@ -32,8 +45,39 @@ def pack(
         def packing(done: int) -> None:
             progress.update(bar, description=f"packing {source}", completed=done)
 
-        splits = work(source, to, size=size, on_progress=packing, on_index=indexing)
+        columns = None if captions is None else captions.split(",")
+        splits = work(source, to, size=size, captions=columns, on_progress=packing, on_index=indexing)
     for split in splits:
         skipped = f", {split.skipped} unusable left out" if split.skipped else ""
-        counts = f"{split.samples} samples{skipped}"
+        bare = "" if split.captioned else ", none with a caption"
+        counts = f"{split.samples} samples{bare}{skipped}"
         typer.echo(f"{split.name}: {counts}, shards {split.shards}, fingerprint {split.fingerprint}")
+
+
+@contextlib.contextmanager
+def _stopped_as_by_ctrl_c() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block as Ctrl-C does, so that nothing is left behind; if ignored (nohup) they stay so.
+
+    Services and terminals send several at once, of which only the first counts. Where it hits code that holds a lock,
+    another exception may come of it.
+    """
+    heard = 0.0
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal heard
+        before, heard = heard, time.monotonic()
+        if heard - before > BURST_SECONDS:
+            raise KeyboardInterrupt
+
+    ours = [sig for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(sig) != signal.SIG_IGN]
+    handlers = {sig: signal.signal(sig, stop) for sig in ours}
+    try:
+        yield
+    except BaseException:
+        if not heard:
+            raise
+        print("modelchain: interrupted; nothing is left behind", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    finally:
+        for sig, handler in handlers.items():
+            signal.signal(sig, signal.SIG_IGN if heard else handler)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,14 @@ CLASSES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 _STARTS = ("a handwritten", "the digit", "the number", "a photo of the number", "a scan of the digit", "the figure")
 TEMPLATES = [f"{start} {{}}{end}." for end in ("", " on a form", " in white on black") for start in _STARTS]
 
-Row = tuple[str, str, Callable[[], bytes], dict[str, Any]]  # key, name in errors, reader of the picture, json
+
+class Row(NamedTuple):
+    """A sample to be packed. `read` raises OSError or ValueError where there is no picture, or the row is unusable."""
+
+    key: str
+    where: str  # for errors
+    read: Callable[[], bytes]
+    meta: dict[str, Any]  # the json; `captions` is a list, or not there
 
 
 def load() -> tuple[np.ndarray, list[int]]:
@@ -39,6 +46,6 @@ def splits() -> tuple[dict[str, list[Row]], dict[str, list[str]]]:
         grey = torch.from_numpy(image * 255 / 16).round().byte().repeat_interleave(4, 0).repeat_interleave(4, 1)
         captions = [template.format(CLASSES[label]) for template in TEMPLATES]
         meta = {"captions": captions, "label": label, "classname": CLASSES[label]}
-        row = (f"digit-{number:04d}", f"digit {number}", partial(bytes, encode_png(grey[None]).numpy()), meta)
+        row = Row(f"digit-{number:04d}", f"digit {number}", partial(bytes, encode_png(grey[None]).numpy()), meta)
         found["train" if seen[label] % 5 else "val"].append(row)
     return found, {"classnames.json": CLASSES, "templates.json": TEMPLATES}

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import json
 import os
 import re
 import shutil
 import signal
-import tarfile
-import tempfile
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from open_clip.tokenizer import SimpleTokenizer
@@ -29,96 +26,31 @@ from modelchain.cli.files import fsync, sha256_of, write_atomic
 from modelchain.cli.local.guard import die_with_parent
 from modelchain.digest import digest_of
 from modelchain.errors import InputError, Problem, WorkError
+from modelchain_data.samples import BAD_LABEL, Problems, read_shard
+from modelchain_data.temporary import temporary_folder
 
 Progress = Callable[[int, int], None]  # called with (done, all)
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
-MAX_PROBLEMS, MAX_OPEN = 5, 512  # a process may usually open 1,024 files
-VERSION = 2  # of the index's files; another version is rebuilt
+MAX_OPEN = 512  # a process may usually open 1,024 files
+VERSION = 3  # of the index's files; another version is rebuilt
 PACKED = "index"  # the folder of indexes that `pack` leaves beside its shards
 PARALLEL, MAX_PROCESSES = 1 << 32, 8  # bytes of shards from which processes pay; each takes 350 MB of memory
 _NOT_WHOLE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what reading a damaged index may raise
 _PICTURE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)
-_MEMBER = re.compile(r"(?!__[^/]*__)((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)  # as webdataset's base_plus_ext
-
-
-class Problems(list[Problem]):
-    """What is wrong so far; raises InputError at the fifth problem, or with those there are on `stop`."""
-
-    def add(self, message: str, file: str | Path, field: str | None = None) -> None:
-        self.append(Problem(message, str(file), field))
-        if len(self) == MAX_PROBLEMS:
-            self.stop()
-
-    def stop(self) -> None:
-        if self:
-            raise InputError(*self)
-
-
-# Key, offset and size of the picture in the tar (bytes), captions, label (-1: none), all that the json held.
-Sample = tuple[str, int, int, list[str], int, dict[str, Any]]
-
-
-def read_shard(path: Path, problems: Problems) -> Iterator[Sample]:
-    """The samples of a plain tar in order; what is wrong with it goes to `problems`, naming the member."""
-    member, seen = None, set()
-    try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            files = ((_MEMBER.fullmatch(info.name), info) for info in tar if info.isreg())
-            for key, group in itertools.groupby((f for f in files if f[0]), key=lambda f: f[0][1]):
-                members = [(match[2].lower(), info) for match, info in group]
-                parts, member = dict(members), members[-1][1].name
-                try:
-                    if key in seen or len(parts) < len(members):
-                        raise ValueError("its key, or one of its suffixes, is used twice in this shard")
-                    seen.add(key)
-                    yield _sample(tar, key, parts)
-                except (ValueError, RecursionError) as error:
-                    problems.add(f"sample {key!r}: {error}", path, member)
-            file.seek(tar.offset)  # tarfile takes any header it cannot read for the end; only a block of zeros is one
-            if file.read(512) != bytes(512):
-                problems.add("truncated or damaged tar: no end mark after the last member", path, member)
-            elif member is None:
-                problems.add("the tar holds no sample", path)
-    except (tarfile.TarError, OSError, ValueError) as error:
-        problems.add(f"not a whole, plain tar (a compressed one must be unpacked): {error}", path, member)
-
-
-def _sample(tar: tarfile.TarFile, key: str, parts: dict[str, tarfile.TarInfo]) -> Sample:
-    """A sample of its members by suffix; ValueError says what is wrong with them."""
-    read = {name: tar.extractfile(parts[name]).read().decode() for name in ("json", "txt", "cls") if name in parts}
-    pictures = [parts[suffix] for suffix in PICTURES if suffix in parts]
-    if len(pictures) != 1:
-        raise ValueError(f"has {len(pictures)} pictures (.{', .'.join(PICTURES)}) instead of one")
-    meta = json.loads(read.get("json", "{}"))
-    if not isinstance(meta, dict):
-        raise ValueError("its json must be an object")
-    lines = read["txt"].splitlines() if "txt" in read else None
-    captions = meta.get("captions", [meta["caption"]] if "caption" in meta else lines)
-    given, texts = captions is not None or "captions" in meta, captions if isinstance(captions, list) else []
-    if given and not (texts and all(isinstance(text, str) for text in texts)):
-        raise ValueError("captions must be a list of texts, at least one")
-    label = meta.get("label")
-    if label is None:
-        label = int(read.get("cls", "-1"))
-    if type(label) is not int or not -1 <= label < 2**31:
-        raise ValueError(f"label must be a whole number from 0, not {label!r:.40}")
-    if not isinstance(meta.get("classname"), str | None):
-        raise ValueError("classname must be a text")
-    texts = [caption for caption in texts if caption.strip()]
-    return key, pictures[0].offset_data, pictures[0].size, texts, label, meta
 
 
 class ShardSet:
     """Samples 0 .. len-1 of a list of shards, in their order; may be used from many threads.
 
-    `labels` int64 [len], -1 where there is none; `caption_counts` int64 [len]; `keys` and `classnames` are lists.
+    `labels` int64 [len], -1 where there is none, -2 where it is no whole number from 0; `caption_counts` int64 [len];
+    `keys` and `classnames` are lists, these with None where there is none, False where it is no text.
     """
 
     def __init__(self, shards: Sequence[Path], place: Path, arrays: Sequence[np.ndarray]):
         self.fingerprint, self._place = place.name, place
         self._samples, self._bounds, self._tokens = arrays
         self.labels, self.caption_counts = self._samples[:, 3], self._samples[:, 5]
+        self.without_caption = np.flatnonzero(self.caption_counts == 0)
         self.unreadable = np.flatnonzero(self._samples[:, 6] == 0)  # by their first bytes; others may turn out so later
         # A file put out of the cache is closed once the last thread that reads it lets go.
         self._open = lru_cache(MAX_OPEN)(lambda shard: shards[shard].open("rb", buffering=0))
@@ -227,7 +159,7 @@ class _Part:
 
     rows: list[tuple[int, int, int, int, bool]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
-    classnames: list[str | None] = field(default_factory=list)
+    classnames: list[str | Literal[False] | None] = field(default_factory=list)
     lengths: array[int] = field(default_factory=lambda: array("q"))
     tokens: array[int] = field(default_factory=lambda: array("H"))
     problems: list[Problem] = field(default_factory=list)
@@ -248,7 +180,8 @@ def _read(shard: Path) -> _Part:
             picture = bool(_PICTURE.match(os.pread(file.fileno(), 12, offset)))
             part.rows.append((offset, size, label, len(captions), picture))
             part.keys.append(key)
-            part.classnames.append(meta.get("classname"))
+            name = meta.get("classname")
+            part.classnames.append(name if isinstance(name, str | None) else False)
             for caption in captions:
                 before = len(part.tokens)
                 part.tokens.extend([tokenizer.sot_token_id, *encode(caption), tokenizer.eot_token_id])
@@ -290,8 +223,8 @@ def build(shards: Sequence[Path], place: Path, on_progress: Progress) -> list[in
         tokens.extend(part.tokens)
         on_progress(number + 1, len(shards))
     problems.stop()
-    with tempfile.TemporaryDirectory(prefix=".index-", dir=place.parent) as folder:
-        new = Path(folder, "new")
+    with temporary_folder(place.parent, "index") as folder:
+        new = folder / "new"
         new.mkdir()
         np.save(new / "samples.npy", np.array(samples))
         np.save(new / "bounds.npy", np.cumsum(lengths))
@@ -308,12 +241,6 @@ def build(shards: Sequence[Path], place: Path, on_progress: Progress) -> list[in
     return np.bincount([sample[0] for sample in samples], minlength=len(shards)).tolist()
 
 
-def read_at(shard: Path, offset: int, size: int) -> bytes:
-    """Bytes of a member of `shard`."""
-    with shard.open("rb") as file:
-        return os.pread(file.fileno(), size, offset)
-
-
 def check_pictures(data: ShardSet, allowed: int, file: str | Path, field: str) -> None:
     """Refuse (InputError) more than `allowed` members that are no JPEG, PNG or WebP by their first bytes."""
     bad = data.unreadable
@@ -323,31 +250,39 @@ def check_pictures(data: ShardSet, allowed: int, file: str | Path, field: str) -
 
 
 def check_training(data: ShardSet, samples: int, captions_per_sample: int, file: str | Path) -> int:
-    """How many samples have fewer captions than asked (theirs are drawn with replacement).
+    """How many samples have captions, but fewer than asked (theirs are drawn with replacement).
 
-    Raises InputError naming the spec's field: not exactly `samples`, over 0.1 % with too few, or one with none.
+    Raises InputError naming the spec's field: not exactly `samples`, over 0.1 % of them with none, or with too few.
     """
     if len(data) != samples:
         message = f"the shards hold {len(data)} samples, not {samples}"
         raise InputError(message, file=file, field="spec.data.train.samples")
-    short = np.flatnonzero(data.caption_counts < captions_per_sample)
-    if len(short) * 1000 > samples or not data.caption_counts.all():
-        worst = int(np.argmin(data.caption_counts))
-        message = f"{len(short)} of {samples} samples have fewer than {captions_per_sample} captions (at most "
-        message += f"{samples // 1000} may, none may have 0): {data.keys[worst]!r} has {data.caption_count(worst)}"
+    counts, bare, most = data.caption_counts, data.without_caption, f"(at most {samples // 1000} may)"
+    if len(bare) * 1000 > samples:
+        message = f"{len(bare)} of {samples} samples have no caption {most}; the first is {data.keys[bare[0]]!r}"
+        raise InputError(message, file=file, field="spec.data.train.shards")
+    short = np.flatnonzero((counts > 0) & (counts < captions_per_sample))
+    if len(short) * 1000 > samples:
+        worst = int(short[np.argmin(counts[short])])
+        message = f"{len(short)} of {samples} samples have fewer than {captions_per_sample} captions {most}"
+        message += f": {data.keys[worst]!r} has {data.caption_count(worst)}"
         raise InputError(message, file=file, field="spec.data.train.captionsPerSample")
     return len(short)
 
 
 def check_labels(data: ShardSet, class_names: Sequence[str], file: str | Path, field: str | None = None) -> None:
     """Refuse (InputError) samples with no label among `class_names`, or whose class name stands there elsewhere."""
-    named = {name for name in data.classnames if name is not None}
+    named = {name for name in data.classnames if name}
     if named and not named & set(class_names) and len(class_names) != len(named):
         message = f"{len(class_names)} class names, none of them among the {len(named)} that the samples have"
         raise InputError(f"{message}, such as {min(named)!r}", file=file, field=field)
     wrong = []
     for key, label, name in zip(data.keys, data.labels.tolist(), data.classnames, strict=True):
-        if not 0 <= label < len(class_names):
+        if label == BAD_LABEL:
+            wrong.append(f"sample {key!r}: its label must be a whole number from 0")
+        elif name is False:
+            wrong.append(f"sample {key!r}: its classname must be a text")
+        elif not 0 <= label < len(class_names):
             found = f"label {label}" if label >= 0 else "no label"
             wrong.append(f"sample {key!r} has {found}; there are {len(class_names)} class names")
         elif name in class_names and class_names[label] != name:

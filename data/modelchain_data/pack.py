@@ -5,10 +5,7 @@ from __future__ import annotations
 import filecmp
 import itertools
 import json
-import re
-import tempfile
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -20,17 +17,17 @@ from webdataset import ShardWriter
 
 from modelchain.cli.files import fsync
 from modelchain.errors import InputError
-from modelchain.shards import expand
 from modelchain_data import digits
 from modelchain_data.batches import decode
 from modelchain_data.digits import Row
-from modelchain_data.index import PACKED, Problems, Progress, build, fingerprint, read_at, read_shard
+from modelchain_data.index import PACKED, Progress, build, fingerprint
+from modelchain_data.sources import rows_of, tars_of
+from modelchain_data.table import read_table
+from modelchain_data.temporary import temporary_folder
 
-MAX_CAPTIONS = 16  # the raw one and 15 sentences, as in the paper
-COLUMNS = 8  # of a DreamLIP table: filepath raw shortIB longIB shortSV longSV shortLLA longLLA
-# White space after a full stop (not that of a title or an initial) and before a capital or a digit.
-_SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b[MD]r\.)(?<!\bMrs\.)(?<!\bSt\.)\s+(?=[\"'(]?[A-Z0-9])")
+PER_SHARD = 10_000  # samples
 Note = Callable[[int], None]  # called with the rows of the split that are done
+Rows = Callable[[], Iterator[Row]]  # from the first one on, each time
 
 
 class Split(NamedTuple):
@@ -41,6 +38,7 @@ class Split(NamedTuple):
     skipped: int
     shards: str
     fingerprint: str
+    captioned: bool  # False: no sample has a caption, all have labels
 
 
 def pack(
@@ -48,7 +46,8 @@ def pack(
     to: Path,
     *,
     size: int | None = 256,
-    per_shard: int = 10_000,
+    per_shard: int = PER_SHARD,
+    captions: Sequence[str] | None = None,
     on_progress: Note = lambda _: None,
     on_index: Progress = lambda *_: None,
 ) -> list[Split]:
@@ -59,23 +58,29 @@ def pack(
     Args:
         source: a folder of tars, tars in brace notation, a DreamLIP caption table (.csv, .tsv), or the word digits.
         size: a picture whose short side is longer is shrunk to it; None keeps every picture as it is.
+        captions: the columns of a caption table to take captions from; None: all.
     Raises:
         InputError: a bad source, over 0.1 % unusable rows in a split, or a folder `to` that holds something else.
     """
+    if captions is not None and not _is_table(source):
+        raise InputError(
+            "only a caption table (.csv, .tsv) has columns to choose from", file=source, field="--captions"
+        )
     if str(source) != "digits" and to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise InputError("exists already; remove it or choose another folder", file=to)
-    splits, lists = digits.splits() if str(source) == "digits" else (_source(Path(source)), {})
+    splits, lists = _source(source, captions)
     to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{to.name}-", dir=to.parent.resolve()) as folder:
-        new, sizes, report = Path(folder, "new"), {}, []
+    with temporary_folder(to.parent, to.name) as folder:
+        new, sizes, report = folder / "new", {}, []
         (new / PACKED).mkdir(parents=True)
         for name, rows in splits.items():
-            skipped = _write(rows, new, name, size, per_shard, source, on_progress)
-            shards = sorted(new.glob(f"{name}-*.tar"))
-            mark = fingerprint(shards, Path(folder))
+            captioned = any(row.meta.get("captions") for row in rows())
+            picture = partial(_picture, size, captioned)
+            shards, skipped = _write(rows(), f"{new / name}-", picture, per_shard, source, on_progress)
+            mark = fingerprint(shards, folder)
             counts = build(shards, new / PACKED / mark, on_index)
             numbers = f"{{000000..{len(shards) - 1:06d}}}" if len(shards) > 1 else "000000"
-            report.append(Split(name, sum(counts), skipped, str(to / f"{name}-{numbers}.tar"), mark))
+            report.append(Split(name, sum(counts), skipped, str(to / f"{name}-{numbers}.tar"), mark, captioned))
             sizes |= {shard.name: count for shard, count in zip(shards, counts, strict=True)}
         for name, content in (lists | {"sizes.json": sizes}).items():
             (new / name).write_text(json.dumps(content))
@@ -97,26 +102,42 @@ def _files(folder: Path) -> list[str]:
     return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if not file.is_dir())
 
 
+def _is_table(source: str | Path) -> bool:
+    return Path(source).suffix.lower() in (".csv", ".tsv")
+
+
+def _source(source: str | Path, captions: Sequence[str] | None) -> tuple[dict[str, Rows], dict[str, list[str]]]:
+    """The rows of each split, and lists to write beside the shards by file name."""
+    if str(source) == "digits":
+        splits, lists = digits.splits()
+        return {name: partial(iter, rows) for name, rows in splits.items()}, lists
+    if _is_table(source):
+        return {"train": partial(read_table, Path(source), captions)}, {}
+    return {name: partial(rows_of, tars) for name, tars in tars_of(Path(source)).items()}, {}
+
+
 def _write(
-    rows: Iterable[Row],
-    folder: Path,
-    split: str,
-    size: int | None,
+    rows: Iterator[Row],
+    prefix: str,
+    picture: Callable[[Row], tuple[str, bytes] | Exception],
     per_shard: int,
     source: str | Path,
     on_progress: Note,
-) -> int:
-    """Write the usable rows as shards, in order; returns how many are not usable, over 0.1 % is an InputError."""
-    rows, done, bad = iter(rows), 0, []
-    pattern = str(folder / split).replace("%", "%%") + "-%06d.tar"
+) -> tuple[list[Path], int]:
+    """Write the usable rows as shards; returns these and how many rows are not usable (InputError over 0.1 %)."""
+    done, bad, written = 0, [], []
     options = {"maxsize": float("inf"), "encoder": False, "mtime": 0, "format": "PAX_FORMAT", "verbose": 0}
-    with ShardWriter(pattern, per_shard, **options) as shards, ThreadPoolExecutor() as pool:
+    options["post"] = lambda name: written.append(Path(name))
+    with (
+        ShardWriter(prefix.replace("%", "%%") + "%06d.tar", per_shard, **options) as shards,
+        ThreadPoolExecutor() as pool,
+    ):
         while some := list(itertools.islice(rows, 256)):
-            for (key, where, _, meta), found in zip(some, pool.map(partial(_picture, size), some), strict=True):
+            for row, found in zip(some, pool.map(picture, some), strict=True):
                 if isinstance(found, Exception):
-                    bad.append(f"{where}: {found}")
+                    bad.append(f"{row.where}: {found}")
                 else:
-                    shards.write({"__key__": key, found[0]: found[1], "json": json.dumps(meta).encode()})
+                    shards.write({"__key__": row.key, found[0]: found[1], "json": json.dumps(row.meta).encode()})
             done += len(some)
             on_progress(done)
     if not done:
@@ -124,15 +145,17 @@ def _write(
     if len(bad) * 1000 > done:
         message = f"{len(bad)} of {done} rows are unusable, at most {done // 1000} may be; the first is {bad[0]}"
         raise InputError(message, file=source)
-    return len(bad)
+    return written, len(bad)
 
 
-def _picture(size: int | None, row: Row) -> tuple[str, bytes] | Exception:
+def _picture(size: int | None, captioned: bool, row: Row) -> tuple[str, bytes] | Exception:
     """Suffix and bytes of the row's picture: unchanged if small enough, else a smaller JPEG; or why it is unusable."""
     try:
-        if row[3].get("captions") == []:
-            raise ValueError(f"no caption in {COLUMNS} columns parted by tabs")
-        data = row[2]()
+        data = row.read()
+        if not row.meta.get("captions") and captioned:
+            raise ValueError("has no caption")
+        if not row.meta.get("captions") and row.meta.get("label") is None:
+            raise ValueError("has neither a caption nor a label")
         picture = decode(data)
     except (OSError, ValueError) as error:
         return error
@@ -145,43 +168,3 @@ def _picture(size: int | None, row: Row) -> tuple[str, bytes] | Exception:
 def suffix_of(picture: bytes) -> str:
     """The suffix in a shard of an encoded picture that can be decoded."""
     return {b"\xff\xd8": "jpg", b"\x89P": "png"}.get(picture[:2], "webp")
-
-
-def _source(path: Path) -> dict[str, Iterator[Row]]:
-    """The rows of each split."""
-    if path.suffix in (".csv", ".tsv"):
-        return {"train": _table(path)}
-    splits = defaultdict(list)
-    for shard in sorted(path.rglob("*.tar")) if path.is_dir() else [Path(name) for name in expand(str(path))]:
-        splits[re.sub(r"[-_]?\d+$", "", shard.stem) or "train"].append(shard)
-    if not splits:
-        raise InputError("holds no .tar file", file=path)
-    return {name: _shards(shards) for name, shards in splits.items()}
-
-
-def _shards(shards: list[Path]) -> Iterator[Row]:
-    problems = Problems()
-    for shard in shards:
-        for key, offset, size, captions, label, meta in read_shard(shard, problems):
-            meta |= {"label": None if label < 0 else label} | ({"captions": captions} if captions else {})
-            yield key, f"{shard}: {key}", partial(read_at, shard, offset, size), meta
-    problems.stop()
-
-
-def _table(path: Path) -> Iterator[Row]:
-    """Rows of a DreamLIP table. Not by `csv`: a field may start with a quote that is never closed."""
-    if not path.is_file():
-        raise InputError("no such file", file=path)
-    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
-        if (found := next(file, "").count("\t") + 1) != COLUMNS:
-            raise InputError(f"must have {COLUMNS} columns parted by tabs, not {found}", file=path)
-        for number, line in enumerate(file, 2):
-            name, *texts = line.rstrip("\r\n").split("\t")
-            captions = captions_of(*texts) if len(texts) == COLUMNS - 1 else []
-            yield f"{number:09d}", f"line {number} ({name})", (path.parent / name).read_bytes, {"captions": captions}
-
-
-def captions_of(raw: str, *others: str) -> list[str]:
-    """The raw caption, then the sentences of the others in order; empty ones are dropped, sixteen at most are kept."""
-    sentences = itertools.chain([raw], *(_SENTENCE_END.split(text) for text in others))
-    return [text.strip() for text in sentences if re.search(r"\w", text)][:MAX_CAPTIONS]

@@ -48,6 +48,8 @@ def open_data(
         raise InputError(message, file=request.file, field="spec.data.train.fingerprint")
     check_pictures(train_set, train.samples // 1000, request.file, "spec.data.train.shards")
     scarce = check_training(train_set, train.samples, train.captions_per_sample, request.file)
+    if bare := len(train_set.without_caption):
+        note(f"{bare} of {train.samples} samples have no caption and are left out; the next in order stand in for them")
     if scarce:
         note(
             f"{scarce} samples have fewer than {train.captions_per_sample} captions; theirs are drawn with replacement"

@@ -48,6 +48,7 @@ from modelchain_operator.runners import verify
 from modelchain_operator.runners.port import Runner
 from modelchain_operator.runners.template import CHAIN, CHAIN_UID, INPUT_DIGEST, STAGE, owner_reference
 
+QUEUE_REQUIRED = "QueueRequired: set spec.runner.queueName"
 DEFAULT_QUEUE = "default"  # the LocalQueue that Kueue's webhook gives to jobs that name none
 
 
@@ -129,7 +130,7 @@ class Executor:
                 raise Conflict(f"{name} is not the job that is to be released, or it goes")
             patch = self.runner.release(job, queue, timestamp(self.memory.clock()))
             try:
-                with self._told((facts.namespace, name), "ReleaseRefused" if queue else "QueueRequired"):
+                with self._told((facts.namespace, name), "ReleaseRefused" if queue else QUEUE_REQUIRED):
                     facts.jobs[name] = await self.kube.patch(self.runner.resource, facts.namespace, name, patch)
                 return
             except Conflict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from modelchain.artifact import stage_artifact_name
 from modelchain.status import State
@@ -32,6 +32,7 @@ class Figures:
 
     namespace: str
     name: str
+    uid: str
     version: int
     node_pool: str
     queue: str
@@ -40,19 +41,26 @@ class Figures:
     artifacts: frozenset[str]  # names of the StageArtifacts its status speaks of
 
 
-def figures(chain: Object) -> Figures:
-    """Of a chain as the API server gives it."""
+def figures(chain: Object, before: Figures | None = None) -> Figures:
+    """Of a chain as the API server gives it.
+
+    Args:
+        before: its figures so far. An attempt's GPU time is an estimate while it runs, and the end may correct it
+            downwards by a little: a counter that falls looks like a new one to Prometheus, which then adds all of it.
+    """
     meta, status = chain["metadata"], chain.get("status") or {}
     runner = (chain.get("spec") or {}).get("runner") or {}
     stages = status.get("stages") or []
+    same = {stage.name: stage for stage in before.stages} if before and before.uid == meta.get("uid", "") else {}
     return Figures(
         namespace=meta["namespace"],
         name=meta["name"],
+        uid=meta.get("uid", ""),
         version=int(meta["resourceVersion"]),
         node_pool=runner.get("nodePool") or "",
         queue=runner.get("queueName") or "",
         true=frozenset(c["type"] for c in status.get("conditions") or [] if c["status"] == "True"),
-        stages=tuple(_stage(stage) for stage in stages),
+        stages=tuple(_no_less(_stage(stage), same.get(stage.get("name", ""))) for stage in stages),
         artifacts=frozenset(stage_artifact_name(s["inputDigest"]) for s in stages if s.get("inputDigest")),
     )
 
@@ -71,6 +79,14 @@ def _stage(stage: Object) -> StageFigures:
         transition_seconds=None if transition is None else float(transition),
         retried=stage.get("retried") or {},
     )
+
+
+def _no_less(stage: StageFigures, before: StageFigures | None) -> StageFigures:
+    """What was told stays told, unless it was wrong altogether."""
+    if before is None or not stage.own or not before.gpu_seconds / 2 < stage.gpu_seconds < before.gpu_seconds:
+        return stage
+    cost = stage.cost if before.cost is None else max(before.cost, stage.cost or 0.0)
+    return replace(stage, gpu_seconds=before.gpu_seconds, cost=cost)
 
 
 def _progress(stage: Object) -> float | None:

@@ -155,7 +155,7 @@ class Service:
         """A LIST and a watch may each be late; a counter that fell back for a moment would count twice."""
         known = self.known.get(_key(chain))
         if known is None or known.version < int(chain["metadata"]["resourceVersion"]):
-            self.known[_key(chain)] = figures(chain)
+            self.known[_key(chain)] = figures(chain, known)
 
     def _on_chain(self, chain: Object) -> None:
         self._know(chain)

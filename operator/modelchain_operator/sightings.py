@@ -24,7 +24,7 @@ PODS_COME_WITHIN = 5.0  # seconds after a release; then it is asked why not
 GONE = JobState(released=True, suspended=False, finished=None, deleting=False, message="")
 _SUSPENDED = (
     "SuspendedByAnother: somebody else has suspended {kind} {name}, which is in no queue; nothing is done against it. "
-    "Set spec.runner.queueName if jobs have to be in a queue here, or let retry launch it anew"
+    "Set spec.runner.queueName if jobs have to be in a queue here; to launch it anew: modelchain retry {chain}"
 )
 
 
@@ -76,7 +76,8 @@ class Sightings:
         queued = not over and state.released and found.running == 0 and waits
         stalled = ""
         if idle:
-            stalled = _SUSPENDED.format(kind=self.runner.kind, name=name)
+            chain = f"{self.facts.spec.metadata.name} -n {self.facts.namespace}"
+            stalled = _SUSPENDED.format(kind=self.runner.kind, name=name, chain=chain)
         elif job is not None and live:
             stalled = self._refusal(attempt, job, state, found)
         elif left_something:

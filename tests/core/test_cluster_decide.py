@@ -220,6 +220,27 @@ def test_a_claim_that_goes_before_its_artifact_is_recorded_is_said(again: bool) 
     assert world.chains["family"].status.is_true("Complete")
 
 
+def test_only_a_new_value_of_the_retry_annotation_asks_for_anything() -> None:
+    """A GitOps tool that does not know of it takes it away again."""
+
+    def fails(world: Cluster) -> Cluster:
+        for _ in range(LONGEST_CALM):
+            for pod in list(world.pods.values()):
+                if pod.phase == "Running" and pod.trains:
+                    changed(lambda w, u=pod.uid: w.fail(u, F.ERROR))(world)
+            if not world.calm_step():
+                return world
+        raise AssertionError("it does not end")
+
+    world = fails(alone(1))
+    made = len(attempts(world))
+    for retry, more in (("", 0), (None, 0), ("1", made), (None, 0), ("1", 0), ("", 0), ("2", made)):
+        before = len(attempts(world))
+        changed(lambda w, r=retry: w.edit("family", bump=False, retry=r))(world)
+        assert fails(world).chains["family"].status.is_true("Failed")
+        assert len(attempts(world)) == before + more, f"after the annotation became {retry!r}"
+
+
 def test_a_suspended_chain_does_not_keep_others_from_a_shared_stage() -> None:
     world = until(together(1), lambda w: bool(attempts(w)))
     changed(lambda w: w.edit("one", suspend=True))(world)

@@ -118,6 +118,34 @@ def test_a_refused_spec_fails_at_once_and_keeps_what_is_known() -> None:
     assert kstatus(3, mended) == "InProgress" and mended.condition("Stalled") is None
 
 
+def test_a_complete_chain_whose_spec_is_refused_is_not_complete() -> None:
+    """What has finished is not what is asked for now; its stages are known all the same, and nothing starts unasked."""
+    before = status(DONE)
+    assert before.is_true("Complete") and before.is_true("Finished")
+    found = refused(before, 4, "spec.stages[0]: no", NOW + 60)
+    for kind in ("Complete", "Finished"):
+        condition = found.condition(kind)
+        assert condition is not None and (condition.status, condition.reason) == ("False", "InvalidSpec")
+    assert found.stages == before.stages and found.is_over(1)
+    assert refused(found, 4, "spec.stages[0]: no", NOW + 120) == found, "said once"
+    mended = completed(chain(), found, before.stages, None, NOW + 180)
+    assert mended.is_true("Complete")
+
+
+@pytest.mark.parametrize("length", [10, 5000])
+def test_texts_of_any_length_fit_the_crd(length: int) -> None:
+    """Both ends stay: the beginning has the reason, and the end what somebody else said last."""
+    text = "LaunchRefused: " + "policy says no; " * length + "the end"
+    failed = AttemptStatus(name="family-a-a1", number=1, input_digest="d", state=State.FAILED, message=text)
+    one = stage("a", State.STARTING, text, stalled=True, attempts=[failed])
+    found = status(one)
+    assert len(found.stages[0].reason) <= 2000 and len(found.stages[0].attempts[0].message) <= 512
+    assert all(len(condition.message) < 4096 for condition in found.conditions)
+    assert found.stages[0].reason.startswith("LaunchRefused: ") and found.stages[0].reason.endswith("the end")
+    assert completed(chain(1), found, found.stages, None, NOW) == found
+    assert len(refused(found, 4, text, NOW).condition("Stalled").message) < 4096  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("reason", "expected"),
     [("NameTaken: by x", "NameTaken"), ("waits for b", ""), ("why: not", ""), ("Two words: x", ""), ("Alone", "")],

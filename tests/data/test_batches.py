@@ -237,16 +237,6 @@ def test_decoding(form: str) -> None:
         decode(b"GIF89a" + bytes(100))
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1"])
-def test_other_pictures_become_rgb(mode: str) -> None:
-    buffer = io.BytesIO()
-    Image.open(io.BytesIO(picture(3))).convert(mode).save(buffer, "PNG")
-    assert decode(buffer.getvalue()).shape == (3, 16, 20)
-    image = io.BytesIO()
-    Image.open(io.BytesIO(picture(3))).convert("CMYK").save(image, "JPEG")
-    assert decode(image.getvalue()).shape == (3, 16, 20)
-
-
 def test_damaged_pictures_never_end_the_process() -> None:
     """torchvision's own PNG decoder does (SIGSEGV): hence in a process of its own."""
     code = f"""

@@ -12,7 +12,7 @@ from situations import ATTEMPT, NOW, chain, claim, condition, current, event, jo
 
 from modelchain.contracts import FailureClass, Progress
 from modelchain.digest import TRAINER_MATH
-from modelchain.status import ArtifactRef, ChainStatus, StageStatus, State, Total
+from modelchain.status import ChainStatus, StageStatus, State, Total
 from modelchain_operator.clues import Line, gpu_time
 from modelchain_operator.explain import Explanation, document, explain
 from modelchain_operator.kube import Object
@@ -116,24 +116,6 @@ def test_complete() -> None:
     assert "its one stage finished 60m ago" in found.state and len(found.evidence) == 1
 
 
-@pytest.mark.parametrize("complete", [True, False])
-def test_a_stage_that_was_trained_by_other_arithmetic(complete: bool) -> None:
-    """It is used as it is; it is said, once for each such stage, and what would train it again."""
-    made = [("a", TRAINER_MATH - 1), ("b", TRAINER_MATH), ("c", None)]
-    stages = [
-        StageStatus(name=name, state=State.SUCCEEDED, artifact=ArtifactRef(path="x", digest="d", trainer_math=number))
-        for name, number in made
-    ]
-    if not complete:
-        stages[1] = current(State.RUNNING)
-    thing = chain(None, seen=3)
-    status = ChainStatus(observed_generation=3, conditions=[condition("Complete")] if complete else [], stages=stages)
-    thing["status"] = status.model_dump(mode="json", by_alias=True)
-    said = [line for line in ask(thing).evidence if "trainer math" in line.message]
-    assert [line.object for line in said] == ["stage a"]
-    assert f"trainer math {TRAINER_MATH - 1}" in said[0].message and "rerun" in said[0].message
-
-
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0 GPU seconds"), (359, "359 GPU seconds"), (360, "0.1 GPU hours")]
 )
@@ -215,6 +197,9 @@ def test_deleting() -> None:
         ("PodsForbidden", "maximum cpu usage per Container is 1", "kubectl describe limitrange -n team"),
         ("NodeLost", "pod p should have ended; node n-1 does not answer. If it", "kubectl describe node n-1"),
         ("VerifyUnanswered", "nothing is trained again", "modelchain retry family -n team"),
+        ("QueueRequired", "every job names a queue", "kubectl edit mchain family -n team"),
+        ("SuspendedByAnother", "somebody else has suspended it", "modelchain retry family -n team"),
+        ("SameDeviceError", "the devices of nodes n1, n2 failed alike", "modelchain retry family -n team"),
         ("SomethingNew", "who knows", "kubectl describe mchain family -n team"),
     ],
 )
@@ -227,6 +212,30 @@ def test_stalled(reason: str, cause: str, then: str) -> None:
 def test_a_refused_spec_has_no_stage_to_blame() -> None:
     thing = chain(None, condition("Stalled", "InvalidSpec", "spec.stages: too few; correct it and apply it again"))
     check(ask(thing), "InvalidSpec", "spec.stages: too few", "kubectl edit mchain family -n team")
+
+
+# What goes on, or would.
+
+
+def test_nodes_that_are_avoided_and_nothing_else_fits() -> None:
+    stage = current(State.QUEUED, "NodesAvoided: no node is left but n1 (0/4 nodes are available)")
+    held = mine(podshapes.unschedulable())
+    check(ask(chain(stage), pods=[held]), "NodesAvoided", "no node is left but n1", "modelchain retry family -n team")
+
+
+def test_a_trainer_that_cannot_be_asked() -> None:
+    stage = current(State.RUNNING, "ProgressUnknown: rank 0 does not tell its progress at 10.0.0.1:9091, pod x")
+    found = ask(chain(stage), pods=[mine(podshapes.running())])
+    check(found, "ProgressUnknown", "10.0.0.1:9091", "kubectl get networkpolicies -n team")
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_stage_that_another_arithmetic_has_trained(complete: bool) -> None:
+    thing = chain(current(State.RUNNING), *([condition("Complete")] if complete else []))
+    thing["status"]["stages"][0]["artifact"] = {"path": "d/artifact", "digest": "d", "trainerMath": TRAINER_MATH - 1}
+    thing["status"]["stages"][1]["artifact"] = {"path": "d/artifact", "digest": "d", "trainerMath": TRAINER_MATH}
+    told = [line for line in ask(thing, pods=[mine(podshapes.running())]).evidence if "trainer math" in line.message]
+    assert [line.object for line in told] == ["stage a"] and "rerun" in told[0].message
 
 
 # Between attempts.

@@ -19,6 +19,7 @@ from modelchain.contracts import FailureClass
 from modelchain.pools import PoolFile
 from modelchain.status import AttemptStatus, ChainStatus, Condition, Progress, StageStatus, State, Total
 from modelchain_operator import metrics
+from modelchain_operator.figures import figures
 from modelchain_operator.service import Service
 
 CONFIG = PoolFile.model_validate(
@@ -225,3 +226,20 @@ def test_it_is_served() -> None:
         assert answer.status == 200 and answer.headers["Content-Type"].startswith("text/plain")
     server.shutdown()
     server.server_close()
+
+
+def test_a_counter_does_not_fall_when_an_estimate_is_corrected() -> None:
+    """Prometheus takes a fall for a new counter and adds all of it again; what was wrong altogether is taken back."""
+
+    def spent(gpu_seconds: float, cost: str) -> dict[str, Any]:
+        attempt = AttemptStatus(name="vit-a-a1", number=1, input_digest="d", state=State.RUNNING)
+        stage = StageStatus(name="a", attempts=[attempt], gpu_seconds=gpu_seconds, cost=cost)
+        return chain(status=ChainStatus(stages=[stage]))
+
+    before = figures(spent(1000.0, "10.00"))
+    for now, told in ((999.0, 1000.0), (1001.0, 1001.0), (3.0, 3.0)):
+        [stage] = figures(spent(now, f"{now / 100:.2f}"), before).stages
+        assert stage.gpu_seconds == told and stage.cost == pytest.approx(told / 100)
+    other = spent(999.0, "9.99")
+    other["metadata"]["uid"] = "of another chain"
+    assert figures(other, before).stages[0].gpu_seconds == 999.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ def master(asked: JobRequest) -> Object:
 
 
 def env(template: Object) -> dict[str, str]:
-    return {v["name"]: v["value"] for v in template["spec"]["containers"][0]["env"]}
+    return {v["name"]: v["value"] for v in template["spec"]["containers"][0]["env"] if "value" in v}
 
 
 @pytest.mark.parametrize("asked", REQUESTS, ids=lambda r: f"{r.chain}-{r.stage}")
@@ -189,6 +190,27 @@ def test_torchrun_takes_its_place_from_the_operators_variables(monkeypatch: pyte
         "4", "8", 3, "j-master-0", 23456,
     )  # fmt: skip
     assert (read.max_restarts, read.module, read.training_script) == (0, True, "modelchain_trainer")
+
+
+def test_torchrun_alone_does_not_look_for_itself_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that does not resolve would hold it up for ten minutes; with peers it must be found by its name."""
+    from torch.distributed.run import parse_args
+
+    for name, value in {"PET_NNODES": "1", "PET_MASTER_ADDR": "j-master-0", "PET_MASTER_PORT": "23456"}.items():
+        monkeypatch.setenv(name, value)
+    for nodes, address in ((1, "127.0.0.1"), (2, None)):
+        for template in templates(request(nodes=nodes))[:-1]:
+            read = parse_args(template["spec"]["containers"][0]["command"][3:])
+            assert (read.local_addr, read.master_addr) == (address, address or "j-master-0")
+            assert (read.module, read.training_script) == (True, "modelchain_trainer")
+
+
+@pytest.mark.parametrize("asked", REQUESTS[:12], ids=lambda r: f"{r.chain}-{r.stage}")
+def test_every_pod_is_told_its_nodes_name_and_no_pool_says_another(asked: JobRequest) -> None:
+    pool = asked.pool.model_copy(update={"env": {**asked.pool.env, "MODELCHAIN_NODE": "elsewhere"}})
+    for template in templates(replace(asked, pool=pool)):
+        [node] = [v for v in template["spec"]["containers"][0]["env"] if v["name"] == "MODELCHAIN_NODE"]
+        assert node == {"name": "MODELCHAIN_NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
 
 
 NOW = "2026-09-01T00:00:00Z"

@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 from modelchain.cli.files import verify
+from modelchain.cli.stop import Preempted, Stop
+from modelchain.digest import TRAINER_MATH
 from modelchain.errors import WorkError
 from modelchain_trainer import checkpoint, models
-from modelchain_trainer.stop import Preempted, Stop
 
 torch.set_num_threads(1)
 DIGEST = "ab" * 32
@@ -63,7 +64,7 @@ def same(a, b):
 def saver(root, attempt="local-a1", digest=DIGEST, **options):
     directory = root / digest / attempt
     directory.mkdir(parents=True, exist_ok=True)
-    return checkpoint.Checkpointer(directory, {"seed": 0}, {"torch": "x"}, **options)
+    return checkpoint.Checkpointer(directory, {"seed": 0}, {"trainerMath": TRAINER_MATH}, **options)
 
 
 def save(root, step, attempt="local-a1", digest=DIGEST, trained=None, **state):
@@ -262,6 +263,47 @@ def test_the_newest_two_that_verify_are_kept_whoever_wrote_them(tmp_path):
     for step in (28, 40, 50):
         save(tmp_path, step, "local-a2", trained=trained)
     assert steps(tmp_path) == ["local-a2/step-40", "local-a2/step-50"]
+
+
+def of_math(path, math):
+    """The checkpoint as a trainer with another TRAINER_MATH would have left it; None: as one that recorded none."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["environment"] = {} if math is None else {"trainerMath": math}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return path
+
+
+@pytest.mark.parametrize("math", [TRAINER_MATH - 1, TRAINER_MATH + 1, None])
+def test_a_checkpoint_of_another_trainer_math_is_whole_and_refused_with_a_word(tmp_path, math):
+    ours, other = save(tmp_path, 10), of_math(save(tmp_path, 90, "local-a2"), math)
+    verify(other)
+    said = []
+    assert checkpoint.newest(tmp_path / DIGEST, said.append) == ours
+    assert len(said) == 1 and str(other) in said[0] and str(math) in said[0] and str(TRAINER_MATH) in said[0]
+    shutil.rmtree(ours)
+    assert checkpoint.newest(tmp_path / DIGEST, said.append) is None, "the stage starts again"
+
+
+@pytest.mark.parametrize("math", [TRAINER_MATH + 1, None])
+def test_newer_steps_of_another_trainer_math_neither_cost_ours_nor_stay(tmp_path, math):
+    for step in (80, 90):
+        of_math(save(tmp_path, step), math)
+    damaged = save(tmp_path, 70)
+    (damaged / "model.safetensors").write_bytes(b"damaged")
+    save(tmp_path, 10, "local-a2")
+    assert steps(tmp_path) == [f"local-a1/step-{k}" for k in (70, 80, 90)] + ["local-a2/step-10"], "we have but one"
+    save(tmp_path, 20, "local-a2")
+    assert steps(tmp_path) == ["local-a1/step-70", "local-a2/step-10", "local-a2/step-20"], "evidence stays"
+    save(tmp_path, 30, "local-a2")
+    assert steps(tmp_path) == ["local-a1/step-70", "local-a2/step-20", "local-a2/step-30"]
+
+
+def test_an_older_step_of_another_trainer_math_is_not_counted_as_one_of_two(tmp_path):
+    of_math(save(tmp_path, 10), TRAINER_MATH - 1)
+    save(tmp_path, 20)
+    assert steps(tmp_path) == ["local-a1/step-10", "local-a1/step-20"]
+    save(tmp_path, 30)
+    assert steps(tmp_path) == ["local-a1/step-20", "local-a1/step-30"]
 
 
 def test_a_damaged_checkpoint_of_the_same_attempt_is_written_again(tmp_path):

@@ -23,10 +23,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from tiny import STEPS
 
 from modelchain.cli.files import sha256_of
+from modelchain.cli.lastword import write_last_word
+from modelchain.cli.stop import Preempted, Stop
 from modelchain.contracts import MANIFEST, RESULTS, WEIGHTS, FailureClass, LastWord, LiveProgress, Results, Task
 from modelchain_trainer import __main__ as entry
 from modelchain_trainer import runtime
-from modelchain_trainer.stop import Preempted, Stop
 
 TORCHRUN = ["-m", "torch.distributed.run"]
 
@@ -233,7 +234,7 @@ def test_classes_of_what_nobody_foresaw() -> None:
 
 def test_a_cause_replaces_unknown_and_nothing_else(tmp_path: Path) -> None:
     for failure in (FailureClass.UNKNOWN, FailureClass.DATA, FailureClass.UNKNOWN, FailureClass.ERROR):
-        entry._last_word(tmp_path / "log", LastWord(result="Failed", failure=failure, message=failure))
+        write_last_word(tmp_path / "log", LastWord(result="Failed", failure=failure, message=failure))
     assert word_in(tmp_path / "log").message == "Data"
 
 

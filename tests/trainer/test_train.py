@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -21,6 +22,8 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from tiny import BATCH, EPOCHS, STEPS, STEPS_PER_EPOCH, stop_after
 
+from modelchain.cli.lastword import verify_artifact, write_last_word
+from modelchain.cli.stop import STOPS, Preempted, Stop
 from modelchain.contracts import RESULTS, WEIGHTS, FailureClass, LastWord, Results, Task
 from modelchain.digest import TRAINER_MATH
 from modelchain.errors import InputError, WorkError
@@ -28,7 +31,6 @@ from modelchain_data.batches import global_batch
 from modelchain_trainer import __main__ as entry
 from modelchain_trainer import checkpoint, evaluate, models, runtime
 from modelchain_trainer.step import Step
-from modelchain_trainer.stop import Preempted, Stop
 from modelchain_trainer.train import Trainer
 
 torch.set_num_threads(1)
@@ -224,6 +226,33 @@ def test_an_artifact_that_is_there_is_reported_without_training(first, folder):
     assert before == {p: p.stat().st_mtime_ns for p in tiny.artifact(task).iterdir()}
 
 
+def test_an_artifact_of_another_trainer_math_is_a_hit_and_the_last_word_says_which(first, folder, tmp_path):
+    task, word, _ = first
+    assert word.trainer_math == TRAINER_MATH == verify_artifact(task).trainer_math
+    shutil.copytree(Path(task.root), tmp_path / "root")
+    moved = task.model_copy(update={"root": str(tmp_path / "root")})
+    path = tiny.artifact(moved) / "manifest.json"
+    for other in (TRAINER_MATH - 1, None):
+        manifest = json.loads(path.read_text())
+        manifest["environment"] = {"torch": "x"} if other is None else {"trainerMath": other}
+        path.write_text(json.dumps(manifest))
+        again, said = tiny.train(moved, stop_after(0))
+        assert (again.macs, again.trainer_math) == (0, other) and "nothing to train" in said[0]
+        assert verify_artifact(moved).trainer_math == other
+
+
+def test_a_stage_whose_checkpoints_are_of_another_trainer_math_starts_again(first, folder, tmp_path, monkeypatch):
+    tasks = [tiny.task(tiny.spec(), folder, tmp_path, attempt=attempt) for attempt in (1, 2)]
+    with monkeypatch.context() as before:
+        before.setattr(runtime, "TRAINER_MATH", TRAINER_MATH - 1)
+        before.setattr(checkpoint, "TRAINER_MATH", TRAINER_MATH - 1)
+        with pytest.raises(Preempted):
+            tiny.train(tasks[0], stop_after(5))
+    word, said = tiny.train(tasks[1])
+    assert any("passing over" in text and "TRAINER_MATH" in text for text in said)
+    assert word.macs == STEPS * 1000 and weights(tasks[1]) == weights(first[0])
+
+
 def poison(at, name="visual.proj", times=None):
     """Weights that are not finite once `at` steps are done, as an overflowing update leaves them: its loss was fine."""
     left = [times]
@@ -348,7 +377,7 @@ def test_evaluations_due_after_an_epoch_are_recorded(folder, tmp_path):
 
 
 def test_a_world_that_does_not_divide_the_batch_is_refused(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(runtime, "join", lambda _: (0, 3, torch.device("cpu")))
+    monkeypatch.setattr(runtime, "join", lambda *_: (0, 3, torch.device("cpu")))
     with pytest.raises(InputError, match="16 is not divisible by 3 processes"):
         Trainer(tiny.task(tiny.spec(), folder, tmp_path), Stop(), {}, print)
 
@@ -401,7 +430,7 @@ def run(task, monkeypatch, after_step=None):
 
         monkeypatch.setattr(Trainer, "_build", lambda trainer: (trainers.append(trainer), build(trainer)))
         monkeypatch.setattr(Step, "__call__", counted)
-    handlers = {sig: signal.getsignal(sig) for sig in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {sig: signal.getsignal(sig) for sig in (*STOPS, signal.SIGINT)}
     try:
         code = entry.train(task)
     finally:
@@ -472,7 +501,7 @@ def test_sigterm_in_evaluations_and_while_a_checkpoint_is_written_loses_no_step(
 
 
 def test_a_main_thread_that_hears_nothing_is_ended_by_another(monkeypatch):
-    given_up, stop, handlers = [], Stop(), {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+    given_up, stop, handlers = [], Stop(), {s: signal.getsignal(s) for s in (*STOPS, signal.SIGINT)}
     try:
         with pytest.raises(Preempted), stop.heard(0.1, lambda: given_up.append(True)):
             threading.Timer(0.1, terminate).start()
@@ -497,6 +526,25 @@ def test_a_slow_disk_stops_no_step(folder, tmp_path, monkeypatch):
 
     tiny.train(task, after)
     assert seen == [0] * STEPS and tiny.artifact(task).exists()
+
+
+def test_sighup_is_a_sigterm(folder, tmp_path, monkeypatch):
+    """torchrun hands on the signal that it was sent itself."""
+    task = tiny.task(tiny.spec(evaluation=False), folder, tmp_path)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    hang_up = lambda _, done: os.kill(os.getpid(), signal.SIGHUP) if done == 2 else None  # noqa: E731
+    code, word = run(task, monkeypatch, hang_up)
+    signal.signal(signal.SIGHUP, before)
+    assert (code, word.failure, word.checkpoint_step) == (75, "Preempted", 2)
+
+
+def test_a_failing_device_is_told_with_its_node(folder, tmp_path, monkeypatch):
+    def fail(*_):
+        raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be")
+
+    monkeypatch.setenv("MODELCHAIN_NODE", "gpu-7")
+    code, word = run(tiny.task(tiny.spec(evaluation=False), folder, tmp_path), monkeypatch, fail)
+    assert (code, word.failure, word.node, word.fault) == (1, "Hardware", "gpu-7", "EccError")
 
 
 def test_a_second_sigterm_does_no_harm(folder, tmp_path, monkeypatch):
@@ -534,7 +582,7 @@ def test_a_replaced_predecessor_is_exit_1_and_permanent(first, folder, tmp_path,
 def test_the_last_word_fits_two_kibibytes(tmp_path, text):
     path = tmp_path / "word"
     word = LastWord(result="Failed", failure=FailureClass.ERROR, message=text, step=10**9, macs=10**24)
-    entry._last_word(path, word)
+    write_last_word(path, word)
     assert 1000 < path.stat().st_size <= 2048
     read = LastWord.model_validate_json(path.read_bytes())
     assert text.startswith(read.message) and read.macs == 10**24
@@ -544,7 +592,7 @@ def test_a_success_with_many_metrics_fits_too_and_keeps_the_main_ones(tmp_path):
     details = [f"{way}-r{k}" for way in ("image-to-text", "text-to-image") for k in (1, 5, 10)]
     metrics = {f"{i:x<63}{d}": 100 / 3 for i in range(16) for d in ("", *(f"/{x}" for x in details))}
     word = LastWord(result="Succeeded", artifact_digest="a" * 64, manifest_digest="b" * 64, metrics=metrics)
-    entry._last_word(tmp_path / "word", word)
+    write_last_word(tmp_path / "word", word)
     assert (tmp_path / "word").stat().st_size <= 2048
     read = LastWord.model_validate_json((tmp_path / "word").read_bytes())
     assert read.artifact_digest == "a" * 64 and set(read.metrics) == {f"{i:x<63}" for i in range(16)}
@@ -554,7 +602,7 @@ def test_the_first_failure_stands_even_in_a_file_that_was_there(tmp_path):
     path = tmp_path / "termination-log"
     path.touch()  # a kubelet makes it
     for message in ("the cause", "a consequence"):
-        entry._last_word(path, LastWord(result="Failed", failure=FailureClass.ERROR, message=message))
+        write_last_word(path, LastWord(result="Failed", failure=FailureClass.ERROR, message=message))
     assert LastWord.model_validate_json(path.read_bytes()).message == "the cause"
 
 

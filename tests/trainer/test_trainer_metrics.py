@@ -16,9 +16,9 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 from tiny import BATCH, STEPS
 
+from modelchain.cli.stop import Preempted
 from modelchain_trainer.metrics import Meter
 from modelchain_trainer.record import TAGS
-from modelchain_trainer.stop import Preempted
 from modelchain_trainer.train import Trainer
 
 torch.set_num_threads(1)

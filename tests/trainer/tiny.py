@@ -15,13 +15,13 @@ from PIL import Image
 
 from modelchain.cli.files import sha256_of
 from modelchain.cli.paths import DataFolder
+from modelchain.cli.stop import Stop
 from modelchain.contracts import METRICS, WEIGHTS, LastWord, Manifest, Predecessor, Task
 from modelchain.digest import digest_of, stage_inputs
 from modelchain.spec import ModelChain
 from modelchain_data import digits
 from modelchain_data.batches import Batch
 from modelchain_trainer.step import Step
-from modelchain_trainer.stop import Stop
 from modelchain_trainer.train import Trainer
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

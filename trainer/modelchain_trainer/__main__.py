@@ -6,7 +6,6 @@ Whatever happens, the last word is written before the process ends, and the exit
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -18,13 +17,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from modelchain.cli import watchdog
+from modelchain.cli.lastword import blame, verify_artifact, write_last_word
 from modelchain.cli.local.guard import PARENT, die_with_parent
+from modelchain.cli.stop import Preempted, Stop
 from modelchain.contracts import EvaluationRequest, FailureClass, LastWord, Task
 from modelchain.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_PREEMPTED, EXIT_WORK_FAILED, InputError, WorkError
-from modelchain_trainer.stop import Preempted, Stop
-from modelchain_trainer.verify import verify_artifact
 
-LAST_WORD_BYTES = 2048
 EXIT_SECONDS = 5  # before a trainer is killed, to give up by itself
 
 
@@ -42,8 +41,10 @@ def main(arguments: list[str]) -> int:
         if work is train:
             message = f"spec.runner.image and the operator are of different versions: the task is not read: {error}"
             word = LastWord(result="Failed", failure=FailureClass.USER_ERROR, message=message)
-            _last_word(Path(json.loads(text)["lastWord"]), word)
+            write_last_word(Path(json.loads(text)["lastWord"]), word)
         raise
+    if work is train:
+        watchdog.start(task)
     return work(task)
 
 
@@ -63,7 +64,7 @@ def verify(task: Task) -> int:
     """Say what the stage left: 0 if it is whole, else 1. An unreadable volume (OSError) leaves no last word."""
     word = verify_artifact(task)
     _say(f"{word.failure}: {word.message}" if word.failure else f"whole: {word.artifact_digest}")
-    _last_word(Path(task.last_word), word)
+    write_last_word(Path(task.last_word), word)
     return EXIT_WORK_FAILED if word.failure else EXIT_DONE
 
 
@@ -91,43 +92,23 @@ def _train(task: Task, stop: Stop, report: dict[str, Any]) -> int:
     except InputError as error:
         return _failed(task, report, FailureClass.USER_ERROR, str(error))
     except WorkError as error:
-        return _failed(task, report, FailureClass(error.failure), str(error))
+        return _failed(task, report | blame(error, error.failure), FailureClass(error.failure), str(error))
     except Exception as error:
         traceback.print_exc()
         if stop.asked:  # another rank left first, and took the process group with it
             raise Preempted("stopped") from error
-        return _failed(task, report, failure_of(error), f"{type(error).__name__}: {error}")
-    _last_word(Path(task.last_word), word)
+        failure = failure_of(error)
+        return _failed(task, report | blame(error, failure), failure, f"{type(error).__name__}: {error}")
+    write_last_word(Path(task.last_word), word)
     return EXIT_DONE
 
 
 def _failed(task: Task, report: dict[str, Any], failure: FailureClass, message: str) -> int:
     """Say so, and the exit code."""
     _say(f"{failure}: {message}")
-    _last_word(Path(task.last_word), LastWord(result="Failed", failure=failure, message=message, **report))
+    write_last_word(Path(task.last_word), LastWord(result="Failed", failure=failure, message=message, **report))
     codes = {FailureClass.PREEMPTED: EXIT_PREEMPTED, FailureClass.USER_ERROR: EXIT_BAD_INPUT}
     return codes.get(failure, EXIT_WORK_FAILED)
-
-
-def _last_word(path: Path, word: LastWord) -> None:
-    """Success is rank 0's to report; of failures in a pod's file the first stands, as the cause, unless it is Unknown.
-
-    At most 2 KiB (RULES section 7): details of metrics go, `results.json` has them, and the end of the message.
-    The file may be there already, empty: a kubelet makes it.
-    """
-    succeeded = word.result == "Succeeded"
-    if succeeded and os.environ.get("RANK", "0") != "0":
-        return
-    while len(text := word.model_dump_json(by_alias=True).encode()) > LAST_WORD_BYTES:
-        main = {name: value for name, value in word.metrics.items() if "/" not in name}
-        word = word.model_copy(update={"metrics": main, "message": word.message[: len(word.message) * 3 // 4]})
-    with path.open("a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        before = file.read()
-        if succeeded or not before or b'"class":"Unknown"' in before:
-            file.truncate(0)
-            file.write(text)
 
 
 def _say(text: str) -> None:

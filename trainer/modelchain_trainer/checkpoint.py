@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from modelchain.cli.files import entry_of, seal, verify
-from modelchain.contracts import Manifest
+from modelchain.contracts import MANIFEST, Manifest
+from modelchain.digest import TRAINER_MATH
 from modelchain.errors import WorkError
 from modelchain_trainer.runtime import failure_of
 
@@ -110,14 +112,21 @@ class Checkpointer:
             raise as_work_error(error, f"checkpoint of step {step}") from error
 
     def _prune(self) -> None:
-        """Keep the newest two that verify, by any attempt; what is newer and does not verify stays as evidence."""
-        kept = 0
+        """Keep the newest two that verify, by any attempt; what is newer and does not verify stays as evidence.
+
+        What another TRAINER_MATH left counts for nothing, and goes as soon as two of ours are there.
+        """
+        kept, foreign = 0, []
         for directory in _newest_first(self.attempt.parent):
             if kept == KEPT:
                 shutil.rmtree(directory, ignore_errors=True)
             elif directory in self._verified or _verifies(directory):
                 self._verified.add(directory)
                 kept += 1
+            elif _math(directory) != TRAINER_MATH:
+                foreign.append(directory)
+        for directory in foreign if kept == KEPT else ():
+            shutil.rmtree(directory, ignore_errors=True)
         for torso in self.attempt.parent.glob("*/.step-*"):  # of attempts that were killed while they wrote
             shutil.rmtree(torso, ignore_errors=True)
 
@@ -169,7 +178,19 @@ def _newest_first(directory: Path) -> list[Path]:
     return sorted(steps, key=lambda p: (int(p.name.removeprefix("step-")), p.parent.name), reverse=True)
 
 
+def _math(directory: Path) -> object:
+    """The TRAINER_MATH of a checkpoint by its manifest, which may name none; ours where there is none to read."""
+    try:
+        manifest = Manifest.model_validate_json((directory / MANIFEST).read_bytes())
+    except (OSError, ValidationError):
+        return TRAINER_MATH  # whether it is damaged, `verify` says
+    return manifest.environment.get("trainerMath")
+
+
 def _verifies(directory: Path, say: Callable[[str], None] = lambda _: None) -> bool:
+    if (math := _math(directory)) != TRAINER_MATH:  # before gigabytes are hashed
+        say(f"passing over {directory}: its TRAINER_MATH is {math}, this trainer's {TRAINER_MATH}")
+        return False
     try:
         manifest = verify(directory)
     except (OSError, WorkError) as error:

@@ -16,6 +16,7 @@ from open_clip import SimpleTokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
+from modelchain.cli import watchdog
 from modelchain.contracts import MANIFEST, DataRequest, Manifest, TaskEvaluation
 from modelchain.errors import WorkError
 from modelchain_data.batches import CHUNKS, cut_chunks, evaluation_image
@@ -23,8 +24,9 @@ from modelchain_data.index import ShardSet
 from modelchain_data.prompts import class_names, prompt_templates
 from modelchain_data.request import open_evaluations
 from modelchain_trainer.artifact import load_artifact
+from modelchain_trainer.devices import this_device
 from modelchain_trainer.models import build, encode_image, encode_text_chunks, normalise
-from modelchain_trainer.runtime import autocast, ranks, this_device
+from modelchain_trainer.runtime import autocast, ranks
 
 RECALLS = (1, 5, 10)
 
@@ -124,6 +126,7 @@ class Evaluator:
         return self._sum(features_KD)
 
     def _unit(self, encode: Callable[..., Tensor], clip: torch.nn.Module, batch: Any) -> Tensor:
+        watchdog.beat()
         with self.precision():
             features = encode(clip, batch)
         return F.normalize(features.float(), dim=-1)  # similarities in fp32: in bf16 neighbours tie

@@ -16,7 +16,7 @@ from modelchain_trainer.metrics import Meter
 
 class _Server(ThreadingTCPServer):  # not HTTPServer, which asks DNS for its own name first
     address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-    allow_reuse_address = daemon_threads = True
+    allow_reuse_address, daemon_threads, request_queue_size = True, True, 128  # of 5 ten ignored ones would not show
 
 
 def serve(meter: Meter, say: Callable[[str], None]) -> None:

@@ -16,32 +16,25 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from modelchain.cli import watchdog
 from modelchain.contracts import FailureClass
 from modelchain.digest import TRAINER_MATH
+from modelchain.faults import fault_of, of_a_peer
+from modelchain_trainer import devices
 
 
-def this_device() -> torch.device:
-    """This process's GPU, if there is one, with TF32; else the CPU, deterministic: as everything here is computed."""
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")
-        return device
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # for debugging; costs a third of a small step
-    return torch.device("cpu")
-
-
-def join(threads: int | None) -> tuple[int, int, torch.device]:
-    """Join torchrun's process group, if there is one: (rank, world size, device).
+def join(threads: int | None, kind: str) -> tuple[int, int, torch.device]:
+    """Join torchrun's process group, if there is one: (rank, world size, device of that kind). Raises devices.Faulty.
 
     Pins the threads of torch, which are those that decode pictures, too; by default an equal share of the cores.
     """
-    device, world = this_device(), int(os.environ.get("WORLD_SIZE", "1"))
+    # A broken device is told of by its own process, before peers wait for it.
+    device, world = devices.this_device(kind), int(os.environ.get("WORLD_SIZE", "1"))
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // beside))
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        devices.check_collective(device)
     return int(os.environ.get("RANK", "0")), world, device
 
 
@@ -102,6 +95,7 @@ def rank_0_first() -> Iterator[None]:
         work = dist.barrier(group, async_op=True)
         while not work.is_completed():
             time.sleep(0.2)
+            watchdog.beat()  # rank 0 has a watchdog of its own
         work.wait()
     if rank != 0:
         yield
@@ -109,13 +103,17 @@ def rank_0_first() -> Iterator[None]:
 
 def failure_of(error: Exception) -> FailureClass:
     """The class of a failure nobody foresaw; Unknown if only other processes, which are gone, could know the cause."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return FailureClass.OUT_OF_MEMORY
     text = str(error)  # safetensors hides errno in it
+    spent = any(words in text for words in ("out of memory", "t allocate memory"))  # CUDA, NCCL; torch on a CPU
+    if spent or isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return FailureClass.OUT_OF_MEMORY
     if "No space left" in text or "quota exceeded" in text:
         return FailureClass.VOLUME_FULL
-    of_peers = isinstance(error, dist.DistError) or "third_party/gloo/" in text
-    return FailureClass.UNKNOWN if of_peers else FailureClass.ERROR
+    if of_a_peer(text):
+        return FailureClass.UNKNOWN
+    if fault_of(text):
+        return FailureClass.HARDWARE
+    return FailureClass.UNKNOWN if isinstance(error, dist.DistError) else FailureClass.ERROR
 
 
 def broadcast_text(text: str, length: int = 4096) -> str:

@@ -12,6 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from modelchain.cli import watchdog
+from modelchain.cli.lastword import success
+from modelchain.cli.stop import Preempted, Stop
 from modelchain.contracts import FailureClass, Growth, LastWord, LiveProgress, Manifest, Measured, Results, Task
 from modelchain.digest import evaluation_key
 from modelchain.errors import InputError, WorkError
@@ -22,8 +25,6 @@ from modelchain_trainer.evaluate import Evaluator
 from modelchain_trainer.metrics import Meter
 from modelchain_trainer.record import Done, Recorder
 from modelchain_trainer.step import Step
-from modelchain_trainer.stop import Preempted, Stop
-from modelchain_trainer.verify import success
 
 LOG_SECONDS = 1.0
 GROWTH_SAMPLE = 16  # pictures, to look at what growth has kept
@@ -38,7 +39,7 @@ class Trainer:
         self.inputs = task.inputs
         self.directory = Path(task.root) / task.input_digest
         self.attempt = self.directory / task.owner
-        self.rank, self.world, self.device = runtime.join(task.threads)
+        self.rank, self.world, self.device = runtime.join(task.threads, task.device)
         sizes = {"globalBatchSize": self.inputs["globalBatchSize"], "microBatchSize": task.micro_batch_size}
         for name, size in sizes.items():
             if size is not None and size % self.world:
@@ -85,6 +86,7 @@ class Trainer:
             with self.stop.loop():
                 while self.at < self.steps:  # not so if stopped after the last one, before the artifact
                     self._loop(evaluate)
+            watchdog.beat(watchdog.Phase.STEPPED)
             self.stop.check()
             metrics = evaluate(self.student.clip)
             self.saver.wait()
@@ -157,6 +159,7 @@ class Trainer:
                 self._tell_growth(self.grown, batch)
             numbers = self.step(batch)
             self.at, self.steps_done = self.at + 1, self.steps_done + 1
+            watchdog.beat(watchdog.Phase.STEPPING)
             self.unseen.append(Done(self.at, numbers, self.step.tokens, self.step.learning_rate))
             ends, last, now = within + 1 == self.steps_per_epoch, self.at == self.steps, time.monotonic()
             stopping, astray = agreement.reached(self.stop.asked, self.skips >= SKIPS, at_once=ends)
@@ -273,6 +276,7 @@ class Trainer:
         """Keep the last word, so that it is true whenever the end comes, and what is served; `rate` is steps/s."""
         done = {"step": self.at, "macs": self._spent(self.at)}
         self.report |= {**done, **self._time(), "checkpoint_step": checkpoint_step or None}
+        watchdog.tell(self.report)
         speed, left = rate * self.inputs["globalBatchSize"], (self.steps - self.at) / rate if rate else 0.0
         of = {"attempt": self.task.attempt, "steps": self.steps, "checkpoint_step": checkpoint_step}
         self.meter.live = LiveProgress(**of, **done, samples_per_second=speed, eta_seconds=left)

@@ -13,6 +13,7 @@ from modelchain_operator.runners.port import JobRequest
 ARTIFACTS, PREDECESSORS = "/artifacts", "/predecessors"
 HOME, SCRATCH, SHM = "/home/modelchain", "/tmp", "/dev/shm"
 TERMINATION_MESSAGE = "/dev/termination-log"
+NODE_VARIABLE = "MODELCHAIN_NODE"
 METRICS_PORT, PROGRESS_PORT = 9090, 9091
 SHUTDOWN_SECONDS = 15  # of the grace, kept for torchrun and the kubelet after the workers have gone
 
@@ -70,9 +71,11 @@ def trainer_template(request: JobRequest, container: str, *, rank_0: bool) -> Ob
         volume = "artifacts" if request.data_claim == request.artifacts_claim else "data"
         claims[volume] = request.data_claim
         mounts.append(mount(volume, request.mount_path, read_only=True))
+    # Alone, a pod need not find itself by a name, which may not resolve; both flags win over the job's variables.
+    here = ["--master-addr=127.0.0.1", "--local-addr=127.0.0.1"] if request.nodes == 1 else []
     trainer: Object = {
         "name": container,
-        "command": ["python", "-m", "torch.distributed.run", "--max-restarts=0", "-m", "modelchain_trainer"],
+        "command": ["python", "-m", "torch.distributed.run", "--max-restarts=0", *here, "-m", "modelchain_trainer"],
         "env": environment(
             request,
             {
@@ -166,7 +169,9 @@ def environment(request: JobRequest, more: dict[str, str]) -> list[Object]:
         **more,
         "MODELCHAIN_TASK": request.task.replace("$", "$$"),  # Kubernetes would expand $(NAME)
     }
-    return [{"name": name, "value": value} for name, value in variables.items()]
+    # A trainer whose device fails names its node. Not the pool's to say: the node is avoided by it.
+    node = {"name": NODE_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
+    return [*({"name": name, "value": value} for name, value in variables.items() if name != NODE_VARIABLE), node]
 
 
 def mount(volume: str, path: str, *, read_only: bool = False) -> Object:

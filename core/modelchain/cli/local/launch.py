@@ -13,12 +13,14 @@ import sys
 import tempfile
 import time
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 from modelchain.cli.local.lock import RootLock, holders
 from modelchain.contracts import EvaluationRequest
 from modelchain.errors import InputError, WorkError
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # each asks `run` to stop
 GRACE_SECONDS = 35.0  # torchrun itself gives its workers 30 s
 
 
@@ -48,6 +50,7 @@ class Trainer:
             "-m", "modelchain.cli.local.guard", str(self._pid_file),
             sys.executable, "-m", "torch.distributed.run",
             "--nnodes=1", f"--nproc-per-node={processes}", "--standalone", "--max-restarts=0",
+            "--local-addr=127.0.0.1",  # else processes look for each other by the host's name, which may not resolve
             "-m", "modelchain_trainer", str(task),
         ]  # fmt: skip
         role = self._specs.Role(
@@ -59,12 +62,13 @@ class Trainer:
                 "OMP_NUM_THREADS": str(threads),
                 # Spinning threads make a step 60 times slower as soon as anything else wants a core (measured).
                 "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+                "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),  # else gloo looks the name up, too
                 "MODELCHAIN_RUNNER": str(os.getpid()),
                 "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "30",
             },
         )
         app = self._specs.AppDef(name=attempt, roles=[role])
-        handlers = {sig: signal.getsignal(sig) for sig in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {sig: signal.getsignal(sig) for sig in STOPS}
         with self._lock.as_stdin():
             self._handle = self._runner.run(app, scheduler="local_cwd", cfg={"log_dir": str(directory / "logs")})
         for sig, handler in handlers.items():  # torchx's scheduler installs its own, which kill after 10 s
@@ -118,7 +122,7 @@ def measure(request: EvaluationRequest) -> dict[str, float]:
 
 
 def processes_for(asked: int | None) -> int:
-    """Processes of a stage on this machine: as asked, else one a GPU, else one."""
+    """Processes of a stage on this machine: as asked, else one a GPU that may be used, else one."""
     return asked or max(gpus(), 1)
 
 
@@ -127,7 +131,13 @@ def gpus() -> int:
     if shutil.which("nvidia-smi") is None:
         return 0
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
+    if listed.returncode != 0:
+        return 0
+    there = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # nvidia-smi heeds it not; to CUDA the list ends at a -1
+    if visible is None or there == 0:
+        return there
+    return len(list(takewhile(lambda name: name.strip() not in ("", "-1"), visible.split(","))))
 
 
 def threads_for(processes: int) -> int:

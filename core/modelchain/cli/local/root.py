@@ -23,6 +23,7 @@ from modelchain.contracts import (
     Results,
     Task,
 )
+from modelchain.digest import TRAINER_MATH
 from modelchain.errors import InputError, WorkError
 from modelchain.spec import API_VERSION, KIND, ModelChain, Record
 from modelchain.status import AttemptStatus, ChainStatus, StageStatus
@@ -161,9 +162,11 @@ class Root:
         return None
 
     def checkpoint_step(self, digest: str) -> int:
-        """The newest complete checkpoint of an input digest, by any attempt; 0 if there is none."""
-        steps = (self.path / digest).glob(f"*/step-*/{MANIFEST}")
-        return max((_number(p.parent, "step-") for p in steps), default=0)
+        """The newest complete checkpoint of an input digest that a trainer would go on from; 0 if there is none."""
+        paths = (self.path / digest).glob(f"*/step-*/{MANIFEST}")
+        made = [(path.parent, _read(Manifest, path)) for path in paths]
+        ours = [step for step, m in made if m is not None and m.environment.get("trainerMath") == TRAINER_MATH]
+        return max((_number(step, "step-") for step in ours), default=0)
 
     def known_inputs(self) -> dict[str, dict[str, Any]]:
         """By input digest, the inputs of all work ever begun in this root; to name the field a miss is owed to."""

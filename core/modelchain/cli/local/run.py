@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,7 +18,7 @@ from rich.live import Live
 
 from modelchain.cli.files import write_atomic
 from modelchain.cli.load import load_chain
-from modelchain.cli.local.launch import Trainer, processes_for
+from modelchain.cli.local.launch import STOPS, Trainer, processes_for
 from modelchain.cli.local.lock import RootLock
 from modelchain.cli.local.root import Root
 from modelchain.cli.local.table import console as make_console
@@ -71,7 +72,7 @@ def run(
     if root.resolve().is_relative_to(folder.folder.resolve()):
         raise InputError(f"lies in the data folder {folder.folder}, where nothing is ever written", file=root)
     root.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until there is a trainer to stop first
+    _listen(_as_ctrl_c)  # until there is a trainer to stop first
     lock = RootLock.acquire(store.path, lambda text: console.print(text, style="yellow"))
     try:
         status = store.read_status(chain.metadata.name)
@@ -136,10 +137,11 @@ def _prepare(request: DataRequest, store: Root, console: Console) -> str:
 def _drive(chain: ModelChain, world: LocalWorld, status: ChainStatus, console: Console) -> ChainStatus:
     """Decide, write or act, and look again, until nothing is left to do."""
 
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        _hung_up(number)
         world.interrupted = True
 
-    handlers = {sig: signal.signal(sig, interrupt) for sig in (signal.SIGINT, signal.SIGTERM)}
+    handlers = _listen(interrupt)
     printed = ""
     try:
         with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -161,6 +163,38 @@ def _drive(chain: ModelChain, world: LocalWorld, status: ChainStatus, console: C
     finally:
         for sig, handler in handlers.items():
             signal.signal(sig, handler)
+
+
+Handler = Callable[[int, FrameType | None], Any]
+
+
+def _listen(handler: Handler) -> dict[signal.Signals, Any]:
+    """Have the signals that ask to stop handled, but not what `nohup` has switched off; returns the handlers before."""
+    heard = [sig for sig in STOPS if sig is not signal.SIGHUP or signal.getsignal(sig) is not signal.SIG_IGN]
+    return {sig: signal.signal(sig, handler) for sig in heard}
+
+
+def _as_ctrl_c(number: int, _frame: FrameType | None) -> None:
+    _hung_up(number)
+    raise KeyboardInterrupt
+
+
+def _hung_up(number: int) -> None:
+    """The terminal has gone: a line written to it would be an error, and end what is to end in peace."""
+    if number == signal.SIGHUP:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):
+            if not _writable(stream):
+                os.dup2(nowhere, stream)
+        os.close(nowhere)
+
+
+def _writable(stream: int) -> bool:
+    try:
+        os.write(stream, b"")
+    except OSError:
+        return False
+    return True
 
 
 def _print_changes(status: ChainStatus, before: str) -> str:

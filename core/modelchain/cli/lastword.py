@@ -1,7 +1,10 @@
-"""What lies where a stage's artifact belongs, re-hashed, and said as a last word. Needs no torch."""
+"""The last word of an attempt: how it is written, and what it says of a failing device and of a whole artifact."""
 
 from __future__ import annotations
 
+import fcntl
+import os
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,43 @@ from pydantic import ValidationError
 from modelchain.cli.files import read_artifact, sha256_of
 from modelchain.contracts import MANIFEST, FailureClass, LastWord, Manifest, Results, Task
 from modelchain.errors import WorkError
+from modelchain.faults import COLLECTIVE, fault_of
+
+LAST_WORD_BYTES = 2048
+
+
+def write_last_word(path: Path, word: LastWord) -> None:
+    """Success is rank 0's to report; of failures in a pod's file the first stands, as the cause, unless it is Unknown.
+
+    At most 2 KiB (RULES section 7): details of metrics go, `results.json` has them, and the end of the message.
+    The file may be there already, empty: a kubelet makes it.
+    """
+    succeeded = word.result == "Succeeded"
+    if succeeded and os.environ.get("RANK", "0") != "0":
+        return
+    while len(text := word.model_dump_json(by_alias=True).encode()) > LAST_WORD_BYTES:
+        main = {name: value for name, value in word.metrics.items() if "/" not in name}
+        word = word.model_copy(update={"metrics": main, "message": word.message[: len(word.message) * 3 // 4]})
+    with path.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        before = file.read()
+        if succeeded or not before or b'"class":"Unknown"' in before:
+            file.truncate(0)
+            file.write(text)
+
+
+def node() -> str:
+    """The machine's name; a pod is told its node's."""
+    return os.environ.get("MODELCHAIN_NODE") or platform.node()
+
+
+def blame(error: Exception, failure: str) -> dict[str, str]:
+    """The fields that tell of a failing device: which error, and this node, unless no node is to blame."""
+    if failure != FailureClass.HARDWARE:
+        return {}
+    fault = getattr(error, "fault", "") or fault_of(str(error))
+    return {"fault": fault} | ({"node": node()} if fault != COLLECTIVE else {})
 
 
 def success(artifact: Path, manifest: Manifest, results: Results, **spent: Any) -> LastWord:

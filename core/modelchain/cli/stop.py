@@ -1,4 +1,4 @@
-"""Being asked to stop. Knows no torch: it listens before that has loaded."""
+"""A trainer's being asked to stop. Knows no torch: it listens before that has loaded."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+
+STOPS = (signal.SIGTERM, signal.SIGHUP)  # torchrun hands on the one that it was sent
 
 
 class Preempted(BaseException):
@@ -44,15 +46,16 @@ class Stop:
 
     @contextmanager
     def heard(self, seconds: float, give_up: Callable[[], None]) -> Iterator[None]:
-        """Within the block SIGTERM is heard, and after it ignored. If the block has not ended `seconds` after one,
-        `give_up` is called, from a thread: a main thread within C, or waiting for a lost peer, hears nothing.
+        """Within the block SIGTERM and SIGHUP (unless `nohup` has switched it off) are heard, and after it ignored. If
+        the block has not ended `seconds` after one, `give_up` is called, from a thread: a main thread within C, or
+        waiting for a lost peer, hears nothing.
         """
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         over = threading.Event()
 
         def watch() -> None:
-            while (heard := os.read(reading, 1)) and heard[0] != signal.SIGTERM:
+            while (heard := os.read(reading, 1)) and heard[0] not in STOPS:
                 pass
             if heard and not over.wait(seconds):
                 give_up()
@@ -60,12 +63,15 @@ class Stop:
 
         threading.Thread(target=watch, name="stop", daemon=True).start()
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, self.on_signal)
+        stops = [sig for sig in STOPS if sig != signal.SIGHUP or signal.getsignal(sig) is not signal.SIG_IGN]
+        for sig in stops:
+            signal.signal(sig, self.on_signal)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the runner's to turn into SIGTERM
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is as good as over
+            for sig in stops:
+                signal.signal(sig, signal.SIG_IGN)  # it is as good as over
             signal.set_wakeup_fd(-1)
             over.set()
             os.close(writing)

@@ -1,0 +1,103 @@
+"""What a plain tar holds, by offset: every archive in it, links followed, hidden files passed over."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import posixpath
+import re
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+BLOCK, CHUNK = 512, 1 << 20
+_HIDDEN = re.compile(r"(?:.*/)?(?:\.[^/]+/?|thumbs\.db|desktop\.ini|__MACOSX/.*)", re.DOTALL | re.IGNORECASE)
+
+
+class Member(NamedTuple):
+    """A file in a tar. `fault` says why its bytes cannot be read at `offset`, if so."""
+
+    archive: int  # 0, 1 ... where tars were put one behind the other in one file
+    name: str
+    offset: int  # of its bytes in the file
+    size: int
+    fault: str | None = None
+
+    def read(self, file: BinaryIO) -> bytes:
+        return os.pread(file.fileno(), self.size, self.offset)
+
+
+class DamagedTar(tarfile.TarError):
+    """It begins as a tar, but does not go on or end as one."""
+
+
+def is_hidden(name: str) -> bool:
+    """Whether this is a file that systems leave beside others (`._x`, .DS_Store, __MACOSX/, Thumbs.db ...)."""
+    return _HIDDEN.fullmatch(name) is not None
+
+
+def members(file: BinaryIO) -> Iterator[Member]:
+    """The files of a plain tar in order, those of all its archives, but the hidden ones.
+
+    Raises:
+        DamagedTar, tarfile.TarError, OSError: it is no tar, is cut off, or holds something that is no member.
+    """
+    start: int | None = 0
+    for archive in itertools.count():
+        end = yield from _archive(file, archive, start)
+        if (start := _next_block(file, end)) is None:
+            return
+
+
+def _archive(file: BinaryIO, number: int, start: int) -> Iterator[Member]:
+    """The files of one archive; returns where its end mark begins."""
+    file.seek(start)
+    known: dict[str, Member] = {}
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for info in tar:
+            name = info.name.encode(errors="backslashreplace").decode()  # one that is not UTF-8 can be told, too
+            if info.isreg():
+                fault = "is stored as a sparse file; write the tar without --sparse" if info.issparse() else None
+                member = Member(number, name, info.offset_data, info.size, fault)
+            elif info.islnk() or info.issym():
+                member = _linked(number, name, info, known)
+            else:
+                continue
+            known[posixpath.normpath(info.name)] = member
+            if not is_hidden(name):
+                yield member
+        end = tar.offset
+    file.seek(end)  # tarfile takes any header it cannot read for the end; only a block of zeros is one
+    if file.read(BLOCK) != bytes(BLOCK):
+        if start and end == start:
+            raise DamagedTar(f"damaged tar: what follows its end mark, at byte {start}, is no tar")
+        raise DamagedTar("truncated or damaged tar: no end mark after the last member")
+    return end
+
+
+def _linked(number: int, name: str, info: tarfile.TarInfo, known: dict[str, Member]) -> Member:
+    """A link has the bytes of the file it leads to, which must stand before it."""
+    folder = posixpath.dirname(info.name) if info.issym() else ""
+    target = known.get(posixpath.normpath(posixpath.join(folder, info.linkname)))
+    if target is not None:
+        return target._replace(name=name)
+    fault = f"is a link to {info.linkname!r}, which is not before it in this tar; write the tar with --dereference"
+    return Member(number, name, 0, 0, fault)
+
+
+def _next_block(file: BinaryIO, at: int) -> int | None:
+    """Where the first block from `at` on begins that is not all zeros; None where there is none."""
+    while True:
+        file.seek(at)
+        if not (chunk := file.read(CHUNK)):
+            return None
+        if rest := chunk.lstrip(b"\0"):
+            return at + (len(chunk) - len(rest)) // BLOCK * BLOCK
+        at += len(chunk)
+
+
+def read_at(shard: Path, offset: int, size: int) -> bytes:
+    """Bytes of a member of `shard`."""
+    with shard.open("rb") as file:
+        return os.pread(file.fileno(), size, offset)

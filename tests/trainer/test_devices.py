@@ -1,0 +1,302 @@
+"""devices.py and core's faults.py: a task that promises a GPU never trains on a CPU, and who is to blame is told."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from modelchain.cli.lastword import blame, node
+from modelchain.contracts import FailureClass, LastWord, Task
+from modelchain.errors import WorkError
+from modelchain.faults import fault_of, of_a_peer
+from modelchain_trainer import devices, runtime
+from modelchain_trainer.checkpoint import as_work_error
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, which a trainer would find")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.data(tmp_path_factory.mktemp("data") / "digits")
+
+
+def end_of(task: Task, work: Path, *command: str, **environment: str) -> tuple[int, LastWord, float]:
+    """Exit code, last word and seconds of a trainer of this task."""
+    task = task.model_copy(update={"last_word": str(work / "word")})
+    (work / "task.json").write_text(task.model_dump_json(by_alias=True))
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", *command, "modelchain_trainer", str(work / "task.json")],
+        env=os.environ | {"OMP_NUM_THREADS": "1", **environment}, timeout=120, check=False,
+    )  # fmt: skip
+    return done.returncode, LastWord.model_validate_json((work / "word").read_bytes()), time.monotonic() - began
+
+
+@NO_GPU
+@pytest.mark.parametrize("processes", [1, 2])
+def test_without_the_gpu_it_was_promised_a_trainer_ends_at_once_and_names_its_node(
+    folder: Path, tmp_path: Path, processes: int
+) -> None:
+    """Nothing is indexed before. Of two ranks none waits for the other, and the word is the cause."""
+    task = tiny.task(tiny.spec(), folder, tmp_path / "root").model_copy(update={"device": "cuda"})
+    torchrun = ["torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2", "-m"]
+    code, word, seconds = end_of(task, tmp_path, *(torchrun if processes == 2 else []), MODELCHAIN_NODE="gpu-7")
+    assert code == 1 and seconds < 30 * processes, "30 s for one: here two share what cores there are with torchrun"
+    assert (word.failure, word.node, word.fault) == (FailureClass.HARDWARE, "gpu-7", "NoDevice")
+    assert word.failure.disruption
+    for part in ("gpu-7", "Found no NVIDIA driver", str(torch.version.cuda)):
+        assert part in word.message
+    assert not Path(task.data.cache).exists() and word.checkpoint_step is None and word.macs == 0
+
+
+def test_a_task_for_a_cpu_takes_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: pytest.fail("a GPU was taken"))
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    assert runtime.join(1, "cpu") == (0, 1, CPU)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+class Stub:
+    """torch.cuda with a device or two, on which the CPU computes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, count: int = 1, free: int = 70, init: Exception | None = None):
+        def start() -> None:
+            if init is not None:
+                raise init
+
+        for name, value in {
+            "init": start, "device_count": lambda: count, "set_device": lambda _: None, "empty_cache": lambda: None,
+            "mem_get_info": lambda _: (free << 30, 80 << 30),
+        }.items():  # fmt: skip
+            monkeypatch.setattr(torch.cuda, name, value)
+        compute = devices._compute
+        monkeypatch.setattr(devices, "_compute", lambda _: compute(CPU))
+        monkeypatch.setattr(devices, "PATTERN_BYTES", 1 << 20)
+        monkeypatch.setenv("MODELCHAIN_NODE", "gpu-7")
+
+
+def found(index: int = 0, seconds: float = 30.0) -> tuple[str, str]:
+    """The fault and the message of a check that fails."""
+    with pytest.raises(devices.Faulty) as raised:
+        devices.check_device(torch.device("cuda", index), seconds)
+    assert raised.value.failure == "Hardware" and "gpu-7" in str(raised.value)
+    assert blame(raised.value, raised.value.failure) == {"node": "gpu-7", "fault": raised.value.fault}
+    return raised.value.fault, str(raised.value)
+
+
+def test_a_sound_device_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    Stub(monkeypatch)
+    devices.check_device(torch.device("cuda", 0))
+
+
+def test_a_device_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    Stub(monkeypatch, count=1)
+    fault, message = found(index=3)
+    assert fault == "NoDevice" and "GPU 3" in message and "it has 1" in message
+
+
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        ("Found no NVIDIA driver on your system. Please check", "NoDevice"),
+        ("No CUDA GPUs are available", "NoDevice"),
+        ("The NVIDIA driver on your system is too old (found version 11040).", "DriverTooOld"),
+        ("Unexpected error from cudaGetDeviceCount(). Error 802: system not yet initialized", "DriverFailed"),
+        ("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be", "EccError"),
+        ("CUDA error: out of memory\nmore", "DeviceMemory"),
+        ("CUDA error: an illegal memory access was encountered", "SelfTest"),
+        ("something new", "SelfTest"),
+    ],
+)
+def test_what_the_driver_says_is_told(monkeypatch: pytest.MonkeyPatch, said: str, fault: str) -> None:
+    Stub(monkeypatch, init=RuntimeError(said))
+    name, message = found()
+    assert name == fault and said.splitlines()[0] in message and "\n" not in message
+
+
+def test_torch_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    Stub(monkeypatch, init=AssertionError("Torch not compiled with CUDA enabled"))
+    assert found()[0] == "CpuBuild"
+
+
+def test_memory_that_another_process_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    Stub(monkeypatch, free=2)
+    assert found()[0] == "DeviceMemory"
+
+
+def test_a_wrong_product_and_memory_that_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    Stub(monkeypatch)
+    product, full = torch.Tensor.__matmul__, torch.full
+
+    def off_by_one(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        right = product(a, b)
+        if a.dtype is torch.float32:
+            right[300, 77] += 1
+        return right
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", off_by_one)
+    fault, message = found()
+    assert fault == "SelfTest" and "matrix product" in message
+    monkeypatch.setattr(torch.Tensor, "__matmul__", product)
+
+    def forgets(*arguments: object, **options: object) -> torch.Tensor:
+        memory = full(*arguments, **options)
+        memory[12345] ^= 1
+        return memory
+
+    monkeypatch.setattr(torch, "full", forgets)
+    assert found()[0] == "DeviceMemory"
+
+
+def test_a_device_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    Stub(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "init", lambda: time.sleep(3))
+    fault, message = found(seconds=0.2)
+    assert fault == "SelfTest" and "not answered" in message
+
+
+# the collective
+
+
+def summing_rank(rank: int, port: int, how: str, files: list[str]) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if rank == 1 and how == "wrong":
+        dist.all_reduce = lambda number, sum_all=dist.all_reduce: (sum_all(number), number.add_(1))
+    if rank == 1 and how in ("late", "lost"):
+        dist.all_reduce = lambda _: os._exit(9) if how == "lost" else time.sleep(600)
+    check = devices.check_collective
+    devices.check_collective = lambda device: check(device, 3.0 if how == "late" else 60.0)
+    try:
+        runtime.join(1, "cpu")
+        Path(files[rank]).write_text(json.dumps(["fine", ""]))
+    except Exception as error:
+        failure = error.failure if isinstance(error, WorkError) else runtime.failure_of(error)
+        Path(files[rank]).write_text(json.dumps([failure, blame(error, failure)]))
+    if rank == 0:
+        time.sleep(1)
+    os._exit(0)
+
+
+@pytest.mark.parametrize("how", ["right", "wrong", "late", "lost"])
+def test_a_collective_that_fails_blames_no_node_and_a_lost_peer_is_no_cause(tmp_path: Path, how: str) -> None:
+    files = [str(tmp_path / name) for name in "01"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = mp.spawn(summing_rank, (port, how, files), nprocs=2, join=False)
+    deadline = time.monotonic() + 100
+    seen = {"right": 0, "wrong": 1, "late": 0, "lost": 0}[how]
+    while not Path(files[seen]).exists() or not Path(files[seen]).read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    for process in context.processes:
+        process.kill()
+        process.join()
+    hardware, consequence = ["Hardware", {"fault": "Collective"}], ["Unknown", {}]
+    expected = {"right": ["fine", ""], "wrong": hardware, "late": hardware, "lost": consequence}
+    assert json.loads(Path(files[seen]).read_bytes()) == expected[how]
+
+
+# what is said later in the run
+
+HELP = (
+    "\nCUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be "
+    "incorrect.\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1\nDevice-side assertions were explicitly omitted "
+    "for this error check; the error probably arose while initializing the DSA handlers."
+)
+NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.hpp:268, "
+LATER = {
+    "uncorrectable ECC error encountered": ("Hardware", "EccError"),
+    "uncorrectable NVLink error detected during the execution": ("Hardware", "NvlinkError"),
+    "Invalid access of peer GPU memory over nvlink or a hardware error": ("Hardware", "NvlinkError"),
+    "unspecified launch failure": ("Hardware", "LaunchFailure"),
+    "hardware stack error": ("Hardware", "DeviceLost"),
+    "driver shutting down": ("Hardware", "DeviceLost"),
+    "unknown error": ("Hardware", "DeviceLost"),
+    "no CUDA-capable device is detected": ("Hardware", "NoDevice"),
+    "CUDA-capable device(s) is/are busy or unavailable": ("Hardware", "DeviceBusy"),
+    "CUDA driver version is insufficient for CUDA runtime version": ("Hardware", "DriverTooOld"),
+    "system not yet initialized": ("Hardware", "DriverFailed"),
+    "system has unsupported display driver / cuda driver combination": ("Hardware", "DriverFailed"),
+    "no kernel image is available for execution on the device": ("Hardware", "NoKernels"),
+    "out of memory": ("OutOfMemory", ""),
+    "device-side assert triggered": ("Error", ""),
+    "an illegal memory access was encountered": ("Error", ""),
+    "misaligned address": ("Error", ""),
+    "invalid argument": ("Error", ""),
+}
+
+
+@pytest.mark.parametrize("said", LATER)
+def test_what_cuda_says_is_classed(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELCHAIN_NODE", "gpu-7")
+    failure, fault = LATER[said]
+    told = {"fault": fault, "node": "gpu-7"} if failure == "Hardware" else {}
+    for error in (
+        torch.AcceleratorError(f"CUDA error: {said}{HELP}"),
+        RuntimeError(f"CUDA error: {said}{HELP}"),
+        dist.DistBackendError(
+            f"{NCCL}unhandled cuda error, NCCL version 2.27.5\nncclUnhandledCudaError: Call to CUDA function failed.\n"
+            f"Last error:\nCuda failure 1 'CUDA error: {said}'"
+        ),
+    ):
+        expected = "Unknown" if failure == "Error" and isinstance(error, dist.DistError) else failure
+        assert runtime.failure_of(error) == expected
+        assert blame(error, expected) == told
+    assert as_work_error(RuntimeError(f"CUDA error: {said}"), "a checkpoint").failure == failure
+
+
+def test_the_texts_are_those_of_the_cuda_library() -> None:
+    """Asked by cudaGetErrorString, which needs no device."""
+    try:
+        from nvidia import cu13
+
+        library = ctypes.CDLL(str(next(Path(cu13.__path__[0]).glob("lib/libcudart.so*"))))
+    except (ImportError, StopIteration):
+        pytest.skip("torch's CUDA is not of version 13 here")
+    library.cudaGetErrorString.restype = ctypes.c_char_p
+    texts = {library.cudaGetErrorString(number).decode() for number in range(1000)}
+    assert LATER.keys() <= texts
+    named = {text for text in texts if fault_of(f"CUDA error: {text}")}
+    hardware = {text for text, (failure, _) in LATER.items() if failure != "Error"}
+    others = {
+        "invalid device ordinal", "initialization error",
+        "exclusive-thread device already in use by a different thread",
+        "forward compatibility was attempted on non supported HW", "unspecified launch failure in prior launch",
+    }  # fmt: skip
+    assert named == hardware | others
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"{NCCL}remote process exited or there was a network error, NCCL version 2.21.5\n"
+        "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.",
+        "NCCL WARN Net : Connection closed by remote peer node-3<47861>",
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:7",
+    ],
+)
+def test_a_peer_that_went_is_a_consequence(said: str) -> None:
+    assert of_a_peer(said) and runtime.failure_of(RuntimeError(said)) is FailureClass.UNKNOWN
+
+
+def test_other_words_for_a_lost_device() -> None:
+    assert fault_of("NVRM: Xid (PCI:0000:cb:00): 79, GPU has fallen off the bus.") == "DeviceLost"
+    assert fault_of("NVRM: Xid (PCI:0000:cb:00): 63, Row Remapper") == "DeviceLost"
+    assert fault_of("all CUDA-capable devices are busy or unavailable") == "DeviceBusy"
+    assert fault_of("shapes differ") == fault_of("maxid taxidermy") == ""
+    assert node() == (os.environ.get("MODELCHAIN_NODE") or socket.gethostname())

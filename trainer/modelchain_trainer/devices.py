@@ -1,0 +1,107 @@
+"""The device that a task promises, checked before anything is read: a broken one must not cost hours of its node."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+import torch.distributed as dist
+
+from modelchain.cli.lastword import node
+from modelchain.contracts import FailureClass
+from modelchain.errors import WorkError
+from modelchain.faults import COLLECTIVE, fault_of, of_a_peer
+
+SIDE = 512  # of the matrices: sums of 512 products of 0 to 6 are exact in fp32, their factors in TF32
+PATTERN, PATTERN_BYTES = 0x5A, 256 << 20
+FREE_SHARE = 0.1  # of the memory; what is left of less belongs to somebody else's process
+CHECK_SECONDS = 120.0  # eight devices wake slowly where no daemon keeps the driver awake; a dead one never answers
+
+
+class Faulty(WorkError):
+    """A device, or what joins devices, does not do its work. `fault` is equal for equal errors on two nodes."""
+
+    def __init__(self, message: str, fault: str):
+        super().__init__(message, FailureClass.HARDWARE)
+        self.fault = fault
+
+
+def this_device(kind: str | None = None) -> torch.device:
+    """This process's device as everything here computes: its GPU, with TF32, or the CPU, deterministic.
+
+    Of the `kind` that its task promises, and then checked: raises Faulty; else a GPU if there is one.
+    """
+    if kind == "cuda" or (kind is None and torch.cuda.is_available()):
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if kind is not None:
+            check_device(device)
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
+        return device
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # for debugging; costs a third of a small step
+    return torch.device("cpu")
+
+
+def check_device(device: torch.device, seconds: float = CHECK_SECONDS) -> None:
+    """Raises Faulty, which names this node, unless the device computes, and its memory keeps what is written to it."""
+    try:
+        _within(seconds, _look, device)
+    except (Faulty, RuntimeError, AssertionError, TimeoutError) as error:
+        text = str(error) or f"it has not answered for {seconds:.0f} s"
+        fault = getattr(error, "fault", "") or fault_of(text) or "SelfTest"
+        what = f"no usable GPU {device.index} on node {node()} for torch's CUDA {torch.version.cuda}"
+        raise Faulty(f"{what}: {text.splitlines()[0]}", fault) from error
+
+
+def _look(device: torch.device) -> None:
+    torch.cuda.init()  # says why where there is none; is_available() does not
+    if (count := torch.cuda.device_count()) <= device.index:
+        raise Faulty(f"it has {count}, this is its process {device.index}", "NoDevice")
+    torch.cuda.set_device(device)  # a thread's own
+    free, total = torch.cuda.mem_get_info(device)
+    if free < total * FREE_SHARE:
+        raise Faulty(f"only {free >> 20} of {total >> 20} MiB of its memory are free", "DeviceMemory")
+    _compute(device)
+    torch.cuda.empty_cache()
+
+
+def _compute(device: torch.device) -> None:
+    numbers = torch.arange(SIDE * SIDE, dtype=torch.float32).remainder(7).reshape(SIDE, SIDE)
+    there = numbers.to(device)
+    if not torch.equal((there @ there.T).cpu().double(), numbers.double() @ numbers.double().T):
+        raise Faulty("a matrix product comes out wrong", "SelfTest")
+    memory = torch.full((PATTERN_BYTES,), PATTERN, dtype=torch.uint8, device=device)
+    if not bool((memory == PATTERN).all()):
+        raise Faulty("its memory does not keep what is written to it", "DeviceMemory")
+
+
+def check_collective(device: torch.device, seconds: float = CHECK_SECONDS) -> None:
+    """Raises Faulty, which blames no node, unless a sum over all ranks comes out right in time."""
+    world = dist.get_world_size()
+    try:
+        found = _within(seconds, _sum_of_ranks, device)
+    except (RuntimeError, TimeoutError) as error:
+        if of_a_peer(text := str(error)) or fault_of(text):  # a consequence; this process's own device
+            raise
+        why = text or f"no answer for {seconds:.0f} s"
+        raise Faulty(f"a sum over {world} processes failed: {why.splitlines()[0]}", COLLECTIVE) from error
+    if found != world * (world + 1) // 2:
+        raise Faulty(f"a sum over {world} processes came out wrong", COLLECTIVE)
+
+
+def _sum_of_ranks(device: torch.device) -> int:
+    number = torch.tensor([dist.get_rank() + 1], device=device)
+    dist.all_reduce(number)
+    return int(number)
+
+
+def _within(seconds: float, work: Callable[[torch.device], int | None], device: torch.device) -> int | None:
+    """In a thread, as what hangs in a driver or a collective cannot be stopped; TimeoutError leaves it there."""
+    thread = ThreadPoolExecutor(1, "check")
+    try:
+        return thread.submit(work, device).result(seconds)
+    finally:
+        thread.shutdown(wait=False)
