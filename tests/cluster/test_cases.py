@@ -51,8 +51,8 @@ RETRY = "modelchain.dev/retry"
 SAMPLED = 14
 
 # Nodes by pool.
-NODES = {"main": 3, "gpu": 5, "trio": 3, "single": 1}
-GPUS = {"main": 0, "gpu": 8, "trio": 1, "single": 1}
+NODES = {"main": 2, "gpu": 4, "pair": 2, "single": 1}
+GPUS = {"main": 0, "gpu": 8, "pair": 1, "single": 1}
 PRICE = {"perGpuHour": "3600", "currency": "USD", "source": "a dollar a GPU second, for the tests"}
 SETTINGS = CONFIG | {
     "nodePools": {
@@ -292,7 +292,7 @@ class World:
         for name in CLOCKS:
             changes[name] |= {"spec.deadlines": {"startSeconds": 900, "stageSeconds": 900}}
         changes |= {
-            "device": pool("trio"),
+            "device": pool("pair"),
             "single": pool("single"),
             "shutdown": {},
             "fails": {"spec.retry": {"maxRetries": 0}},
@@ -459,6 +459,7 @@ def world(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory)
         world.begin()
         yield world
         recorder.verify()
+        run(world.api.close())
 
 
 @pytest.fixture(autouse=True)
