@@ -281,7 +281,7 @@ class Walk:
             stage = self._with(stage, attempt, state=State.RUNNING, reason=reason)
             return self._stalled(stage, self.seen.stuck) if self.seen.stuck else stage
         podless = seen.there and seen.started and not (seen.running or attempt.pods or seen.pods)
-        if podless and self.seen.outdated(launch):
+        if (podless or seen.idle) and self.seen.outdated(launch):
             new = attempt.model_copy(update={"state": State.SUSPENDED, "message": "what its job was made from changed"})
             return self._with(stage, new, state=State.STARTING, reason=f"stopping: {new.message}")
         if stalled := seen.stalled or (self.seen.stuck if seen.there else ""):
