@@ -9,10 +9,10 @@ from modelchain.attempts import deadline, judge, progress_unknown, why_missed
 from modelchain.conditions import constant
 from modelchain.contracts import FailureClass, LastWord
 from modelchain.digest import digest_of, stage_inputs
-from modelchain.ledger import account, booked, closed, ended, least, plus, same_pods, shown, timestamp, whole
+from modelchain.ledger import account, booked, closed, ended, least, plus, shown, timestamp, whole
 from modelchain.nodes import avoided, known_nodes, nodes_avoided, same_everywhere
 from modelchain.spec import ModelChain
-from modelchain.stages import after, behind
+from modelchain.stages import accounted, after, behind
 from modelchain.status import ArtifactRef, AttemptStatus, Spent, StageStatus, State
 from modelchain.world import (
     Action,
@@ -267,9 +267,9 @@ class Walk:
         if attempt.uid is None and seen.uid is not None:
             # Before anything else: a job that was stopped without this would free its name, and be made again.
             return self._identified(stage, attempt, seen.uid)
-        if seen.there and (_stepped(stage, attempt, seen) or not same_pods(attempt, seen)):
-            attempt = account(attempt, seen, self.now, self.seen.price)
-            stage = self._with(stage, attempt)
+        if seen.there:
+            stage = accounted(stage, seen, self.now, self.seen.price)
+            attempt = stage.attempts[-1]
         asked = attempt.ending is not None or attempt.state is State.SUSPENDED
         if seen.idle and self.retried and not asked:
             new = attempt.model_copy(update={"state": State.SUSPENDED, "message": "it was asked for again"})
@@ -318,17 +318,15 @@ class Walk:
         return self._with(stage, attempt.model_copy(update={"uid": uid}), **took)
 
     def _watch(self, stage: StageStatus, attempt: AttemptStatus, seen: Seen, miss: str) -> StageStatus:
-        """It was released: waits in a queue, starts or runs. What was spent is written with what else has changed."""
+        """It was released: waits in a queue, starts or runs."""
         progress = seen.progress or (stage.progress if seen.running else None)
-        if _stepped(stage, attempt, seen) and seen.macs > 0:  # a resumed attempt says its step before it takes the next
-            attempt = attempt.model_copy(update={"stepped_at": self.now})
         state, reason = (State.RUNNING if seen.progress else State.STARTING), miss
         if seen.queued:
             state, reason = State.QUEUED, nodes_avoided(self.avoid, seen.waiting)
-        elif unheard := progress_unknown(self.spec.deadlines, seen, self.now):
-            state, reason = State.RUNNING, unheard
         elif seen.waiting:
             state, reason = State.STARTING, seen.waiting
+        elif unheard := progress_unknown(self.spec.deadlines, seen, self.now):
+            state, reason = State.RUNNING, unheard
         attempt = attempt.model_copy(
             update={
                 "state": State.QUEUED if seen.queued else State.RUNNING,
@@ -388,10 +386,3 @@ class Walk:
     def _verifying(self, stage: StageStatus, attempt: AttemptStatus, reason: str) -> StageStatus:
         attempt = attempt.model_copy(update={"state": State.VERIFYING})
         return self._with(stage, attempt, state=State.VERIFYING, reason=reason, progress=None)
-
-
-def _stepped(stage: StageStatus, attempt: AttemptStatus, seen: Seen) -> bool:
-    """Its step is another than the one that is written, or it is its first."""
-    step = stage.progress.step if stage.progress else None
-    first = attempt.stepped_at is None and seen.macs > 0
-    return seen.progress is not None and (step != seen.progress.step or first)
