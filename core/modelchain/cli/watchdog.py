@@ -59,7 +59,7 @@ def tell(report: Mapping[str, Any]) -> None:
 def start(task: Task) -> None:
     """Have this process watched from now on. Only before it has threads: it forks."""
     global _shared
-    _shared = memoryview(mmap.mmap(-1, len(_shared.tobytes()))).cast("d")
+    _shared = memoryview(mmap.mmap(-1, _shared.nbytes)).cast("d")
     faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
     rank = os.getpid()
     if os.fork():
