@@ -91,14 +91,14 @@ def run_time(pod: Read, now: float) -> tuple[float, float | None] | None:
 
 
 def _node_is_behind(pod: Read) -> float:
-    """By how many seconds, as the scheduler's clock and the node's tell the same moment; 0 where they do not say."""
+    """Seconds, from what the scheduler and the node give as the time the node took the pod; 0 if one says nothing."""
     scheduled = seconds((held(pod, "PodScheduled") or {}).get("lastTransitionTime"))
     taken = seconds(pod["status"].get("startTime"))
     return 0.0 if scheduled is None or taken is None else scheduled - taken
 
 
 def _time(text: str | None) -> float | None:
-    """What a kubelet does not know it may write as 1970."""
+    """A kubelet may write 1970 for a time it does not know."""
     found = seconds(text)
     return found if found is not None and found > 0 else None
 
