@@ -10,7 +10,7 @@ from modelchain.conditions import constant
 from modelchain.contracts import FailureClass, LastWord
 from modelchain.digest import digest_of, stage_inputs
 from modelchain.ledger import account, booked, closed, ended, least, plus, shown, timestamp, whole
-from modelchain.nodes import avoided, known_nodes, nodes_avoided, same_everywhere
+from modelchain.nodes import avoided, nodes_avoided, same_everywhere, still_avoided, without_faults
 from modelchain.spec import ModelChain
 from modelchain.stages import accounted, after, behind
 from modelchain.status import ArtifactRef, AttemptStatus, Spent, StageStatus, State
@@ -39,7 +39,9 @@ class Walk:
         self.spec, self.seen, self.now, self.finished = chain.spec, observed, now, finished
         self.chain_name, self.retried = chain.metadata.name, retried
         fresh = observed.status.observed_generation != (chain.metadata.generation or 0)
-        self.avoid = [] if retried else known_nodes(observed.status.avoid, forget=fresh)
+        self.avoid = [] if retried else still_avoided(observed.status.avoid, now)
+        if fresh:
+            self.avoid = without_faults(self.avoid)
         self.previous: Artifact | None = None
         self.handed_over: float | None = None  # when the trainer ended that made `previous`, if this look says so
         self.blocked: str | None = None  # the stage the rest waits for
@@ -208,7 +210,7 @@ class Walk:
         assert digest is not None
         if self.seen.obstacle:
             return self._stalled(self._waits(stage, ""), self.seen.obstacle)
-        if everywhere := same_everywhere(self.avoid, self.now):
+        if everywhere := same_everywhere(self.avoid):
             return self._stalled(self._waits(stage, ""), everywhere)
         if self.seen.claim_missing:
             self.action = MakeClaim()
@@ -228,7 +230,6 @@ class Walk:
         )
         before = [a for a in stage.attempts if a.input_digest == digest]
         self.wanted.add(intent.name)
-        self.avoid = [known for known in self.avoid if known.until > self.now]
         self.again = 0.0
         return stage.model_copy(
             update={
@@ -378,7 +379,7 @@ class Walk:
         state = State.SUSPENDED if verdict.stopped else State.FAILED
         attempt = self._closed(attempt, seen, state, verdict.failure, verdict.message)
         if verdict.advanced:
-            self.avoid = known_nodes(self.avoid, forget=True)
+            self.avoid = without_faults(self.avoid)
         if verdict.failure is FailureClass.HARDWARE and not verdict.stopped:
             self.avoid = avoided(self.avoid, seen.bad_nodes, self.now)
         return after(stage, attempt, verdict, self.now, self.seen.backoff_seconds, self.stopping)
