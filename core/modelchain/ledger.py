@@ -98,8 +98,8 @@ def closed(
             "pods": {},
             "ending": None,
             "stepped_at": None,
-            "node": next(iter(seen.bad_nodes), None) if state is State.FAILED else None,
-            "fault": next(iter(seen.bad_nodes.values()), "") if state is State.FAILED else "",
+            "node": next(iter(seen.bad_nodes), None) if failure is FailureClass.HARDWARE else None,
+            "fault": next(iter(seen.bad_nodes.values()), "") if failure is FailureClass.HARDWARE else "",
         }
     )
 

@@ -137,7 +137,7 @@ def gpus() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # nvidia-smi ignores it; CUDA stops reading at a -1
     if visible is None or there == 0:
         return there
-    return len(list(takewhile(lambda name: name.strip() not in ("", "-1"), visible.split(","))))
+    return min(there, len(list(takewhile(lambda name: name.strip() not in ("", "-1"), visible.split(",")))))
 
 
 def threads_for(processes: int) -> int:
