@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 
 from modelchain import messages
@@ -55,7 +56,7 @@ class View:
             live=frozenset(unfinished | with_pods),
             inputs=Inputs(facts),
             fingerprint=self.spec.data.train.fingerprint,
-            retry=annotation(facts.chain, RETRY),
+            retry=_retry(facts.chain),
             poll_seconds=float(self.config.progress_seconds),
             highest_number=self._highest_number,
             records=True,
@@ -236,3 +237,11 @@ class View:
             if label(thing, STAGE) == stage or label(thing, INPUT_DIGEST) == digest[:63]
         ]
         return max(numbers, default=0)
+
+
+def _retry(chain: Object) -> str | None:
+    """What tells one value of the annotation from another: a status has little room, an annotation much."""
+    value = annotation(chain, RETRY)
+    if value is None or len(value) <= LABEL_LENGTH:
+        return value
+    return hashlib.sha256(value.encode()).hexdigest()

@@ -285,6 +285,21 @@ def test_a_lost_status_starts_nothing_beside_the_job_it_forgot_and_no_name_again
     assert list(attempts(world)) == ["family-a-a2"]
 
 
+@pytest.mark.parametrize("moment", ["complete", "running"])
+def test_an_operator_of_other_arithmetic_trains_nothing_again(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is complete stays so, and what runs goes on: the number is recorded, and no part of the inputs."""
+    world = settle(alone(2)) if moment == "complete" else until(alone(2), running)
+    jobs, digests = set(world.jobs), [s.input_digest for s in world.chains["family"].status.stages]
+    monkeypatch.setattr("modelchain.digest.TRAINER_MATH", 99)
+    world.lookers[0].crash()
+    settle(world)
+    status = world.chains["family"].status
+    assert status.is_true("Complete") and list(attempts(world)) == ["family-a-a1", "family-b-a1"]
+    assert jobs <= set(world.jobs) or moment == "running"
+    assert status.stages[0].input_digest == digests[0]
+    assert [(s.retries, s.disruptions) for s in status.stages] == [(0, 0)] * 2
+
+
 def test_a_shared_stage_is_trained_once() -> None:
     world = settle(together(2))
     assert sorted(attempts(world)) == ["one-a-a1", "one-b-a1", "two-b-a1"]

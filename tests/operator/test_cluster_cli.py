@@ -112,6 +112,9 @@ UNANSWERED = "VerifyUnanswered: nobody knows"
         situations.current(State.FAILED, "NonFinite: the loss is nan"),
         situations.current(State.PENDING, "NonFinite: the loss is nan; tries again", not_before=T0 + 40),
         situations.current(State.VERIFYING, UNANSWERED, stalled=True),
+        situations.current(State.RUNNING, "SuspendedByAnother: somebody else", stalled=True),
+        situations.current(State.PENDING, "SameDeviceError: the devices of nodes a, b failed alike", stalled=True),
+        situations.current(State.QUEUED, "NodesAvoided: node-1 failed lately"),
     ],
 )
 def test_retry_where_it_helps(stage: StageStatus, monkeypatch: pytest.MonkeyPatch) -> None:

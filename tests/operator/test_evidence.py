@@ -53,6 +53,7 @@ def seen(*live: Pod, remembered: tuple[Pod, ...] = (), nodes: int | None = None,
         gpu_resource="nvidia.com/gpu",
         now=T0 + more.pop("now", 200.0),
         known=more.pop("known", ()),
+        going=more.pop("going", None),
     )
 
 
@@ -117,6 +118,27 @@ def test_a_pod_without_a_container_status() -> None:
         "pod vit-b-a1-master-0 failed before its container ran: Allocate failed: no GPUs; see: kubectl describe pod "
         "vit-b-a1-master-0 -n team",
     )
+
+
+NO_DEVICE = "Pod was rejected: Allocate failed due to no healthy devices present; cannot allocate unhealthy devices "
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "failure", "bad"),
+    [
+        ("UnexpectedAdmissionError", NO_DEVICE + "nvidia.com/gpu", F.HARDWARE, {"node-0": "UnexpectedAdmissionError"}),
+        ("UnexpectedAdmissionError", "Pod was rejected: Allocate failed due to requested number", F.UNKNOWN, {}),
+        ("NodeShutdown", "Pod was rejected: Node is shutting down", F.NODE_LOST, {}),
+        ("OutOfcpu", "Pod was rejected: Node didn't have enough resource: cpu", F.UNKNOWN, {}),
+    ],
+)
+def test_a_pod_that_its_node_refuses(reason: str, message: str, failure: FailureClass, bad: dict[str, str]) -> None:
+    """A node without a healthy device is the node's fault; and a pod that is gone says the same."""
+    pod = scheduled()
+    pod["status"] |= {"phase": "Failed", "reason": reason, "message": message}
+    for found in (seen(pod), seen(remembered=(pod,))):
+        assert told(found)[0] is failure and found.bad_nodes == bad
+        assert failure is F.UNKNOWN or "node-0" in told(found)[1]
 
 
 @pytest.mark.parametrize("reason", ["NodeLost", "NodeShutdown", "Terminated"])
@@ -299,6 +321,63 @@ def test_a_pod_that_outstays_its_grace() -> None:
     assert "kubectl delete pod vit-b-a1-master-0 -n team --force --grace-period=0" in stalled and "node-0" in stalled
     assert seen(pod, now=999).stalled == stalled, "the same words, so that nothing is written again"
     assert seen(deleted(ended(), grace_over=150), now=999).stalled == ""
+
+
+def test_a_pod_within_its_grace_on_a_clock_that_is_ahead() -> None:
+    """Ours is five minutes ahead of the API server's: by its timestamp alone every pod that goes would be stuck."""
+    pod, ahead = deleted(running(), grace_over=150), 300.0
+    first_seen = {objects.uid(pod): T0 + 30 + ahead}  # deleted at 30 with a grace of 120
+    for now in (31, 150, 200):
+        assert seen(pod, now=now + ahead, going=first_seen).stalled == ""
+    assert "--force" in seen(pod, now=30 + 120 + 61 + ahead, going=first_seen).stalled, "its grace is over by any clock"
+    assert seen(pod, now=211, going={}).stalled == "", "an operator that has just come has seen no grace pass"
+    assert "--force" in seen(pod, now=150 + 60 + 601, going={}).stalled, "no two clocks differ so much"
+
+
+WHEN: dict[str, str | None] = {"1970": "1970-01-01T00:00:00Z", "null": None, "now": at(100)}
+
+
+@pytest.mark.parametrize("reason", ["StartError", "ContainerCannotRun"])
+@pytest.mark.parametrize("finished", WHEN)
+@pytest.mark.parametrize("started", ["1970", "null"])
+def test_a_container_that_never_started_has_no_time(reason: str, started: str, finished: str) -> None:
+    pod = ended(code=128, reason=reason, message="driver not loaded")
+    state = pod["status"]["containerStatuses"][1]["state"]["terminated"]
+    state |= {"startedAt": WHEN[started], "finishedAt": WHEN[finished]}
+    found = seen(pod)
+    assert told(found)[0] is F.IMAGE and found.pods == {} and found.never_ran == {objects.uid(pod)}
+    uid = objects.uid(pod)
+    assert seen(remembered=(pod,), known={uid}).pods == {}, "gone, and an earlier look had believed a time"
+
+
+@pytest.mark.parametrize("finished", ["1970", "null"])
+def test_an_end_that_nobody_knows(finished: str) -> None:
+    """ContainerStatusUnknown: it ran, and how long nobody can say; not for years, and not less than nothing."""
+    pod = ended(code=137, reason="ContainerStatusUnknown")
+    state = pod["status"]["containerStatuses"][1]["state"]["terminated"]
+    state |= {"startedAt": WHEN["1970"], "finishedAt": WHEN[finished]}
+    assert seen(pod).pods == {} and told(seen(pod))[0] is F.UNKNOWN
+
+
+SKEWS = [0, -2, 2, -300, 300, -1900, 1900]
+
+
+@pytest.mark.parametrize("skew", SKEWS)
+@pytest.mark.parametrize("tells", [True, False])
+def test_a_node_whose_clock_is_off(skew: float, tells: bool) -> None:
+    """The time between a start and an end of one clock is right, and lies where it can have been."""
+    over = ended(0, start=10 + skew, end=100 + skew)
+    going = running(0, start=10 + skew)
+    if tells:
+        for pod in (over, going):
+            pod["status"]["startTime"] = at(1 + skew)
+    [time] = seen(over, now=110).pods.values()
+    assert time.finished is not None and time.finished - time.started == 90
+    assert time.started >= T0 and time.finished <= T0 + 110
+    [open_] = seen(going, now=110).pods.values()
+    assert T0 <= open_.started <= T0 + 110 and open_.finished is None
+    if tells and skew:
+        assert abs(open_.started - T0 - 10) <= 2
 
 
 def test_times_and_gpus() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from email.utils import formatdate
 from typing import Any
 
 import pytest
@@ -257,5 +259,27 @@ def test_discovery() -> None:
         async with serve(status(404), good({"resources": []}), found) as (port, server):
             assert [await port.resource_exists(PYTORCHJOBS) for _ in range(3)] == [False, False, True]
         assert server.requests[0][1] == "/apis/kubeflow.org/v1"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("ahead", "follows"), [(300.0, True), (-300.0, True), (5.0, False), (None, False)])
+def test_the_api_servers_clock_is_ours(ahead: float | None, follows: bool) -> None:
+    """It dates all objects. A few seconds are an answer's own age, and a proxy's page may have no date at all."""
+
+    async def dated(request: web.Request) -> web.StreamResponse:
+        answer = web.json_response({})
+        answer.headers["Date"] = "" if ahead is None else formatdate(time.time() - ahead, usegmt=True)
+        return answer
+
+    async def main() -> None:
+        async with serve(dated, status(404, Date=formatdate(time.time(), usegmt=True))) as (port, _):
+            assert abs(port.now() - time.time()) < 1
+            await port.get(CHAINS, "ns", "c")
+            behind = ahead if follows and ahead is not None else 0.0
+            assert abs(time.time() - behind - port.now()) < 3
+            with pytest.raises(NotFound):
+                await port.get(CHAINS, "ns", "c")
+            assert abs(port.now() - time.time()) < 1, "it was set right; a refusal has a date, too"
 
     asyncio.run(main())

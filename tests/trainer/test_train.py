@@ -127,6 +127,7 @@ def test_results_and_last_word(first, folder):
     manifest = tiny.manifest(tiny.artifact(task))
     assert word.artifact_digest == manifest.artifact_digest == manifest.files[WEIGHTS].sha256
     assert word.metrics == found.final.metrics and manifest.inputs == task.inputs
+    assert word.trainer_math == manifest.environment["trainerMath"] == TRAINER_MATH
     assert not list(Path(task.root).glob("*/*/step-*")) and not list(Path(task.root).glob("*/*/.step-*"))
 
 
