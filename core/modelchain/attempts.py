@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from modelchain.contracts import LAUNCH_FAILURE, FailureClass, LastWord
+from modelchain.contracts import FailureClass, LastWord
 from modelchain.digest import differing_fields
+from modelchain.faults import LAUNCH_FAILURE
 from modelchain.ledger import running_seconds
 from modelchain.spec import Deadlines, Retry
 from modelchain.status import AttemptStatus, StageStatus, State
@@ -44,28 +45,24 @@ def judge(limits: Retry, stage: StageStatus, attempt: AttemptStatus, seen: Seen,
     """
     failure, message = _cause(attempt, seen)
     if failure is FailureClass.HARDWARE and _fails_again(stage, attempt, seen):
-        failure, message = (
-            FailureClass.ERROR,
-            f"{message}; not for the first time, so it is not taken for the node's fault",
-        )
+        failure = FailureClass.ERROR
+        message += "; not for the first time, so it is not taken for the node's fault"
     word = seen.word
     checkpoint = max(seen.checkpoint_step, attempt.checkpoint_step, (word.checkpoint_step or 0) if word else 0)
     advanced = checkpoint > stage.checkpoint_step
     checkpoint = max(checkpoint, stage.checkpoint_step)
     if failure.disruption and attempt.ending is None and (stopping or attempt.state is State.SUSPENDED):
         return Verdict(failure, message, True, checkpoint, stage.retries, stage.disruptions)
-    as_disruption = failure.disruption and advanced
-    disruptions = stage.disruptions + (1 if failure.disruption else 0)
-    retries = stage.retries + (0 if as_disruption else 1)
+    pays_retry = not (failure.disruption and advanced)
+    disruptions, retries = stage.disruptions + failure.disruption, stage.retries + pays_retry
     final = None
     if failure.permanent:
         final = message
     elif failure.disruption and disruptions > limits.max_disruptions:
         final = f"{message}; {_allowed(limits.max_disruptions, 'disruption')} (spec.retry.maxDisruptions)"
-    elif not as_disruption and retries > limits.max_retries:
+    elif pays_retry and retries > limits.max_retries:
         final = f"{message}; {_allowed(limits.max_retries, 'retry')} (spec.retry.maxRetries)"
-    pays = not as_disruption
-    return Verdict(failure, message, False, checkpoint, retries, disruptions, final, advanced, pays)
+    return Verdict(failure, message, False, checkpoint, retries, disruptions, final, advanced, pays_retry)
 
 
 def _fails_again(stage: StageStatus, attempt: AttemptStatus, seen: Seen) -> bool:

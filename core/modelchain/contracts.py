@@ -16,7 +16,6 @@ MANIFEST, RESULTS, WEIGHTS, CONFIG = (
     "open_clip_config.json",
 )
 TASK, LAST_WORD, METRICS = "task.json", "termination.json", "metrics.jsonl"
-LAUNCH_FAILURE = "LaunchFailure"  # the fault of a CUDA error without a cause: the device's, or the program's
 EVALUATIONS = "evaluations.json"  # beside an artifact: evaluations that were added after it was finished
 
 
@@ -191,6 +190,12 @@ class Manifest(Record):
     inputs: dict[str, Any]
     files: dict[str, FileEntry]
     environment: dict[str, str | int]
+
+    @property
+    def trainer_math(self) -> int | None:
+        """`TRAINER_MATH` of the trainer that wrote this; None of one that did not say."""
+        number = self.environment.get("trainerMath")
+        return number if isinstance(number, int) else None
 
 
 class Measured(Record):

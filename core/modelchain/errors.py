@@ -10,7 +10,10 @@ EXIT_DONE, EXIT_WORK_FAILED, EXIT_BAD_INPUT, EXIT_PREEMPTED, EXIT_INTERRUPTED = 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: what, in which file, at which field, in one line."""
+    """One thing that is wrong: what, in which file, at which field, in one line.
+
+    Names of files and members are somebody else's: what a terminal would obey is shown as an escape instead.
+    """
 
     message: str
     file: str | None = None
@@ -18,7 +21,8 @@ class Problem:
 
     def __str__(self) -> str:
         where = [part for part in (self.file, self.field) if part]
-        return " ".join(": ".join([*where, self.message]).split())
+        text = " ".join(": ".join([*where, self.message]).split())
+        return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
 class InputError(Exception):

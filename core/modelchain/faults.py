@@ -1,4 +1,4 @@
-"""Short names of device errors, read from what CUDA, NCCL and torch say of them: equal errors have equal names.
+"""Short names of device errors, from the messages of CUDA, NCCL and torch: equal errors have equal names.
 
 By them an operator tells a broken node from an image or a program that fails alike on every node.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 
-# Of a failing collective: a link or a switch may be to blame, so no node is.
+# A collective that fails: a link or a switch may be to blame, so no node is.
 COLLECTIVE = "Collective"
-# CUDA's word for a kernel that died without a cause it knows: hardware as a rule, a program's fault now and then.
+# CUDA's error for a kernel that died without a known cause: usually the hardware, now and then the program.
 LAUNCH_FAILURE = "LaunchFailure"
 
 # The texts are those of cudaGetErrorString, of older versions of it and of torch's own checks, in lower case.
@@ -34,7 +34,7 @@ _FAULTS = {
     LAUNCH_FAILURE: ("unspecified launch failure",),
 }  # fmt: skip
 _XID = re.compile(r"\bxid\b")
-# A program's own doing, whatever CUDA adds to it.
+# Errors of the program itself, whatever else CUDA says.
 _PROGRAM = ("device-side assert triggered", "illegal memory access", "misaligned address")
 # What the other ranks see when one has gone; gloo has no device that could fail, and names its own files.
 _PEERS = (
@@ -44,7 +44,7 @@ _PEERS = (
 
 
 def fault_of(text: str) -> str:
-    """The name of the device error that `text` tells of; empty if it tells of none."""
+    """The name of the device error in `text`; empty if there is none."""
     text = text.lower()
     if any(word in text for word in _PROGRAM):
         return ""
@@ -53,6 +53,6 @@ def fault_of(text: str) -> str:
 
 
 def of_a_peer(text: str) -> bool:
-    """Whether `text` only tells that another process of the attempt has gone: a consequence, never a cause."""
+    """Whether `text` says only that another process of the attempt is gone: a consequence, never a cause."""
     text = text.lower()
     return any(word in text for word in _PEERS)

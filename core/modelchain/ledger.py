@@ -32,20 +32,20 @@ def account(attempt: AttemptStatus, seen: Seen, now: float, price: str | None) -
     """
     left = {uid: _ended(pod, now) for uid, pod in _believed(attempt, seen).items() if uid not in seen.pods}
     pods, over = _listed({**left, **seen.pods}, seen)
-    gone = attempt.gone
-    gone = Spent(gpu_seconds=gone.gpu_seconds + _gpu_seconds(over, now), seconds=gone.seconds + _seconds(over, now))
-    word, cost = seen.word, attempt.cost
+    gone = Spent(
+        gpu_seconds=attempt.gone.gpu_seconds + _gpu_seconds(over, now),
+        seconds=attempt.gone.seconds + _seconds(over, now),
+    )
+    word = seen.word
     gpu_seconds = gone.gpu_seconds + _gpu_seconds(pods.values(), now)
     if not pods and not gone.seconds:  # without pods (a laptop) the attempt's own figures count
         gpu_seconds = max(seen.gpu_seconds, word.gpu_seconds if word else 0.0)
-    if price is not None:
-        cost = money(gpu_seconds, price)
     return attempt.model_copy(
         update={
             "pods": pods,
             "gone": gone,
             "gpu_seconds": round(gpu_seconds, 3),
-            "cost": cost,
+            "cost": attempt.cost if price is None else money(gpu_seconds, price),
             # A last word that had to be brief may hold less than what was seen before it.
             "macs": max(attempt.macs, seen.macs, word.macs if word else 0),
             "checkpoint_step": max(attempt.checkpoint_step, seen.checkpoint_step),
@@ -72,9 +72,9 @@ def running_seconds(attempt: AttemptStatus, now: float) -> float:
 
 
 def ended(attempt: AttemptStatus, seen: Seen, now: float) -> float:
-    """When the last of its pods ended; without pods, now."""
+    """When the last of its pods ended, no later than now; without pods, now."""
     pods = {**attempt.pods, **seen.pods}.values()
-    return max((pod.finished for pod in pods if pod.finished is not None), default=now)
+    return min(now, max((pod.finished for pod in pods if pod.finished is not None), default=now))
 
 
 def closed(
@@ -98,8 +98,8 @@ def closed(
             "pods": {},
             "ending": None,
             "stepped_at": None,
-            "node": next(iter(seen.bad_nodes), None) if state is State.FAILED else None,
-            "fault": next(iter(seen.bad_nodes.values()), "") if state is State.FAILED else "",
+            "node": next(iter(seen.bad_nodes), None) if failure is FailureClass.HARDWARE else None,
+            "fault": next(iter(seen.bad_nodes.values()), "") if failure is FailureClass.HARDWARE else "",
         }
     )
 

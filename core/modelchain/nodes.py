@@ -23,17 +23,22 @@ def avoided(known: Iterable[AvoidedNode], bad: Mapping[str, str], now: float) ->
     return [*(one for one in known if one.node not in bad), *new][-MOST_NODES:]
 
 
-def known_nodes(known: Iterable[AvoidedNode], *, forget: bool) -> list[AvoidedNode]:
-    """The same nodes; with `forget` not what was wrong with them: work went on since, or the spec has changed."""
-    return [one.model_copy(update={"fault": ""}) if forget else one for one in known]
+def still_avoided(known: Iterable[AvoidedNode], now: float) -> list[AvoidedNode]:
+    """Those whose day is not over."""
+    return [one for one in known if one.until > now]
 
 
-def same_everywhere(known: Iterable[AvoidedNode], now: float) -> str:
+def without_faults(known: Iterable[AvoidedNode]) -> list[AvoidedNode]:
+    """The same nodes, but not what was wrong with them: work went on since, or the spec has changed."""
+    return [one.model_copy(update={"fault": ""}) for one in known]
+
+
+def same_everywhere(known: Iterable[AvoidedNode]) -> str:
     """Why nothing is to be launched: one fault on two nodes, with no progress in between, is no fault of the nodes.
 
     A driver older than torch's CUDA fails on every node; each attempt would take one more out of use.
     """
-    faults = {one.node: one.fault for one in known if one.fault and one.until > now}
+    faults = {one.node: one.fault for one in known if one.fault}
     for fault, count in Counter(faults.values()).items():
         if count > 1:
             nodes = ", ".join(node for node, found in faults.items() if found == fault)

@@ -1,12 +1,13 @@
-"""What becomes of one stage: behind another one, and after an attempt that left nothing. Pure."""
+"""What becomes of one stage: behind another one, while its attempt runs, and after one that left nothing. Pure."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from modelchain.attempts import Verdict
-from modelchain.ledger import booked
+from modelchain.ledger import account, booked, same_pods, shown
 from modelchain.status import AttemptStatus, StageStatus, State
+from modelchain.world import Seen
 
 
 def behind(stage: StageStatus, blocked: str, attempts: list[AttemptStatus]) -> StageStatus:
@@ -23,6 +24,36 @@ def behind(stage: StageStatus, blocked: str, attempts: list[AttemptStatus]) -> S
         "inherits_at": None,
     }
     return stage.model_copy(update={**update, **booked(stage, attempts)})
+
+
+def accounted(stage: StageStatus, seen: Seen, now: float, price: str | None) -> StageStatus:
+    """The stage with what its newest attempt has spent, if a step or a pod is new, and with that step.
+
+    The step is kept whatever else happens to the attempt: otherwise it is new again at the next look, and since time
+    goes on, every look would write what was spent, and nothing would ever be done.
+
+    Args:
+        seen: of that attempt, whose job or pods are there.
+        now: seconds since the epoch.
+        price: of a GPU hour.
+    """
+    attempt = stage.attempts[-1]
+    stepped = _stepped(stage, attempt, seen)
+    if not stepped and same_pods(attempt, seen):
+        return stage
+    attempt = account(attempt, seen, now, price)
+    if stepped and seen.macs > 0:  # a resumed attempt says its step before it takes the next
+        attempt = attempt.model_copy(update={"stepped_at": now})
+    attempts = [*stage.attempts[:-1], attempt]
+    progress = seen.progress or stage.progress
+    return stage.model_copy(update={"progress": progress, "attempts": attempts, **shown(stage.spent, attempts)})
+
+
+def _stepped(stage: StageStatus, attempt: AttemptStatus, seen: Seen) -> bool:
+    """Its step is another than the one that is written, or it is its first."""
+    step = stage.progress.step if stage.progress else None
+    first = attempt.stepped_at is None and seen.macs > 0
+    return seen.progress is not None and (step != seen.progress.step or first)
 
 
 def after(

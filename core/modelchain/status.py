@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from modelchain.contracts import FailureClass, Progress
 from modelchain.spec import Record
@@ -163,7 +163,7 @@ class ChainStatus(Record):
     summary: Summary = Summary()
     stages: list[StageStatus] = []
     total: Total = Total()
-    avoid: list[AvoidedNode] = []
+    avoid: list[AvoidedNode] = Field([], max_length=16)
     retry: str | None = None
 
     def as_stored(self) -> ChainStatus:

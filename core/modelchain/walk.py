@@ -9,10 +9,10 @@ from modelchain.attempts import deadline, judge, progress_unknown, why_missed
 from modelchain.conditions import constant
 from modelchain.contracts import FailureClass, LastWord
 from modelchain.digest import digest_of, stage_inputs
-from modelchain.ledger import account, booked, closed, ended, least, plus, same_pods, shown, timestamp, whole
-from modelchain.nodes import avoided, known_nodes, nodes_avoided, same_everywhere
+from modelchain.ledger import account, booked, closed, ended, least, plus, shown, timestamp, whole
+from modelchain.nodes import avoided, nodes_avoided, same_everywhere, still_avoided, without_faults
 from modelchain.spec import ModelChain
-from modelchain.stages import after, behind
+from modelchain.stages import accounted, after, behind
 from modelchain.status import ArtifactRef, AttemptStatus, Spent, StageStatus, State
 from modelchain.world import (
     Action,
@@ -39,7 +39,9 @@ class Walk:
         self.spec, self.seen, self.now, self.finished = chain.spec, observed, now, finished
         self.chain_name, self.retried = chain.metadata.name, retried
         fresh = observed.status.observed_generation != (chain.metadata.generation or 0)
-        self.avoid = [] if retried else known_nodes(observed.status.avoid, forget=fresh)
+        self.avoid = [] if retried else still_avoided(observed.status.avoid, now)
+        if fresh:
+            self.avoid = without_faults(self.avoid)
         self.previous: Artifact | None = None
         self.handed_over: float | None = None  # when the trainer ended that made `previous`, if this look says so
         self.blocked: str | None = None  # the stage the rest waits for
@@ -208,7 +210,7 @@ class Walk:
         assert digest is not None
         if self.seen.obstacle:
             return self._stalled(self._waits(stage, ""), self.seen.obstacle)
-        if everywhere := same_everywhere(self.avoid, self.now):
+        if everywhere := same_everywhere(self.avoid):
             return self._stalled(self._waits(stage, ""), everywhere)
         if self.seen.claim_missing:
             self.action = MakeClaim()
@@ -228,7 +230,6 @@ class Walk:
         )
         before = [a for a in stage.attempts if a.input_digest == digest]
         self.wanted.add(intent.name)
-        self.avoid = [known for known in self.avoid if known.until > self.now]
         self.again = 0.0
         return stage.model_copy(
             update={
@@ -267,9 +268,9 @@ class Walk:
         if attempt.uid is None and seen.uid is not None:
             # Before anything else: a job that was stopped without this would free its name, and be made again.
             return self._identified(stage, attempt, seen.uid)
-        if seen.there and (_stepped(stage, attempt, seen) or not same_pods(attempt, seen)):
-            attempt = account(attempt, seen, self.now, self.seen.price)
-            stage = self._with(stage, attempt)
+        if seen.there:
+            stage = accounted(stage, seen, self.now, self.seen.price)
+            attempt = stage.attempts[-1]
         asked = attempt.ending is not None or attempt.state is State.SUSPENDED
         if seen.idle and self.retried and not asked:
             new = attempt.model_copy(update={"state": State.SUSPENDED, "message": "it was asked for again"})
@@ -281,7 +282,7 @@ class Walk:
             stage = self._with(stage, attempt, state=State.RUNNING, reason=reason)
             return self._stalled(stage, self.seen.stuck) if self.seen.stuck else stage
         podless = seen.there and seen.started and not (seen.running or attempt.pods or seen.pods)
-        if podless and self.seen.outdated(launch):
+        if (podless or seen.idle) and self.seen.outdated(launch):
             new = attempt.model_copy(update={"state": State.SUSPENDED, "message": "what its job was made from changed"})
             return self._with(stage, new, state=State.STARTING, reason=f"stopping: {new.message}")
         if stalled := seen.stalled or (self.seen.stuck if seen.there else ""):
@@ -318,17 +319,15 @@ class Walk:
         return self._with(stage, attempt.model_copy(update={"uid": uid}), **took)
 
     def _watch(self, stage: StageStatus, attempt: AttemptStatus, seen: Seen, miss: str) -> StageStatus:
-        """It was released: waits in a queue, starts or runs. What was spent is written with what else has changed."""
+        """It was released: waits in a queue, starts or runs."""
         progress = seen.progress or (stage.progress if seen.running else None)
-        if _stepped(stage, attempt, seen) and seen.macs > 0:  # a resumed attempt says its step before it takes the next
-            attempt = attempt.model_copy(update={"stepped_at": self.now})
         state, reason = (State.RUNNING if seen.progress else State.STARTING), miss
         if seen.queued:
             state, reason = State.QUEUED, nodes_avoided(self.avoid, seen.waiting)
-        elif unheard := progress_unknown(self.spec.deadlines, seen, self.now):
-            state, reason = State.RUNNING, unheard
         elif seen.waiting:
             state, reason = State.STARTING, seen.waiting
+        elif unheard := progress_unknown(self.spec.deadlines, seen, self.now):
+            state, reason = State.RUNNING, unheard
         attempt = attempt.model_copy(
             update={
                 "state": State.QUEUED if seen.queued else State.RUNNING,
@@ -380,7 +379,7 @@ class Walk:
         state = State.SUSPENDED if verdict.stopped else State.FAILED
         attempt = self._closed(attempt, seen, state, verdict.failure, verdict.message)
         if verdict.advanced:
-            self.avoid = known_nodes(self.avoid, forget=True)
+            self.avoid = without_faults(self.avoid)
         if verdict.failure is FailureClass.HARDWARE and not verdict.stopped:
             self.avoid = avoided(self.avoid, seen.bad_nodes, self.now)
         return after(stage, attempt, verdict, self.now, self.seen.backoff_seconds, self.stopping)
@@ -388,10 +387,3 @@ class Walk:
     def _verifying(self, stage: StageStatus, attempt: AttemptStatus, reason: str) -> StageStatus:
         attempt = attempt.model_copy(update={"state": State.VERIFYING})
         return self._with(stage, attempt, state=State.VERIFYING, reason=reason, progress=None)
-
-
-def _stepped(stage: StageStatus, attempt: AttemptStatus, seen: Seen) -> bool:
-    """Its step is another than the one that is written, or it is its first."""
-    step = stage.progress.step if stage.progress else None
-    first = attempt.stepped_at is None and seen.macs > 0
-    return seen.progress is not None and (step != seen.progress.step or first)

@@ -38,7 +38,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class Contact:
-    """How this process fares with asking rank 0 for its progress.
+    """What came of asking rank 0 for its progress, as far as this process knows.
 
     `answered`: when it last answered (seconds since the epoch); None if never. `silent`: since when nothing came back,
     None while it answers. `ignored`: connections that were accepted and stayed unanswered since it last answered, and
@@ -65,8 +65,8 @@ class Seen:
     queue.
 
     `pods` are the running times by UID, of pods that are there and of those that are remembered (`gone_pods`);
-    `never_ran` are those whose container could not start. `bad_nodes` are nodes whose own
-    device failed, with what was wrong. `contact` says how far rank 0 can be asked for its progress; None on a laptop.
+    `never_ran` are those whose container could not start. `bad_nodes` are nodes whose own device failed, with what was
+    wrong. `contact` says whether rank 0 answers when it is asked for its progress; None on a laptop.
     """
 
     live: bool

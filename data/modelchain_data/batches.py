@@ -27,7 +27,7 @@ LOG_RATIO = (math.log(RATIO[0]), math.log(RATIO[1]))
 CHUNKS, CHUNK_ROWS, PAD_MULTIPLE = 4, 128, 4
 PREFETCH, MAKING = 3, 2  # batches ahead of the step, and those of them that are being made at once
 
-# Pillow warns of half the pixels that it refuses, and of transparency in a palette, which is dropped on purpose.
+# Pillow warns at half the pixels that it refuses, and of transparency in a palette, which we drop on purpose.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", "Palette images with Transparency", UserWarning)
 
@@ -68,8 +68,8 @@ def crop_box(rng: np.random.Generator, height: int, width: int) -> tuple[int, in
 def decode(data: bytes) -> Tensor:
     """An encoded JPEG, PNG or WebP as RGB uint8 [3, height, width]; ValueError if it is not a whole one.
 
-    `open` reads no more than the header, and refuses what has over 178,956,970 pixels, of any format. Transparency is
-    dropped, pictures are not turned by their EXIF.
+    `open` reads only the header, and refuses more than 178,956,970 pixels in any format. Transparency is dropped; the
+    EXIF orientation is ignored.
     """
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
@@ -84,7 +84,7 @@ def decode(data: bytes) -> Tensor:
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-    """uint8 [height, width, 3]. Of 16 bits the upper 8 are taken, as Pillow itself does but for grey: that it clips."""
+    """uint8 [height, width, 3]. Of 16 bits the upper 8 are kept; so does Pillow, except for grey, which it clips."""
     if image.mode.startswith("I"):
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)

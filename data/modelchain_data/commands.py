@@ -17,7 +17,7 @@ from rich.progress import Progress
 
 from modelchain.errors import EXIT_INTERRUPTED
 
-BURST_SECONDS = 2.0  # signals that follow one another so soon are one wish
+BURST_SECONDS = 2.0  # signals this close together count as one
 
 
 def pack(
@@ -56,10 +56,10 @@ def pack(
 
 @contextlib.contextmanager
 def _stopped_as_by_ctrl_c() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block as Ctrl-C does, so that nothing is left behind; if ignored (nohup) they stay so.
+    """SIGTERM and SIGHUP end the block as Ctrl-C does, so that nothing is left behind; what nohup ignores stays so.
 
-    Services and terminals send several at once, of which only the first counts. Where it hits code that holds a lock,
-    another exception may come of it.
+    Services and terminals send several at once; only the first counts. If it interrupts code that holds a lock, another
+    exception may follow, so after a signal every exception counts as the interruption.
     """
     heard = 0.0
 

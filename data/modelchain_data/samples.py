@@ -75,7 +75,7 @@ def read_shard(path: Path, problems: Problems) -> Iterator[Sample]:
 
 
 def _check_dots(parts: dict[str, Member]) -> None:
-    """Refuse names with a dot too many: `a.0.jpg` with `a.0.txt`, or with no other picture, is no part of `a`."""
+    """Refuse names with a dot too many: `a.0.jpg` beside `a.0.txt`, or without `a.jpg`, is not meant as part of `a`."""
     dotted = {suffix: suffix.rpartition(".")[::2] for suffix in parts if "." in suffix}
     own = {stem for stem, last in dotted.values() if last in TEXTS}
     for suffix, (stem, last) in dotted.items():
@@ -106,7 +106,7 @@ def _sample(file: BinaryIO, key: str, parts: dict[str, Member]) -> Sample:
 
 
 def _captions(meta: dict[str, Any], txt: str) -> list[str]:
-    """Of the json's `captions`, its `caption` and the lines of the txt the first that holds a text; blank ones not."""
+    """The first that holds any text, without blank ones, of the json's `captions`, its `caption`, the txt's lines."""
     for given in (meta.get("captions"), [meta.get("caption")], re.split(r"\r?\n", txt)):
         texts = [] if _nothing(given) else given
         if not isinstance(texts, list) or not all(isinstance(text, str) or _nothing(text) for text in texts):
@@ -117,7 +117,7 @@ def _captions(meta: dict[str, Any], txt: str) -> list[str]:
 
 
 def _nothing(value: object) -> bool:
-    """How tables say that there is no caption: null, or not a number."""
+    """Null or NaN: so tables write that there is no caption."""
     return value is None or value != value
 
 

@@ -34,7 +34,7 @@ def tars_of(source: Path) -> dict[str, list[Path]]:
 
 
 def _in_folder(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
-    """The tars in and below a folder but hidden ones; links to folders are followed, each folder is read once."""
+    """The tars in and below a folder, without hidden ones; links to folders are followed, each folder is read once."""
     state = folder.stat()
     if (state.st_dev, state.st_ino) in seen:
         return
@@ -54,7 +54,7 @@ def _in_folder(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
 
 
 def rows_of(shards: list[Path]) -> Iterator[Row]:
-    """The samples of one split. A key that an earlier tar has used gets the number of its own tar (from 0) at its end.
+    """The samples of one split. To a key that was used before, the number of its own tar (from 0) is appended.
 
     Raises:
         InputError: up to five things that are wrong with the tars, with file and member.

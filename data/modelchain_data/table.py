@@ -89,9 +89,9 @@ def captions_of(raw: str, *others: str) -> list[str]:
 def _records(file: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Line number and fields of each row.
 
-    In the tables as they were published quotes have no meaning, and some are never closed; in those that a csv writer
-    made they part fields. A row is the latter's if it would write these fields just so, or if they go over lines, none
-    of which is a row by itself.
+    In the published tables quotes mean nothing, and some are never closed; in tables by a csv writer they enclose
+    fields. Quotes enclose fields where a csv writer would write the row exactly so, or where the row goes over several
+    lines, none of which is a row by itself.
     """
     ahead: deque[str] = deque()
     number = 0
@@ -112,7 +112,7 @@ def _records(file: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[st
 
 
 def _quoted(line: str, ahead: deque[str], file: Iterator[str], delimiter: str) -> tuple[list[str], int]:
-    """The fields of the csv row that begins with `line`, and how many lines more it takes; none if it is no such row.
+    """The fields of the csv row that begins with `line`, and how many more lines it takes; no fields if there is none.
 
     Lines that are read to find out are left in `ahead`.
     """

@@ -38,7 +38,7 @@ def is_hidden(name: str) -> bool:
 
 
 def members(file: BinaryIO) -> Iterator[Member]:
-    """The files of a plain tar in order, those of all its archives, but the hidden ones.
+    """The files of a plain tar in order, of all its archives, without hidden ones.
 
     Raises:
         DamagedTar, tarfile.TarError, OSError: it is no tar, is cut off, or holds something that is no member.
@@ -56,7 +56,7 @@ def _archive(file: BinaryIO, number: int, start: int) -> Iterator[Member]:
     known: dict[str, Member] = {}
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for info in tar:
-            name = info.name.encode(errors="backslashreplace").decode()  # one that is not UTF-8 can be told, too
+            name = info.name.encode(errors="backslashreplace").decode()  # so that one that is not UTF-8 can be shown
             if info.isreg():
                 fault = "is stored as a sparse file; write the tar without --sparse" if info.issparse() else None
                 member = Member(number, name, info.offset_data, info.size, fault)
@@ -77,7 +77,7 @@ def _archive(file: BinaryIO, number: int, start: int) -> Iterator[Member]:
 
 
 def _linked(number: int, name: str, info: tarfile.TarInfo, known: dict[str, Member]) -> Member:
-    """A link has the bytes of the file it leads to, which must stand before it."""
+    """A link has the bytes of the file it leads to, which must come before it in the tar."""
     folder = posixpath.dirname(info.name) if info.issym() else ""
     target = known.get(posixpath.normpath(posixpath.join(folder, info.linkname)))
     if target is not None:
@@ -87,7 +87,7 @@ def _linked(number: int, name: str, info: tarfile.TarInfo, known: dict[str, Memb
 
 
 def _next_block(file: BinaryIO, at: int) -> int | None:
-    """Where the first block from `at` on begins that is not all zeros; None where there is none."""
+    """The offset of the first block from `at` on that is not all zeros; None if there is none."""
     while True:
         file.seek(at)
         if not (chunk := file.read(CHUNK)):

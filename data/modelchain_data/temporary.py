@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-MARK = ".modelchain-in-use"  # locked by the process that works in the folder; the kernel lets go when that dies
+MARK = ".modelchain-in-use"  # locked by the process that works in the folder; the kernel unlocks it when that dies
 
 
 @contextlib.contextmanager
@@ -29,7 +29,7 @@ def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _in_use(folder: Path) -> Iterator[None]:
-    """The mark appears locked, so that nobody finds it free while this process lives."""
+    """The mark is locked before it gets its name, so that nobody finds it unlocked while this process lives."""
     draft = folder / f"{MARK}.new"
     with draft.open("wb") as file:
         with contextlib.suppress(OSError):  # ENOLCK, ENOTSUP: some network file systems

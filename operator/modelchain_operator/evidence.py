@@ -81,12 +81,7 @@ def evidence(
         failure = FailureClass.UNKNOWN, f"the job failed and its pods are gone ({job.message})"
     waiting, permanent = _why_waiting(live, nodes, node_rank)
     times = {
-        uid: PodTime(
-            started=ran[0],
-            finished=ran[1],
-            gpus=podread.gpus(pod, gpu_resource),
-            first=node_rank(pod) == 0,
-        )
+        uid: PodTime(started=ran[0], finished=ran[1], gpus=podread.gpus(pod, gpu_resource), first=node_rank(pod) == 0)
         for uid, pod in everything.items()
         if (ran := podread.run_time(pod, now)) is not None and (uid in read or known is None or uid in known)
     }

@@ -103,13 +103,14 @@ class Executor:
         facts.jobs[name] = await self._create(self.runner.resource, job, "LaunchRefused")
 
     async def _create(self, resource: Resource, body: Object, reason: str) -> Object:
-        """POST; that it was refused is remembered for the status to say."""
+        """POST; a refusal is said in the status, after `reason`."""
         with self._told((body["metadata"]["namespace"], body["metadata"]["name"]), reason):
             return await self.kube.create(resource, body)
 
     @contextmanager
     def _told(self, key: tuple[str, str], reason: str) -> Iterator[None]:
-        """A write of this object, by namespace and name. What passes by itself is no news."""
+        """Around the write of an object (its namespace and name): remember a refusal, which the status then says after
+        `reason`. Other errors pass by themselves, and are not said."""
         try:
             yield
         except AlreadyExists:

@@ -269,9 +269,9 @@ class Kube:
                 _request_timeout=TIMEOUT,
             )
             async with response:
+                self._dated(response.headers.get("Date"))  # before a large body has taken its time
                 text = await response.read()
             status = response.status
-            self._dated(response.headers.get("Date"))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise Unavailable(f"{method} {path}: {error}") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

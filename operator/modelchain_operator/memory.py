@@ -84,19 +84,19 @@ class Memory:
     def unheard(self, pod_uid: str, *, accepted: bool) -> None:
         """Rank 0 said nothing, though it may have `accepted` the connection."""
         before, now = self.progress.get(pod_uid, Asked()), self.clock()
-        ignored = (before.ignored[:1] + before.ignored[1:][-MOST_IGNORED:] + (now,)) if accepted else before.ignored
+        ignored = before.ignored[:1] + before.ignored[1:][-MOST_IGNORED:] + ((now,) if accepted else ())
         silent = now if before.silent is None else before.silent
         self.progress[pod_uid] = replace(before, silent=silent, ignored=ignored)
 
     def goes(self, pod: Object) -> None:
-        """It is being deleted, as far as anybody knows for the first time now."""
+        """If it is being deleted: since now, unless that was known before."""
         if is_deleting(pod):
             if len(self.going) > MAX_PODS:
                 self.going.clear()
             self.going.setdefault(uid(pod), self.clock())
 
     def refuse(self, key: tuple[str, str], why: str) -> None:
-        """An object of that namespace and name may not be made."""
+        """An object of that namespace and name may not be made, or not be released."""
         if len(self.refused) > MAX_PODS:
             self.refused.clear()
         self.refused[key] = why

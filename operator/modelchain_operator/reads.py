@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import aiohttp
-from pydantic import ValidationError
 
 from modelchain.artifact import stage_artifact_name
 from modelchain.contracts import LiveProgress
@@ -35,7 +34,7 @@ from modelchain_operator.runners import verify
 from modelchain_operator.runners.port import Runner
 from modelchain_operator.runners.template import CHAIN, CHAIN_UID, FILLS, INPUT_DIGEST, PROGRESS_PORT, ROLE
 
-PROGRESS_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=2, sock_read=2)
+PROGRESS_TIMEOUT = aiohttp.ClientTimeout(total=6, sock_connect=2, sock_read=2)  # a byte now and then is no answer
 
 
 class Reader:
@@ -158,7 +157,7 @@ class Reader:
                 answer = LiveProgress.model_validate_json(await response.content.read(4096))
         except aiohttp.SocketTimeoutError:
             self.memory.unheard(uid(pod), accepted=True)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValidationError, ValueError):
+        except (aiohttp.ClientError, OSError, ValueError):
             self.memory.unheard(uid(pod), accepted=False)
         else:
             self.memory.told(uid(pod), answer)

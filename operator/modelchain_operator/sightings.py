@@ -233,12 +233,7 @@ class Sightings:
         progress = Progress(
             step=live.step, steps=live.steps, samples_per_second=live.samples_per_second, eta_seconds=live.eta_seconds
         )
-        return {
-            "contact": contact,
-            "progress": progress,
-            "checkpoint_step": live.checkpoint_step,
-            "macs": live.macs,
-        }
+        return {"contact": contact, "progress": progress, "checkpoint_step": live.checkpoint_step, "macs": live.macs}
 
     def _is_rank_0(self, pod: Object) -> bool:
         return podread.is_running(pod) and self.runner.node_rank(pod) == 0

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from modelchain.attempts import deadline, judge, progress_unknown
-from modelchain.contracts import LAUNCH_FAILURE, LastWord, Progress
 from modelchain.contracts import FailureClass as F
+from modelchain.contracts import LastWord, Progress
+from modelchain.faults import LAUNCH_FAILURE
 from modelchain.spec import Deadlines, Retry
 from modelchain.status import AttemptStatus, PodTime, Spent, StageStatus, State
 from modelchain.world import Contact, Seen

@@ -241,6 +241,33 @@ def test_only_a_new_value_of_the_retry_annotation_asks_for_anything() -> None:
         assert len(attempts(world)) == before + more, f"after the annotation became {retry!r}"
 
 
+@pytest.mark.parametrize("then", ["retry", "a queue is named", "it is suspended"])
+def test_a_job_that_somebody_else_suspends_is_not_fought_over(then: str) -> None:
+    """It is in no queue, so nobody will let it go on. Nothing is done or charged until somebody says what is wanted."""
+    world = until(alone(1), running)
+    changed(lambda w: w.set_job("family-a-a1#1", suspended=True))(world)
+    while world.calm_step():
+        pass
+    stage = world.chains["family"].status.stages[0]
+    assert stage.stalled and stage.reason.startswith("SuspendedByAnother: ")
+    assert (stage.retries, stage.disruptions, len(stage.attempts), len(world.jobs)) == (0, 0, 1, 1)
+    spent = stage.gpu_seconds
+    world.now += 86_400.0  # nobody holds a GPU meanwhile
+    match then:
+        case "retry":
+            changed(lambda w: w.edit("family", bump=False, retry="again"))(world)
+        case "a queue is named":
+            changed(lambda w: w.edit("family", queue=True))(world)
+        case _:
+            changed(lambda w: w.edit("family", suspend=True))(world)
+            settle(world)
+            changed(lambda w: w.edit("family", suspend=False))(world)
+    settle(world)
+    stage = world.chains["family"].status.stages[0]
+    assert [a.name for a in stage.attempts] == ["family-a-a1", "family-a-a2"]
+    assert (stage.retries, stage.disruptions) == (0, 0) and stage.gpu_seconds < spent + 10_000
+
+
 def test_a_suspended_chain_does_not_keep_others_from_a_shared_stage() -> None:
     world = until(together(1), lambda w: bool(attempts(w)))
     changed(lambda w: w.edit("one", suspend=True))(world)

@@ -307,3 +307,22 @@ def test_any_number_of_evictions_at_any_size(nodes: int, evictions: int) -> None
     idle = evictions * 60.0  # between two lives nobody holds a GPU
     assert first.state is State.SUCCEEDED
     assert first.gpu_seconds == pytest.approx((ended - began - idle) * nodes * 8, abs=nodes)  # looks take time, too
+
+
+@pytest.mark.parametrize("change", [{"spec.suspend": True}, {"spec.recipe.seed": 12345}])
+def test_what_steps_while_it_is_asked_to_stop_is_stopped(change: dict[str, Any]) -> None:
+    """A step that nobody has written yet: it is accounted for once, or the stop would never have its turn."""
+    life, chance = life_of("swin-cc3m", nodes=8), random.Random(0)
+    life.look()
+    for _ in range(2):  # the first step of an attempt, and another
+        name = life.live
+        assert name is not None
+        life.train(chance)
+        asked = life.copy()
+        asked.edit(**change)
+        asked.look()
+        asked.look()
+        assert asked.runs[name].stopped
+        asked.train(chance)
+        asked.look()
+        life.look()

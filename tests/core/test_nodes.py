@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from test_fixpoint import Life, life_of
 
 from modelchain.contracts import FailureClass, LastWord
-from modelchain.nodes import AVOIDED_SECONDS, MOST_NODES, avoided, known_nodes, nodes_avoided, same_everywhere
+from modelchain.nodes import (
+    AVOIDED_SECONDS,
+    MOST_NODES,
+    avoided,
+    nodes_avoided,
+    same_everywhere,
+    still_avoided,
+    without_faults,
+)
 from modelchain.status import AvoidedNode, StageStatus, State
 from modelchain.world import Launch, Seen
 
@@ -65,6 +73,15 @@ def test_the_next_attempts_keep_away(machines: Machines) -> None:
     machines.fails_on("n3", "SelfTest")
     assert machines.launched[-1].avoid == ("n3",), "a day is over"
     assert [known.node for known in machines.status.avoid] == ["n3"]
+
+
+def test_after_a_day_a_node_is_free_again_for_an_attempt_that_waits_for_one(machines: Machines) -> None:
+    """Its job names the nodes to keep away from; that they are no longer avoided outdates it."""
+    machines.fails_on("n1", "EccError")
+    assert [known.node for known in machines.status.avoid] == ["n1"]
+    machines.now += AVOIDED_SECONDS
+    machines.look()
+    assert machines.status.avoid == [] and len(machines.runs) == 2
 
 
 def test_who_pays_a_retry_waits(machines: Machines) -> None:
@@ -122,9 +139,9 @@ def test_the_newest_stand_once(failures: list[tuple[str, str]]) -> None:
 
 def test_two_nodes_of_one_gang_that_fail_alike() -> None:
     known = avoided([], {"n1": "NoDevice", "n2": "NoDevice"}, NOW)
-    assert same_everywhere(known, NOW + 1).startswith("SameDeviceError: ")
-    assert same_everywhere(known, NOW + AVOIDED_SECONDS) == ""
-    assert same_everywhere(known_nodes(known, forget=True), NOW) == ""
+    assert same_everywhere(still_avoided(known, NOW + 1)).startswith("SameDeviceError: ")
+    assert still_avoided(known, NOW + AVOIDED_SECONDS) == []
+    assert same_everywhere(without_faults(known)) == ""
 
 
 def test_nothing_else_fits() -> None:

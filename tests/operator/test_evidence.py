@@ -465,3 +465,21 @@ def test_whatever_pods_hold(live: list[Pod], gone: list[Pod], chance: Any) -> No
     if nothing_failed:
         assert (found.word, found.failure) == (None, None)
     assert "\n" not in found.waiting + found.stalled
+
+
+@pytest.mark.parametrize("ahead", [-3600, -5, 0, 5, 3600])
+@pytest.mark.parametrize("told", [True, False])
+def test_a_start_does_not_move_with_our_clock(ahead: int, told: bool) -> None:
+    """Whatever a node's clock says, and whether or not the pod tells when its node took it: else each look writes."""
+    alive = running(start=10 + ahead)
+    over = ended(1, start=10 + ahead, end=40 + ahead)
+    for pod in (alive, over):
+        if told:
+            pod["status"]["startTime"] = at(ahead)
+    early, late = seen(alive, over, now=41), seen(alive, over, now=45)
+    assert early.pods == late.pods
+    for pod in late.pods.values():
+        assert pod.started >= T0, "not before it was made"
+        if told:
+            assert pod.started - T0 == pytest.approx(10, abs=5)
+        assert pod.finished is None or pod.finished - pod.started == 30

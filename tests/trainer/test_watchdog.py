@@ -126,10 +126,10 @@ def test_a_step_that_hangs_in_c_with_the_interpreter_is_ended_and_the_next_attem
 
 def test_no_first_step_in_time(folder: Path, tmp_path: Path) -> None:
     task = trained(folder, tmp_path / "root")
-    process = begin(task, tmp_path / "a", HANG_AT.format(step=0, rank=0), start_seconds=15, stall_seconds=1)
+    process = begin(task, tmp_path / "a", HANG_AT.format(step=0, rank=0), start_seconds=40, stall_seconds=1)
     assert process.wait(120) == -signal.SIGKILL
     word = word_of(tmp_path / "a")
-    assert word.failure is FailureClass.START_DEADLINE and "no first step within 15 s" in word.message
+    assert word.failure is FailureClass.START_DEADLINE and "no first step within 40 s" in word.message
     assert (word.step, word.checkpoint_step) == (0, None) and word.failure.disruption
     assert "in hang" in (tmp_path / "a" / "log").read_text()
 

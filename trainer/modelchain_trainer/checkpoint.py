@@ -125,10 +125,9 @@ class Checkpointer:
                 kept += 1
             elif _math(directory) != TRAINER_MATH:
                 foreign.append(directory)
-        for directory in foreign if kept == KEPT else ():
+        torsos = self.attempt.parent.glob("*/.step-*")  # of attempts that were killed while they wrote
+        for directory in (*torsos, *(foreign if kept == KEPT else ())):
             shutil.rmtree(directory, ignore_errors=True)
-        for torso in self.attempt.parent.glob("*/.step-*"):  # of attempts that were killed while they wrote
-            shutil.rmtree(torso, ignore_errors=True)
 
 
 def newest(directory: Path, say: Callable[[str], None]) -> Path | None:
@@ -178,13 +177,13 @@ def _newest_first(directory: Path) -> list[Path]:
     return sorted(steps, key=lambda p: (int(p.name.removeprefix("step-")), p.parent.name), reverse=True)
 
 
-def _math(directory: Path) -> object:
+def _math(directory: Path) -> int | None:
     """The TRAINER_MATH of a checkpoint by its manifest, which may name none; ours where there is none to read."""
     try:
         manifest = Manifest.model_validate_json((directory / MANIFEST).read_bytes())
     except (OSError, ValidationError):
         return TRAINER_MATH  # whether it is damaged, `verify` says
-    return manifest.environment.get("trainerMath")
+    return manifest.trainer_math
 
 
 def _verifies(directory: Path, say: Callable[[str], None] = lambda _: None) -> bool:

@@ -1,4 +1,4 @@
-"""The device that a task promises, checked before anything is read: a broken one must not cost hours of its node."""
+"""Checks the device that a task promises before anything is read, so that a broken one costs seconds, not hours."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from modelchain.faults import COLLECTIVE, fault_of, of_a_peer
 
 SIDE = 512  # of the matrices: sums of 512 products of 0 to 6 are exact in fp32, their factors in TF32
 PATTERN, PATTERN_BYTES = 0x5A, 256 << 20
-FREE_SHARE = 0.1  # of the memory; what is left of less belongs to somebody else's process
-CHECK_SECONDS = 120.0  # eight devices wake slowly where no daemon keeps the driver awake; a dead one never answers
+FREE_SHARE = 0.1  # of the memory; with less free, another process uses the device
+CHECK_SECONDS = 120.0  # eight GPUs start slowly without nvidia-persistenced; a dead one never answers
 
 
 class Faulty(WorkError):
-    """A device, or what joins devices, does not do its work. `fault` is equal for equal errors on two nodes."""
+    """A device, or the link between devices, does not work. `fault` is equal for equal errors on two nodes."""
 
     def __init__(self, message: str, fault: str):
         super().__init__(message, FailureClass.HARDWARE)
@@ -99,7 +99,7 @@ def _sum_of_ranks(device: torch.device) -> int:
 
 
 def _within(seconds: float, work: Callable[[torch.device], int | None], device: torch.device) -> int | None:
-    """In a thread, as what hangs in a driver or a collective cannot be stopped; TimeoutError leaves it there."""
+    """Run `work` in a thread, since a hanging driver or collective cannot be stopped; TimeoutError leaves it there."""
     thread = ThreadPoolExecutor(1, "check")
     try:
         return thread.submit(work, device).result(seconds)

@@ -54,11 +54,10 @@ def blame(error: Exception, failure: str) -> dict[str, str]:
 
 def success(artifact: Path, manifest: Manifest, results: Results, **spent: Any) -> LastWord:
     """The word on a whole artifact; `spent` holds macs, seconds and gpu_seconds."""
-    math = manifest.environment.get("trainerMath")
     return LastWord(
         result="Succeeded", step=results.steps, steps=results.steps, metrics=results.final.metrics,
         manifest_digest=sha256_of(artifact / MANIFEST), artifact_digest=manifest.artifact_digest,
-        trainer_math=math if isinstance(math, int) else None, **spent,
+        trainer_math=manifest.trainer_math, **spent,
     )  # fmt: skip
 
 

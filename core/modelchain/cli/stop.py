@@ -1,4 +1,4 @@
-"""A trainer's being asked to stop. Knows no torch: it listens before that has loaded."""
+"""How a trainer is asked to stop. Knows no torch: it listens before that has loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-STOPS = (signal.SIGTERM, signal.SIGHUP)  # torchrun hands on the one that it was sent
+STOPS = (signal.SIGTERM, signal.SIGHUP)  # torchrun forwards the one it was sent
 
 
 class Preempted(BaseException):
@@ -19,7 +19,7 @@ class Preempted(BaseException):
 
 @dataclass
 class Stop:
-    """SIGTERM's wish. In the loop it is met at the end of a step; elsewhere at once, as nothing is half done there."""
+    """The request to stop. The loop obeys at the end of a step; the rest at once, as nothing is half done there."""
 
     asked: bool = False
     in_loop: bool = False
@@ -30,7 +30,7 @@ class Stop:
             self.check()
 
     def check(self) -> None:
-        """Outside the loop, raise Preempted if it was wished for."""
+        """Outside the loop, raise Preempted if a stop was asked for."""
         if self.asked and not self.in_loop:
             raise Preempted("stopped outside the training loop; the newest checkpoint stands")
 
@@ -46,9 +46,9 @@ class Stop:
 
     @contextmanager
     def heard(self, seconds: float, give_up: Callable[[], None]) -> Iterator[None]:
-        """Within the block SIGTERM and SIGHUP (unless `nohup` has switched it off) are heard, and after it ignored. If
-        the block has not ended `seconds` after one, `give_up` is called, from a thread: a main thread within C, or
-        waiting for a lost peer, hears nothing.
+        """Handle SIGTERM and SIGHUP (unless `nohup` has switched it off) in the block, and ignore them after it. If the
+        block has not ended `seconds` after one, a thread calls `give_up`: a main thread within C, or waiting for a lost
+        peer, handles no signal.
         """
         reading, writing = os.pipe()
         os.set_blocking(writing, False)

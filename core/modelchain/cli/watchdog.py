@@ -1,11 +1,11 @@
-"""A trainer's watchdog: a process of its own that ends a rank which does not come forward, whatever holds it up.
+"""A trainer's watchdog: a process of its own that kills a rank which makes no progress, whatever blocks it.
 
-A rank in a collective that never returns, or on a disk that never answers, hears no signal and runs no thread of its
-own; and an operator may not reach it. So each rank forks this before it loads anything, and tells it of steps through
-shared memory, which waits for nobody. What counts as coming forward:
+A rank in a collective that never returns, or on a disk that never answers, handles no signal and runs no thread; and
+the operator may not reach it. So each rank forks this before it loads anything, and reports its steps through shared
+memory, which cannot block. What counts as progress:
 
-- before the first step of an attempt nothing but that step: reading the data, and the evaluation before it, are within
-  `startSeconds` of the trainer's start, as they are for the operator;
+- before the first step of an attempt nothing but that step: reading the data and the evaluation before it must fit in
+  `startSeconds` from the trainer's start, as they must for the operator;
 - then a step, or a batch of an evaluation, every `stallSeconds`;
 - after the last step the last evaluation's batches, and the artifact, which may take `startSeconds` if that is longer.
 """
@@ -29,9 +29,9 @@ from modelchain.cli.local.guard import die_with_parent
 from modelchain.contracts import FailureClass, LastWord, Task
 
 POLL_SECONDS = 0.5
-HELD_UP_SECONDS = 5.0  # a machine that sleeps holds up the watchdog, too: more than this at once is no evidence
+HELD_UP_SECONDS = 5.0  # a machine that sleeps stops the watchdog, too: of a longer gap only this much counts
 TRACE_SECONDS = 1.0  # for the stack traces
-PEER_SECONDS = 2.0  # for the watchdogs of other nodes, whose ranks hang on this one: they are to say the same
+PEER_SECONDS = 2.0  # for the watchdogs of other nodes, whose ranks wait for this one: their last words say the same
 WRITE_SECONDS = 10.0  # the disk that the rank hangs on may be the last word's
 
 
@@ -40,18 +40,18 @@ class Phase(IntEnum):
 
 
 _STEP, _CHECKPOINT_STEP, _MACS, _BEATS, _PHASE = range(5)
-_shared = memoryview(bytearray(8 * 5)).cast("d")  # nobody looks at this one; `start` puts a shared one in its place
+_shared = memoryview(bytearray(8 * 5)).cast("d")  # nobody reads this one; `start` replaces it by shared memory
 
 
 def beat(phase: Phase | None = None) -> None:
-    """A step, or a piece of what has no steps, is done."""
+    """A step is done, or a batch of an evaluation; `phase` if another one begins."""
     if phase is not None:
         _shared[_PHASE] = phase
     _shared[_BEATS] += 1
 
 
 def tell(report: Mapping[str, Any]) -> None:
-    """What the last word is to say, should the rank not be able to."""
+    """What the last word is to say if the rank cannot write it: its step, checkpoint_step and macs."""
     _shared[_STEP], _shared[_MACS] = report["step"], report["macs"]
     _shared[_CHECKPOINT_STEP] = report["checkpoint_step"] or 0
 
@@ -59,7 +59,7 @@ def tell(report: Mapping[str, Any]) -> None:
 def start(task: Task) -> None:
     """Have this process watched from now on. Only before it has threads: it forks."""
     global _shared
-    _shared = memoryview(mmap.mmap(-1, len(_shared.tobytes()))).cast("d")
+    _shared = memoryview(mmap.mmap(-1, _shared.nbytes)).cast("d")
     faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
     rank = os.getpid()
     if os.fork():

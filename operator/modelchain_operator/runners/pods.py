@@ -77,30 +77,28 @@ def ended_at(pod: Read) -> float | None:
 def run_time(pod: Read, now: float) -> tuple[float, float | None] | None:
     """When the main container started and ended, in seconds since the epoch by our clock; None if it never ran.
 
-    Its node's clock may be wrong. Between a start and an end of the same node it measures right all the same; only
-    where the two lie is believed no further than between the pod's creation and `now`.
+    Its node's clock may be wrong. Between a start and an end of the same node it measures right all the same; a start
+    before the pod's creation or after `now` is corrected by what the scheduler's clock says. The answer must not move
+    with `now`, or every look would write it: so a start may stay a little ahead of us, and nothing is spent before it.
     """
     started, finished, created = started_at(pod), ended_at(pod), created_at(pod)
     if started is None or (finished is not None and not 0 <= finished - started <= now - created + CLOCKS_DIFFER):
         return None
     length = None if finished is None else finished - started
     if not created <= started <= now:
-        started = min(max(started + _node_is_behind(pod), created), now)
-    if length is None:
-        return started, None
-    started = max(created, min(started, now - length))
-    return started, started + length
+        started = max(started + _node_is_behind(pod), created)
+    return started, None if length is None else started + length
 
 
 def _node_is_behind(pod: Read) -> float:
-    """By how many seconds, as the scheduler's clock and the node's tell the same moment; 0 where they do not say."""
+    """Seconds, from what the scheduler and the node give as the time the node took the pod; 0 if one says nothing."""
     scheduled = seconds((held(pod, "PodScheduled") or {}).get("lastTransitionTime"))
     taken = seconds(pod["status"].get("startTime"))
     return 0.0 if scheduled is None or taken is None else scheduled - taken
 
 
 def _time(text: str | None) -> float | None:
-    """What a kubelet does not know it may write as 1970."""
+    """A kubelet may write 1970 for a time it does not know."""
     found = seconds(text)
     return found if found is not None and found > 0 else None
 
@@ -130,14 +128,8 @@ def remember(pod: Read) -> Object | None:
     meta, status = pod["metadata"], pod["status"]
     kept_meta = ("name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "labels", "annotations")
     kept_status = (
-        "phase",
-        "reason",
-        "message",
-        "conditions",
-        "startTime",
-        "containerStatuses",
-        "initContainerStatuses",
-    )
+        "phase", "reason", "message", "conditions", "startTime", "containerStatuses", "initContainerStatuses",
+    )  # fmt: skip
     containers: list[dict[str, Any]] = [
         {field: container[field] for field in ("name", "image", "resources") if field in container}
         for container in pod["spec"]["containers"]

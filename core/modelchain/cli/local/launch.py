@@ -134,10 +134,10 @@ def gpus() -> int:
     if listed.returncode != 0:
         return 0
     there = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # nvidia-smi heeds it not; to CUDA the list ends at a -1
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # nvidia-smi ignores it; CUDA stops reading at a -1
     if visible is None or there == 0:
         return there
-    return len(list(takewhile(lambda name: name.strip() not in ("", "-1"), visible.split(","))))
+    return min(there, len(list(takewhile(lambda name: name.strip() not in ("", "-1"), visible.split(",")))))
 
 
 def threads_for(processes: int) -> int:

@@ -107,7 +107,7 @@ class Root:
             path=str(directory.relative_to(self.path)),
             macs=results.macs,
             metrics=metrics,
-            trainer_math=number if isinstance(number := manifest.environment.get("trainerMath"), int) else None,
+            trainer_math=manifest.trainer_math,
         )
 
     def added_evaluations(self, digest: str) -> dict[str, dict[str, float]]:
@@ -165,7 +165,7 @@ class Root:
         """The newest complete checkpoint of an input digest that a trainer would go on from; 0 if there is none."""
         paths = (self.path / digest).glob(f"*/step-*/{MANIFEST}")
         made = [(path.parent, _read(Manifest, path)) for path in paths]
-        ours = [step for step, m in made if m is not None and m.environment.get("trainerMath") == TRAINER_MATH]
+        ours = [step for step, m in made if m is not None and m.trainer_math == TRAINER_MATH]
         return max((_number(step, "step-") for step in ours), default=0)
 
     def known_inputs(self) -> dict[str, dict[str, Any]]:
