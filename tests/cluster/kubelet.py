@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ from plays import Play, usual
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 ALLOCATABLE = {"cpu": "64", "memory": "1000Gi", "ephemeral-storage": "1000Gi", "nvidia.com/gpu": "8", "pods": "110"}
+LATE = 10.0  # seconds; after 20 a node is given up
 _kubelets = itertools.count(1)
 Work = Callable[[], Awaitable[None]]
 Script = Callable[[Pod], Play | None]
@@ -155,15 +157,21 @@ class Kubelet:
             await self.write("POST", path, body)
 
     async def _beat(self) -> None:
-        """All at once: on a busy machine one after another would be too late for the last."""
+        """All at once: on a busy machine one after another would be too late for the last.
+
+        Where that took long all the same, their conditions are posted again: the controllers may have given them up.
+        """
         while True:
-            await asyncio.gather(*(self._renew(name) for name in set(self.nodes) - self.lost))
+            names, since = set(self.nodes) - self.lost, time.monotonic()
+            await asyncio.gather(*map(self._renew, names))
             await asyncio.sleep(self.heartbeat)
+            if time.monotonic() - since > self.heartbeat + LATE:
+                await asyncio.gather(*map(self._register, names - self.lost))
 
     async def _renew(self, name: str) -> None:
-        time = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        renewed = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         with contextlib.suppress(Gone):
-            await self.write("PATCH", f"{LEASES}/{name}", {"spec": {"renewTime": time}})
+            await self.write("PATCH", f"{LEASES}/{name}", {"spec": {"renewTime": renewed}})
 
     async def _recover(self, name: str) -> None:
         await self._register(name)
