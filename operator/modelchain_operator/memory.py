@@ -84,7 +84,9 @@ class Memory:
     def unheard(self, pod_uid: str, *, accepted: bool) -> None:
         """Rank 0 said nothing, though it may have `accepted` the connection."""
         before, now = self.progress.get(pod_uid, Asked()), self.clock()
-        ignored = before.ignored[:1] + before.ignored[1:][-MOST_IGNORED:] + ((now,) if accepted else ())
+        ignored = before.ignored
+        if accepted:  # the first is kept: it says for how long
+            ignored = (*ignored[:1], *ignored[1:][-MOST_IGNORED:], now)
         silent = now if before.silent is None else before.silent
         self.progress[pod_uid] = replace(before, silent=silent, ignored=ignored)
 

@@ -17,7 +17,7 @@ from modelchain_operator.memory import Memory
 from modelchain_operator.objects import annotation, held, is_deleting, label, uid
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners.port import Runner
-from modelchain_operator.runners.template import ATTEMPT, CHAIN, INPUT_DIGEST, STAGE
+from modelchain_operator.runners.template import ATTEMPT, CHAIN, INPUT_DIGEST, STAGE, check_mount_path
 from modelchain_operator.sightings import Sightings
 
 KEPT_JOBS = 3
@@ -104,6 +104,7 @@ class View:
                 raise InputError("say where artifacts are kept: claimTemplate or claimName", field="spec.storage")
             if spec.data.volume.claim_name is None:
                 raise InputError("name the claim that holds the data", field="spec.data.volume.claimName")
+            check_mount_path(spec.data.volume.mount_path)
         except InputError as error:
             return f"InvalidSpec: {error.problems[0]}"
         if facts.runner_missing:

@@ -78,15 +78,17 @@ def run_time(pod: Read, now: float) -> tuple[float, float | None] | None:
     """When the main container started and ended, in seconds since the epoch by our clock; None if it never ran.
 
     Its node's clock may be wrong. Between a start and an end of the same node it measures right all the same; a start
-    before the pod's creation or after `now` is corrected by what the scheduler's clock says. The answer must not move
-    with `now`, or every look would write it: so a start may stay a little ahead of us, and nothing is spent before it.
+    before the pod's creation or after `now` is corrected by what the scheduler's clock says, or else the creation stands
+    for it. The answer does not move with `now`: every look would write it.
     """
     started, finished, created = started_at(pod), ended_at(pod), created_at(pod)
     if started is None or (finished is not None and not 0 <= finished - started <= now - created + CLOCKS_DIFFER):
         return None
     length = None if finished is None else finished - started
     if not created <= started <= now:
-        started = max(started + _node_is_behind(pod), created)
+        started += _node_is_behind(pod)
+    if not created <= started <= now:
+        started = created
     return started, None if length is None else started + length
 
 

@@ -66,7 +66,7 @@ def trainer_template(request: JobRequest, container: str, *, rank_0: bool) -> Ob
     claims = {"artifacts": request.artifacts_claim}
     mounts = [mount("artifacts", ARTIFACTS), mount("artifacts", PREDECESSORS, read_only=True)]
     if request.data_claim is not None:
-        _check_mount_path(request.mount_path)
+        check_mount_path(request.mount_path)
         # One claim in two volumes of a pod would hang the kubelet.
         volume = "artifacts" if request.data_claim == request.artifacts_claim else "data"
         claims[volume] = request.data_claim
@@ -220,7 +220,8 @@ def _topology(pool: NodePool) -> dict[str, str]:
     return {"kueue.x-k8s.io/podset-preferred-topology": pool.topology.preferred}
 
 
-def _check_mount_path(path: str) -> None:
+def check_mount_path(path: str) -> None:
+    """Raises InputError for a path of the data that would cover one that the trainer's pods use."""
     for ours in (ARTIFACTS, PREDECESSORS, SCRATCH, HOME, SHM):
         if f"{path.rstrip('/')}/".startswith(f"{ours}/") or f"{ours}/".startswith(f"{path.rstrip('/')}/"):
             raise InputError(
