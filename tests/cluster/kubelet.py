@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
@@ -28,7 +27,6 @@ from plays import Play, usual
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 ALLOCATABLE = {"cpu": "64", "memory": "1000Gi", "ephemeral-storage": "1000Gi", "nvidia.com/gpu": "8", "pods": "110"}
-LATE = 10.0  # seconds; after 20 a node is given up
 _kubelets = itertools.count(1)
 Work = Callable[[], Awaitable[None]]
 Script = Callable[[Pod], Play | None]
@@ -148,8 +146,6 @@ class Kubelet:
         status = {"conditions": [ready, *pressures], "capacity": ALLOCATABLE, "allocatable": ALLOCATABLE}
         status["addresses"] = [{"type": "InternalIP", "address": "127.0.0.1"}, {"type": "Hostname", "address": name}]
         await self.write("PATCH", f"/api/v1/nodes/{name}/status", {"status": status})
-        spec = {"holderIdentity": name, "leaseDurationSeconds": 40}
-        await self._create(LEASES, {"metadata": {"name": name}, "spec": spec})
 
     async def _create(self, path: str, body: Json) -> None:
         """409: it is there from an earlier run."""
@@ -157,21 +153,18 @@ class Kubelet:
             await self.write("POST", path, body)
 
     async def _beat(self) -> None:
-        """All at once: on a busy machine one after another would be too late for the last.
-
-        Where that took long all the same, their conditions are posted again: the controllers may have given them up.
-        """
         while True:
-            names, since = set(self.nodes) - self.lost, time.monotonic()
-            await asyncio.gather(*map(self._renew, names))
+            await asyncio.gather(*map(self._renew, set(self.nodes) - self.lost))
             await asyncio.sleep(self.heartbeat)
-            if time.monotonic() - since > self.heartbeat + LATE:
-                await asyncio.gather(*map(self._register, names - self.lost))
 
     async def _renew(self, name: str) -> None:
+        """Its Lease; made here, since a new control plane has no namespace for it in its first seconds."""
         renewed = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-        with contextlib.suppress(Gone):
-            await self.write("PATCH", f"{LEASES}/{name}", {"spec": {"renewTime": renewed}})
+        spec = {"holderIdentity": name, "leaseDurationSeconds": 40, "renewTime": renewed}
+        try:
+            await self.write("PATCH", f"{LEASES}/{name}", {"spec": spec})
+        except Gone:
+            await self._create(LEASES, {"metadata": {"name": name}, "spec": spec})
 
     async def _recover(self, name: str) -> None:
         await self._register(name)
