@@ -6,7 +6,7 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -34,15 +34,17 @@ def pack(
 
     Example: [bold]modelchain pack digits --to runs/digits[/bold]
     """
-    with _stopped_as_by_ctrl_c(), Progress(console=Console(stderr=True), transient=True) as progress:
+    with _stopped_as_by_ctrl_c() as check, Progress(console=Console(stderr=True), transient=True) as progress:
         from modelchain_data.pack import pack as work
 
         bar = progress.add_task(f"packing {source}", total=None)
 
         def indexing(done: int, shards: int) -> None:
+            check()
             progress.update(bar, description=f"indexing shard {done} of {shards}")
 
         def packing(done: int) -> None:
+            check()
             progress.update(bar, description=f"packing {source}", completed=done)
 
         columns = None if captions is None else captions.split(",")
@@ -55,11 +57,12 @@ def pack(
 
 
 @contextlib.contextmanager
-def _stopped_as_by_ctrl_c() -> Iterator[None]:
+def _stopped_as_by_ctrl_c() -> Iterator[Callable[[], None]]:
     """SIGTERM and SIGHUP end the block as Ctrl-C does, so that nothing is left behind; what nohup ignores stays so.
 
     Services and terminals send several at once; only the first counts. If it interrupts code that holds a lock, another
-    exception may follow, so after a signal every exception counts as the interruption.
+    exception may follow, so after a signal every exception counts as the interruption. What interrupts a destructor is
+    dropped by Python: call what is yielded now and then, it raises again.
     """
     heard = 0.0
 
@@ -69,10 +72,14 @@ def _stopped_as_by_ctrl_c() -> Iterator[None]:
         if heard - before > BURST_SECONDS:
             raise KeyboardInterrupt
 
+    def check() -> None:
+        if heard:
+            raise KeyboardInterrupt
+
     ours = [sig for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(sig) != signal.SIG_IGN]
     handlers = {sig: signal.signal(sig, stop) for sig in ours}
     try:
-        yield
+        yield check
     except BaseException:
         if not heard:
             raise

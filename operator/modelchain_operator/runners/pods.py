@@ -78,8 +78,8 @@ def run_time(pod: Read, now: float) -> tuple[float, float | None] | None:
     """When the main container started and ended, in seconds since the epoch by our clock; None if it never ran.
 
     Its node's clock may be wrong. Between a start and an end of the same node it measures right all the same; a start
-    before the pod's creation or after `now` is corrected by what the scheduler's clock says, or else the creation stands
-    for it. The answer does not move with `now`: every look would write it.
+    before the pod's creation or after `now` is corrected by what the scheduler's clock says, or else is taken to be the
+    creation. The answer does not move with `now`: every look would write it.
     """
     started, finished, created = started_at(pod), ended_at(pod), created_at(pod)
     if started is None or (finished is not None and not 0 <= finished - started <= now - created + CLOCKS_DIFFER):
