@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_UP, Decimal
+from math import floor
 from typing import Any
 
 from modelchain.contracts import FailureClass
@@ -171,7 +172,8 @@ def _seconds(pods: Iterable[PodTime], now: float) -> float:
 
 
 def _length(pod: PodTime, now: float) -> float:
-    return max(0.0, (now if pod.finished is None else pod.finished) - pod.started)
+    # A kubelet tells whole seconds: so counted, what runs never has more than its end will say.
+    return max(0.0, (floor(now) if pod.finished is None else pod.finished) - pod.started)
 
 
 def _ended(pod: PodTime, now: float) -> PodTime:
