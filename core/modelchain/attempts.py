@@ -97,12 +97,12 @@ def deadline(
     """The deadline that has passed and what to say of it, or the seconds until the next one; None without one.
 
     Time in a queue never counts: the start counts from the first running pod of those that are there. Silence is no
-    evidence (RULES section 9): a start or a stall is over its time only if that was seen since the time was over.
+    evidence: a deadline for a step has passed only if the trainer is seen to stand still after it.
     """
     if seen.hopeless is not None:
         return seen.hopeless
     dues: list[tuple[float, bool, FailureClass, str]] = []
-    began = _began(seen)
+    began = min((pod.started for pod in seen.pods.values() if pod.finished is None), default=None)
     if began is None and seen.waits is not None:
         failure, since = seen.waits
         text = f"{seen.waiting}; given up after {limits.start_seconds} s (spec.deadlines.startSeconds)"
@@ -117,10 +117,6 @@ def deadline(
     if past:
         return past[0]
     return min((due - now for due, *_ in dues if due > now), default=None)
-
-
-def _began(seen: Seen) -> float | None:
-    return min((pod.started for pod in seen.pods.values() if pod.finished is None), default=None)
 
 
 def _next_step(

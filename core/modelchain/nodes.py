@@ -1,4 +1,4 @@
-"""Nodes whose own device has failed: a chain's attempts keep away from them for a day (RULES section 5)."""
+"""Nodes whose own device has failed: a chain's attempts keep away from them for a day."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from modelchain.conditions import constant
-from modelchain.status import AvoidedNode
+from modelchain.status import MOST_AVOIDED, AvoidedNode
 
 AVOIDED_SECONDS = 86_400.0
-MOST_NODES = 16  # the newest; more at once are no accident, and a job cannot name nodes without end
 
 
 def avoided(known: Iterable[AvoidedNode], bad: Mapping[str, str], now: float) -> list[AvoidedNode]:
@@ -20,7 +19,7 @@ def avoided(known: Iterable[AvoidedNode], bad: Mapping[str, str], now: float) ->
         now: seconds since the epoch.
     """
     new = [AvoidedNode(node=node, until=now + AVOIDED_SECONDS, fault=fault) for node, fault in bad.items()]
-    return [*(one for one in known if one.node not in bad), *new][-MOST_NODES:]
+    return [*(one for one in known if one.node not in bad), *new][-MOST_AVOIDED:]
 
 
 def still_avoided(known: Iterable[AvoidedNode], now: float) -> list[AvoidedNode]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from modelchain.conditions import completed
+from modelchain.nodes import still_avoided, without_faults
 from modelchain.plan import plan
 from modelchain.spec import ModelChain
 from modelchain.status import ChainStatus, StageStatus, State
@@ -28,7 +29,10 @@ def decide(chain: ModelChain, observed: Observed, now: float) -> Step:
     retried = bool(observed.retry) and observed.retry != old.retry  # a value that is taken away asks for nothing
     fresh = retried or old.observed_generation != (chain.metadata.generation or 0)
     stages = _resolved(chain, old, fresh)
-    walk = Walk(chain, observed, now, finished=not fresh and old.is_over(len(stages)), retried=retried)
+    avoid = [] if retried else still_avoided(old.avoid, now)
+    if fresh:
+        avoid = without_faults(avoid)
+    walk = Walk(chain, observed, now, finished=not fresh and old.is_over(len(stages)), retried=retried, avoid=avoid)
     stages = [walk.visit(index, stage) for index, stage in enumerate(stages)]
     status = completed(chain, old, stages, observed.retry or old.retry, now, walk.avoid)
     if status != old:

@@ -147,6 +147,9 @@ class Summary(Record):
     accuracy: str = ""
 
 
+MOST_AVOIDED = 16  # nodes, the newest; a job cannot name nodes without end
+
+
 class AvoidedNode(Record):
     """A node whose own device failed: the chain's attempts keep away from it `until` then (seconds since the epoch)."""
 
@@ -163,7 +166,7 @@ class ChainStatus(Record):
     summary: Summary = Summary()
     stages: list[StageStatus] = []
     total: Total = Total()
-    avoid: list[AvoidedNode] = Field([], max_length=16)
+    avoid: list[AvoidedNode] = Field([], max_length=MOST_AVOIDED)
     retry: str | None = None
 
     def as_stored(self) -> ChainStatus:

@@ -10,10 +10,10 @@ from modelchain.conditions import constant
 from modelchain.contracts import FailureClass, LastWord
 from modelchain.digest import digest_of, stage_inputs
 from modelchain.ledger import account, booked, closed, ended, least, plus, shown, timestamp, whole
-from modelchain.nodes import avoided, nodes_avoided, same_everywhere, still_avoided, without_faults
+from modelchain.nodes import avoided, nodes_avoided, same_everywhere, without_faults
 from modelchain.spec import ModelChain
 from modelchain.stages import accounted, after, behind
-from modelchain.status import ArtifactRef, AttemptStatus, Spent, StageStatus, State
+from modelchain.status import ArtifactRef, AttemptStatus, AvoidedNode, Spent, StageStatus, State
 from modelchain.world import (
     Action,
     Artifact,
@@ -35,13 +35,18 @@ _STOPS = "; waits for an earlier attempt to stop"
 class Walk:
     """One pass along the chain: every stage before the current one is done, every one after it waits."""
 
-    def __init__(self, chain: ModelChain, observed: Observed, now: float, finished: bool, retried: bool):
+    def __init__(
+        self,
+        chain: ModelChain,
+        observed: Observed,
+        now: float,
+        *,
+        finished: bool,
+        retried: bool,
+        avoid: list[AvoidedNode],
+    ):
         self.spec, self.seen, self.now, self.finished = chain.spec, observed, now, finished
-        self.chain_name, self.retried = chain.metadata.name, retried
-        fresh = observed.status.observed_generation != (chain.metadata.generation or 0)
-        self.avoid = [] if retried else still_avoided(observed.status.avoid, now)
-        if fresh:
-            self.avoid = without_faults(self.avoid)
+        self.chain_name, self.retried, self.avoid = chain.metadata.name, retried, avoid
         self.previous: Artifact | None = None
         self.handed_over: float | None = None  # when the trainer ended that made `previous`, if this look says so
         self.blocked: str | None = None  # the stage the rest waits for
@@ -289,7 +294,7 @@ class Walk:
             self.wanted.add(attempt.name)
             return self._stalled(stage, stalled)
         if not seen.started:
-            if asked:  # nothing of it was ever there; what still comes is nobody's
+            if asked:  # nothing of it was ever there; a job that still comes is a stray
                 return self._judged(stage, attempt, seen)
             if self.stopping:
                 self.again = None

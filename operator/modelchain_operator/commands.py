@@ -134,7 +134,7 @@ def retry(name: Name, namespace: Namespace = None, kubeconfig: Kubeconfig = None
     async def work(kube: Kube, space: str) -> str:
         chain = await get_chain(kube, space, name)
         status = status_of(chain)
-        waits = [s for s in status.stages if s.state is State.FAILED or s.not_before is not None or _told_to_retry(s)]
+        waits = [s for s in status.stages if s.state is State.FAILED or s.not_before is not None or _retry_helps(s)]
         stalled = status.condition("Stalled")
         if not waits and stalled is not None and stalled.status == "True":
             raise InputError(
@@ -154,9 +154,10 @@ def retry(name: Name, namespace: Namespace = None, kubeconfig: Kubeconfig = None
     typer.echo(on_cluster(Place(namespace, kubeconfig, context), work))
 
 
-def _told_to_retry(stage: StageStatus) -> bool:
-    """Nothing of it has failed, or waits for its turn, and its reason says that a retry helps."""
-    return constant(stage.reason) in ("VerifyUnanswered", "SuspendedByAnother", "SameDeviceError", "NodesAvoided")
+def _retry_helps(stage: StageStatus) -> bool:
+    from modelchain_operator.waits import RETRY_HELPS
+
+    return constant(stage.reason) in RETRY_HELPS
 
 
 def _set_suspend(name: str, namespace: str | None, kubeconfig: Path | None, context: str | None, value: bool) -> None:

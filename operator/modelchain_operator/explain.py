@@ -224,8 +224,7 @@ class _Case:
 
     def waiting(self) -> Explanation | None:
         """Pods that do not start: their claims first, of which a pod says little."""
-        held = [pod for pod in self.pods if podread.is_live(pod) and podread.started_at(pod) is None]
-        if not held:
+        if not (held := self._not_started()):
             return None
         if claim := self._claim_that_holds(held):
             return claim
@@ -240,12 +239,13 @@ class _Case:
     def avoiding(self) -> Explanation | None:
         if self.stage is None or constant(self.stage.reason) != "NodesAvoided":
             return None
-        held = [pod for pod in self.pods if podread.is_live(pod) and podread.started_at(pod) is None]
-        cause = self.stage.reason.removeprefix("NodesAvoided: ")
+        held, cause = self._not_started(), self.stage.reason.removeprefix("NodesAvoided: ")
         lines = [*map(self.clues.pod, held[:3]), *self.clues.warnings(*held)]
-        return self._say(
-            "NodesAvoided", f"{self.subject} waits for a node", cause, f"modelchain retry {self._here()}", lines
-        )
+        then = f"modelchain retry {self._here()}"
+        return self._say("NodesAvoided", f"{self.subject} waits for a node", cause, then, lines)
+
+    def _not_started(self) -> list[Object]:
+        return [pod for pod in self.pods if podread.is_live(pod) and podread.started_at(pod) is None]
 
     def unheard(self) -> Explanation | None:
         if self.stage is None or constant(self.stage.reason) != "ProgressUnknown":

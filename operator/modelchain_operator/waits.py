@@ -13,6 +13,9 @@ from modelchain_operator.runners.pytorchjob import PyTorchJob
 from modelchain_operator.sightings import GONE
 from modelchain_operator.situation import KUEUE, Queue
 
+# Reasons of stages that have not failed, and that a retry mends.
+RETRY_HELPS = ("VerifyUnanswered", "SuspendedByAnother", "SameDeviceError", "NodesAvoided")
+
 
 class Wait(NamedTuple):
     """`lines`: (object, message, RFC 3339 time or None)."""
@@ -127,7 +130,7 @@ def after_stall(reason: str, cause: str, chain: str, namespace: str, attempt: st
         case "NodeLost":
             found = re.search(r"; node (\S+) does not answer", cause)
             return f"kubectl describe node {found[1]}" if found else describe
-        case "VerifyUnanswered" | "SuspendedByAnother" | "SameDeviceError":
+        case _ if reason in RETRY_HELPS:
             return f"modelchain retry {chain} {here}"
     return describe
 

@@ -1,4 +1,4 @@
-"""How jobs get into queues and out of them, with Kueue's webhooks and without (RULES section 6).
+"""How jobs get into queues and out of them, with Kueue's webhooks and without.
 
 No job starts before its release, and none keeps a queue it was not to have: the stand-in's log says so after each test.
 """

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from specs import with_changes
+from stored import through_a_server, violations
 from yaml import safe_load
 
 from modelchain.contracts import FailureClass, LastWord, Progress
@@ -26,33 +26,6 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 SCHEMA = definitions()["modelchains.yaml"]["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]
 MOST_WRITES = 12  # of one look; a chain that has nothing new to say writes none
 MOMENTS = 12
-
-
-def violations(value: Any, schema: dict[str, Any], path: str = "status") -> Iterator[str]:
-    """The bounds of the CRD that a value breaks."""
-    sizes = {"maxLength": str, "maxItems": list, "maxProperties": dict}
-    for name, kind in sizes.items():
-        if name in schema and isinstance(value, kind) and len(value) > schema[name]:
-            yield f"{path}: {name} is {schema[name]}, and it has {len(value)}"
-    if "maximum" in schema and isinstance(value, int | float) and value > schema["maximum"]:
-        yield f"{path}: {value} is more than {schema['maximum']}"
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            found = schema.get("properties", {}).get(key, schema.get("additionalProperties"))
-            if isinstance(found, dict):
-                yield from violations(inner, found, f"{path}.{key}")
-    if isinstance(value, list):
-        for index, inner in enumerate(value):
-            yield from violations(inner, schema["items"], f"{path}[{index}]")
-
-
-def through_a_server(value: Any) -> Any:
-    """As an API server keeps it: an integer beyond 64 bits becomes a float, and may be printed as one."""
-    if isinstance(value, dict):
-        return {key: through_a_server(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [through_a_server(inner) for inner in value]
-    return float(value) if isinstance(value, int) and not -(2**63) <= value < 2**63 else value
 
 
 @dataclass

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stored import through_a_server
 
 from modelchain import ledger
 from modelchain.contracts import LastWord
@@ -168,13 +169,5 @@ def test_macs_beyond_64_bits_are_read_back_as_they_were_written(macs: int) -> No
     stages = [StageStatus(name="a", macs=macs, attempts=[attempt(macs=macs)])]
     status = ChainStatus(stages=stages, total=Total(macs=sum(s.macs for s in stages)))
     stored = json.loads(status.model_dump_json(by_alias=True))
-
-    def through_a_server(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: through_a_server(one) for key, one in value.items()}
-        if isinstance(value, list):
-            return [through_a_server(one) for one in value]
-        return float(value) if isinstance(value, int) and not -(2**63) <= value < 2**63 else value
-
     assert ChainStatus.model_validate_json(json.dumps(through_a_server(stored))) == status
     assert abs(status.total.macs - macs) <= macs * 2**-52

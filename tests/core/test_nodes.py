@@ -12,14 +12,13 @@ from test_fixpoint import Life, life_of
 from modelchain.contracts import FailureClass, LastWord
 from modelchain.nodes import (
     AVOIDED_SECONDS,
-    MOST_NODES,
     avoided,
     nodes_avoided,
     same_everywhere,
     still_avoided,
     without_faults,
 )
-from modelchain.status import AvoidedNode, StageStatus, State
+from modelchain.status import MOST_AVOIDED, AvoidedNode, StageStatus, State
 from modelchain.world import Launch, Seen
 
 NOW = 1_700_000_000.0
@@ -132,8 +131,8 @@ def test_the_newest_stand_once(failures: list[tuple[str, str]]) -> None:
     for n, (node, fault) in enumerate(failures):
         known = avoided(known, {node: fault}, NOW + n)
     names = [one.node for one in known]
-    assert len(set(names)) == len(names) <= MOST_NODES
-    expected = list(dict.fromkeys(node for node, _ in reversed(failures)))[:MOST_NODES]
+    assert len(set(names)) == len(names) <= MOST_AVOIDED
+    expected = list(dict.fromkeys(node for node, _ in reversed(failures)))[:MOST_AVOIDED]
     assert names == expected[::-1]
 
 

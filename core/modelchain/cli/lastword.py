@@ -21,7 +21,7 @@ LAST_WORD_BYTES = 2048
 def write_last_word(path: Path, word: LastWord) -> None:
     """Success is rank 0's to report; of failures in a pod's file the first stands, as the cause, unless it is Unknown.
 
-    At most 2 KiB (RULES section 7): details of metrics go, `results.json` has them, and the end of the message.
+    At most 2 KiB: details of metrics go, `results.json` has them, and the end of the message.
     The file may be there already, empty: a kubelet makes it.
     """
     succeeded = word.result == "Succeeded"

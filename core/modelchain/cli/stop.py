@@ -1,16 +1,26 @@
-"""How a trainer is asked to stop. Knows no torch: it listens before that has loaded."""
+"""How a process is asked to stop. Knows no torch: a trainer listens before that has loaded."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 STOPS = (signal.SIGTERM, signal.SIGHUP)  # torchrun forwards the one it was sent
+
+
+Handler = Callable[[int, FrameType | None], Any]
+
+
+def listen(signals: Iterable[signal.Signals], handler: Handler) -> dict[signal.Signals, Any]:
+    """Have these signals handled, but SIGHUP not where `nohup` has switched it off; returns the handlers before."""
+    heard = [sig for sig in signals if sig is not signal.SIGHUP or signal.getsignal(sig) is not signal.SIG_IGN]
+    return {sig: signal.signal(sig, handler) for sig in heard}
 
 
 class Preempted(BaseException):
@@ -63,9 +73,7 @@ class Stop:
 
         threading.Thread(target=watch, name="stop", daemon=True).start()
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        stops = [sig for sig in STOPS if sig != signal.SIGHUP or signal.getsignal(sig) is not signal.SIG_IGN]
-        for sig in stops:
-            signal.signal(sig, self.on_signal)
+        stops = listen(STOPS, self.on_signal)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the runner's to turn into SIGTERM
         try:
             yield

@@ -56,7 +56,7 @@ class JobState:
     """A job as it was read. `released`: we let it run, as our annotation says; a queue may hold it `suspended` still.
 
     `queue` is the one its label names, None for none and for our placeholder. `message` is the job's own word on why it
-    failed; none of this is evidence of success (RULES section 7).
+    failed; none of this is evidence of success.
     """
 
     released: bool

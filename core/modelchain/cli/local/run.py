@@ -7,10 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -25,6 +24,7 @@ from modelchain.cli.local.table import console as make_console
 from modelchain.cli.local.table import report_table, stages_table
 from modelchain.cli.local.world import LocalWorld
 from modelchain.cli.paths import DataFolder
+from modelchain.cli.stop import listen
 from modelchain.cli.validate import FileOption, check_epochs
 from modelchain.contracts import DataAnswer, DataRequest
 from modelchain.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, Problem, WorkError
@@ -72,7 +72,7 @@ def run(
     if root.resolve().is_relative_to(folder.folder.resolve()):
         raise InputError(f"lies in the data folder {folder.folder}, where nothing is ever written", file=root)
     root.mkdir(parents=True, exist_ok=True)
-    _listen(_as_ctrl_c)  # until there is a trainer to stop first
+    listen(STOPS, _as_ctrl_c)  # until there is a trainer to stop first
     lock = RootLock.acquire(store.path, lambda text: console.print(text, style="yellow"))
     try:
         status = store.read_status(chain.metadata.name)
@@ -141,7 +141,7 @@ def _drive(chain: ModelChain, world: LocalWorld, status: ChainStatus, console: C
         _hung_up(number)
         world.interrupted = True
 
-    handlers = _listen(interrupt)
+    handlers = listen(STOPS, interrupt)
     printed = ""
     try:
         with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -163,15 +163,6 @@ def _drive(chain: ModelChain, world: LocalWorld, status: ChainStatus, console: C
     finally:
         for sig, handler in handlers.items():
             signal.signal(sig, handler)
-
-
-Handler = Callable[[int, FrameType | None], Any]
-
-
-def _listen(handler: Handler) -> dict[signal.Signals, Any]:
-    """Have the signals that ask to stop handled, but not what `nohup` has switched off; returns the handlers before."""
-    heard = [sig for sig in STOPS if sig is not signal.SIGHUP or signal.getsignal(sig) is not signal.SIG_IGN]
-    return {sig: signal.signal(sig, handler) for sig in heard}
 
 
 def _as_ctrl_c(number: int, _frame: FrameType | None) -> None:
