@@ -11,7 +11,13 @@ out: list[str] = []
 
 
 def text(
-    x: float, y: float, words: str, size: int = 14, colour: str = INK, anchor: str = "middle", bold: bool = False
+    x: float,
+    y: float,
+    words: str,
+    size: int = 14,
+    colour: str = INK,
+    anchor: str = "middle",
+    bold: bool = False,
 ) -> None:
     weight = ' font-weight="bold"' if bold else ""
     out.append(
@@ -22,16 +28,18 @@ def text(
 
 def lane(y: float, height: float, title: str) -> None:
     out.append(
-        f'<rect x="20" y="{y}" width="{WIDTH - 40}" height="{height}" rx="10" fill="none" stroke="{FAINT}" '
-        'stroke-dasharray="5 5"/>'
+        f'<rect x="20" y="{y}" width="{WIDTH - 40}" height="{height}" rx="10" fill="none"'
+        f' stroke="{FAINT}" stroke-dasharray="5 5"/>'
     )
     text(36, y + 22, title, 14, FAINT, "start", bold=True)
 
 
-def box(x: float, y: float, width: float, height: float, title: str, *lines: str, fill: str = BLUE) -> None:
+def box(
+    x: float, y: float, width: float, height: float, title: str, *lines: str, fill: str = BLUE
+) -> None:
     out.append(
-        f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="8" fill="{fill}" stroke="{INK}" '
-        'stroke-width="1.3"/>'
+        f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="8" fill="{fill}"'
+        f' stroke="{INK}" stroke-width="1.3"/>'
     )
     top = y + height / 2 - (len(lines)) * 9 + 5
     text(x + width / 2, top, title, 15, bold=True)
@@ -40,10 +48,15 @@ def box(x: float, y: float, width: float, height: float, title: str, *lines: str
 
 
 def arrow(
-    *points: tuple[float, float], label: str = "", at: tuple[float, float] | None = None, anchor: str = "middle"
+    *points: tuple[float, float],
+    label: str = "",
+    at: tuple[float, float] | None = None,
+    anchor: str = "middle",
 ) -> None:
     path = " ".join(f"{'L' if i else 'M'}{x} {y}" for i, (x, y) in enumerate(points))
-    out.append(f'<path d="{path}" fill="none" stroke="{INK}" stroke-width="1.6" marker-end="url(#tip)"/>')
+    out.append(
+        f'<path d="{path}" fill="none" stroke="{INK}" stroke-width="1.6" marker-end="url(#tip)"/>'
+    )
     if at:
         text(*at, label, 12, "#44546a", anchor)
 
@@ -69,10 +82,26 @@ arrow((772, 83), (764, 83), (764, 106), (750, 106))
 
 lane(236, 150, "the API server")
 box(60, 280, 190, 78, "ModelChain", "spec: yours", "status: the operator's", fill=GREEN)
-box(490, 280, 220, 78, "StageArtifact", "digests, metrics, cost of a", "finished stage; never changes", fill=GREEN)
+box(
+    490,
+    280,
+    220,
+    78,
+    "StageArtifact",
+    "digests, metrics, cost of a",
+    "finished stage; never changes",
+    fill=GREEN,
+)
 box(900, 280, 200, 78, "PyTorchJob", "one an attempt, made", "suspended, then released", fill=GREEN)
 arrow((180, 280), (180, 170), label="1 watch", at=(172, 222), anchor="end")
-arrow((600, 280), (600, 226), (214, 226), (214, 170), label="6 the next stage may begin", at=(490, 220))
+arrow(
+    (600, 280),
+    (600, 226),
+    (214, 226),
+    (214, 170),
+    label="6 the next stage may begin",
+    at=(490, 220),
+)
 arrow((1060, 170), (1060, 280), label="3 launch", at=(1068, 222), anchor="start")
 arrow((960, 170), (960, 214), (660, 214), (660, 280), label="5 record", at=(810, 208))
 
@@ -87,7 +116,16 @@ box(
     "distil, checkpoint, evaluate;",
     "every byte of the result is hashed",
 )
-box(490, 470, 220, 100, "claim of artifacts", "<input digest>/artifact/", "<input digest>/<attempt>/step-k/", fill=SAND)
+box(
+    490,
+    470,
+    220,
+    100,
+    "claim of artifacts",
+    "<input digest>/artifact/",
+    "<input digest>/<attempt>/step-k/",
+    fill=SAND,
+)
 box(60, 470, 190, 100, "claim of data", "WebDataset shards,", "read only", fill=SAND)
 arrow((975, 358), (975, 470), label="training-operator", at=(983, 412), anchor="start")
 arrow((860, 505), (710, 505), label="artifact", at=(785, 498))
@@ -113,16 +151,21 @@ text(60, 634, "the rooms, and who may import whom", 14, FAINT, "start", bold=Tru
 text(
     WIDTH / 2,
     742,
-    "core knows neither torch nor Kubernetes; the operator has no torch; the trainer knows no Kubernetes",
+    "core knows neither torch nor Kubernetes; the operator has no torch; the trainer knows no"
+    " Kubernetes",
     12,
     "#44546a",
 )
 
 svg = [
-    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-    'font-family="Helvetica, Arial, sans-serif">',
-    '<defs><marker id="tip" markerWidth="9" markerHeight="8" refX="8" refY="4" orient="auto">'
-    f'<path d="M0 0 L9 4 L0 8 z" fill="{INK}"/></marker></defs>',
+    (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        'font-family="Helvetica, Arial, sans-serif">'
+    ),
+    (
+        '<defs><marker id="tip" markerWidth="9" markerHeight="8" refX="8" refY="4" orient="auto">'
+        f'<path d="M0 0 L9 4 L0 8 z" fill="{INK}"/></marker></defs>'
+    ),
     f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
     *out,
     "</svg>",

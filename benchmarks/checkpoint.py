@@ -1,8 +1,9 @@
-"""`python benchmarks/checkpoint.py`: what a checkpoint of ViT-L costs the training loop, beside a memcpy of its bytes.
+"""`python benchmarks/checkpoint.py`: what a checkpoint of ViT-L costs the training loop, beside a
+memcpy of its bytes.
 
-The stall is `Checkpointer.save`, as the loop calls it; the memcpy is libc's, tensor by tensor, from and to the same
-memory. Pairs are interleaved, each checkpoint is waited for until it is durable. `--write` puts the table into
-docs/performance.md.
+The stall is `Checkpointer.save`, as the loop calls it; the memcpy is libc's, tensor by tensor, from
+and to the same memory. Pairs are interleaved, each checkpoint is waited for until it is durable.
+`--write` puts the table into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -46,7 +47,12 @@ def run(model: str, pairs: int, folder: Path) -> Json:
     began = time.monotonic()
     saver.prepare(student)
     saver.wait()
-    figures: Json = {"model": model, "prepareSeconds": time.monotonic() - began, "stalls": [], "durable": []}
+    figures: Json = {
+        "model": model,
+        "prepareSeconds": time.monotonic() - began,
+        "stalls": [],
+        "durable": [],
+    }
     memcpys: list[float] = []
     for step in range(1, pairs + 1):
         began = time.monotonic()
@@ -56,13 +62,19 @@ def run(model: str, pairs: int, folder: Path) -> Json:
         figures["durable"].append(time.monotonic() - began)
         memcpys.append(_memcpy(saver, student, optimizer) if device.type == "cpu" else float("nan"))
     copies = [copy for file in saver._copies.values() for copy in file.values()]
-    ratio = statistics.median(stall / memcpy for stall, memcpy in zip(figures["stalls"], memcpys, strict=True))
+    ratio = statistics.median(
+        stall / memcpy for stall, memcpy in zip(figures["stalls"], memcpys, strict=True)
+    )
     return figures | {
         "bytes": sum(copy.nbytes for copy in copies),
         "tensors": len(copies),
         "memcpys": memcpys,
         "ratio": ratio,
-        "environment": {"device": _device(device), "torch": torch.__version__, "threads": torch.get_num_threads()},
+        "environment": {
+            "device": _device(device),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+        },
     }
 
 
@@ -95,19 +107,43 @@ def table(figures: Json) -> str:
         ("memcpy of the same bytes", median("memcpys"), ""),
         ("stall / memcpy, median of the pairs", f"{figures['ratio']:.2f}", f"<= {GOAL}"),
         ("from the stall's begin until it is durable", median("durable"), ""),
-        ("memory for the copies, made once beside the first steps", f"{figures['prepareSeconds']:.2f} s", ""),
+        (
+            "memory for the copies, made once beside the first steps",
+            f"{figures['prepareSeconds']:.2f} s",
+            "",
+        ),
     ]
-    lines = [f"| {figures['model']} | measured | goal |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+    lines = [
+        f"| {figures['model']} | measured | goal |",
+        "|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
     about = figures["environment"]
-    return "\n".join([*lines, "", f"Machine: {about['device']}, torch {about['torch']}, threads {about['threads']}."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Machine: {about['device']}, torch {about['torch']}, threads {about['threads']}.",
+        ]
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="ViT-L-16", help="an open_clip config; memory of twice its state is needed")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model",
+        default="ViT-L-16",
+        help="an open_clip config; memory of twice its state is needed",
+    )
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where checkpoints go; a temporary directory by default")
-    parser.add_argument("-o", "--output", choices=["json"], help="print the figures as one JSON document")
+    parser.add_argument(
+        "--folder", type=Path, help="where checkpoints go; a temporary directory by default"
+    )
+    parser.add_argument(
+        "-o", "--output", choices=["json"], help="print the figures as one JSON document"
+    )
     parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=given.folder))

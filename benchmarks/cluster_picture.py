@@ -1,6 +1,8 @@
-"""`python benchmarks/cluster_picture.py CHAIN -n NAMESPACE`: draw a chain's life as docs/cluster.svg.
+"""`python benchmarks/cluster_picture.py CHAIN -n NAMESPACE`: draw a chain's life as
+docs/cluster.svg.
 
-Start it when the chain was just applied. It types the commands that the picture shows, in the cluster of the current
+Start it when the chain was just applied. It types the commands that the picture shows, in the
+cluster of the current
 context: some while the second stage runs, the others when the chain has finished.
 """
 
@@ -22,7 +24,9 @@ WIDTH = 112
 
 def output(command: str) -> str:
     environment = os.environ | {"COLUMNS": str(WIDTH), "FORCE_COLOR": "1"}
-    return subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        command, shell=True, env=environment, capture_output=True, text=True, check=True
+    ).stdout
 
 
 def main() -> None:
@@ -53,9 +57,15 @@ def main() -> None:
 
     wait(half_way)
     show(f"kubectl get mchain {here}", f"modelchain explain {chain} {here}")
-    wait(lambda found: any(c["type"] == "Finished" and c["status"] == "True" for c in found.get("conditions", [])))
+    wait(
+        lambda found: any(
+            c["type"] == "Finished" and c["status"] == "True" for c in found.get("conditions", [])
+        )
+    )
     show(f"kubectl get sart {here}", f"modelchain explain {chain} {here}")
-    console.save_svg(str(Path(__file__).parent.parent / "docs" / "cluster.svg"), title="ModelChain on a cluster")
+    console.save_svg(
+        str(Path(__file__).parent.parent / "docs" / "cluster.svg"), title="ModelChain on a cluster"
+    )
 
 
 if __name__ == "__main__":

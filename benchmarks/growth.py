@@ -1,9 +1,10 @@
-"""`python benchmarks/growth.py`: what growth is worth before and soon after the first step, on real data.
+"""`python benchmarks/growth.py`: what growth is worth before and soon after the first step, on real
+data.
 
-Both families of Table G, an eighth as wide (text towers of three layers, pictures of 32 pixels), on Fashion-MNIST.
-Every predecessor is trained by the shipped trainer; on every edge the grown student is compared with the same one at
-random. The results file is added to edge by edge, and what it has is not run again. `--write` puts the tables into
-docs/growth.md.
+Both families of Table G, an eighth as wide (text towers of three layers, pictures of 32 pixels), on
+Fashion-MNIST. Every predecessor is trained by the shipped trainer; on every edge the grown student
+is compared with the same one at random. The results file is added to edge by edge, and what it has
+is not run again. `--write` puts the tables into docs/growth.md.
 """
 
 from __future__ import annotations
@@ -24,11 +25,18 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
 from markers import between
-from modelchain.cli.files import sha256_of
-from modelchain.cli.stop import Preempted, Stop
-from modelchain.contracts import WEIGHTS, DataRequest, Predecessor, Task, TaskEvaluation, TrainFiles
-from modelchain.digest import VERSION, digest_of
-from modelchain.zoo import MODELS
+from modelchain.api.contracts import (
+    WEIGHTS,
+    DataRequest,
+    Predecessor,
+    Task,
+    TaskEvaluation,
+    TrainFiles,
+)
+from modelchain.families.zoo import MODELS
+from modelchain.identity.digest import VERSION, digest_of
+from modelchain.io.files import sha256_of
+from modelchain.io.stop import Preempted, Stop
 from modelchain_data.batches import Batch, Batches
 from modelchain_data.index import open_set
 from modelchain_trainer import artifact, growth, models
@@ -74,7 +82,12 @@ def _trunk(name: str) -> str:
     def make(**_: Any) -> nn.Module:
         heads = tuple(width * 2**stage // (HEAD // 2) for stage in range(len(depths)))
         trunk = SwinTransformer(
-            img_size=IMAGE, patch_size=4, window_size=2, embed_dim=width, depths=depths, num_heads=heads
+            img_size=IMAGE,
+            patch_size=4,
+            window_size=2,
+            embed_dim=width,
+            depths=depths,
+            num_heads=heads,
         )
         trunk.default_cfg = {}
         return trunk
@@ -91,54 +104,108 @@ class Lab:
     def __init__(self, data: Path, root: Path):
         self.root = root
         shards = [str(data / "train" / f"train-{i:06d}.tar") for i in range(SHARDS)]
-        self.samples = sum(json.loads((data / "sizes.json").read_text())[f"train/{Path(s).name}"] for s in shards)
+        self.samples = sum(
+            json.loads((data / "sizes.json").read_text())[f"train/{Path(s).name}"] for s in shards
+        )
         self.steps = self.samples // BATCH  # an epoch's
-        train = TrainFiles(files=shards, samples=self.samples, captions_per_sample=CAPTIONS, fingerprint=None)
-        self.request = DataRequest(cache=str(root / "cache"), file="growth.py", train=train, evaluation=[])
+        train = TrainFiles(
+            files=shards, samples=self.samples, captions_per_sample=CAPTIONS, fingerprint=None
+        )
+        self.request = DataRequest(
+            cache=str(root / "cache"), file="growth.py", train=train, evaluation=[]
+        )
         held_out = open_set([data / "val" / "val-000000.tar"], root / "cache")
         batches = Batches(
-            data=held_out, image_size=IMAGE, context_length=CONTEXT, global_batch_size=BATCH, captions_per_sample=1,
-            seed=1, threads=1,
-        )  # fmt: skip
+            data=held_out,
+            image_size=IMAGE,
+            context_length=CONTEXT,
+            global_batch_size=BATCH,
+            captions_per_sample=1,
+            seed=1,
+            threads=1,
+        )
         self.held_out = list(itertools.islice(batches.from_step(0), HELD_OUT))
         metric = TaskEvaluation(
-            name="top1", kind="ZeroShot", shards="/data/val.tar", files=[], class_names=str(data / "classnames.json"),
+            name="top1",
+            kind="ZeroShot",
+            shards="/data/val.tar",
+            files=[],
+            class_names=str(data / "classnames.json"),
             templates=str(data / "templates.json"),
-        )  # fmt: skip
-        self.evaluate = Evaluator([(metric, held_out)], CONTEXT, torch.device("cpu"), 1, nullcontext)
+        )
+        self.evaluate = Evaluator(
+            [(metric, held_out)], CONTEXT, torch.device("cpu"), 1, nullcontext
+        )
 
     def train(
-        self, name: str, before: Task | None = None, width: str = "Insert", alpha: str = "500", stop: int | None = None
+        self,
+        name: str,
+        before: Task | None = None,
+        width: str = "Insert",
+        alpha: str = "500",
+        stop: int | None = None,
     ) -> tuple[Task, models.Student | None]:
-        """By the shipped trainer, to the end or for `stop` steps: its task, and the student if it was not there yet."""
+        """By the shipped trainer, to the end or for `stop` steps: its task, and the student if it
+        was not there yet.
+        """
         inputs: Json = {
-            "v": VERSION, "modelConfig": small(name), "epochs": EPOCHS,
-            "globalBatchSize": BATCH, "learningRate": "1e-3", "weightDecay": "0.1", "warmupSteps": 25,
-            "precision": "fp32", "seed": 0, "captionsPerSample": CAPTIONS, "data": {"samples": self.samples},
+            "v": VERSION,
+            "modelConfig": small(name),
+            "epochs": EPOCHS,
+            "globalBatchSize": BATCH,
+            "learningRate": "1e-3",
+            "weightDecay": "0.1",
+            "warmupSteps": 25,
+            "precision": "fp32",
+            "seed": 0,
+            "captionsPerSample": CAPTIONS,
+            "data": {"samples": self.samples},
             "rerun": None,
-        }  # fmt: skip
+        }
         predecessor = None
         if before is not None:
             place = Path(before.root) / before.input_digest / "artifact"
             predecessor = Predecessor(
-                stage=before.stage, input_digest=before.input_digest, artifact_digest=sha256_of(place / WEIGHTS),
+                stage=before.stage,
+                input_digest=before.input_digest,
+                artifact_digest=sha256_of(place / WEIGHTS),
                 path=str(place),
-            )  # fmt: skip
-            inputs["transfer"] = {"width": width, "depth": "Duplicate", "distillation": {"alpha": alpha}}
+            )
+            inputs["transfer"] = {
+                "width": width,
+                "depth": "Duplicate",
+                "distillation": {"alpha": alpha},
+            }
             inputs["predecessor"] = predecessor.artifact_digest
         digest = digest_of(inputs)
         task = Task(
-            chain="growth", stage=name, model=name, attempt=name, input_digest=digest, inputs=inputs,
-            root=str(self.root), owner="growth", predecessor=predecessor, data=self.request, micro_batch_size=None,
-            checkpoint_seconds=3600, macs_per_step=1, threads=1, last_word="",
-            device="cpu", start_seconds=604_800, stall_seconds=604_800,
-        )  # fmt: skip
+            chain="growth",
+            stage=name,
+            model=name,
+            attempt=name,
+            input_digest=digest,
+            inputs=inputs,
+            root=str(self.root),
+            owner="growth",
+            predecessor=predecessor,
+            data=self.request,
+            micro_batch_size=None,
+            checkpoint_seconds=3600,
+            macs_per_step=1,
+            threads=1,
+            last_word="",
+            device="cpu",
+            start_seconds=604_800,
+            stall_seconds=604_800,
+        )
         trainer = Trainer(task, Stop(), {}, lambda _: None)
         waiting = trainer.meter.waiting
 
         def counted(batches: Iterator[Batch]) -> Iterator[Batch]:
             for batch in waiting(batches):
-                trainer.stop.asked = stop is not None and batch.step + 1 >= stop  # met at the end of this step
+                trainer.stop.asked = (
+                    stop is not None and batch.step + 1 >= stop
+                )  # met at the end of this step
                 yield batch
 
         trainer.meter.waiting = counted  # type: ignore[method-assign]
@@ -163,7 +230,12 @@ def of_edge(lab: Lab, before: Task, name: str, trained: bool) -> Json:
     """Losses on held-out pictures: at random, grown, and, if `trained`, after an epoch."""
     config, weights = artifact.load_artifact(Path(before.root) / before.input_digest / "artifact")
     student = small(name)
-    found: Json = {"random": lab.loss(models.build(student, 0)), "start": {}, "epoch": {}, "top1": {}}
+    found: Json = {
+        "random": lab.loss(models.build(student, 0)),
+        "start": {},
+        "epoch": {},
+        "top1": {},
+    }
     for method in METHODS:
         clip = models.build(student, 0)
         growth.grow(clip, weights, method)
@@ -179,13 +251,18 @@ def of_edge(lab: Lab, before: Task, name: str, trained: bool) -> Json:
         _, after = lab.train(name, before, method, alpha, stop=lab.steps)
         assert after is not None
         key = method if alpha != "0" else f"{method} alone"
-        found["epoch"][key], found["top1"][key] = lab.loss(after.clip), lab.evaluate(after.clip)["top1"]
+        found["epoch"][key], found["top1"][key] = (
+            lab.loss(after.clip),
+            lab.evaluate(after.clip)["top1"],
+        )
     return found
 
 
 def tables(found: dict[str, Json]) -> str:
     """Of all edges, and of those whose embedding changes its size."""
-    first = "| edge | at random | " + " | ".join(METHODS) + " | `Insert`, an epoch later | `Released` |"
+    first = (
+        "| edge | at random | " + " | ".join(METHODS) + " | `Insert`, an epoch later | `Released` |"
+    )
     lines = [first, "|---" * (len(METHODS) + 4) + "|"]
     for edge, row in found.items():
         losses = [row["random"], *(row["start"][method] for method in METHODS)]
@@ -201,15 +278,25 @@ def tables(found: dict[str, Json]) -> str:
         if "Insert alone" in row["epoch"]:
             pairs = [(row["start"]["Insert"], row["top1"]["start"])]
             pairs += [(row["epoch"][key], row["top1"][key]) for key in ("Insert", "Insert alone")]
-            lines.append(f"| {edge} | " + " | ".join(f"{loss:.3f}, {top1:.1f} %" for loss, top1 in pairs) + " |")
+            lines.append(
+                f"| {edge} | "
+                + " | ".join(f"{loss:.3f}, {top1:.1f} %" for loss, top1 in pairs)
+                + " |"
+            )
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=DATA, help="fashion-mnist's shards")
-    parser.add_argument("--root", type=Path, default=ROOT / "runs" / "growth", help="for models and results.json")
-    parser.add_argument("--all", action="store_true", help="train on every edge, not on neighbours and T-S-B-L alone")
+    parser.add_argument(
+        "--root", type=Path, default=ROOT / "runs" / "growth", help="for models and results.json"
+    )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="train on every edge, not on neighbours and T-S-B-L alone",
+    )
     parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
     arguments = parser.parse_args()
     arguments.root.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 
 def between(page: str, script: str, table: str) -> str:
-    """`page` with `table` between the markers `<!-- script -->` and `<!-- end -->`, instead of what stood there.
+    """`page` with `table` between the markers `<!-- script -->` and `<!-- end -->`, instead of what
+    stood there.
 
     Without such a marker both are appended.
     """

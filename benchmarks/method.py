@@ -1,9 +1,10 @@
-"""`python benchmarks/method.py`: what chain training is worth, measured on Fashion-MNIST and Flickr8k.
+"""`python benchmarks/method.py`: what chain training is worth, measured on Fashion-MNIST and
+Flickr8k.
 
-Models trained alone against chains, by initialisation, distillation and epochs, with ablations: every training is the
-trainer's own, though in two rows one thing of it is replaced (`method_runs.replaced`). A stage that is finished is not
-run again, a stopped one goes on: Ctrl-C and the same command lose nothing. `--write` puts figures, tables and pictures
-into docs/.
+Models trained alone against chains, by initialisation, distillation and epochs, with ablations:
+every training is the trainer's own, though in two rows one thing of it is replaced
+(`method_runs.replaced`). A stage that is finished is not run again, a stopped one goes on: Ctrl-C
+and the same command lose nothing. `--write` puts figures, tables and pictures into docs/.
 """
 
 from __future__ import annotations
@@ -30,36 +31,65 @@ ALPHA, NO_PULL = "500", "0"
 
 
 def model(
-    sizes: tuple[int, int, int], embed: int, vision: tuple[int, int], text: tuple[int, int], scale: int = 1
+    sizes: tuple[int, int, int],
+    embed: int,
+    vision: tuple[int, int],
+    text: tuple[int, int],
+    scale: int = 1,
 ) -> Json:
-    """An open_clip config: sizes of picture and patch and tokens of a caption; towers as (width, layers)."""
+    """An open_clip config: sizes of picture and patch and tokens of a caption; towers as (width,
+    layers).
+    """
     image, patch, context = sizes
     return {
         "embed_dim": embed * scale,
         "vision_cfg": {
-            "image_size": image, "patch_size": patch, "width": vision[0] * scale, "layers": vision[1], "head_width": 8,
+            "image_size": image,
+            "patch_size": patch,
+            "width": vision[0] * scale,
+            "layers": vision[1],
+            "head_width": 8,
         },
         "text_cfg": {
-            "context_length": context, "width": text[0] * scale, "heads": text[0] * scale // 16, "layers": text[1],
+            "context_length": context,
+            "width": text[0] * scale,
+            "heads": text[0] * scale // 16,
+            "layers": text[1],
         },
-    }  # fmt: skip
+    }
 
 
 PHRASES = [
-    "a t-shirt", "a pair of trousers", "a pullover", "a dress", "a coat",
-    "a sandal", "a shirt", "a sneaker", "a bag", "an ankle boot",
-]  # fmt: skip
+    "a t-shirt",
+    "a pair of trousers",
+    "a pullover",
+    "a dress",
+    "a coat",
+    "a sandal",
+    "a shirt",
+    "a sneaker",
+    "a bag",
+    "an ankle boot",
+]
 
 
 def fashion(scale: int = 1) -> Setup:
-    """28 x 28 in 16 patches; its longest caption has 12 tokens. Templates are those of val's captions."""
+    """28 x 28 in 16 patches; its longest caption has 12 tokens. Templates are those of val's
+    captions.
+    """
     sizes = (28, 7, 12)
     top1 = {
-        "name": "top1", "kind": "ZeroShot", "shards": "/data/val/val-{000000..000001}.tar",
-        "classNames": "/data/names.json", "templates": "/data/prompts.json",
-    }  # fmt: skip
+        "name": "top1",
+        "kind": "ZeroShot",
+        "shards": "/data/val/val-{000000..000001}.tar",
+        "classNames": "/data/names.json",
+        "templates": "/data/prompts.json",
+    }
     return Setup(
-        name="fashion-mnist", folder="fashion-mnist", shards="train/train-000000.tar", samples=2_000,
+        name="fashion-mnist",
+        folder="fashion-mnist",
+        shards="train/train-000000.tar",
+        samples=2_000,
         evaluation=(top1,),
         models={
             "s": model(sizes, 64, (32, 4), (32, 2), scale),
@@ -68,79 +98,117 @@ def fashion(scale: int = 1) -> Setup:
             "xs": model(sizes, 64, (16, 4), (16, 2), scale),  # these two for ablations
             "wide": model(sizes, 96, (128, 4), (64, 3), scale),
         },
-        epochs=64, batch=64, captions=1, rate="2e-3", warmup=(60, 20),
+        epochs=64,
+        batch=64,
+        captions=1,
+        rate="2e-3",
+        warmup=(60, 20),
         lists={"names.json": json.dumps(PHRASES), "prompts.json": json.dumps(["a photo of {}."])},
-    )  # fmt: skip
+    )
 
 
 def flickr(scale: int = 1, split: str = "test") -> Setup:
     """112 x 112 shrunk to 56, in 16 patches; most captions have fewer than 24 tokens."""
     sizes = (56, 14, 24)
     return Setup(
-        name="flickr8k", folder="flickr8k", shards="train/train-{000000..000002}.tar", samples=5_999,
-        evaluation=({"name": "r1", "kind": "Retrieval", "shards": f"/data/{split}/{split}-000000.tar"},),
+        name="flickr8k",
+        folder="flickr8k",
+        shards="train/train-{000000..000002}.tar",
+        samples=5_999,
+        evaluation=(
+            {"name": "r1", "kind": "Retrieval", "shards": f"/data/{split}/{split}-000000.tar"},
+        ),
         models={
             "s": model(sizes, 64, (32, 3), (32, 2), scale),
             "m": model(sizes, 64, (64, 3), (64, 2), scale),
             "l": model(sizes, 64, (112, 3), (96, 3), scale),
         },
-        epochs=12, batch=64, captions=1, rate="1e-3", warmup=(60, 20), lists={},
-    )  # fmt: skip
+        epochs=12,
+        batch=64,
+        captions=1,
+        rate="1e-3",
+        warmup=(60, 20),
+        lists={},
+    )
 
 
 def smoke(scale: int = 1) -> Setup:
     """Three tiny models on fifty photos: whether all of this works, in seconds."""
     sizes = (16, 8, 12)
     return Setup(
-        name="smoke", folder="coco-mini", shards="train/train-000000.tar", samples=50,
+        name="smoke",
+        folder="coco-mini",
+        shards="train/train-000000.tar",
+        samples=50,
         evaluation=({"name": "r1", "kind": "Retrieval", "shards": "/data/val/val-000000.tar"},),
         models={
             "s": model(sizes, 16, (16, 1), (16, 1), scale),
             "m": model(sizes, 16, (24, 1), (16, 1), scale),
             "l": model(sizes, 24, (32, 2), (32, 1), scale),
         },
-        epochs=2, batch=16, captions=1, rate="1e-3", warmup=(2, 1), lists={},
-    )  # fmt: skip
+        epochs=2,
+        batch=16,
+        captions=1,
+        rate="1e-3",
+        warmup=(2, 1),
+        lists={},
+    )
 
 
 @dataclass(frozen=True)
 class Arm:
     """Some models of a data set, each trained somehow; `part` is where the report shows it."""
 
-    part: str  # individual, table, sweep (of epochs), two (models), fresh (seeds), ablation, tuning, choice
+    # individual, table, sweep (of epochs), two (models), fresh (seeds), ablation, tuning, choice
+    part: str
     name: str
     stages: tuple[Stage, ...]
     ifd: bool = False
 
 
-def alone(setup: Setup, name: str, seed: int, epochs: int | None = None, rate: str | None = None) -> Stage:
+def alone(
+    setup: Setup, name: str, seed: int, epochs: int | None = None, rate: str | None = None
+) -> Stage:
     return Stage(setup, name, epochs or setup.epochs, seed, rate or setup.rate, setup.warmup[0])
 
 
 def chain(
-    part: str, name: str, setup: Setup, seed: int, epochs: Sequence[int],
-    alpha: str = ALPHA, width: str = "Insert", variant: str = "", models: str = "s m l", warmup: int | None = None,
-) -> Arm:  # fmt: skip
+    part: str,
+    name: str,
+    setup: Setup,
+    seed: int,
+    epochs: Sequence[int],
+    alpha: str = ALPHA,
+    width: str = "Insert",
+    variant: str = "",
+    models: str = "s m l",
+    warmup: int | None = None,
+) -> Arm:
     """A chain whose first model trains as long as alone, and its successors for `epochs`."""
     first, *others = models.split()
     stages = [alone(setup, first, seed)]
     steps = setup.warmup[1] if warmup is None else warmup
     for other, few in zip(others, epochs, strict=True):
         before = stages[-1]
-        same_space = setup.models[other]["embed_dim"] == setup.models[before.model]["embed_dim"]  # then there is no T
+        same_space = (
+            setup.models[other]["embed_dim"] == setup.models[before.model]["embed_dim"]
+        )  # then there is no T
         own = "" if variant == "random T" and same_space else variant
         stages.append(Stage(setup, other, few, seed, setup.rate, steps, before, width, alpha, own))
     return Arm(part, name, tuple(stages), ifd=alpha != NO_PULL)
 
 
 def started(part: str, init: str, ifd: bool, setup: Setup, seed: int, epochs: Sequence[int]) -> Arm:
-    """One cell of the table. From random weights without distillation is training alone, only shorter."""
+    """One cell of the table. From random weights without distillation is training alone, only
+    shorter.
+    """
     if init != "random init":
         return chain(part, init, setup, seed, epochs, ALPHA if ifd else NO_PULL, width=init)
     if ifd:
         return chain(part, init, setup, seed, epochs, variant=init)
     short = (
-        replace(alone(setup, name, seed, few), warmup=setup.warmup[1]) for name, few in zip("ml", epochs, strict=True)
+        replace(alone(setup, name, seed, few), warmup=setup.warmup[1])
+        for name, few in zip("ml", epochs, strict=True)
     )
     return Arm(part, init, (alone(setup, "s", seed), *short))
 
@@ -191,12 +259,31 @@ def ablations(setup: Setup, seed: int) -> Iterator[Arm]:
     for alpha in ("60", "4000"):
         yield chain("ablation", f"α = {alpha}", setup, seed, TABLE_EPOCHS, alpha)
     for steps in (0, 100):
-        yield chain("ablation", f"warm-up of {steps} steps, not 20", setup, seed, TABLE_EPOCHS, warmup=steps)
-    yield chain("ablation", "a first model half as wide", setup, seed, TABLE_EPOCHS, models="xs m l")
+        yield chain(
+            "ablation", f"warm-up of {steps} steps, not 20", setup, seed, TABLE_EPOCHS, warmup=steps
+        )
+    yield chain(
+        "ablation", "a first model half as wide", setup, seed, TABLE_EPOCHS, models="xs m l"
+    )
     yield chain("ablation", "without m", setup, seed, TABLE_EPOCHS[1:], models="s l")
     wider = "l's embedding grows to 96, T(·) starts"
-    yield chain("ablation", f"{wider} as the insertion's inverse", setup, seed, TABLE_EPOCHS, models="s m wide")
-    yield chain("ablation", f"{wider} at random", setup, seed, TABLE_EPOCHS, variant="random T", models="s m wide")
+    yield chain(
+        "ablation",
+        f"{wider} as the insertion's inverse",
+        setup,
+        seed,
+        TABLE_EPOCHS,
+        models="s m wide",
+    )
+    yield chain(
+        "ablation",
+        f"{wider} at random",
+        setup,
+        seed,
+        TABLE_EPOCHS,
+        variant="random T",
+        models="s m wide",
+    )
 
 
 def smoke_arms(scale: int) -> Iterator[Arm]:
@@ -210,15 +297,26 @@ def smoke_arms(scale: int) -> Iterator[Arm]:
 
 def tuning(setup: Setup) -> Iterator[Arm]:
     """What the epochs were chosen by, with a seed that the report does not use."""
-    for name, epochs in (("s", setup.epochs), ("m", setup.epochs // 2), ("m", setup.epochs), ("l", setup.epochs)):
+    for name, epochs in (
+        ("s", setup.epochs),
+        ("m", setup.epochs // 2),
+        ("m", setup.epochs),
+        ("l", setup.epochs),
+    ):
         yield Arm("tuning", name, (alone(setup, name, TUNING_SEED, epochs),))
     yield individual(setup, TUNING_SEED, "choice")
     for few in (TABLE_EPOCHS, (24, 8)):
         yield started("choice", "Insert", True, setup, TUNING_SEED, few)
 
 
-TABLE_EPOCHS, FLICKR_EPOCHS = (17, 10), (2, 2)  # of m and l; the first as `allocation: {targetAcceleration: "4"}` says
-SWEEP = {"Released": ((8, 8), TABLE_EPOCHS), "Insert": ((4, 4), (8, 8), TABLE_EPOCHS, (24, 8), (24, 24))}
+TABLE_EPOCHS, FLICKR_EPOCHS = (
+    (17, 10),
+    (2, 2),
+)  # of m and l; the first as `allocation: {targetAcceleration: "4"}` says
+SWEEP = {
+    "Released": ((8, 8), TABLE_EPOCHS),
+    "Insert": ((4, 4), (8, 8), TABLE_EPOCHS, (24, 8), (24, 24)),
+}
 
 
 def figures(arm: Arm, records: dict[Stage, Json]) -> Json:
@@ -227,25 +325,54 @@ def figures(arm: Arm, records: dict[Stage, Json]) -> Json:
     stages = []
     for stage in arm.stages:
         record = records[stage]
-        about: Json = {"model": stage.model, "epochs": stage.epochs, "rate": stage.rate, "warmup": stage.warmup}
+        about: Json = {
+            "model": stage.model,
+            "epochs": stage.epochs,
+            "rate": stage.rate,
+            "warmup": stage.warmup,
+        }
         stages.append(about | {name: record[name] for name in kept if name in record})
     first = arm.stages[0]
-    about = {"setup": first.setup.name, "part": arm.part, "name": arm.name, "ifd": arm.ifd, "seed": first.seed}
+    about = {
+        "setup": first.setup.name,
+        "part": arm.part,
+        "name": arm.name,
+        "ifd": arm.ifd,
+        "seed": first.seed,
+    }
     return about | {"stages": stages}
 
 
-PARTS = {"fashion-mnist": fashion_arms, "flickr8k": flickr_arms, "fresh": fresh_arms, "smoke": smoke_arms}
+PARTS = {
+    "fashion-mnist": fashion_arms,
+    "flickr8k": flickr_arms,
+    "fresh": fresh_arms,
+    "smoke": smoke_arms,
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data", help="folder of the shards")
-    parser.add_argument("--root", type=Path, default=Path("runs/method"), help="where everything trained is kept")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="one thread each")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=REPOSITORY.parent / "shared" / "data",
+        help="folder of the shards",
+    )
+    parser.add_argument(
+        "--root", type=Path, default=Path("runs/method"), help="where everything trained is kept"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="one thread each"
+    )
     parser.add_argument("--only", choices=list(PARTS), help="default: the first two")
     parser.add_argument("--scale", type=int, default=1, help="times the widths of all models")
     parser.add_argument("--estimate", action="store_true", help="only say how much there is to do")
-    parser.add_argument("--write", type=Path, nargs="?", const=REPOSITORY / "docs", help="into this folder (docs/)")
+    parser.add_argument(
+        "--write", type=Path, nargs="?", const=REPOSITORY / "docs", help="into this folder (docs/)"
+    )
     given = parser.parse_args()
     chosen = [given.only] if given.only else ["fashion-mnist", "flickr8k"]
     arms = [arm for name in chosen for arm in PARTS[name](given.scale)]
@@ -253,7 +380,10 @@ def main() -> None:
     if given.estimate:
         wanted = {s for stage in stages for s in lineage(stage)}
         minutes = sum(map(estimate, wanted)) / 60 / given.workers
-        print(f"{len(arms)} arms, {len(wanted)} stages, about {minutes:.0f} minutes with {given.workers} workers")
+        print(
+            f"{len(arms)} arms, {len(wanted)} stages, about {minutes:.0f} minutes with"
+            f" {given.workers} workers"
+        )
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -11,23 +11,36 @@ from pathlib import Path
 from typing import Any
 
 from markers import between
-from modelchain.cli.files import write_atomic
+from modelchain.io.files import write_atomic
 from modelchain_bench.machine import processor
 
 Json = dict[str, Any]
-Kind = tuple[str, bool, tuple[int, ...]]  # name, with distillation, epochs of stages: all but the seed
+Kind = tuple[
+    str, bool, tuple[int, ...]
+]  # name, with distillation, epochs of stages: all but the seed
 CLOSER = 3  # points of accuracy, in the picture's right half
 TOLERANCE = 0.5  # fewer points below the baseline are no loss (paper, section 4)
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}  # by number of seeds: two-sided 95 % of Student's t
+T_95 = {
+    2: 12.706,
+    3: 4.303,
+    4: 3.182,
+    5: 2.776,
+    6: 2.571,
+}  # by number of seeds: two-sided 95 % of Student's t
 
 
 def document(arms: Sequence[Json], workers: int) -> Json:
     machine = {"cpu": processor(), "workers": workers, "threads": 1}
-    return {"environment": machine | {name: version(name) for name in ("torch", "open_clip_torch")}, "arms": list(arms)}
+    return {
+        "environment": machine | {name: version(name) for name in ("torch", "open_clip_torch")},
+        "arms": list(arms),
+    }
 
 
 def write(report: Json, folder: Path) -> None:
-    """method.json, the tables of method.md, a picture of each data set; parts that were not run stay as they are."""
+    """method.json, the tables of method.md, a picture of each data set; parts that were not run
+    stay as they are.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "method.json"
     known = json.loads(file.read_bytes())["arms"] if file.exists() else []
@@ -35,14 +48,21 @@ def write(report: Json, folder: Path) -> None:
     kept = [arm for arm in known if (arm["setup"], arm["part"]) not in run]
     report = {**report, "arms": sorted([*kept, *report["arms"]], key=lambda arm: arm["setup"])}
     lines = ",\n".join(json.dumps(arm, ensure_ascii=False) for arm in report["arms"])
-    write_atomic(file, f'{{"environment": {json.dumps(report["environment"])}, "arms": [\n{lines}\n]}}\n'.encode())
+    write_atomic(
+        file,
+        f'{{"environment": {json.dumps(report["environment"])}, "arms": [\n{lines}\n]}}\n'.encode(),
+    )
     page = folder / "method.md"
     text = page.read_text() if page.exists() else ""
     for name, table in tables(report).items():
         text = between(text, f"method.py: {name}", table)
     write_atomic(page, text.encode())
     for setup in _setups(report):
-        picture(setup, [a for a in report["arms"] if a["setup"] == setup], folder / f"method-{setup}.png")
+        picture(
+            setup,
+            [a for a in report["arms"] if a["setup"] == setup],
+            folder / f"method-{setup}.png",
+        )
 
 
 def tables(report: Json) -> dict[str, str]:
@@ -88,7 +108,9 @@ def interval(differences: Sequence[float]) -> tuple[float, float | None]:
 
 
 def verdict(differences: Sequence[float]) -> str:
-    """Of one model against the same one trained alone, over seeds: lossless, undecided, or not lossless."""
+    """Of one model against the same one trained alone, over seeds: lossless, undecided, or not
+    lossless.
+    """
     mean, half = interval(differences)
     if half is not None and abs(mean + TOLERANCE) <= half:
         return "undecided"
@@ -105,9 +127,14 @@ def acceleration(arm: Json, base: Json) -> float:
     return sum(own[s["model"]] for s in arm["stages"]) / sum(s["macs"] for s in arm["stages"])
 
 
-def differences(arms: Sequence[Json], base: Mapping[int, Json], model: str, metric: str) -> list[float]:
+def differences(
+    arms: Sequence[Json], base: Mapping[int, Json], model: str, metric: str
+) -> list[float]:
     """Of one model, seed by seed, points above the same model trained alone with that seed."""
-    return [score(_of(a, model)["final"], metric) - score(_of(base[a["seed"]], model)["final"], metric) for a in arms]
+    return [
+        score(_of(a, model)["final"], metric) - score(_of(base[a["seed"]], model)["final"], metric)
+        for a in arms
+    ]
 
 
 def _of(arm: Json, model: str) -> Json:
@@ -161,13 +188,21 @@ def _individual(arms: Sequence[Json]) -> str:
         scores = [score(arm["stages"][at]["final"], metric) for arm in arms]
         by_seed = " / ".join(f"{value:.2f}" for value in scores)
         rows.append(
-            [stage["model"], str(stage["epochs"]), f"{stage['macs']:.3g}", f"{statistics.fmean(scores):.2f}", by_seed]
+            [
+                stage["model"],
+                str(stage["epochs"]),
+                f"{stage['macs']:.3g}",
+                f"{statistics.fmean(scores):.2f}",
+                by_seed,
+            ]
         )
     return _markdown(["model", "epochs", "MACs", metric, "by seed"], rows)
 
 
 def _compared(arms: Sequence[Json], base: Mapping[int, Json]) -> str:
-    """A row for each kind of chain: cheapness, points above the baseline of both successors, the paper's test."""
+    """A row for each kind of chain: cheapness, points above the baseline of both successors, the
+    paper's test.
+    """
     metric, successors = shown(arms[0]), [stage["model"] for stage in arms[0]["stages"][1:]]
     head = ["start", "IFD", "epochs", "MACs, times fewer"]
     head += [f"{model} {at}" for model in successors for at in ("at step 0", f"{metric} − alone")]
@@ -180,7 +215,9 @@ def _compared(arms: Sequence[Json], base: Mapping[int, Json]) -> str:
         row.append(f"{acceleration(seeds[0], base[seeds[0]['seed']]):.2f}")
         verdicts = []
         for model in successors:
-            row.append(f"{statistics.fmean(score(_of(a, model)['initial'], metric) for a in seeds):.1f}")
+            row.append(
+                f"{statistics.fmean(score(_of(a, model)['initial'], metric) for a in seeds):.1f}"
+            )
             values = differences(seeds, base, model, metric)
             row.append(_signed(values))
             verdicts.append(verdict(values))
@@ -189,7 +226,9 @@ def _compared(arms: Sequence[Json], base: Mapping[int, Json]) -> str:
 
 
 def _ablation(arms: Sequence[Json], table: Sequence[Json], base: Mapping[int, Json]) -> str:
-    """One seed: accuracy of each arm's last two models, and points above the arm that nothing was changed of."""
+    """One seed: accuracy of each arm's last two models, and points above the arm that nothing was
+    changed of.
+    """
     seed = arms[0]["seed"]
     plain = next(a for a in table if a["seed"] == seed and a["name"] == "Insert" and a["ifd"])
     metric = shown(plain)
@@ -202,15 +241,23 @@ def _ablation(arms: Sequence[Json], table: Sequence[Json], base: Mapping[int, Js
             continue
         last = arm["stages"][-1]
         reached = score(last["final"], metric)
-        middle = "".join(f"{score(s['final'], metric):.2f}" for s in arm["stages"] if s["model"] == "m")
+        middle = "".join(
+            f"{score(s['final'], metric):.2f}" for s in arm["stages"] if s["model"] == "m"
+        )
         macs = sum(s["macs"] for s in arm["stages"]) / _of(base[seed], "l")["macs"]
         start = f"{score(last['initial'], metric):.1f}"
-        rows.append([name, f"{macs:.2f}", middle, start, f"{reached:.2f}", f"{reached - reference:+.2f}"])
-    return _markdown(["", "MACs, of l alone", f"m {metric}", "l at step 0", f"l {metric}", "change"], rows)
+        rows.append(
+            [name, f"{macs:.2f}", middle, start, f"{reached:.2f}", f"{reached - reference:+.2f}"]
+        )
+    return _markdown(
+        ["", "MACs, of l alone", f"m {metric}", "l at step 0", f"l {metric}", "change"], rows
+    )
 
 
 def picture(setup: str, arms: Sequence[Json], path: Path) -> None:
-    """Accuracy of each model against the MACs spent up to it, means over seeds; on the right the best points closer."""
+    """Accuracy of each model against the MACs spent up to it, means over seeds; on the right the
+    best points closer.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -235,10 +282,22 @@ def picture(setup: str, arms: Sequence[Json], path: Path) -> None:
         colour = "black" if alone else f"C{names.index(name)}"
         for axes in (left, right):
             _line(axes, points, color=colour, linestyle="-" if ifd or alone else "--", label=label)
-    swept = sorted(_kinds(a for a in usable if a["part"] == "sweep").items(), key=lambda found: found[0][2])
+    swept = sorted(
+        _kinds(a for a in usable if a["part"] == "sweep").items(), key=lambda found: found[0][2]
+    )
     for start in dict.fromkeys(name for (name, _, _), _ in swept):
-        ends = [_point(seeds, len(epochs) - 1, metric) for (name, _, epochs), seeds in swept if name == start]
-        _line(right, ends, color=f"C{names.index(start)}", linestyle=":", label=f"{start}: its l, by epochs of m and l")
+        ends = [
+            _point(seeds, len(epochs) - 1, metric)
+            for (name, _, epochs), seeds in swept
+            if name == start
+        ]
+        _line(
+            right,
+            ends,
+            color=f"C{names.index(start)}",
+            linestyle=":",
+            label=f"{start}: its l, by epochs of m and l",
+        )
     if swept:
         handles, labels = right.get_legend_handles_labels()
         dotted = [i for i, label in enumerate(labels) if "by epochs" in label]
@@ -270,4 +329,6 @@ def _line(axes: Any, points: Sequence[tuple[float, Sequence[float]]], **style: A
     means = [statistics.fmean(values) for _, values in points]
     below = [mean - min(values) for mean, (_, values) in zip(means, points, strict=True)]
     above = [max(values) - mean for mean, (_, values) in zip(means, points, strict=True)]
-    axes.errorbar([spent for spent, _ in points], means, yerr=[below, above], marker="o", capsize=2, **style)
+    axes.errorbar(
+        [spent for spent, _ in points], means, yerr=[below, above], marker="o", capsize=2, **style
+    )

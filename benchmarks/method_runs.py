@@ -1,4 +1,6 @@
-"""One stage of an arm through the trainer, in a worker process; and all stages of a report, in order of need."""
+"""One stage of an arm through the trainer, in a worker process; and all stages of a report, in
+order of need.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +18,17 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from modelchain.cli.files import write_atomic
-from modelchain.cli.local.guard import die_with_parent
-from modelchain.cli.paths import DataFolder
-from modelchain.contracts import LAST_WORD, MANIFEST, RESULTS
-from modelchain.digest import TRAINER_MATH, canonical, digest_of, stage_inputs
+from modelchain.api.contracts import LAST_WORD, MANIFEST, RESULTS
+from modelchain.api.spec import ModelChain
+from modelchain.api.status import AttemptStatus, State
+from modelchain.decide.observed import Artifact, Launch
+from modelchain.decide.task import task_for
 from modelchain.errors import EXIT_PREEMPTED, WorkError
-from modelchain.plan import plan
-from modelchain.spec import ModelChain
-from modelchain.status import AttemptStatus, State
-from modelchain.task import task_for
-from modelchain.world import Artifact, Launch
+from modelchain.identity.digest import TRAINER_MATH, canonical, digest_of, stage_inputs
+from modelchain.io.files import write_atomic
+from modelchain.io.guard import die_with_parent
+from modelchain.io.paths import DataFolder
+from modelchain.plan.plan import plan
 
 Json = dict[str, Any]
 OWNER = "method"
@@ -72,14 +74,25 @@ class Stage:
     def key(self) -> str:
         """Of all that decides its figures."""
         setup = self.setup
-        about = [setup.folder, setup.shards, setup.evaluation, setup.batch, setup.captions, setup.lists]
+        about = [
+            setup.folder,
+            setup.shards,
+            setup.evaluation,
+            setup.batch,
+            setup.captions,
+            setup.lists,
+        ]
         own = [self.epochs, self.seed, self.rate, self.warmup, self.width, self.alpha, self.variant]
         before = self.before.key if self.before else None
         return digest_of({"of": [about, setup.models[self.model], own, before, TRAINER_MATH]})[:20]
 
     @property
     def label(self) -> str:
-        grown = f" {self.variant or self.width}, alpha {self.alpha}, after {self.before.model}" if self.before else ""
+        grown = (
+            f" {self.variant or self.width}, alpha {self.alpha}, after {self.before.model}"
+            if self.before
+            else ""
+        )
         return f"{self.setup.name} {self.model} seed {self.seed}, {self.epochs} epochs{grown}"
 
     def chain(self) -> ModelChain:
@@ -98,8 +111,10 @@ class Stage:
                         for s in path
                     ],
                     "data": {
-                        "train": {"shards": f"/data/{setup.shards}", "samples": setup.samples}
-                        | {"captionsPerSample": setup.captions}
+                        "train": (
+                            {"shards": f"/data/{setup.shards}", "samples": setup.samples}
+                            | {"captionsPerSample": setup.captions}
+                        )
                     },
                     "evaluation": list(setup.evaluation),
                     "recipe": {
@@ -125,7 +140,9 @@ def replaced(variant: str) -> Iterator[None]:
     from modelchain_trainer import growth, models
     from modelchain_trainer.growth.report import REST
 
-    def nothing(student: torch.nn.Module, predecessor: Json, width: str, depth: str) -> growth.GrowthReport:
+    def nothing(
+        student: torch.nn.Module, predecessor: Json, width: str, depth: str
+    ) -> growth.GrowthReport:
         count = sum(parameter.numel() for parameter in student.parameters())
         method = {"width": width, "depth": depth}
         return growth.GrowthReport(method, 0, 0, count, {REST: Counter(new=count)})
@@ -176,17 +193,20 @@ class Place:
         if not self.record(stage).is_file():
             return None
         record: Json = json.loads(self.record(stage).read_bytes())
-        whole = "failure" in record or (self.of(stage.setup) / record["digest"] / "artifact" / MANIFEST).is_file()
+        whole = (
+            "failure" in record
+            or (self.of(stage.setup) / record["digest"] / "artifact" / MANIFEST).is_file()
+        )
         return record if whole else None
 
 
 def train(stage: Stage, place: Place, before: Json | None) -> Json:
     """The record of a stage: `digest`, `artifact`, and of `results.json` the figures; or `failure`.
 
-    `before` is its predecessor's record. A stage that is already there is only looked at. Raises KeyboardInterrupt when
-    asked to stop; a checkpoint is kept.
+    `before` is its predecessor's record. A stage that is already there is only looked at. Raises
+    KeyboardInterrupt when asked to stop; a checkpoint is kept.
     """
-    from modelchain.cli.stop import Preempted, Stop
+    from modelchain.io.stop import Preempted, Stop
     from modelchain_trainer.train import Trainer
 
     root, chain, parent = place.of(stage.setup), stage.chain(), os.getppid()
@@ -197,7 +217,11 @@ def train(stage: Stage, place: Place, before: Json | None) -> Json:
         predecessor = Artifact(before["artifact"], path, before["macs"], before["final"])
     index = len(chain.spec.stages) - 1
     inputs = stage_inputs(
-        chain.spec, index, epochs=stage.epochs, fingerprint=None, predecessor=predecessor and predecessor.digest
+        chain.spec,
+        index,
+        epochs=stage.epochs,
+        fingerprint=None,
+        predecessor=predecessor and predecessor.digest,
     )
     digest = digest_of(inputs)
     attempt = AttemptStatus(name=stage.model, number=1, input_digest=digest, state=State.RUNNING)
@@ -224,7 +248,11 @@ def train(stage: Stage, place: Place, before: Json | None) -> Json:
         record |= {"failure": str(error)}
     else:
         results = json.loads((root / digest / "artifact" / RESULTS).read_bytes())
-        record |= {"artifact": word.artifact_digest, "macs": results["macs"], "seconds": results["seconds"]}
+        record |= {
+            "artifact": word.artifact_digest,
+            "macs": results["macs"],
+            "seconds": results["seconds"],
+        }
         record |= {at: results[at]["metrics"] for at in ("initial", "final")}
     finally:
         _idle()
@@ -232,8 +260,12 @@ def train(stage: Stage, place: Place, before: Json | None) -> Json:
     return record
 
 
-def run(stages: Sequence[Stage], place: Place, workers: int, say: Callable[[str], None]) -> dict[Stage, Json]:
-    """Records of all these stages and of those before them; what is recorded already is not run again."""
+def run(
+    stages: Sequence[Stage], place: Place, workers: int, say: Callable[[str], None]
+) -> dict[Stage, Json]:
+    """Records of all these stages and of those before them; what is recorded already is not run
+    again.
+    """
     wanted = list(dict.fromkeys(s for stage in stages for s in lineage(stage)))
     (place.root / "records").mkdir(parents=True, exist_ok=True)
     for setup in {stage.setup for stage in wanted}:
@@ -247,7 +279,9 @@ def run(stages: Sequence[Stage], place: Place, workers: int, say: Callable[[str]
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _worker, (os.getpid(),))
     try:
         while left or running:
-            for stage in [s for s in left if s.before is None or s.before in done][: workers - len(running)]:
+            for stage in [s for s in left if s.before is None or s.before in done][
+                : workers - len(running)
+            ]:
                 left.remove(stage)
                 before = done[stage.before] if stage.before else None
                 if before and "failure" in before:
@@ -260,7 +294,9 @@ def run(stages: Sequence[Stage], place: Place, workers: int, say: Callable[[str]
                 spent += estimate(stage)
                 took = time.monotonic() - started
                 eta = took / spent * (total - spent)
-                times = f"{timedelta(seconds=round(took))} gone, {timedelta(seconds=round(eta))} left"
+                times = (
+                    f"{timedelta(seconds=round(took))} gone, {timedelta(seconds=round(eta))} left"
+                )
                 metric = stage.setup.evaluation[0]["name"]
                 score = record.get("failure") or f"{record['final'][metric]:.2f}"
                 say(f"[{len(done)}/{len(wanted)}] {times} | {stage.label}: {score}")
@@ -275,7 +311,9 @@ def lineage(stage: Stage) -> list[Stage]:
 
 
 def estimate(stage: Stage) -> float:
-    """Seconds on one core of the machine that the report was made on, evaluations included, about."""
+    """Seconds on one core of the machine that the report was made on, evaluations included,
+    about.
+    """
     planned = plan(stage.chain(), "analytic", {}).stages[-1]
     return 8 + planned.samples * 6e-4 + planned.macs * 3.9e-11
 

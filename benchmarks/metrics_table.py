@@ -1,4 +1,5 @@
-"""`python benchmarks/metrics_table.py --write`: docs/metrics.md's table, from what an operator and a trainer serve.
+"""`python benchmarks/metrics_table.py --write`: docs/metrics.md's table, from what an operator and
+a trainer serve.
 
 They tell of an example that has a sample of every metric.
 """
@@ -16,18 +17,26 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from markers import between
-from modelchain.contracts import LiveProgress
-from modelchain.pools import PoolFile
-from modelchain_operator import metrics
-from modelchain_operator.service import Service
+from modelchain.api.contracts import LiveProgress
+from modelchain.plan.pools import PoolFile
+from modelchain_operator.reconcile import metrics
+from modelchain_operator.watch.service import Service
 from modelchain_trainer.metrics import Meter
 
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
 
 STAGE = {
-    "name": "s1", "state": "Running", "attempts": [{}], "plannedMacs": 4, "macs": 1, "gpuSeconds": 8.0, "cost": "0.01",
-    "progress": {"step": 1, "steps": 4}, "transitionSeconds": 1.0, "retried": {"Preempted": 1},
-}  # fmt: skip
+    "name": "s1",
+    "state": "Running",
+    "attempts": [{}],
+    "plannedMacs": 4,
+    "macs": 1,
+    "gpuSeconds": 8.0,
+    "cost": "0.01",
+    "progress": {"step": 1, "steps": 4},
+    "transitionSeconds": 1.0,
+    "retried": {"Preempted": 1},
+}
 LAST = {"taskLoss": 2.0, "distillationLoss": 1.0, "ratio": 0.5, "tokenEfficiency": 0.7}
 META = {"namespace": "vision", "name": "vit", "resourceVersion": "1"}
 CHAIN = {"metadata": META, "spec": {}, "status": {"stages": [STAGE]}}
@@ -37,7 +46,10 @@ def of_operator() -> str:
     """What an operator answers that knows one chain."""
 
     async def page() -> str:
-        kube, look = SimpleNamespace(calls=Counter({("get", "modelchains", 200): 1})), SimpleNamespace(reconcile=None)
+        kube, look = (
+            SimpleNamespace(calls=Counter({("get", "modelchains", 200): 1})),
+            SimpleNamespace(reconcile=None),
+        )
         service = Service(kube, look, (), None, "")  # type: ignore[arg-type]
         service.listed_at = 1.0
         service._know(CHAIN)
@@ -50,10 +62,17 @@ def of_operator() -> str:
 def of_trainer() -> str:
     """What rank 0 answers during a successor's training."""
     task: Any = SimpleNamespace(
-        chain="vit", stage="s1", model="vit-b-16", attempt="vit-s1-a1", macs_per_step=1, inputs={"globalBatchSize": 8}
+        chain="vit",
+        stage="s1",
+        model="vit-b-16",
+        attempt="vit-s1-a1",
+        macs_per_step=1,
+        inputs={"globalBatchSize": 8},
     )
     meter = Meter(task, {"torch": "2", "device": "cpu", "ranks": 1}, last=LAST)
-    meter.live = LiveProgress(attempt="vit-s1-a1", step=1, steps=4, samples_per_second=1.0, eta_seconds=1.0)
+    meter.live = LiveProgress(
+        attempt="vit-s1-a1", step=1, steps=4, samples_per_second=1.0, eta_seconds=1.0
+    )
     meter.saver = SimpleNamespace(saved_at=1.0, seconds={"stall": 0.1, "write": 1.0})  # type: ignore[assignment]
     registry = CollectorRegistry()
     registry.register(meter)
@@ -64,7 +83,9 @@ def table() -> str:
     lines = ["| name | type | labels | |", "|---|---|---|---|"]
     for family in text_string_to_metric_families(of_operator() + of_trainer()):
         if not family.name.startswith("process_"):
-            labels = dict.fromkeys(name for sample in family.samples for name in sample.labels if name != "le")
+            labels = dict.fromkeys(
+                name for sample in family.samples for name in sample.labels if name != "le"
+            )
             name = family.name + ("_total" if family.type == "counter" else "")
             shown = ", ".join(f"`{label}`" for label in labels)
             lines.append(f"| `{name}` | {family.type} | {shown} | {family.documentation} |")

@@ -1,7 +1,9 @@
-"""`python benchmarks/operator_scale.py --chains 200`: chains side by side on a real control plane, with the figures.
+"""`python benchmarks/operator_scale.py --chains 200`: chains side by side on a real control plane,
+with the figures.
 
-API server, etcd, controllers, scheduler and training-operator are the real ones, on this machine beside the operator;
-pods are played. Calls are counted by the API server's own audit log. `--write` puts the table into docs/performance.md.
+API server, etcd, controllers, scheduler and training-operator are the real ones, on this machine
+beside the operator; pods are played. Calls are counted by the API server's own audit log. `--write`
+puts the table into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ Json = dict[str, Any]
 
 
 class Audited(ControlPlane):
-    """The API server writes down every request of the operator's user, when it was answered and how."""
+    """The API server writes down every request of the operator's user, when it was answered and
+    how.
+    """
 
     def _api_server(self, port: int) -> Any:
         component = super()._api_server(port)
@@ -68,7 +72,9 @@ class Audited(ControlPlane):
 
 
 class Trainers:
-    """Plays of trainers that take a given time; `ended` has the moment, by the clock, at which each one ended."""
+    """Plays of trainers that take a given time; `ended` has the moment, by the clock, at which each
+    one ended.
+    """
 
     def __init__(self, seconds: float):
         self.seconds = seconds
@@ -89,7 +95,9 @@ class Trainers:
 
 
 def run(chains: int, stages: int, seconds: float) -> Json:
-    """All figures of one run of `chains` chains with `stages` stages that train for about `seconds` each."""
+    """All figures of one run of `chains` chains with `stages` stages that train for about `seconds`
+    each.
+    """
     plane = Audited(new_directory()).start()
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -100,14 +108,21 @@ def run(chains: int, stages: int, seconds: float) -> Json:
 
 def _run(plane: Audited, folder: Path, chains: int, stages: int, seconds: float) -> Json:
     plane.kubectl("create", "namespace", "scale")
-    plane.kubectl("wait", "--for=create", "serviceaccount/default", "--namespace=scale", "--timeout=30s")
+    plane.kubectl(
+        "wait", "--for=create", "serviceaccount/default", "--namespace=scale", "--timeout=30s"
+    )
     space, trainers = Space(plane, "scale"), Trainers(seconds)
     made = [chain(f"chain-{i:03d}", stages, spec__recipe__seed=i) for i in range(chains)]
     kubeconfig = plane.kubeconfig_for(USER, ["system:masters"])
-    settings = CONFIG | {"progressSeconds": 3600}  # looks at progress depend on how long a stage trains, nothing else
+    settings = CONFIG | {
+        "progressSeconds": 3600
+    }  # looks at progress depend on how long a stage trains, nothing else
     operator = Operator(kubeconfig, folder, leader_election=True, settings=settings)
     operator.command.remove("--verbose")
-    with Kubelet(plane.kubeconfig, 1 + chains // PODS_PER_NODE, script=trainers) as kubelet, operator:
+    with (
+        Kubelet(plane.kubeconfig, 1 + chains // PODS_PER_NODE, script=trainers) as kubelet,
+        operator,
+    ):
         began = time.time()
         space.apply({"apiVersion": "v1", "kind": "List", "items": made})
         trained = kubelet.finished  # kubectl takes the cores it asks about, so it is asked last
@@ -172,7 +187,9 @@ def _looked_at(lines: Iterator[Json]) -> dict[str, float]:
 
 
 def _handovers(lines: list[Json], ended: dict[str, float], stages: int) -> Json:
-    """Seconds from the end of a trainer to the moment at which the API server had its successor's job."""
+    """Seconds from the end of a trainer to the moment at which the API server had its successor's
+    job.
+    """
     created = {
         line["objectRef"]["name"]: _at(line)
         for line in lines
@@ -209,8 +226,16 @@ def _calls(lines: list[Json], stages: int) -> Json:
 def table(figures: Json) -> str:
     rows = [
         ("chains x stages", f"{figures['chains']} x {figures['stages']}, all complete", ""),
-        ("a stage trains for", f"{0.5 * figures['stage_seconds']:.0f} to {1.5 * figures['stage_seconds']:.0f} s", ""),
-        ("whole run", f"{figures['took_seconds']:.0f} s, {figures['chains_per_minute']:.1f} chains a minute", ""),
+        (
+            "a stage trains for",
+            f"{0.5 * figures['stage_seconds']:.0f} to {1.5 * figures['stage_seconds']:.0f} s",
+            "",
+        ),
+        (
+            "whole run",
+            f"{figures['took_seconds']:.0f} s, {figures['chains_per_minute']:.1f} chains a minute",
+            "",
+        ),
         (
             "a trainer's end to its successor's job, p50 / p95 / p99",
             " / ".join(f"{figures[f'handover_p{p}_seconds']:.2f}" for p in (50, 95, 99)) + " s",
@@ -222,20 +247,36 @@ def table(figures: Json) -> str:
             f"{figures['writes_per_stage']:.1f} writes)",
             f"<= {GOALS['calls_per_stage']:.0f}",
         ),
-        ("memory of the operator, at most", f"{figures['memory_mb']:.0f} MB", f"<= {GOALS['memory_mb']:.0f} MB"),
+        (
+            "memory of the operator, at most",
+            f"{figures['memory_mb']:.0f} MB",
+            f"<= {GOALS['memory_mb']:.0f} MB",
+        ),
         ("start to every chain looked at", f"{figures['startup_seconds']:.1f} s", ""),
     ]
     lines = ["| | measured | goal |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
     machine = f"{os.cpu_count()} cores ({processor()}), Python {platform.python_version()}"
-    return "\n".join([*lines, "", f"Machine: {machine}; all of the control plane and the played pods run on it, too."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Machine: {machine}; all of the control plane and the played pods run on it, too.",
+        ]
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--chains", type=int, default=200)
     parser.add_argument("--stages", type=int, default=4)
-    parser.add_argument("--stage-seconds", type=float, default=60.0, help="how long a trainer trains, on average")
-    parser.add_argument("--json", action="store_true", help="print the figures as one JSON document")
+    parser.add_argument(
+        "--stage-seconds", type=float, default=60.0, help="how long a trainer trains, on average"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the figures as one JSON document"
+    )
     parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
     given = parser.parse_args()
     figures = run(given.chains, given.stages, given.stage_seconds)

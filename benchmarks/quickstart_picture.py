@@ -1,4 +1,6 @@
-"""`python benchmarks/quickstart_picture.py`: draw the end of the quickstart, from its root, as docs/quickstart.svg."""
+"""`python benchmarks/quickstart_picture.py`: draw the end of the quickstart, from its root, as
+docs/quickstart.svg.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from modelchain.cli.load import load_chain
-from modelchain.cli.local.root import Root
-from modelchain.cli.local.table import report_table, stages_table
-from modelchain.plan import plan
+from modelchain.io.load import load_chain
+from modelchain.io.table import report_table, stages_table
+from modelchain.local.root import Root
+from modelchain.plan.plan import plan
 
 root, repository = Root(Path("runs/quickstart")), Path(__file__).parent.parent
 chain = load_chain(repository / "examples" / "quickstart.yaml")
@@ -19,5 +21,7 @@ console = Console(record=True, width=112, file=Path("/dev/null").open("w"))  # n
 console.print("$ make quickstart", style="bold")
 console.print(stages_table(chain.metadata.name, status))
 console.print()
-console.print(report_table(plan(chain, "analytic", {}), status, {k: v for k, v in results.items() if v}))
+console.print(
+    report_table(plan(chain, "analytic", {}), status, {k: v for k, v in results.items() if v})
+)
 console.save_svg(str(repository / "docs" / "quickstart.svg"), title="ModelChain")

@@ -1,9 +1,10 @@
-"""The trainer's tables in docs/performance.md: `modelchain bench`, for the models that the goals name.
+"""The trainer's tables in docs/performance.md: `modelchain bench`, for the models that the goals
+name.
 
 .venv/bin/python benchmarks/speed.py --write
 
-Each figure is kept in runs/speed and not measured again: remove the folder to begin anew. Ctrl-C leaves a table of what
-there is.
+Each figure is kept in runs/speed and not measured again: remove the folder to begin anew. Ctrl-C
+leaves a table of what there is.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from markers import between
-from modelchain.cli.files import write_atomic
+from modelchain.io.files import write_atomic
 from modelchain_bench import LEVERS
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
@@ -37,7 +38,9 @@ def bench(*arguments: str) -> Json:
     if kept.exists():
         return dict(json.loads(kept.read_bytes()))
     print("modelchain bench", *arguments, file=sys.stderr, flush=True)
-    run = subprocess.run([BENCH, "bench", *arguments, "-o", "json"], check=True, stdout=subprocess.PIPE)
+    run = subprocess.run(
+        [BENCH, "bench", *arguments, "-o", "json"], check=True, stdout=subprocess.PIPE
+    )
     found: Json = json.loads(run.stdout)
     print(f"  {found['ratio']:.3f}", file=sys.stderr, flush=True)
     KEPT.mkdir(parents=True, exist_ok=True)
@@ -55,7 +58,11 @@ def measure(pairs: int) -> Iterator[tuple[str, str, Json]]:
         yield "padded", name, bench("step", "--model", name, *STEP, "--pad", "77", *turns)
     for lever in [name for name in LEVERS if name != "compiled"]:  # which acts on a GPU alone
         yield "levers", lever, bench("step", "--model", first, *STEP, "--without", lever, *turns)
-    yield "endToEnd", first, bench("end-to-end", "--model", first, "--batch", "8", "--captions", "4")
+    yield (
+        "endToEnd",
+        first,
+        bench("end-to-end", "--model", first, "--batch", "8", "--captions", "4"),
+    )
 
 
 def table(found: dict[str, dict[str, Json]]) -> str:
@@ -63,7 +70,10 @@ def table(found: dict[str, dict[str, Json]]) -> str:
 
     def row(label: str, one: Json, goal: str) -> None:
         rates = one["samplesPerSecond"]
-        rows.append(f"| {label} | {rates['ours']:.2f} | {rates['stock']:.2f} | {one['ratio']:.2f} | {goal} |")
+        rows.append(
+            f"| {label} | {rates['ours']:.2f} | {rates['stock']:.2f} | {one['ratio']:.2f} |"
+            f" {goal} |"
+        )
 
     for name, one in found["step"].items():
         row(f"step, {name}", one, f">= {GOALS[name]}")
@@ -73,19 +83,32 @@ def table(found: dict[str, dict[str, Json]]) -> str:
         row(f"end to end, {name}, batch 8 (waits for data: {one['dataWait']:.1%})", one, "")
     for one in found["loader"].values():
         row("loader, pictures a second of one core", one, f">= {LOADER_GOAL}")
-        rows.append(f"| loader, packed shards | {one['packedSamplesPerSecond']:.0f} | | | >= {PACKED_GOAL} a core |")
+        rows.append(
+            f"| loader, packed shards | {one['packedSamplesPerSecond']:.0f} | | | >= {PACKED_GOAL}"
+            " a core |"
+        )
     first, whole = next(iter(found["step"].items()))
     rows += ["", f"| {first} without | ratio |", "|---|---|", f"| nothing | {whole['ratio']:.2f} |"]
     rows += [f"| `{lever}` | {one['ratio']:.2f} |" for lever, one in found["levers"].items()]
-    tokens, about = whole["tokens"], ", ".join(f"{name} {value}" for name, value in whole["environment"].items())
-    share = f"Tokens real / processed: {tokens['real'] / tokens['processed']:.0%} (goal >= {TOKENS_GOAL:.0%})."
+    tokens, about = (
+        whole["tokens"],
+        ", ".join(f"{name} {value}" for name, value in whole["environment"].items()),
+    )
+    share = (
+        f"Tokens real / processed: {tokens['real'] / tokens['processed']:.0%} (goal >="
+        f" {TOKENS_GOAL:.0%})."
+    )
     return "\n".join([*rows, "", share, f"Machine: {about}."])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--json", action="store_true", help="print the figures as one JSON document")
+    parser.add_argument(
+        "--json", action="store_true", help="print the figures as one JSON document"
+    )
     parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
     given = parser.parse_args()
     found: dict[str, dict[str, Json]] = defaultdict(dict)

@@ -1,6 +1,8 @@
-"""Everything made from the chart or copied into it: `make chart`. A test says when something is not current.
+"""Everything made from the chart or copied into it: `make chart`. A test says when something is not
+current.
 
-The CRDs' copies, the schema of the operator's configuration, the README's table, and manifests for `kubectl apply`.
+The CRDs' copies, the schema of the operator's configuration, the README's table, and manifests for
+`kubectl apply`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from modelchain.pools import PoolFile
+from modelchain.plan.pools import PoolFile
 
 REPOSITORY = Path(__file__).parents[1]
 CHART = REPOSITORY / "charts" / "modelchain"
@@ -43,12 +45,17 @@ def helm(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str
 
 def inside() -> dict[Path, str]:
     """What each generated file within the chart has to hold."""
-    files = {CHART / "files" / "crds" / crd.name: crd.read_text() for crd in (REPOSITORY / "crds").iterdir()}
+    files = {
+        CHART / "files" / "crds" / crd.name: crd.read_text()
+        for crd in (REPOSITORY / "crds").iterdir()
+    }
     return files | {CHART / "values.schema.json": schema(), CHART / "README.md": readme()}
 
 
 def schema() -> str:
-    """The chart's schema: written by hand, but for what goes to the operator's configuration file."""
+    """The chart's schema: written by hand, but for what goes to the operator's configuration
+    file.
+    """
     whole = json.loads((CHART / "values.schema.json").read_text())
     types = PoolFile.model_json_schema(by_alias=True)
     for name, inner in types["properties"].items():
@@ -64,7 +71,9 @@ def _strict(source: Schema, defs: dict[str, Schema]) -> Schema:
         (choice,) = (choice for choice in source["anyOf"] if choice != {"type": "null"})
         source = choice | {key: value for key, value in source.items() if key != "anyOf"}
     if "$ref" in source:
-        source = defs[source["$ref"].rsplit("/", 1)[1]] | {k: v for k, v in source.items() if k != "$ref"}
+        source = defs[source["$ref"].rsplit("/", 1)[1]] | {
+            k: v for k, v in source.items() if k != "$ref"
+        }
     out = {key: value for key, value in source.items() if key not in ("title", "default")}
     if "description" in out:
         out["description"] = out["description"].split("\n\n")[0].replace("\n", " ")
@@ -82,11 +91,19 @@ def _strict(source: Schema, defs: dict[str, Schema]) -> Schema:
 
 
 def _required(schema: Schema, defaults: dict[str, Any]) -> Schema:
-    """With the keys that have a default required: Helm takes away those that somebody gives as null, and a template
-    that reads nothing may say nothing. But to have no limits is somebody's choice."""
-    out = {key: value for key, value in schema.items() if key != "required"} | {"required": sorted(defaults)}
+    """With the keys that have a default required: Helm takes away those that somebody gives as
+    null, and a template that reads nothing may say nothing. But to have no limits is somebody's
+    choice.
+    """
+    out = {key: value for key, value in schema.items() if key != "required"} | {
+        "required": sorted(defaults)
+    }
     inner = {
-        name: _required(of, defaults[name]) if "properties" in of and defaults.get(name) and name != "resources" else of
+        name: (
+            _required(of, defaults[name])
+            if "properties" in of and defaults.get(name) and name != "resources"
+            else of
+        )
         for name, of in schema["properties"].items()
     }
     return out | {"properties": inner}
@@ -123,21 +140,32 @@ def _values(node: Any, lines: list[str], path: str, above: str) -> Iterator[tupl
 def manifests() -> dict[Path, str]:
     """Manifests for `kubectl apply -f`, from the chart's templates and nothing else."""
     whole, one = _template(), _template(f"namespaces={{{SERVED}}}")
-    account = [text for text in whole if text.startswith("apiVersion: v1\nkind: ServiceAccount") or "-leader\n" in text]
-    cluster = [
-        text for text in whole if re.search(r"^kind: ClusterRole", text, re.M) and "name: modelchain-operator" in text
+    account = [
+        text
+        for text in whole
+        if text.startswith("apiVersion: v1\nkind: ServiceAccount") or "-leader\n" in text
     ]
-    namespaced = [text.replace(f"  namespace: {SERVED}\n", "") for text in one if f"  namespace: {SERVED}\n" in text]
+    cluster = [
+        text
+        for text in whole
+        if re.search(r"^kind: ClusterRole", text, re.M) and "name: modelchain-operator" in text
+    ]
+    namespaced = [
+        text.replace(f"  namespace: {SERVED}\n", "")
+        for text in one
+        if f"  namespace: {SERVED}\n" in text
+    ]
     rbac, deploy = REPOSITORY / "operator" / "rbac", REPOSITORY / "deploy"
     return {
         rbac / "account.yaml": _file(
-            "The operator's account and its Lease of leader election: needed once, whether it serves a cluster or some "
-            "namespaces.",
+            "The operator's account and its Lease of leader election: needed once, whether it"
+            " serves a cluster or some namespaces.",
             [NAMESPACE, *account],
             labels=False,
         ),
         rbac / "cluster.yaml": _file(
-            "Rights to serve every namespace. Beside account.yaml: kubectl apply -f account.yaml -f cluster.yaml",
+            "Rights to serve every namespace. Beside account.yaml: kubectl apply -f account.yaml -f"
+            " cluster.yaml",
             cluster,
             labels=False,
         ),
@@ -148,7 +176,8 @@ def manifests() -> dict[Path, str]:
             labels=False,
         ),
         deploy / "cluster.yaml": _file(
-            "The operator, for every namespace: kubectl apply -f crds/ -f deploy/cluster.yaml", [NAMESPACE, *whole]
+            "The operator, for every namespace: kubectl apply -f crds/ -f deploy/cluster.yaml",
+            [NAMESPACE, *whole],
         ),
         deploy / "namespaced.yaml": _file(
             f"The operator, for the namespace {SERVED} alone; with yours in its place:\n"
@@ -169,10 +198,13 @@ metadata:
 
 def _template(*settings: str) -> list[str]:
     """The chart's objects as it renders them; the CRDs apart, which lie in crds/."""
-    options = [option for setting in ("crds.enabled=false", *settings) for option in ("--set", setting)]
+    options = [
+        option for setting in ("crds.enabled=false", *settings) for option in ("--set", setting)
+    ]
     text = helm("template", "modelchain", str(CHART), "--namespace", HOME, *options).stdout
     return [
-        HELM_LINES.sub("", part).strip() + "\n" for part in re.split(r"^---\n(?:# Source.*\n)?", text, flags=re.M)[1:]
+        HELM_LINES.sub("", part).strip() + "\n"
+        for part in re.split(r"^---\n(?:# Source.*\n)?", text, flags=re.M)[1:]
     ]
 
 

@@ -1,4 +1,6 @@
-"""For every level: where things are, and skips that are seen. On CI a skip is a failure: nothing is missing there."""
+"""For every level: where things are, and skips that are seen. On CI a skip is a failure: nothing is
+missing there.
+"""
 
 from __future__ import annotations
 

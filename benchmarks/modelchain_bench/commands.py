@@ -14,16 +14,23 @@ from rich.table import Table
 from modelchain.errors import InputError
 from modelchain_bench import LEVERS
 
-# Threads that wait must not spin: on a machine that does anything else they cost both loops many times their work.
+# Threads that wait must not spin: on a machine that does anything else they cost both loops many
+# times their work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-bench = typer.Typer(help="Measure the trainer against a stock open_clip loop on this machine.", no_args_is_help=True)
+bench = typer.Typer(
+    help="Measure the trainer against a stock open_clip loop on this machine.", no_args_is_help=True
+)
 
-Model = Annotated[str, typer.Option("--model", help="A name of Table G, such as ViT-T-16 or Swin-T.")]
+Model = Annotated[
+    str, typer.Option("--model", help="A name of Table G, such as ViT-T-16 or Swin-T.")
+]
 BatchSize = Annotated[int, typer.Option("--batch", min=2, max=65_536, help="Pictures a step.")]
 Captions = Annotated[int, typer.Option("--captions", min=1, max=64, help="Captions a picture.")]
 Pairs = Annotated[int, typer.Option("--pairs", min=5, max=1000, help="Turns of each, interleaved.")]
-Precision = Annotated[Literal["bf16", "fp32"], typer.Option("--precision", help="bf16: by autocast, both loops.")]
+Precision = Annotated[
+    Literal["bf16", "fp32"], typer.Option("--precision", help="bf16: by autocast, both loops.")
+]
 Output = Annotated[Literal["table", "json"], typer.Option("-o", "--output", help="What to print.")]
 
 
@@ -32,12 +39,17 @@ def step(
     model: Model = "ViT-T-16",
     batch: BatchSize = 32,
     captions: Captions = 4,
-    pad: Annotated[int | None, typer.Option("--pad", min=1, help="Shortest length a caption is processed at.")] = None,
+    pad: Annotated[
+        int | None, typer.Option("--pad", min=1, help="Shortest length a caption is processed at.")
+    ] = None,
     captions_file: Annotated[
-        Path | None, typer.Option("--captions-file", help="A caption a line; else Flickr8k's lengths.")
+        Path | None,
+        typer.Option("--captions-file", help="A caption a line; else Flickr8k's lengths."),
     ] = None,
     precision: Precision = "fp32",
-    without: Annotated[str, typer.Option("--without", help="Levers to switch off, parted by commas.")] = "",
+    without: Annotated[
+        str, typer.Option("--without", help="Levers to switch off, parted by commas.")
+    ] = "",
     predecessor: Annotated[
         str | None,
         typer.Option("--predecessor", help="Tell what distilling from it would add."),
@@ -51,9 +63,16 @@ def step(
     """
     off = tuple(name for name in without.split(",") if name)
     if unknown := set(off) - set(LEVERS):
-        raise InputError(f"{min(unknown)!r} is no lever; they are {', '.join(LEVERS)}", field="--without")
-    config, before = _config(model, "--model"), _config(predecessor, "--predecessor") if predecessor else None
-    from modelchain_bench.step import measure  # torch, which takes its seconds, only for what is worth it
+        raise InputError(
+            f"{min(unknown)!r} is no lever; they are {', '.join(LEVERS)}", field="--without"
+        )
+    config, before = (
+        _config(model, "--model"),
+        _config(predecessor, "--predecessor") if predecessor else None,
+    )
+    from modelchain_bench.step import (
+        measure,  # torch, which takes its seconds, only for what is worth it
+    )
 
     found = measure(
         config, batch, captions, pad=pad, captions_file=captions_file, precision=precision,
@@ -62,7 +81,9 @@ def step(
     _show({"model": model, "predecessor": predecessor} | found, output)
 
 
-Data = Annotated[str | None, typer.Option("--data", help="Tars with captions, braces allowed; else synthetic.")]
+Data = Annotated[
+    str | None, typer.Option("--data", help="Tars with captions, braces allowed; else synthetic.")
+]
 
 
 @bench.command()
@@ -74,15 +95,19 @@ def loader(
     pairs: Pairs = 5,
     output: Output = "table",
 ) -> None:
-    """Pictures and captions made ready by one core: ours over open_clip's pipeline on the same files, and packed.
+    """Pictures and captions made ready by one core: ours over open_clip's pipeline on the same
+    files, and packed.
 
-    Example: [bold]modelchain bench loader --data '../shared/data/coco-mini/train/train-000000.tar'[/bold]
+    Example: [bold]modelchain bench loader --data
+    '../shared/data/coco-mini/train/train-000000.tar'[/bold]
     """
     config = _config(model, "--model")
     from modelchain_bench.loader import measure_loader
 
     side, context = config.vision_cfg.image_size, config.text_cfg.context_length
-    found = measure_loader(batch, captions, data, image_size=side, context_length=context, pairs=pairs)
+    found = measure_loader(
+        batch, captions, data, image_size=side, context_length=context, pairs=pairs
+    )
     _show({"model": model} | found, output)
 
 
@@ -93,23 +118,28 @@ def end_to_end(
     captions: Captions = 4,
     data: Data = None,
     precision: Precision = "fp32",
-    workers: Annotated[int, typer.Option("--workers", min=1, max=256, help="That decode, for each loop.")] = 2,
+    workers: Annotated[
+        int, typer.Option("--workers", min=1, max=256, help="That decode, for each loop.")
+    ] = 2,
     pairs: Pairs = 5,
     output: Output = "table",
 ) -> None:
-    """From files to updated weights: ours over the stock loop's samples a second, on the same files.
+    """From files to updated weights: ours over the stock loop's samples a second, on the same
+    files.
 
     Example: [bold]modelchain bench end-to-end --model ViT-S-16 --batch 16[/bold]
     """
     config = _config(model, "--model")
     from modelchain_bench.end_to_end import measure
 
-    found = measure(config, batch, captions, data, precision=precision, pairs=pairs, workers=workers)
+    found = measure(
+        config, batch, captions, data, precision=precision, pairs=pairs, workers=workers
+    )
     _show({"model": model} | found, output)
 
 
 def _config(name: str, option: str) -> Any:
-    from modelchain.zoo import MODELS
+    from modelchain.families.zoo import MODELS
 
     if name not in MODELS:
         raise InputError(f"{name!r} is not known; the models are {', '.join(MODELS)}", field=option)
@@ -120,21 +150,36 @@ def _show(found: dict[str, Any], output: str) -> None:
     if output == "json":
         typer.echo(json.dumps(found, indent=1))
         return
-    table = Table("pair", "ours", "stock", "ratio", title=f"{found['model']}, samples a second", title_justify="left")
+    table = Table(
+        "pair",
+        "ours",
+        "stock",
+        "ratio",
+        title=f"{found['model']}, samples a second",
+        title_justify="left",
+    )
     samples = found["batch"] * found.get("stepsPerTurn", 1)
     for number, pair in enumerate(found["pairs"], 1):
         rates = (f"{samples / pair[who]:.2f}" for who in ("ours", "stock"))
         table.add_row(str(number), *rates, f"{pair['ratio']:.3f}")
     table.add_section()
     table.add_row(
-        "median", *(f"{rate:.2f}" for rate in found["samplesPerSecond"].values()), f"[bold]{found['ratio']:.3f}[/bold]"
+        "median",
+        *(f"{rate:.2f}" for rate in found["samplesPerSecond"].values()),
+        f"[bold]{found['ratio']:.3f}[/bold]",
     )
     console = Console()
     console.print(table)
     if "tokens" in found:
         real, processed = found["tokens"]["real"], found["tokens"]["processed"]
-        console.print(f"tokens a step: {real:.0f} real of {processed:.0f} processed ({real / processed:.0%})")
-    for name, label in (("mfu", "MFU"), ("teacherShare", "teacher's share of a step"), ("dataWait", "data wait")):
+        console.print(
+            f"tokens a step: {real:.0f} real of {processed:.0f} processed ({real / processed:.0%})"
+        )
+    for name, label in (
+        ("mfu", "MFU"),
+        ("teacherShare", "teacher's share of a step"),
+        ("dataWait", "data wait"),
+    ):
         if found.get(name) is not None:
             console.print(f"{label}: {found[name]:.1%}")
     if "packedSamplesPerSecond" in found:

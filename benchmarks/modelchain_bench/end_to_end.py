@@ -1,4 +1,6 @@
-"""`modelchain bench end-to-end`: from files to updated weights, ours against the stock loop on the same files."""
+"""`modelchain bench end-to-end`: from files to updated weights, ours against the stock loop on the
+same files.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from typing import Any
 import torch
 import webdataset
 
-from modelchain.modelconfig import ModelConfig
+from modelchain.api.modelconfig import ModelConfig
 from modelchain_bench.loader import sampled
 from modelchain_bench.pairs import environment, interleaved, summary
 from modelchain_bench.step import our_step, without_determinism
@@ -23,15 +25,24 @@ STEPS = 4  # a turn, for each worker: twice what the stock loop's have ready whe
 
 
 def measure(
-    config: ModelConfig, batch: int, captions: int, data: str | None, *, precision: str, pairs: int, workers: int
+    config: ModelConfig,
+    batch: int,
+    captions: int,
+    data: str | None,
+    *,
+    precision: str,
+    pairs: int,
+    workers: int,
 ) -> dict[str, Any]:
-    """Ratio of samples a second over turns of STEPS steps a worker, and the part of ours that waits for data.
+    """Ratio of samples a second over turns of STEPS steps a worker, and the part of ours that waits
+    for data.
 
     Args:
         data: tars (braces allowed); None: synthetic pictures of 640 x 480.
         workers: threads that decode for ours, processes for the stock loop.
     Raises:
-        InputError: `data` cannot be read, or holds fewer samples than `batch`, or samples without captions.
+        InputError: `data` cannot be read, or holds fewer samples than `batch`, or samples without
+            captions.
     """
     device, resolved, steps = this_device(), config.resolved(), STEPS * workers
     side, context = config.vision_cfg.image_size, config.text_cfg.context_length
@@ -40,11 +51,19 @@ def measure(
         stock = StockLoop(resolved, device, precision, captions)
         ours = our_step(resolved, device, precision, None, stock.model)
         pipeline = stock_pipeline(str(shard), batch, captions, side, context)
-        theirs = iter(webdataset.WebLoader(pipeline, batch_size=None, num_workers=workers, prefetch_factor=2))
+        theirs = iter(
+            webdataset.WebLoader(pipeline, batch_size=None, num_workers=workers, prefetch_factor=2)
+        )
         batches = Batches(
-            data=open_set([shard], Path(folder, "cache")), image_size=side, context_length=context, seed=0,
-            global_batch_size=batch, captions_per_sample=captions, threads=workers, pinned=device.type == "cuda",
-        )  # fmt: skip
+            data=open_set([shard], Path(folder, "cache")),
+            image_size=side,
+            context_length=context,
+            seed=0,
+            global_batch_size=batch,
+            captions_per_sample=captions,
+            threads=workers,
+            pinned=device.type == "cuda",
+        )
         ahead = batches.from_step(0)
         waited: list[tuple[float, float]] = []
 
@@ -68,9 +87,13 @@ def measure(
         ahead.close()  # type: ignore[attr-defined]
         counted = waited[-pairs:]
     return {
-        "batch": batch, "captions": captions, "precision": precision, "workers": workers, "stepsPerTurn": steps,
+        "batch": batch,
+        "captions": captions,
+        "precision": precision,
+        "workers": workers,
+        "stepsPerTurn": steps,
         **summary(found, batch * steps),
         "dataWait": round(sum(wait for wait, _ in counted) / sum(whole for _, whole in counted), 5),
         "data": data or "synthetic",
         "environment": environment(device),
-    }  # fmt: skip
+    }

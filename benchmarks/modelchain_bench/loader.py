@@ -1,4 +1,6 @@
-"""`modelchain bench loader`: what one core loads, ours against open_clip's own pipeline on the same files."""
+"""`modelchain bench loader`: what one core loads, ours against open_clip's own pipeline on the same
+files.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ import torch
 from PIL import Image
 
 from modelchain.errors import InputError
-from modelchain.shards import expand
+from modelchain.identity.shards import expand
 from modelchain_bench.captions import LENGTHS
 from modelchain_bench.pairs import Pair, environment, summary
 from modelchain_bench.stock import stock_pipeline
@@ -30,8 +32,12 @@ from modelchain_data.samples import Problems, read_shard
 from modelchain_data.tars import read_at
 
 PICTURES, HEIGHT, WIDTH, QUALITY = 128, 480, 640, 90
-FALL = 1.5  # of a picture's amplitudes with frequency; makes JPEGs of 0.25 bytes a pixel, as photographs are
-WORDS = "a the man woman dog two children girl boy in on with red blue black white shirt water grass runs stands"
+# of a picture's amplitudes with frequency; makes JPEGs of 0.25 bytes a pixel, as photographs are
+FALL = 1.5
+WORDS = (
+    "a the man woman dog two children girl boy in on with red blue black white shirt water grass"
+    " runs stands"
+)
 
 
 def measure_loader(
@@ -44,17 +50,20 @@ def measure_loader(
     pairs: int = 5,
     seconds: float = 2.0,
 ) -> dict[str, Any]:
-    """Turns of ours and of the stock pipeline on the same files, and of ours on the same pictures packed.
+    """Turns of ours and of the stock pipeline on the same files, and of ours on the same pictures
+    packed.
 
-    Seconds are CPU time of the whole process with one thread that decodes: what one core does, also where other work
-    slows the clock on the wall. Both crop, resize, and make `captions` texts a picture into tokens; ours gives uint8,
-    which the device normalises, the stock one floats.
+    Seconds are CPU time of the whole process with one thread that decodes: what one core does, also
+    where other work slows the clock on the wall. Both crop, resize, and make `captions` texts a
+    picture into tokens; ours gives uint8, which the device normalises, the stock one floats.
 
     Args:
-        data: tars (braces allowed) whose first pictures are taken; None: synthetic pictures of 640 x 480.
+        data: tars (braces allowed) whose first pictures are taken; None: synthetic pictures of 640
+            x 480.
         seconds: of a turn, about.
     Raises:
-        InputError: `data` cannot be read, or holds fewer samples than `batch`, or samples without captions.
+        InputError: `data` cannot be read, or holds fewer samples than `batch`, or samples without
+            captions.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -66,39 +75,55 @@ def measure_loader(
             options = {"global_batch_size": batch, "captions_per_sample": captions}
             options |= {"image_size": image_size, "context_length": context_length}
             stock = iter(stock_pipeline(str(shard), batch, captions, image_size, context_length))
-            makers = (_ours(shard, there, options), lambda: next(stock), _ours(packed, there, options))
+            makers = (
+                _ours(shard, there, options),
+                lambda: next(stock),
+                _ours(packed, there, options),
+            )
             for make in makers:
                 make()
             turns = [[_seconds(make, seconds) for make in makers] for _ in range(pairs)]
             about = {"source": data or f"synthetic, {WIDTH} x {HEIGHT}", "count": len(samples)}
             about["bytes"] = sum(len(picture) for _, picture, _ in samples) // len(samples)
             return {
-                "batch": batch, "captions": captions, "imageSize": image_size,
+                "batch": batch,
+                "captions": captions,
+                "imageSize": image_size,
                 **summary([Pair(ours, stock) for ours, stock, _ in turns], batch),
-                "packedSamplesPerSecond": round(statistics.median(batch / packed for *_, packed in turns), 3),
+                "packedSamplesPerSecond": round(
+                    statistics.median(batch / packed for *_, packed in turns), 3
+                ),
                 "pictures": about,
                 "environment": environment(torch.device("cpu")),
-            }  # fmt: skip
+            }
     finally:
         torch.set_num_threads(threads)
 
 
 def sampled(data: str | None, batch: int, folder: Path) -> tuple[Path, list[Sample]]:
-    """A tar in `folder` of the first pictures of `data`, or of synthetic ones; raises as `measure_loader` does."""
+    """A tar in `folder` of the first pictures of `data`, or of synthetic ones; raises as
+    `measure_loader` does.
+    """
     samples = list(_first(data)) if data else synthetic(max(batch, PICTURES))
     if len(samples) < batch:
-        raise InputError(f"{len(samples)} pictures are taken, fewer than the batch of {batch}", file=data)
+        raise InputError(
+            f"{len(samples)} pictures are taken, fewer than the batch of {batch}", file=data
+        )
     return _write(folder / "train-000000.tar", samples), samples
 
 
 def synthetic(count: int = PICTURES, seed: int = 0) -> list[Sample]:
-    """Coloured noise with the spectrum of photographs, each with five captions of Flickr8k's lengths."""
+    """Coloured noise with the spectrum of photographs, each with five captions of Flickr8k's
+    lengths.
+    """
     rng, samples = np.random.default_rng(seed), []
     lengths, words = np.repeat(list(LENGTHS), list(LENGTHS.values())), WORDS.split()
     frequency = np.hypot(np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH))
     frequency[0, 0] = np.inf
     for number in range(count):
-        waves = rng.normal(size=(4, *frequency.shape)) * np.exp(2j * np.pi * rng.random((4, *frequency.shape)))
+        waves = rng.normal(size=(4, *frequency.shape)) * np.exp(
+            2j * np.pi * rng.random((4, *frequency.shape))
+        )
         grey, *colours = np.fft.irfft2(waves / frequency**FALL, (HEIGHT, WIDTH))
         pixels = np.stack([grey + 0.3 * colour for colour in colours], -1)
         pixels = (128 + 50 * pixels / pixels.std()).clip(0, 255).astype(np.uint8)
@@ -118,7 +143,9 @@ def _first(data: str) -> Iterator[Sample]:
     if gone := [shard for shard in shards if not shard.is_file()]:
         raise InputError("no such file", file=gone[0])
     found = ((shard, sample) for shard in shards for sample in read_shard(shard, problems))
-    for number, (shard, (key, offset, size, texts, *_)) in enumerate(itertools.islice(found, PICTURES)):
+    for number, (shard, (key, offset, size, texts, *_)) in enumerate(
+        itertools.islice(found, PICTURES)
+    ):
         if not texts:
             raise InputError(f"sample {key!r} has no caption", file=shard)
         yield f"{number:06d}", read_at(shard, offset, size), texts
@@ -128,7 +155,10 @@ def _first(data: str) -> Iterator[Sample]:
 def _write(shard: Path, samples: list[Sample]) -> Path:
     with tarfile.open(shard, "w") as tar:
         for key, picture, texts in samples:
-            for name, content in ((suffix_of(picture), picture), ("json", json.dumps({"captions": texts}).encode())):
+            for name, content in (
+                (suffix_of(picture), picture),
+                ("json", json.dumps({"captions": texts}).encode()),
+            ):
                 info = tarfile.TarInfo(f"{key}.{name}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))

@@ -1,4 +1,6 @@
-"""Timing two things against each other on a machine that is never quite quiet, and saying on what machine."""
+"""Timing two things against each other on a machine that is never quite quiet, and saying on what
+machine.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,15 @@ class Pair(NamedTuple):
 
 
 def interleaved(
-    ours: Callable[[], object], stock: Callable[[], object], pairs: int, device: torch.device, warm_up: int = 1
+    ours: Callable[[], object],
+    stock: Callable[[], object],
+    pairs: int,
+    device: torch.device,
+    warm_up: int = 1,
 ) -> list[Pair]:
-    """Turns of both, one after the other, after `warm_up` that are not counted; who goes first alternates."""
+    """Turns of both, one after the other, after `warm_up` that are not counted; who goes first
+    alternates.
+    """
     found: list[Pair] = []
     for turn in range(-warm_up, pairs):
         first, second = (ours, stock) if turn % 2 else (stock, ours)
@@ -52,11 +60,17 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 def summary(pairs: list[Pair], per_turn: float) -> dict[str, Any]:
     """The median ratio of the pairs and the median rates, for `per_turn` samples a turn."""
-    rates = {"ours": [per_turn / pair.ours for pair in pairs], "stock": [per_turn / pair.stock for pair in pairs]}
+    rates = {
+        "ours": [per_turn / pair.ours for pair in pairs],
+        "stock": [per_turn / pair.stock for pair in pairs],
+    }
     return {
         "ratio": round(statistics.median(pair.ratio for pair in pairs), 4),
         "samplesPerSecond": {who: round(statistics.median(rate), 3) for who, rate in rates.items()},
-        "pairs": [{"ours": round(p.ours, 5), "stock": round(p.stock, 5), "ratio": round(p.ratio, 4)} for p in pairs],
+        "pairs": [
+            {"ours": round(p.ours, 5), "stock": round(p.stock, 5), "ratio": round(p.ratio, 4)}
+            for p in pairs
+        ],
     }
 
 

@@ -1,7 +1,8 @@
-"""`modelchain bench step`: one update of our trainer against one of the stock loop, on synthetic pictures.
+"""`modelchain bench step`: one update of our trainer against one of the stock loop, on synthetic
+pictures.
 
-Both have the same model from the same weights, see the same pictures and captions, and compute the same loss; only the
-captions' lengths are real.
+Both have the same model from the same weights, see the same pictures and captions, and compute the
+same loss; only the captions' lengths are real.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ import torch
 from open_clip import CLIP
 from torch import nn
 
+from modelchain.api.modelconfig import ModelConfig
 from modelchain.errors import InputError
-from modelchain.macs import image_macs, text_macs
-from modelchain.modelconfig import ModelConfig
+from modelchain.plan.macs import image_macs, text_macs
 from modelchain_bench.captions import captions as draw
 from modelchain_bench.pairs import environment, interleaved, peak_flops, summary
 from modelchain_bench.stock import StockLoop
@@ -54,7 +55,8 @@ def measure(
         batch: pictures a step, `captions` texts each.
         pad: no caption is processed shorter than this.
         without: of LEVERS, those that are switched off.
-        predecessor: tell, too, what distilling from a model of this config would add; the ratio is without it.
+        predecessor: tell, too, what distilling from a model of this config would add; the ratio is
+            without it.
     Raises:
         InputError: `captions_file` cannot be read, or `pad` is longer than the model's context.
     """
@@ -81,26 +83,40 @@ def measure(
         found = interleaved(lambda: ours(next(turn)), theirs, pairs, device, _warm_up(device))
         about = summary(found, batch)
         return {
-            "batch": batch, "captions": captions, "precision": precision, "pad": pad, "without": list(without),
+            "batch": batch,
+            "captions": captions,
+            "precision": precision,
+            "pad": pad,
+            "without": list(without),
             **about,
-            "tokens": {"real": sum(lengths) / DISTINCT, "processed": sum(b.processed_tokens for b in made) / DISTINCT},
+            "tokens": {
+                "real": sum(lengths) / DISTINCT,
+                "processed": sum(b.processed_tokens for b in made) / DISTINCT,
+            },
             "mfu": _mfu(config, batch, lengths, about["samplesPerSecond"]["ours"] / batch, device),
             "teacherShare": _teacher_share(ours, teacher, made, pairs, device) if teacher else None,
             "environment": environment(device),
-        }  # fmt: skip
+        }
 
 
 @contextmanager
 def without_determinism(device: torch.device) -> Iterator[None]:
-    """The stock loop as a lab runs it: what makes ours repeatable to the bit is not its to pay for."""
+    """The stock loop as a lab runs it: what makes ours repeatable to the bit is not its to pay
+    for.
+    """
     torch.use_deterministic_algorithms(False)
     yield
     torch.use_deterministic_algorithms(device.type == "cpu")
 
 
-def _teacher_share(step: Step, teacher: nn.Module, made: list[Batch], pairs: int, device: torch.device) -> float:
+def _teacher_share(
+    step: Step, teacher: nn.Module, made: list[Batch], pairs: int, device: torch.device
+) -> float:
     """The part of a step with the teacher that goes away without it."""
-    alone, together = itertools.cycle(made), itertools.cycle(made)  # of their own: both meet every batch
+    alone, together = (
+        itertools.cycle(made),
+        itertools.cycle(made),
+    )  # of their own: both meet every batch
 
     def pulled() -> None:
         step.teacher = teacher
@@ -117,7 +133,11 @@ def _warm_up(device: torch.device) -> int:
 
 
 def our_step(
-    config: dict[str, Any], device: torch.device, precision: str, predecessor: ModelConfig | None, weights: CLIP
+    config: dict[str, Any],
+    device: torch.device,
+    precision: str,
+    predecessor: ModelConfig | None,
+    weights: CLIP,
 ) -> Step:
     """Our update of a model that starts from `weights`."""
     clip, teacher = models.build(config, 0), None
@@ -127,7 +147,13 @@ def our_step(
     student = models.Student(clip, predecessor.embed_dim if predecessor else None).to(device)
     if runtime.compiles(device, CACHE, print):
         models.compile_layers(student, teacher)
-    inputs = {"learningRate": "1e-4", "weightDecay": "0.1", "warmupSteps": 0, "precision": precision, "seed": 0}
+    inputs = {
+        "learningRate": "1e-4",
+        "weightDecay": "0.1",
+        "warmupSteps": 0,
+        "precision": precision,
+        "seed": 0,
+    }
     return Step(student, teacher, inputs, steps=10_000, alpha=ALPHA)
 
 
@@ -139,10 +165,17 @@ def switch_off(lever: str, step: Step, off: ExitStack, context: int) -> None:
     elif lever == "pooled":
         off.enter_context(patch.object(models.Layer, "forward", _whole_layer(models.Layer.forward)))
     elif lever == "lookup":
-        off.enter_context(patch.object(models, "encode_text_chunks", _chunk_by_chunk(models.encode_text_chunks)))
+        off.enter_context(
+            patch.object(models, "encode_text_chunks", _chunk_by_chunk(models.encode_text_chunks))
+        )
     elif lever == "fused":
-        groups = [{name: group[name] for name in ("params", "weight_decay")} for group in step.optimizer.param_groups]
-        off.enter_context(patch.object(step, "optimizer", _PlainAdamW(groups, betas=(0.9, 0.98), eps=1e-8)))
+        groups = [
+            {name: group[name] for name in ("params", "weight_decay")}
+            for group in step.optimizer.param_groups
+        ]
+        off.enter_context(
+            patch.object(step, "optimizer", _PlainAdamW(groups, betas=(0.9, 0.98), eps=1e-8))
+        )
     elif lever == "compiled":
         off.enter_context(torch.compiler.set_stance("force_eager"))
 
@@ -161,13 +194,18 @@ def _whole_layer(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Te
 
 def _chunk_by_chunk(encode: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def chunk_by_chunk(model: CLIP, chunks: list[data.Chunk]) -> torch.Tensor:
-        parts = [encode(model, [(tokens, torch.arange(len(tokens), device=tokens.device))]) for tokens, _ in chunks]
+        parts = [
+            encode(model, [(tokens, torch.arange(len(tokens), device=tokens.device))])
+            for tokens, _ in chunks
+        ]
         return torch.cat(parts)[torch.cat([rows for _, rows in chunks]).argsort()]
 
     return chunk_by_chunk
 
 
-def _batch(config: ModelConfig, index: int, size: int, texts: list[np.ndarray], pad: int | None) -> Batch:
+def _batch(
+    config: ModelConfig, index: int, size: int, texts: list[np.ndarray], pad: int | None
+) -> Batch:
     side, context = config.vision_cfg.image_size, config.text_cfg.context_length
     generator = torch.Generator().manual_seed(index)
     pictures = torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8, generator=generator)
@@ -177,13 +215,21 @@ def _batch(config: ModelConfig, index: int, size: int, texts: list[np.ndarray], 
 
 
 def _padded(captions: list[np.ndarray], context: int) -> torch.Tensor:
-    return torch.from_numpy(np.stack([np.pad(text, (0, context - len(text))) for text in captions]).astype(np.int64))
+    return torch.from_numpy(
+        np.stack([np.pad(text, (0, context - len(text))) for text in captions]).astype(np.int64)
+    )
 
 
 def _mfu(
-    config: ModelConfig, batch: int, lengths: list[int], steps_per_second: float, device: torch.device
+    config: ModelConfig,
+    batch: int,
+    lengths: list[int],
+    steps_per_second: float,
+    device: torch.device,
 ) -> float | None:
-    """Useful FLOP a second over the device's peak: forward and twice that backward, over real tokens alone."""
+    """Useful FLOP a second over the device's peak: forward and twice that backward, over real
+    tokens alone.
+    """
     peak = peak_flops(device)
     if peak is None:
         return None

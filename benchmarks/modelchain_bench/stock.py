@@ -1,7 +1,9 @@
-"""What a lab writes today: open_clip's public pieces and a loop around them. Ours is measured against it.
+"""What a lab writes today: open_clip's public pieces and a loop around them. Ours is measured
+against it.
 
-Its transforms, its tokenizer at the whole context, its towers, its loss and torch's AdamW as open_clip's own script
-calls it. A picture's captions are M texts; the loss is the mean over the M slots, which is what our trainer computes.
+Its transforms, its tokenizer at the whole context, its towers, its loss and torch's AdamW as
+open_clip's own script calls it. A picture's captions are M texts; the loss is the mean over the M
+slots, which is what our trainer computes.
 """
 
 from __future__ import annotations
@@ -16,31 +18,56 @@ import webdataset
 from torch import Tensor
 
 
-def stock_pipeline(shards: str, batch: int, captions: int, image_size: int, context_length: int) -> Any:
-    """Pictures [N, 3, H, W] and captions [N, M, context], without end, as open_clip's get_wds_dataset makes them."""
+def stock_pipeline(
+    shards: str, batch: int, captions: int, image_size: int, context_length: int
+) -> Any:
+    """Pictures [N, 3, H, W] and captions [N, M, context], without end, as open_clip's
+    get_wds_dataset makes them.
+    """
     tokenizer, drawing = open_clip.SimpleTokenizer(context_length=context_length), random.Random(0)
     transform = open_clip.image_transform(image_size, is_train=True)
 
     def texts(meta: dict[str, list[str]]) -> Tensor:
         known = meta["captions"]
-        drawn = drawing.sample(known, captions) if len(known) >= captions else drawing.choices(known, k=captions)
+        drawn = (
+            drawing.sample(known, captions)
+            if len(known) >= captions
+            else drawing.choices(known, k=captions)
+        )
         return tokenizer(drawn)  # type: ignore[no-any-return]
 
     # Not split: of a single shard, every worker of a loader reads all.
-    pipeline = webdataset.WebDataset(shards, shardshuffle=False, workersplitter=None).repeat().decode("pilrgb")
-    pipeline = pipeline.rename(image="jpg;png;jpeg;webp", text="json").map_dict(image=transform, text=texts)
+    pipeline = (
+        webdataset.WebDataset(shards, shardshuffle=False, workersplitter=None)
+        .repeat()
+        .decode("pilrgb")
+    )
+    pipeline = pipeline.rename(image="jpg;png;jpeg;webp", text="json").map_dict(
+        image=transform, text=texts
+    )
     return pipeline.to_tuple("image", "text").batched(batch)
 
 
 class StockLoop:
     def __init__(self, config: dict[str, Any], device: torch.device, precision: str, captions: int):
         self.device, self.captions = device, captions
-        self.autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+        self.autocast = (
+            torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+        )
         self.model = open_clip.CLIP(**config).to(device).train()
         self.loss = open_clip.ClipLoss(cache_labels=True)
-        groups: list[dict[str, Any]] = [{"params": [], "weight_decay": 0.0}, {"params": [], "weight_decay": 0.1}]
+        groups: list[dict[str, Any]] = [
+            {"params": [], "weight_decay": 0.0},
+            {"params": [], "weight_decay": 0.1},
+        ]
         for name, parameter in self.model.named_parameters():
-            plain = parameter.ndim < 2 or "bn" in name or "ln" in name or "bias" in name or "logit_scale" in name
+            plain = (
+                parameter.ndim < 2
+                or "bn" in name
+                or "ln" in name
+                or "bias" in name
+                or "logit_scale" in name
+            )
             groups[0 if plain else 1]["params"].append(parameter)
         self.optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.98), eps=1e-8)
 
@@ -50,8 +77,14 @@ class StockLoop:
         texts = texts.to(self.device, non_blocking=True).flatten(0, -2)
         self.optimizer.zero_grad()
         with self.autocast:
-            image, text = self.model.encode_image(images, normalize=True), self.model.encode_text(texts, normalize=True)
-            scale, slots = self.model.logit_scale.exp(), text.unflatten(0, (len(image), self.captions)).unbind(1)
+            image, text = (
+                self.model.encode_image(images, normalize=True),
+                self.model.encode_text(texts, normalize=True),
+            )
+            scale, slots = (
+                self.model.logit_scale.exp(),
+                text.unflatten(0, (len(image), self.captions)).unbind(1),
+            )
             loss = torch.stack([self.loss(image, slot, scale) for slot in slots]).mean()
         loss.backward()
         self.optimizer.step()

@@ -1,4 +1,6 @@
-"""The two ways a command fails on purpose: the input is wrong (exit 2) or the work failed (exit 1)."""
+"""The two ways a command fails on purpose: the input is wrong (exit 2) or the work failed (exit
+1).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ EXIT_DONE, EXIT_WORK_FAILED, EXIT_BAD_INPUT, EXIT_PREEMPTED, EXIT_INTERRUPTED = 
 class Problem:
     """One thing that is wrong: what, in which file, at which field, in one line.
 
-    Names of files and members are somebody else's: what a terminal would obey is shown as an escape instead.
+    Names of files and members are somebody else's: what a terminal would obey is shown as an escape
+    instead.
     """
 
     message: str
@@ -26,13 +29,19 @@ class Problem:
 
 
 class InputError(Exception):
-    """What the user gave is wrong. Carries every problem found, each with its place; exit code 2."""
+    """What the user gave is wrong. Carries every problem found, each with its place; exit code
+    2.
+    """
 
     exit_code = EXIT_BAD_INPUT
 
-    def __init__(self, *problems: Problem | str, file: str | Path | None = None, field: str | None = None):
+    def __init__(
+        self, *problems: Problem | str, file: str | Path | None = None, field: str | None = None
+    ):
         where = str(file) if file is not None else None
-        self.problems = [p if isinstance(p, Problem) else Problem(p, where, field) for p in problems]
+        self.problems = [
+            p if isinstance(p, Problem) else Problem(p, where, field) for p in problems
+        ]
         super().__init__("\n".join(str(p) for p in self.problems))
 
     def in_file(self, file: str | Path) -> InputError:
@@ -43,7 +52,8 @@ class InputError(Exception):
 class WorkError(Exception):
     """The work itself failed: a corrupt file, a diverged loss, a root in use. Exit code 1.
 
-    `failure` is the class that retry budgets are charged by (`modelchain.contracts.FailureClass`).
+    `failure` is the class that retry budgets are charged by
+    (`modelchain.api.contracts.FailureClass`).
     """
 
     exit_code = EXIT_WORK_FAILED

@@ -1,4 +1,5 @@
-"""`python -m modelchain_data REQUEST.json`: index and check all data of a chain before its first stage.
+"""`python -m modelchain_data REQUEST.json`: index and check all data of a chain before its first
+stage.
 
 Answers with one DataAnswer on standard output; exit code 0, 1 or 2.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from modelchain.contracts import DataAnswer, DataRequest
+from modelchain.api.contracts import DataAnswer, DataRequest
 from modelchain.errors import EXIT_DONE, EXIT_WORK_FAILED, InputError, WorkError
 from modelchain_data.request import IndexingLine, open_data
 

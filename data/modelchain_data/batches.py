@@ -1,4 +1,6 @@
-"""Batches whose content is a pure function of (seed, step): the whole state of the loader is one integer."""
+"""Batches whose content is a pure function of (seed, step): the whole state of the loader is one
+integer.
+"""
 
 from __future__ import annotations
 
@@ -22,38 +24,50 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 from modelchain.errors import WorkError
 from modelchain_data.index import ShardSet
 
-SCALE, RATIO = (0.9, 1.0), (3 / 4, 4 / 3)  # open_clip's AugmentationCfg, torchvision's RandomResizedCrop
+SCALE, RATIO = (
+    (0.9, 1.0),
+    (3 / 4, 4 / 3),
+)  # open_clip's AugmentationCfg, torchvision's RandomResizedCrop
 LOG_RATIO = (math.log(RATIO[0]), math.log(RATIO[1]))
 CHUNKS, CHUNK_ROWS, PAD_MULTIPLE = 4, 128, 4
 PREFETCH, MAKING = 3, 2  # batches ahead of the step, and those of them that are being made at once
 
-# Pillow warns at half the pixels that it refuses, and of transparency in a palette, which we drop on purpose.
+# Pillow warns at half the pixels that it refuses, and of transparency in a palette, which we drop
+# on purpose.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", "Palette images with Transparency", UserWarning)
 
 
 def _generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
-    """Stream 0 orders the epoch, stream 1 + i belongs to sample i; each has 2^128 numbers of its own."""
+    """Stream 0 orders the epoch, stream 1 + i belongs to sample i; each has 2^128 numbers of its
+    own.
+    """
     key, counter = np.array([seed, epoch], np.uint64), np.array([0, 0, stream, 0], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 @lru_cache(maxsize=2)  # batches of two epochs are in flight where one ends
 def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation of 0 .. samples-1 (int64, read-only) in which an epoch goes through the samples."""
+    """The permutation of 0 .. samples-1 (int64, read-only) in which an epoch goes through the
+    samples.
+    """
     order = _generator(seed, epoch, 0).permutation(samples)
     order.setflags(write=False)
     return order
 
 
 def global_batch(step: int, samples: int, global_batch_size: int, seed: int) -> np.ndarray:
-    """Sample ids int64 [global_batch_size] of `step`, before replacement; the rest of an epoch is dropped."""
+    """Sample ids int64 [global_batch_size] of `step`, before replacement; the rest of an epoch is
+    dropped.
+    """
     epoch, batch = divmod(step, samples // global_batch_size)
     return epoch_order(samples, seed, epoch)[batch * global_batch_size :][:global_batch_size]
 
 
 def crop_box(rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
-    """Top, left, height, width of a random crop, by the algorithm of torchvision's RandomResizedCrop.get_params."""
+    """Top, left, height, width of a random crop, by the algorithm of torchvision's
+    RandomResizedCrop.get_params.
+    """
     for _ in range(10):
         area = height * width * (SCALE[0] + (SCALE[1] - SCALE[0]) * rng.random())
         ratio = math.exp(LOG_RATIO[0] + (LOG_RATIO[1] - LOG_RATIO[0]) * rng.random())
@@ -66,25 +80,36 @@ def crop_box(rng: np.random.Generator, height: int, width: int) -> tuple[int, in
 
 
 def decode(data: bytes) -> Tensor:
-    """An encoded JPEG, PNG or WebP as RGB uint8 [3, height, width]; ValueError if it is not a whole one.
+    """An encoded JPEG, PNG or WebP as RGB uint8 [3, height, width]; ValueError if it is not a whole
+    one.
 
-    `open` reads only the header, and refuses more than 178,956,970 pixels in any format. Transparency is dropped; the
-    EXIF orientation is ignored.
+    `open` reads only the header, and refuses more than 178,956,970 pixels in any format.
+    Transparency is dropped; the EXIF orientation is ignored.
     """
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
-            if data.startswith(b"\xff\xd8") and image.mode in ("RGB", "L"):  # twice as fast as Pillow
-                return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
-            # torchvision's PNG decoder ends the whole process (SIGSEGV, seen with 0.29) on a damaged file; PIL raises.
+            if data.startswith(b"\xff\xd8") and image.mode in (
+                "RGB",
+                "L",
+            ):  # twice as fast as Pillow
+                return decode_jpeg(
+                    torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB
+                )
+            # torchvision's PNG decoder ends the whole process (SIGSEGV, seen with 0.29) on a
+            # damaged file; PIL raises.
             return torch.from_numpy(_rgb(image)).permute(2, 0, 1)
     except Image.DecompressionBombError as error:
         raise ValueError(f"too large a picture: {error}") from error
-    except Exception as error:  # decoders raise RuntimeError, OSError, SyntaxError, struct.error ...
+    except (
+        Exception
+    ) as error:  # decoders raise RuntimeError, OSError, SyntaxError, struct.error ...
         raise ValueError(f"not a whole picture: {error}") from error
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-    """uint8 [height, width, 3]. Of 16 bits the upper 8 are kept; so does Pillow, except for grey, which it clips."""
+    """uint8 [height, width, 3]. Of 16 bits the upper 8 are kept; so does Pillow, except for grey,
+    which it clips.
+    """
     if image.mode.startswith("I"):
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
@@ -92,31 +117,42 @@ def _rgb(image: Image.Image) -> np.ndarray:
 
 
 def resized(picture: Tensor, box: tuple[int, int, int, int], size: int) -> Tensor:
-    """The box (top, left, height, width) of a decoded picture as uint8 [3, size, size]: bicubic, antialias.
+    """The box (top, left, height, width) of a decoded picture as uint8 [3, size, size]: bicubic,
+    antialias.
 
-    Copied by numpy: torch copies a window with as many threads as a matrix product gets, of its own in each decoder.
+    Copied by numpy: torch copies a window with as many threads as a matrix product gets, of its own
+    in each decoder.
     """
     top, left, height, width = box
-    window = np.ascontiguousarray(picture.permute(1, 2, 0).numpy()[top : top + height, left : left + width])
+    window = np.ascontiguousarray(
+        picture.permute(1, 2, 0).numpy()[top : top + height, left : left + width]
+    )
     rows_first = torch.from_numpy(window).permute(2, 0, 1)
     return functional.resize(rows_first, [size, size], InterpolationMode.BICUBIC, antialias=True)
 
 
 def evaluation_image(data: bytes, size: int) -> Tensor:
-    """uint8 [3, size, size]: shortest side to `size`, centre crop; by PIL, as open_clip does it, to the last bit."""
-    image = functional.resize(functional.to_pil_image(decode(data)), [size], InterpolationMode.BICUBIC)
+    """uint8 [3, size, size]: shortest side to `size`, centre crop; by PIL, as open_clip does it, to
+    the last bit.
+    """
+    image = functional.resize(
+        functional.to_pil_image(decode(data)), [size], InterpolationMode.BICUBIC
+    )
     return functional.pil_to_tensor(functional.center_crop(image, [size, size]))
 
 
-Chunk = tuple[Tensor, Tensor]  # tokens int64 [n, L] padded with 0, and the captions' rows [n] (int64) in the batch
+Chunk = tuple[
+    Tensor, Tensor
+]  # tokens int64 [n, L] padded with 0, and the captions' rows [n] (int64) in the batch
 
 
 def cut_chunks(captions: list[np.ndarray], context_length: int) -> list[Chunk]:
     """Sort captions by length and cut them into equal chunks, each padded to its own longest.
 
-    Four chunks, up to twice as many where each still has 128 captions. Lengths are rounded up to a multiple of 4, from
-    33 of 8, from 65 of 16 ...: a compiled text tower meets at most 13 of them in a context of 77. Chunks differ by one
-    caption where their number does not divide the captions'.
+    Four chunks, up to twice as many where each still has 128 captions. Lengths are rounded up to a
+    multiple of 4, from 33 of 8, from 65 of 16 ...: a compiled text tower meets at most 13 of them
+    in a context of 77. Chunks differ by one caption where their number does not divide the
+    captions'.
     """
     lengths, chunks = np.array([len(caption) for caption in captions]), []
     count = min(max(CHUNKS, min(2 * CHUNKS, len(captions) // CHUNK_ROWS)), len(captions))
@@ -125,17 +161,21 @@ def cut_chunks(captions: list[np.ndarray], context_length: int) -> list[Chunk]:
         multiple = max(PAD_MULTIPLE, 1 << (longest - 1).bit_length() >> 3)
         width = min(-(-longest // multiple) * multiple, context_length)
         tokens = np.zeros((len(rows), width), np.int64)
-        tokens[np.arange(width) < lengths[rows, None]] = np.concatenate([captions[row] for row in rows])
+        tokens[np.arange(width) < lengths[rows, None]] = np.concatenate(
+            [captions[row] for row in rows]
+        )
         chunks.append((torch.from_numpy(tokens), torch.from_numpy(rows)))
     return chunks
 
 
 @dataclass
 class Batch:
-    """One rank's part of a step: n pictures with M captions each; caption `slot` of picture i is row i * M + slot.
+    """One rank's part of a step: n pictures with M captions each; caption `slot` of picture i is
+    row i * M + slot.
 
-    `ids` int64 [n] (after replacement), `images` uint8 [n, 3, S, S], `captions` n * M arrays of tokens, cut to length.
-    With `pinned` the chunks are in page-locked memory, from which a GPU copies while the host goes on.
+    `ids` int64 [n] (after replacement), `images` uint8 [n, 3, S, S], `captions` n * M arrays of
+    tokens, cut to length. With `pinned` the chunks are in page-locked memory, from which a GPU
+    copies while the host goes on.
     """
 
     step: int
@@ -156,13 +196,17 @@ class Batch:
         self.processed_tokens = sum(tokens.numel() for tokens, _ in self.chunks)
 
     def pieces(self, size: int | None) -> list[Batch]:
-        """Micro-batches of `size` pictures, each with chunks of its own; the whole batch if `size` is None."""
+        """Micro-batches of `size` pictures, each with chunks of its own; the whole batch if `size`
+        is None.
+        """
         n, m = len(self.ids), len(self.captions) // len(self.ids)
         if size is None or size >= n:
             return [self]
         parts = ((slice(at, at + size), slice(at * m, (at + size) * m)) for at in range(0, n, size))
         same = (self.context_length, self.pinned)
-        return [Batch(self.step, self.ids[i], self.images[i], self.captions[c], *same) for i, c in parts]
+        return [
+            Batch(self.step, self.ids[i], self.images[i], self.captions[c], *same) for i, c in parts
+        ]
 
 
 @dataclass(kw_only=True)
@@ -188,13 +232,17 @@ class Batches:
 
     @cached_property
     def scarce(self) -> int:
-        """Samples with fewer captions than are drawn: theirs are drawn with replacement, those with none left out."""
+        """Samples with fewer captions than are drawn: theirs are drawn with replacement, those with
+        none left out.
+        """
         return int((self.data.caption_counts < self.captions_per_sample).sum())
 
     def from_step(self, step: int) -> Iterator[Batch]:
-        """Batches of `step`, `step` + 1 ... without end, made ahead by threads; closing the generator ends them.
+        """Batches of `step`, `step` + 1 ... without end, made ahead by threads; closing the
+        generator ends them.
 
-        Raises WorkError of class Data: over 0.1 % of the samples are undecodable, or a shard is gone or has changed.
+        Raises WorkError of class Data: over 0.1 % of the samples are undecodable, or a shard is
+        gone or has changed.
         """
         with ThreadPoolExecutor(self.threads) as decoders, ThreadPoolExecutor(MAKING) as conductor:
             ahead = deque(conductor.submit(self.batch, step + i, decoders) for i in range(PREFETCH))
@@ -209,8 +257,15 @@ class Batches:
     def batch(self, step: int, decoders: ThreadPoolExecutor) -> Batch:
         """The batch of `step`, made here and now by these threads; raises as `from_step` does."""
         epoch, batch = divmod(step, len(self.data) // self.global_batch_size)
-        n, m, size = self.global_batch_size // self.world_size, self.captions_per_sample, self.image_size
-        ids, images = np.empty(n, np.int64), torch.empty((n, 3, size, size), dtype=torch.uint8, pin_memory=self.pinned)
+        n, m, size = (
+            self.global_batch_size // self.world_size,
+            self.captions_per_sample,
+            self.image_size,
+        )
+        ids, images = (
+            np.empty(n, np.int64),
+            torch.empty((n, 3, size, size), dtype=torch.uint8, pin_memory=self.pinned),
+        )
         captions: list[np.ndarray] = [ids] * (n * m)
         pixels = images.numpy()
 
@@ -223,7 +278,9 @@ class Batches:
         return Batch(step, ids, images, captions, self.context_length, self.pinned)
 
     def _sample(self, epoch: int, position: int) -> tuple[int, np.ndarray, list[np.ndarray]]:
-        """Id, crop and captions of the first sample from `position` on in the epoch's order that can be used."""
+        """Id, crop and captions of the first sample from `position` on in the epoch's order that
+        can be used.
+        """
         order = epoch_order(len(self.data), self.seed, epoch)
         for at in itertools.count(position):
             sample = int(order[at % len(order)])
@@ -236,10 +293,16 @@ class Batches:
                 self._bad.add(sample)
                 bad, total, key = len(self._bad), len(self.data), self.data.keys[sample]
                 if bad * 1000 > total:
-                    message = f"{bad} of {total} pictures cannot be decoded (at most {total // 1000} may)"
+                    message = (
+                        f"{bad} of {total} pictures cannot be decoded (at most {total // 1000} may)"
+                    )
                     raise WorkError(f"{message}; the last is {key!r}: {error}", "Data") from error
         rng = _generator(self.seed, epoch, 1 + sample)
         available, wanted = self.data.caption_count(sample), self.captions_per_sample
         drawn = rng.choice(available, wanted, replace=available < wanted).tolist()
         crop = resized(picture, crop_box(rng, *picture.shape[1:]), self.image_size)
-        return sample, crop.numpy(), [self.data.tokens(sample, caption, self.context_length) for caption in drawn]
+        return (
+            sample,
+            crop.numpy(),
+            [self.data.tokens(sample, caption, self.context_length) for caption in drawn],
+        )

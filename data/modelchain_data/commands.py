@@ -21,20 +21,30 @@ BURST_SECONDS = 2.0  # signals this close together count as one
 
 
 def pack(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="Tars, a folder of them, a caption table, or `digits`.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SRC", help="Tars, a folder of them, a caption table, or `digits`."),
+    ],
     to: Annotated[Path, typer.Option("--to", help="The new folder of shards.", show_default=False)],
     size: Annotated[int, typer.Option(help="Shrink pictures to this short side.", min=1)] = 256,
     captions: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="Of a caption table: columns to take captions from, by commas.")
+        str | None,
+        typer.Option(
+            metavar="NAMES", help="Of a caption table: columns to take captions from, by commas."
+        ),
     ] = None,
 ) -> None:
-    """Make shards: pictures shrunk and captions tokenised once, the fingerprint printed for `data.train.fingerprint`.
+    """Make shards: pictures shrunk and captions tokenised once, the fingerprint printed for
+    `data.train.fingerprint`.
 
     SRC may be a caption table as DreamLIP publishes it for CC3M and CC12M, or the word digits.
 
     Example: [bold]modelchain pack digits --to runs/digits[/bold]
     """
-    with _stopped_as_by_ctrl_c() as check, Progress(console=Console(stderr=True), transient=True) as progress:
+    with (
+        _stopped_as_by_ctrl_c() as check,
+        Progress(console=Console(stderr=True), transient=True) as progress,
+    ):
         from modelchain_data.pack import pack as work
 
         bar = progress.add_task(f"packing {source}", total=None)
@@ -48,21 +58,27 @@ def pack(
             progress.update(bar, description=f"packing {source}", completed=done)
 
         columns = None if captions is None else captions.split(",")
-        splits = work(source, to, size=size, captions=columns, on_progress=packing, on_index=indexing)
+        splits = work(
+            source, to, size=size, captions=columns, on_progress=packing, on_index=indexing
+        )
     for split in splits:
         skipped = f", {split.skipped} unusable left out" if split.skipped else ""
         bare = "" if split.captioned else ", none with a caption"
         counts = f"{split.samples} samples{bare}{skipped}"
-        typer.echo(f"{split.name}: {counts}, shards {split.shards}, fingerprint {split.fingerprint}")
+        typer.echo(
+            f"{split.name}: {counts}, shards {split.shards}, fingerprint {split.fingerprint}"
+        )
 
 
 @contextlib.contextmanager
 def _stopped_as_by_ctrl_c() -> Iterator[Callable[[], None]]:
-    """SIGTERM and SIGHUP end the block as Ctrl-C does, so that nothing is left behind; what nohup ignores stays so.
+    """SIGTERM and SIGHUP end the block as Ctrl-C does, so that nothing is left behind; what nohup
+    ignores stays so.
 
-    Services and terminals send several at once; only the first counts. If it interrupts code that holds a lock, another
-    exception may follow, so after a signal every exception counts as the interruption. What interrupts a destructor is
-    dropped by Python: call what is yielded now and then, it raises again.
+    Services and terminals send several at once; only the first counts. If it interrupts code that
+    holds a lock, another exception may follow, so after a signal every exception counts as the
+    interruption. What interrupts a destructor is dropped by Python: call what is yielded now and
+    then, it raises again.
     """
     heard = 0.0
 
@@ -76,7 +92,11 @@ def _stopped_as_by_ctrl_c() -> Iterator[Callable[[], None]]:
         if heard:
             raise KeyboardInterrupt
 
-    ours = [sig for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(sig) != signal.SIG_IGN]
+    ours = [
+        sig
+        for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(sig) != signal.SIG_IGN
+    ]
     handlers = {sig: signal.signal(sig, stop) for sig in ours}
     try:
         yield check

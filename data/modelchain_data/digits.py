@@ -1,8 +1,8 @@
 """Handwritten digits that come with the package: real pictures, with nothing to download.
 
-`digits.csv.gz`: the 1,797 test pictures of "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, UCI
-Machine Learning Repository, CC BY 4.0), in the form in which scikit-learn ships them: scikit-learn itself would add
-190 MB to the trainer's image.
+`digits.csv.gz`: the 1,797 test pictures of "Optical Recognition of Handwritten Digits" (E. Alpaydin
+and C. Kaynak, UCI Machine Learning Repository, CC BY 4.0), in the form in which scikit-learn ships
+them: scikit-learn itself would add 190 MB to the trainer's image.
 """
 
 from __future__ import annotations
@@ -18,12 +18,23 @@ import torch
 from torchvision.io import encode_png
 
 CLASSES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-_STARTS = ("a handwritten", "the digit", "the number", "a photo of the number", "a scan of the digit", "the figure")
-TEMPLATES = [f"{start} {{}}{end}." for end in ("", " on a form", " in white on black") for start in _STARTS]
+_STARTS = (
+    "a handwritten",
+    "the digit",
+    "the number",
+    "a photo of the number",
+    "a scan of the digit",
+    "the figure",
+)
+TEMPLATES = [
+    f"{start} {{}}{end}." for end in ("", " on a form", " in white on black") for start in _STARTS
+]
 
 
 class Row(NamedTuple):
-    """A sample to be packed. `read` raises OSError or ValueError where there is no picture, or the row is unusable."""
+    """A sample to be packed. `read` raises OSError or ValueError where there is no picture, or the
+    row is unusable.
+    """
 
     key: str
     where: str  # for errors
@@ -42,10 +53,23 @@ def splits() -> tuple[dict[str, list[Row]], dict[str, list[str]]]:
     found: dict[str, list[Row]] = {"train": [], "val": []}
     seen: Counter[int] = Counter()
     for number, (image, label) in enumerate(zip(*load(), strict=True)):
-        seen[label] += 1  # every fifth of each class: every fifth of all would be 21 ones and 52 threes
-        grey = torch.from_numpy(image * 255 / 16).round().byte().repeat_interleave(4, 0).repeat_interleave(4, 1)
+        seen[label] += (
+            1  # every fifth of each class: every fifth of all would be 21 ones and 52 threes
+        )
+        grey = (
+            torch.from_numpy(image * 255 / 16)
+            .round()
+            .byte()
+            .repeat_interleave(4, 0)
+            .repeat_interleave(4, 1)
+        )
         captions = [template.format(CLASSES[label]) for template in TEMPLATES]
         meta = {"captions": captions, "label": label, "classname": CLASSES[label]}
-        row = Row(f"digit-{number:04d}", f"digit {number}", partial(bytes, encode_png(grey[None]).numpy()), meta)
+        row = Row(
+            f"digit-{number:04d}",
+            f"digit {number}",
+            partial(bytes, encode_png(grey[None]).numpy()),
+            meta,
+        )
         found["train" if seen[label] % 5 else "val"].append(row)
     return found, {"classnames.json": CLASSES, "templates.json": TEMPLATES}

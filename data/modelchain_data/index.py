@@ -1,4 +1,6 @@
-"""Shard sets: WebDataset tars read by offset, their captions tokenised once: by `pack`, or into a cache elsewhere."""
+"""Shard sets: WebDataset tars read by offset, their captions tokenised once: by `pack`, or into a
+cache elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,10 @@ from typing import Literal
 import numpy as np
 from open_clip.tokenizer import SimpleTokenizer
 
-from modelchain.cli.files import fsync, sha256_of, write_atomic
-from modelchain.cli.local.guard import die_with_parent
-from modelchain.digest import digest_of
 from modelchain.errors import InputError, Problem, WorkError
+from modelchain.identity.digest import digest_of
+from modelchain.io.files import fsync, sha256_of, write_atomic
+from modelchain.io.guard import die_with_parent
 from modelchain_data.samples import BAD_LABEL, Problems, read_shard
 from modelchain_data.temporary import temporary_folder
 
@@ -34,16 +36,26 @@ Progress = Callable[[int, int], None]  # called with (done, all)
 MAX_OPEN = 512  # a process may usually open 1,024 files
 VERSION = 3  # of the index's files; another version is rebuilt
 PACKED = "index"  # the folder of indexes that `pack` leaves beside its shards
-PARALLEL, MAX_PROCESSES = 1 << 32, 8  # bytes of shards from which processes pay; each takes 350 MB of memory
-_NOT_WHOLE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what reading a damaged index may raise
+PARALLEL, MAX_PROCESSES = (
+    1 << 32,
+    8,
+)  # bytes of shards from which processes pay; each takes 350 MB of memory
+_NOT_WHOLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+)  # what reading a damaged index may raise
 _PICTURE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)
 
 
 class ShardSet:
     """Samples 0 .. len-1 of a list of shards, in their order; may be used from many threads.
 
-    `labels` int64 [len], -1 where there is none, -2 where it is no whole number from 0; `caption_counts` int64 [len];
-    `keys` and `classnames` are lists, these with None where there is none, False where it is no text.
+    `labels` int64 [len], -1 where there is none, -2 where it is no whole number from 0;
+    `caption_counts` int64 [len]; `keys` and `classnames` are lists, these with None where there is
+    none, False where it is no text.
     """
 
     def __init__(self, shards: Sequence[Path], place: Path, arrays: Sequence[np.ndarray]):
@@ -51,12 +63,16 @@ class ShardSet:
         self._samples, self._bounds, self._tokens = arrays
         self.labels, self.caption_counts = self._samples[:, 3], self._samples[:, 5]
         self.without_caption = np.flatnonzero(self.caption_counts == 0)
-        self.unreadable = np.flatnonzero(self._samples[:, 6] == 0)  # by their first bytes; others may turn out so later
+        self.unreadable = np.flatnonzero(
+            self._samples[:, 6] == 0
+        )  # by their first bytes; others may turn out so later
         # A file put out of the cache is closed once the last thread that reads it lets go.
         self._open = lru_cache(MAX_OPEN)(lambda shard: shards[shard].open("rb", buffering=0))
 
     keys = cached_property(lambda self: json.loads((self._place / "keys.json").read_bytes()))
-    classnames = cached_property(lambda self: json.loads((self._place / "classnames.json").read_bytes()))
+    classnames = cached_property(
+        lambda self: json.loads((self._place / "classnames.json").read_bytes())
+    )
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -65,21 +81,29 @@ class ShardSet:
         return int(self.caption_counts[i])
 
     def picture(self, i: int) -> bytes:
-        """The encoded picture of sample `i`; WorkError if its shard cannot be read, of class Data if it has changed."""
+        """The encoded picture of sample `i`; WorkError if its shard cannot be read, of class Data
+        if it has changed.
+        """
         shard, offset, size = self._samples[i, :3].tolist()
         try:
             file = self._open(shard)
             data = os.pread(file.fileno(), size, offset)
         except OSError as error:
-            raise WorkError(f"sample {self.keys[i]!r}: {error}") from error  # a file system may come back
+            raise WorkError(
+                f"sample {self.keys[i]!r}: {error}"
+            ) from error  # a file system may come back
         if len(data) != size:
-            raise WorkError(f"{file.name}: sample {self.keys[i]!r} is cut off; the shard has changed", "Data")
+            raise WorkError(
+                f"{file.name}: sample {self.keys[i]!r} is cut off; the shard has changed", "Data"
+            )
         return data
 
     def tokens(self, i: int, j: int, context_length: int) -> np.ndarray:
-        """Caption `j` of sample `i`, uint16 [<= context_length], from start to end of text, not padded.
+        """Caption `j` of sample `i`, uint16 [<= context_length], from start to end of text, not
+        padded.
 
-        A longer caption is cut and its last token made end of text, as open_clip's SimpleTokenizer does.
+        A longer caption is cut and its last token made end of text, as open_clip's SimpleTokenizer
+        does.
         """
         start, end = self._bounds[self._samples[i, 4] + j :][:2].tolist()
         if end - start <= context_length:
@@ -87,12 +111,16 @@ class ShardSet:
         return np.append(self._tokens[start : start + context_length - 1], self._tokens[end - 1])
 
 
-def open_set(shards: Sequence[Path], cache: Path, on_progress: Progress = lambda *_: None) -> ShardSet:
-    """Open `shards` by the index that `pack` left beside them, or else the one in `cache/<fingerprint>/`.
+def open_set(
+    shards: Sequence[Path], cache: Path, on_progress: Progress = lambda *_: None
+) -> ShardSet:
+    """Open `shards` by the index that `pack` left beside them, or else the one in
+    `cache/<fingerprint>/`.
 
-    If neither is whole, it is built in the cache, reporting (done, all) shards. Processes may race: one builds, the
-    others wait and use its index; where the file system knows no locks, the first to finish wins. Raises InputError
-    with up to five things that are wrong with the shards, each with file and member.
+    If neither is whole, it is built in the cache, reporting (done, all) shards. Processes may race:
+    one builds, the others wait and use its index; where the file system knows no locks, the first
+    to finish wins. Raises InputError with up to five things that are wrong with the shards, each
+    with file and member.
     """
     place = cache / fingerprint(shards, cache)
     there = place.exists()
@@ -100,7 +128,9 @@ def open_set(shards: Sequence[Path], cache: Path, on_progress: Progress = lambda
         with contextlib.suppress(*_NOT_WHOLE):
             return ShardSet(shards, found, _load(found))
     with _alone(place):
-        with contextlib.suppress(*_NOT_WHOLE):  # another process has built it, or mended it, and reads it
+        with contextlib.suppress(
+            *_NOT_WHOLE
+        ):  # another process has built it, or mended it, and reads it
             return ShardSet(shards, place, _load(place))
         if there:
             shutil.rmtree(place, ignore_errors=True)
@@ -111,7 +141,9 @@ def open_set(shards: Sequence[Path], cache: Path, on_progress: Progress = lambda
 
 @contextlib.contextmanager
 def _alone(place: Path) -> Iterator[None]:
-    """Only to save work: without a lock, or with one that is lost, renames still keep an index whole or absent."""
+    """Only to save work: without a lock, or with one that is lost, renames still keep an index
+    whole or absent.
+    """
     lock = place.with_name(f".{place.name}.lock")
     with lock.open("ab") as file:
         with contextlib.suppress(OSError):  # ENOLCK, ENOTSUP: some network file systems
@@ -123,7 +155,9 @@ def _alone(place: Path) -> Iterator[None]:
 
 
 def fingerprint(shards: Sequence[Path], cache: Path) -> str:
-    """SHA-256 (hex) over the shards' SHA-256 in order, never their names; each is cached by path, size and mtime."""
+    """SHA-256 (hex) over the shards' SHA-256 in order, never their names; each is cached by path,
+    size and mtime.
+    """
     file, problems, found = cache / "sha256.json", Problems(), []
     try:
         known = dict(json.loads(file.read_bytes()))
@@ -133,7 +167,9 @@ def fingerprint(shards: Sequence[Path], cache: Path) -> str:
         try:
             state = f"{shard.resolve()} {shard.stat().st_size} {shard.stat().st_mtime_ns}"
             digest = str(known.get(state))
-            found.append((state, digest if re.fullmatch("[0-9a-f]{64}", digest) else sha256_of(shard)))
+            found.append(
+                (state, digest if re.fullmatch("[0-9a-f]{64}", digest) else sha256_of(shard))
+            )
         except OSError as error:
             problems.add(error.strerror, shard)
     problems.stop()
@@ -144,18 +180,26 @@ def fingerprint(shards: Sequence[Path], cache: Path) -> str:
 
 
 def _load(place: Path) -> list[np.ndarray]:
-    """The index if every file of it is whole: samples, bounds and tokens, as `build` writes them."""
+    """The index if every file of it is whole: samples, bounds and tokens, as `build` writes
+    them.
+    """
     index = json.loads((place / "index.json").read_bytes())
-    if index["v"] != VERSION or any(sha256_of(place / name) != digest for name, digest in index["files"].items()):
+    if index["v"] != VERSION or any(
+        sha256_of(place / name) != digest for name, digest in index["files"].items()
+    ):
         raise ValueError("another version, or damaged")
     names = ("samples.npy", "bounds.npy", "tokens.npy")
     # As plain arrays: slicing a memmap is slow.
-    return [np.load(place / name, mmap_mode="r", allow_pickle=False).view(np.ndarray) for name in names]
+    return [
+        np.load(place / name, mmap_mode="r", allow_pickle=False).view(np.ndarray) for name in names
+    ]
 
 
 @dataclass
 class _Part:
-    """What a shard adds to the index: rows (offset, size, label, captions, picture?), and tokens with their lengths."""
+    """What a shard adds to the index: rows (offset, size, label, captions, picture?), and tokens
+    with their lengths.
+    """
 
     rows: list[tuple[int, int, int, int, bool]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
@@ -174,7 +218,10 @@ def _encoder() -> tuple[SimpleTokenizer, Callable[[str], list[int]]]:
 def _read(shard: Path) -> _Part:
     part, problems, (tokenizer, encode) = _Part(), Problems(), _encoder()
     file = None
-    with contextlib.ExitStack() as stack, contextlib.suppress(InputError):  # enough problems to stop at
+    with (
+        contextlib.ExitStack() as stack,
+        contextlib.suppress(InputError),
+    ):  # enough problems to stop at
         for key, offset, size, captions, label, meta in read_shard(shard, problems):
             file = file or stack.enter_context(shard.open("rb"))
             picture = bool(_PICTURE.match(os.pread(file.fileno(), 12, offset)))
@@ -184,7 +231,9 @@ def _read(shard: Path) -> _Part:
             part.classnames.append(name if isinstance(name, str | None) else False)
             for caption in captions:
                 before = len(part.tokens)
-                part.tokens.extend([tokenizer.sot_token_id, *encode(caption), tokenizer.eot_token_id])
+                part.tokens.extend(
+                    [tokenizer.sot_token_id, *encode(caption), tokenizer.eot_token_id]
+                )
                 part.lengths.append(len(part.tokens) - before)
     part.problems = list(problems)
     return part
@@ -201,13 +250,17 @@ def _read_all(shards: Sequence[Path]) -> Iterator[_Part]:
         with ProcessPoolExecutor(processes, get_context("spawn"), die_with_parent, ours) as pool:
             yield from pool.map(_read, shards)
     except BrokenProcessPool as error:
-        raise WorkError(f"a process that indexes {shards[0].parent} was ended, perhaps for want of memory") from error
+        raise WorkError(
+            f"a process that indexes {shards[0].parent} was ended, perhaps for want of memory"
+        ) from error
 
 
 def build(shards: Sequence[Path], place: Path, on_progress: Progress) -> list[int]:
-    """Write samples int64 [n, 7] (shard, offset, size, label, first caption, captions, picture?), bounds and tokens.
+    """Write samples int64 [n, 7] (shard, offset, size, label, first caption, captions, picture?),
+    bounds and tokens.
 
-    Returns the samples of each shard. Raises InputError with up to five things that are wrong with them.
+    Returns the samples of each shard. Raises InputError with up to five things that are wrong with
+    them.
     """
     problems, samples, keys, classnames = Problems(), [], [], []
     lengths, tokens, captions = array("q", [0]), array("H"), 0
@@ -242,39 +295,64 @@ def build(shards: Sequence[Path], place: Path, on_progress: Progress) -> list[in
 
 
 def check_pictures(data: ShardSet, allowed: int, file: str | Path, field: str) -> None:
-    """Refuse (InputError) more than `allowed` members that are no JPEG, PNG or WebP by their first bytes."""
+    """Refuse (InputError) more than `allowed` members that are no JPEG, PNG or WebP by their first
+    bytes.
+    """
     bad = data.unreadable
     if len(bad) > allowed:
-        message = f"{len(bad)} of {len(data)} pictures are no JPEG, PNG or WebP (at most {allowed} may be)"
-        raise InputError(f"{message}; the first is that of sample {data.keys[bad[0]]!r}", file=file, field=field)
+        message = (
+            f"{len(bad)} of {len(data)} pictures are no JPEG, PNG or WebP (at most {allowed}"
+            " may be)"
+        )
+        raise InputError(
+            f"{message}; the first is that of sample {data.keys[bad[0]]!r}", file=file, field=field
+        )
 
 
 def check_training(data: ShardSet, samples: int, captions_per_sample: int, file: str | Path) -> int:
     """How many samples have captions, but fewer than asked (theirs are drawn with replacement).
 
-    Raises InputError naming the spec's field: not exactly `samples`, over 0.1 % of them with none, or with too few.
+    Raises InputError naming the spec's field: not exactly `samples`, over 0.1 % of them with none,
+    or with too few.
     """
     if len(data) != samples:
         message = f"the shards hold {len(data)} samples, not {samples}"
         raise InputError(message, file=file, field="spec.data.train.samples")
-    counts, bare, most = data.caption_counts, data.without_caption, f"(at most {samples // 1000} may)"
+    counts, bare, most = (
+        data.caption_counts,
+        data.without_caption,
+        f"(at most {samples // 1000} may)",
+    )
     if len(bare) * 1000 > samples:
-        message = f"{len(bare)} of {samples} samples have no caption {most}; the first is {data.keys[bare[0]]!r}"
+        message = (
+            f"{len(bare)} of {samples} samples have no caption {most}; the first is"
+            f" {data.keys[bare[0]]!r}"
+        )
         raise InputError(message, file=file, field="spec.data.train.shards")
     short = np.flatnonzero((counts > 0) & (counts < captions_per_sample))
     if len(short) * 1000 > samples:
         worst = int(short[np.argmin(counts[short])])
-        message = f"{len(short)} of {samples} samples have fewer than {captions_per_sample} captions {most}"
+        message = (
+            f"{len(short)} of {samples} samples have fewer than {captions_per_sample} captions"
+            f" {most}"
+        )
         message += f": {data.keys[worst]!r} has {data.caption_count(worst)}"
         raise InputError(message, file=file, field="spec.data.train.captionsPerSample")
     return len(short)
 
 
-def check_labels(data: ShardSet, class_names: Sequence[str], file: str | Path, field: str | None = None) -> None:
-    """Refuse (InputError) samples with no label among `class_names`, or whose class name stands there elsewhere."""
+def check_labels(
+    data: ShardSet, class_names: Sequence[str], file: str | Path, field: str | None = None
+) -> None:
+    """Refuse (InputError) samples with no label among `class_names`, or whose class name stands
+    there elsewhere.
+    """
     named = {name for name in data.classnames if name}
     if named and not named & set(class_names) and len(class_names) != len(named):
-        message = f"{len(class_names)} class names, none of them among the {len(named)} that the samples have"
+        message = (
+            f"{len(class_names)} class names, none of them among the {len(named)} that the samples"
+            " have"
+        )
         raise InputError(f"{message}, such as {min(named)!r}", file=file, field=field)
     wrong = []
     for key, label, name in zip(data.keys, data.labels.tolist(), data.classnames, strict=True):
@@ -286,7 +364,14 @@ def check_labels(data: ShardSet, class_names: Sequence[str], file: str | Path, f
             found = f"label {label}" if label >= 0 else "no label"
             wrong.append(f"sample {key!r} has {found}; there are {len(class_names)} class names")
         elif name in class_names and class_names[label] != name:
-            wrong.append(f"sample {key!r} is called {name!r}, but its label {label} stands for {class_names[label]!r}")
+            wrong.append(
+                f"sample {key!r} is called {name!r}, but its label {label} stands for"
+                f" {class_names[label]!r}"
+            )
     if wrong:
-        more = f" (and {len(wrong) - 1} more of {len(data)} samples do not match)" if len(wrong) > 1 else ""
+        more = (
+            f" (and {len(wrong) - 1} more of {len(data)} samples do not match)"
+            if len(wrong) > 1
+            else ""
+        )
         raise InputError(wrong[0] + more, file=file, field=field)

@@ -1,4 +1,6 @@
-"""Class names and prompt templates of a zero-shot evaluation: open_clip's own, or JSON lists of texts."""
+"""Class names and prompt templates of a zero-shot evaluation: open_clip's own, or JSON lists of
+texts.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ from pathlib import Path
 
 from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 
-from modelchain.contracts import TaskEvaluation
+from modelchain.api.contracts import TaskEvaluation
+from modelchain.api.spec import BUILT_IN_CLASS_NAMES, BUILT_IN_TEMPLATES
 from modelchain.errors import InputError
-from modelchain.spec import BUILT_IN_CLASS_NAMES, BUILT_IN_TEMPLATES
 
 
 def class_names(evaluation: TaskEvaluation) -> list[str]:
@@ -20,18 +22,24 @@ def class_names(evaluation: TaskEvaluation) -> list[str]:
 
 
 def prompt_templates(evaluation: TaskEvaluation) -> list[Callable[[str], str]]:
-    """Functions from a class name to a prompt; only `{}` is special, so that other braces do no harm."""
+    """Functions from a class name to a prompt; only `{}` is special, so that other braces do no
+    harm.
+    """
     if evaluation.templates == BUILT_IN_TEMPLATES:
         return list(OPENAI_IMAGENET_TEMPLATES)
     texts = _json_list(str(evaluation.templates), "templates", inner="val_template")
     for text in texts:
         if "{}" not in text:
-            raise InputError(f"template {text!r} has no {{}} for the class", file=evaluation.templates)
+            raise InputError(
+                f"template {text!r} has no {{}} for the class", file=evaluation.templates
+            )
     return [lambda name, text=text: text.replace("{}", name) for text in texts]  # type: ignore[misc]
 
 
 def _json_list(path: str, field: str, inner: str | None = None) -> list[str]:
-    """A JSON list of texts; with `inner`, also an object that holds one under that key, as some data sets ship it."""
+    """A JSON list of texts; with `inner`, also an object that holds one under that key, as some
+    data sets ship it.
+    """
     try:
         value = json.loads(Path(path).read_bytes())
     except OSError as error:
@@ -40,6 +48,10 @@ def _json_list(path: str, field: str, inner: str | None = None) -> list[str]:
         raise InputError(f"is not JSON: {error}", file=path, field=field) from error
     if isinstance(value, dict) and inner in value:
         value = [value[inner]] if isinstance(value[inner], str) else value[inner]
-    if not isinstance(value, list) or not value or not all(isinstance(v, str) and v.strip() for v in value):
+    if (
+        not isinstance(value, list)
+        or not value
+        or not all(isinstance(v, str) and v.strip() for v in value)
+    ):
         raise InputError(f"must be a JSON list of texts, for {field}", file=path)
     return value

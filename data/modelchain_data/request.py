@@ -8,17 +8,26 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
-from modelchain.contracts import DataRequest, TaskEvaluation
+from modelchain.api.contracts import DataRequest, TaskEvaluation
 from modelchain.errors import InputError
-from modelchain.shards import paths
-from modelchain_data.index import Progress, ShardSet, check_labels, check_pictures, check_training, open_set
+from modelchain.identity.shards import paths
+from modelchain_data.index import (
+    Progress,
+    ShardSet,
+    check_labels,
+    check_pictures,
+    check_training,
+    open_set,
+)
 from modelchain_data.prompts import class_names, prompt_templates
 
 SECONDS = 3.0
 
 
 class IndexingLine:
-    """A line on standard error every few seconds while captions are tokenised, with the time that is left."""
+    """A line on standard error every few seconds while captions are tokenised, with the time that
+    is left.
+    """
 
     def __init__(self) -> None:
         self.started = self.said = time.monotonic()
@@ -32,9 +41,12 @@ class IndexingLine:
 
 
 def open_data(
-    request: DataRequest, note: Callable[[str], None] = lambda _: None, on_progress: Progress = lambda *_: None
+    request: DataRequest,
+    note: Callable[[str], None] = lambda _: None,
+    on_progress: Progress = lambda *_: None,
 ) -> tuple[ShardSet, list[tuple[TaskEvaluation, ShardSet]]]:
-    """Open the training and evaluation shards, building their indexes in `request.cache` where needed.
+    """Open the training and evaluation shards, building their indexes in `request.cache` where
+    needed.
 
     Raises:
         InputError: anything about the data that contradicts the spec, with file and field.
@@ -43,16 +55,21 @@ def open_data(
     train_set = open_set([Path(f) for f in paths(train.files)], cache, on_progress)
     if train.fingerprint is not None and train.fingerprint != train_set.fingerprint:
         message = (
-            f"is {train.fingerprint}, but these shards have {train_set.fingerprint}: not the data this was written for"
+            f"is {train.fingerprint}, but these shards have {train_set.fingerprint}: not the data"
+            " this was written for"
         )
         raise InputError(message, file=request.file, field="spec.data.train.fingerprint")
     check_pictures(train_set, train.samples // 1000, request.file, "spec.data.train.shards")
     scarce = check_training(train_set, train.samples, train.captions_per_sample, request.file)
     if bare := len(train_set.without_caption):
-        note(f"{bare} of {train.samples} samples have no caption and are left out; the next in order stand in for them")
+        note(
+            f"{bare} of {train.samples} samples have no caption and are left out; the next in order"
+            " stand in for them"
+        )
     if scarce:
         note(
-            f"{scarce} samples have fewer than {train.captions_per_sample} captions; theirs are drawn with replacement"
+            f"{scarce} samples have fewer than {train.captions_per_sample} captions; theirs are"
+            " drawn with replacement"
         )
     return train_set, open_evaluations(request)
 
@@ -68,7 +85,10 @@ def open_evaluations(request: DataRequest) -> list[tuple[TaskEvaluation, ShardSe
             names = class_names(evaluation)
             check_labels(samples, names, request.file, f"spec.evaluation[{index}].classNames")
         elif not samples.caption_counts.all():
-            message = f"sample {samples.keys[int(samples.caption_counts.argmin())]!r} has no caption to retrieve it by"
+            message = (
+                f"sample {samples.keys[int(samples.caption_counts.argmin())]!r} has no caption to"
+                " retrieve it by"
+            )
             raise InputError(message, file=request.file, field=f"spec.evaluation[{index}].shards")
         opened.append((evaluation, samples))
     return opened

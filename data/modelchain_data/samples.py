@@ -1,4 +1,6 @@
-"""From the members of a tar to samples: keys as webdataset makes them, captions, labels, and what is wrong."""
+"""From the members of a tar to samples: keys as webdataset makes them, captions, labels, and what
+is wrong.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,16 @@ from modelchain_data.tars import DamagedTar, Member, members
 PICTURES, TEXTS = ("jpg", "jpeg", "png", "webp"), ("json", "txt", "cls")
 MAX_PROBLEMS = 5
 NO_LABEL, BAD_LABEL = -1, -2  # none is given; what is given is no whole number from 0
-_NAME = re.compile(r"(?!__[^/]*__(?:$|/))((?:.*/)?[^./]+)[.]([^/]*)", re.DOTALL)  # as webdataset's base_plus_ext
+_NAME = re.compile(
+    r"(?!__[^/]*__(?:$|/))((?:.*/)?[^./]+)[.]([^/]*)", re.DOTALL
+)  # as webdataset's base_plus_ext
 _WHOLE = re.compile(r"\s*-?[0-9]{1,12}\s*")
 
 
 class Problems(list[Problem]):
-    """What is wrong so far; raises InputError at the fifth problem, or with those there are on `stop`."""
+    """What is wrong so far; raises InputError at the fifth problem, or with those there are on
+    `stop`.
+    """
 
     def add(self, message: str, file: str | Path, field: str | None = None) -> None:
         self.append(Problem(message, str(file), field))
@@ -36,8 +42,9 @@ class Problems(list[Problem]):
 class Sample(NamedTuple):
     """A picture by its place in the tar (bytes), and what is said of it.
 
-    `captions` may be empty: whether that is wrong depends on the use, as it does of `label`, which is NO_LABEL or
-    BAD_LABEL where there is no number. `meta` is all that the json held, and the label of a .cls.
+    `captions` may be empty: whether that is wrong depends on the use, as it does of `label`, which
+    is NO_LABEL or BAD_LABEL where there is no number. `meta` is all that the json held, and the
+    label of a .cls.
     """
 
     key: str
@@ -49,19 +56,25 @@ class Sample(NamedTuple):
 
 
 def read_shard(path: Path, problems: Problems) -> Iterator[Sample]:
-    """The samples of a plain tar in order; what is wrong with it goes to `problems`, naming the member."""
+    """The samples of a plain tar in order; what is wrong with it goes to `problems`, naming the
+    member.
+    """
     member, seen = None, set()
     try:
         with path.open("rb") as file:
             named = ((_NAME.fullmatch(found.name), found) for found in members(file))
-            groups = itertools.groupby((n for n in named if n[0]), key=lambda n: (n[1].archive, n[0][1]))
+            groups = itertools.groupby(
+                (n for n in named if n[0]), key=lambda n: (n[1].archive, n[0][1])
+            )
             for place, group in groups:
                 files = [(match[2].lower(), found) for match, found in group]
                 parts, member, key = dict(files), files[-1][1].name, place[1]
                 try:
                     _check_dots(parts)
                     if place in seen or len(parts) < len(files):
-                        raise ValueError("its key, or one of its suffixes, is used twice in this shard")
+                        raise ValueError(
+                            "its key, or one of its suffixes, is used twice in this shard"
+                        )
                     seen.add(place)
                     yield _sample(file, key, parts)
                 except (ValueError, RecursionError) as error:
@@ -71,18 +84,23 @@ def read_shard(path: Path, problems: Problems) -> Iterator[Sample]:
     except DamagedTar as error:
         problems.add(str(error), path, member)
     except (tarfile.TarError, OSError, ValueError) as error:
-        problems.add(f"not a whole, plain tar (a compressed one must be unpacked): {error}", path, member)
+        problems.add(
+            f"not a whole, plain tar (a compressed one must be unpacked): {error}", path, member
+        )
 
 
 def _check_dots(parts: dict[str, Member]) -> None:
-    """Refuse names with a dot too many: `a.0.jpg` beside `a.0.txt`, or without `a.jpg`, is not meant as part of `a`."""
+    """Refuse names with a dot too many: `a.0.jpg` beside `a.0.txt`, or without `a.jpg`, is not
+    meant as part of `a`.
+    """
     dotted = {suffix: suffix.rpartition(".")[::2] for suffix in parts if "." in suffix}
     own = {stem for stem, last in dotted.values() if last in TEXTS}
     for suffix, (stem, last) in dotted.items():
         if last in PICTURES and (stem in own or not parts.keys() & set(PICTURES)):
             raise ValueError(
-                f"{parts[suffix].name!r} has a dot within its name, but a key ends at the first one, so that this is "
-                f"no sample of its own; put another sign, such as _, for the dots but the last"
+                f"{parts[suffix].name!r} has a dot within its name, but a key ends at the first"
+                " one, so that this is no sample of its own; put another sign, such as _, for the"
+                " dots but the last"
             )
 
 
@@ -102,14 +120,20 @@ def _sample(file: BinaryIO, key: str, parts: dict[str, Member]) -> Sample:
         text = read["cls"].decode(errors="replace")
         meta["label"] = int(text) if _WHOLE.fullmatch(text) else text.strip()
     captions = _captions(meta, read.get("txt", b"").decode())
-    return Sample(key, pictures[0].offset, pictures[0].size, captions, _label(meta.get("label")), meta)
+    return Sample(
+        key, pictures[0].offset, pictures[0].size, captions, _label(meta.get("label")), meta
+    )
 
 
 def _captions(meta: dict[str, Any], txt: str) -> list[str]:
-    """The first that holds any text, without blank ones, of the json's `captions`, its `caption`, the txt's lines."""
+    """The first that holds any text, without blank ones, of the json's `captions`, its `caption`,
+    the txt's lines.
+    """
     for given in (meta.get("captions"), [meta.get("caption")], re.split(r"\r?\n", txt)):
         texts = [] if _nothing(given) else given
-        if not isinstance(texts, list) or not all(isinstance(text, str) or _nothing(text) for text in texts):
+        if not isinstance(texts, list) or not all(
+            isinstance(text, str) or _nothing(text) for text in texts
+        ):
             raise ValueError("captions must be a list of texts, and caption a text")
         if texts := [text for text in texts if isinstance(text, str) and text.strip()]:
             return texts

@@ -1,4 +1,6 @@
-"""Where `pack` finds tars, which split each belongs to, and their samples under keys that occur once."""
+"""Where `pack` finds tars, which split each belongs to, and their samples under keys that occur
+once.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,14 @@ from functools import partial
 from pathlib import Path
 
 from modelchain.errors import InputError
-from modelchain.shards import expand
+from modelchain.identity.shards import expand
 from modelchain_data.digits import Row
 from modelchain_data.samples import Problems, read_shard
 from modelchain_data.tars import is_hidden, read_at
 
-_NUMBER = re.compile(r"[-_.]?\d+([-_.]?of[-_.]?\d+)?$", re.IGNORECASE)  # train-000000, train_7, train-00000-of-00002
+_NUMBER = re.compile(
+    r"[-_.]?\d+([-_.]?of[-_.]?\d+)?$", re.IGNORECASE
+)  # train-000000, train_7, train-00000-of-00002
 _COMPRESSED = re.compile(r"\.(tgz|tbz2?|txz|tzst|tar\.\w+)$", re.IGNORECASE)
 
 
@@ -26,7 +30,11 @@ def tars_of(source: Path) -> dict[str, list[Path]]:
         InputError: there is none, or one in the folder is compressed.
     """
     splits = defaultdict(list)
-    for shard in sorted(_in_folder(source, set())) if source.is_dir() else [Path(name) for name in expand(str(source))]:
+    for shard in (
+        sorted(_in_folder(source, set()))
+        if source.is_dir()
+        else [Path(name) for name in expand(str(source))]
+    ):
         splits[_NUMBER.sub("", shard.stem) or "train"].append(shard)
     if not splits:
         raise InputError("holds no .tar file", file=source)
@@ -34,7 +42,9 @@ def tars_of(source: Path) -> dict[str, list[Path]]:
 
 
 def _in_folder(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
-    """The tars in and below a folder, without hidden ones; links to folders are followed, each folder is read once."""
+    """The tars in and below a folder, without hidden ones; links to folders are followed, each
+    folder is read once.
+    """
     state = folder.stat()
     if (state.st_dev, state.st_ino) in seen:
         return
@@ -48,13 +58,16 @@ def _in_folder(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
         if entry.is_dir():
             yield from _in_folder(path, seen)
         elif _COMPRESSED.search(entry.name):
-            raise InputError("is compressed; unpack it to a .tar first, or move it elsewhere", file=path)
+            raise InputError(
+                "is compressed; unpack it to a .tar first, or move it elsewhere", file=path
+            )
         elif path.suffix.lower() == ".tar":
             yield path
 
 
 def rows_of(shards: list[Path]) -> Iterator[Row]:
-    """The samples of one split. To a key that was used before, the number of its own tar (from 0) is appended.
+    """The samples of one split. To a key that was used before, the number of its own tar (from 0)
+    is appended.
 
     Raises:
         InputError: up to five things that are wrong with the tars, with file and member.

@@ -1,4 +1,6 @@
-"""Caption tables as DreamLIP publishes them for CC3M and CC12M: a picture, a raw caption, six of three models."""
+"""Caption tables as DreamLIP publishes them for CC3M and CC12M: a picture, a raw caption, six of
+three models.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ COLUMNS = ("picture", "raw", "shortIB", "longIB", "shortSV", "longSV", "shortLLA
 MAX_CAPTIONS = 16  # the raw one and 15 sentences, as in the paper
 MAX_LINES = 1000  # of a caption in quotes
 # White space after a full stop (not that of a title or an initial) and before a capital or a digit.
-_SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b[MD]r\.)(?<!\bMrs\.)(?<!\bSt\.)\s+(?=[\"'(]?[A-Z0-9])")
+_SENTENCE_END = re.compile(
+    r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b[MD]r\.)(?<!\bMrs\.)(?<!\bSt\.)\s+(?=[\"'(]?[A-Z0-9])"
+)
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")
 
 
@@ -26,7 +30,8 @@ def read_table(path: Path, captions: Sequence[str] | None = None) -> Iterator[Ro
     """The rows of a table in order, a key for each by its line.
 
     Args:
-        captions: the columns whose captions are taken, by their names in the header or those of COLUMNS; None: all.
+        captions: the columns whose captions are taken, by their names in the header or those of
+            COLUMNS; None: all.
     Raises:
         InputError: no such file, not 8 columns, or no such column; before the first row.
     """
@@ -38,7 +43,10 @@ def read_table(path: Path, captions: Sequence[str] | None = None) -> Iterator[Ro
         records = _records(itertools.chain([head], file), delimiter)
         _, header = next(records)
         if len(header) != len(COLUMNS):
-            message = f"must have {len(COLUMNS)} columns parted by tabs, not {len(header)} (nor are they by commas)"
+            message = (
+                f"must have {len(COLUMNS)} columns parted by tabs, not {len(header)} (nor are they"
+                " by commas)"
+            )
             raise InputError(message, file=path)
         chosen = _chosen(header, captions, path)
         for number, fields in records:
@@ -52,8 +60,12 @@ def _chosen(header: list[str], names: Sequence[str] | None, path: Path) -> list[
     for name in names or ():
         if name.strip().lower() not in known:
             has = ", ".join(f"{COLUMNS[n]} (here {header[n]!r})" for n in range(1, len(COLUMNS)))
-            raise InputError(f"has no captions called {name.strip()!r}, but {has}", file=path, field="--captions")
-    return sorted({known[name.strip().lower()] for name in names} if names else range(1, len(COLUMNS)))
+            raise InputError(
+                f"has no captions called {name.strip()!r}, but {has}", file=path, field="--captions"
+            )
+    return sorted(
+        {known[name.strip().lower()] for name in names} if names else range(1, len(COLUMNS))
+    )
 
 
 def _row(path: Path, number: int, fields: list[str], chosen: list[int]) -> Row:
@@ -75,13 +87,20 @@ def _refuse(fault: str) -> bytes:
 
 
 def captions_of(raw: str, *others: str) -> list[str]:
-    """The raw caption, then sentences of the others in order, sixteen in all; empty ones are dropped.
+    """The raw caption, then sentences of the others in order, sixteen in all; empty ones are
+    dropped.
 
-    Where there are more, one of each in turn is taken from its beginning on, so that every source has an even share.
+    Where there are more, one of each in turn is taken from its beginning on, so that every source
+    has an even share.
     """
     first = [text for text in [raw.strip()] if re.search(r"\w", text)]
-    split = [[text.strip() for text in _SENTENCE_END.split(other) if re.search(r"\w", text)] for other in others]
-    in_turn = sorted((turn, column) for column, sentences in enumerate(split) for turn in range(len(sentences)))
+    split = [
+        [text.strip() for text in _SENTENCE_END.split(other) if re.search(r"\w", text)]
+        for other in others
+    ]
+    in_turn = sorted(
+        (turn, column) for column, sentences in enumerate(split) for turn in range(len(sentences))
+    )
     kept = sorted((column, turn) for turn, column in in_turn[: MAX_CAPTIONS - len(first)])
     return first + [split[column][turn] for column, turn in kept]
 
@@ -89,9 +108,9 @@ def captions_of(raw: str, *others: str) -> list[str]:
 def _records(file: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Line number and fields of each row.
 
-    In the published tables quotes mean nothing, and some are never closed; in tables by a csv writer they enclose
-    fields. Quotes enclose fields where a csv writer would write the row exactly so, or where the row goes over several
-    lines, none of which is a row by itself.
+    In the published tables quotes mean nothing, and some are never closed; in tables by a csv
+    writer they enclose fields. Quotes enclose fields where a csv writer would write the row exactly
+    so, or where the row goes over several lines, none of which is a row by itself.
     """
     ahead: deque[str] = deque()
     number = 0
@@ -103,7 +122,12 @@ def _records(file: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[st
             fields, more = _quoted(line, ahead, file, delimiter)
             if len(fields) != len(COLUMNS):
                 fields, more = plain if delimiter == "\t" else plain[:1], 0
-            elif delimiter == "\t" and len(plain) == len(COLUMNS) and not more and not _as_written(fields, line):
+            elif (
+                delimiter == "\t"
+                and len(plain) == len(COLUMNS)
+                and not more
+                and not _as_written(fields, line)
+            ):
                 fields = plain
         yield number, fields
         for _ in range(more):
@@ -111,8 +135,11 @@ def _records(file: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[st
         number += more
 
 
-def _quoted(line: str, ahead: deque[str], file: Iterator[str], delimiter: str) -> tuple[list[str], int]:
-    """The fields of the csv row that begins with `line`, and how many more lines it takes; no fields if there is none.
+def _quoted(
+    line: str, ahead: deque[str], file: Iterator[str], delimiter: str
+) -> tuple[list[str], int]:
+    """The fields of the csv row that begins with `line`, and how many more lines it takes; no
+    fields if there is none.
 
     Lines that are read to find out are left in `ahead`.
     """
@@ -124,7 +151,9 @@ def _quoted(line: str, ahead: deque[str], file: Iterator[str], delimiter: str) -
         while more < MAX_LINES:
             if more == len(ahead):
                 ahead.extend(itertools.islice(file, 1))
-            if more == len(ahead) or (delimiter == "\t" and ahead[more].count("\t") == len(COLUMNS) - 1):
+            if more == len(ahead) or (
+                delimiter == "\t" and ahead[more].count("\t") == len(COLUMNS) - 1
+            ):
                 return
             more += 1
             yield ahead[more - 1]

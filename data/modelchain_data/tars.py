@@ -1,4 +1,6 @@
-"""What a plain tar holds, by offset: every archive in it, links followed, hidden files passed over."""
+"""What a plain tar holds, by offset: every archive in it, links followed, hidden files passed
+over.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 BLOCK, CHUNK = 512, 1 << 20
-_HIDDEN = re.compile(r"(?:.*/)?(?:\.[^/]+/?|thumbs\.db|desktop\.ini|__MACOSX/.*)", re.DOTALL | re.IGNORECASE)
+_HIDDEN = re.compile(
+    r"(?:.*/)?(?:\.[^/]+/?|thumbs\.db|desktop\.ini|__MACOSX/.*)", re.DOTALL | re.IGNORECASE
+)
 
 
 class Member(NamedTuple):
@@ -33,7 +37,9 @@ class DamagedTar(tarfile.TarError):
 
 
 def is_hidden(name: str) -> bool:
-    """Whether this is a file that systems leave beside others (`._x`, .DS_Store, __MACOSX/, Thumbs.db ...)."""
+    """Whether this is a file that systems leave beside others (`._x`, .DS_Store, __MACOSX/,
+    Thumbs.db ...).
+    """
     return _HIDDEN.fullmatch(name) is not None
 
 
@@ -41,7 +47,8 @@ def members(file: BinaryIO) -> Iterator[Member]:
     """The files of a plain tar in order, of all its archives, without hidden ones.
 
     Raises:
-        DamagedTar, tarfile.TarError, OSError: it is no tar, is cut off, or holds something that is no member.
+        DamagedTar, tarfile.TarError, OSError: it is no tar, is cut off, or holds something that is
+        no member.
     """
     start: int | None = 0
     for archive in itertools.count():
@@ -56,9 +63,15 @@ def _archive(file: BinaryIO, number: int, start: int) -> Iterator[Member]:
     known: dict[str, Member] = {}
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for info in tar:
-            name = info.name.encode(errors="backslashreplace").decode()  # so that one that is not UTF-8 can be shown
+            name = info.name.encode(
+                errors="backslashreplace"
+            ).decode()  # so that one that is not UTF-8 can be shown
             if info.isreg():
-                fault = "is stored as a sparse file; write the tar without --sparse" if info.issparse() else None
+                fault = (
+                    "is stored as a sparse file; write the tar without --sparse"
+                    if info.issparse()
+                    else None
+                )
                 member = Member(number, name, info.offset_data, info.size, fault)
             elif info.islnk() or info.issym():
                 member = _linked(number, name, info, known)
@@ -68,7 +81,9 @@ def _archive(file: BinaryIO, number: int, start: int) -> Iterator[Member]:
             if not is_hidden(name):
                 yield member
         end = tar.offset
-    file.seek(end)  # tarfile takes any header it cannot read for the end; only a block of zeros is one
+    file.seek(
+        end
+    )  # tarfile takes any header it cannot read for the end; only a block of zeros is one
     if file.read(BLOCK) != bytes(BLOCK):
         if start and end == start:
             raise DamagedTar(f"damaged tar: what follows its end mark, at byte {start}, is no tar")
@@ -82,7 +97,10 @@ def _linked(number: int, name: str, info: tarfile.TarInfo, known: dict[str, Memb
     target = known.get(posixpath.normpath(posixpath.join(folder, info.linkname)))
     if target is not None:
         return target._replace(name=name)
-    fault = f"is a link to {info.linkname!r}, which is not before it in this tar; write the tar with --dereference"
+    fault = (
+        f"is a link to {info.linkname!r}, which is not before it in this tar; write the tar with"
+        " --dereference"
+    )
     return Member(number, name, 0, 0, fault)
 
 

@@ -1,4 +1,6 @@
-"""`modelchain-operator`, also `python -m modelchain_operator`: runs the chains of a cluster until told to stop."""
+"""`modelchain-operator`, also `python -m modelchain_operator`: runs the chains of a cluster until
+told to stop.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +16,21 @@ from typing import Annotated, Any, Literal
 import kopf
 import typer
 
-from modelchain.cli.load import load_model
 from modelchain.errors import EXIT_BAD_INPUT, EXIT_WORK_FAILED, InputError
-from modelchain.pools import PoolFile
-from modelchain_operator import metrics
-from modelchain_operator.controller import Controller
-from modelchain_operator.events import Events
-from modelchain_operator.kube import connect
-from modelchain_operator.leader import Leader
-from modelchain_operator.service import Service
+from modelchain.io.load import load_model
+from modelchain.plan.pools import PoolFile
+from modelchain_operator.api.kube import connect
+from modelchain_operator.reconcile import metrics
+from modelchain_operator.reconcile.controller import Controller
+from modelchain_operator.reconcile.events import Events
+from modelchain_operator.watch.leader import Leader
+from modelchain_operator.watch.service import Service
 
 LEASE_NAMESPACE = "modelchain-system"
 
-_UsageError: Any = typer.BadParameter.__mro__[1]  # click's, which typer carries under a private name
+_UsageError: Any = typer.BadParameter.__mro__[
+    1
+]  # click's, which typer carries under a private name
 
 log = logging.getLogger(__name__)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -34,11 +38,21 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def operator(
-    config: Annotated[Path | None, typer.Option(help="Node pools, defaults and settings, as YAML.")] = None,
-    kubeconfig: Annotated[Path | None, typer.Option(help="Default: the pod's service account, else kubectl's.")] = None,
-    namespace: Annotated[list[str] | None, typer.Option(help="Serve only this one; repeatable.")] = None,
-    liveness_port: Annotated[int, typer.Option(help="Port of GET /healthz.", min=1, max=65535)] = 8080,
-    metrics_port: Annotated[int, typer.Option(help="Port of GET /metrics; 0: none.", min=0, max=65535)] = 9090,
+    config: Annotated[
+        Path | None, typer.Option(help="Node pools, defaults and settings, as YAML.")
+    ] = None,
+    kubeconfig: Annotated[
+        Path | None, typer.Option(help="Default: the pod's service account, else kubectl's.")
+    ] = None,
+    namespace: Annotated[
+        list[str] | None, typer.Option(help="Serve only this one; repeatable.")
+    ] = None,
+    liveness_port: Annotated[
+        int, typer.Option(help="Port of GET /healthz.", min=1, max=65535)
+    ] = 8080,
+    metrics_port: Annotated[
+        int, typer.Option(help="Port of GET /metrics; 0: none.", min=0, max=65535)
+    ] = 9090,
     leader_election: Annotated[bool, typer.Option("--leader-election/--no-leader-election")] = True,
     log_format: Annotated[Literal["plain", "json"], typer.Option()] = "plain",
     verbose: Annotated[bool, typer.Option(help="Log every event and decision.")] = False,
@@ -49,18 +63,30 @@ def operator(
     _check_port(liveness_port, "GET /healthz", "--liveness-port")
     _check_port(metrics_port, "GET /metrics", "--metrics-port")
     health = f"http://0.0.0.0:{liveness_port}/healthz"
-    asyncio.run(_operate(settings, kubeconfig, namespace or settings.namespaces, health, metrics_port, leader_election))
+    asyncio.run(
+        _operate(
+            settings,
+            kubeconfig,
+            namespace or settings.namespaces,
+            health,
+            metrics_port,
+            leader_election,
+        )
+    )
 
 
 def _check_port(port: int, use: str, option: str) -> None:
-    """Before anything starts: kopf would fail at a taken port again and again. 0 is free. Raises InputError."""
+    """Before anything starts: kopf would fail at a taken port again and again. 0 is free. Raises
+    InputError.
+    """
     with socket.socket() as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             trial.bind(("0.0.0.0", port))
         except OSError as error:
             raise InputError(
-                f"port {port} for {use} cannot be used: {error.strerror}; choose another with {option}"
+                f"port {port} for {use} cannot be used: {error.strerror}; choose another with"
+                f" {option}"
             ) from error
 
 
@@ -74,7 +100,11 @@ async def _operate(
 ) -> None:
     identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
     async with connect(kubeconfig) as kube:
-        leader = Leader(kube, os.environ.get("POD_NAMESPACE", LEASE_NAMESPACE), identity) if leader_election else None
+        leader = (
+            Leader(kube, os.environ.get("POD_NAMESPACE", LEASE_NAMESPACE), identity)
+            if leader_election
+            else None
+        )
         controller = Controller(kube, Events(kube, identity), settings, clock=kube.now)
         service = Service(kube, controller, namespaces, leader, health)
         if metrics_port:
@@ -83,18 +113,29 @@ async def _operate(
 
 
 def _configure_logging(form: str, verbose: bool) -> None:
-    kopf.configure(verbose=verbose, log_format=kopf.LogFormat.JSON if form == "json" else kopf.LogFormat.FULL)
+    kopf.configure(
+        verbose=verbose, log_format=kopf.LogFormat.JSON if form == "json" else kopf.LogFormat.FULL
+    )
     if not verbose:
         # a line for each event, probe and login
-        for name in ("kopf.objects", "kopf.activities", "kopf._core.engines.activities", "aiohttp.access"):
+        for name in (
+            "kopf.objects",
+            "kopf.activities",
+            "kopf._core.engines.activities",
+            "aiohttp.access",
+        ):
             logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("asyncio").propagate = True  # kopf hides it, and with it what callbacks raise
     logging.getLogger("kubernetes").setLevel(logging.INFO)  # below that it logs whole answers
-    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)  # warns that it does not catch signals
+    logging.getLogger("kopf._core.reactor.running").setLevel(
+        logging.ERROR
+    )  # warns that it does not catch signals
 
 
 def main() -> None:
-    """Run the command line: exit code 0 when asked to stop, 1 when something broke, 2 for wrong input."""
+    """Run the command line: exit code 0 when asked to stop, 1 when something broke, 2 for wrong
+    input.
+    """
     try:
         app(standalone_mode=False)
     except _UsageError as error:

@@ -1,4 +1,6 @@
-"""benchmarks/growth.py in small: the shipped trainer, stopped after the steps asked for, and what is measured of it."""
+"""benchmarks/growth.py in small: the shipped trainer, stopped after the steps asked for, and what
+is measured of it.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +13,22 @@ import torch
 REPOSITORY = Path(__file__).parents[2]
 sys.path.append(str(REPOSITORY / "benchmarks"))
 import growth  # noqa: E402
-from modelchain.contracts import METRICS  # noqa: E402
+from modelchain.api.contracts import METRICS  # noqa: E402
 from modelchain_trainer import models  # noqa: E402
 
 
-def test_an_edge_in_small(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edge_in_small(
+    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(growth, "SHARDS", 1)
     try:
         lab = growth.Lab(shared_data / "fashion-mnist", tmp_path)
         task, student = lab.train("ViT-T-16", stop=2)
-        assert (tmp_path / task.input_digest / "growth" / METRICS).read_text().count('"event": "step"') == 2
-        assert student is not None and lab.loss(student.clip) != lab.loss(models.build(growth.small("ViT-T-16"), 0))
+        assert (tmp_path / task.input_digest / "growth" / METRICS).read_text().count(
+            '"event": "step"'
+        ) == 2
+        assert student is not None and lab.loss(student.clip) != lab.loss(
+            models.build(growth.small("ViT-T-16"), 0)
+        )
     finally:
         torch.use_deterministic_algorithms(False)

@@ -1,4 +1,6 @@
-"""benchmarks/method.py in small: one command trains individual models and chains, and writes the report."""
+"""benchmarks/method.py in small: one command trains individual models and chains, and writes the
+report.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,25 @@ import method_report  # noqa: E402
 
 def test_the_report_in_small(shared_data: Path, tmp_path: Path) -> None:
     """Nothing is trained twice: not within a report, and not by the same command again."""
-    script, root, docs = REPOSITORY / "benchmarks" / "method.py", tmp_path / "root", tmp_path / "docs"
-    command = [sys.executable, str(script), "--only", "smoke", "--data", str(shared_data), "--root", str(root)]
+    script, root, docs = (
+        REPOSITORY / "benchmarks" / "method.py",
+        tmp_path / "root",
+        tmp_path / "docs",
+    )
+    command = [
+        sys.executable,
+        str(script),
+        "--only",
+        "smoke",
+        "--data",
+        str(shared_data),
+        "--root",
+        str(root),
+    ]
     command += ["--write", str(docs), "--workers", "1"]
-    said = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    said = [
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)
+    ]
     assert "0 of 12 stages are there already" in said[0]
     assert "12 of 12 stages are there already" in said[1]
     assert said[0][said[0].index("| model") :] == said[1][said[1].index("| model") :]
@@ -45,12 +62,22 @@ def test_lossless_is_said_of_the_interval() -> None:
     assert method_report.verdict([-2.0, -3.0, -4.0]) == "not lossless"
 
 
-def _arm(part: str, name: str, seed: int, epochs: tuple[int, int], *top1: float) -> dict[str, object]:
+def _arm(
+    part: str, name: str, seed: int, epochs: tuple[int, int], *top1: float
+) -> dict[str, object]:
     macs = zip("sm", epochs, top1, strict=True)
     stages = [
-        {"model": m, "epochs": e, "macs": 100 * e, "initial": {"top1": 10.0}, "final": {"top1": t}} for m, e, t in macs
+        {"model": m, "epochs": e, "macs": 100 * e, "initial": {"top1": 10.0}, "final": {"top1": t}}
+        for m, e, t in macs
     ]
-    return {"setup": "x", "part": part, "name": name, "ifd": name != "individual", "seed": seed, "stages": stages}
+    return {
+        "setup": "x",
+        "part": part,
+        "name": name,
+        "ifd": name != "individual",
+        "seed": seed,
+        "stages": stages,
+    }
 
 
 def test_chains_are_compared_with_their_own_seed_alone() -> None:
@@ -65,7 +92,9 @@ def test_chains_are_compared_with_their_own_seed_alone() -> None:
     assert "| Insert | with | 8+1 | 1.78 | 10.0 | -2.50 ± 6.35 | undecided |" in tables["x sweep"]
     assert tables["x fresh"] == tables["x all seeds"] == tables["x table"]
     assert "80.50" in tables["x individual"]  # of seeds 0 and 1 alone
-    fresh = method_report.tables({"arms": [arm for arm in arms if arm["part"] == "fresh"]})  # --only fresh
+    fresh = method_report.tables(
+        {"arms": [arm for arm in arms if arm["part"] == "fresh"]}
+    )  # --only fresh
     assert fresh == dict.fromkeys(("x fresh", "x all seeds"), tables["x fresh"])
 
 

@@ -1,4 +1,6 @@
-"""Whatever is made from the chart, or copied into it, is as `make chart` would make it; versions and commands agree."""
+"""Whatever is made from the chart, or copied into it, is as `make chart` would make it; versions
+and commands agree.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +15,25 @@ import yaml
 from generate import CHART, REPOSITORY, helm, inside, manifests, values
 from rendering import ALL, HOME, options
 
-FILES = ["deploy/cluster.yaml", "deploy/namespaced.yaml", *(f"operator/rbac/{n}.yaml" for n in ("account", "cluster"))]
+FILES = [
+    "deploy/cluster.yaml",
+    "deploy/namespaced.yaml",
+    *(f"operator/rbac/{n}.yaml" for n in ("account", "cluster")),
+]
 
 
 def test_generated_files_are_current() -> None:
-    wrong = [str(path) for path, text in (inside() | manifests()).items() if path.read_text() != text]
+    wrong = [
+        str(path) for path, text in (inside() | manifests()).items() if path.read_text() != text
+    ]
     assert not wrong, "type: make chart"
 
 
 def test_the_chart_carries_the_crds_byte_by_byte() -> None:
     ours, copies = REPOSITORY / "crds", CHART / "files" / "crds"
-    assert sorted(path.name for path in ours.iterdir()) == sorted(path.name for path in copies.iterdir())
+    assert sorted(path.name for path in ours.iterdir()) == sorted(
+        path.name for path in copies.iterdir()
+    )
     for path in ours.iterdir():
         assert path.read_bytes() == (copies / path.name).read_bytes()
 
@@ -48,7 +58,9 @@ def test_every_value_of_the_schema_has_a_default() -> None:
             found
             for name, inner in names.items()
             for found in (
-                [f"{path}{name}"] if name not in defaults else missing(inner, defaults[name], f"{path}{name}.")
+                [f"{path}{name}"]
+                if name not in defaults
+                else missing(inner, defaults[name], f"{path}{name}.")
             )
         ]
 
@@ -64,12 +76,25 @@ def test_lint(name: str) -> None:
 def test_plain_manifests_hold_nothing_of_helm(file: str) -> None:
     text = (REPOSITORY / file).read_text()
     assert "helm" not in text.replace("charts/modelchain", "").lower()
-    assert all(thing["metadata"].get("namespace", HOME) in (HOME, "team-a") for thing in yaml.safe_load_all(text))
+    assert all(
+        thing["metadata"].get("namespace", HOME) in (HOME, "team-a")
+        for thing in yaml.safe_load_all(text)
+    )
 
 
-@pytest.mark.parametrize(("settings", "namespace"), [((), HOME), (("--set", "namespaces={vision,language}"), "vision")])
+@pytest.mark.parametrize(
+    ("settings", "namespace"), [((), HOME), (("--set", "namespaces={vision,language}"), "vision")]
+)
 def test_notes_name_the_next_commands(settings: tuple[str, ...], namespace: str) -> None:
-    command = ["install", "modelchain", str(CHART), "--dry-run=client", "--namespace", HOME, *settings]
+    command = [
+        "install",
+        "modelchain",
+        str(CHART),
+        "--dry-run=client",
+        "--namespace",
+        HOME,
+        *settings,
+    ]
     notes = helm(*command).stdout.split("\nNOTES:\n")[1]
     commands = [line.strip() for line in notes.splitlines() if line.startswith("  ")]
     assert commands == [

@@ -19,8 +19,14 @@ def test_pods_meet_the_restricted_standard(name: str) -> None:
     for template in templates:
         spec = template["spec"]
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
-        assert {next(iter(set(volume) - {"name"})) for volume in spec["volumes"]} <= {"configMap", "emptyDir"}
-        assert spec["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+        assert {next(iter(set(volume) - {"name"})) for volume in spec["volumes"]} <= {
+            "configMap",
+            "emptyDir",
+        }
+        assert spec["securityContext"] == {
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
         for container in spec["containers"] + spec.get("initContainers", []):
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
@@ -28,7 +34,10 @@ def test_pods_meet_the_restricted_standard(name: str) -> None:
                 "readOnlyRootFilesystem": True,
             }
             assert not [port for port in container["ports"] if "hostPort" in port]
-            assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/etc/modelchain", "/tmp"}
+            assert {mount["mountPath"] for mount in container["volumeMounts"]} == {
+                "/etc/modelchain",
+                "/tmp",
+            }
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -41,7 +50,9 @@ def test_every_object_has_a_place_and_the_labels(name: str) -> None:
 
 
 def operator(name: str) -> Object:
-    found: Object = one(rendered(name), "Deployment", "-operator")["spec"]["template"]["spec"]["containers"][0]
+    found: Object = one(rendered(name), "Deployment", "-operator")["spec"]["template"]["spec"][
+        "containers"
+    ][0]
     return found
 
 
@@ -55,7 +66,12 @@ def test_the_operators_container() -> None:
     }
     common = ["--config=/etc/modelchain/config.yaml", "--liveness-port=8080"]
     assert operator("default")["args"] == [*common, "--log-format=json", "--metrics-port=9090"]
-    assert operator("full")["args"] == [*common, "--log-format=plain", "--metrics-port=9090", "--verbose"]
+    assert operator("full")["args"] == [
+        *common,
+        "--log-format=plain",
+        "--metrics-port=9090",
+        "--verbose",
+    ]
     assert operator("least")["args"] == [*common, "--log-format=json", "--metrics-port=0"]
     assert [port["name"] for port in operator("default")["ports"]] == ["health", "metrics"]
     assert [port["name"] for port in operator("least")["ports"]] == ["health"]
@@ -73,7 +89,9 @@ def test_the_pods_account_and_its_token() -> None:
 
 def test_a_change_of_the_configuration_restarts_the_operator() -> None:
     checksums = {
-        next(pod_templates(objects("--set", f"progressSeconds={n}")))["metadata"]["annotations"]["checksum/config"]
+        next(pod_templates(objects("--set", f"progressSeconds={n}")))["metadata"]["annotations"][
+            "checksum/config"
+        ]
         for n in (30, 60)
     }
     assert len(checksums) == 2
@@ -94,19 +112,27 @@ def test_rights_are_the_same_in_a_cluster_and_in_namespaces() -> None:
     leader = [one(things, "Role", "-leader") for things in (cluster, spaces)]
     assert leader[0] == leader[1]
     for binding in find(spaces, "RoleBinding") + find(cluster, "ClusterRoleBinding"):
-        assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "modelchain-operator", "namespace": HOME}]
+        assert binding["subjects"] == [
+            {"kind": "ServiceAccount", "name": "modelchain-operator", "namespace": HOME}
+        ]
     assert not [
-        thing for thing in rendered("least") if thing["kind"] in RIGHTS and "-operator" in thing["metadata"]["name"]
+        thing
+        for thing in rendered("least")
+        if thing["kind"] in RIGHTS and "-operator" in thing["metadata"]["name"]
     ]
 
 
 def test_rights_of_people_go_to_the_clusters_roles() -> None:
     def may(role: str) -> set[tuple[str, str]]:
         found = one(rendered("default"), "ClusterRole", f"modelchain-{role}")
-        assert found["metadata"]["labels"][f"rbac.authorization.k8s.io/aggregate-to-{role}"] == "true"
+        assert (
+            found["metadata"]["labels"][f"rbac.authorization.k8s.io/aggregate-to-{role}"] == "true"
+        )
         return {(r, v) for rule in found["rules"] for r in rule["resources"] for v in rule["verbs"]}
 
-    assert may("view") == {(r, v) for r in ("modelchains", "stageartifacts") for v in ("get", "list", "watch")}
+    assert may("view") == {
+        (r, v) for r in ("modelchains", "stageartifacts") for v in ("get", "list", "watch")
+    }
     assert {r for r, _ in may("edit")} == {"modelchains"}
     assert may("admin") == {("stageartifacts", "delete"), ("stageartifacts", "deletecollection")}
 
@@ -115,12 +141,20 @@ def test_crds_are_those_of_the_repository() -> None:
     sources = [yaml.safe_load(path.read_text()) for path in sorted((REPOSITORY / "crds").iterdir())]
     found = find(rendered("default"), "CustomResourceDefinition")
     assert [crd["spec"] for crd in found] == [crd["spec"] for crd in sources]
-    assert [crd["metadata"]["name"] for crd in found] == [crd["metadata"]["name"] for crd in sources]
+    assert [crd["metadata"]["name"] for crd in found] == [
+        crd["metadata"]["name"] for crd in sources
+    ]
     kept = {"helm.sh/resource-policy": "keep"}
     assert all(crd["metadata"]["annotations"] == kept for crd in found)
     more = kept | {"argocd.argoproj.io/sync-options": "ServerSideApply=true"}
-    assert all(c["metadata"]["annotations"] == more for c in find(rendered("full"), "CustomResourceDefinition"))
-    assert all("annotations" not in c["metadata"] for c in find(rendered("least"), "CustomResourceDefinition"))
+    assert all(
+        c["metadata"]["annotations"] == more
+        for c in find(rendered("full"), "CustomResourceDefinition")
+    )
+    assert all(
+        "annotations" not in c["metadata"]
+        for c in find(rendered("least"), "CustomResourceDefinition")
+    )
     assert not find(rendered("namespaced"), "CustomResourceDefinition")
 
 
@@ -128,7 +162,9 @@ def test_monitors_only_where_asked_for() -> None:
     assert not [thing for thing in rendered("default") if thing["kind"].endswith("Monitor")]
     service = one(rendered("full"), "ServiceMonitor")
     assert service["metadata"]["labels"]["release"] == "prometheus"
-    assert service["spec"]["endpoints"] == [{"port": "metrics", "interval": "15s", "honorLabels": True}]
+    assert service["spec"]["endpoints"] == [
+        {"port": "metrics", "interval": "15s", "honorLabels": True}
+    ]
     selected = service["spec"]["selector"]["matchLabels"].items()
     assert selected <= one(rendered("full"), "Service")["metadata"]["labels"].items()
     assert one(rendered("full"), "PodMonitor")["spec"]["namespaceSelector"] == {"any": True}
@@ -141,7 +177,10 @@ def test_the_init_container_template_is_the_one_the_tests_run_with() -> None:
     assert not find(rendered("default"), "ConfigMap", "-init-container")
     found = one(rendered("full"), "ConfigMap", "-init-container")
     assert found["metadata"]["namespace"] == "training"
-    assert found["data"]["init-container.yaml"] == (CHART / "files" / "init-container.yaml").read_text()
+    assert (
+        found["data"]["init-container.yaml"]
+        == (CHART / "files" / "init-container.yaml").read_text()
+    )
     text = found["data"]["init-container.yaml"]
     for name in ("InitContainerImage", "MaxTries", "MasterAddr"):
         text = text.replace(f"{{{{.{name}}}}}", "x")

@@ -11,7 +11,10 @@ OPERATOR = {
     "app.kubernetes.io/component": "operator",
 }
 TRAINERS = {"podSelector": {"matchLabels": {"modelchain.dev/role": "train"}}}
-PROMETHEUS = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}}}
+PROMETHEUS = {
+    "namespaceSelector": {},
+    "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}},
+}
 MONITORING = {
     "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}},
     "podSelector": {"matchLabels": {"app": "scraper"}},
@@ -42,20 +45,33 @@ def test_of_trainers(name: str, prometheus: Object) -> None:
         assert sorted(spec["policyTypes"]) == ["Egress", "Ingress"]
         ours = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": HOME}}}
         ours["podSelector"] = {"matchLabels": OPERATOR}
-        assert opened(spec["ingress"], "from") == [(prometheus, [9090]), (ours, [9091]), (TRAINERS, [ANY])]
+        assert opened(spec["ingress"], "from") == [
+            (prometheus, [9090]),
+            (ours, [9091]),
+            (TRAINERS, [ANY]),
+        ]
         assert opened(spec["egress"], "to") == [(ANY, [53, 53]), (TRAINERS, [ANY])]
 
 
 def test_of_the_operator() -> None:
     cluster, spaces, least = (
-        one(rendered(name), "NetworkPolicy", "-operator")["spec"] for name in ("full", "namespaced", "least")
+        one(rendered(name), "NetworkPolicy", "-operator")["spec"]
+        for name in ("full", "namespaced", "least")
     )
     assert cluster["podSelector"]["matchLabels"] == OPERATOR
     assert opened(cluster["ingress"], "from") == [(ANY, [8080]), (MONITORING, [9090])]
     assert opened(least["ingress"], "from") == [(ANY, [8080])]
     everywhere = {**TRAINERS, "namespaceSelector": {}}
-    assert opened(cluster["egress"], "to") == [(ANY, [53, 53]), (ANY, [443, 6443]), (everywhere, [9091])]
-    where = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["vision", "language"]}
+    assert opened(cluster["egress"], "to") == [
+        (ANY, [53, 53]),
+        (ANY, [443, 6443]),
+        (everywhere, [9091]),
+    ]
+    where = {
+        "key": "kubernetes.io/metadata.name",
+        "operator": "In",
+        "values": ["vision", "language"],
+    }
     served = {**TRAINERS, "namespaceSelector": {"matchExpressions": [where]}}
     assert opened(spaces["egress"], "to")[-1] == (served, [9091])
 

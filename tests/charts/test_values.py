@@ -12,15 +12,19 @@ from generate import CHART, PoolFile
 from pydantic import BaseModel
 from rendering import ALL, VALUES, one, rendered, run
 
-from modelchain.cli.load import parse
-from modelchain.pools import DEFAULT_POOLS, NodePool
+from modelchain.io.load import parse
+from modelchain.plan.pools import DEFAULT_POOLS, NodePool
 
 POOL = {"gpu": "A100", "gpusPerNode": 8}
 
 
 def written(name: str) -> PoolFile:
     """The operator's configuration file, as the operator reads it."""
-    return parse(PoolFile, yaml.safe_load(one(rendered(name), "ConfigMap", "-operator")["data"]["config.yaml"]), name)
+    return parse(
+        PoolFile,
+        yaml.safe_load(one(rendered(name), "ConfigMap", "-operator")["data"]["config.yaml"]),
+        name,
+    )
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -31,7 +35,9 @@ def test_the_operator_reads_what_is_rendered(name: str) -> None:
 def test_nothing_is_lost_on_the_way() -> None:
     full = yaml.safe_load((VALUES / "full.yaml").read_text())
     file = written("full")
-    assert file == parse(PoolFile, {key: full[key] for key in ("nodePools", "defaults", "progressSeconds")}, "full")
+    assert file == parse(
+        PoolFile, {key: full[key] for key in ("nodePools", "defaults", "progressSeconds")}, "full"
+    )
     assert file.node_pools["a100-80gb"].run_as_user == 1000000001
     assert written("namespaced").namespaces == ["vision", "language"]
 
@@ -85,12 +91,18 @@ TYPOS: dict[str, dict[str, Any]] = {
     "enable": {"metrics": {"serviceMonitor": {"enable": True}}},
     "matchLabel": {"networkPolicies": {"prometheus": {"podSelector": {"matchLabel": {"a": "b"}}}}},
     "gpuPerNode": {"nodePools": {"mine": POOL | {"gpuPerNode": 8}}},
-    "perGPUHour": {"nodePools": {"mine": POOL | {"price": {"perGPUHour": "1", "currency": "USD", "source": "x"}}}},
+    "perGPUHour": {
+        "nodePools": {
+            "mine": POOL | {"price": {"perGPUHour": "1", "currency": "USD", "source": "x"}}
+        }
+    },
     "nodepool": {"defaults": {"nodepool": "mine"}},
     "effects": {"nodePools": {"mine": POOL | {"tolerations": [{"effects": "NoSchedule"}]}}},
     "1NCCL": {"nodePools": {"mine": POOL | {"env": {"1NCCL": "x"}}}},
     "requiredDuringScheduling": {"affinity": {"nodeAffinity": {"requiredDuringScheduling": {}}}},
-    "secretKeyReff": {"env": [{"name": "A", "valueFrom": {"secretKeyReff": {"name": "x", "key": "y"}}}]},
+    "secretKeyReff": {
+        "env": [{"name": "A", "valueFrom": {"secretKeyReff": {"name": "x", "key": "y"}}}]
+    },
 }
 
 
@@ -103,14 +115,18 @@ def test_a_typo_is_refused_by_its_name(key: str) -> None:
 
 
 WRONG = {
-    "/nodePools/mine/price/perGpuHour": {"nodePools": {"mine": POOL | {"price": {"perGpuHour": 2.5}}}},
+    "/nodePools/mine/price/perGpuHour": {
+        "nodePools": {"mine": POOL | {"price": {"perGpuHour": 2.5}}}
+    },
     "/nodePools/mine": {"nodePools": {"mine": {"gpu": "A100"}}},
     "/nodePools/mine/memory": {"nodePools": {"mine": POOL | {"memory": "900GB"}}},
     "/nodePools/mine/cpu": {"nodePools": {"mine": POOL | {"cpu": "2Gi"}}},
     "/defaults/image": {"defaults": {"image": "registry/trainer:latest"}},
     "defaults.nodePool: their": {"nodePools": {"mine": POOL}, "defaults": {"nodePool": "their"}},
     "defaults.nodePool: mine": {"defaults": {"nodePool": "mine"}},
-    "metrics.serviceMonitor.enabled": {"metrics": {"enabled": False, "serviceMonitor": {"enabled": True}}},
+    "metrics.serviceMonitor.enabled": {
+        "metrics": {"enabled": False, "serviceMonitor": {"enabled": True}}
+    },
     "/env/0/name": {"env": [{"name": "POD_NAMESPACE", "value": "elsewhere"}]},
     "/image/digest": {"image": {"digest": "1234"}},
     "/progressSeconds": {"progressSeconds": 1},
@@ -119,13 +135,18 @@ WRONG = {
 
 @pytest.mark.parametrize("place", WRONG)
 def test_a_wrong_value_is_refused_by_its_place(place: str) -> None:
-    settings = [word for name, value in WRONG[place].items() for word in ("--set-json", f"{name}={json.dumps(value)}")]
+    settings = [
+        word
+        for name, value in WRONG[place].items()
+        for word in ("--set-json", f"{name}={json.dumps(value)}")
+    ]
     done = run(*settings)
     assert done.returncode != 0
     assert place in done.stderr
 
 
-NULLS = """namespaces image crds logFormat podLabels trainingOperator metrics networkPolicies.apiServerPorts
+NULLS = """namespaces image crds logFormat podLabels trainingOperator metrics
+    networkPolicies.apiServerPorts
     networkPolicies.prometheus.namespaceSelector podDisruptionBudget.enabled"""
 
 

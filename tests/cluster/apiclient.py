@@ -1,4 +1,6 @@
-"""What the stand-ins share: one event loop in a thread of the test process, and a small client of the API server."""
+"""What the stand-ins share: one event loop in a thread of the test process, and a small client of
+the API server.
+"""
 
 from __future__ import annotations
 
@@ -59,12 +61,16 @@ class Api:
         user = _named(config["users"], context["user"]).get("user") or {}
         self.server: str = cluster["server"].rstrip("/")
         self.headers = {"Authorization": f"Bearer {user['token']}"} if "token" in user else {}
-        self.tls: ssl.SSLContext | bool = _tls(cluster, user) if self.server.startswith("https") else False
+        self.tls: ssl.SSLContext | bool = (
+            _tls(cluster, user) if self.server.startswith("https") else False
+        )
         self._session: aiohttp.ClientSession | None = None
 
     @property
     def session(self) -> aiohttp.ClientSession:
-        """Made on first use, since it belongs to the running loop. No time limits: the tests set their own."""
+        """Made on first use, since it belongs to the running loop. No time limits: the tests set
+        their own.
+        """
         if self._session is None:
             connector = aiohttp.TCPConnector(ssl=self.tls, limit=0)
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
@@ -78,20 +84,28 @@ class Api:
             await self._session.close()
 
     async def request(
-        self, method: str, path: str, body: Json | None = None, params: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: Json | None = None,
+        params: Mapping[str, str] | None = None,
     ) -> Json:
         """One call; a PATCH is a strategic merge patch for built-in objects. Raises ApiError."""
         kind = "application/strategic-merge-patch+json" if method == "PATCH" else "application/json"
         data = None if body is None else json.dumps(body)
         headers = {"Content-Type": kind, "Accept": "application/json"}
-        async with self.session.request(method, self.server + path, data=data, headers=headers, params=params) as r:
+        async with self.session.request(
+            method, self.server + path, data=data, headers=headers, params=params
+        ) as r:
             text = await r.text()
             if r.status >= 400:
                 raise ApiError(r.status, text)
             return dict(json.loads(text))
 
     async def follow(self, path: str, **params: str) -> AsyncIterator[tuple[str, Json]]:
-        """ADDED, MODIFIED and DELETED for ever. A new list makes up for what was missed, deletions included."""
+        """ADDED, MODIFIED and DELETED for ever. A new list makes up for what was missed, deletions
+        included.
+        """
         known: dict[str, Json] = {}
         while True:
             try:
@@ -103,7 +117,9 @@ class Api:
                     yield "MODIFIED" if uid in known else "ADDED", item
                 known = objects
                 version = listed["metadata"]["resourceVersion"]
-                async for event in self._watch(path, params | {"watch": "true", "resourceVersion": version}):
+                async for event in self._watch(
+                    path, params | {"watch": "true", "resourceVersion": version}
+                ):
                     item = event["object"]
                     if event["type"] == "ERROR":
                         break

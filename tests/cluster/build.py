@@ -1,6 +1,8 @@
-"""The control plane's programs: those of KUBEBUILDER_ASSETS, and the rest built once from the Go module proxy.
+"""The control plane's programs: those of KUBEBUILDER_ASSETS, and the rest built once from the Go
+module proxy.
 
-`python tests/cluster/build.py` builds what is missing (about 6 minutes on 2 cores) and prints the cache directory.
+`python tests/cluster/build.py` builds what is missing (about 6 minutes on 2 cores) and prints the
+cache directory.
 """
 
 from __future__ import annotations
@@ -24,14 +26,21 @@ TRAINING_OPERATOR = "github.com/kubeflow/training-operator"
 TRAINING_OPERATOR_VERSION = "v1.9.4"
 
 _VERSION = {"gitVersion": "v1.34.4", "gitMajor": "1", "gitMinor": "34", "gitTreeState": "clean"}
-_LINK = " ".join(["-s -w", *(f"-X k8s.io/component-base/version.{name}={value}" for name, value in _VERSION.items())])
+_LINK = " ".join(
+    [
+        "-s -w",
+        *(f"-X k8s.io/component-base/version.{name}={value}" for name, value in _VERSION.items()),
+    ]
+)
 _CONTROL_PLANE = {
     "etcd": "go.etcd.io/etcd/server/v3",
     "kube-apiserver": "k8s.io/kubernetes/cmd/kube-apiserver",
     "kube-controller-manager": "k8s.io/kubernetes/cmd/kube-controller-manager",
     "kube-scheduler": "k8s.io/kubernetes/cmd/kube-scheduler",
     "kubectl": "k8s.io/kubernetes/cmd/kubectl",
-    "training-operator.v1": f"{TRAINING_OPERATOR}/cmd/training-operator.v1@{TRAINING_OPERATOR_VERSION}",
+    "training-operator.v1": (
+        f"{TRAINING_OPERATOR}/cmd/training-operator.v1@{TRAINING_OPERATOR_VERSION}"
+    ),
 }
 _OTHERS = {  # the node of tests/e2e, and Helm
     "kubelet": "k8s.io/kubernetes/cmd/kubelet",
@@ -51,7 +60,9 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Programs:
-    """Where each program is, and training-operator's manifests: `crds/`, `rbac/`, `webhook/` as in its repository."""
+    """Where each program is, and training-operator's manifests: `crds/`, `rbac/`, `webhook/` as in
+    its repository.
+    """
 
     paths: dict[str, Path]
     manifests: Path
@@ -67,9 +78,10 @@ def find_or_build() -> Programs:
     if not all(path.is_file() for path in [*built.values(), *manifests]):
         if not shutil.which("go"):
             raise Unavailable(
-                f"the control plane needs {', '.join(built)}: install Go >= 1.24 (https://go.dev/dl) and run "
-                "`python tests/cluster/build.py`. `setup-envtest use` with KUBEBUILDER_ASSETS saves building etcd, "
-                "kube-apiserver and kubectl; MODELCHAIN_TEST_KUBECONFIG=<file> runs the tests on a cluster of yours"
+                f"the control plane needs {', '.join(built)}: install Go >= 1.24"
+                " (https://go.dev/dl) and run `python tests/cluster/build.py`. `setup-envtest use`"
+                " with KUBEBUILDER_ASSETS saves building etcd, kube-apiserver and kubectl;"
+                " MODELCHAIN_TEST_KUBECONFIG=<file> runs the tests on a cluster of yours"
             )
         with _locked(cache):
             for name, path in built.items():
@@ -86,7 +98,9 @@ def program(name: str) -> Path:
     path = _cache() / name
     if not path.is_file():
         if not shutil.which("go"):
-            raise Unavailable(f"{name} is built from source: install Go >= 1.24 (https://go.dev/dl)")
+            raise Unavailable(
+                f"{name} is built from source: install Go >= 1.24 (https://go.dev/dl)"
+            )
         with _locked(path.parent):
             if not path.is_file():
                 _build(name, path)
@@ -94,15 +108,26 @@ def program(name: str) -> Path:
 
 
 def training_operator_source() -> Path:
-    """training-operator's module, with its `manifests/` as in its repository. Read-only. Raises `Unavailable`."""
+    """training-operator's module, with its `manifests/` as in its repository. Read-only. Raises
+    `Unavailable`.
+    """
     if not shutil.which("go"):
-        raise Unavailable("training-operator's manifests come with its source: install Go >= 1.24 (https://go.dev/dl)")
-    module = json.loads(_go("mod", "download", "-json", f"{TRAINING_OPERATOR}@{TRAINING_OPERATOR_VERSION}"))
+        raise Unavailable(
+            "training-operator's manifests come with its source: install Go >= 1.24"
+            " (https://go.dev/dl)"
+        )
+    module = json.loads(
+        _go("mod", "download", "-json", f"{TRAINING_OPERATOR}@{TRAINING_OPERATOR_VERSION}")
+    )
     return Path(module["Dir"])
 
 
 def _cache() -> Path:
-    pinned = (TOOLS / "go.mod").read_bytes() + (TOOLS / "go.sum").read_bytes() + "".join(_PACKAGES.values()).encode()
+    pinned = (
+        (TOOLS / "go.mod").read_bytes()
+        + (TOOLS / "go.sum").read_bytes()
+        + "".join(_PACKAGES.values()).encode()
+    )
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "modelchain" / "control-plane" / hashlib.sha256(pinned).hexdigest()[:20]
 
@@ -136,7 +161,11 @@ def _copy_manifest(path: Path, name: Path) -> None:
 
 def _go(*args: str, **environment: str) -> str:
     command = subprocess.run(
-        ["go", *args], cwd=TOOLS, env={**os.environ, "CGO_ENABLED": "0", **environment}, text=True, capture_output=True
+        ["go", *args],
+        cwd=TOOLS,
+        env={**os.environ, "CGO_ENABLED": "0", **environment},
+        text=True,
+        capture_output=True,
     )
     if command.returncode:
         raise RuntimeError(f"go {' '.join(args)}: {command.stderr[-2000:]}")

@@ -15,8 +15,9 @@ _CONFIG = "[req]\ndistinguished_name = dn\n[dn]\n"
 class Authority:
     """Issues certificates signed by `certificate`, PEM files under `directory`.
 
-    training-operator replaces its webhook's certificates unless the authority's key is PKCS#1 RSA, the authority is
-    named like its own one and everything is valid for over 90 days (cert-controller v0.12 `rotator.go`): so they are.
+    training-operator replaces its webhook's certificates unless the authority's key is PKCS#1 RSA,
+    the authority is named like its own one and everything is valid for over 90 days
+    (cert-controller v0.12 `rotator.go`): so they are.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -35,14 +36,18 @@ class Authority:
     def server(self, name: str, *alternative_names: str) -> tuple[Path, Path]:
         """Certificate and key of a server with these names ("DNS:..." or "IP:...")."""
         return self._issue(
-            name, f"/CN={name}", ["extendedKeyUsage=serverAuth", f"subjectAltName={','.join(alternative_names)}"]
+            name,
+            f"/CN={name}",
+            ["extendedKeyUsage=serverAuth", f"subjectAltName={','.join(alternative_names)}"],
         )
 
     def client(self, user: str, groups: Sequence[str] = ()) -> tuple[Path, Path]:
         """Certificate and key by which the API server knows this user of these groups."""
         subject = "".join(f"/O={group}" for group in groups) + f"/CN={user}"
         name = re.sub(r"[^a-zA-Z0-9.-]", "-", user)
-        return self._issue(f"{name}-{next(self._numbers)}", subject, ["extendedKeyUsage=clientAuth"])
+        return self._issue(
+            f"{name}-{next(self._numbers)}", subject, ["extendedKeyUsage=clientAuth"]
+        )
 
     def service_account_key(self) -> Path:
         """The key that signs service account tokens."""
@@ -59,11 +64,17 @@ class Authority:
             "authorityKeyIdentifier=keyid",
         ]
         self._request(
-            certificate, key, subject, leaf + extensions, ["-CA", str(self.certificate), "-CAkey", str(self.key)]
+            certificate,
+            key,
+            subject,
+            leaf + extensions,
+            ["-CA", str(self.certificate), "-CAkey", str(self.key)],
         )
         return certificate, key
 
-    def _request(self, certificate: Path, key: Path, subject: str, extensions: list[str], signer: list[str]) -> None:
+    def _request(
+        self, certificate: Path, key: Path, subject: str, extensions: list[str], signer: list[str]
+    ) -> None:
         added = [word for extension in extensions for word in ("-addext", extension)]
         to = ["-key", str(key), "-out", str(certificate), "-subj", subject, "-days", "3650"]
         _openssl("req", "-x509", "-config", str(self._config), *to, *added, *signer)

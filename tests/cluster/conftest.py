@@ -1,4 +1,6 @@
-"""A cluster for the session: the one of MODELCHAIN_TEST_KUBECONFIG, or a control plane of our own."""
+"""A cluster for the session: the one of MODELCHAIN_TEST_KUBECONFIG, or a control plane of our
+own.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Any cluster with our CRDs; what needs etcd, restarts or other users asks for `control_plane`."""
+    """Any cluster with our CRDs; what needs etcd, restarts or other users asks for
+    `control_plane`.
+    """
     given = _given_kubeconfig()
     if given:
         kubectl = shutil.which("kubectl")
@@ -51,7 +55,10 @@ def cluster() -> Iterator[Cluster]:
 def control_plane(cluster: Cluster) -> ControlPlane:
     """The session's own control plane."""
     if not isinstance(cluster, ControlPlane):
-        pytest.skip("needs a control plane of its own: etcd, restarts and users; MODELCHAIN_TEST_KUBECONFIG is set")
+        pytest.skip(
+            "needs a control plane of its own: etcd, restarts and users; MODELCHAIN_TEST_KUBECONFIG"
+            " is set"
+        )
     return cluster
 
 
@@ -60,7 +67,9 @@ def namespace(cluster: Cluster) -> Iterator[str]:
     """The name of a fresh namespace in which pods can be created."""
     name = f"test-{uuid.uuid4().hex[:8]}"
     cluster.kubectl("create", "namespace", name)
-    cluster.kubectl("wait", "--for=create", "serviceaccount/default", f"--namespace={name}", "--timeout=30s")
+    cluster.kubectl(
+        "wait", "--for=create", "serviceaccount/default", f"--namespace={name}", "--timeout=30s"
+    )
     yield name
     # Without a kubelet its pods may stay for ever, so nobody waits.
     cluster.kubectl("delete", "namespace", name, "--wait=false")

@@ -1,4 +1,6 @@
-"""A real Kubernetes control plane with training-operator, on loopback ports, gone when the test run is gone."""
+"""A real Kubernetes control plane with training-operator, on loopback ports, gone when the test run
+is gone.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,13 @@ from build import find_or_build
 from certificates import Authority
 
 CRDS = Path(__file__).parents[2] / "crds"
-COMPONENTS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "training-operator")
+COMPONENTS = (
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "training-operator",
+)
 
 _PREFIX = "modelchain-control-plane-"
 _READY_SECONDS = 60
@@ -66,7 +74,8 @@ class _Component:
 
 
 class ControlPlane(Cluster):
-    """etcd, API server, controller manager, scheduler and training-operator; `directory` is theirs and is emptied.
+    """etcd, API server, controller manager, scheduler and training-operator; `directory` is theirs
+    and is emptied.
 
     `address` is what the API server listens on, `server` its URL, `ca` its authority's certificate,
     `client_certificate` and `client_key` an admin's, `etcd` the plain HTTP endpoint of etcd.
@@ -83,8 +92,13 @@ class ControlPlane(Cluster):
     )
     controller_options: Sequence[str] = (
         *("--concurrent-gc-syncs=50", "--concurrent-job-syncs=20"),
-        # A node is lost after 20 seconds without a heartbeat (a busy machine has held them up for 8), its pods 3 later.
-        *("--node-monitor-period=1s", "--node-monitor-grace-period=20s", "--node-startup-grace-period=20s"),
+        # A node is lost after 20 seconds without a heartbeat (a busy machine has held them up for
+        # 8), its pods 3 later.
+        *(
+            "--node-monitor-period=1s",
+            "--node-monitor-grace-period=20s",
+            "--node-startup-grace-period=20s",
+        ),
         "--node-eviction-rate=10",
     )
 
@@ -95,11 +109,14 @@ class ControlPlane(Cluster):
         self._programs = programs
         self._components: dict[str, _Component] = {}
         self._numbers = itertools.count()
-        # Children die with the *thread* that started them (PR_SET_PDEATHSIG), so one thread of ours starts all.
+        # Children die with the *thread* that started them (PR_SET_PDEATHSIG), so one thread of ours
+        # starts all.
         self._launcher = ThreadPoolExecutor(1)
 
     def start(self) -> ControlPlane:
-        """Returns when all components are ready and the webhook refuses a bad PyTorchJob. Raises `NotReady`."""
+        """Returns when all components are ready and the webhook refuses a bad PyTorchJob. Raises
+        `NotReady`.
+        """
         for attempt in range(3):
             try:
                 self._start()
@@ -143,10 +160,18 @@ class ControlPlane(Cluster):
 
     def pids(self) -> dict[str, int]:
         """Process id of each running component."""
-        return {name: component.process.pid for name, component in self._components.items() if component.process}
+        return {
+            name: component.process.pid
+            for name, component in self._components.items()
+            if component.process
+        }
 
-    def kubeconfig_for(self, user: str, groups: Sequence[str] = (), server: str | None = None) -> Path:
-        """A kubeconfig file with a fresh client certificate; `server` is another URL to talk to, such as a proxy's."""
+    def kubeconfig_for(
+        self, user: str, groups: Sequence[str] = (), server: str | None = None
+    ) -> Path:
+        """A kubeconfig file with a fresh client certificate; `server` is another URL to talk to,
+        such as a proxy's.
+        """
         path = self.directory / f"{next(self._numbers)}.kubeconfig"
         self._write_kubeconfig(path, *self.authority.client(user, groups), server or self.server)
         return path
@@ -156,14 +181,20 @@ class ControlPlane(Cluster):
         webhook, metrics, probe = _free_ports(3)
         self._components["training-operator"] = self._training_operator(webhook, metrics, probe)
         self._start_api()
-        # The garbage collector looks for new kinds only every 30 seconds, so they all come before it.
+        # The garbage collector looks for new kinds only every 30 seconds, so they all come before
+        # it.
         self.kubectl("apply", "--server-side", "-f", str(self._programs.manifests / "crds"))
         if any(CRDS.glob("*.yaml")):
             self.kubectl("apply", "-f", str(CRDS))
-        for there in ("jsonpath={.status.conditions}", "condition=Established"):  # the second fails without the first
+        for there in (
+            "jsonpath={.status.conditions}",
+            "condition=Established",
+        ):  # the second fails without the first
             self.kubectl("wait", f"--for={there}", "crd", "--all", "--timeout=30s")
         self._launch("kube-controller-manager")
-        self.kubectl("apply", "--server-side", "-f", "-", input=self._training_operator_objects(webhook))
+        self.kubectl(
+            "apply", "--server-side", "-f", "-", input=self._training_operator_objects(webhook)
+        )
         self.start_component("training-operator")
 
     def _prepare(self) -> None:
@@ -177,8 +208,12 @@ class ControlPlane(Cluster):
         etcd, peer, api, controllers, scheduler = _free_ports(5)
         self.etcd = f"http://127.0.0.1:{etcd}"
         self.server = f"https://{self.address}:{api}"
-        self.client_certificate, self.client_key = self.authority.client("admin", ["system:masters"])
-        self._write_kubeconfig(self.kubeconfig, self.client_certificate, self.client_key, self.server)
+        self.client_certificate, self.client_key = self.authority.client(
+            "admin", ["system:masters"]
+        )
+        self._write_kubeconfig(
+            self.kubeconfig, self.client_certificate, self.client_key, self.server
+        )
         self._components = {
             "etcd": self._etcd(peer),
             "kube-apiserver": self._api_server(api),
@@ -209,19 +244,36 @@ class ControlPlane(Cluster):
         certificate, key = self.authority.server("kube-apiserver", *names)
         self._service_account_key = self.authority.service_account_key()
         command = [
-            *(f"--bind-address={self.address}", f"--secure-port={port}", f"--etcd-servers={self.etcd}"),
-            *(f"--tls-cert-file={certificate}", f"--tls-private-key-file={key}", f"--client-ca-file={self.ca}"),
+            *(
+                f"--bind-address={self.address}",
+                f"--secure-port={port}",
+                f"--etcd-servers={self.etcd}",
+            ),
+            *(
+                f"--tls-cert-file={certificate}",
+                f"--tls-private-key-file={key}",
+                f"--client-ca-file={self.ca}",
+            ),
             f"--service-account-key-file={self._service_account_key}",
             f"--service-account-signing-key-file={self._service_account_key}",
             "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
-            *("--authorization-mode=RBAC", "--allow-privileged=true", "--service-cluster-ip-range=10.0.0.0/16"),
+            *(
+                "--authorization-mode=RBAC",
+                "--allow-privileged=true",
+                "--service-cluster-ip-range=10.0.0.0/16",
+            ),
             *self.api_options,
         ]
-        return _Component(self._command("kube-apiserver", command), lambda: _answers(f"{self.server}/readyz"))
+        return _Component(
+            self._command("kube-apiserver", command), lambda: _answers(f"{self.server}/readyz")
+        )
 
     def _controller_manager(self, port: int) -> _Component:
         args = [
-            *("--use-service-account-credentials", f"--service-account-private-key-file={self._service_account_key}"),
+            *(
+                "--use-service-account-credentials",
+                f"--service-account-private-key-file={self._service_account_key}",
+            ),
             *(f"--root-ca-file={self.ca}", *self.controller_options),
         ]
         return self._kubernetes_controller("kube-controller-manager", port, args)
@@ -232,20 +284,36 @@ class ControlPlane(Cluster):
     def _kubernetes_controller(self, name: str, port: int, args: Sequence[str]) -> _Component:
         common = [
             *(f"--kubeconfig={self.kubeconfig_for(f'system:{name}')}", "--leader-elect=false"),
-            *("--bind-address=127.0.0.1", f"--secure-port={port}", "--kube-api-qps=500", "--kube-api-burst=1000"),
+            *(
+                "--bind-address=127.0.0.1",
+                f"--secure-port={port}",
+                "--kube-api-qps=500",
+                "--kube-api-burst=1000",
+            ),
         ]
-        return _Component(self._command(name, [*common, *args]), lambda: _answers(f"https://127.0.0.1:{port}/healthz"))
+        return _Component(
+            self._command(name, [*common, *args]),
+            lambda: _answers(f"https://127.0.0.1:{port}/healthz"),
+        )
 
     def _training_operator(self, webhook: int, metrics: int, probe: int) -> _Component:
         names = ["IP:127.0.0.1", "DNS:training-operator.kubeflow.svc"]
         self._webhook_certificate = self.authority.server("training-operator", *names)
         training_operator.serve_from(self.directory, *self._webhook_certificate)
         command = [
-            *(f"--kubeconfig={self.kubeconfig_for(training_operator.USER)}", "--enable-scheme=pytorchjob"),
+            *(
+                f"--kubeconfig={self.kubeconfig_for(training_operator.USER)}",
+                "--enable-scheme=pytorchjob",
+            ),
             *(f"--webhook-server-port={webhook}", f"--metrics-bind-address=127.0.0.1:{metrics}"),
             f"--health-probe-bind-address=127.0.0.1:{probe}",
             f"--pytorch-init-container-template-file={training_operator.INIT_CONTAINER}",
-            *("--kube-api-qps=500", "--kube-api-burst=1000", "--controller-threads=10", "--zap-log-level=info"),
+            *(
+                "--kube-api-qps=500",
+                "--kube-api-burst=1000",
+                "--controller-threads=10",
+                "--zap-log-level=info",
+            ),
         ]
         return _Component(
             self._command("training-operator.v1", command),
@@ -255,7 +323,9 @@ class ControlPlane(Cluster):
 
     def _training_operator_objects(self, webhook: int) -> str:
         authority = (self.authority.certificate, self.authority.key)
-        return training_operator.objects(self._programs.manifests, *self._webhook_certificate, *authority, webhook)
+        return training_operator.objects(
+            self._programs.manifests, *self._webhook_certificate, *authority, webhook
+        )
 
     def _webhook_refuses(self) -> bool:
         try:
@@ -301,7 +371,10 @@ class ControlPlane(Cluster):
         return self.directory / "logs" / f"{name}.log"
 
     def _write_kubeconfig(self, path: Path, certificate: Path, key: Path, server: str) -> None:
-        cluster = {"server": server, **({"certificate-authority": str(self.ca)} if server.startswith("https") else {})}
+        cluster = {
+            "server": server,
+            **({"certificate-authority": str(self.ca)} if server.startswith("https") else {}),
+        }
         user = {"client-certificate": str(certificate), "client-key": str(key)}
         config = {
             "apiVersion": "v1",
@@ -315,7 +388,9 @@ class ControlPlane(Cluster):
 
 
 def new_directory() -> Path:
-    """A fresh directory for a control plane, after removing what test runs that crashed have left of theirs."""
+    """A fresh directory for a control plane, after removing what test runs that crashed have left
+    of theirs.
+    """
     parent = Path(tempfile.gettempdir())
     for directory in parent.glob(f"{_PREFIX}*"):
         _clean_up(directory)
@@ -338,7 +413,9 @@ def _clean_up(directory: Path) -> None:
 
 
 def _started(pid: int) -> str | None:
-    """A process's start time in clock ticks since boot; with its id it names one process for ever."""
+    """A process's start time in clock ticks since boot; with its id it names one process for
+    ever.
+    """
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
@@ -363,7 +440,9 @@ def _free_ports(count: int) -> list[int]:
 _unverified = ssl.create_default_context()
 _unverified.check_hostname = False
 _unverified.verify_mode = ssl.CERT_NONE
-_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=_unverified))
+_opener = urllib.request.build_opener(
+    urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=_unverified)
+)
 
 
 def _answers(url: str) -> bool:

@@ -21,8 +21,9 @@ Kind = Literal["read", "watch", "write", "event", "lease", "review", "discovery"
 class Request:
     """One request as the API server understands it.
 
-    `kind` is "write" only for what changes the work's objects: Events, the leader election's Lease and access reviews
-    are counted apart. `write` numbers these writes from 1. `client` is the bearer token of the operator's kubeconfig.
+    `kind` is "write" only for what changes the work's objects: Events, the leader election's Lease
+    and access reviews are counted apart. `write` numbers these writes from 1. `client` is the
+    bearer token of the operator's kubeconfig.
     """
 
     number: int
@@ -44,7 +45,10 @@ class Request:
     at: float = field(default_factory=time.monotonic)
 
     def __str__(self) -> str:
-        what = "/".join(part for part in (self.resource, self.name, self.subresource) if part) or self.path
+        what = (
+            "/".join(part for part in (self.resource, self.name, self.subresource) if part)
+            or self.path
+        )
         return f"#{self.number} {self.client} {self.verb} {what} -> {self.status}"
 
 
@@ -100,7 +104,9 @@ class Victim(Protocol):
 
 
 def request(verb: str | None = None, resource: str | None = None, **more: str) -> Match:
-    """By verb ("create", "watch" …), resource ("pytorchjobs") and any other attribute of a Request."""
+    """By verb ("create", "watch" …), resource ("pytorchjobs") and any other attribute of a
+    Request.
+    """
     wanted = more | {k: v for k, v in (("verb", verb), ("resource", resource)) if v is not None}
     return lambda r: all(getattr(r, key) == value for key, value in wanted.items())
 
@@ -111,7 +117,9 @@ def nth_write(n: int) -> Match:
 
 
 def first_of_each() -> Match:
-    """The first request of each kind: client, verb, resource and subresource. Use with `times=None`."""
+    """The first request of each kind: client, verb, resource and subresource. Use with
+    `times=None`.
+    """
     seen: set[tuple[str, ...]] = set()
 
     def match(r: Request) -> bool:
@@ -126,7 +134,9 @@ def first_of_each() -> Match:
 # What a rule does.
 
 
-def answer(status: int, *, retry_after: int | None = None, message: str = "by the fault proxy") -> Action:
+def answer(
+    status: int, *, retry_after: int | None = None, message: str = "by the fault proxy"
+) -> Action:
     """An answer of the proxy's own; the API server does not hear of the request."""
 
     async def act(exchange: Exchange) -> Answer:
@@ -136,7 +146,9 @@ def answer(status: int, *, retry_after: int | None = None, message: str = "by th
 
 
 def reset(*, commit: bool = False) -> Action:
-    """The connection is reset, before the API server hears of the request or after it has answered."""
+    """The connection is reset, before the API server hears of the request or after it has
+    answered.
+    """
 
     async def act(exchange: Exchange) -> None:
         if commit:
@@ -146,7 +158,9 @@ def reset(*, commit: bool = False) -> Action:
 
 
 def kill(victim: Victim, when: Literal["send", "commit", "response"]) -> Action:
-    """kill -9 before the request is sent, after it was committed without an answer, or after the answer."""
+    """kill -9 before the request is sent, after it was committed without an answer, or after the
+    answer.
+    """
 
     async def act(exchange: Exchange) -> Answer | None:
         if when == "send":
@@ -173,7 +187,9 @@ def stall(seconds: float = 30) -> Action:
 
 
 class Hold:
-    """An action: requests wait here, whatever becomes of their senders, until `release` lets them through."""
+    """An action: requests wait here, whatever becomes of their senders, until `release` lets them
+    through.
+    """
 
     def __init__(self) -> None:
         self.held: list[Request] = []
@@ -193,7 +209,11 @@ def stale(versions: int = 1) -> Action:
     """A GET or LIST is answered as it was that many versions ago, as far as it is remembered."""
 
     async def act(exchange: Exchange) -> Answer:
-        before = list(exchange.proxy.history[exchange.request.path, tuple(sorted(exchange.request.query.items()))])
+        before = list(
+            exchange.proxy.history[
+                exchange.request.path, tuple(sorted(exchange.request.query.items()))
+            ]
+        )
         return before[max(0, len(before) - 1 - versions)] if before else await exchange.forward()
 
     return act
@@ -201,10 +221,24 @@ def stale(versions: int = 1) -> Action:
 
 def failure(status: int, message: str, retry_after: int | None = None) -> Answer:
     """A Status object, as the API server's refusals are."""
-    reasons = {409: "Conflict", 410: "Expired", 429: "TooManyRequests", 500: "InternalError", 503: "ServiceUnavailable"}
-    body = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": status, "message": message}
+    reasons = {
+        409: "Conflict",
+        410: "Expired",
+        429: "TooManyRequests",
+        500: "InternalError",
+        503: "ServiceUnavailable",
+    }
+    body = {
+        "kind": "Status",
+        "apiVersion": "v1",
+        "status": "Failure",
+        "code": status,
+        "message": message,
+    }
     body["reason"] = reasons.get(status, "Timeout" if status == 504 else "Unknown")
     headers = {"Content-Type": "application/json"}
     return Answer(
-        status, json.dumps(body).encode(), headers | ({"Retry-After": str(retry_after)} if retry_after else {})
+        status,
+        json.dumps(body).encode(),
+        headers | ({"Retry-After": str(retry_after)} if retry_after else {}),
     )

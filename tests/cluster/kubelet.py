@@ -1,10 +1,12 @@
-"""A stand-in kubelet: real Node, Lease and Pod objects; what happens inside the pods is played from a script.
+"""A stand-in kubelet: real Node, Lease and Pod objects; what happens inside the pods is played from
+a script.
 
     with Kubelet(kubeconfig, script=lambda pod: oom() if pod.attempt == 1 else None) as kubelet: ...
 
-A script chooses a play (plays.py) for each pod, None for the usual one: trainers train and succeed, verify Jobs look
-into the volume. Volumes are in memory, one a claim; their PersistentVolumes are made here too, as an RWX provisioner
-would. The scheduler, the controllers and the training-operator are the real ones.
+A script chooses a play (plays.py) for each pod, None for the usual one: trainers train and succeed,
+verify Jobs look into the volume. Volumes are in memory, one a claim; their PersistentVolumes are
+made here too, as an RWX provisioner would. The scheduler, the controllers and the training-operator
+are the real ones.
 """
 
 from __future__ import annotations
@@ -26,7 +28,13 @@ from playedpod import JOB, TORCHRUN_FAILED, Gang, Gone, Pod, Volume, condition
 from plays import Play, usual
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
-ALLOCATABLE = {"cpu": "64", "memory": "1000Gi", "ephemeral-storage": "1000Gi", "nvidia.com/gpu": "8", "pods": "110"}
+ALLOCATABLE = {
+    "cpu": "64",
+    "memory": "1000Gi",
+    "ephemeral-storage": "1000Gi",
+    "nvidia.com/gpu": "8",
+    "pods": "110",
+}
 _kubelets = itertools.count(1)
 Work = Callable[[], Awaitable[None]]
 Script = Callable[[Pod], Play | None]
@@ -40,8 +48,9 @@ class Kubelet:
         labels: of every node, for node selectors.
         heartbeat: seconds between two renewals of the nodes' Leases.
 
-    What it counts: `trained` has, by input digest, the attempts that took at least one step; `finished` how often a
-    stage was trained to its end. `stop_delay` is how long a trainer takes after SIGTERM. `errors` should stay empty.
+    What it counts: `trained` has, by input digest, the attempts that took at least one step;
+    `finished` how often a stage was trained to its end. `stop_delay` is how long a trainer takes
+    after SIGTERM. `errors` should stay empty.
     """
 
     def __init__(
@@ -55,7 +64,9 @@ class Kubelet:
         heartbeat: float = 2.0,
     ):
         self.api, self.script, self.heartbeat = Api(kubeconfig), script, heartbeat
-        name = name or f"node-{next(_kubelets)}"  # never again that of nodes to which old pods are bound
+        name = (
+            name or f"node-{next(_kubelets)}"
+        )  # never again that of nodes to which old pods are bound
         self.nodes = [f"{name}-{i}" for i in range(count)]
         self.labels = dict(labels or {})
         self.stop_delay = 0.3
@@ -76,14 +87,19 @@ class Kubelet:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         run(self._stop())
         if kind is None and self.errors:
             raise AssertionError("the stand-in kubelet failed:\n" + "\n".join(self.errors))
 
     def lose_node(self, name: str) -> None:
-        """The node falls silent: no more heartbeats, its pods' fates are unknown. The controllers find out."""
+        """The node falls silent: no more heartbeats, its pods' fates are unknown. The controllers
+        find out.
+        """
         self.lost.add(name)
 
     def recover_node(self, name: str) -> None:
@@ -107,7 +123,9 @@ class Kubelet:
                 await self.api.request(method, path, body)
                 return
             except ApiError as error:
-                if error.status == 404 or (error.status == 409 and "object has been modified" not in str(error)):
+                if error.status == 404 or (
+                    error.status == 409 and "object has been modified" not in str(error)
+                ):
                     raise Gone(path) from error
                 if error.status not in (409, 429) and error.status < 500:
                     raise
@@ -118,7 +136,10 @@ class Kubelet:
     async def _start(self) -> None:
         for name in self.nodes:
             await self._register(name)
-        self._tasks = [asyncio.create_task(self._guard(work)) for work in (self._beat, self._watch, self._provide)]
+        self._tasks = [
+            asyncio.create_task(self._guard(work))
+            for work in (self._beat, self._watch, self._provide)
+        ]
 
     async def _stop(self) -> None:
         await cancel(*self._tasks, *self._playing.values())
@@ -141,10 +162,19 @@ class Kubelet:
     async def _register(self, name: str) -> None:
         meta = {"name": name, "labels": {"kubernetes.io/hostname": name, **self.labels}}
         await self._create("/api/v1/nodes", {"metadata": meta})
-        ready = condition("Ready", True, reason="KubeletReady", message="kubelet is posting ready status")
+        ready = condition(
+            "Ready", True, reason="KubeletReady", message="kubelet is posting ready status"
+        )
         pressures = [condition(k, False) for k in ("MemoryPressure", "DiskPressure", "PIDPressure")]
-        status = {"conditions": [ready, *pressures], "capacity": ALLOCATABLE, "allocatable": ALLOCATABLE}
-        status["addresses"] = [{"type": "InternalIP", "address": "127.0.0.1"}, {"type": "Hostname", "address": name}]
+        status = {
+            "conditions": [ready, *pressures],
+            "capacity": ALLOCATABLE,
+            "allocatable": ALLOCATABLE,
+        }
+        status["addresses"] = [
+            {"type": "InternalIP", "address": "127.0.0.1"},
+            {"type": "Hostname", "address": name},
+        ]
         await self.write("PATCH", f"/api/v1/nodes/{name}/status", {"status": status})
 
     async def _create(self, path: str, body: Json) -> None:
@@ -158,7 +188,9 @@ class Kubelet:
             await asyncio.sleep(self.heartbeat)
 
     async def _renew(self, name: str) -> None:
-        """Its Lease; made here, since a new control plane has no namespace for it in its first seconds."""
+        """Its Lease; made here, since a new control plane has no namespace for it in its first
+        seconds.
+        """
         renewed = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         spec = {"holderIdentity": name, "leaseDurationSeconds": 40, "renewTime": renewed}
         try:
@@ -213,7 +245,9 @@ class Kubelet:
     # Volumes.
 
     async def _provide(self) -> None:
-        """A PersistentVolume for each pending claim, as a provisioner would; the real controller binds them."""
+        """A PersistentVolume for each pending claim, as a provisioner would; the real controller
+        binds them.
+        """
         async for kind, claim in self.api.follow("/api/v1/persistentvolumeclaims"):
             meta, spec = claim["metadata"], claim["spec"]
             if kind == "DELETED":
@@ -231,4 +265,7 @@ class Kubelet:
                 "claimRef": {"kind": "PersistentVolumeClaim", "apiVersion": "v1"}
                 | {key: meta[key] for key in ("namespace", "name", "uid")},
             }
-            await self._create("/api/v1/persistentvolumes", {"metadata": {"name": f"pv-{meta['uid']}"}, "spec": volume})
+            await self._create(
+                "/api/v1/persistentvolumes",
+                {"metadata": {"name": f"pv-{meta['uid']}"}, "spec": volume},
+            )

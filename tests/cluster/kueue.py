@@ -1,4 +1,5 @@
-"""A stand-in for Kueue on the real control plane: its webhooks for PyTorchJobs, its admission, and a log of both.
+"""A stand-in for Kueue on the real control plane: its webhooks for PyTorchJobs, its admission, and
+a log of both.
 
     with Kueue(control_plane) as kueue:
         tenant = kueue.serve(namespace)
@@ -8,20 +9,25 @@
 
 As Kueue v0.10 to v0.19 does (paths in kubernetes-sigs/kueue, pkg/controller/):
 
-- jobs/kubeflow/jobs/pytorchjob: the mutating webhook is asked at CREATE alone, the validating one at CREATE and UPDATE.
-- jobframework/defaults.go: a job without queue label gets `default` where the namespace has a LocalQueue of that name
-  (ApplyDefaultLocalQueue; on by default since v0.12); a job with a queue label, any, is suspended
-  (WorkloadShouldBeSuspended), and one without only with manageJobsWithoutQueueName.
-- jobframework/validation.go: the queue label may not change in an update whose *new* object is not suspended
-  (validateUpdateForQueueName); it may not be removed, suspended or not, where there is a LocalQueue `default`
-  (v0.11.6, v0.12.2) and a priority class may not be removed, nor added to a job that is not suspended; before v0.12 it
-  may not change at all, which is what this one holds to. Annotations are not looked at.
-- jobframework/reconciler.go (ReconcileGenericJob): a job without label is ignored unless manageJobsWithoutQueueName,
-  whatever Workload it has. Else a job that runs without a Workload, or with one that is not admitted, is suspended; a
-  suspended one without active pods gets a Workload of its queue, whether there is such a LocalQueue or not
-  (core/workload_controller.go: "LocalQueue %s doesn't exist", Inadmissible); while it is suspended and not admitted,
-  the Workload follows the label; an admitted one that is suspended, by whomsoever, is started again. An evicted one is
-  suspended, and waits for admission once its pods are gone. To start is to merge the flavor into the pod templates.
+- jobs/kubeflow/jobs/pytorchjob: the mutating webhook is asked at CREATE alone, the validating one
+at CREATE and UPDATE.
+- jobframework/defaults.go: a job without queue label gets `default` where the namespace has a
+  LocalQueue of that name (ApplyDefaultLocalQueue; on by default since v0.12); a job with a queue
+  label, any, is suspended (WorkloadShouldBeSuspended), and one without only with
+  manageJobsWithoutQueueName.
+- jobframework/validation.go: the queue label may not change in an update whose *new* object is not
+  suspended (validateUpdateForQueueName); it may not be removed, suspended or not, where there is a
+  LocalQueue `default` (v0.11.6, v0.12.2) and a priority class may not be removed, nor added to a
+  job that is not suspended; before v0.12 it may not change at all, which is what this one holds to.
+  Annotations are not looked at.
+- jobframework/reconciler.go (ReconcileGenericJob): a job without label is ignored unless
+  manageJobsWithoutQueueName, whatever Workload it has. Else a job that runs without a Workload, or
+  with one that is not admitted, is suspended; a suspended one without active pods gets a Workload
+  of its queue, whether there is such a LocalQueue or not (core/workload_controller.go: "LocalQueue
+  %s doesn't exist", Inadmissible); while it is suspended and not admitted, the Workload follows the
+  label; an admitted one that is suspended, by whomsoever, is started again. An evicted one is
+  suspended, and waits for admission once its pods are gone. To start is to merge the flavor into
+  the pod templates.
 """
 
 from __future__ import annotations
@@ -53,14 +59,23 @@ MANAGED = "stand-in.example.com/kueue"  # a namespace's label
 PROBE = """
 {apiVersion: kubeflow.org/v1, kind: PyTorchJob, metadata: {name: probe, namespace: %s},
  spec: {runPolicy: {suspend: true},
-        pytorchReplicaSpecs: {Master: {replicas: 1, template: {spec: {containers: [{name: pytorch, image: none}]}}}}}}
+        pytorchReplicaSpecs: {Master: {replicas: 1, template: {
+          spec: {containers: [{name: pytorch, image: none}]}}}}}}
 """
 
 # Its schema is not what is tested, and it is installed in a second.
-_VERSION = {"served": True, "schema": {"openAPIV3Schema": {
-    "type": "object", "x-kubernetes-preserve-unknown-fields": True,
-    "properties": {"spec": {"type": "object", "properties": {"clusterQueue": {"type": "string"}}}},
-}}}  # fmt: skip
+_VERSION = {
+    "served": True,
+    "schema": {
+        "openAPIV3Schema": {
+            "type": "object",
+            "x-kubernetes-preserve-unknown-fields": True,
+            "properties": {
+                "spec": {"type": "object", "properties": {"clusterQueue": {"type": "string"}}}
+            },
+        }
+    },
+}
 LOCAL_QUEUES: Json = {
     "apiVersion": "apiextensions.k8s.io/v1",
     "kind": "CustomResourceDefinition",
@@ -72,14 +87,19 @@ LOCAL_QUEUES: Json = {
         "group": GROUP,
         "scope": "Namespaced",
         "names": {"kind": "LocalQueue", "listKind": "LocalQueueList", "plural": "localqueues"},
-        "versions": [{"name": "v1beta1", "storage": False} | _VERSION, {"name": "v1beta2", "storage": True} | _VERSION],
+        "versions": [
+            {"name": "v1beta1", "storage": False} | _VERSION,
+            {"name": "v1beta2", "storage": True} | _VERSION,
+        ],
     },
 }
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A PyTorchJob as an admission request would make it. `refused`: in whose words it was not admitted."""
+    """A PyTorchJob as an admission request would make it. `refused`: in whose words it was not
+    admitted.
+    """
 
     verb: str
     namespace: str
@@ -104,15 +124,19 @@ class Seen:
     def __str__(self) -> str:
         how = "suspended" if self.suspend else "running"
         said = f", refused: {self.refused}" if self.refused else ""
-        return f"{self.verb} {self.name} by {self.user}: {how}, {self.queue}, released {self.released}{said}"
+        return (
+            f"{self.verb} {self.name} by {self.user}: {how}, {self.queue}, released"
+            f" {self.released}{said}"
+        )
 
 
 @dataclass
 class Tenant:
     """A namespace that Kueue serves. All may be changed at any time.
 
-    `quota`: how many jobs a queue lets run at once, without a number any. `manages_all`: manageJobsWithoutQueueName.
-    `policy` is an admin's own validating webhook: its words are a refusal.
+    `quota`: how many jobs a queue lets run at once, without a number any. `manages_all`:
+    manageJobsWithoutQueueName. `policy` is an admin's own validating webhook: its words are a
+    refusal.
     """
 
     kueue: Kueue
@@ -136,9 +160,13 @@ class Tenant:
         return [s for s in self.kueue.log if (s.namespace, s.name) == (self.namespace, job)]
 
     def ways(self, job: str) -> list[tuple[str | None, bool, bool]]:
-        """(queue, suspended, released) of a job from state to state, as far as they were admitted."""
+        """(queue, suspended, released) of a job from state to state, as far as they were
+        admitted.
+        """
         states = [(s.queue, s.suspend, s.released) for s in self.log(job) if s.refused is None]
-        return [state for before, state in zip([None, *states], states, strict=False) if state != before]
+        return [
+            state for before, state in zip([None, *states], states, strict=False) if state != before
+        ]
 
 
 @dataclass
@@ -158,7 +186,10 @@ class Kueue:
     def __init__(self, control_plane: ControlPlane, delay: float = 0.3):
         self.log: list[Seen] = []
         self.delay = delay
-        self._plane, self._api = control_plane, Api(control_plane.kubeconfig_for("kueue", ["system:masters"]))
+        self._plane, self._api = (
+            control_plane,
+            Api(control_plane.kubeconfig_for("kueue", ["system:masters"])),
+        )
         self._tenants: dict[str, Tenant] = {}
         self._jobs: dict[str, Json] = {}
         self._workloads: dict[str, Workload] = {}
@@ -168,16 +199,25 @@ class Kueue:
     def __enter__(self) -> Kueue:
         self._plane.kubectl("create", "-f", "-", input=json.dumps(LOCAL_QUEUES))
         crd = f"crd/localqueues.{GROUP}"
-        for there in ("jsonpath={.status.conditions}", "condition=Established"):  # the second fails without the first
+        for there in (
+            "jsonpath={.status.conditions}",
+            "condition=Established",
+        ):  # the second fails without the first
             self._plane.kubectl("wait", f"--for={there}", crd, "--timeout=30s")
         port = run(self._start())
         self._plane.kubectl("create", "-f", "-", input=json.dumps(_webhooks(self._plane, port)))
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        names = ("mutatingwebhookconfiguration/stand-in-kueue", "validatingwebhookconfiguration/stand-in-kueue")
+        names = (
+            "mutatingwebhookconfiguration/stand-in-kueue",
+            "validatingwebhookconfiguration/stand-in-kueue",
+        )
         self._plane.kubectl("delete", *names, f"crd/localqueues.{GROUP}")
         run(self._stop())
 
@@ -206,10 +246,14 @@ class Kueue:
         return self._workloads[uid]
 
     def broken(self) -> list[str]:
-        """What may never be of a chain's job: to be made otherwise than held, or to run without our release."""
+        """What may never be of a chain's job: to be made otherwise than held, or to run without our
+        release.
+        """
         found = []
         for seen in (s for s in self.log if s.refused is None and CHAIN in s.labels):
-            if seen.verb == "CREATE" and not (seen.suspend and seen.queue == HELD and not seen.released):
+            if seen.verb == "CREATE" and not (
+                seen.suspend and seen.queue == HELD and not seen.released
+            ):
                 found.append(f"not made held: {seen}")
             if not seen.suspend and not seen.released:
                 found.append(f"runs before its release: {seen}")
@@ -237,7 +281,9 @@ class Kueue:
         await self._server.cleanup()
         await self._api.close()
 
-    def _answers(self, decide: Callable[[Json, Tenant], Json]) -> Callable[[web.Request], Awaitable[web.Response]]:
+    def _answers(
+        self, decide: Callable[[Json, Tenant], Json]
+    ) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def answer(request: web.Request) -> web.Response:
             asked = (await request.json())["request"]
             tenant = self._tenants.get(asked["namespace"])
@@ -245,7 +291,11 @@ class Kueue:
             self._probed += bool(asked.get("dryRun"))
             response = {"uid": asked["uid"], "allowed": True} | said
             return web.json_response(
-                {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response}
+                {
+                    "apiVersion": "admission.k8s.io/v1",
+                    "kind": "AdmissionReview",
+                    "response": response,
+                }
             )
 
         return answer
@@ -336,11 +386,18 @@ class Kueue:
         run_now = [
             other
             for key, other in self._workloads.items()
-            if other.admitted and not other.finished and other.queue == workload.queue and key in self._jobs
+            if other.admitted
+            and not other.finished
+            and other.queue == workload.queue
+            and key in self._jobs
             and self._jobs[key]["metadata"]["namespace"] == tenant.namespace
-        ]  # fmt: skip
+        ]
         free = len(run_now) < tenant.quota.get(workload.queue, 1000)
-        workload.admitted = workload.queue in tenant.queues and free and time.monotonic() > workload.since + self.delay
+        workload.admitted = (
+            workload.queue in tenant.queues
+            and free
+            and time.monotonic() > workload.since + self.delay
+        )
 
     async def _set(self, job: Json, *, suspend: bool) -> None:
         """A PUT of what was seen, changed in `suspend` and in the flavor's node selector."""
@@ -358,7 +415,9 @@ class Kueue:
 
 
 def _webhooks(plane: ControlPlane, port: int) -> Json:
-    """Both configurations, as the kubebuilder markers of Kueue's pytorchjob_controller.go have them."""
+    """Both configurations, as the kubebuilder markers of Kueue's pytorchjob_controller.go have
+    them.
+    """
     authority = base64.b64encode(plane.authority.certificate.read_bytes()).decode()
 
     def configuration(kind: str, path: str, operations: list[str]) -> Json:

@@ -16,12 +16,16 @@ def text(page: str) -> str:
 
 
 def commands(page: str, *, after: str = "", before: str = "") -> list[str]:
-    """The lines of the page's `sh` blocks; from the heading `after` on, up to the heading `before`."""
+    """The lines of the page's `sh` blocks; from the heading `after` on, up to the heading
+    `before`.
+    """
     here = text(page)
     start = here.index(f"\n## {after}\n") if after else 0
     end = here.index(f"\n## {before}\n") if before else len(here)
     blocks = re.findall(r"^```sh\n(.*?)^```$", here[start:end], re.M | re.S)
-    return [line for block in blocks for line in block.splitlines() if shlex.split(line, comments=True)]
+    return [
+        line for block in blocks for line in block.splitlines() if shlex.split(line, comments=True)
+    ]
 
 
 def yaml_blocks(page: str) -> list[str]:

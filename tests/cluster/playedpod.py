@@ -1,4 +1,6 @@
-"""One pod of the stand-in kubelet: what its trainer does in memory, and what the kubelet reports of it."""
+"""One pod of the stand-in kubelet: what its trainer does in memory, and what the kubelet reports of
+it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from aiohttp import web
 from apiclient import Json
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from modelchain.contracts import FailureClass, LastWord, LiveProgress, Task
+from modelchain.api.contracts import FailureClass, LastWord, LiveProgress, Task
 from modelchain_trainer.metrics import Meter
 
 if TYPE_CHECKING:
@@ -27,7 +29,9 @@ GROUP = "modelchain.dev"
 JOB, REPLICA = "training.kubeflow.org/job-name", "training.kubeflow.org/replica-type"
 METRICS_PORT, PROGRESS_PORT = 9090, 9091
 TORCHRUN_FAILED = 1  # whatever code its worker left with
-_addresses = itertools.count(os.getpid() * 256 % 2**22)  # another test run of this machine begins elsewhere
+_addresses = itertools.count(
+    os.getpid() * 256 % 2**22
+)  # another test run of this machine begins elsewhere
 
 
 @dataclass
@@ -61,18 +65,32 @@ class Pod:
     def __init__(self, kubelet: Kubelet, body: Json):
         meta, spec = body["metadata"], body["spec"]
         self.kubelet, self.body = kubelet, body
-        self.namespace, self.name, self.uid, self.node = meta["namespace"], meta["name"], meta["uid"], spec["nodeName"]
+        self.namespace, self.name, self.uid, self.node = (
+            meta["namespace"],
+            meta["name"],
+            meta["uid"],
+            spec["nodeName"],
+        )
         self.labels, self.annotations = meta.get("labels", {}), meta.get("annotations", {})
         self.path = f"/api/v1/namespaces/{self.namespace}/pods/{self.name}"
         env = [e for c in spec["containers"] for e in c.get("env", [])]
-        self.env = {e["name"]: e.get("value", "").replace("$$", "$") for e in env}  # as a kubelet expands it
+        self.env = {
+            e["name"]: e.get("value", "").replace("$$", "$") for e in env
+        }  # as a kubelet expands it
         self.role = self.labels.get(f"{GROUP}/role")
-        self.chain, self.stage = self.labels.get(f"{GROUP}/chain"), self.labels.get(f"{GROUP}/stage")
+        self.chain, self.stage = (
+            self.labels.get(f"{GROUP}/chain"),
+            self.labels.get(f"{GROUP}/stage"),
+        )
         self.attempt = int(self.labels.get(f"{GROUP}/attempt", 0))
         self.rank = 0 if self.labels.get(REPLICA) == "master" else int(self.env.get("RANK", 0))
         text = self.env.get("MODELCHAIN_TASK")
         self.task = Task.model_validate_json(text) if text and self.role == "train" else None
-        self.digest = self.task.input_digest if self.task else self.annotations.get(f"{GROUP}/input-digest", "")
+        self.digest = (
+            self.task.input_digest
+            if self.task
+            else self.annotations.get(f"{GROUP}/input-digest", "")
+        )
         self.gang = kubelet.gang(self)
         self.stuck = False  # SIGKILL does not end it: it stays Terminating
         self.ip: str | None = None
@@ -81,8 +99,14 @@ class Pod:
         self._conditions: dict[str, Json] = {}
         self._seen = self._since = now()
         self._inits: list[Json] = list(spec.get("initContainers", []))
-        self._init_states: list[Json] = [{"waiting": {"reason": "PodInitializing"}} for _ in self._inits]
-        self._first, self._until, self._saved = 0, 0, 0  # steps: resumed from, the end, the last word's checkpoint
+        self._init_states: list[Json] = [
+            {"waiting": {"reason": "PodInitializing"}} for _ in self._inits
+        ]
+        self._first, self._until, self._saved = (
+            0,
+            0,
+            0,
+        )  # steps: resumed from, the end, the last word's checkpoint
         self._rate, self._began = 0.0, 0.0
 
     # Training.
@@ -92,7 +116,9 @@ class Pod:
         """Steps of the whole stage."""
         assert self.task is not None, f"{self.name} is no trainer"
         inputs = self.task.inputs
-        return int(inputs["epochs"]) * (int(inputs["data"]["samples"]) // int(inputs["globalBatchSize"]))
+        return int(inputs["epochs"]) * (
+            int(inputs["data"]["samples"]) // int(inputs["globalBatchSize"])
+        )
 
     @property
     def nodes(self) -> int:
@@ -126,7 +152,9 @@ class Pod:
         return Volume()
 
     async def train(self, seconds: float, until: float = 1.0) -> LastWord:
-        """Train at a speed of `seconds` for a whole stage, up to the share `until`; an artifact is reported at once."""
+        """Train at a speed of `seconds` for a whole stage, up to the share `until`; an artifact is
+        reported at once.
+        """
         assert self.task is not None, f"{self.name} is no trainer"
         if found := self.volume.artifacts.get(self.digest):
             return found.model_copy(update={"macs": 0, "seconds": 0.0, "gpu_seconds": 0.0})
@@ -152,7 +180,8 @@ class Pod:
             manifest_digest=_sha256("manifest" + self.digest),
             artifact_digest=_sha256("weights" + self.digest),
             metrics={
-                e.name: int(_sha256(e.name + self.digest)[:4], 16) % 10000 / 100 for e in self.task.data.evaluation
+                e.name: int(_sha256(e.name + self.digest)[:4], 16) % 10000 / 100
+                for e in self.task.data.evaluation
             },
             **self._spent(),
         )
@@ -164,7 +193,11 @@ class Pod:
 
     def failure(self, failure: FailureClass, message: str) -> LastWord:
         """The last word of an attempt that ended without an artifact."""
-        at: Json = {} if self.task is None else {"step": self.step, "checkpoint_step": self.checkpoint_step or None}
+        at: Json = (
+            {}
+            if self.task is None
+            else {"step": self.step, "checkpoint_step": self.checkpoint_step or None}
+        )
         return LastWord(result="Failed", failure=failure, message=message, **at, **self._spent())
 
     def _spent(self) -> dict[str, Any]:
@@ -174,12 +207,18 @@ class Pod:
         done = self.step - self._first
         limits = self.body["spec"]["containers"][0].get("resources", {}).get("limits", {})
         gpus = int(limits.get("nvidia.com/gpu", 0)) * self.nodes
-        return {"macs": done * self.task.macs_per_step, "seconds": done / 100, "gpu_seconds": done / 100 * gpus}
+        return {
+            "macs": done * self.task.macs_per_step,
+            "seconds": done / 100,
+            "gpu_seconds": done / 100 * gpus,
+        }
 
     # What the kubelet reports.
 
     async def start(self, delay: float = 0.1) -> None:
-        """Init containers complete, then the containers run; rank 0 of a trainer answers on its own address."""
+        """Init containers complete, then the containers run; rank 0 of a trainer answers on its own
+        address.
+        """
         await asyncio.sleep(delay)
         self._init_states = [{"terminated": _terminated(0, self._since)} for _ in self._inits]
         if self.task and self.rank == 0:
@@ -198,14 +237,25 @@ class Pod:
         conditions: Sequence[Json] = (),
         status: Json | None = None,
     ) -> None:
-        """The containers end, for `reason`; `conditions` and `status` are added to the pod's own."""
-        policy, deleted = self.body["spec"]["restartPolicy"], "deletionTimestamp" in self.body["metadata"]
-        assert not code or deleted or policy == "Never", f"with restartPolicy {policy} {self.name} would run again"
+        """The containers end, for `reason`; `conditions` and `status` are added to the pod's
+        own.
+        """
+        policy, deleted = (
+            self.body["spec"]["restartPolicy"],
+            "deletionTimestamp" in self.body["metadata"],
+        )
+        assert not code or deleted or policy == "Never", (
+            f"with restartPolicy {policy} {self.name} would run again"
+        )
         if self.task and code:
             self.volume.checkpoints[self.digest] = self.checkpoint_step
         await self.stop_serving()
-        ended = _terminated(code, self._since, reason, word.model_dump_json(by_alias=True) if word else "")
-        await self.report("Failed" if code else "Succeeded", {"terminated": ended}, conditions, status)
+        ended = _terminated(
+            code, self._since, reason, word.model_dump_json(by_alias=True) if word else ""
+        )
+        await self.report(
+            "Failed" if code else "Succeeded", {"terminated": ended}, conditions, status
+        )
         if self.rank == 0:
             self.gang.end(code)
 
@@ -214,18 +264,27 @@ class Pod:
         await self.report("Pending", {"waiting": {"reason": reason, "message": message}})
 
     async def init_failed(self, code: int, message: str = "") -> None:
-        """The first init container ends badly: with restartPolicy Never that is the pod's end, else it is restarted."""
+        """The first init container ends badly: with restartPolicy Never that is the pod's end, else
+        it is restarted.
+        """
         assert self._inits, f"{self.name} has no init container that could fail"
         never = self.body["spec"]["restartPolicy"] == "Never"
-        back_off = {"reason": "CrashLoopBackOff", "message": "back-off 5m0s restarting failed container"}
+        back_off = {
+            "reason": "CrashLoopBackOff",
+            "message": "back-off 5m0s restarting failed container",
+        }
         ended = {"terminated": _terminated(code, self._since, message=message)}
         self._init_states[0] = ended if never else {"waiting": back_off}
-        await self.report("Failed" if never else "Pending", {"waiting": {"reason": "PodInitializing"}})
+        await self.report(
+            "Failed" if never else "Pending", {"waiting": {"reason": "PodInitializing"}}
+        )
 
     async def report(
         self, phase: str, state: Json, conditions: Sequence[Json] = (), status: Json | None = None
     ) -> None:
-        """PATCH the status as a kubelet does, fenced by the pod's UID: `state` of every container, and more."""
+        """PATCH the status as a kubelet does, fenced by the pod's UID: `state` of every container,
+        and more.
+        """
         self._phase = phase
         running = phase == "Running"
         initialized = all(s.get("terminated", {}).get("exitCode") == 0 for s in self._init_states)
@@ -242,7 +301,9 @@ class Pod:
                 self._kept(condition("ContainersReady", running, **ready)),
                 *conditions,
             ],
-            "initContainerStatuses": [_container(c, s) for c, s in zip(self._inits, self._init_states, strict=True)],
+            "initContainerStatuses": [
+                _container(c, s) for c, s in zip(self._inits, self._init_states, strict=True)
+            ],
             "containerStatuses": [_container(c, state) for c in self.body["spec"]["containers"]],
             "hostIP": "127.0.0.1",
             "startTime": self._seen,
@@ -280,12 +341,18 @@ class Pod:
 
     async def disrupt(self, reason: str, message: str) -> None:
         """The scheduler makes room: it says so in a condition and deletes the pod."""
-        body = {"status": {"conditions": [condition("DisruptionTarget", True, reason=reason, message=message)]}}
+        body = {
+            "status": {
+                "conditions": [condition("DisruptionTarget", True, reason=reason, message=message)]
+            }
+        }
         await self._write("PATCH", f"{self.path}/status", body)
         await self._write("DELETE", self.path)
 
     async def _write(self, method: str, path: str, body: Json | None = None) -> None:
-        """A pod that is gone, or is another by now, needs no report; an API server that is away is asked again."""
+        """A pod that is gone, or is another by now, needs no report; an API server that is away is
+        asked again.
+        """
         with contextlib.suppress(Gone):
             await self.kubelet.write(method, path, body)
 
@@ -316,10 +383,15 @@ class Pod:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         assert self.task is not None, f"{self.name} is no trainer"
-        meter, registry = Meter(self.task, {"torch": "none", "device": "played", "ranks": 1}), CollectorRegistry()
+        meter, registry = (
+            Meter(self.task, {"torch": "none", "device": "played", "ranks": 1}),
+            CollectorRegistry(),
+        )
         meter.live = self.progress()
         registry.register(meter)
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return web.Response(
+            body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
 
     def progress(self) -> LiveProgress:
         """As rank 0 tells it: a rate of 0 while nothing moves."""
@@ -337,7 +409,11 @@ class Pod:
 
 
 def _terminated(code: int, started: str, reason: str = "", message: str = "") -> Json:
-    ended = {"exitCode": code, "reason": reason or ("Error" if code else "Completed"), "message": message}
+    ended = {
+        "exitCode": code,
+        "reason": reason or ("Error" if code else "Completed"),
+        "message": message,
+    }
     return ended | {"startedAt": started, "finishedAt": now()}
 
 
@@ -357,7 +433,12 @@ def _container(container: Json, state: Json) -> Json:
 
 def condition(kind: str, true: bool, **more: str) -> Json:
     """A condition of a pod or node, changed now."""
-    return {"type": kind, "status": "True" if true else "False", "lastTransitionTime": now(), **more}
+    return {
+        "type": kind,
+        "status": "True" if true else "False",
+        "lastTransitionTime": now(),
+        **more,
+    }
 
 
 def now() -> str:

@@ -1,6 +1,7 @@
 """A cluster to try things on: start this, type what it prints in another terminal; Ctrl-C ends it.
 
-The control plane and training-operator are real; pods are played by a stand-in kubelet, and train nothing.
+The control plane and training-operator are real; pods are played by a stand-in kubelet, and train
+nothing.
 """
 
 from __future__ import annotations
@@ -22,9 +23,14 @@ from rig import Space  # noqa: E402
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60.0, help="that a stage seems to train (default: 60)")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="that a stage seems to train (default: 60)"
+    )
     seconds = parser.parse_args().seconds
-    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell has told its background jobs to ignore it
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # also where a shell has told its background jobs to ignore it
         signal.signal(number, signal.default_int_handler)
     try:
         kubectl = find_or_build().paths["kubectl"]
@@ -35,9 +41,14 @@ def main() -> None:
         Space(control_plane, "default", data="datasets")
         play = usual(seconds)
         with Kubelet(control_plane.kubeconfig, count=4, script=lambda pod: play):
-            print(f"export KUBECONFIG={control_plane.kubeconfig} PATH={kubectl.parent}:$PATH", flush=True)
             print(
-                "modelchain-operator --no-leader-election   # and: kubectl apply -f examples/vit-cc3m.yaml", flush=True
+                f"export KUBECONFIG={control_plane.kubeconfig} PATH={kubectl.parent}:$PATH",
+                flush=True,
+            )
+            print(
+                "modelchain-operator --no-leader-election   # and: kubectl apply -f"
+                " examples/vit-cc3m.yaml",
+                flush=True,
             )
             while True:
                 time.sleep(3600)

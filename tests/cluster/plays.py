@@ -1,4 +1,6 @@
-"""Plays for the stand-in kubelet: what becomes of a pod. Times in seconds; `after` counts from the pod's start."""
+"""Plays for the stand-in kubelet: what becomes of a pod. Times in seconds; `after` counts from the
+pod's start.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from playedpod import TORCHRUN_FAILED, Pod, condition
 
-from modelchain.contracts import FailureClass
+from modelchain.api.contracts import FailureClass
 
 Play = Callable[[Pod], Awaitable[None]]
 SIGKILLED = 137
@@ -61,7 +63,9 @@ def follow() -> Play:
 
 
 def verify(after: float = 0.1) -> Play:
-    """A verify Job's pod: the volume's artifact of this digest is reported as its trainer did, or is missing."""
+    """A verify Job's pod: the volume's artifact of this digest is reported as its trainer did, or
+    is missing.
+    """
 
     async def play(pod: Pod) -> None:
         await pod.start()
@@ -69,7 +73,12 @@ def verify(after: float = 0.1) -> Play:
         if found := pod.volume.artifacts.get(pod.digest):
             await pod.exit(0, found)
         else:
-            await pod.exit(1, pod.failure(FailureClass.NO_ARTIFACT, "the volume holds no artifact of these inputs"))
+            await pod.exit(
+                1,
+                pod.failure(
+                    FailureClass.NO_ARTIFACT, "the volume holds no artifact of these inputs"
+                ),
+            )
 
     return play
 
@@ -82,7 +91,9 @@ def fail(
     share: float = 0.5,
     code: int = TORCHRUN_FAILED,
 ) -> Play:
-    """A trainer fails after that `share` of its steps; without a failure class it leaves no last word."""
+    """A trainer fails after that `share` of its steps; without a failure class it leaves no last
+    word.
+    """
 
     async def play(pod: Pod) -> None:
         await pod.start()
@@ -98,7 +109,9 @@ def user_error(message: str = "warmupSteps is not below the steps of the stage")
 
 def corrupt_predecessor() -> Play:
     return fail(
-        FailureClass.CORRUPT_PREDECESSOR, "the predecessor's weights do not have the digest of its record", share=0
+        FailureClass.CORRUPT_PREDECESSOR,
+        "the predecessor's weights do not have the digest of its record",
+        share=0,
     )
 
 
@@ -146,7 +159,10 @@ def preempt(after: float = 0.5) -> Play:
     async def play(pod: Pod) -> None:
         await pod.start()
         await pod.train(after * 2, until=0.5)
-        await pod.disrupt("PreemptionByScheduler", "default-scheduler: preempting to accommodate a higher priority pod")
+        await pod.disrupt(
+            "PreemptionByScheduler",
+            "default-scheduler: preempting to accommodate a higher priority pod",
+        )
 
     return play
 
@@ -176,7 +192,9 @@ def image_error(reason: str = "ErrImagePull") -> Play:
         await pod.waiting(reason, message)
         if reason == "ErrImagePull":
             await asyncio.sleep(0.3)
-            await pod.waiting("ImagePullBackOff", f'Back-off pulling image "{image}": ErrImagePull: {message}')
+            await pod.waiting(
+                "ImagePullBackOff", f'Back-off pulling image "{image}": ErrImagePull: {message}'
+            )
 
     return play
 

@@ -1,4 +1,5 @@
-"""A fault proxy between an operator and the API server: plain HTTP in, the kubeconfig's credentials out.
+"""A fault proxy between an operator and the API server: plain HTTP in, the kubeconfig's credentials
+out.
 
     with FaultProxy(control_plane.kubeconfig) as proxy:
         start_operator(proxy.kubeconfig(tmp_path / "a", client="a"))
@@ -6,7 +7,8 @@
         proxy.on(request("create", "pytorchjobs"), answer(429, retry_after=1), times=2)
         for watch in proxy.open_watches("pods"): watch.silence()
 
-Every request is numbered and logged; rules and watches may be changed at any time. Without rules nothing is changed.
+Every request is numbered and logged; rules and watches may be changed at any time. Without rules
+nothing is changed.
 """
 
 from __future__ import annotations
@@ -34,7 +36,12 @@ KEPT = 8  # answers a URL is remembered by, for `stale`
 PASSED = ("Content-Type", "Accept", "User-Agent")
 RETURNED = ("Content-Type", "Retry-After", "Warning")
 SHARE = re.compile(r"^mchain-[0-9a-f]{16}$")  # a Lease on a digest, not on leadership
-REVIEWS = ("subjectaccessreviews", "selfsubjectaccessreviews", "selfsubjectrulesreviews", "tokenreviews")
+REVIEWS = (
+    "subjectaccessreviews",
+    "selfsubjectaccessreviews",
+    "selfsubjectrulesreviews",
+    "tokenreviews",
+)
 
 
 class Watch:
@@ -66,8 +73,8 @@ class Watch:
 class FaultProxy:
     """One proxy, for one operator or several: `client` in their kubeconfigs tells them apart.
 
-    `log` has every request in order; `watch_lag` delays every watch event by that many seconds; `drop_event` is asked
-    about each watch event (type, object) whether it is lost.
+    `log` has every request in order; `watch_lag` delays every watch event by that many seconds;
+    `drop_event` is asked about each watch event (type, object) whether it is lost.
     """
 
     def __init__(self, kubeconfig: Path):
@@ -76,7 +83,9 @@ class FaultProxy:
         self.watches: list[Watch] = []
         self.watch_lag = 0.0
         self.drop_event: Callable[[str, Json], bool] | None = None
-        self.history: defaultdict[tuple[Any, ...], deque[Answer]] = defaultdict(lambda: deque(maxlen=KEPT))
+        self.history: defaultdict[tuple[Any, ...], deque[Answer]] = defaultdict(
+            lambda: deque(maxlen=KEPT)
+        )
         self._api, self._writes = Api(kubeconfig), 0
         self._tasks: set[asyncio.Task[Answer | None]] = set()
 
@@ -85,11 +94,16 @@ class FaultProxy:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         run(self._stop())
 
-    def kubeconfig(self, path: Path, *, client: str = "operator", namespace: str = "default") -> Path:
+    def kubeconfig(
+        self, path: Path, *, client: str = "operator", namespace: str = "default"
+    ) -> Path:
         """Write a kubeconfig that leads here."""
         context = {"cluster": "proxy", "user": client, "namespace": namespace}
         config = {
@@ -104,7 +118,9 @@ class FaultProxy:
         return path
 
     def on(self, match: Match, action: Action, times: int | None = 1) -> Rule:
-        """From now on: `action` for the next `times` requests that match (None: all); the first rule that wants it."""
+        """From now on: `action` for the next `times` requests that match (None: all); the first
+        rule that wants it.
+        """
         rule = Rule(match, action, times)
         self.rules.append(rule)
         return rule
@@ -129,7 +145,9 @@ class FaultProxy:
         """The API server's answer to a request that is no watch."""
         async with self._ask(asked) as response:
             body, asked.status = await response.read(), response.status
-            headers = {name: response.headers[name] for name in RETURNED if name in response.headers}
+            headers = {
+                name: response.headers[name] for name in RETURNED if name in response.headers
+            }
         answered = Answer(response.status, body, headers)
         if asked.kind == "read" and response.status == 200:
             seen = self.history[asked.path, tuple(sorted(asked.query.items()))]
@@ -141,7 +159,9 @@ class FaultProxy:
         app = web.Application(client_max_size=16 << 20, handler_args={"access_log": None})
         app.router.add_route("*", "/{path:.*}", self._handle)
         # A watch ends with its client; other requests go on without theirs, see `_handle`.
-        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
+        self._runner = web.AppRunner(
+            app, access_log=None, handler_cancellation=True, shutdown_timeout=1
+        )
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
         self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
@@ -169,7 +189,9 @@ class FaultProxy:
             _reset(http)
             return web.Response()
         asked.status = asked.status or answered.status
-        response = web.Response(status=answered.status, body=answered.body, headers=answered.headers)
+        response = web.Response(
+            status=answered.status, body=answered.body, headers=answered.headers
+        )
         await response.prepare(http)
         await response.write_eof()
         if exchange.after:
@@ -206,7 +228,9 @@ class FaultProxy:
     def _ask(self, asked: Request) -> Any:
         url = URL(self._api.server + asked.path).with_query(asked.query)
         headers = asked.headers | {"Accept-Encoding": "identity"}
-        return self._api.session.request(asked.method, url, data=asked.body or None, headers=headers)
+        return self._api.session.request(
+            asked.method, url, data=asked.body or None, headers=headers
+        )
 
     async def _stream(self, http: web.Request, asked: Request) -> web.StreamResponse:
         try:
@@ -217,7 +241,11 @@ class FaultProxy:
         asked.status = upstream.status
         async with upstream:
             if upstream.status != 200:
-                return web.Response(status=upstream.status, body=await upstream.read(), content_type="application/json")
+                return web.Response(
+                    status=upstream.status,
+                    body=await upstream.read(),
+                    content_type="application/json",
+                )
             response = web.StreamResponse(headers={"Content-Type": "application/json"})
             await response.prepare(http)
             watch = Watch(asked)
@@ -255,7 +283,9 @@ class FaultProxy:
 
 
 def _parse(method: str, path: str, query: dict[str, str], body: bytes) -> dict[str, Any]:
-    """What the API server takes a path for: /api/v1 or /apis/GROUP/VERSION, [namespaces/NS,] RESOURCE[/NAME[/SUB]]."""
+    """What the API server takes a path for: /api/v1 or /apis/GROUP/VERSION, [namespaces/NS,]
+    RESOURCE[/NAME[/SUB]].
+    """
     parts = path.strip("/").split("/")
     head = {"api": 2, "apis": 3}.get(parts[0])
     if head is None or len(parts) <= head:
@@ -268,10 +298,19 @@ def _parse(method: str, path: str, query: dict[str, str], body: bytes) -> dict[s
     named, watch = "name" in found, query.get("watch", "").lower() in ("true", "1")
     reads = "watch" if watch else "get" if named else "list"
     deletes = "delete" if named else "deletecollection"
-    verbs = {"GET": reads, "HEAD": reads, "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": deletes}
+    verbs = {
+        "GET": reads,
+        "HEAD": reads,
+        "POST": "create",
+        "PUT": "update",
+        "PATCH": "patch",
+        "DELETE": deletes,
+    }
     verb, resource = verbs[method], found["resource"]
     if verb == "create" and not named:
-        found["name"] = json.loads(body)["metadata"].get("name", "") if resource not in REVIEWS else ""
+        found["name"] = (
+            json.loads(body)["metadata"].get("name", "") if resource not in REVIEWS else ""
+        )
     if verb in ("get", "list", "watch"):
         kind = "watch" if watch else "read"
     elif resource == "events":
@@ -288,5 +327,7 @@ def _parse(method: str, path: str, query: dict[str, str], body: bytes) -> dict[s
 def _reset(http: web.Request) -> None:
     """RST instead of FIN: a connection that broke, not one that was closed."""
     if http.transport:
-        http.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        http.transport.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )
         http.transport.abort()

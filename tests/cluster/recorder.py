@@ -1,13 +1,14 @@
-"""A recorder at etcd: every revision of jobs, pods and StageArtifacts, in order, checked as it comes.
+"""A recorder at etcd: every revision of jobs, pods and StageArtifacts, in order, checked as it
+comes.
 
     with Recorder(control_plane.etcd) as recorder:
         ...
         recorder.verify()                        # no promise was broken at any revision
         assert not recorder.orphans(chain_uid)   # nothing is left of a deleted chain
 
-The promises: at most one live attempt a chain; no attempt is released for inputs whose artifact is recorded; a
-successor's job comes after its predecessor's StageArtifact; an attempt's number never names a second job once released.
-`History` checks them and does no I/O, `Recorder` feeds it.
+The promises: at most one live attempt a chain; no attempt is released for inputs whose artifact is
+recorded; a successor's job comes after its predecessor's StageArtifact; an attempt's number never
+names a second job once released. `History` checks them and does no I/O, `Recorder` feeds it.
 """
 
 from __future__ import annotations
@@ -27,10 +28,23 @@ from apiclient import LINE_BYTES, Json, cancel, run
 
 GROUP = "modelchain.dev"
 RELEASED = f"{GROUP}/released"  # of a job: that it was told to run, and when
-JOBS, PODS, ARTIFACTS = "/registry/kubeflow.org/pytorchjobs/", "/registry/pods/", f"/registry/{GROUP}/stageartifacts/"
-MARK = "/registry/modelchain-recorder"  # among the keys we watch, below none that the API server reads
-FIRST, BEHIND = "/registry/jobs/", "/registry/pods0"  # all that is checked lies between, and one watch is one order
-KEPT = (f"/registry/{GROUP}/stageartifacts/", "/registry/persistentvolumeclaims/", "/registry/events/")
+JOBS, PODS, ARTIFACTS = (
+    "/registry/kubeflow.org/pytorchjobs/",
+    "/registry/pods/",
+    f"/registry/{GROUP}/stageartifacts/",
+)
+MARK = (  # among the keys we watch, below none that the API server reads
+    "/registry/modelchain-recorder"
+)
+FIRST, BEHIND = (
+    "/registry/jobs/",
+    "/registry/pods0",
+)  # all that is checked lies between, and one watch is one order
+KEPT = (
+    f"/registry/{GROUP}/stageartifacts/",
+    "/registry/persistentvolumeclaims/",
+    "/registry/events/",
+)
 
 Attempt = tuple[str, str, str]  # chain UID, stage, number
 
@@ -54,9 +68,25 @@ class Job:
         if (attempt := _attempt(meta.get("labels", {}))) is None:
             return None
         suspended = bool(spec.get("runPolicy", {}).get("suspend"))
-        ended = {c["type"] for c in body.get("status", {}).get("conditions") or [] if c["status"] == "True"}
-        containers = [c for r in spec["pytorchReplicaSpecs"].values() for c in r["template"]["spec"]["containers"]]
-        task = next((e["value"] for c in containers for e in c.get("env", []) if e["name"] == "MODELCHAIN_TASK"), "{}")
+        ended = {
+            c["type"]
+            for c in body.get("status", {}).get("conditions") or []
+            if c["status"] == "True"
+        }
+        containers = [
+            c
+            for r in spec["pytorchReplicaSpecs"].values()
+            for c in r["template"]["spec"]["containers"]
+        ]
+        task = next(
+            (
+                e["value"]
+                for c in containers
+                for e in c.get("env", [])
+                if e["name"] == "MODELCHAIN_TASK"
+            ),
+            "{}",
+        )
         return cls(
             key=key,
             uid=meta["uid"],
@@ -79,7 +109,9 @@ class Pod:
 
     @classmethod
     def of(cls, body: bytes) -> Pod | None:
-        """From the API server's protobuf (k8s.io/api core/v1 generated.proto); None of a pod that is no trainer."""
+        """From the API server's protobuf (k8s.io/api core/v1 generated.proto); None of a pod that
+        is no trainer.
+        """
         envelope = _fields(body.removeprefix(b"k8s\x00"))
         pod = _fields(envelope[2][0])
         meta, status = _fields(pod[1][0]), _fields(pod[3][0]) if 3 in pod else {}
@@ -97,8 +129,9 @@ class Pod:
 class History:
     """What is true after the last revision, and which promises were broken on the way.
 
-    `violations` are sentences. `created`, `released` and `ended` give the time, in seconds of `time.monotonic`, at
-    which a job (by UID) was made and released and at which rank 0 of an attempt ended.
+    `violations` are sentences. `created`, `released` and `ended` give the time, in seconds of
+    `time.monotonic`, at which a job (by UID) was made and released and at which rank 0 of an
+    attempt ended.
     """
 
     violations: list[str] = field(default_factory=list)
@@ -137,13 +170,16 @@ class History:
             self._count(revision, key, attempt, live=False)
 
     def handovers(self, chain_uid: str | None = None) -> list[float]:
-        """Seconds from the end of a stage's rank 0 to its successor's job, for each successor launched after it."""
+        """Seconds from the end of a stage's rank 0 to its successor's job, for each successor
+        launched after it.
+        """
         return [
             self.created[job.uid] - ended
             for chain, jobs in self.jobs_of.items()
             if chain_uid in (None, chain)
             for job in jobs.values()
-            if job.predecessor and (ended := self._digest_ended.get((chain, job.predecessor["inputDigest"][:63])))
+            if job.predecessor
+            and (ended := self._digest_ended.get((chain, job.predecessor["inputDigest"][:63])))
         ]
 
     def _on_job(self, revision: int, namespace: str, job: Job, at: float) -> None:
@@ -154,16 +190,22 @@ class History:
             digest = (job.predecessor or {}).get("artifactDigest")
             if job.predecessor and digest not in {a["artifactDigest"] for a in artifacts}:
                 self._broken(
-                    revision, f"job {name} was made before a StageArtifact of its predecessor {digest} was there"
+                    revision,
+                    f"job {name} was made before a StageArtifact of its predecessor {digest} was"
+                    " there",
                 )
             if self._numbers.get(job.attempt, job.uid) != job.uid:
-                self._broken(revision, f"job {name} has the number of another job that had been released")
+                self._broken(
+                    revision, f"job {name} has the number of another job that had been released"
+                )
         if job.released and job.uid not in self.released:
             self.released[job.uid] = at
             self._numbers[job.attempt] = job.uid
             if job.digest in {a["inputDigest"] for a in artifacts}:
                 self._broken(
-                    revision, f"job {name} was released after the artifact of its inputs {job.digest} was recorded"
+                    revision,
+                    f"job {name} was released after the artifact of its inputs {job.digest} was"
+                    " recorded",
                 )
         self.jobs_of[chain][job.uid] = job
 
@@ -181,7 +223,9 @@ class History:
         if len(names) > 1 and self._twins.get(chain) != names:
             self._twins[chain] = names
             keys = sorted(key for keys in self._live[chain].values() for key in keys)
-            self._broken(revision, f"chain {chain} has {len(names)} live attempts: {', '.join(keys)}")
+            self._broken(
+                revision, f"chain {chain} has {len(names)} live attempts: {', '.join(keys)}"
+            )
 
     def _broken(self, revision: int, sentence: str) -> None:
         self.violations.append(f"revision {revision}: {sentence}")
@@ -200,7 +244,10 @@ class Recorder:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         run(self._stop())
 
@@ -215,13 +262,21 @@ class Recorder:
         assert not violations, "\n".join(violations)
 
     def orphans(self, chain_uid: str) -> list[str]:
-        """Keys of all objects that name the chain or one of its jobs, but for StageArtifacts, claims and Events."""
+        """Keys of all objects that name the chain or one of its jobs, but for StageArtifacts,
+        claims and Events.
+        """
         uids = [uid.encode() for uid in (chain_uid, *self.catch_up().jobs_of[chain_uid])]
         found = run(self._range("/registry/", "/registry0"))
-        return [key for key, value in found[1] if not key.startswith(KEPT) and any(uid in value for uid in uids)]
+        return [
+            key
+            for key, value in found[1]
+            if not key.startswith(KEPT) and any(uid in value for uid in uids)
+        ]
 
     async def _start(self) -> None:
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None), read_bufsize=LINE_BYTES)
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=None), read_bufsize=LINE_BYTES
+        )
         self._seen, present = await self._range(FIRST, BEHIND)
         for key, value in present:
             self.history.put(self._seen, key, value, time.monotonic())
@@ -241,15 +296,24 @@ class Recorder:
                     else:
                         self.history.put(revision, key, value, time.monotonic())
                     self._seen = revision
-            except (aiohttp.ClientError, OSError):  # etcd restarts; nothing is lost, we go on where we were
+            except (
+                aiohttp.ClientError,
+                OSError,
+            ):  # etcd restarts; nothing is lost, we go on where we were
                 await asyncio.sleep(0.2)
             except Exception as error:
                 self._error = error
                 raise
 
     async def _watch(self) -> AsyncIterator[tuple[int, str, str, bytes]]:
-        asked = {"key": _b64(FIRST), "range_end": _b64(BEHIND), "start_revision": str(self._seen + 1)}
-        async with self._session.post(f"{self._etcd}/v3/watch", json={"create_request": asked}) as response:
+        asked = {
+            "key": _b64(FIRST),
+            "range_end": _b64(BEHIND),
+            "start_revision": str(self._seen + 1),
+        }
+        async with self._session.post(
+            f"{self._etcd}/v3/watch", json={"create_request": asked}
+        ) as response:
             async for line in response.content:
                 for event in json.loads(line)["result"].get("events", []):
                     kv = event["kv"]
@@ -260,7 +324,9 @@ class Recorder:
         asked = {"key": _b64(first), "range_end": _b64(behind)}
         async with self._session.post(f"{self._etcd}/v3/kv/range", json=asked) as response:
             found = await response.json()
-        pairs = [(_text(kv["key"]), base64.b64decode(kv.get("value", ""))) for kv in found.get("kvs", [])]
+        pairs = [
+            (_text(kv["key"]), base64.b64decode(kv.get("value", ""))) for kv in found.get("kvs", [])
+        ]
         return int(found["header"]["revision"]), pairs
 
     async def _mark(self) -> None:

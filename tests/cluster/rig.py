@@ -26,7 +26,9 @@ PATIENCE = 60.0
 
 
 def chain(name: str = "family", stages: int = 3, **changes: Any) -> Object:
-    """A ModelChain of tiny models; `changes` by path, as in `specs.with_changes`, with `__` for a dot."""
+    """A ModelChain of tiny models; `changes` by path, as in `specs.with_changes`, with `__` for a
+    dot.
+    """
     shapes = (config(vision={"layers": 2 + i}) for i in range(stages))
     cluster = {
         "metadata.name": name,
@@ -56,7 +58,9 @@ def fresh_namespace(cluster: Cluster) -> Iterator[str]:
     """As the fixture `namespace`, for more than one test or more than one namespace."""
     name = f"test-{uuid.uuid4().hex[:8]}"
     cluster.kubectl("create", "namespace", name)
-    cluster.kubectl("wait", "--for=create", "serviceaccount/default", f"--namespace={name}", "--timeout=30s")
+    cluster.kubectl(
+        "wait", "--for=create", "serviceaccount/default", f"--namespace={name}", "--timeout=30s"
+    )
     yield name
     cluster.kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
 
@@ -83,10 +87,17 @@ class Operator:
         file = directory / f"{name}.json"
         file.write_text(json.dumps(settings))
         self.command = [
-            sys.executable, "-m", "modelchain_operator", "--config", str(file), "--kubeconfig", str(kubeconfig),
-            "--leader-election" if leader_election else "--no-leader-election", "--verbose",
+            sys.executable,
+            "-m",
+            "modelchain_operator",
+            "--config",
+            str(file),
+            "--kubeconfig",
+            str(kubeconfig),
+            "--leader-election" if leader_election else "--no-leader-election",
+            "--verbose",
             *(f"--namespace={namespace}" for namespace in namespaces),
-        ]  # fmt: skip
+        ]
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Operator:
@@ -106,7 +117,9 @@ class Operator:
             ports = [f"--liveness-port={self.port}", f"--metrics-port={self.metrics_port}"]
             command = ["setpriv", "--pdeathsig", "KILL", *self.command, *ports]
             environment = {**os.environ, "POD_NAMESPACE": "default"}
-            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment
+            )
 
     def kill(self) -> None:
         """SIGKILL, now."""
@@ -136,7 +149,10 @@ class Space:
             "apiVersion": "v1",
             "kind": "PersistentVolumeClaim",
             "metadata": {"name": data},
-            "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}},
+            "spec": {
+                "accessModes": ["ReadWriteMany"],
+                "resources": {"requests": {"storage": "1Gi"}},
+            },
         }
         self.apply(claim)
 
@@ -151,13 +167,20 @@ class Space:
         return found
 
     def list(self, kind: str, selector: str = "") -> list[Object]:
-        found: list[Object] = json.loads(self.kubectl("get", kind, "-o", "json", f"--selector={selector}"))["items"]
+        found: list[Object] = json.loads(
+            self.kubectl("get", kind, "-o", "json", f"--selector={selector}")
+        )["items"]
         return found
 
     def names(self, kind: str) -> list[str]:
         return sorted(item["metadata"]["name"] for item in self.list(kind))
 
-    def patch(self, name: str, spec: Object | None = None, annotations: Mapping[str, str | None] | None = None) -> None:
+    def patch(
+        self,
+        name: str,
+        spec: Object | None = None,
+        annotations: Mapping[str, str | None] | None = None,
+    ) -> None:
         body = {"spec": spec or {}, "metadata": {"annotations": annotations or {}}}
         self.kubectl("patch", "mchain", name, "--type=merge", "-p", json.dumps(body))
 
@@ -193,7 +216,9 @@ class Space:
                 pass
             time.sleep(0.25)
         state = self.kubectl("get", "mchain,sart,pytorchjobs,jobs,pods,events", "-o", "wide")
-        raise AssertionError(f"{name}: not within {timeout:.0f} s\n{state}\n{json.dumps(self._stati(), indent=1)}")
+        raise AssertionError(
+            f"{name}: not within {timeout:.0f} s\n{state}\n{json.dumps(self._stati(), indent=1)}"
+        )
 
     def _stati(self) -> list[Any]:
         return [item.get("status") for item in self.list("mchain")]

@@ -1,7 +1,9 @@
-"""What went wrong once on somebody's cluster: a chain each, all side by side, behind one operator and a fault proxy.
+"""What went wrong once on somebody's cluster: a chain each, all side by side, behind one operator
+and a fault proxy.
 
-`MODELCHAIN_LAUNCH=all pytest tests/cluster/test_cases.py -k launch` tries every change at every request of a launch;
-without it a few are tried, by a seed that is printed and may be given as MODELCHAIN_SEED.
+`MODELCHAIN_LAUNCH=all pytest tests/cluster/test_cases.py -k launch` tries every change at every
+request of a launch; without it a few are tried, by a seed that is printed and may be given as
+MODELCHAIN_SEED.
 """
 
 from __future__ import annotations
@@ -35,13 +37,13 @@ from rig import CONFIG, IMAGE, Object, Operator, Space, apply_all, chain, fresh_
 from specs import config
 from trial import sample
 
-from modelchain.cli.load import load_yaml, parse
-from modelchain.contracts import FailureClass, LastWord, Progress
-from modelchain.reconcile import decide
-from modelchain.spec import ModelChain
-from modelchain.status import ChainStatus, PodTime
-from modelchain.world import Action as Step
-from modelchain.world import Artifact, Launch, Observed, RecordArtifact, Release, Seen
+from modelchain.api.contracts import FailureClass, LastWord, Progress
+from modelchain.api.spec import ModelChain
+from modelchain.api.status import ChainStatus, PodTime
+from modelchain.decide.decide import decide
+from modelchain.decide.observed import Action as Step
+from modelchain.decide.observed import Artifact, Launch, Observed, RecordArtifact, Release, Seen
+from modelchain.io.load import load_yaml, parse
 
 T = TypeVar("T")
 
@@ -72,23 +74,36 @@ def pool(name: str) -> Object:
     return {"spec.runner.nodePool": name}
 
 
-# -- plays ------------------------------------------------------------------------------------------------------------
+# -- plays -----------------------------------------------------------------------------------------
 
-DRIVER = "OCI runtime create failed: nvidia-container-cli: initialization error: nvml error: driver not loaded: unknown"
+DRIVER = (
+    "OCI runtime create failed: nvidia-container-cli: initialization error: nvml error: driver not"
+    " loaded: unknown"
+)
 NEVER = "1970-01-01T00:00:00Z"
 NO_DEVICE = (
-    "Pod was rejected: Allocate failed due to no healthy devices present; cannot allocate unhealthy devices "
-    "nvidia.com/gpu, which is unexpected"
+    "Pod was rejected: Allocate failed due to no healthy devices present; cannot allocate unhealthy"
+    " devices nvidia.com/gpu, which is unexpected"
 )
 
 
 def not_started(reason: str = "StartError", **times: str | None) -> Play:
-    """containerd knows no start of a container that could not be started, and the kubelet writes the year 1970."""
+    """containerd knows no start of a container that could not be started, and the kubelet writes
+    the year 1970.
+    """
 
     async def play(pod: Pod) -> None:
         await asyncio.sleep(0.3)
-        ended = {"exitCode": 128, "reason": reason, "message": DRIVER, "startedAt": NEVER, "finishedAt": now()}
-        await pod.report("Failed", {"terminated": {**ended, **times, "containerID": "containerd://0"}})
+        ended = {
+            "exitCode": 128,
+            "reason": reason,
+            "message": DRIVER,
+            "startedAt": NEVER,
+            "finishedAt": now(),
+        }
+        await pod.report(
+            "Failed", {"terminated": {**ended, **times, "containerID": "containerd://0"}}
+        )
 
     return play
 
@@ -98,7 +113,9 @@ def rejected(reason: str, message: str) -> Play:
 
     async def play(pod: Pod) -> None:
         said = {"phase": "Failed", "reason": reason, "message": message, "startTime": now()}
-        await pod.kubelet.write("PATCH", f"{pod.path}/status", {"metadata": {"uid": pod.uid}, "status": said})
+        await pod.kubelet.write(
+            "PATCH", f"{pod.path}/status", {"metadata": {"uid": pod.uid}, "status": said}
+        )
 
     return play
 
@@ -115,8 +132,14 @@ def on_a_node_whose_clock_is_off(seconds: float) -> Play:
         await asyncio.sleep(6)  # it loads, and is asked how far it is
         word = await pod.train(5)
         await pod.stop_serving()
-        ended = {"exitCode": 0, "reason": "Completed", "message": word.model_dump_json(by_alias=True)}
-        await pod.report("Succeeded", {"terminated": ended | {"startedAt": pod._since, "finishedAt": there()}})
+        ended = {
+            "exitCode": 0,
+            "reason": "Completed",
+            "message": word.model_dump_json(by_alias=True),
+        }
+        await pod.report(
+            "Succeeded", {"terminated": ended | {"startedAt": pod._since, "finishedAt": there()}}
+        )
 
     return play
 
@@ -138,7 +161,9 @@ def told(pod: Pod, then: Callable[[], Awaitable[None]] | None = None) -> asyncio
 
 
 def unreachable(done: asyncio.Event, *, at_first: bool) -> Play:
-    """It trains until it is told to end, and its port is closed: at first, or once it has told of a step."""
+    """It trains until it is told to end, and its port is closed: at first, or once it has told of a
+    step.
+    """
 
     async def play(pod: Pod) -> None:
         heard = told(pod)
@@ -183,14 +208,16 @@ def huge(pod: Pod) -> Play:
     return play
 
 
-# -- changes of a launch ----------------------------------------------------------------------------------------------
+# -- changes of a launch ---------------------------------------------------------------------------
 
 CHANGES = ("suspend", "image", "recipe", "retry")
 REQUESTS = ("its intent", "its job", "its UID", "its label", "its release")
 
 
 class Point(NamedTuple):
-    """A change of a chain that comes before or after a request of its launch, and may be taken back at the next one."""
+    """A change of a chain that comes before or after a request of its launch, and may be taken back
+    at the next one.
+    """
 
     number: int
     change: str
@@ -230,21 +257,25 @@ class Point(NamedTuple):
         body = json.loads(r.body)
         if (r.resource, r.subresource) == ("modelchains", "status"):
             attempts = [a for s in body["status"].get("stages", []) for a in s["attempts"]]
-            return bool(attempts) and self.request == ("its UID" if attempts[0].get("uid") else "its intent")
+            return bool(attempts) and self.request == (
+                "its UID" if attempts[0].get("uid") else "its intent"
+            )
         if (r.verb, r.resource) == ("create", "pytorchjobs"):
             return self.request == "its job"
         if (r.verb, r.resource) == ("patch", "pytorchjobs"):
-            return self.request == ("its release" if "annotations" in body["metadata"] else "its label")
+            return self.request == (
+                "its release" if "annotations" in body["metadata"] else "its label"
+            )
         return False
 
 
 POINTS = [
     Point(number, *point)
     for number, point in enumerate(product(CHANGES, REQUESTS, (False, True), (False, True)))
-]  # fmt: skip
+]
 
 
-# -- the world --------------------------------------------------------------------------------------------------------
+# -- the world -------------------------------------------------------------------------------------
 
 STARTS: dict[str, Play] = {
     "start-error": not_started(),
@@ -259,7 +290,14 @@ CLOCKS = {"clock-right": 0, "clock-behind": -300, "clock-ahead": 300, "clock-far
 class World:
     """Chains in one namespace by name, and who plays the pods of each."""
 
-    def __init__(self, space: Space, kubelet: Kubelet, proxy: FaultProxy, operator: Operator, recorder: Recorder):
+    def __init__(
+        self,
+        space: Space,
+        kubelet: Kubelet,
+        proxy: FaultProxy,
+        operator: Operator,
+        recorder: Recorder,
+    ):
         self.space, self.kubelet, self.proxy = space, kubelet, proxy
         self.operator, self.recorder = operator, recorder
         self.api = Api(space.cluster.kubeconfig)
@@ -267,11 +305,16 @@ class World:
         self.points, self.title = sample(POINTS, SAMPLED, "MODELCHAIN_LAUNCH")
         first: dict[str, Play] = STARTS | {"mute": mute(), "still": plays.stall()}
         self.scripts: dict[str, Callable[[Pod], Play | None]] = {
-            name: lambda pod, play=play: play if pod.attempt == 1 else None for name, play in first.items()
+            name: lambda pod, play=play: play if pod.attempt == 1 else None
+            for name, play in first.items()
         }
-        self.scripts |= {name: lambda pod, by=by: on_a_node_whose_clock_is_off(by) for name, by in CLOCKS.items()}
+        self.scripts |= {
+            name: lambda pod, by=by: on_a_node_whose_clock_is_off(by) for name, by in CLOCKS.items()
+        }
         for name in ("blocked", "closed"):
-            self.scripts[name] = lambda pod, name=name: unreachable(self.done, at_first=name == "blocked")
+            self.scripts[name] = lambda pod, name=name: unreachable(
+                self.done, at_first=name == "blocked"
+            )
         self.scripts["device"] = lambda pod: (
             rejected("UnexpectedAdmissionError", NO_DEVICE) if pod.attempt < 3 else None
         )
@@ -279,7 +322,9 @@ class World:
             rejected("UnexpectedAdmissionError", NO_DEVICE) if pod.attempt < 2 else None
         )
         self.scripts["shutdown"] = lambda pod: (
-            rejected("NodeShutdown", "Pod was rejected: Node is shutting down") if pod.attempt < 3 else None
+            rejected("NodeShutdown", "Pod was rejected: Node is shutting down")
+            if pod.attempt < 3
+            else None
         )
         self.scripts["fails"] = lambda pod: plays.oom()
         self.scripts["huge"] = huge
@@ -307,7 +352,11 @@ class World:
             changes[point.name] = {"spec.recipe.seed": point.seed}
             self.proxy.on(point.wants, self.disturb(point))
         things = [
-            chain(name, 2 if name == "corrected" else 1, **(pool("main") | {"spec.recipe.seed": seed} | change))
+            chain(
+                name,
+                2 if name == "corrected" else 1,
+                **(pool("main") | {"spec.recipe.seed": seed} | change),
+            )
             for seed, (name, change) in enumerate(changes.items())
         ]
         apply_all(self.space, things)
@@ -321,7 +370,9 @@ class World:
             assert answer.status == 200, await answer.text()
 
     def disturb(self, point: Point) -> Action:
-        """The change comes just before or just after the request, and is taken back once it was acted on."""
+        """The change comes just before or just after the request, and is taken back once it was
+        acted on.
+        """
 
         async def act(exchange: Exchange) -> Answer:
             answer = await exchange.forward() if point.after else None
@@ -331,7 +382,11 @@ class World:
             def read(r: Request) -> bool:
                 """The chain's next write after that."""
                 asked = ("get", "modelchains", point.name)
-                return r.kind == "write" and point.of(r) and asked in {_what(r) for r in self.proxy.log[since:]}
+                return (
+                    r.kind == "write"
+                    and point.of(r)
+                    and asked in {_what(r) for r in self.proxy.log[since:]}
+                )
 
             if point.back:
                 self.proxy.on(read, self.undo(point))
@@ -350,23 +405,35 @@ class World:
     # What is seen.
 
     def wait(self, name: str, what: Callable[[], T | None], why: str, seconds: float = 120.0) -> T:
-        """Until `what` is truthy of a chain; fails with its status and with what was written of it."""
+        """Until `what` is truthy of a chain; fails with its status and with what was written of
+        it.
+        """
         deadline = time.monotonic() + seconds
         while not (found := _try(what)):
             if time.monotonic() > deadline:
-                writes = [str(r) for r in self.proxy.writes() if r.name == name or r.name.startswith(f"{name}-a-a")]
+                writes = [
+                    str(r)
+                    for r in self.proxy.writes()
+                    if r.name == name or r.name.startswith(f"{name}-a-a")
+                ]
                 status = json.dumps(self.space.status(name), indent=1)
-                raise AssertionError("\n".join([f"{name}: not within {seconds:.0f} s: {why}", status, *writes]))
+                raise AssertionError(
+                    "\n".join([f"{name}: not within {seconds:.0f} s: {why}", status, *writes])
+                )
             time.sleep(0.25)
         return found
 
     def failed(self, name: str, attempts: int = 1) -> Object:
-        """The status as it was written when that many attempts had failed and the next one was to wait."""
+        """The status as it was written when that many attempts had failed and the next one was to
+        wait.
+        """
 
         def seen() -> Object | None:
             for status in self.written(name):
                 stage = status["stages"][0]
-                if [a["state"] for a in stage["attempts"]] == ["Failed"] * attempts and "notBefore" in stage:
+                if [a["state"] for a in stage["attempts"]] == [
+                    "Failed"
+                ] * attempts and "notBefore" in stage:
                     return status
             return None
 
@@ -379,7 +446,9 @@ class World:
                 yield json.loads(r.body)["status"]
 
     def again(self, name: str, *kinds: str) -> Object:
-        """The status, once the spec as it is now was looked at and one of the conditions holds, Complete by default."""
+        """The status, once the spec as it is now was looked at and one of the conditions holds,
+        Complete by default.
+        """
 
         def seen() -> Object | None:
             found = self.space.get("mchain", name)
@@ -392,7 +461,9 @@ class World:
 
     def looked(self, name: str) -> None:
         """Wait until a look at the chain that begins after this is over."""
-        for n in range(2):  # looks at one chain do not overlap: once the second begins, the first is over
+        for n in range(
+            2
+        ):  # looks at one chain do not overlap: once the second begins, the first is over
             since = len(self.proxy.log)
             self.space.kubectl("label", "mchain", name, f"look={n}", "--overwrite")
 
@@ -406,13 +477,16 @@ class World:
         return Counter(
             r.name
             for r in self.proxy.log
-            if (r.verb, r.resource, r.status) == ("create", "pytorchjobs", 201) and r.name.startswith(f"{name}-a-a")
+            if (r.verb, r.resource, r.status) == ("create", "pytorchjobs", 201)
+            and r.name.startswith(f"{name}-a-a")
         )
 
     def cli(self, *words: str) -> str:
         space = self.space
         words = (*words, "-n", space.namespace, f"--kubeconfig={space.cluster.kubeconfig}")
-        done = subprocess.run([MODELCHAIN, *words], capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            [MODELCHAIN, *words], capture_output=True, text=True, timeout=120, check=False
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -451,10 +525,14 @@ def world(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory)
         recorder = stack.enter_context(Recorder(control_plane.etcd))
         names = iter(kubelet.nodes)
         for label, count in NODES.items():
-            control_plane.kubectl("label", "nodes", *(next(names) for _ in range(count)), f"pool={label}")
+            control_plane.kubectl(
+                "label", "nodes", *(next(names) for _ in range(count)), f"pool={label}"
+            )
         space = Space(control_plane, namespace)
         kubeconfig = proxy.kubeconfig(directory / "proxy")
-        operator = stack.enter_context(Operator(kubeconfig, directory, (namespace,), settings=SETTINGS))
+        operator = stack.enter_context(
+            Operator(kubeconfig, directory, (namespace,), settings=SETTINGS)
+        )
         world = World(space, kubelet, proxy, operator, recorder)
         world.begin()
         yield world
@@ -469,21 +547,27 @@ def _promises(request: pytest.FixtureRequest) -> Iterator[None]:
         request.getfixturevalue("world").recorder.verify()
 
 
-# -- a launch that is disturbed ---------------------------------------------------------------------------------------
+# -- a launch that is disturbed --------------------------------------------------------------------
 
 
 @pytest.mark.timeout(1200)
 def test_changes_of_a_launch(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each attempt has one job, made once; what is resumed or edited completes, and nobody pays for it."""
+    """Each attempt has one job, made once; what is resumed or edited completes, and nobody pays for
+    it.
+    """
     said = []
     for point in world.points:
         if point.change == "suspend" and not point.back:
-            world.again(point.name, "Suspended", "Complete")  # some stop sooner than others are told to
+            world.again(
+                point.name, "Suspended", "Complete"
+            )  # some stop sooner than others are told to
             world.space.patch(point.name, {"suspend": False})
     for point in world.points:
         stage = world.again(point.name)["stages"][0]
         jobs, attempts = world.jobs(point.name), [a["name"] for a in stage["attempts"]]
-        said.append(f"{point}: {', '.join(a['state'] for a in stage['attempts'])}; {jobs.total()} jobs")
+        said.append(
+            f"{point}: {', '.join(a['state'] for a in stage['attempts'])}; {jobs.total()} jobs"
+        )
         assert set(jobs.values()) == {1} and jobs.keys() <= set(attempts), f"{said[-1]}: {jobs}"
         assert bills(stage) == (0, 0) and len(attempts) <= (3 if point.back else 2), said[-1]
         assert world.kubelet.finished[stage["inputDigest"]] == 1, said[-1]
@@ -493,7 +577,7 @@ def test_changes_of_a_launch(world: World, capsys: pytest.CaptureFixture[str]) -
         print(f"\n{world.title}", *said, sep="\n")
 
 
-# -- times that cannot be ---------------------------------------------------------------------------------------------
+# -- times that cannot be --------------------------------------------------------------------------
 
 
 def test_a_container_that_never_started(world: World) -> None:
@@ -502,16 +586,28 @@ def test_a_container_that_never_started(world: World) -> None:
         stage = world.failed(name)["stages"][0]
         attempt = stage["attempts"][0]
         assert attempt["failure"] == "Image" and "driver not loaded" in attempt["message"], attempt
-        assert (attempt["gpuSeconds"], stage["gpuSeconds"], attempt["gone"]["seconds"]) == (0, 0, 0), name
+        assert (attempt["gpuSeconds"], stage["gpuSeconds"], attempt["gone"]["seconds"]) == (
+            0,
+            0,
+            0,
+        ), name
         assert 9 <= waits(stage) <= 11
     for name in STARTS:
         status = world.again(name)
         stage = status["stages"][0]
-        assert [a["state"] for a in stage["attempts"]] == ["Failed", "Succeeded"] and bills(stage) == (1, 0)
+        assert [a["state"] for a in stage["attempts"]] == ["Failed", "Succeeded"] and bills(
+            stage
+        ) == (1, 0)
         record = next(r["spec"] for r in world.space.list("sart") if r["spec"]["chain"] == name)
-        for seconds, cost in ((a["gpuSeconds"], a["cost"]) for a in (status["total"], stage, record)):
-            assert 0 <= seconds < 600 and float(cost) < 600, f"{name}: {seconds} GPU seconds, {cost}"
-    with urllib.request.urlopen(f"http://127.0.0.1:{world.operator.metrics_port}/metrics") as answer:
+        for seconds, cost in (
+            (a["gpuSeconds"], a["cost"]) for a in (status["total"], stage, record)
+        ):
+            assert 0 <= seconds < 600 and float(cost) < 600, (
+                f"{name}: {seconds} GPU seconds, {cost}"
+            )
+    with urllib.request.urlopen(
+        f"http://127.0.0.1:{world.operator.metrics_port}/metrics"
+    ) as answer:
         lines = [line for line in answer.read().decode().splitlines() if 'chain="start-' in line]
     spent = [float(line.split()[-1]) for line in lines if "gpu_seconds" in line or "cost" in line]
     assert len(spent) >= 2 * len(STARTS) and max(spent) < 600
@@ -519,20 +615,28 @@ def test_a_container_that_never_started(world: World) -> None:
 
 @pytest.mark.parametrize("name", CLOCKS)
 def test_a_node_whose_clock_is_off(world: World, name: str) -> None:
-    """Its own start and end are of one clock, and what lies between them is what is billed; no deadline is over."""
+    """Its own start and end are of one clock, and what lies between them is what is billed; no
+    deadline is over.
+    """
     stage = world.again(name)["stages"][0]
-    ended = world.space.get("pod", f"{name}-a-a1-master-0")["status"]["containerStatuses"][0]["state"]["terminated"]
+    ended = world.space.get("pod", f"{name}-a-a1-master-0")["status"]["containerStatuses"][0][
+        "state"
+    ]["terminated"]
     began, over = (datetime.fromisoformat(ended[f"{what}At"]) for what in ("started", "finished"))
     real = 8 * (over - began).total_seconds()
     record = next(r["spec"] for r in world.space.list("sart") if r["spec"]["chain"] == name)
-    assert real >= 80 and record["gpuSeconds"] == stage["gpuSeconds"] == pytest.approx(real, abs=0.01)
+    assert real >= 80 and record["gpuSeconds"] == stage["gpuSeconds"] == pytest.approx(
+        real, abs=0.01
+    )
     assert float(record["cost"]) == pytest.approx(real, abs=0.01)
     assert bills(stage) == (0, 0) and len(stage["attempts"]) == 1
     while_it_ran = [status["stages"][0]["gpuSeconds"] for status in world.written(name)]
-    assert max(while_it_ran) <= real + 8 * 20, f"the longest it can have been at work: {while_it_ran}"
+    assert max(while_it_ran) <= real + 8 * 20, (
+        f"the longest it can have been at work: {while_it_ran}"
+    )
 
 
-# -- nodes that refuse ------------------------------------------------------------------------------------------------
+# -- nodes that refuse -----------------------------------------------------------------------------
 
 
 def test_a_node_that_shuts_down(world: World) -> None:
@@ -542,11 +646,16 @@ def test_a_node_that_shuts_down(world: World) -> None:
         assert stage["attempts"][-1]["failure"] == "NodeLost" and bills(stage) == (attempt, attempt)
         assert seconds - 1 <= waits(stage) <= seconds + 1
     assert world.again("shutdown")["stages"][0]["attempts"][-1]["state"] == "Succeeded"
-    assert "avoid" not in world.space.status("shutdown") or world.space.status("shutdown")["avoid"] == []
+    assert (
+        "avoid" not in world.space.status("shutdown")
+        or world.space.status("shutdown")["avoid"] == []
+    )
 
 
 def test_a_node_without_a_healthy_device(world: World) -> None:
-    """It is avoided; the same fault on a second node is no node's fault, and a retry tries all nodes again."""
+    """It is avoided; the same fault on a second node is no node's fault, and a retry tries all
+    nodes again.
+    """
     space, nodes = world.space, []
     for attempt in (1, 2):
         status = world.failed("device", attempt)
@@ -560,20 +669,32 @@ def test_a_node_without_a_healthy_device(world: World) -> None:
     [away] = _away(spec)
     _away(spec).extend(away | {"values": [f"other-{n}"]} for n in range(15))
     many = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "many"}, "spec": spec}
-    space.kubectl("create", "--dry-run=server", "-f", "-", input=json.dumps(many))  # as many as are ever avoided
+    space.kubectl(
+        "create", "--dry-run=server", "-f", "-", input=json.dumps(many)
+    )  # as many as are ever avoided
     stalled = space.until("Stalled", "device")["conditions"][0]
-    assert stalled["reason"] == "SameDeviceError" and all(node in stalled["message"] for node in nodes)
+    assert stalled["reason"] == "SameDeviceError" and all(
+        node in stalled["message"] for node in nodes
+    )
     assert world.explained("device")["next"] == f"modelchain retry device -n {space.namespace}"
     assert set(world.jobs("device")) == {"device-a-a1", "device-a-a2"}
     world.cli("retry", "device")
     status = world.again("device")
-    assert [a["state"] for a in status["stages"][0]["attempts"]] == ["Failed", "Failed", "Succeeded"]
+    assert [a["state"] for a in status["stages"][0]["attempts"]] == [
+        "Failed",
+        "Failed",
+        "Succeeded",
+    ]
     assert status["avoid"] == []
 
 
 def _away(pod: Object) -> list[Object]:
     """The requirements of its node affinity."""
-    required = (pod.get("affinity") or {}).get("nodeAffinity", {}).get("requiredDuringSchedulingIgnoredDuringExecution")
+    required = (
+        (pod.get("affinity") or {})
+        .get("nodeAffinity", {})
+        .get("requiredDuringSchedulingIgnoredDuringExecution")
+    )
     terms = required["nodeSelectorTerms"] if required else [{"matchFields": []}]
     assert len(terms) == 1
     fields: list[Object] = terms[0]["matchFields"]
@@ -584,7 +705,11 @@ def test_nothing_but_a_node_that_is_avoided(world: World) -> None:
     """No deadline runs and nobody pays; it is told which node, and a retry uses it again."""
     space = world.space
     node = world.failed("single")["stages"][0]["attempts"][0]["node"]
-    world.wait("single", lambda: space.stage("a", "single")["reason"].startswith("NodesAvoided: "), "it has no node")
+    world.wait(
+        "single",
+        lambda: space.stage("a", "single")["reason"].startswith("NodesAvoided: "),
+        "it has no node",
+    )
     stage, bill = space.stage("a", "single"), (1, 1)
     assert (stage["state"], bills(stage)) == ("Queued", bill) and node in stage["reason"]
     found = world.explained("single")
@@ -592,11 +717,15 @@ def test_nothing_but_a_node_that_is_avoided(world: World) -> None:
     assert found["next"] == f"modelchain retry single -n {space.namespace}"
     world.cli(*found["next"].split()[1:3])
     status = world.again("single")
-    assert [a["state"] for a in status["stages"][0]["attempts"]] == ["Failed", "Suspended", "Succeeded"]
+    assert [a["state"] for a in status["stages"][0]["attempts"]] == [
+        "Failed",
+        "Suspended",
+        "Succeeded",
+    ]
     assert status["avoid"] == []
 
 
-# -- objects as others write them -------------------------------------------------------------------------------------
+# -- objects as others write them ------------------------------------------------------------------
 
 
 def test_a_name_that_the_api_server_completes(world: World, tmp_path: Path) -> None:
@@ -604,13 +733,19 @@ def test_a_name_that_the_api_server_completes(world: World, tmp_path: Path) -> N
     thing = chain("sweep", 2, **pool("main") | {"spec.recipe.seed": 4321})
     del thing["metadata"]["name"]
     thing["metadata"]["generateName"] = "sweep-"
-    name = world.space.kubectl("create", "-f", "-", "-o", "name", input=json.dumps(thing)).strip().rpartition("/")[2]
+    name = (
+        world.space.kubectl("create", "-f", "-", "-o", "name", input=json.dumps(thing))
+        .strip()
+        .rpartition("/")[2]
+    )
     world.again(name)
     file = tmp_path / "sweep.yaml"
     file.write_text(world.space.kubectl("get", "mchain", name, "-o", "yaml"))
     assert "generateName: sweep-" in file.read_text()
     for command in ("validate", "plan"):
-        done = subprocess.run([MODELCHAIN, command, "-f", str(file)], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [MODELCHAIN, command, "-f", str(file)], capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
 
 
@@ -619,7 +754,9 @@ def test_the_annotation_of_a_retry_is_taken_away(world: World) -> None:
     space = world.space
     space.until("Failed", "fails")
     world.cli("retry", "fails")
-    world.wait("fails", lambda: len(space.stage("a", "fails")["attempts"]) == 2, "it is tried again")
+    world.wait(
+        "fails", lambda: len(space.stage("a", "fails")["attempts"]) == 2, "it is tried again"
+    )
     space.until("Failed", "fails")
     for value in (None, ""):
         space.patch("fails", annotations={RETRY: value})
@@ -627,11 +764,17 @@ def test_the_annotation_of_a_retry_is_taken_away(world: World) -> None:
         assert space.condition("Failed", "fails")["status"] == "True"
         assert set(world.jobs("fails")) == {"fails-a-a1", "fails-a-a2"}
     space.patch("fails", annotations={RETRY: "very long " * 1000})
-    world.wait("fails", lambda: len(space.stage("a", "fails")["attempts"]) == 3, "a new value asks for it again")
+    world.wait(
+        "fails",
+        lambda: len(space.stage("a", "fails")["attempts"]) == 3,
+        "a new value asks for it again",
+    )
 
 
 def test_a_complete_chain_is_edited_to_what_cannot_be_run(world: World) -> None:
-    """It is not complete while its spec asks for something else, and complete again without training."""
+    """It is not complete while its spec asks for something else, and complete again without
+    training.
+    """
     space = world.space
     world.again("corrected")
     stages = space.get("mchain", "corrected")["spec"]["stages"]
@@ -643,17 +786,26 @@ def test_a_complete_chain_is_edited_to_what_cannot_be_run(world: World) -> None:
     assert [said[kind]["status"] for kind in ("Complete", "Finished", "Ready")] == ["False"] * 3
     space.patch("corrected", {"stages": stages, "allocation": None})
     assert [s["cache"] for s in world.again("corrected")["stages"]] == ["Hit", "Hit"]
-    made = [r for r in world.proxy.log if r.resource == "pytorchjobs" and r.verb == "create" and "corrected" in r.name]
+    made = [
+        r
+        for r in world.proxy.log
+        if r.resource == "pytorchjobs" and r.verb == "create" and "corrected" in r.name
+    ]
     assert len(made) == 2
 
 
-# -- large numbers and long texts -------------------------------------------------------------------------------------
+# -- large numbers and long texts ------------------------------------------------------------------
 
 
 def test_very_many_macs(world: World) -> None:
-    """They are written once, read back as they were written, and keep nobody from acting on anything else."""
+    """They are written once, read back as they were written, and keep nobody from acting on
+    anything else.
+    """
     space = world.space
-    told = lambda: space.stage("a", "huge")["progress"]["step"] and space.stage("a", "huge")["macs"] == float(MACS)  # noqa: E731
+    told = lambda: (  # noqa: E731
+        space.stage("a", "huge")["progress"]["step"]
+        and space.stage("a", "huge")["macs"] == float(MACS)
+    )
     world.wait("huge", told, "it stands still")
     before = len(world.proxy.writes())
     world.looked("huge")
@@ -672,7 +824,8 @@ NODE, FAULT, TEXT = "n" * 250, "é" * 400, "\u2014 " * 2500
 
 
 class Life:
-    """A chain as `decide` sees it when all is as large as it can be: every stage fails on eight nodes, twice, and ends.
+    """A chain as `decide` sees it when all is as large as it can be: every stage fails on eight
+    nodes, twice, and ends.
 
     `stored` writes a status and gives it as it is read back.
     """
@@ -683,7 +836,9 @@ class Life:
         self.artifacts: dict[str, Artifact] = {}
 
     def look(self, **seen: Any) -> Step | None:
-        """What is to be done once nothing is to be written any more, of the status as it is read back."""
+        """What is to be done once nothing is to be written any more, of the status as it is read
+        back.
+        """
         self.seen = Seen(**({"live": False, "started": True, "uid": "u" * 36} | seen))
         for _ in range(9):
             names = [a.name for s in self.status.stages for a in s.attempts if not a.finished_at]
@@ -710,7 +865,10 @@ class Life:
         self.status = read
 
     def stage(self, number: int, failures: int) -> None:
-        started = {f"{number:04}{i:032}": PodTime(started=self.now, gpus=8, first=not i) for i in range(PODS)}
+        started = {
+            f"{number:04}{i:032}": PodTime(started=self.now, gpus=8, first=not i)
+            for i in range(PODS)
+        }
         at = Progress(step=10**15 - 1, steps=10**15, samples_per_second=1e6, eta_seconds=1.0)
         for failure in range(failures + 1):
             assert isinstance(self.look(live=False, started=False, uid=None), Launch)
@@ -718,19 +876,38 @@ class Life:
             self.now += 100
             self.look(live=True, running=True, pods=started, progress=at, macs=10**21 + failure)
             self.keep()
-            pods = {uid: pod.model_copy(update={"finished": self.now}) for uid, pod in started.items()}
+            pods = {
+                uid: pod.model_copy(update={"finished": self.now}) for uid, pod in started.items()
+            }
             if failure < failures:
                 bad = {f"{NODE}{failure}{i}": f"{FAULT}{failure}{i}" for i in range(8)}
-                word = LastWord(result="Failed", failure=FailureClass.HARDWARE, message=TEXT, macs=10**21, step=7)
+                word = LastWord(
+                    result="Failed",
+                    failure=FailureClass.HARDWARE,
+                    message=TEXT,
+                    macs=10**21,
+                    step=7,
+                )
                 self.look(pods=pods, gone_pods=frozenset(pods), word=word, bad_nodes=bad)
                 self.keep()
                 self.now += 1000
         digest = "d" * 64
-        word = LastWord(result="Succeeded", manifest_digest=digest, artifact_digest=digest, macs=10**21, steps=10**15)
+        word = LastWord(
+            result="Succeeded",
+            manifest_digest=digest,
+            artifact_digest=digest,
+            macs=10**21,
+            steps=10**15,
+        )
         done = self.look(pods=pods, word=word, succeeded=True)
         assert isinstance(done, RecordArtifact)
-        key, metrics = done.launch.attempt.input_digest, {f"{'m' * 50}-{i}": 1e300 for i in range(16)}
-        self.artifacts[key] = Artifact(digest, f"{key}/artifact", done.spent.macs, metrics, done.spent.gpu_seconds, "1")
+        key, metrics = (
+            done.launch.attempt.input_digest,
+            {f"{'m' * 50}-{i}": 1e300 for i in range(16)},
+        )
+        self.artifacts[key] = Artifact(
+            digest, f"{key}/artifact", done.spent.macs, metrics, done.spent.gpu_seconds, "1"
+        )
         self.look(pods=pods, word=word, succeeded=True)
         self.keep()
 
@@ -743,11 +920,14 @@ def test_a_status_as_large_as_it_can_be(
     control_plane: ControlPlane, namespace: str, repository: Path, name: str
 ) -> None:
     """The API server takes it, and gives it back as it was."""
-    thing = chain(name) if name not in EXAMPLES else load_yaml(repository / "examples" / f"{name}.yaml")
+    thing = (
+        chain(name) if name not in EXAMPLES else load_yaml(repository / "examples" / f"{name}.yaml")
+    )
     if name not in EXAMPLES:
         shapes = (config(vision={"layers": 2 + i}) for i in range(32))
         thing["spec"]["stages"] = [
-            {"name": f"{'s' * 14}{i:02}", "modelConfig": shape, "epochs": 20} for i, shape in enumerate(shapes)
+            {"name": f"{'s' * 14}{i:02}", "modelConfig": shape, "epochs": 20}
+            for i, shape in enumerate(shapes)
         ]
     control_plane.kubectl("create", "-f", "-", f"--namespace={namespace}", input=json.dumps(thing))
     api, path = Api(control_plane.kubeconfig), CHAINS % (namespace, name)
@@ -757,43 +937,62 @@ def test_a_status_as_large_as_it_can_be(
     def stored(status: ChainStatus) -> ChainStatus:
         nonlocal found, writes
         body = status.model_dump(mode="json", by_alias=True, exclude_none=True)
-        found, writes = run(api.request("PUT", f"{path}/status", {**found, "status": body})), writes + 1
+        found, writes = (
+            run(api.request("PUT", f"{path}/status", {**found, "status": body})),
+            writes + 1,
+        )
         return ChainStatus.model_validate_json(json.dumps(run(api.request("GET", path))["status"]))
 
     spec = parse(ModelChain, {key: value for key, value in found.items() if key != "status"}, name)
     life = Life(spec, stored)
     for number in range(len(spec.spec.stages)):
         life.stage(number, failures=2 if number in (0, 31) or name in EXAMPLES else 0)
-    assert life.status.is_true("Complete") and len(life.status.avoid) == 16 and writes >= 4 * len(EXAMPLES)
+    assert (
+        life.status.is_true("Complete")
+        and len(life.status.avoid) == 16
+        and writes >= 4 * len(EXAMPLES)
+    )
     assert max(stage.macs for stage in life.status.stages) >= 10**21
     run(api.close())
 
 
-# -- progress that cannot be asked for --------------------------------------------------------------------------------
+# -- progress that cannot be asked for -------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("still", "for 6 s"), ("mute", "for 20 s")], ids=["answers and stands still", "says nothing"]
+    ("name", "says"),
+    [("still", "for 6 s"), ("mute", "for 20 s")],
+    ids=["answers and stands still", "says nothing"],
 )
 def test_a_stall_that_is_seen(world: World, name: str, says: str) -> None:
     stage = world.again(name)["stages"][0]
-    assert [a.get("failure") for a in stage["attempts"]] == ["StallDeadline", None] and bills(stage) == (1, 0)
+    assert [a.get("failure") for a in stage["attempts"]] == ["StallDeadline", None] and bills(
+        stage
+    ) == (1, 0)
     assert says in stage["attempts"][0]["message"]
 
 
 def test_a_port_that_is_closed(world: World) -> None:
-    """Nothing is ended for it, neither by an operator that has just come; it is told of, and the stage finishes.
+    """Nothing is ended for it, neither by an operator that has just come; it is told of, and the
+    stage finishes.
 
-    The last test: an operator that has just come has heard of nobody, and could not tell who has fallen silent.
+    The last test: an operator that has just come has heard of nobody, and could not tell who has
+    fallen silent.
     """
     space, names = world.space, ("blocked", "closed")
     for name in names:
         said = lambda name=name: space.stage("a", name)["reason"].startswith("ProgressUnknown: ")  # noqa: E731
         world.wait(name, said, "it is told")
         reason = space.stage("a", name)["reason"]
-        assert ":9091" in reason and "NetworkPolicy" in reason and space.condition("Stalled", name) is None
+        assert (
+            ":9091" in reason
+            and "NetworkPolicy" in reason
+            and space.condition("Stalled", name) is None
+        )
         found = world.explained(name)
-        assert found["reason"] == "ProgressUnknown" and "kubectl get networkpolicies" in found["next"]
+        assert (
+            found["reason"] == "ProgressUnknown" and "kubectl get networkpolicies" in found["next"]
+        )
         news = [e for e in space.list("events") if e["involvedObject"]["name"] == name]
         assert any((e["type"], e["reason"]) == ("Warning", "ProgressUnknown") for e in news)
     world.operator.kill()
@@ -801,8 +1000,12 @@ def test_a_port_that_is_closed(world: World) -> None:
     world.operator.start()
 
     def told_again() -> bool:
-        mine = [r for r in world.proxy.log[since:] if (r.verb, r.resource) == ("update", "modelchains")]
-        return {r.name for r in mine if b"ProgressUnknown" in r.body and r.status == 200} >= set(names)
+        mine = [
+            r for r in world.proxy.log[since:] if (r.verb, r.resource) == ("update", "modelchains")
+        ]
+        return {r.name for r in mine if b"ProgressUnknown" in r.body and r.status == 200} >= set(
+            names
+        )
 
     world.wait("closed", told_again, "the next operator tells of both, too")
     loop().call_soon_threadsafe(world.done.set)

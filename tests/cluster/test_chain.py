@@ -1,4 +1,6 @@
-"""A chain from `kubectl apply` to Complete, on a real control plane with the real training-operator."""
+"""A chain from `kubectl apply` to Complete, on a real control plane with the real
+training-operator.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +36,20 @@ Series = dict[tuple[str, str, str], float]  # by metric, stage, and what else th
 def scrape(operator: Operator) -> Series:
     """What an operator says of chains; empty while it does not answer."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{operator.metrics_port}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{operator.metrics_port}/metrics", timeout=5
+        ) as answer:
             families = list(text_string_to_metric_families(answer.read().decode()))
     except OSError:
         return {}
     samples = [sample for family in families for sample in family.samples]
     rest = ("source", "state", "class", "condition", "currency")
     return {
-        (s.name, s.labels.get("stage", ""), " ".join(s.labels[name] for name in rest if name in s.labels)): s.value
+        (
+            s.name,
+            s.labels.get("stage", ""),
+            " ".join(s.labels[name] for name in rest if name in s.labels),
+        ): s.value
         for s in samples
         if s.labels.get("chain") == "family"
     }
@@ -73,11 +81,20 @@ def test_what_is_scraped_is_the_status_before_and_after_a_restart(
     ):
         space.apply(chain(spec__runner__nodePool="a100"))
         status = space.until("Complete")
-        series = space.wait(lambda: agrees(found := scrape(operator), status) and found, "the status in a scrape", 30)
+        series = space.wait(
+            lambda: agrees(found := scrape(operator), status) and found,
+            "the status in a scrape",
+            30,
+        )
         assert status["total"]["gpuSeconds"] > 0 and float(status["total"]["cost"]) > 0
         assert series["modelchain_stage_retries_total", "b", "Preempted"] == 1
-        assert [s for s in status["stages"] if s.get("transitionSeconds") is not None] == status["stages"][1:]
-        assert series["modelchain_stages", "", "Succeeded"] == 3 and series["modelchain_condition", "", "Complete"] == 1
+        assert [s for s in status["stages"] if s.get("transitionSeconds") is not None] == status[
+            "stages"
+        ][1:]
+        assert (
+            series["modelchain_stages", "", "Succeeded"] == 3
+            and series["modelchain_condition", "", "Complete"] == 1
+        )
         operator.kill()
         operator.start()
         again = space.wait(lambda: scrape(operator), "an answer", 30)

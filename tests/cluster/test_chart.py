@@ -22,12 +22,16 @@ DRY = ("apply", "--server-side", "--force-conflicts", "--dry-run=server", "--val
 
 @pytest.fixture(scope="module")
 def there(control_plane: ControlPlane) -> Iterator[ControlPlane]:
-    """The control plane with every namespace that the values name, under the restricted standard."""
+    """The control plane with every namespace that the values name, under the restricted
+    standard.
+    """
     before = control_plane.kubectl("get", "namespaces", "-o", "name").split()
     ours = [name for name in NAMESPACES if f"namespace/{name}" not in before]
     for name in ours:
         control_plane.kubectl("create", "namespace", name)
-    control_plane.kubectl("label", "namespace", HOME, "pod-security.kubernetes.io/enforce=restricted", "--overwrite")
+    control_plane.kubectl(
+        "label", "namespace", HOME, "pod-security.kubernetes.io/enforce=restricted", "--overwrite"
+    )
     yield control_plane
     control_plane.kubectl("label", "namespace", HOME, "pod-security.kubernetes.io/enforce-")
     if ours:
@@ -40,7 +44,10 @@ def dry_run(cluster: Cluster, things: list[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_everything_rendered_is_taken(there: ControlPlane, name: str) -> None:
-    dry_run(there, [thing for thing in rendered(name) if thing["apiVersion"] != "monitoring.coreos.com/v1"])
+    dry_run(
+        there,
+        [thing for thing in rendered(name) if thing["apiVersion"] != "monitoring.coreos.com/v1"],
+    )
 
 
 @pytest.mark.parametrize("name", ["cluster", "namespaced"])
@@ -49,8 +56,12 @@ def test_plain_manifests_are_taken(there: ControlPlane, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["default", "full"])
-def test_its_pods_are_admitted_under_the_restricted_standard(there: ControlPlane, name: str) -> None:
-    there.kubectl("wait", "--for=create", "serviceaccount/default", f"--namespace={HOME}", "--timeout=30s")
+def test_its_pods_are_admitted_under_the_restricted_standard(
+    there: ControlPlane, name: str
+) -> None:
+    there.kubectl(
+        "wait", "--for=create", "serviceaccount/default", f"--namespace={HOME}", "--timeout=30s"
+    )
     for template in pod_templates(rendered(name)):
         dry_run(there, [pod(template["spec"] | {"serviceAccountName": "default"})])
 
@@ -65,15 +76,26 @@ def test_the_init_container_is_admitted_under_the_restricted_standard(there: Con
 
 
 def pod(spec: dict[str, Any]) -> dict[str, Any]:
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "admitted", "namespace": HOME}, "spec": spec}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "admitted", "namespace": HOME},
+        "spec": spec,
+    }
 
 
 def test_people_get_their_rights_through_the_clusters_roles(there: ControlPlane) -> None:
     roles = [
-        role for role in find(rendered("default"), "ClusterRole") if "aggregate" in str(role["metadata"]["labels"])
+        role
+        for role in find(rendered("default"), "ClusterRole")
+        if "aggregate" in str(role["metadata"]["labels"])
     ]
     there.kubectl("apply", "-f", "-", input=yaml.safe_dump_all(roles))
-    expected = {"view": [], "edit": ["create modelchains"], "admin": ["create modelchains", "delete stageartifacts"]}
+    expected = {
+        "view": [],
+        "edit": ["create modelchains"],
+        "admin": ["create modelchains", "delete stageartifacts"],
+    }
     try:
         for role, may in expected.items():
             wanted = ["list modelchains", "list stageartifacts", *may]
@@ -88,7 +110,12 @@ def test_people_get_their_rights_through_the_clusters_roles(there: ControlPlane)
 def granted(cluster: Cluster, role: str) -> list[str]:
     """What the cluster's own role may do of these."""
     rules = json.loads(cluster.kubectl("get", "clusterrole", role, "-o", "json"))["rules"]
-    asked = ("list modelchains", "list stageartifacts", "create modelchains", "delete stageartifacts")
+    asked = (
+        "list modelchains",
+        "list stageartifacts",
+        "create modelchains",
+        "delete stageartifacts",
+    )
     rights = {
         f"{verb} {resource}"
         for rule in rules
@@ -101,29 +128,50 @@ def granted(cluster: Cluster, role: str) -> list[str]:
 
 def test_install_switch_to_namespaces_and_uninstall(there: ControlPlane) -> None:
     where = ("modelchain", f"--namespace={HOME}", f"--kubeconfig={there.kubeconfig}")
-    helm("install", *where, str(CHART), "--take-ownership")  # of the CRDs, as the chart's README says
+    helm(
+        "install", *where, str(CHART), "--take-ownership"
+    )  # of the CRDs, as the chart's README says
     try:
-        assert there.kubectl("get", "clusterrole,clusterrolebinding", "-o", "name").count("/modelchain-operator\n") == 2
+        assert (
+            there.kubectl("get", "clusterrole,clusterrolebinding", "-o", "name").count(
+                "/modelchain-operator\n"
+            )
+            == 2
+        )
         helm("upgrade", *where, str(CHART), *options("namespaced"), "--set", MONITORS_APART)
         left = there.kubectl("get", "clusterrole,clusterrolebinding", "-o", "name")
         assert "/modelchain-" not in left
-        assert "/modelchain-operator" in there.kubectl("get", "role", "--namespace=vision", "-o", "name")
+        assert "/modelchain-operator" in there.kubectl(
+            "get", "role", "--namespace=vision", "-o", "name"
+        )
     finally:
         helm("uninstall", *where, "--wait")
-    kinds = "deployments,services,configmaps,serviceaccounts,roles,rolebindings,networkpolicies,poddisruptionbudgets"
-    assert not there.kubectl("get", kinds, "--all-namespaces", "-l", "app.kubernetes.io/name=modelchain", "-o", "name")
-    assert there.kubectl("get", "crd", "-l", "app.kubernetes.io/name=modelchain", "-o", "name").count("\n") == 2
+    kinds = "deployments,services,configmaps,serviceaccounts,roles,rolebindings"
+    kinds += ",networkpolicies,poddisruptionbudgets"
+    assert not there.kubectl(
+        "get", kinds, "--all-namespaces", "-l", "app.kubernetes.io/name=modelchain", "-o", "name"
+    )
+    assert (
+        there.kubectl("get", "crd", "-l", "app.kubernetes.io/name=modelchain", "-o", "name").count(
+            "\n"
+        )
+        == 2
+    )
 
 
 def test_the_readmes_patch_mounts_the_init_container(there: ControlPlane) -> None:
     manifest = training_operator_source() / "manifests" / "base" / "deployment.yaml"
     readme = (CHART / "README.md").read_text()
     (patch,) = re.findall(r"^kubectl patch .*? --patch '(.*?)'$", readme, re.M | re.S)
-    patched = json.loads(there.kubectl("patch", "--local", "-f", str(manifest), "--patch", patch, "-o", "json"))
+    patched = json.loads(
+        there.kubectl("patch", "--local", "-f", str(manifest), "--patch", patch, "-o", "json")
+    )
     patched["metadata"]["namespace"] = "kubeflow"
     dry_run(there, [patched])
     (container,) = patched["spec"]["template"]["spec"]["containers"]
     where = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     (file,) = one(rendered("full"), "ConfigMap", "-init-container")["data"]
-    assert container["args"] == [f"--pytorch-init-container-template-file={where['init-container']}/{file}"]
+    assert container["args"] == [
+        f"--pytorch-init-container-template-file={where['init-container']}/{file}"
+    ]
     assert "cert" in where

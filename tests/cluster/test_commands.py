@@ -1,4 +1,6 @@
-"""`modelchain get|status|explain|suspend|resume|retry` against a real control plane and a running operator."""
+"""`modelchain get|status|explain|suspend|resume|retry` against a real control plane and a running
+operator.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from controlplane import ControlPlane
 from kubelet import Kubelet
 from rig import CONFIG, IMAGE, Operator, Space, chain
 
-from modelchain.contracts import FailureClass
+from modelchain.api.contracts import FailureClass
 
 MODELCHAIN = str(Path(sys.executable).with_name("modelchain"))
 NOWHERE = {"gpu": "CPU", "gpusPerNode": 0, "nodeSelector": {"example.com/kind": "none"}}
@@ -32,10 +34,14 @@ def kubelet(control_plane: ControlPlane) -> Iterator[Kubelet]:
 
 
 @pytest.fixture(scope="module")
-def operator(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+def operator(
+    control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Operator]:
     """With a Lease, which is how a user's machine sees whether it lives."""
     directory = tmp_path_factory.mktemp("operator")
-    with Operator(control_plane.kubeconfig, directory, leader_election=True, settings=SETTINGS) as operator:
+    with Operator(
+        control_plane.kubeconfig, directory, leader_election=True, settings=SETTINGS
+    ) as operator:
         yield operator
         operator.stop()  # the Lease is given back
 
@@ -48,7 +54,9 @@ class Cli:
 
     def ended(self, *words: str) -> subprocess.CompletedProcess[str]:
         words = (*words, f"--kubeconfig={self.space.cluster.kubeconfig}")
-        done = subprocess.run([MODELCHAIN, *words], capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            [MODELCHAIN, *words], capture_output=True, text=True, timeout=120, check=False
+        )
         assert "Traceback" not in done.stderr
         return done
 
@@ -74,7 +82,9 @@ class Cli:
 
 
 @pytest.fixture
-def cli(control_plane: ControlPlane, kubelet: Kubelet, operator: Operator, namespace: str) -> Iterator[Cli]:
+def cli(
+    control_plane: ControlPlane, kubelet: Kubelet, operator: Operator, namespace: str
+) -> Iterator[Cli]:
     yield Cli(Space(control_plane, namespace))
     kubelet.script = lambda pod: None
 
@@ -146,7 +156,9 @@ def test_retries_are_used_up(cli: Cli, kubelet: Kubelet) -> None:
 
 
 def test_followed_to_its_end(cli: Cli, kubelet: Kubelet) -> None:
-    cli.space.apply(chain(stages=2, spec__suspend=True))  # a watch that began late would miss a stage
+    cli.space.apply(
+        chain(stages=2, spec__suspend=True)
+    )  # a watch that began late would miss a stage
     words = [MODELCHAIN, "get", "family", "-w", "-n", cli.space.namespace]
     words.append(f"--kubeconfig={cli.space.cluster.kubeconfig}")
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as watch:
@@ -161,7 +173,15 @@ def test_followed_to_its_end(cli: Cli, kubelet: Kubelet) -> None:
     assert len(artifacts.splitlines()) == 3
     status = json.loads(cli("status", "family", "-o", "json"))
     assert [stage["state"] for stage in status["stages"]] == ["Succeeded"] * 2
-    assert set(status) == {"observedGeneration", "conditions", "summary", "stages", "total", "avoid", "retry"}
+    assert set(status) == {
+        "observedGeneration",
+        "conditions",
+        "summary",
+        "stages",
+        "total",
+        "avoid",
+        "retry",
+    }
     assert "chain family" in cli("status", "family")
 
 
@@ -188,7 +208,10 @@ def test_lists_and_what_is_not_there(cli: Cli) -> None:
     assert [row["name"] for row in rows] == ["one", "two"]
     assert namespace in cli.ended("get", "-A").stdout
     said = cli.refused("explain", "family", "-n", namespace, code=2)
-    assert said == f"modelchain: there is no ModelChain family in namespace {namespace}; it has one, two\n"
+    assert (
+        said
+        == f"modelchain: there is no ModelChain family in namespace {namespace}; it has one, two\n"
+    )
     assert "there is no namespace nowhere" in cli.refused("get", "-n", "nowhere", code=2)
     assert "there is no namespace nowhere" in cli.refused("suspend", "one", "-n", "nowhere", code=2)
     assert "there is no ModelChain" in cli.refused("status", "one", code=2)
@@ -197,7 +220,9 @@ def test_lists_and_what_is_not_there(cli: Cli) -> None:
 def test_a_user_who_may_not(cli: Cli, control_plane: ControlPlane) -> None:
     """May read chains and nothing else: what cannot be seen is said."""
     namespace = cli.space.namespace
-    cli.space.kubectl("create", "role", "reader", "--verb=get,list", "--resource=modelchains.modelchain.dev")
+    cli.space.kubectl(
+        "create", "role", "reader", "--verb=get,list", "--resource=modelchains.modelchain.dev"
+    )
     cli.space.kubectl("create", "rolebinding", "reader", "--role=reader", "--user=jane")
     cli.space.apply(chain())
     admin, control_plane.kubeconfig = control_plane.kubeconfig, control_plane.kubeconfig_for("jane")
@@ -213,9 +238,22 @@ def test_a_user_who_may_not(cli: Cli, control_plane: ControlPlane) -> None:
 
 def test_ctrl_c_ends_a_watch(cli: Cli) -> None:
     cli.space.apply(chain(spec__suspend=True))
-    heard = ["env", "--default-signal=INT"]  # whoever runs the tests in the background has it ignored
-    words = [*heard, MODELCHAIN, "get", "-n", cli.space.namespace, "-w", f"--kubeconfig={cli.space.cluster.kubeconfig}"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watch:
+    heard = [
+        "env",
+        "--default-signal=INT",
+    ]  # whoever runs the tests in the background has it ignored
+    words = [
+        *heard,
+        MODELCHAIN,
+        "get",
+        "-n",
+        cli.space.namespace,
+        "-w",
+        f"--kubeconfig={cli.space.cluster.kubeconfig}",
+    ]
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as watch:
         assert watch.stdout is not None and watch.stderr is not None
         assert watch.stdout.readline().startswith("family")
         time.sleep(0.2)

@@ -48,7 +48,11 @@ def eventually(what: str, holds: Callable[[], bool], seconds: float = 60) -> Non
 def seen_by_scheduler(cluster: Cluster, namespace: str) -> list[str]:
     """The container names of the pods that the scheduler has bound or has found no node for."""
     pods = json.loads(cluster.kubectl("get", "pods", "-n", namespace, "-o", "json"))["items"]
-    seen = [p for p in pods if any(c["type"] == "PodScheduled" for c in p["status"].get("conditions", []))]
+    seen = [
+        p
+        for p in pods
+        if any(c["type"] == "PodScheduled" for c in p["status"].get("conditions", []))
+    ]
     return sorted(pod["spec"]["containers"][0]["name"] for pod in seen)
 
 
@@ -81,41 +85,60 @@ def test_start_takes_seconds_and_stop_leaves_nothing(
 def test_jobs_get_pods_and_pods_the_schedulers_word(cluster: Cluster, namespace: str) -> None:
     cluster.kubectl("apply", "-n", namespace, "-f", "-", input=TRAINING_JOB)
     cluster.kubectl("apply", "-n", namespace, "-f", "-", input=BATCH_JOB)
-    eventually("two pods seen", lambda: seen_by_scheduler(cluster, namespace) == ["pytorch", "verify"])
+    eventually(
+        "two pods seen", lambda: seen_by_scheduler(cluster, namespace) == ["pytorch", "verify"]
+    )
 
 
 def test_the_webhook_refuses_a_bad_training_job(cluster: Cluster, namespace: str) -> None:
     bad = TRAINING_JOB.replace("pytorch,", "other,")
-    with pytest.raises(KubectlError, match=r"validator\.pytorchjob\.training-operator.*denied the request"):
+    with pytest.raises(
+        KubectlError, match=r"validator\.pytorchjob\.training-operator.*denied the request"
+    ):
         cluster.kubectl("apply", "-n", namespace, "-f", "-", input=bad)
 
 
 def test_what_an_owner_owns_goes_with_it(cluster: Cluster, namespace: str) -> None:
     cluster.kubectl("create", "configmap", "owner", "-n", namespace)
-    uid = cluster.kubectl("get", "configmap", "owner", "-n", namespace, "-o", "jsonpath={.metadata.uid}")
+    uid = cluster.kubectl(
+        "get", "configmap", "owner", "-n", namespace, "-o", "jsonpath={.metadata.uid}"
+    )
     owner = f"ownerReferences: [{{apiVersion: v1, kind: ConfigMap, name: owner, uid: {uid}}}]"
     for job, name in ((TRAINING_JOB, "train"), (BATCH_JOB, "verify")):
         owned = job.replace(f"metadata: {{name: {name}}}", f"metadata: {{name: {name}, {owner}}}")
         cluster.kubectl("create", "-n", namespace, "-f", "-", input=owned)
 
     def count() -> int:
-        return len(cluster.kubectl("get", "pytorchjobs,jobs,pods", "-n", namespace, "-o", "name").split())
+        return len(
+            cluster.kubectl("get", "pytorchjobs,jobs,pods", "-n", namespace, "-o", "name").split()
+        )
 
     eventually("two jobs, each with its pod", lambda: count() == 4)
     cluster.kubectl("delete", "configmap", "owner", "-n", namespace)
     eventually("jobs and pods gone", lambda: count() == 0)
 
 
-def test_workers_are_allowed_under_the_restricted_standard(control_plane: ControlPlane, namespace: str) -> None:
-    control_plane.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+def test_workers_are_allowed_under_the_restricted_standard(
+    control_plane: ControlPlane, namespace: str
+) -> None:
+    control_plane.kubectl(
+        "label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted"
+    )
     template = {
         "spec": {
-            "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": 1000,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
             "containers": [
                 {
                     "name": "pytorch",
                     "image": "none",
-                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                    "securityContext": {
+                        "allowPrivilegeEscalation": False,
+                        "capabilities": {"drop": ["ALL"]},
+                    },
                 }
             ],
         }
@@ -124,7 +147,10 @@ def test_workers_are_allowed_under_the_restricted_standard(control_plane: Contro
     replicas = {"replicas": 1, "restartPolicy": "Never", "template": template}
     job["spec"]["pytorchReplicaSpecs"] = {"Master": replicas, "Worker": replicas}
     control_plane.kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(job))
-    eventually("two pods seen", lambda: seen_by_scheduler(control_plane, namespace) == ["pytorch", "pytorch"])
+    eventually(
+        "two pods seen",
+        lambda: seen_by_scheduler(control_plane, namespace) == ["pytorch", "pytorch"],
+    )
 
 
 def test_rights_are_checked(control_plane: ControlPlane) -> None:
@@ -143,7 +169,10 @@ def test_everything_works_again_after_a_components_death(
     assert {other for other in COMPONENTS if before[other] != after[other]} == {name}
     control_plane.kubectl("apply", "-n", namespace, "-f", "-", input=BATCH_JOB)
     control_plane.kubectl("apply", "-n", namespace, "-f", "-", input=TRAINING_JOB)
-    eventually("two pods seen", lambda: seen_by_scheduler(control_plane, namespace) == ["pytorch", "verify"])
+    eventually(
+        "two pods seen",
+        lambda: seen_by_scheduler(control_plane, namespace) == ["pytorch", "verify"],
+    )
 
 
 def test_a_killed_run_leaves_no_process_and_the_next_start_removes_its_files(
@@ -159,7 +188,9 @@ def test_a_killed_run_leaves_no_process_and_the_next_start_removes_its_files(
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     command = [sys.executable, "-c", textwrap.dedent(program)]
     folder = Path(__file__).parent
-    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as run:
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+    ) as run:
         assert run.stdout
         directory, *pids = run.stdout.readline().split()
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -171,7 +202,9 @@ def test_a_killed_run_leaves_no_process_and_the_next_start_removes_its_files(
     assert not Path(directory).exists()
 
 
-def test_only_processes_of_the_crashed_run_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_processes_of_the_crashed_run_are_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     left = new_directory()
     with subprocess.Popen(["sleep", "600"]) as ours, subprocess.Popen(["sleep", "600"]) as other:
@@ -190,11 +223,15 @@ def test_where_neither_go_nor_programs_are_the_reason_says_what_to_do(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("KUBEBUILDER_ASSETS", str(tmp_path))
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(build.Unavailable, match=r"install Go.*setup-envtest use.*KUBEBUILDER_ASSETS"):
+    with pytest.raises(
+        build.Unavailable, match=r"install Go.*setup-envtest use.*KUBEBUILDER_ASSETS"
+    ):
         build.find_or_build()
 
 
-def test_given_programs_are_used(control_plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_given_programs_are_used(
+    control_plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "etcd").touch()
     monkeypatch.setenv("KUBEBUILDER_ASSETS", str(tmp_path))
     paths = build.find_or_build().paths

@@ -1,7 +1,9 @@
-"""The operator dies at every write it makes, and is started again: the chain completes, and nothing is done twice.
+"""The operator dies at every write it makes, and is started again: the chain completes, and nothing
+is done twice.
 
-`MODELCHAIN_CRASHES=all pytest tests/cluster/test_crashes.py` tries every write of both stories in every way; without it
-a few are tried, by a seed that is printed and may be given as MODELCHAIN_SEED.
+`MODELCHAIN_CRASHES=all pytest tests/cluster/test_crashes.py` tries every write of both stories in
+every way; without it a few are tried, by a seed that is printed and may be given as
+MODELCHAIN_SEED.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ class Point(NamedTuple):
 
 
 @pytest.mark.timeout(3600)
-def test_every_write(control_plane: ControlPlane, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_write(
+    control_plane: ControlPlane, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     start = time.monotonic()
     with Bench(control_plane, tmp_path) as bench:
         writes: dict[str, int] = {}
@@ -53,7 +57,12 @@ def test_every_write(control_plane: ControlPlane, tmp_path: Path, capsys: pytest
             return hit if rule.hits else f"no such write, {len(trial.proxy.writes())} this time"
 
         lines = bench.each(undisturbed, STORIES.values())
-        points = [Point(name, k, way) for name, count in writes.items() for k in range(1, count + 1) for way in WAYS]
+        points = [
+            Point(name, k, way)
+            for name, count in writes.items()
+            for k in range(1, count + 1)
+            for way in WAYS
+        ]
         chosen, title = sample(points, SAMPLED, "MODELCHAIN_CRASHES")
         lines += bench.each(crash, chosen)
     with capsys.disabled():

@@ -1,7 +1,8 @@
 """The pages on clusters, typed as printed: on a real control plane, where pods are played.
 
-Differently from what is printed only what needs a node: see `Typist.type`. The pods of the operator's Deployment are
-played; a process with the Deployment's arguments, configuration and rights does the work.
+Differently from what is printed only what needs a node: see `Typist.type`. The pods of the
+operator's Deployment are played; a process with the Deployment's arguments, configuration and
+rights does the work.
 """
 
 from __future__ import annotations
@@ -36,7 +37,11 @@ OVERLAY = r"'github\.com/kubeflow/trainer\.git/(manifests/overlays/standalone)\?
 
 def script(pod: Pod) -> Play | None:
     """What is no trainer and no Job runs until it is deleted."""
-    return hang() if pod.labels.get("app.kubernetes.io/name") == "modelchain" or pod.name == "artifacts" else None
+    return (
+        hang()
+        if pod.labels.get("app.kubernetes.io/name") == "modelchain" or pod.name == "artifacts"
+        else None
+    )
 
 
 class Typist:
@@ -58,7 +63,9 @@ class Typist:
             "KUBECONFIG": str(control_plane.kubeconfig),
             "KUBE_EDITOR": "true",
             "COLUMNS": "120",
-            **{f"HELM_{kind}_HOME": str(directory / "helm") for kind in ("CACHE", "CONFIG", "DATA")},
+            **{
+                f"HELM_{kind}_HOME": str(directory / "helm") for kind in ("CACHE", "CONFIG", "DATA")
+            },
         }
         self.operators: list[subprocess.Popen[bytes]] = []
         self.typed: list[str] = []
@@ -69,14 +76,19 @@ class Typist:
             if line.startswith(("docker ", "buildah ", "modelchain plan ")):
                 continue  # by tests/docs
             if line.startswith("modelchain-operator "):
-                self.start([*shlex.split(line), "--metrics-port=0"])  # played pods have 9090 on this machine
+                self.start(
+                    [*shlex.split(line), "--metrics-port=0"]
+                )  # played pods have 9090 on this machine
             elif "-n kubeflow" in line or line.startswith("kubectl logs "):
                 continue  # training-operator is a process here; there are no logs of played pods
             elif "--watch" in line:
                 assert self.first_words(line)
             elif line.startswith("kubectl cp "):
                 words = self.run(line.replace("kubectl cp", "echo", 1)).split()
-                assert re.fullmatch(r"vision/artifacts:/artifacts/[0-9a-f]{64}/artifact", words[0]) and len(words) == 2
+                assert (
+                    re.fullmatch(r"vision/artifacts:/artifacts/[0-9a-f]{64}/artifact", words[0])
+                    and len(words) == 2
+                )
             elif overlay := re.search(OVERLAY, line):
                 folder, version = overlay.groups()
                 assert version == TRAINING_OPERATOR_VERSION
@@ -91,7 +103,13 @@ class Typist:
 
     def run(self, line: str) -> str:
         done = subprocess.run(
-            line, shell=True, cwd=self.checkout, env=self.environment, capture_output=True, text=True, timeout=240
+            line,
+            shell=True,
+            cwd=self.checkout,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
         )
         assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
         return done.stdout
@@ -99,30 +117,48 @@ class Typist:
     def first_words(self, line: str) -> str:
         """Of a command that does not end by itself."""
         with pytest.raises(subprocess.TimeoutExpired) as ended:
-            subprocess.run(shlex.split(line), cwd=self.checkout, env=self.environment, capture_output=True, timeout=12)
+            subprocess.run(
+                shlex.split(line),
+                cwd=self.checkout,
+                env=self.environment,
+                capture_output=True,
+                timeout=12,
+            )
         return (ended.value.stdout or b"").decode()
 
     def start(self, words: list[str], **environment: str) -> None:
         command = ["setpriv", "--pdeathsig", "KILL", *words]
-        self.operators.append(subprocess.Popen(command, cwd=self.checkout, env=self.environment | environment))
+        self.operators.append(
+            subprocess.Popen(command, cwd=self.checkout, env=self.environment | environment)
+        )
 
     def start_deployed(self) -> None:
-        """An operator as the Deployment's pods would start it, by the account that the chart has made."""
+        """An operator as the Deployment's pods would start it, by the account that the chart has
+        made.
+        """
         where = ("modelchain-operator", f"--namespace={HOME}", "-o", "json")
-        (container,) = json.loads(self.control_plane.kubectl("get", "deployment", *where))["spec"]["template"]["spec"][
-            "containers"
-        ]
-        (settings,) = json.loads(self.control_plane.kubectl("get", "configmap", *where))["data"].values()
+        (container,) = json.loads(self.control_plane.kubectl("get", "deployment", *where))["spec"][
+            "template"
+        ]["spec"]["containers"]
+        (settings,) = json.loads(self.control_plane.kubectl("get", "configmap", *where))[
+            "data"
+        ].values()
         file = self.directory / "config.yaml"
         file.write_text(settings)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            ours = {"--config": str(file), "--liveness-port": str(free.getsockname()[1]), "--metrics-port": "0"}
+            ours = {
+                "--config": str(file),
+                "--liveness-port": str(free.getsockname()[1]),
+                "--metrics-port": "0",
+            }
         given = dict(word.partition("=")[::2] for word in container["args"])
         assert given.keys() >= ours.keys()
         words = [f"{name}={value}" for name, value in (given | ours).items()]
         kubeconfig = self.control_plane.kubeconfig_for(USER, GROUPS)
-        self.start(["modelchain-operator", *words, f"--kubeconfig={kubeconfig}"], POD_NAMESPACE=HOME)
+        self.start(
+            ["modelchain-operator", *words, f"--kubeconfig={kubeconfig}"], POD_NAMESPACE=HOME
+        )
 
     def stop(self) -> None:
         for operator in self.operators:
@@ -143,7 +179,9 @@ def typist(control_plane: ControlPlane, tmp_path: Path) -> Iterator[Typist]:
     yield typist
     typist.stop()
     control_plane.kubectl(*namespaces, "--wait=false")
-    roles = [f"-f{REPOSITORY / 'operator' / 'rbac' / name}" for name in ("account.yaml", "cluster.yaml")]
+    roles = [
+        f"-f{REPOSITORY / 'operator' / 'rbac' / name}" for name in ("account.yaml", "cluster.yaml")
+    ]
     control_plane.kubectl("delete", *roles, "--ignore-not-found", "--wait=false")
 
 
@@ -164,13 +202,20 @@ def test_the_pages(control_plane: ControlPlane, typist: Typist) -> None:
         assert typist.healthy
     known = {line for page in pages.ON_A_CLUSTER for line in commands(page)}
     assert known == set(typist.typed)
-    ours = [line for line in commands("README") if line.startswith(pages.PROGRAMS) or " -n " in line]
+    ours = [
+        line for line in commands("README") if line.startswith(pages.PROGRAMS) or " -n " in line
+    ]
     assert ours and not set(ours) - known, "the README's commands are those of the pages"
 
 
 def advice(space: Space, typist: Typist) -> None:
     """The commands that the page gives for each class."""
-    names = {"NAME": "vit-cc3m", "NS": "vision", "CLAIM": "vit-cc3m-artifacts", "POD": space.names("pods")[0]}
+    names = {
+        "NAME": "vit-cc3m",
+        "NS": "vision",
+        "CLAIM": "vit-cc3m-artifacts",
+        "POD": space.names("pods")[0],
+    }
     for *_, command in pages.failure_rows().values():
         if command.startswith("`kubectl "):
             line = " ".join(names.get(word, word) for word in command.strip("`").split())
@@ -181,5 +226,8 @@ def advice(space: Space, typist: Typist) -> None:
 def manifests(space: Space, *names: str) -> None:
     """Objects that a page shows are taken by the API server."""
     for block in (block for name in names for block in pages.yaml_blocks(name)):
-        if isinstance(thing := yaml.safe_load(block), dict) and thing.get("kind", "ModelChain") != "ModelChain":
+        if (
+            isinstance(thing := yaml.safe_load(block), dict)
+            and thing.get("kind", "ModelChain") != "ModelChain"
+        ):
             space.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", input=block)

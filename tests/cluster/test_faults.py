@@ -1,7 +1,9 @@
-"""Every kind of request the operator makes meets every fault, a few times each: the chain completes soon after.
+"""Every kind of request the operator makes meets every fault, a few times each: the chain completes
+soon after.
 
-`MODELCHAIN_FAULTS=all pytest tests/cluster/test_faults.py` tries all of them; without it a few are tried, by a seed
-that is printed and may be given as MODELCHAIN_SEED. Kinds are those that an undisturbed run was seen to make.
+`MODELCHAIN_FAULTS=all pytest tests/cluster/test_faults.py` tries all of them; without it a few are
+tried, by a seed that is printed and may be given as MODELCHAIN_SEED. Kinds are those that an
+undisturbed run was seen to make.
 """
 
 from __future__ import annotations
@@ -50,7 +52,11 @@ def _silent(trial: Trial, resource: str) -> None:
 
 
 def _dropped(trial: Trial, resource: str) -> None:
-    kind = {"pytorchjobs": "PyTorchJob", "modelchains": "ModelChain", "stageartifacts": "StageArtifact"}
+    kind = {
+        "pytorchjobs": "PyTorchJob",
+        "modelchains": "ModelChain",
+        "stageartifacts": "StageArtifact",
+    }
     wanted = kind.get(resource, resource.removesuffix("s").capitalize())
     trial.proxy.drop_event = lambda _, found: found.get("kind") == wanted
     time.sleep(20)
@@ -93,7 +99,9 @@ class Point(NamedTuple):
 
 
 @pytest.mark.timeout(7200)
-def test_every_request(control_plane: ControlPlane, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_request(
+    control_plane: ControlPlane, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     start = time.monotonic()
     with Bench(control_plane, tmp_path) as bench:
         kinds: dict[tuple[str, str], str] = {}
@@ -109,7 +117,11 @@ def test_every_request(control_plane: ControlPlane, tmp_path: Path, capsys: pyte
             return f"{len(mine)} kinds of request"
 
         lines = bench.each(undisturbed, STORIES.values(), at_once=1)
-        points = [Point(story, *kind, fault) for kind, story in sorted(kinds.items()) for fault in _faults(kind[0])]
+        points = [
+            Point(story, *kind, fault)
+            for kind, story in sorted(kinds.items())
+            for fault in _faults(kind[0])
+        ]
         chosen, title = sample(points, SAMPLED, "MODELCHAIN_FAULTS")
         lines += bench.each(lambda point: _try(bench, point), chosen, AT_ONCE)
     with capsys.disabled():
@@ -123,7 +135,9 @@ def _faults(verb: str) -> list[str]:
 
 
 def _what(request: Request) -> str:
-    return "/".join(part for part in (request.resource, request.subresource) if part) or request.path
+    return (
+        "/".join(part for part in (request.resource, request.subresource) if part) or request.path
+    )
 
 
 def _matching(point: Point) -> Match:
@@ -143,7 +157,9 @@ def _try(bench: Bench, point: Point) -> str:
             rule = trial.proxy.on(_matching(point), (READ | WRITE)[point.fault], times)
             trial.operator()
             trial.apply()
-            trial.until(lambda chain: rule.hits == times or trial.completed(chain), "end of the faults", 300)
+            trial.until(
+                lambda chain: rule.hits == times or trial.completed(chain), "end of the faults", 300
+            )
             hits = rule.hits
         last = time.monotonic()
         trial.finish(WITHIN + (30 if point.fault == "stall" else 0))

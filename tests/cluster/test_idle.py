@@ -26,14 +26,23 @@ SHARED_READS = 2  # a minute: the LIST of all chains
 
 
 @pytest.mark.timeout(SECONDS + 300)
-def test_nothing_is_written_while_nothing_changes(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> None:
+def test_nothing_is_written_while_nothing_changes(
+    control_plane: ControlPlane, namespace: str, tmp_path: Path
+) -> None:
     space = Space(control_plane, namespace)
     script = lambda pod: stall(0.5, 0.1) if pod.chain.startswith("running") else usual(0.1)  # noqa: E731
     settings = CONFIG | {"progressSeconds": PROGRESS_SECONDS}
-    with Kubelet(control_plane.kubeconfig, script=script) as kubelet, FaultProxy(control_plane.kubeconfig) as proxy:
+    with (
+        Kubelet(control_plane.kubeconfig, script=script) as kubelet,
+        FaultProxy(control_plane.kubeconfig) as proxy,
+    ):
         kubeconfig = proxy.kubeconfig(tmp_path / "proxy")
         with Operator(kubeconfig, tmp_path, (namespace,), leader_election=True, settings=settings):
-            names = [f"{kind}-{i}" for kind, n in (("finished", FINISHED), ("running", RUNNING)) for i in range(n)]
+            names = [
+                f"{kind}-{i}"
+                for kind, n in (("finished", FINISHED), ("running", RUNNING))
+                for i in range(n)
+            ]
             chains = [chain(name, 2 if name.startswith("running") else 1) for name in names]
             for seed, made in enumerate(chains):  # the same inputs are trained once
                 made["spec"]["recipe"]["seed"] = seed
@@ -47,17 +56,23 @@ def test_nothing_is_written_while_nothing_changes(control_plane: ControlPlane, n
     written = [str(request) for request in seen if request.kind in ("write", "event")]
     assert not written
     assert {request.kind for request in seen} <= {"read", "lease", "watch"}
-    reads = Counter(request.verb + " " + request.resource for request in seen if request.kind == "read")
+    reads = Counter(
+        request.verb + " " + request.resource for request in seen if request.kind == "read"
+    )
     minutes = SECONDS / 60
     looks = RUNNING * (60 / PROGRESS_SECONDS + 1) * minutes  # one more by the resync
     claims = RUNNING * (minutes + 1)
     assert reads.total() <= looks * READS_A_LOOK + claims + SHARED_READS * (minutes + 1), reads
-    print(f"reads a minute and running chain: {reads.total() / minutes / RUNNING:.1f} {dict(reads)}")
+    print(
+        f"reads a minute and running chain: {reads.total() / minutes / RUNNING:.1f} {dict(reads)}"
+    )
     assert all(len(kubelet.trained[digest]) == 1 for digest in kubelet.trained)
 
 
 def _states(space: Space) -> Counter[str]:
-    return Counter(made.get("status", {}).get("summary", {}).get("state") for made in space.list("mchain"))
+    return Counter(
+        made.get("status", {}).get("summary", {}).get("state") for made in space.list("mchain")
+    )
 
 
 def _quiet(proxy: FaultProxy, seconds: float) -> bool:

@@ -16,7 +16,15 @@ from kubelet import Kubelet
 from playedpod import Pod
 from plays import Play, evict, hang, image_error, init_error, node_loss, oom, preempt, stall, stuck
 
-from modelchain.contracts import DataRequest, FailureClass, LastWord, LiveProgress, Task, TaskEvaluation, TrainFiles
+from modelchain.api.contracts import (
+    DataRequest,
+    FailureClass,
+    LastWord,
+    LiveProgress,
+    Task,
+    TaskEvaluation,
+    TrainFiles,
+)
 
 DIGEST = hashlib.sha256(b"inputs").hexdigest()
 LABELS = {"modelchain.dev/chain": "c", "modelchain.dev/stage": "s", "modelchain.dev/attempt": "1"}
@@ -25,9 +33,16 @@ LABELS = {"modelchain.dev/chain": "c", "modelchain.dev/stage": "s", "modelchain.
 def task(attempt: str = "c-s-a1") -> Task:
     """A task of 100 steps."""
     evaluation = TaskEvaluation(
-        name="digits", kind="ZeroShot", shards="/data/val.tar", class_names="mnist", templates="openai", files=[]
+        name="digits",
+        kind="ZeroShot",
+        shards="/data/val.tar",
+        class_names="mnist",
+        templates="openai",
+        files=[],
     )
-    train = TrainFiles(files=["/data/train.tar"], samples=1000, captions_per_sample=4, fingerprint=None)
+    train = TrainFiles(
+        files=["/data/train.tar"], samples=1000, captions_per_sample=4, fingerprint=None
+    )
     return Task(
         chain="c",
         stage="s",
@@ -50,12 +65,19 @@ def task(attempt: str = "c-s-a1") -> Task:
     )
 
 
-def template(role: str = "train", attempt: str = "c-s-a1", inits: int = 0, **spec: Any) -> dict[str, Any]:
+def template(
+    role: str = "train", attempt: str = "c-s-a1", inits: int = 0, **spec: Any
+) -> dict[str, Any]:
     """A trainer's or verify Job's pod template."""
     container = {
         "name": "pytorch",
         "image": "trainer",
-        "env": [{"name": "MODELCHAIN_TASK", "value": task(attempt).model_dump_json(by_alias=True).replace("$", "$$")}],
+        "env": [
+            {
+                "name": "MODELCHAIN_TASK",
+                "value": task(attempt).model_dump_json(by_alias=True).replace("$", "$$"),
+            }
+        ],
         "volumeMounts": [{"name": "artifacts", "mountPath": "/artifacts"}],
     }
     return {
@@ -86,7 +108,9 @@ class Bench:
         }
         self.apply("v1", "PersistentVolumeClaim", {"name": "artifacts"}, spec)
 
-    def apply(self, version: str, kind: str, metadata: dict[str, Any], spec: dict[str, Any]) -> None:
+    def apply(
+        self, version: str, kind: str, metadata: dict[str, Any], spec: dict[str, Any]
+    ) -> None:
         body = {"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec}
         self.plane.kubectl("create", "-n", self.namespace, "-f", "-", input=json.dumps(body))
 
@@ -97,7 +121,10 @@ class Bench:
     def get(self, what: str) -> dict[str, Any]:
         return dict(
             json.loads(
-                self.plane.kubectl("get", "-n", self.namespace, what, "-o", "json", "--ignore-not-found") or "{}"
+                self.plane.kubectl(
+                    "get", "-n", self.namespace, what, "-o", "json", "--ignore-not-found"
+                )
+                or "{}"
             )
         )
 
@@ -105,13 +132,19 @@ class Bench:
         self.plane.kubectl("delete", "-n", self.namespace, *what)
 
     def patch(self, what: str, body: dict[str, Any]) -> None:
-        self.plane.kubectl("patch", "-n", self.namespace, what, "--type=merge", "-p", json.dumps(body))
+        self.plane.kubectl(
+            "patch", "-n", self.namespace, what, "--type=merge", "-p", json.dumps(body)
+        )
 
-    def until(self, what: str, true: Callable[[dict[str, Any]], Any], seconds: float = 30) -> dict[str, Any]:
+    def until(
+        self, what: str, true: Callable[[dict[str, Any]], Any], seconds: float = 30
+    ) -> dict[str, Any]:
         """The object once it is as wanted."""
         deadline = time.monotonic() + seconds
         while not (found := self.get(what)) or not true(found):
-            assert time.monotonic() < deadline, f"{what} did not come to be: {json.dumps(found.get('status'))}"
+            assert time.monotonic() < deadline, (
+                f"{what} did not come to be: {json.dumps(found.get('status'))}"
+            )
             time.sleep(0.1)
         return found
 
@@ -148,11 +181,14 @@ def test_a_trainer_succeeds_once_and_later_pods_find_its_artifact(bench: Bench) 
     assert first["status"]["phase"] == "Succeeded" and first["status"]["podIP"].startswith("127.")
     assert first["status"]["initContainerStatuses"][0]["state"]["terminated"]["exitCode"] == 0
     assert (
-        conditions(first)["Ready"]["reason"] == "PodCompleted" and conditions(first)["Initialized"]["status"] == "True"
+        conditions(first)["Ready"]["reason"] == "PodCompleted"
+        and conditions(first)["Initialized"]["status"] == "True"
     )
     said = word(first)
     assert said.artifact_digest == hashlib.sha256(b"weights" + DIGEST.encode()).hexdigest()
-    assert (said.steps, said.macs, said.seconds) == (100, 700, 1.0) and set(said.metrics) == {"digits"}
+    assert (said.steps, said.macs, said.seconds) == (100, 700, 1.0) and set(said.metrics) == {
+        "digits"
+    }
 
     bench.pod("b", attempt="c-s-a2")
     bench.pod("verify", role="verify")
@@ -170,12 +206,16 @@ def test_a_trainer_succeeds_once_and_later_pods_find_its_artifact(bench: Bench) 
 
 def test_a_gang_of_the_training_operator_starts_together_and_ends_together(bench: Bench) -> None:
     replica = {"replicas": 1, "restartPolicy": "Never", "template": template()}
-    spec = {"runPolicy": {"cleanPodPolicy": "None"}, "pytorchReplicaSpecs": {"Master": replica, "Worker": replica}}
+    spec = {
+        "runPolicy": {"cleanPodPolicy": "None"},
+        "pytorchReplicaSpecs": {"Master": replica, "Worker": replica},
+    }
     bench.apply("kubeflow.org/v1", "PyTorchJob", {"name": "c-s-a1"}, spec)
 
     def succeeded(job: dict[str, Any]) -> bool:
         return any(
-            c["type"] == "Succeeded" and c["status"] == "True" for c in job.get("status", {}).get("conditions", [])
+            c["type"] == "Succeeded" and c["status"] == "True"
+            for c in job.get("status", {}).get("conditions", [])
         )
 
     bench.until("pytorchjob/c-s-a1", succeeded)
@@ -189,12 +229,19 @@ def test_failures_look_like_a_kubelets(bench: Bench) -> None:
     bench.kubelet.script = lambda pod: plays[pod.name]
     for name in plays:
         bench.pod(name, inits=1, attempt=name)
-    assert terminated(bench.until("pod/oom", ended)) | {"reason": "OOMKilled", "exitCode": 137} == terminated(
-        bench.get("pod/oom")
-    )
+    assert terminated(bench.until("pod/oom", ended)) | {
+        "reason": "OOMKilled",
+        "exitCode": 137,
+    } == terminated(bench.get("pod/oom"))
     evicted = bench.until("pod/evicted", ended)
-    assert evicted["status"]["reason"] == "Evicted" and conditions(evicted)["DisruptionTarget"]["status"] == "True"
-    assert (word(evicted).failure, word(evicted).checkpoint_step) == (FailureClass.PREEMPTED, word(evicted).step)
+    assert (
+        evicted["status"]["reason"] == "Evicted"
+        and conditions(evicted)["DisruptionTarget"]["status"] == "True"
+    )
+    assert (word(evicted).failure, word(evicted).checkpoint_step) == (
+        FailureClass.PREEMPTED,
+        word(evicted).step,
+    )
     init = bench.until("pod/init", ended)["status"]
     assert init["initContainerStatuses"][0]["state"]["terminated"]["exitCode"] == 1
     waits = bench.until("pod/image", lambda pod: "ImagePullBackOff" in json.dumps(pod["status"]))
@@ -219,15 +266,22 @@ def test_a_deleted_trainer_checkpoints_and_the_next_attempt_resumes(bench: Bench
     with urllib.request.urlopen(f"http://{address}:9090/metrics", timeout=5) as answer:
         assert b"modelchain_trainer_step 25.0" in answer.read()
 
-    keep = {"metadata": {"finalizers": ["modelchain.dev/test"]}}  # so that its last state can be read
+    keep = {
+        "metadata": {"finalizers": ["modelchain.dev/test"]}
+    }  # so that its last state can be read
     bench.patch("pod/a", keep)
     bench.delete("pod/a", "--wait=false")
-    assert (said := word(bench.until("pod/a", ended))).failure == FailureClass.PREEMPTED and said.checkpoint_step == 25
+    assert (
+        said := word(bench.until("pod/a", ended))
+    ).failure == FailureClass.PREEMPTED and said.checkpoint_step == 25
     bench.patch("pod/a", {"metadata": {"finalizers": None}})
     bench.plane.kubectl("wait", "--for=delete", "-n", bench.namespace, "pod/a", "--timeout=20s")
     bench.pod("b", attempt="c-s-a2")
     assert word(bench.until("pod/b", ended)).macs == 75 * 7
-    assert bench.kubelet.trained[DIGEST] == ["c-s-a1", "c-s-a2"] and bench.kubelet.finished[DIGEST] == 1
+    assert (
+        bench.kubelet.trained[DIGEST] == ["c-s-a1", "c-s-a2"]
+        and bench.kubelet.finished[DIGEST] == 1
+    )
 
 
 def test_a_preempted_pod_goes_and_a_stuck_one_stays(bench: Bench) -> None:
@@ -236,7 +290,9 @@ def test_a_preempted_pod_goes_and_a_stuck_one_stays(bench: Bench) -> None:
     bench.pod("stuck")
     bench.until("pod/stuck", lambda pod: pod["status"].get("phase") == "Running")
     bench.delete("pod/stuck", "--wait=false", "--grace-period=1")
-    bench.plane.kubectl("wait", "--for=delete", "-n", bench.namespace, "pod/preempted", "--timeout=20s")
+    bench.plane.kubectl(
+        "wait", "--for=delete", "-n", bench.namespace, "pod/preempted", "--timeout=20s"
+    )
     assert bench.get("pod/stuck")["status"]["phase"] == "Running"
     bench.delete("pod/stuck", "--force", "--grace-period=0")
     assert not bench.get("pod/stuck")
@@ -245,9 +301,14 @@ def test_a_preempted_pod_goes_and_a_stuck_one_stays(bench: Bench) -> None:
 def test_a_lost_node_is_found_out_by_the_real_controllers(bench: Bench) -> None:
     play(bench.kubelet, node_loss())
     bench.pod("a")
-    terminating = bench.until("pod/a", lambda pod: "deletionTimestamp" in pod["metadata"], seconds=60)
+    terminating = bench.until(
+        "pod/a", lambda pod: "deletionTimestamp" in pod["metadata"], seconds=60
+    )
     node = terminating["spec"]["nodeName"]
-    assert conditions(terminating)["Ready"]["status"] == "False" and terminating["status"]["phase"] == "Running"
+    assert (
+        conditions(terminating)["Ready"]["status"] == "False"
+        and terminating["status"]["phase"] == "Running"
+    )
     bench.kubelet.recover_node(node)
     bench.plane.kubectl("wait", "--for=delete", "-n", bench.namespace, "pod/a", "--timeout=20s")
 
@@ -256,7 +317,10 @@ def test_what_goes_wrong_in_a_play_is_told(control_plane: ControlPlane, namespac
     def broken(pod: Pod) -> Play:
         return init_error() if pod.namespace == namespace else hang()
 
-    with pytest.raises(AssertionError, match="no init container"), Kubelet(control_plane.kubeconfig) as kubelet:
+    with (
+        pytest.raises(AssertionError, match="no init container"),
+        Kubelet(control_plane.kubeconfig) as kubelet,
+    ):
         kubelet.script = broken
         Bench(control_plane, namespace, kubelet).pod("a")
         deadline = time.monotonic() + 20

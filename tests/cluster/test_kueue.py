@@ -1,6 +1,7 @@
 """How jobs get into queues and out of them, with Kueue's webhooks and without.
 
-No job starts before its release, and none keeps a queue it was not to have: the stand-in's log says so after each test.
+No job starts before its release, and none keeps a queue it was not to have: the stand-in's log says
+so after each test.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ OPERATOR = "modelchain-operator"
 
 
 class World:
-    """One operator behind a proxy for several namespaces, all but `plain` served by Kueue, each as its admin likes it:
+    """One operator behind a proxy for several namespaces, all but `plain` served by Kueue, each as
+    its admin likes it:
 
-    `given` has the LocalQueues default, vision and full; `open` vision alone; `all` vision, and jobs without a queue
-    are managed, too; `demand` vision, and a policy that refuses jobs without a queue; `late` none yet.
+    `given` has the LocalQueues default, vision and full; `open` vision alone; `all` vision, and
+    jobs without a queue are managed, too; `demand` vision, and a policy that refuses jobs without a
+    queue; `late` none yet.
     """
 
     SERVED = ("given", "open", "all", "demand", "late")
@@ -49,14 +52,18 @@ class World:
         for name in ("open", "all", "demand"):
             self.tenants[name].add_queue("vision")
         self.tenants["all"].manages_all = True
-        self.tenants["demand"].policy = lambda job: None if job["metadata"].get("labels", {}).get(QUEUE) else DEMAND
+        self.tenants["demand"].policy = lambda job: (
+            None if job["metadata"].get("labels", {}).get(QUEUE) else DEMAND
+        )
 
     def apply(self, where: str, name: str, stages: int = 1, **runner: str) -> tuple[Space, Tenant]:
         """A chain whose inputs nobody else has."""
         changes = {f"spec.runner.{key}": value for key, value in runner.items()}
         seed = zlib.crc32(name.encode()) % 1000
         self.spaces[where].apply(chain(name, stages, **{"spec.recipe.seed": seed}, **changes))
-        return self.spaces[where], self.tenants.get(where, Tenant(self.kueue, self.spaces[where].namespace))
+        return self.spaces[where], self.tenants.get(
+            where, Tenant(self.kueue, self.spaces[where].namespace)
+        )
 
     def touches(self, tenant: Tenant, job: str) -> int:
         """Writes of ours to a job so far, those that were refused included."""
@@ -68,13 +75,18 @@ def world(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory)
     directory = tmp_path_factory.mktemp("kueue")
     kubeconfig = control_plane.kubeconfig_for(OPERATOR, ["system:masters"])
     with ExitStack() as stack:
-        names = {name: stack.enter_context(fresh_namespace(control_plane)) for name in (*World.SERVED, "plain")}
+        names = {
+            name: stack.enter_context(fresh_namespace(control_plane))
+            for name in (*World.SERVED, "plain")
+        }
         spaces = {name: Space(control_plane, namespace) for name, namespace in names.items()}
         kueue = stack.enter_context(Kueue(control_plane))
         kubelet = stack.enter_context(Kubelet(control_plane.kubeconfig, labels=NODES))
         proxy = stack.enter_context(FaultProxy(kubeconfig))
         world = World(spaces, kueue, kubelet, proxy)
-        stack.enter_context(Operator(proxy.kubeconfig(directory / "proxy"), directory, tuple(names.values())))
+        stack.enter_context(
+            Operator(proxy.kubeconfig(directory / "proxy"), directory, tuple(names.values()))
+        )
         yield world
 
 
@@ -90,7 +102,11 @@ def held(queue: str | None) -> list[tuple[str | None, bool, bool]]:
     return [(HELD, True, False), (queue, True, True), (queue, False, True)]
 
 
-UNQUEUED = [(HELD, True, False), (None, True, False), (None, False, True)]  # two PATCHes: a label's and a release's
+UNQUEUED = [
+    (HELD, True, False),
+    (None, True, False),
+    (None, False, True),
+]  # two PATCHes: a label's and a release's
 
 
 def spent(stage: Object) -> tuple[list[str], int, int]:
@@ -117,7 +133,7 @@ def suspend(space: Space, job: str, value: bool) -> None:
     space.kubectl("patch", "pytorchjob", job, "--type=merge", "-p", body)
 
 
-# -- the stand-in itself ----------------------------------------------------------------------------------------------
+# -- the stand-in itself ---------------------------------------------------------------------------
 
 
 def test_the_stand_in_does_as_kueue_does(world: World) -> None:
@@ -126,9 +142,14 @@ def test_the_stand_in_does_as_kueue_does(world: World) -> None:
     template = {"spec": {"containers": [{"name": "pytorch", "image": "none"}]}}
 
     def make(name: str, labels: dict[str, str], where: Space = space, **policy: bool) -> Object:
-        spec = {"runPolicy": policy, "pytorchReplicaSpecs": {"Master": {"replicas": 1, "template": template}}}
+        spec = {
+            "runPolicy": policy,
+            "pytorchReplicaSpecs": {"Master": {"replicas": 1, "template": template}},
+        }
         meta = {"name": name, "labels": labels}
-        where.apply({"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": meta, "spec": spec})
+        where.apply(
+            {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": meta, "spec": spec}
+        )
         return where.get("pytorchjob", name)
 
     def patch(name: str, meta: Object, where: Space = space, **policy: bool) -> None:
@@ -178,7 +199,7 @@ def test_the_stand_in_does_as_kueue_does(world: World) -> None:
         world.spaces[where].kubectl("delete", "pytorchjobs", "--all")
 
 
-# -- into a queue, or none --------------------------------------------------------------------------------------------
+# -- into a queue, or none -------------------------------------------------------------------------
 
 
 def test_no_queue_is_asked_and_there_is_a_default_one(world: World) -> None:
@@ -205,7 +226,9 @@ def test_no_queue_is_asked_and_there_is_no_default_one(world: World) -> None:
     for job in ("unqueued-a-a1", "unqueued-b-a1"):
         assert tenant.ways(job) == UNQUEUED
         assert [seen for seen in tenant.log(job) if seen.refused] == []
-        assert {seen.user for seen in tenant.log(job) if seen.released != seen.suspend} == {OPERATOR}
+        assert {seen.user for seen in tenant.log(job) if seen.released != seen.suspend} == {
+            OPERATOR
+        }
 
 
 def test_the_queue_asked_for(world: World) -> None:
@@ -240,7 +263,7 @@ def test_a_default_queue_that_comes_while_a_job_is_released(world: World) -> Non
     assert any("must not be empty" in str(seen.refused) for seen in tenant.log("late-a-a1"))
 
 
-# -- suspended again --------------------------------------------------------------------------------------------------
+# -- suspended again -------------------------------------------------------------------------------
 
 
 def test_an_eviction_charges_nobody(world: World) -> None:
@@ -267,7 +290,9 @@ def test_an_eviction_charges_nobody(world: World) -> None:
 
 
 def test_suspended_by_another(world: World) -> None:
-    """manageJobsWithoutQueueName: a job that is in no queue is suspended again. Nothing is fought or charged."""
+    """manageJobsWithoutQueueName: a job that is in no queue is suspended again. Nothing is fought
+    or charged.
+    """
     world.scripts["other"] = lambda pod: plays.hang() if pod.attempt == 1 else None
     space, tenant = world.apply("all", "other")
     says = stalled(space, "other", "SuspendedByAnother")
@@ -277,7 +302,10 @@ def test_suspended_by_another(world: World) -> None:
     writes, status = len(tenant.log("other-a-a1")), space.get("mchain", "other")
     time.sleep(4)
     assert len(tenant.log("other-a-a1")) == writes and world.touches(tenant, "other-a-a1") <= 4
-    assert space.get("mchain", "other")["metadata"]["resourceVersion"] == status["metadata"]["resourceVersion"]
+    assert (
+        space.get("mchain", "other")["metadata"]["resourceVersion"]
+        == status["metadata"]["resourceVersion"]
+    )
     assert space.names("pytorchjobs") == ["other-a-a1"]
     assert space.list("pods", "modelchain.dev/chain=other") == []
     (state,), *charged = spent(space.stage("a", "other"))
@@ -289,7 +317,9 @@ def test_suspended_by_another(world: World) -> None:
     assert [a["name"] for a in stage["attempts"]] == ["other-a-a1", "other-a-a2"]
     assert spent(stage)[1:] == (0, 0)
     space.wait(
-        lambda: job["metadata"]["uid"] not in {j["metadata"]["uid"] for j in space.list("pytorchjobs")},
+        lambda: (
+            job["metadata"]["uid"] not in {j["metadata"]["uid"] for j in space.list("pytorchjobs")}
+        ),
         "the suspended job is gone",
     )
 
@@ -310,14 +340,19 @@ def test_a_queue_is_demanded(world: World) -> None:
     assert tenant.ways(last) == held("vision")
 
 
-# -- others write to a held job ---------------------------------------------------------------------------------------
+# -- others write to a held job --------------------------------------------------------------------
 
 
 def records_uid(chain: str) -> Match:
     """The PUT by which a status first has the UID of stage a's job."""
 
     def match(r: Any) -> bool:
-        if (r.verb, r.resource, r.subresource, r.name) != ("update", "modelchains", "status", chain):
+        if (r.verb, r.resource, r.subresource, r.name) != (
+            "update",
+            "modelchains",
+            "status",
+            chain,
+        ):
             return False
         stages = json.loads(r.body)["status"].get("stages", [])
         return any(attempt.get("uid") for stage in stages for attempt in stage["attempts"])
@@ -334,7 +369,11 @@ def test_a_held_job_that_is_given_a_queue(world: World) -> None:
     space.kubectl("label", "pytorchjob", "taken-a-a1", f"{QUEUE}=full", "--overwrite")
     hold.release()
     assert spent(space.until("Complete", "taken")["stages"][0]) == (["Succeeded"], 0, 0)
-    assert tenant.ways("taken-a-a1") == [(HELD, True, False), ("full", True, False), *held("default")[1:]]
+    assert tenant.ways("taken-a-a1") == [
+        (HELD, True, False),
+        ("full", True, False),
+        *held("default")[1:],
+    ]
 
 
 def test_a_held_job_that_is_started_before_its_uid_is_recorded(world: World) -> None:
@@ -358,7 +397,9 @@ def test_a_held_job_that_is_started_before_its_uid_is_recorded(world: World) -> 
 
 
 def test_a_held_job_that_is_started_and_whose_uid_is_not_recorded(world: World) -> None:
-    """The PUT is lost. Either the UID is recorded then, or the job is deleted; it is never two that train."""
+    """The PUT is lost. Either the UID is recorded then, or the job is deleted; it is never two that
+    train.
+    """
     lost = asyncio.Event()
 
     async def lose(exchange: Exchange) -> Answer:
@@ -389,12 +430,17 @@ def test_a_job_that_no_intent_names(world: World) -> None:
     job = space.get("pytorchjob", "named-a-a1")
     meta = {key: job["metadata"][key] for key in ("labels", "annotations")} | {"name": "named-a-a7"}
     meta["labels"] = meta["labels"] | {"modelchain.dev/attempt": "7"}
-    meta["annotations"] = {key: value for key, value in meta["annotations"].items() if key != RELEASED}
+    meta["annotations"] = {
+        key: value for key, value in meta["annotations"].items() if key != RELEASED
+    }
     copy = {key: job[key] for key in ("apiVersion", "kind", "spec")} | {"metadata": meta}
     copy["spec"] = copy["spec"] | {"runPolicy": {"suspend": False}}
     space.apply(copy)
     space.kubectl("wait", "--for=delete", "pytorchjob/named-a-a7", "--timeout=30s")
     now = space.get("pytorchjob", "named-a-a1")
-    assert now["metadata"]["uid"] == job["metadata"]["uid"] and "deletionTimestamp" not in now["metadata"]
+    assert (
+        now["metadata"]["uid"] == job["metadata"]["uid"]
+        and "deletionTimestamp" not in now["metadata"]
+    )
     assert spent(space.stage("a", "named")) == (["Running"], 0, 0)
     space.patch("named", {"suspend": True})

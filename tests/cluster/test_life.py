@@ -1,4 +1,6 @@
-"""The life of a chain (RULES section 9): stopped, edited, finished, deleted, made again; one namespace for all."""
+"""The life of a chain (RULES section 9): stopped, edited, finished, deleted, made again; one
+namespace for all.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +27,25 @@ QUEUE = "kueue.x-k8s.io/queue-name"
 
 
 class World:
-    """A namespace with an operator; `scripts` has a chain's script for its pods, by the chain's name."""
+    """A namespace with an operator; `scripts` has a chain's script for its pods, by the chain's
+    name.
+    """
 
     def __init__(self, space: Space, kubelet: Kubelet, operator: Operator, recorder: Recorder):
         self.space, self.kubelet, self.operator, self.recorder = space, kubelet, operator, recorder
         self.scripts: dict[str, Callable[[Pod], Play | None]] = {}
         kubelet.script = lambda pod: self.scripts.get(str(pod.chain), lambda pod: None)(pod)
 
-    def apply(self, name: str, stages: int = 2, *, stalls: tuple[str, ...] = (), **changes: Any) -> None:
-        """A chain whose inputs nobody else has. Attempts of `stalls`, such as a1 of stage b, stop half-way."""
+    def apply(
+        self, name: str, stages: int = 2, *, stalls: tuple[str, ...] = (), **changes: Any
+    ) -> None:
+        """A chain whose inputs nobody else has. Attempts of `stalls`, such as a1 of stage b, stop
+        half-way.
+        """
         seed = {"spec.recipe.seed": zlib.crc32(name.encode()) % 1000}
-        self.scripts[name] = lambda pod: plays.stall() if f"{pod.stage}{pod.attempt}" in stalls else None
+        self.scripts[name] = lambda pod: (
+            plays.stall() if f"{pod.stage}{pod.attempt}" in stalls else None
+        )
         self.space.apply(chain(name, stages, **(seed | changes)))
 
     def runs(self, name: str, attempt: str) -> Object:
@@ -51,7 +61,10 @@ class World:
 
     def attempts(self, name: str) -> dict[str, list[str]]:
         """By stage, how its attempts stand."""
-        return {s["name"]: [a["state"] for a in s["attempts"]] for s in self.space.status(name)["stages"]}
+        return {
+            s["name"]: [a["state"] for a in s["attempts"]]
+            for s in self.space.status(name)["stages"]
+        }
 
     def jobs(self, name: str) -> list[str]:
         return [n for n in self.space.names("pytorchjobs") if n.startswith(f"{name}-")]
@@ -60,14 +73,19 @@ class World:
         return self.kubelet.volume(self.space.namespace, f"{name}-artifacts")
 
     def again(self, name: str, kind: str = "Complete", seconds: float = 60.0) -> Object:
-        """Wait until what the spec says now is looked at and the condition holds; the status then."""
+        """Wait until what the spec says now is looked at and the condition holds; the status
+        then.
+        """
 
         def seen() -> Object | None:
             found = self.space.get("mchain", name)
             status: Object = found.get("status", {})
             true = {c["type"] for c in status.get("conditions", []) if c["status"] == "True"}
             return (
-                status if status.get("observedGeneration") == found["metadata"]["generation"] and kind in true else None
+                status
+                if status.get("observedGeneration") == found["metadata"]["generation"]
+                and kind in true
+                else None
             )
 
         return self.space.wait(seen, f"{kind} of {name} as it is now", seconds)
@@ -90,7 +108,9 @@ def world(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory)
     with (
         fresh_namespace(control_plane) as namespace,
         Kubelet(control_plane.kubeconfig, 3) as kubelet,
-        Operator(control_plane.kubeconfig, tmp_path_factory.mktemp("life"), (namespace,)) as operator,
+        Operator(
+            control_plane.kubeconfig, tmp_path_factory.mktemp("life"), (namespace,)
+        ) as operator,
         Recorder(control_plane.etcd) as recorder,
     ):
         yield World(Space(control_plane, namespace), kubelet, operator, recorder)
@@ -103,13 +123,16 @@ def _promises(world: World) -> Iterator[None]:
     world.recorder.verify()
 
 
-# -- stop and edit ----------------------------------------------------------------------------------------------------
+# -- stop and edit ---------------------------------------------------------------------------------
 
 
 def test_what_keeps_an_attempt_from_starting_is_mended(world: World) -> None:
     """It is made again of what the spec says now, and nobody pays for it."""
     world.apply("mended", 1, **{"spec.data.volume": {"claimName": "nowhere"}})
-    world.space.wait(lambda: "Unschedulable" in world.space.stage("a", "mended").get("reason", ""), "no claim, no node")
+    world.space.wait(
+        lambda: "Unschedulable" in world.space.stage("a", "mended").get("reason", ""),
+        "no claim, no node",
+    )
     world.space.patch("mended", {"data": {"volume": {"claimName": "data"}}})
     status = world.again("mended")
     assert world.attempts("mended") == {"a": ["Suspended", "Succeeded"]}
@@ -118,20 +141,30 @@ def test_what_keeps_an_attempt_from_starting_is_mended(world: World) -> None:
 
 def test_no_stage_starts_before_its_data_is_packed(world: World) -> None:
     pack = {
-        "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "pack", "labels": {FILLS: "photos"}},
-        "spec": {"suspend": True, "template": {"spec": {
-            "restartPolicy": "Never", "containers": [{"name": "pack", "image": IMAGE}]}}},
-    }  # fmt: skip
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "pack", "labels": {FILLS: "photos"}},
+        "spec": {
+            "suspend": True,
+            "template": {
+                "spec": {"restartPolicy": "Never", "containers": [{"name": "pack", "image": IMAGE}]}
+            },
+        },
+    }
     Space(world.space.cluster, world.space.namespace, data="photos")
     world.space.apply(pack)
     world.apply("early", 2, **{"spec.data.volume.claimName": "photos"})
-    waits = lambda: (world.space.condition("Reconciling", "early") or {}).get("reason") == "DataLoading"  # noqa: E731
+    waits = lambda: (  # noqa: E731
+        (world.space.condition("Reconciling", "early") or {}).get("reason") == "DataLoading"
+    )
     world.space.wait(waits, "it waits for its data")
     assert world.space.stage("a", "early")["reason"] == "DataLoading: job pack fills claim photos"
     past = "2026-01-01T00:00:00Z"
     failed = [{"type": kind, "status": "True"} for kind in ("FailureTarget", "Failed")]
     status = json.dumps({"status": {"startTime": past, "conditions": failed}})
-    world.space.kubectl("patch", "job", "pack", "--subresource=status", "--type=merge", "-p", status)
+    world.space.kubectl(
+        "patch", "job", "pack", "--subresource=status", "--type=merge", "-p", status
+    )
     stalled = world.space.until("Stalled", "early")["conditions"][0]
     assert stalled["reason"] == "DataFailed" and "kubectl logs job/pack" in stalled["message"]
     assert world.jobs("early") == []
@@ -141,11 +174,15 @@ def test_no_stage_starts_before_its_data_is_packed(world: World) -> None:
 
 def test_a_record_has_the_cost_of_all_attempts_at_its_inputs(world: World) -> None:
     world.apply("dear", 1, **{"spec.runner.nodePool": "a100"})
-    world.scripts["dear"] = lambda pod: plays.preempt(2.0) if pod.attempt == 1 else plays.succeed(2.0)
+    world.scripts["dear"] = lambda pod: (
+        plays.preempt(2.0) if pod.attempt == 1 else plays.succeed(2.0)
+    )
     stage = world.again("dear")["stages"][0]
     assert len(stage["attempts"]) == 2 and all(a["gpuSeconds"] for a in stage["attempts"])
     record = next(r["spec"] for r in world.space.list("sart") if r["spec"]["chain"] == "dear")
-    assert [record[k] for k in ("gpuSeconds", "cost", "macs")] == [stage[k] for k in ("gpuSeconds", "cost", "macs")]
+    assert [record[k] for k in ("gpuSeconds", "cost", "macs")] == [
+        stage[k] for k in ("gpuSeconds", "cost", "macs")
+    ]
 
 
 def test_suspend_and_resume(world: World) -> None:
@@ -159,7 +196,9 @@ def test_suspend_and_resume(world: World) -> None:
     assert (stage["state"], stage["retries"], stage["disruptions"]) == ("Suspended", 0, 0)
     assert "set it to false" in stage["reason"]
     spent = stage["gpuSeconds"]
-    assert spent > 0 and world.volume("pause").checkpoints[stage["inputDigest"]] == 3900, "it wrote a checkpoint"
+    assert spent > 0 and world.volume("pause").checkpoints[stage["inputDigest"]] == 3900, (
+        "it wrote a checkpoint"
+    )
     assert world.jobs("pause") == ["pause-a-a1"]
     world.space.patch("pause", {"suspend": False})
     stage = world.again("pause")["stages"][1]
@@ -169,7 +208,9 @@ def test_suspend_and_resume(world: World) -> None:
 
 
 def test_edit_while_it_runs(world: World) -> None:
-    """A later stage's edit leaves the running one alone; its own and an earlier one's supersede it; back resumes."""
+    """A later stage's edit leaves the running one alone; its own and an earlier one's supersede it;
+    back resumes.
+    """
     space = world.space
     world.apply("edit", 3, stalls=("b1", "b2"))
     job = world.runs("edit", "edit-b-a1")
@@ -180,20 +221,29 @@ def test_edit_while_it_runs(world: World) -> None:
     assert "deletionTimestamp" not in space.get("pytorchjob", "edit-b-a1")["metadata"]
     world.edit("edit", b={"rerun": "x"})
     world.runs("edit", "edit-b-a2")
-    assert space.stage("b", "edit")["inputDigest"] != first and "edit-b-a1" not in world.jobs("edit")
+    assert space.stage("b", "edit")["inputDigest"] != first and "edit-b-a1" not in world.jobs(
+        "edit"
+    )
     assert space.stage("b", "edit")["reason"] == "Miss: rerun changed"
     world.edit("edit", a={"epochs": 21}, b={"rerun": None})
     space.wait(lambda: "edit-a-a2" in world.jobs("edit"), "the earlier stage is trained again")
     world.edit("edit", a={"epochs": 20})
     status = world.again("edit")
     assert status["stages"][1]["inputDigest"] == first
-    assert world.kubelet.trained[first][0] == "edit-b-a1" and len(world.kubelet.trained[first]) == 2, "it was resumed"
+    assert (
+        world.kubelet.trained[first][0] == "edit-b-a1" and len(world.kubelet.trained[first]) == 2
+    ), "it was resumed"
     assert all((s["retries"], s["disruptions"]) == (0, 0) for s in status["stages"])
-    assert {a["state"] for s in status["stages"] for a in s["attempts"]} == {"Suspended", "Succeeded"}
+    assert {a["state"] for s in status["stages"] for a in s["attempts"]} == {
+        "Suspended",
+        "Succeeded",
+    }
 
 
 def test_edits_of_a_finished_chain(world: World) -> None:
-    """Only what changed and its successors are trained; what is back is a hit; order and names are no inputs."""
+    """Only what changed and its successors are trained; what is back is a hit; order and names are
+    no inputs.
+    """
     space = world.space
     world.apply("done", 3)
     before = space.until("Complete", "done")
@@ -202,12 +252,16 @@ def test_edits_of_a_finished_chain(world: World) -> None:
     assert world.jobs("done") == ["done-a-a1", "done-b-a1", "done-b-a2", "done-c-a1", "done-c-a2"]
     world.edit("done", b={"rerun": None})
     status = world.again("done")
-    assert [s["inputDigest"] for s in status["stages"]] == [s["inputDigest"] for s in before["stages"]]
+    assert [s["inputDigest"] for s in status["stages"]] == [
+        s["inputDigest"] for s in before["stages"]
+    ]
     assert [s["cache"] for s in status["stages"]] == ["Hit"] * 3 and len(world.jobs("done")) == 5
     assert status["total"]["macs"] > before["total"]["macs"], "what was spent stays in the ledger"
     a, b, c = space.get("mchain", "done")["spec"]["stages"]
     space.patch("done", {"stages": [a | {"name": "b"}, b | {"name": "a"}, c]})
-    assert [s["cache"] for s in world.again("done")["stages"]] == ["Hit"] * 3 and len(world.jobs("done")) == 5
+    assert [s["cache"] for s in world.again("done")["stages"]] == ["Hit"] * 3 and len(
+        world.jobs("done")
+    ) == 5
     space.patch("done", {"stages": [a, c]})
     stages = world.again("done")["stages"]
     assert [s["name"] for s in stages] == ["a", "c"]
@@ -216,7 +270,12 @@ def test_edits_of_a_finished_chain(world: World) -> None:
     more = c | {"name": "d", "modelConfig": c["modelConfig"] | {"vision_cfg": vision}}
     space.patch("done", {"stages": [a, b, c, more]})
     stages = world.again("done")["stages"]
-    assert [s["cache"] for s in stages] == ["Hit", "Hit", "Hit", "Miss"] and "done-d-a1" in world.jobs("done")
+    assert [s["cache"] for s in stages] == [
+        "Hit",
+        "Hit",
+        "Hit",
+        "Miss",
+    ] and "done-d-a1" in world.jobs("done")
 
 
 def test_a_finished_chain_starts_nothing(world: World) -> None:
@@ -235,7 +294,9 @@ def test_a_finished_chain_starts_nothing(world: World) -> None:
     digest = space.stage("a", "rest")["inputDigest"]
     space.patch("rest", annotations={"modelchain.dev/retry": "1"})
     stage = space.until("Complete", "rest")["stages"][0]
-    assert len(stage["attempts"]) == 2 and world.kubelet.finished[digest] == 1, "the trainer found what it had left"
+    assert len(stage["attempts"]) == 2 and world.kubelet.finished[digest] == 1, (
+        "the trainer found what it had left"
+    )
 
 
 def test_retry_renews_budgets_once(world: World) -> None:
@@ -248,24 +309,32 @@ def test_retry_renews_budgets_once(world: World) -> None:
     world.operator.kill()
     world.operator.start()
     time.sleep(3)
-    assert world.attempts("again")["a"] == ["Failed"] * 2 and space.condition("Failed", "again")["status"] == "True"
+    assert (
+        world.attempts("again")["a"] == ["Failed"] * 2
+        and space.condition("Failed", "again")["status"] == "True"
+    )
     space.patch("again", annotations={"modelchain.dev/retry": "2"})
     space.until("Complete", "again")
 
 
 def test_a_longer_deadline_goes_on(world: World) -> None:
     world.apply("late", 1, stalls=("a1",), **{"spec.deadlines": {"stageSeconds": 3}})
-    assert world.space.until("Failed", "late")["stages"][0]["attempts"][0]["failure"] == "StageDeadline"
+    assert (
+        world.space.until("Failed", "late")["stages"][0]["attempts"][0]["failure"]
+        == "StageDeadline"
+    )
     world.space.patch("late", {"deadlines": {"stageSeconds": 600}})
     stage = world.again("late")["stages"][0]
     assert world.kubelet.trained[stage["inputDigest"]] == ["late-a-a1", "late-a-a2"]
 
 
-# -- refused edits ----------------------------------------------------------------------------------------------------
+# -- refused edits ---------------------------------------------------------------------------------
 
 
 def test_an_edit_that_cannot_be_run(world: World) -> None:
-    """The CRD lets it through, the operator does not: what runs is left alone, the next edit mends it."""
+    """The CRD lets it through, the operator does not: what runs is left alone, the next edit mends
+    it.
+    """
     space = world.space
     world.apply("wrong", 2, stalls=("a1",))
     job = world.runs("wrong", "wrong-a-a1")
@@ -274,11 +343,15 @@ def test_an_edit_that_cannot_be_run(world: World) -> None:
     space.patch("wrong", {"stages": open_ended, "allocation": {"targetAcceleration": "900000"}})
     status = world.again("wrong", "Stalled")
     stalled = next(c for c in status["conditions"] if c["type"] == "Stalled")
-    assert stalled["reason"] == "InvalidSpec" and "correct it and apply it again" in stalled["message"]
+    assert (
+        stalled["reason"] == "InvalidSpec" and "correct it and apply it again" in stalled["message"]
+    )
     assert space.get("pytorchjob", "wrong-a-a1")["metadata"]["uid"] == job["metadata"]["uid"]
     space.patch("wrong", {"stages": stages, "allocation": None, "runner": {"nodePool": "nope"}})
     world.again("wrong", "Reconciling")
-    assert len(space.status("wrong")["stages"][0]["attempts"]) == 1, "the pool is asked for at the next launch only"
+    assert len(space.status("wrong")["stages"][0]["attempts"]) == 1, (
+        "the pool is asked for at the next launch only"
+    )
     space.kubectl("delete", "pytorchjob", "wrong-a-a1")
     status = world.again("wrong", "Stalled")
     stalled = next(c for c in status["conditions"] if c["type"] == "Stalled")
@@ -288,7 +361,9 @@ def test_an_edit_that_cannot_be_run(world: World) -> None:
 
 
 def test_another_image_while_a_stage_trains(world: World) -> None:
-    """What trains goes on, and is recorded with the image it ran; the next stage runs the new one."""
+    """What trains goes on, and is recorded with the image it ran; the next stage runs the new
+    one.
+    """
     world.scripts["pinned"] = lambda pod: plays.succeed(3.0)
     world.space.apply(chain("pinned", 2, **{"spec.recipe.seed": 77}))
     world.runs("pinned", "pinned-a-a1")
@@ -307,7 +382,9 @@ def test_a_name_that_is_taken(world: World) -> None:
     space.until("Complete", "model")
     meta = {"name": "foreign-a-a1", "namespace": space.namespace}
     spec = job["spec"] | {"runPolicy": {"suspend": True}}
-    space.apply({"apiVersion": job["apiVersion"], "kind": job["kind"], "metadata": meta, "spec": spec})
+    space.apply(
+        {"apiVersion": job["apiVersion"], "kind": job["kind"], "metadata": meta, "spec": spec}
+    )
     world.apply("foreign", 1)
     stalled = space.until("Stalled", "foreign")["conditions"][0]
     delete = f"kubectl delete pytorchjobs.kubeflow.org foreign-a-a1 -n {space.namespace}"
@@ -316,12 +393,14 @@ def test_a_name_that_is_taken(world: World) -> None:
     space.until("Complete", "foreign")
 
 
-# -- deleted and made again -------------------------------------------------------------------------------------------
+# -- deleted and made again ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("operator", ["up", "down"])
 def test_delete_and_make_again(world: World, operator: str) -> None:
-    """Children go, the claim and StageArtifacts stay; the new chain takes them up, epochs and ledger included."""
+    """Children go, the claim and StageArtifacts stay; the new chain takes them up, epochs and
+    ledger included.
+    """
     space, name = world.space, f"phoenix-{operator}"
     allocated = {
         "spec.stages[1].epochs": DELETE,
@@ -346,7 +425,9 @@ def test_delete_and_make_again(world: World, operator: str) -> None:
     for then, now in zip(before["stages"][:2], status["stages"][:2], strict=True):
         assert (now["macs"], now["cost"], now["attempts"]) == (then["macs"], then["cost"], [])
         assert now["gpuSeconds"] == then["gpuSeconds"]
-    assert world.kubelet.trained[status["stages"][2]["inputDigest"]] == [f"{name}-c-a1"] * 2, "it was resumed"
+    assert world.kubelet.trained[status["stages"][2]["inputDigest"]] == [f"{name}-c-a1"] * 2, (
+        "it was resumed"
+    )
 
 
 def test_another_claim_of_the_same_name(world: World) -> None:
@@ -354,13 +435,20 @@ def test_another_claim_of_the_same_name(world: World) -> None:
     space = world.space
     world.apply("moved", 2)
     space.until("Complete", "moved")
-    space.kubectl("delete", "pytorchjobs", "--selector=modelchain.dev/chain=moved")  # finished pods hold it, too
+    space.kubectl(
+        "delete", "pytorchjobs", "--selector=modelchain.dev/chain=moved"
+    )  # finished pods hold it, too
     space.kubectl("delete", "pvc", "moved-artifacts", "--timeout=30s")
     world.edit("moved", b={"rerun": "x"})
-    stalled = next(c for c in world.again("moved", "Stalled", 90)["conditions"] if c["type"] == "Stalled")
+    stalled = next(
+        c for c in world.again("moved", "Stalled", 90)["conditions"] if c["type"] == "Stalled"
+    )
     assert stalled["reason"] == "ArtifactMissing"
     record = f"sa-{space.stage('a', 'moved')['inputDigest'][:20]}"
-    assert f"to train the stage again: kubectl delete sart {record} -n {space.namespace}" in stalled["message"]
+    assert (
+        f"to train the stage again: kubectl delete sart {record} -n {space.namespace}"
+        in stalled["message"]
+    )
     space.kubectl("delete", "sart", record)
     stages = world.again("moved", seconds=90)["stages"]
     assert stages[0]["reason"] == "Miss: its artifact is gone" and len(world.jobs("moved")) == 2
@@ -376,7 +464,9 @@ def test_a_wiped_status(world: World, moment: str) -> None:
         world.runs(name, f"{name}-{moment[0]}-a1")
     else:
         space.until("Complete", name)
-    space.kubectl("patch", "mchain", name, "--subresource=status", "--type=merge", "-p", '{"status": null}')
+    space.kubectl(
+        "patch", "mchain", name, "--subresource=status", "--type=merge", "-p", '{"status": null}'
+    )
     status = space.until("Complete", name)
     numbers = {int(job.rpartition("-a")[2]) for job in world.jobs(name)}
     assert numbers == ({1} if moment == "complete" else {1, 2})
@@ -386,10 +476,18 @@ def test_a_wiped_status(world: World, moment: str) -> None:
 def test_a_shared_first_stage(world: World) -> None:
     space = world.space
     claim = space.get("pvc", "data")
-    space.apply({k: claim[k] for k in ("apiVersion", "kind")} | {
-        "metadata": {"name": "shared"}, "spec": {k: claim["spec"][k] for k in ("accessModes", "resources")},
-    })  # fmt: skip
-    shared = {"spec.storage": {"claimName": "shared"}, "spec.recipe.seed": 1234, "spec.stages[0].rerun": "shared"}
+    space.apply(
+        {k: claim[k] for k in ("apiVersion", "kind")}
+        | {
+            "metadata": {"name": "shared"},
+            "spec": {k: claim["spec"][k] for k in ("accessModes", "resources")},
+        }
+    )
+    shared = {
+        "spec.storage": {"claimName": "shared"},
+        "spec.recipe.seed": 1234,
+        "spec.stages[0].rerun": "shared",
+    }
     world.apply("one", 2, stalls=("a1",), **shared)
     world.runs("one", "one-a-a1")
     world.apply("two", 2, **shared | {"spec.stages[1].rerun": "mine"})
@@ -399,15 +497,23 @@ def test_a_shared_first_stage(world: World) -> None:
     space.kubectl("delete", "pod", "one-a-a1-master-0")
     one, two = space.until("Complete", "one"), space.until("Complete", "two")
     assert two["stages"][0]["cache"] == "Hit" and two["stages"][0]["attempts"] == []
-    assert two["stages"][0]["gpuSeconds"] == 0 and world.kubelet.finished[one["stages"][0]["inputDigest"]] == 1
-    space.wait(lambda: not [n for n in space.names("lease") if n.startswith("mchain-")], "its Leases are dropped")
+    assert (
+        two["stages"][0]["gpuSeconds"] == 0
+        and world.kubelet.finished[one["stages"][0]["inputDigest"]] == 1
+    )
+    space.wait(
+        lambda: not [n for n in space.names("lease") if n.startswith("mchain-")],
+        "its Leases are dropped",
+    )
 
 
-# -- the queue --------------------------------------------------------------------------------------------------------
+# -- the queue -------------------------------------------------------------------------------------
 
 
 def test_a_queue_evicts_and_starts_again(world: World) -> None:
-    """Kueue, played by hand: the label comes with the release; an eviction is no attempt and charges nobody."""
+    """Kueue, played by hand: the label comes with the release; an eviction is no attempt and
+    charges nobody.
+    """
     space, job = world.space, "waits-a-a1"
     runner = {"queueName": "vision", "priorityClass": "high", "nodePool": "a100"}
     world.apply("waits", 1, **{f"spec.runner.{k}": v for k, v in runner.items()})
@@ -425,8 +531,14 @@ def test_a_queue_evicts_and_starts_again(world: World) -> None:
 
     space.wait(lambda: space.stage("a", "waits").get("state") == "Queued", "it is queued")
     made = space.get("pytorchjob", job)
-    assert made["metadata"]["labels"][QUEUE] == "vision" and made["spec"]["runPolicy"]["suspend"] is True
-    assert "waits for its turn in queue vision; look: kubectl get workloads" in space.stage("a", "waits")["reason"]
+    assert (
+        made["metadata"]["labels"][QUEUE] == "vision"
+        and made["spec"]["runPolicy"]["suspend"] is True
+    )
+    assert (
+        "waits for its turn in queue vision; look: kubectl get workloads"
+        in space.stage("a", "waits")["reason"]
+    )
     suspend(False)
     world.runs("waits", job)
     time.sleep(2)  # pods are timed in whole seconds
@@ -436,23 +548,33 @@ def test_a_queue_evicts_and_starts_again(world: World) -> None:
     held = space.stage("a", "waits")["gpuSeconds"]
     suspend(False)
     stage = space.until("Complete", "waits")["stages"][0]
-    assert [a["name"] for a in stage["attempts"]] == [job] and (stage["retries"], stage["disruptions"]) == (0, 0)
-    assert space.get("pytorchjob", job)["metadata"]["uid"] == made["metadata"]["uid"] and len(runs) == 2
+    assert [a["name"] for a in stage["attempts"]] == [job] and (
+        stage["retries"],
+        stage["disruptions"],
+    ) == (0, 0)
+    assert (
+        space.get("pytorchjob", job)["metadata"]["uid"] == made["metadata"]["uid"]
+        and len(runs) == 2
+    )
     assert stage["gpuSeconds"] > held > 0
 
 
-# -- the end ----------------------------------------------------------------------------------------------------------
+# -- the end ---------------------------------------------------------------------------------------
 
 
 def test_nothing_is_written_while_nothing_changes(world: World) -> None:
-    """Of chains that are complete, stalled, running without progress: two looks at trainers long."""
+    """Of chains that are complete, stalled, running without progress: two looks at trainers
+    long.
+    """
     space = world.space
     world.apply("still", 1, stalls=("a1",))
     world.runs("still", "still-a-a1")
     time.sleep(6)
     before = {m["metadata"]["name"]: m["metadata"]["resourceVersion"] for m in space.list("mchain")}
     time.sleep(12)
-    assert before == {m["metadata"]["name"]: m["metadata"]["resourceVersion"] for m in space.list("mchain")}
+    assert before == {
+        m["metadata"]["name"]: m["metadata"]["resourceVersion"] for m in space.list("mchain")
+    }
     space.patch("still", {"suspend": True})
 
 
@@ -466,5 +588,12 @@ def test_the_namespace_is_deleted(control_plane: ControlPlane, tmp_path: Path) -
             control_plane.kubectl("delete", "namespace", namespace, "--timeout=60s")
             time.sleep(3)
             assert operator.alive()
-            said = [line for line in operator.said().splitlines() if "WARNING" in line or "ERROR" in line]
-            assert len([line for line in said if "again in" in line]) <= 3 and "Traceback" not in operator.said(), said
+            said = [
+                line
+                for line in operator.said().splitlines()
+                if "WARNING" in line or "ERROR" in line
+            ]
+            assert (
+                len([line for line in said if "again in" in line]) <= 3
+                and "Traceback" not in operator.said()
+            ), said

@@ -1,4 +1,6 @@
-"""The fault proxy in front of the real API server: what each fault looks like to a client, and what was committed."""
+"""The fault proxy in front of the real API server: what each fault looks like to a client, and what
+was committed.
+"""
 
 from __future__ import annotations
 
@@ -83,15 +85,21 @@ def test_without_rules_it_only_counts(client: Client) -> None:
     client.call("PATCH", f"{client.path}/a", {"data": {"k": "v"}})
     assert client.call("GET", f"{client.path}/a")["data"] == {"k": "v"}
     assert len(client.call("GET", client.path)["items"]) == 2  # kube-root-ca.crt
-    leases = client.path.replace("/api/v1", "/apis/coordination.k8s.io/v1").replace("configmaps", "leases")
+    leases = client.path.replace("/api/v1", "/apis/coordination.k8s.io/v1").replace(
+        "configmaps", "leases"
+    )
     client.call("POST", leases, {"metadata": {"name": "mchain-0123456789abcdef"}})
     client.call("GET", "/version")
     with pytest.raises(ApiError, match="404"):
         client.call("PATCH", f"{leases}/modelchain-operator", {"spec": {}})
     reviews = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-    client.call("POST", reviews, {"spec": {"resourceAttributes": {"verb": "get", "resource": "pods"}}})
+    client.call(
+        "POST", reviews, {"spec": {"resourceAttributes": {"verb": "get", "resource": "pods"}}}
+    )
     assert client.proxy.counts() == {"write": 3, "read": 2, "discovery": 1, "lease": 1, "review": 1}
-    assert [(r.client, r.verb, r.resource, r.name, r.status, r.write) for r in client.proxy.writes()] == [
+    assert [
+        (r.client, r.verb, r.resource, r.name, r.status, r.write) for r in client.proxy.writes()
+    ] == [
         ("a", "create", "configmaps", "a", 201, 1),
         ("a", "patch", "configmaps", "a", 200, 2),
         ("a", "create", "leases", "mchain-0123456789abcdef", 201, 3),

@@ -17,7 +17,7 @@ from plays import Play, fail, hang, lost_message, stall, user_error, usual
 from proxy import FaultProxy
 from rig import CONFIG, Operator, Space, chain
 
-from modelchain.contracts import FailureClass
+from modelchain.api.contracts import FailureClass
 
 RBAC = Path(__file__).parents[2] / "operator" / "rbac"
 HOME = "modelchain-system"
@@ -37,12 +37,19 @@ def objects(file: str) -> list[dict[str, Any]]:
 
 
 def rules(file: str, role: str) -> list[dict[str, Any]]:
-    return next(o["rules"] for o in objects(file) if o["kind"].endswith("Role") and o["metadata"]["name"] == role)
+    return next(
+        o["rules"]
+        for o in objects(file)
+        if o["kind"].endswith("Role") and o["metadata"]["name"] == role
+    )
 
 
 def granted(file: str) -> set[Right]:
     """Every right, one by one."""
-    roles = (LEADER, rules("account", LEADER)), ("modelchain-operator", rules(file, "modelchain-operator"))
+    roles = (
+        (LEADER, rules("account", LEADER)),
+        ("modelchain-operator", rules(file, "modelchain-operator")),
+    )
     return {
         (role, group, resource, verb)
         for role, found in roles
@@ -70,8 +77,18 @@ def test_rules_are_narrow_and_the_same_in_both_files() -> None:
     assert rules("cluster", "modelchain-operator") == rules("namespaced", "modelchain-operator")
     resources = {resource for _, _, resource, _ in granted("cluster")}
     assert not [right for right in granted("cluster") if "*" in "".join(right)]
-    assert not resources & {"secrets", "configmaps", "pods/exec", "pods/log", "modelchains/finalizers"}
-    queues = [rule for rule in rules("cluster", "modelchain-operator") if "localqueues" in rule["resources"]]
+    assert not resources & {
+        "secrets",
+        "configmaps",
+        "pods/exec",
+        "pods/log",
+        "modelchains/finalizers",
+    }
+    queues = [
+        rule
+        for rule in rules("cluster", "modelchain-operator")
+        if "localqueues" in rule["resources"]
+    ]
     assert [rule["resourceNames"] for rule in queues] == [["default"]]
 
 
@@ -96,8 +113,13 @@ def script(pod: Pod) -> Play | None:
 def exercise(space: Space, kubelet: Kubelet) -> None:
     """Every call the operator can make, by chains that run side by side."""
     kubelet.script = script
-    chains = {name: chain(name, 1) for name in ("disrupted", "failed", "lost", "unanswered", "suspended", "deleted")}
-    chains |= {name: chain(name, 2) for name in ("sharing", "shared")} | {name: chain(name, 1) for name in POOLS}
+    chains = {
+        name: chain(name, 1)
+        for name in ("disrupted", "failed", "lost", "unanswered", "suspended", "deleted")
+    }
+    chains |= {name: chain(name, 2) for name in ("sharing", "shared")} | {
+        name: chain(name, 1) for name in POOLS
+    }
     for seed, (name, made) in enumerate(chains.items()):  # the same inputs are trained once
         made["spec"]["recipe"]["seed"] = seed
         if name in POOLS:
@@ -115,16 +137,32 @@ def exercise(space: Space, kubelet: Kubelet) -> None:
     space.until("Failed", "failed")
     space.patch("failed", annotations={"modelchain.dev/retry": "1"})
     space.wait(lambda: space.get("job", "unanswered-a-a1-verify"), "a verify Job")
-    space.kubectl("patch", "job", "unanswered-a-a1-verify", "-p", json.dumps({"spec": {"activeDeadlineSeconds": 1}}))
-    space.wait(lambda: "VerifyUnanswered" in space.stage("a", "unanswered")["reason"], "an unanswered verify Job")
+    space.kubectl(
+        "patch",
+        "job",
+        "unanswered-a-a1-verify",
+        "-p",
+        json.dumps({"spec": {"activeDeadlineSeconds": 1}}),
+    )
+    space.wait(
+        lambda: "VerifyUnanswered" in space.stage("a", "unanswered")["reason"],
+        "an unanswered verify Job",
+    )
     kubelet.script = lambda pod: None if pod.role == "verify" else script(pod)
     space.patch("unanswered", annotations={"modelchain.dev/retry": "1"})
     space.kubectl("delete", "mchain", "deleted", "--wait")
-    space.wait(lambda: space.stage("a", "nowhere")["reason"].startswith("Unschedulable"), "an unschedulable stage")
-    space.wait(lambda: space.stage("a", "refused")["reason"].startswith("PodsForbidden"), "refused pods")
+    space.wait(
+        lambda: space.stage("a", "nowhere")["reason"].startswith("Unschedulable"),
+        "an unschedulable stage",
+    )
+    space.wait(
+        lambda: space.stage("a", "refused")["reason"].startswith("PodsForbidden"), "refused pods"
+    )
     for name in ("disrupted", "failed", "lost", "unanswered", "suspended", "sharing", "shared"):
         space.until("Complete", name)
-    space.wait(lambda: " ".join(space.names("pytorchjobs")).count("disrupted") == 3, "spent jobs deleted")
+    space.wait(
+        lambda: " ".join(space.names("pytorchjobs")).count("disrupted") == 3, "spent jobs deleted"
+    )
 
 
 @pytest.fixture
@@ -146,13 +184,21 @@ def test_every_right_is_needed_and_none_is_missing(
     with Kubelet(control_plane.kubeconfig) as kubelet, FaultProxy(account) as proxy:
         served = (namespace,) if mode == "namespaced" else ()
         operator = Operator(
-            proxy.kubeconfig(tmp_path / "proxy"), tmp_path, served, leader_election=True, settings=SETTINGS
+            proxy.kubeconfig(tmp_path / "proxy"),
+            tmp_path,
+            served,
+            leader_election=True,
+            settings=SETTINGS,
         )
         operator.command = ["env", f"POD_NAMESPACE={HOME}", *operator.command]
         with operator:
             exercise(space, kubelet)
             operator.stop()
         # Other tests' namespaces that are being deleted refuse what is made in them.
-        refused = [str(r) for r in proxy.log if r.status in (401, 403) and r.namespace in ("", HOME, namespace)]
+        refused = [
+            str(r)
+            for r in proxy.log
+            if r.status in (401, 403) and r.namespace in ("", HOME, namespace)
+        ]
         assert not refused, "calls the role does not allow"
         assert used(proxy.log) == granted(mode)

@@ -1,4 +1,6 @@
-"""The recorder: each broken promise is told, and what it reads from a real etcd is what happened."""
+"""The recorder: each broken promise is told, and what it reads from a real etcd is what
+happened.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +16,41 @@ from plays import hang
 from recorder import ARTIFACTS, JOBS, PODS, History, Recorder
 from test_kubelet import task
 
-from modelchain.contracts import Predecessor
+from modelchain.api.contracts import Predecessor
 
 D1, D2 = "1" * 64, "2" * 64
 A, B = "chain-a", "chain-b"
 
 
 def labels(stage: str, number: int, chain: str = A) -> dict[str, str]:
-    values = {"chain-uid": chain, "chain": "c", "stage": stage, "attempt": str(number), "role": "train"}
+    values = {
+        "chain-uid": chain,
+        "chain": "c",
+        "stage": stage,
+        "attempt": str(number),
+        "role": "train",
+    }
     return {f"modelchain.dev/{name}": value for name, value in values.items()}
 
 
-def template(stage: str, number: int, predecessor: str | None = None, chain: str = A) -> dict[str, Any]:
+def template(
+    stage: str, number: int, predecessor: str | None = None, chain: str = A
+) -> dict[str, Any]:
     before = None
     if predecessor:
-        before = Predecessor(stage="s1", input_digest=D1, artifact_digest=predecessor, path="/predecessors")
+        before = Predecessor(
+            stage="s1", input_digest=D1, artifact_digest=predecessor, path="/predecessors"
+        )
     text = task(stage).model_copy(update={"predecessor": before}).model_dump_json(by_alias=True)
-    container = {"name": "pytorch", "image": "trainer", "env": [{"name": "MODELCHAIN_TASK", "value": text}]}
-    meta = {"labels": labels(stage, number, chain), "annotations": {"modelchain.dev/input-digest": D1}}
+    container = {
+        "name": "pytorch",
+        "image": "trainer",
+        "env": [{"name": "MODELCHAIN_TASK", "value": text}],
+    }
+    meta = {
+        "labels": labels(stage, number, chain),
+        "annotations": {"modelchain.dev/input-digest": D1},
+    }
     return {"metadata": meta, "spec": {"containers": [container]}}
 
 
@@ -49,10 +68,16 @@ def job(
     told = {"modelchain.dev/released": "2026-01-01T00:00:00Z"} if released else {}
     annotations = {"modelchain.dev/input-digest": digest} | told
     meta = {"uid": uid, "labels": labels(stage, number), "annotations": annotations}
-    replica = {"replicas": 1, "restartPolicy": "Never", "template": template(stage, number, predecessor)}
+    replica = {
+        "replicas": 1,
+        "restartPolicy": "Never",
+        "template": template(stage, number, predecessor),
+    }
     conditions = [{"type": ended, "status": "True"}] if ended else []
     spec = {"runPolicy": {"suspend": suspend}, "pytorchReplicaSpecs": {"Master": replica}}
-    return json.dumps({"metadata": meta, "spec": spec, "status": {"conditions": conditions}}).encode()
+    return json.dumps(
+        {"metadata": meta, "spec": spec, "status": {"conditions": conditions}}
+    ).encode()
 
 
 def artifact(inputs: str, weights: str) -> bytes:
@@ -83,7 +108,10 @@ def test_two_live_attempts_of_a_chain_are_told_once() -> None:
     assert history.violations == []
     history.put(3, S2, job("s2", 1, uid="v"))
     history.put(4, S2, job("s2", 1, uid="v"))
-    assert len(history.violations) == 1 and "revision 3: chain chain-a has 2 live attempts" in history.violations[0]
+    assert (
+        len(history.violations) == 1
+        and "revision 3: chain chain-a has 2 live attempts" in history.violations[0]
+    )
     history.delete(5, S1)
     history.put(6, S2, job("s2", 1, uid="v"))
     assert len(history.violations) == 1
@@ -109,7 +137,9 @@ def test_a_successor_before_its_predecessor_is_recorded() -> None:
     history = History()
     history.put(1, SART, artifact(D1, "other weights"))
     history.put(2, S2, job("s2", 1, suspend=True, digest=D2, predecessor="w"))
-    assert ["before a StageArtifact of its predecessor w" in v for v in history.violations] == [True]
+    assert ["before a StageArtifact of its predecessor w" in v for v in history.violations] == [
+        True
+    ]
 
 
 def test_a_number_that_comes_back() -> None:
@@ -125,7 +155,9 @@ def test_a_number_that_comes_back() -> None:
 
 def test_objects_of_others_are_none_of_ours() -> None:
     history = History()
-    history.put(1, S1, json.dumps({"metadata": {"uid": "x"}, "spec": {"pytorchReplicaSpecs": {}}}).encode())
+    history.put(
+        1, S1, json.dumps({"metadata": {"uid": "x"}, "spec": {"pytorchReplicaSpecs": {}}}).encode()
+    )
     history.delete(2, S1)
     history.delete(3, f"{PODS}ns/never-seen")
     assert history.violations == [] and history.created == {}
@@ -138,11 +170,25 @@ def recorder(control_plane: ControlPlane) -> Iterator[Recorder]:
 
 
 def apply(
-    plane: ControlPlane, namespace: str, name: str, stage: str, number: int, chain: str, **template_of: Any
+    plane: ControlPlane,
+    namespace: str,
+    name: str,
+    stage: str,
+    number: int,
+    chain: str,
+    **template_of: Any,
 ) -> None:
-    replica = {"replicas": 1, "restartPolicy": "Never", "template": template(stage, number, chain=chain, **template_of)}
+    replica = {
+        "replicas": 1,
+        "restartPolicy": "Never",
+        "template": template(stage, number, chain=chain, **template_of),
+    }
     spec = {"runPolicy": {"cleanPodPolicy": "None"}, "pytorchReplicaSpecs": {"Master": replica}}
-    meta = {"name": name, "labels": labels(stage, number, chain), "annotations": {"modelchain.dev/input-digest": D1}}
+    meta = {
+        "name": name,
+        "labels": labels(stage, number, chain),
+        "annotations": {"modelchain.dev/input-digest": D1},
+    }
     body = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": meta, "spec": spec}
     plane.kubectl("create", "-n", namespace, "-f", "-", input=json.dumps(body))
 
@@ -151,12 +197,16 @@ def wait(plane: ControlPlane, namespace: str, what: str, condition: str) -> None
     plane.kubectl("wait", "-n", namespace, what, f"--for={condition}", "--timeout=40s")
 
 
-def test_real_jobs_and_pods_are_read_from_etcd(control_plane: ControlPlane, namespace: str, recorder: Recorder) -> None:
+def test_real_jobs_and_pods_are_read_from_etcd(
+    control_plane: ControlPlane, namespace: str, recorder: Recorder
+) -> None:
     with Kubelet(control_plane.kubeconfig) as kubelet:
         kubelet.script = lambda pod: hang() if pod.namespace == namespace else None
         kubelet.stop_delay = 1
         apply(control_plane, namespace, "c-s1-a1", "s1", 1, A)
-        control_plane.kubectl("wait", "-n", namespace, "--for=create", "pod/c-s1-a1-master-0", "--timeout=40s")
+        control_plane.kubectl(
+            "wait", "-n", namespace, "--for=create", "pod/c-s1-a1-master-0", "--timeout=40s"
+        )
         wait(control_plane, namespace, "pod/c-s1-a1-master-0", "jsonpath={.status.phase}=Running")
         recorder.verify()
         # Background deletion: the job goes at once, its pod in a second. It is still alive.
@@ -182,6 +232,9 @@ def test_hand_overs_are_timed_and_a_restart_of_etcd_loses_nothing(
         control_plane.restart("etcd")
         apply(control_plane, namespace, "d-s2-a1", "s2", 1, B, predecessor="w")
     history = recorder.catch_up()
-    assert len(history.violations) == 1 and "d-s2-a1 was made before a StageArtifact" in history.violations[0]
+    assert (
+        len(history.violations) == 1
+        and "d-s2-a1 was made before a StageArtifact" in history.violations[0]
+    )
     assert (B, "s1", "1") in history.ended and len(history.jobs_of[B]) == 2
     assert [0 < seconds < 60 for seconds in history.handovers(B)] == [True]

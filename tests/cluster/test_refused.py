@@ -1,4 +1,6 @@
-"""What the cluster does not let a chain do: pods refused at creation, a runner that is not installed."""
+"""What the cluster does not let a chain do: pods refused at creation, a runner that is not
+installed.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ QUOTA = {
 }
 
 
-def test_pods_refused_by_a_quota(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> None:
+def test_pods_refused_by_a_quota(
+    control_plane: ControlPlane, namespace: str, tmp_path: Path
+) -> None:
     """Told in the words of the event, charged to nobody, and over when the quota is raised."""
     space = Space(control_plane, namespace)
     with (
@@ -28,19 +32,32 @@ def test_pods_refused_by_a_quota(control_plane: ControlPlane, namespace: str, tm
         Recorder(control_plane.etcd) as recorder,
     ):
         space.apply(QUOTA)
-        space.wait(lambda: space.get("quota", "few").get("status", {}).get("hard"), "the quota is in force")
-        space.apply(chain(stages=1) | {"spec": chain(stages=1)["spec"] | {"deadlines": {"startSeconds": 1}}})
+        space.wait(
+            lambda: space.get("quota", "few").get("status", {}).get("hard"), "the quota is in force"
+        )
+        space.apply(
+            chain(stages=1) | {"spec": chain(stages=1)["spec"] | {"deadlines": {"startSeconds": 1}}}
+        )
         stalled = space.until("Stalled")["conditions"][0]
         assert stalled["reason"] == "PodsForbidden"
-        assert "exceeded quota: few, requested: pods=1, used: pods=0, limited: pods=0" in stalled["message"]
-        space.kubectl("patch", "quota", "few", "--type=merge", "-p", '{"spec": {"hard": {"pods": "9"}}}')
+        assert (
+            "exceeded quota: few, requested: pods=1, used: pods=0, limited: pods=0"
+            in stalled["message"]
+        )
+        space.kubectl(
+            "patch", "quota", "few", "--type=merge", "-p", '{"spec": {"hard": {"pods": "9"}}}'
+        )
         stage = space.until("Complete")["stages"][0]
         assert len(stage["attempts"]) == 1 and (stage["retries"], stage["disruptions"]) == (0, 0)
         recorder.verify()
 
 
-def test_a_record_refused_by_a_quota(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> None:
-    """The stage has finished and cannot be recorded: said in the quota's words, and never a reason to train again."""
+def test_a_record_refused_by_a_quota(
+    control_plane: ControlPlane, namespace: str, tmp_path: Path
+) -> None:
+    """The stage has finished and cannot be recorded: said in the quota's words, and never a reason
+    to train again.
+    """
     space = Space(control_plane, namespace)
     kind = "count/stageartifacts.modelchain.dev"
     with (
@@ -49,7 +66,9 @@ def test_a_record_refused_by_a_quota(control_plane: ControlPlane, namespace: str
         Recorder(control_plane.etcd) as recorder,
     ):
         space.apply(QUOTA | {"spec": {"hard": {kind: "0"}}})
-        space.wait(lambda: space.get("quota", "few").get("status", {}).get("hard"), "the quota is in force")
+        space.wait(
+            lambda: space.get("quota", "few").get("status", {}).get("hard"), "the quota is in force"
+        )
         space.apply(chain(stages=2))
         stalled = space.until("Stalled")["conditions"][0]
         assert stalled["reason"] == "RecordRefused" and "exceeded quota: few" in stalled["message"]
@@ -59,11 +78,18 @@ def test_a_record_refused_by_a_quota(control_plane: ControlPlane, namespace: str
         recorder.verify()
 
 
-def test_the_restricted_pod_security_standard(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> None:
+def test_the_restricted_pod_security_standard(
+    control_plane: ControlPlane, namespace: str, tmp_path: Path
+) -> None:
     """Our pods pass it, workers with their init container included."""
-    control_plane.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+    control_plane.kubectl(
+        "label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted"
+    )
     space = Space(control_plane, namespace)
-    with Kubelet(control_plane.kubeconfig), Operator(control_plane.kubeconfig, tmp_path, (namespace,)):
+    with (
+        Kubelet(control_plane.kubeconfig),
+        Operator(control_plane.kubeconfig, tmp_path, (namespace,)),
+    ):
         space.apply(chain(stages=1, **{"spec__stages[0].resources": {"nodes": 2}}))
         space.until("Complete")
 
@@ -83,7 +109,10 @@ def test_a_runner_installed_later_is_found(without_runner: ControlPlane, tmp_pat
     with Kubelet(without_runner.kubeconfig), Operator(without_runner.kubeconfig, tmp_path):
         space.apply(chain(stages=1))
         stalled = space.until("Stalled")["conditions"][0]
-        assert stalled["reason"] == "RunnerMissing" and "kubectl apply --server-side -k" in stalled["message"]
+        assert (
+            stalled["reason"] == "RunnerMissing"
+            and "kubectl apply --server-side -k" in stalled["message"]
+        )
         without_runner.kubectl("create", "-f", "-", input=crd)
         without_runner.restart("training-operator")
         space.until("Complete", timeout=90)

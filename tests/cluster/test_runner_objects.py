@@ -1,4 +1,6 @@
-"""Every object a runner makes is accepted: by the real schemas, the real webhook and the restricted standard."""
+"""Every object a runner makes is accepted: by the real schemas, the real webhook and the restricted
+standard.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ Object = dict[str, Any]
 @pytest.fixture
 def restricted(cluster: Cluster, namespace: str) -> str:
     """A namespace that refuses pods outside the restricted Pod Security Standard."""
-    cluster.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+    cluster.kubectl(
+        "label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted"
+    )
     return namespace
 
 
@@ -35,8 +39,13 @@ def objects(asked: JobRequest) -> list[Object]:
     """The jobs, and their pods by themselves: the standard is enforced on pods alone."""
     job, check = PyTorchJob().build(asked), verify.build(asked)
     replicas = job["spec"]["pytorchReplicaSpecs"]
-    templates = {kind: spec["template"] for kind, spec in replicas.items()} | {"Verify": check["spec"]["template"]}
-    pods = [_pod(f"{asked.name}-{kind.lower()}", template, asked) for kind, template in templates.items()]
+    templates = {kind: spec["template"] for kind, spec in replicas.items()} | {
+        "Verify": check["spec"]["template"]
+    }
+    pods = [
+        _pod(f"{asked.name}-{kind.lower()}", template, asked)
+        for kind, template in templates.items()
+    ]
     return [job, check, *pods]
 
 
@@ -49,19 +58,27 @@ def _pod(name: str, template: Object, asked: JobRequest) -> Object:
 def dry_run(cluster: Cluster, items: list[Object]) -> list[str]:
     """What the API server would create, by name."""
     manifest = json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
-    created = cluster.kubectl("create", "--dry-run=server", "--output=name", "-f", "-", input=manifest)
+    created = cluster.kubectl(
+        "create", "--dry-run=server", "--output=name", "-f", "-", input=manifest
+    )
     return created.splitlines()
 
 
 def test_objects_of_the_examples_are_accepted(cluster: Cluster, restricted: str) -> None:
-    items = [made for asked in of_examples() for made in objects(replace(asked, namespace=restricted))]
+    items = [
+        made for asked in of_examples() for made in objects(replace(asked, namespace=restricted))
+    ]
     assert len(dry_run(cluster, items)) == len(items)
 
 
 def test_objects_of_generated_requests_are_accepted(cluster: Cluster, restricted: str) -> None:
     for start in range(0, SPECS, 50):
         seeds = range(start, min(start + 50, SPECS))
-        items = [made for seed in seeds for made in objects(replace(generated(seed), namespace=restricted))]
+        items = [
+            made
+            for seed in seeds
+            for made in objects(replace(generated(seed), namespace=restricted))
+        ]
         assert len(dry_run(cluster, items)) == len(items)
 
 
@@ -79,17 +96,27 @@ NOW = "2026-09-01T00:00:00Z"
 
 
 @pytest.mark.parametrize("queue", [None, "vision"])
-def test_a_release_is_of_the_job_that_was_read(cluster: Cluster, restricted: str, queue: str | None) -> None:
+def test_a_release_is_of_the_job_that_was_read(
+    cluster: Cluster, restricted: str, queue: str | None
+) -> None:
     runner, asked = PyTorchJob(), request(namespace=restricted)
     job = ("pytorchjobs.kubeflow.org", asked.name, "-n", restricted, "-o", "json")
     built = runner.build(asked)
-    del built["metadata"]["ownerReferences"]  # its chain is not there, so the garbage collector would take it
+    del built["metadata"][
+        "ownerReferences"
+    ]  # its chain is not there, so the garbage collector would take it
     cluster.kubectl("create", "-f", "-", input=json.dumps(built))
-    cluster.kubectl("wait", "--for=condition=Suspended", *job[:4], "--timeout=60s")  # then nobody writes to it
+    cluster.kubectl(
+        "wait", "--for=condition=Suspended", *job[:4], "--timeout=60s"
+    )  # then nobody writes to it
     made = json.loads(cluster.kubectl("get", *job))
     assert not runner.state(made).released
     stale, another = {"resourceVersion": "1"}, {"uid": "1"}
-    for change, refusal in ((stale, "modified"), (stale | another, "modified"), (another, "immutable")):
+    for change, refusal in (
+        (stale, "modified"),
+        (stale | another, "modified"),
+        (another, "immutable"),
+    ):
         other = runner.release(made | {"metadata": made["metadata"] | change}, queue, NOW)
         with pytest.raises(KubectlError, match=refusal):
             cluster.kubectl("patch", *job, "--type=merge", "-p", json.dumps(other))
@@ -97,5 +124,9 @@ def test_a_release_is_of_the_job_that_was_read(cluster: Cluster, restricted: str
     for _ in range(1 if queue else 2):  # without a queue its label goes first
         assert not runner.state(released).released
         patch = runner.release(released, queue, NOW)
-        released = json.loads(cluster.kubectl("patch", *job, "--type=merge", "-p", json.dumps(patch)))
-    assert runner.state(released).released and runner.state(released).suspended == (queue is not None)
+        released = json.loads(
+            cluster.kubectl("patch", *job, "--type=merge", "-p", json.dumps(patch))
+        )
+    assert runner.state(released).released and runner.state(released).suspended == (
+        queue is not None
+    )

@@ -1,4 +1,6 @@
-"""Many chains at once: all complete, and what that costs. docs/performance.md has the table of the large run."""
+"""Many chains at once: all complete, and what that costs. docs/performance.md has the table of the
+large run.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,16 @@ BUSY = 3  # a machine of CI may be that much slower than ours
 
 def test_twenty_chains_of_four_stages(control_plane: ControlPlane, tmp_path: Path) -> None:
     """`control_plane` is not used: it says whether there are programs to start another one with."""
-    arguments = [f"--chains={CHAINS}", f"--stages={STAGES}", f"--stage-seconds={STAGE_SECONDS}", "--json"]
+    arguments = [
+        f"--chains={CHAINS}",
+        f"--stages={STAGES}",
+        f"--stage-seconds={STAGE_SECONDS}",
+        "--json",
+    ]
     with (tmp_path / "errors").open("w+") as errors:
-        done = subprocess.run([sys.executable, str(BENCHMARK), *arguments], stdout=subprocess.PIPE, stderr=errors)
+        done = subprocess.run(
+            [sys.executable, str(BENCHMARK), *arguments], stdout=subprocess.PIPE, stderr=errors
+        )
         errors.seek(0)
         assert done.returncode == 0, errors.read()[-4000:]
     figures = json.loads(done.stdout)

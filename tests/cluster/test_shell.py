@@ -1,4 +1,6 @@
-"""kopf and the service around it on a real API server, as a process of its own; the controller only writes down."""
+"""kopf and the service around it on a real API server, as a process of its own; the controller only
+writes down.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,9 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import asyncio, json, sys, threading
 from pathlib import Path
-from modelchain_operator import service, shell
-from modelchain_operator.kube import Resource, Unavailable, connect
-from modelchain_operator.leader import Leader
+from modelchain_operator.watch import service, kopf_watch as shell
+from modelchain_operator.api.kube import Resource, Unavailable, connect
+from modelchain_operator.watch.leader import Leader
 
 given = json.loads(sys.argv[1])
 service.PYTORCHJOBS = shell.PYTORCHJOBS = Resource("shell.test", "v1", "latecomers")
@@ -79,10 +81,16 @@ class Program:
         self._said = said
 
     def said(self) -> list[list[str]]:
-        return [json.loads(line) for line in self._said.read_text().splitlines() if line.endswith("]")]
+        return [
+            json.loads(line) for line in self._said.read_text().splitlines() if line.endswith("]")
+        ]
 
     def wait_for(self, *words: str, seconds: float = 15, after: int = 0) -> None:
-        wait(lambda: [*words] in self.said()[after:], seconds, f"{words} not in {self.said()[after:]}")
+        wait(
+            lambda: [*words] in self.said()[after:],
+            seconds,
+            f"{words} not in {self.said()[after:]}",
+        )
 
 
 def wait(done: Callable[[], Any], seconds: float, why: str) -> None:
@@ -96,7 +104,12 @@ def wait(done: Callable[[], Any], seconds: float, why: str) -> None:
 def running(
     control_plane: ControlPlane, tmp_path: Path, *namespaces: str, mode: str = "", port: int = 1
 ) -> Iterator[Program]:
-    given = {"kubeconfig": str(control_plane.kubeconfig), "namespaces": namespaces, "port": port, "mode": mode}
+    given = {
+        "kubeconfig": str(control_plane.kubeconfig),
+        "namespaces": namespaces,
+        "port": port,
+        "mode": mode,
+    }
     out, err = tmp_path / "out", tmp_path / "err"
     with out.open("w") as stdout, err.open("w") as stderr:
         process = subprocess.Popen(
@@ -104,7 +117,8 @@ def running(
             stdout=stdout,
             stderr=stderr,
             text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "operator"), str(ROOT / "core")])},
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join([str(ROOT / "operator"), str(ROOT / "core")])},
         )
     try:
         yield Program(process, out)
@@ -116,7 +130,9 @@ def running(
 
 
 def apply(control_plane: ControlPlane, *objects: dict[str, Any]) -> None:
-    control_plane.kubectl("apply", "-f", "-", input="\n---\n".join(json.dumps(thing) for thing in objects))
+    control_plane.kubectl(
+        "apply", "-f", "-", input="\n---\n".join(json.dumps(thing) for thing in objects)
+    )
 
 
 def chain(namespace: str, name: str) -> dict[str, Any]:
@@ -131,7 +147,11 @@ def labelled(obj: dict[str, Any], namespace: str, name: str, of: str) -> dict[st
 
 POD_SPEC = {"containers": [{"name": "pytorch", "image": "none"}], "restartPolicy": "Never"}
 POD = {"apiVersion": "v1", "kind": "Pod", "spec": POD_SPEC}
-JOB = {"apiVersion": "batch/v1", "kind": "Job", "spec": {"suspend": True, "template": {"spec": POD_SPEC}}}
+JOB = {
+    "apiVersion": "batch/v1",
+    "kind": "Job",
+    "spec": {"suspend": True, "template": {"spec": POD_SPEC}},
+}
 SCHEMA = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
 LATE = {"apiVersion": "shell.test/v1", "kind": "Latecomer"}
 LATE_CRD = {
@@ -148,7 +168,9 @@ LATE_CRD = {
 
 
 @pytest.mark.parametrize("namespaced", [False, True])
-def test_events_wake_the_chain(control_plane: ControlPlane, namespace: str, tmp_path: Path, namespaced: bool) -> None:
+def test_events_wake_the_chain(
+    control_plane: ControlPlane, namespace: str, tmp_path: Path, namespaced: bool
+) -> None:
     apply(control_plane, chain(namespace, "before"), chain("default", "elsewhere"))
     with running(control_plane, tmp_path, *([namespace] if namespaced else [])) as program:
         program.wait_for("look", namespace, "before", seconds=30)
@@ -168,7 +190,9 @@ def test_events_wake_the_chain(control_plane: ControlPlane, namespace: str, tmp_
         assert (["look", "default", "elsewhere"] in program.said()) is not namespaced
 
 
-def test_a_kind_installed_later_is_watched(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> None:
+def test_a_kind_installed_later_is_watched(
+    control_plane: ControlPlane, namespace: str, tmp_path: Path
+) -> None:
     apply(control_plane, chain(namespace, "waits"))
     with running(control_plane, tmp_path, namespace) as program:
         program.wait_for("look", namespace, "waits", seconds=30)
@@ -183,7 +207,9 @@ def test_a_kind_installed_later_is_watched(control_plane: ControlPlane, namespac
             control_plane.kubectl("delete", "crd", "latecomers.shell.test")
 
 
-def test_what_no_event_told_of_is_found(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> None:
+def test_what_no_event_told_of_is_found(
+    control_plane: ControlPlane, namespace: str, tmp_path: Path
+) -> None:
     with running(control_plane, tmp_path, mode="deaf") as program:
         apply(control_plane, chain(namespace, "unseen"))
         program.wait_for("look", namespace, "unseen", seconds=30)
@@ -192,7 +218,9 @@ def test_what_no_event_told_of_is_found(control_plane: ControlPlane, namespace: 
         program.wait_for("look", namespace, "unseen", after=seen)
 
 
-def test_the_api_server_goes_and_comes_back(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> None:
+def test_the_api_server_goes_and_comes_back(
+    control_plane: ControlPlane, namespace: str, tmp_path: Path
+) -> None:
     apply(control_plane, chain(namespace, "before"))
     with running(control_plane, tmp_path) as program:
         program.wait_for("look", namespace, "before", seconds=30)
@@ -211,7 +239,9 @@ def test_sigterm_ends_it_and_gives_the_lease_back(
         wait(lambda: health(unused_tcp_port) == 200, 30, "no health")
         program.process.send_signal(signal.SIGTERM)
         assert program.process.wait(30) == 0
-    lease = json.loads(control_plane.kubectl("get", "lease", "modelchain-operator", "-n=default", "-o=json"))
+    lease = json.loads(
+        control_plane.kubectl("get", "lease", "modelchain-operator", "-n=default", "-o=json")
+    )
     assert not lease["spec"].get("holderIdentity")
 
 
@@ -220,7 +250,9 @@ def test_a_part_that_fails_ends_the_process(control_plane: ControlPlane, tmp_pat
         assert program.process.wait(30) == 1
 
 
-def test_without_lists_the_probe_fails(control_plane: ControlPlane, tmp_path: Path, unused_tcp_port: int) -> None:
+def test_without_lists_the_probe_fails(
+    control_plane: ControlPlane, tmp_path: Path, unused_tcp_port: int
+) -> None:
     with running(control_plane, tmp_path, mode="unanswered", port=unused_tcp_port):
         wait(lambda: health(unused_tcp_port) == 500, 30, "still alive")
 

@@ -1,7 +1,7 @@
 """Two operators on the same chains: what one of them does twice, late or on old news does no harm.
 
-`MODELCHAIN_HELD=all pytest tests/cluster/test_two_operators.py` holds back every write; without it a few are held, by a
-seed that is printed and may be given as MODELCHAIN_SEED.
+`MODELCHAIN_HELD=all pytest tests/cluster/test_two_operators.py` holds back every write; without it
+a few are held, by a seed that is printed and may be given as MODELCHAIN_SEED.
 """
 
 from __future__ import annotations
@@ -88,12 +88,19 @@ def test_a_write_that_comes_late(
                 trial.operator()
                 UNTIL[point.until](trial)
                 hold.release()
-                trial.until(lambda chain: all(r.status for r in hold.held), "answer to the held write")
+                trial.until(
+                    lambda chain: all(r.status for r in hold.held), "answer to the held write"
+                )
                 trial.finish(late=hold.held)
             return str(hold.held[0]) if hold.held else "no such write this time"
 
         lines = bench.each(together, STORIES.values())
-        points = [Point(name, k, until) for name in writes for k in range(1, writes[name] + 1) for until in UNTIL]
+        points = [
+            Point(name, k, until)
+            for name in writes
+            for k in range(1, writes[name] + 1)
+            for until in UNTIL
+        ]
         chosen, title = sample(points, SAMPLED, "MODELCHAIN_HELD")
         lines += bench.each(hold_back, chosen, AT_ONCE)
     with capsys.disabled():
@@ -121,7 +128,12 @@ def test_one_of_them_reads_old_news(control_plane: ControlPlane, tmp_path: Path)
             dice = random.Random(1)
 
             def old(r: Request) -> bool:
-                return r.client == "operator-0" and r.kind == "read" and OLD[case.what](r) and dice.random() < 0.4
+                return (
+                    r.client == "operator-0"
+                    and r.kind == "read"
+                    and OLD[case.what](r)
+                    and dice.random() < 0.4
+                )
 
             with bench.trial(STORIES[case.story]) as trial:
                 for versions in (1, 2, 3):
@@ -138,7 +150,9 @@ def test_one_of_them_reads_old_news(control_plane: ControlPlane, tmp_path: Path)
 
 @pytest.mark.timeout(600)
 def test_the_other_takes_over(control_plane: ControlPlane, tmp_path: Path) -> None:
-    """Leader election as shipped: of a leader that is killed, and of one that sleeps and wakes up much later."""
+    """Leader election as shipped: of a leader that is killed, and of one that sleeps and wakes up
+    much later.
+    """
     with Bench(control_plane, tmp_path) as bench:
 
         def take_over(fate: signal.Signals) -> str:
@@ -148,14 +162,20 @@ def test_the_other_takes_over(control_plane: ControlPlane, tmp_path: Path) -> No
                 trial.until(lambda chain: trial.made()["pytorchjobs"], "first job")
                 trial.operator(leader_election=True)
                 waits = request("get", "leases", client="operator-1")
-                trial.until(lambda chain: any(waits(r) for r in trial.proxy.log), "a second operator")
+                trial.until(
+                    lambda chain: any(waits(r) for r in trial.proxy.log), "a second operator"
+                )
                 assert first.process is not None
                 os.kill(first.process.pid, fate)
                 trial.operators.remove(first)  # nobody starts it again
                 start = time.monotonic()
                 theirs = [r for r in trial.proxy.writes() if r.client == "operator-1"]
                 assert not theirs, f"written without leading: {theirs[0]}"
-                trial.until(lambda chain: trial.proxy.writes()[-1].client == "operator-1", "take-over", TAKEN_OVER)
+                trial.until(
+                    lambda chain: trial.proxy.writes()[-1].client == "operator-1",
+                    "take-over",
+                    TAKEN_OVER,
+                )
                 seconds = time.monotonic() - start
                 trial.until(lambda chain: _done(chain) > 1, "progress")
                 first.process.send_signal(signal.SIGCONT)

@@ -1,4 +1,5 @@
-"""A chain under faults: a namespace, a fault proxy and operators of its own, and what it must come to whatever befell.
+"""A chain under faults: a namespace, a fault proxy and operators of its own, and what it must come
+to whatever befell.
 
     with Bench(control_plane, tmp_path) as bench, bench.trial(RETRY) as trial:
         trial.proxy.on(nth_write(3), kill(trial.operator(), "commit"))
@@ -47,8 +48,8 @@ QUIET = re.compile(r"DEBUG|kopf\.objects|Handler ")
 class Story:
     """A chain of three stages and what happens to it, faults aside.
 
-    `plays` by attempt, such as "b-a1"; `jobs` the attempts it takes; `paused`: the stage during which its owner
-    suspends and resumes it; `made` how many objects of each kind it costs.
+    `plays` by attempt, such as "b-a1"; `jobs` the attempts it takes; `paused`: the stage during
+    which its owner suspends and resumes it; `made` how many objects of each kind it costs.
     """
 
     name: str
@@ -112,9 +113,17 @@ class Bench:
         directory.mkdir()
         kubectl = self.control_plane.kubectl
         kubectl("create", "namespace", namespace)
-        kubectl("wait", "--for=create", "serviceaccount/default", f"--namespace={namespace}", "--timeout=30s")
+        kubectl(
+            "wait",
+            "--for=create",
+            "serviceaccount/default",
+            f"--namespace={namespace}",
+            "--timeout=30s",
+        )
         with FaultProxy(self.control_plane.kubeconfig) as proxy:
-            trial = Trial(self, story, name, number, Space(self.control_plane, namespace), proxy, directory)
+            trial = Trial(
+                self, story, name, number, Space(self.control_plane, namespace), proxy, directory
+            )
             try:
                 yield trial
             finally:
@@ -122,8 +131,12 @@ class Bench:
                     operator.kill()
         kubectl("delete", "namespace", namespace, "--wait=false")
 
-    def each(self, work: Callable[[T], str], points: Iterable[T], at_once: int = AT_ONCE) -> list[str]:
-        """Call `work` for every point, some at a time. What it said, one line a point; raises with all that failed."""
+    def each(
+        self, work: Callable[[T], str], points: Iterable[T], at_once: int = AT_ONCE
+    ) -> list[str]:
+        """Call `work` for every point, some at a time. What it said, one line a point; raises with
+        all that failed.
+        """
         failures = []
 
         def guarded(point: T) -> str:
@@ -146,7 +159,11 @@ class Bench:
 
     def _script(self, pod: Pod) -> Play | None:
         story = self.stories.get(pod.chain or "")
-        return story.plays.get(f"{pod.stage}-a{pod.attempt}") if story and pod.role == "train" else None
+        return (
+            story.plays.get(f"{pod.stage}-a{pod.attempt}")
+            if story and pod.role == "train"
+            else None
+        )
 
 
 @dataclass
@@ -183,28 +200,40 @@ class Trial:
         kubeconfig = self.proxy.kubeconfig(self.directory / f"{client}.kubeconfig", client=client)
         options = {"settings": SHIPPED, "name": client} | options
         operator = Operator(kubeconfig, self.directory, (self.space.namespace,), **options)
-        operator.command = ["env", f"POD_NAMESPACE={self.space.namespace}", *operator.command]  # where its Lease is
+        operator.command = [
+            "env",
+            f"POD_NAMESPACE={self.space.namespace}",
+            *operator.command,
+        ]  # where its Lease is
         operator.start()
         self.operators.append(operator)
         return operator
 
     def chain(self) -> Json:
-        path = f"/apis/modelchain.dev/v1alpha1/namespaces/{self.space.namespace}/modelchains/{self.name}"
-        return run(self.bench.api.request("GET", path))
+        space = f"/apis/modelchain.dev/v1alpha1/namespaces/{self.space.namespace}"
+        return run(self.bench.api.request("GET", f"{space}/modelchains/{self.name}"))
 
     def look(self) -> Json:
-        """The chain now; what its owner does and what restarts an operator that was killed is done on the way."""
+        """The chain now; what its owner does and what restarts an operator that was killed is done
+        on the way.
+        """
         found = self.chain()
         if self.operators and not self.operators[0].alive():
             self._restarts += 1
-            assert self._restarts <= self.kills, f"{self.name}: the operator died by itself\n{self._log()}"
+            assert self._restarts <= self.kills, (
+                f"{self.name}: the operator died by itself\n{self._log()}"
+            )
             self.operators[0].start()
         stages = {s["name"]: s for s in found.get("status", {}).get("stages", [])}
         paused = stages.get(self.story.paused, {})
         if "suspended" not in self._steps and paused.get("state") == "Running":
             self._steps.add("suspended")
             self.space.patch(self.name, {"suspend": True})
-        if "suspended" in self._steps and "resumed" not in self._steps and paused.get("state") == "Suspended":
+        if (
+            "suspended" in self._steps
+            and "resumed" not in self._steps
+            and paused.get("state") == "Suspended"
+        ):
             self._steps.add("resumed")
             self.space.patch(self.name, {"suspend": False})
         return found
@@ -215,24 +244,33 @@ class Trial:
         while not (result := what(found := self.look())):
             if time.monotonic() > deadline:
                 status = json.dumps(found.get("status", {}).get("stages"), indent=1)
-                raise AssertionError(f"{self.name}: no {why} within {seconds:.0f} s\n{status}\n{self._log()}")
+                raise AssertionError(
+                    f"{self.name}: no {why} within {seconds:.0f} s\n{status}\n{self._log()}"
+                )
             time.sleep(0.2)
         return result
 
     def finish(self, seconds: float = WITHIN, late: Iterable[Request] = ()) -> None:
-        """The chain completes as its story does without faults, nothing was done twice, and nothing is left of it.
+        """The chain completes as its story does without faults, nothing was done twice, and nothing
+        is left of it.
 
         Of writes that came `late`, creates may be one more than without them.
         """
-        found = self.until(lambda chain: chain if self.completed(chain) else None, "completion", seconds)
+        found = self.until(
+            lambda chain: chain if self.completed(chain) else None, "completion", seconds
+        )
         stages = found["status"]["stages"]
         attempts = [a["name"] for s in stages for a in s["attempts"]]
-        assert attempts == [f"{self.name}-{job}" for job in self.story.jobs], f"{attempts}\n{self._log()}"
+        assert attempts == [f"{self.name}-{job}" for job in self.story.jobs], (
+            f"{attempts}\n{self._log()}"
+        )
         trained = [self.bench.kubelet.finished[s["inputDigest"]] for s in stages]
         assert trained == [1, 1, 1], f"{self.name}: stages were trained {trained} times"
         more = self.made() - Counter(self.story.made)
         assert more <= _created(late), f"{self.name}: made {self.made()}\n{self._log()}"
-        self.until(lambda _: all(map(_ended, self.space.list("pytorchjobs"))), "end of all jobs", 30)
+        self.until(
+            lambda _: all(map(_ended, self.space.list("pytorchjobs"))), "end of all jobs", 30
+        )
         self.space.kubectl("delete", "mchain", self.name, "--wait=false")
         deadline = time.monotonic() + 60
         while left := self.bench.recorder.orphans(found["metadata"]["uid"]):
@@ -249,7 +287,9 @@ class Trial:
 
     def _log(self) -> str:
         """The last requests, and what the operators said that is no debugging."""
-        lines = [line for o in self.operators for line in o.said().splitlines() if not QUIET.search(line)]
+        lines = [
+            line for o in self.operators for line in o.said().splitlines() if not QUIET.search(line)
+        ]
         return "\n".join([*map(str, self.proxy.log[-80:]), *lines[-80:]])
 
 
@@ -263,8 +303,12 @@ def _ended(job: Json) -> bool:
 
 
 def sample(points: list[T], count: int, variable: str) -> tuple[list[T], str]:
-    """All points if the environment variable says "all", else `count` of them by a seed; and what was chosen."""
+    """All points if the environment variable says "all", else `count` of them by a seed; and what
+    was chosen.
+    """
     seed = int(os.environ.get("MODELCHAIN_SEED") or random.randrange(10**6))
     everything = os.environ.get(variable) == "all"
-    chosen = random.Random(seed).sample(points, len(points) if everything else min(count, len(points)))
+    chosen = random.Random(seed).sample(
+        points, len(points) if everything else min(count, len(points))
+    )
     return chosen, f"{len(chosen)} of {len(points)} points, MODELCHAIN_SEED={seed}"

@@ -1,4 +1,6 @@
-"""The API server of `cluster_simulation`: everything there is, the verbs, and the promises where a write lands."""
+"""The API server of `cluster_simulation`: everything there is, the verbs, and the promises where a
+write lands.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,9 @@ from cluster_objects import Chain, Job, Pod, Thing, Verifier, shown
 from cluster_operator import Looker, one_of_a_kind
 from simulation import MAX_DISRUPTIONS, MAX_RETRIES, weights_of
 
-from modelchain.status import ChainStatus, StageStatus, State
-from modelchain.world import Launch, Step
-from modelchain_operator.facts import Facts
-from modelchain_operator.kube import (
+from modelchain.api.status import ChainStatus, StageStatus, State
+from modelchain.decide.observed import Launch, Step
+from modelchain_operator.api.kube import (
     ARTIFACTS,
     CLAIMS,
     EVENTS,
@@ -29,7 +30,8 @@ from modelchain_operator.kube import (
     Object,
     Resource,
 )  # fmt: skip
-from modelchain_operator.requests import MADE_FROM
+from modelchain_operator.reconcile.facts import Facts
+from modelchain_operator.reconcile.job_requests import MADE_FROM
 from modelchain_operator.runners.pytorchjob import HELD, QUEUE, RELEASED
 from modelchain_operator.runners.template import CHAIN_UID, INPUT_DIGEST
 
@@ -50,7 +52,9 @@ class ApiServer:
     leases: dict[str, Thing] = field(default_factory=dict)
     disk: frozenset[tuple[str, str]] = frozenset()  # (claim UID, digest) with a whole artifact
     checkpoints: dict[str, int] = field(default_factory=dict)
-    flying: list[tuple[Facts, Step]] = field(default_factory=list)  # writes of dead operators that may still land
+    flying: list[tuple[Facts, Step]] = field(
+        default_factory=list
+    )  # writes of dead operators that may still land
     waits: int = 0  # how often time has passed since anything last changed
 
     # What happened, for the checks; `made` also numbers UIDs.
@@ -58,12 +62,18 @@ class ApiServer:
     freed: frozenset[tuple[str, str]] = frozenset()  # jobs that were let run: chain UID, UID
     launched: frozenset[tuple[str, str]] = frozenset()  # jobs that were made: chain UID, name
     noted: frozenset[str] = frozenset()  # UIDs that a status has held
-    stopped: frozenset[str] = frozenset()  # UIDs of jobs that an operator deleted, for which nobody is charged
+    stopped: frozenset[str] = (
+        frozenset()
+    )  # UIDs of jobs that an operator deleted, for which nobody is charged
     forgiven: frozenset[str] = frozenset()
     wiped: bool = False  # a status was lost
-    permitted: frozenset[str] = frozenset()  # digests whose record was deleted: the way to permit training again
+    permitted: frozenset[str] = (
+        frozenset()
+    )  # digests whose record was deleted: the way to permit training again
     recorded: frozenset[str] = frozenset()  # digests that ever had a record
-    last_read: dict[str, Object] | None = None  # jobs an operator had read that is gone, while its write lands
+    last_read: dict[str, Object] | None = (
+        None  # jobs an operator had read that is gone, while its write lands
+    )
     refusals: int = 0  # so many objects more may not be made
     mute: bool = False  # verify Jobs end without an answer
     config: int = 0  # which of the operator's configurations holds
@@ -84,11 +94,15 @@ class ApiServer:
                 return shown(thing)
         raise NotFound(f"{resource.plural} {name}")
 
-    async def list(self, resource: Resource, namespace: str, selector: str = "", fields: str = "") -> list[Object]:
+    async def list(
+        self, resource: Resource, namespace: str, selector: str = "", fields: str = ""
+    ) -> list[Object]:
         if resource is EVENTS:
             return []
         things = [*self.pods.values()] if resource is PODS else [*self._kind(resource).values()]
-        return [seen for seen in map(shown, things) if _selected(seen["metadata"]["labels"], selector)]
+        return [
+            seen for seen in map(shown, things) if _selected(seen["metadata"]["labels"], selector)
+        ]
 
     async def create(self, resource: Resource, body: Object) -> Object:
         name, kind = body["metadata"]["name"], self._kind(resource)
@@ -104,7 +118,9 @@ class ApiServer:
         self._check_made(resource, owner, name)
         thing: Any
         if resource is PYTORCHJOBS:
-            assert body["spec"]["runPolicy"]["suspend"] and labels[QUEUE] == HELD, "made suspended and in no queue"
+            assert body["spec"]["runPolicy"]["suspend"] and labels[QUEUE] == HELD, (
+                "made suspended and in no queue"
+            )
             notes = body["metadata"]["annotations"]
             thing = Job(name, uid, owner, notes[INPUT_DIGEST], notes[MADE_FROM], body, self.now)
         elif resource is JOBS:
@@ -113,10 +129,15 @@ class ApiServer:
             where = body["spec"]["claimUID"], body["spec"]["inputDigest"]
             assert where in self.disk, "only what is there is recorded"
             self.recorded |= {where[1]}
-            says = f"{body['spec']['inputDigest']} {body['spec']['artifactDigest']} {body['spec']['claimUID']}"
+            says = (
+                f"{body['spec']['inputDigest']} {body['spec']['artifactDigest']}"
+                f" {body['spec']['claimUID']}"
+            )
             thing = Thing(name, uid, owner, says, body, self.now)
         else:
-            thing = Thing(name, uid, owner, str(body["metadata"].get("annotations", "")), body, self.now)
+            thing = Thing(
+                name, uid, owner, str(body["metadata"].get("annotations", "")), body, self.now
+            )
         kind[uid] = thing
         self.touched()
         return shown(thing)
@@ -131,7 +152,9 @@ class ApiServer:
         if (meta["uid"], meta["resourceVersion"]) != (job.uid, str(job.version)):
             raise Conflict(name)
         labels, spec = meta.get("labels", {}), body.get("spec")
-        assert job.suspended or not labels, "Kueue refuses another queue for a job that is not suspended"
+        assert job.suspended or not labels, (
+            "Kueue refuses another queue for a job that is not suspended"
+        )
         assert spec is None or job.queue is None, "and takes none away from one that starts"
         assert job.uid in self.noted, "nothing is done to a job before a status has held its UID"
         released = RELEASED in meta.get("annotations", {})
@@ -143,7 +166,9 @@ class ApiServer:
         self.touched()
         return shown(job)
 
-    async def delete(self, resource: Resource, namespace: str, name: str, uid: str, propagation: str = "Fore") -> None:
+    async def delete(
+        self, resource: Resource, namespace: str, name: str, uid: str, propagation: str = "Fore"
+    ) -> None:
         kind = self._kind(resource)
         thing = next((thing for thing in kind.values() if thing.name == name), None)
         if thing is None:
@@ -153,7 +178,11 @@ class ApiServer:
         if isinstance(thing, Job):
             self._check_deleted(thing)
         if isinstance(thing, Job | Verifier):
-            kind[uid] = thing.changed(deleting=True) if isinstance(thing, Job) else replace(thing, deleting=True)
+            kind[uid] = (
+                thing.changed(deleting=True)
+                if isinstance(thing, Job)
+                else replace(thing, deleting=True)
+            )
         else:
             del kind[uid]
         self.touched()
@@ -175,7 +204,12 @@ class ApiServer:
     def _kind(self, resource: Resource) -> dict[str, Any]:
         if resource in LOCAL_QUEUES:
             return {}
-        kinds = {PYTORCHJOBS: self.jobs, JOBS: self.verifiers, ARTIFACTS: self.records, CLAIMS: self.claims}
+        kinds = {
+            PYTORCHJOBS: self.jobs,
+            JOBS: self.verifiers,
+            ARTIFACTS: self.records,
+            CLAIMS: self.claims,
+        }
         return {**kinds, LEASES: self.leases}[resource]
 
     def touched(self) -> None:
@@ -194,35 +228,53 @@ class ApiServer:
     # The promises.
 
     def _check_made(self, resource: Resource, owner: str, name: str) -> None:
-        """An attempt is made once: whoever deleted its job has recorded it before, unless that was somebody else."""
+        """An attempt is made once: whoever deleted its job has recorded it before, unless that was
+        somebody else.
+        """
         if resource is PYTORCHJOBS and not self.wiped:
             uid = f"{name}#{self.made[name] - 1}"
-            assert (owner, name) not in self.launched or uid in self.by_hand, f"{name} is made again"
+            assert (
+                owner,
+                name,
+            ) not in self.launched or uid in self.by_hand, f"{name} is made again"
             self.launched |= {(owner, name)}
 
     def _check_deleted(self, job: Job) -> None:
-        """What an intent names is not deleted before a status has held its UID: its name would be free again."""
+        """What an intent names is not deleted before a status has held its UID: its name would be
+        free again.
+        """
         chain = self._owner(job.owner)
         for attempt in (a for s in chain.status.stages for a in s.attempts) if chain else ():
-            assert attempt.name != job.name or attempt.finished_at or job.uid in self.noted, f"{job.uid} is not noted"
+            assert attempt.name != job.name or attempt.finished_at or job.uid in self.noted, (
+                f"{job.uid} is not noted"
+            )
 
     def _check_release(self, job: Job) -> None:
         assert job.uid in self.noted, "a job is released only when a status has held its UID"
         assert not job.finished and not job.deleting
         chain = self._owner(job.owner)
         if chain is not None and not self.wiped:
-            # A later status may have closed it; then this is the last word of somebody who was slow, and is stopped.
+            # A later status may have closed it; then this is the last word of somebody who was
+            # slow, and is stopped.
             named = [a for s in chain.status.stages for a in s.attempts if a.uid == job.uid]
             assert named, "its status still knows it"
             assert not any(a.finished_at for a in named), "what is closed never starts"
-        same = [uid for owner, uid in self.freed if owner == job.owner and uid.split("#")[0] == job.name]
+        same = [
+            uid for owner, uid in self.freed if owner == job.owner and uid.split("#")[0] == job.name
+        ]
         assert self.wiped or not same, f"{job.name} has run before as {same}"
 
     def _check_live(self) -> None:
         for chain in self.chains.values():
-            going = {j.uid for j in self.jobs.values() if j.owner == chain.uid and not j.finished and not j.suspended}
+            going = {
+                j.uid
+                for j in self.jobs.values()
+                if j.owner == chain.uid and not j.finished and not j.suspended
+            }
             going |= {
-                p.job for p in self.pods.values() if p.live and p.trains and dict(p.labels)[CHAIN_UID] == chain.uid
+                p.job
+                for p in self.pods.values()
+                if p.live and p.trains and dict(p.labels)[CHAIN_UID] == chain.uid
             }
             assert len(going) <= 1, f"two live attempts: {sorted(going)}"
 
@@ -234,24 +286,37 @@ class ApiServer:
         for index, stage in enumerate(status.stages):
             old = before.get(stage.name, StageStatus(name=stage.name))
             assert stage.attempt_count >= old.attempt_count, "numbers never fall"
-            assert all(a.finished_at for a in stage.attempts[:-1]), "only the newest attempt may be open"
+            assert all(a.finished_at for a in stage.attempts[:-1]), (
+                "only the newest attempt may be open"
+            )
             if not self.wiped:
-                assert (stage.gpu_seconds >= old.gpu_seconds - 1e-6 and stage.macs >= old.macs) or not old.attempts
+                assert (
+                    stage.gpu_seconds >= old.gpu_seconds - 1e-6 and stage.macs >= old.macs
+                ) or not old.attempts
             if stage.attempts and stage.attempts[-1].name not in {a.name for a in old.attempts}:
                 assert not suspended, "a suspended chain starts nothing"
                 self._check_intent(chain, status, index, old)
             self._check_closed(stage, old)
 
-    def _check_intent(self, chain: Chain, status: ChainStatus, index: int, old: StageStatus) -> None:
+    def _check_intent(
+        self, chain: Chain, status: ChainStatus, index: int, old: StageStatus
+    ) -> None:
         stage = status.stages[index]
         new = stage.attempts[-1]
-        asked = chain.status.observed_generation != chain.generation or chain.status.retry != chain.retry
+        asked = (
+            chain.status.observed_generation != chain.generation
+            or chain.status.retry != chain.retry
+        )
         over = chain.status.is_true("Complete") or chain.status.is_true("Failed")
         assert asked or not over, "a finished chain starts nothing by itself"
         for other in (a for s in chain.status.stages for a in s.attempts):
             job = self.jobs.get(other.uid or "")
             assert job is None or job.finished, f"{new.name} while {other.name} is not over"
-        pods = [p for p in self.pods.values() if p.live and p.trains and dict(p.labels)[CHAIN_UID] == chain.uid]
+        pods = [
+            p
+            for p in self.pods.values()
+            if p.live and p.trains and dict(p.labels)[CHAIN_UID] == chain.uid
+        ]
         assert self.wiped or not pods, f"{new.name} while {pods} are there"
         names = {uid.split("#")[0] for owner, uid in self.freed if owner == chain.uid}
         assert new.name not in names or self.wiped, "numbers never come back"
@@ -261,11 +326,23 @@ class ApiServer:
             assert weights_of(first.input_digest or "") == first.artifact.digest
         last = old.attempts[-1] if old.attempts else None
         job = self.jobs.get(last.uid or "") if last else None
-        if job is not None and job.finished == "Succeeded" and job.digest == new.input_digest and not self._edited(old):
+        if (
+            job is not None
+            and job.finished == "Succeeded"
+            and job.digest == new.input_digest
+            and not self._edited(old)
+        ):
             claim = self._claim(chain)
-            known = (claim, new.input_digest) in self.disk and new.input_digest not in self.permitted
+            known = (
+                claim,
+                new.input_digest,
+            ) in self.disk and new.input_digest not in self.permitted
             assert not known, "a lost message is no reason to train again"
-        judged = [a for a in old.attempts if a.input_digest == new.input_digest and a.name not in self.forgiven]
+        judged = [
+            a
+            for a in old.attempts
+            if a.input_digest == new.input_digest and a.name not in self.forgiven
+        ]
         judged += [a for a in stage.attempts if a.name not in {o.name for o in old.attempts}]
         failures = [a.failure for a in judged if a.failure is not None and a.state is State.FAILED]
         assert not any(failure.permanent for failure in failures)
@@ -281,21 +358,32 @@ class ApiServer:
             if attempt.finished_at is None or attempt.name not in open_:
                 continue
             if attempt.uid in self.stopped:
-                assert attempt.state in (State.SUSPENDED, State.SUCCEEDED), f"{attempt.name} was stopped: {attempt}"
+                assert attempt.state in (
+                    State.SUSPENDED,
+                    State.SUCCEEDED,
+                ), f"{attempt.name} was stopped: {attempt}"
             if attempt.state is State.SUCCEEDED:
                 assert attempt.input_digest in self.recorded, "recorded first"
 
     def _check_launch(self, looker: Looker, launch: Launch) -> None:
         facts = looker.facts
         assert facts is not None and facts.fresh, "the intent is read again before its launch"
-        assert launch.attempt.input_digest not in looker.recorded, "what is recorded is not trained again"
+        assert launch.attempt.input_digest not in looker.recorded, (
+            "what is recorded is not trained again"
+        )
         if launch.stage:
             assert launch.predecessor is not None
             before = facts.status.stages[launch.stage - 1]
-            assert launch.inputs["predecessor"] == launch.predecessor.digest == weights_of(before.input_digest or "")
+            assert (
+                launch.inputs["predecessor"]
+                == launch.predecessor.digest
+                == weights_of(before.input_digest or "")
+            )
             assert before.input_digest in looker.recorded, "its predecessor is recorded"
 
 
 def _selected(labels: dict[str, str], selector: str) -> bool:
     terms = [term.split("=") for term in selector.split(",")]
-    return all((labels.get(name.rstrip("!")) == value) != name.endswith("!") for name, value in terms)
+    return all(
+        (labels.get(name.rstrip("!")) == value) != name.endswith("!") for name, value in terms
+    )

@@ -1,4 +1,6 @@
-"""The objects of `cluster_simulation`: small and comparable, and as the API server would show them."""
+"""The objects of `cluster_simulation`: small and comparable, and as the API server would show
+them.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ from typing import Any
 from simulation import MAX_DISRUPTIONS, MAX_RETRIES
 from specs import config, inline, with_changes
 
-from modelchain.spec import ModelChain
-from modelchain.status import ChainStatus
-from modelchain_operator.facts import RETRY
-from modelchain_operator.kube import Object
+from modelchain.api.spec import ModelChain
+from modelchain.api.status import ChainStatus
+from modelchain_operator.api.kube import Object
+from modelchain_operator.reconcile.facts import RETRY
 from modelchain_operator.runners.pytorchjob import HELD, QUEUE, RELEASED
 from modelchain_operator.runners.template import MAIN_CONTAINER, ROLE
 
@@ -55,7 +57,12 @@ def _chain_body(chain: Chain) -> tuple[Object, ModelChain]:
     shapes = (config(vision={"layers": 2 + i}) for i in range(chain.stages))
     storage = {"claimName": "shared"} if chain.shared else {"claimTemplate": {"size": "1Gi"}}
     changes = {
-        "metadata": {"name": chain.name, "namespace": NAMESPACE, "uid": chain.uid, "generation": chain.generation},
+        "metadata": {
+            "name": chain.name,
+            "namespace": NAMESPACE,
+            "uid": chain.uid,
+            "generation": chain.generation,
+        },
         "spec.suspend": chain.suspend,
         "spec.retry": {"maxRetries": MAX_RETRIES, "maxDisruptions": MAX_DISRUPTIONS},
         "spec.data.volume.claimName": "data",
@@ -70,7 +77,9 @@ def _chain_body(chain: Chain) -> tuple[Object, ModelChain]:
 
 @dataclass(frozen=True)
 class Job:
-    """A PyTorchJob. `made_from`: tells bodies apart. `ran`: pods were made for it since it was last suspended."""
+    """A PyTorchJob. `made_from`: tells bodies apart. `ran`: pods were made for it since it was last
+    suspended.
+    """
 
     name: str
     uid: str
@@ -151,7 +160,11 @@ def shown(thing: Job | Pod | Verifier | Thing) -> Object:
     """One dict an object, so that what an operator holds can be told by its identity."""
     match thing:
         case Job():
-            meta = {**thing.body["metadata"], "uid": thing.uid, "resourceVersion": str(thing.version)}
+            meta = {
+                **thing.body["metadata"],
+                "uid": thing.uid,
+                "resourceVersion": str(thing.version),
+            }
             meta["creationTimestamp"] = clock(thing.created)
             labels = {key: value for key, value in meta["labels"].items() if key != QUEUE}
             meta["labels"] = labels | ({QUEUE: thing.queue} if thing.queue else {})
@@ -161,9 +174,16 @@ def shown(thing: Job | Pod | Verifier | Thing) -> Object:
                 meta["deletionTimestamp"] = clock(2e9)
             policy = {**thing.body["spec"]["runPolicy"], "suspend": thing.suspended}
             held = [thing.finished] if thing.finished else []
-            conditions = [{"type": kind, "status": "True", "message": "as its pods"} for kind in held]
+            conditions = [
+                {"type": kind, "status": "True", "message": "as its pods"} for kind in held
+            ]
             spec = {**thing.body["spec"], "runPolicy": policy}
-            return {**thing.body, "metadata": meta, "spec": spec, "status": {"conditions": conditions}}
+            return {
+                **thing.body,
+                "metadata": meta,
+                "spec": spec,
+                "status": {"conditions": conditions},
+            }
         case Pod():
             return _pod_shown(thing)
         case Verifier():
@@ -173,7 +193,11 @@ def shown(thing: Job | Pod | Verifier | Thing) -> Object:
             conditions = [{"type": "Complete", "status": "True"}] if thing.finished else []
             return {**thing.body, "metadata": meta, "status": {"conditions": conditions}}
         case Thing():
-            meta = {**thing.body["metadata"], "uid": thing.uid, "creationTimestamp": clock(thing.created)}
+            meta = {
+                **thing.body["metadata"],
+                "uid": thing.uid,
+                "creationTimestamp": clock(thing.created),
+            }
             return {**thing.body, "metadata": meta}
 
 
@@ -203,7 +227,10 @@ def _pod_shown(pod: Pod) -> Object:
     limits = {"nvidia.com/gpu": str(pod.gpus)} if pod.gpus else {}
     return {
         "metadata": meta,
-        "spec": {"nodeName": "node", "containers": [{"name": "main", "resources": {"limits": limits}}]},
+        "spec": {
+            "nodeName": "node",
+            "containers": [{"name": "main", "resources": {"limits": limits}}],
+        },
         "status": {
             "phase": pod.phase,
             "podIP": "10.0.0.1",

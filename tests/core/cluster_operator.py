@@ -1,4 +1,6 @@
-"""Operators of `cluster_simulation`: between which two requests one is, what it has read, what it remembers."""
+"""Operators of `cluster_simulation`: between which two requests one is, what it has read, what it
+remembers.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,11 @@ from typing import Any, TypeVar
 
 from cluster_objects import Chain
 
-from modelchain.status import ChainStatus
-from modelchain.world import Step
-from modelchain_operator.facts import Facts
-from modelchain_operator.kube import Object
-from modelchain_operator.memory import Cache, Memory
+from modelchain.api.status import ChainStatus
+from modelchain.decide.observed import Step
+from modelchain_operator.api.kube import Object
+from modelchain_operator.reconcile.facts import Facts
+from modelchain_operator.reconcile.memory import Cache, Memory
 
 T = TypeVar("T")
 
@@ -41,7 +43,9 @@ class Kept(Cache):
 
 @dataclass
 class Looker:
-    """One operator at one chain: between which two requests it is, what it has read, what it is about to write."""
+    """One operator at one chain: between which two requests it is, what it has read, what it is
+    about to write.
+    """
 
     chain: str
     standby: bool = False  # looks only when it is made to
@@ -52,16 +56,20 @@ class Looker:
     memory: Memory = field(default_factory=lambda: Memory(artifacts=Kept(), claims=Kept()))
     rested: bool = False  # has looked since the world last changed, and there was nothing to do
     again: float | None = None
-    recorded: frozenset[str] = frozenset()  # digests with a StageArtifact when it last read the jobs
+    recorded: frozenset[str] = (
+        frozenset()
+    )  # digests with a StageArtifact when it last read the jobs
 
     def copy(self) -> Looker:
         other = copy.copy(self)
         memory = self.memory
         assert isinstance(memory.artifacts, Kept) and isinstance(memory.claims, Kept)
         other.memory = Memory(
-            pods=memory.pods.copy(), artifacts=memory.artifacts.copy(), claims=memory.claims.copy(),
+            pods=memory.pods.copy(),
+            artifacts=memory.artifacts.copy(),
+            claims=memory.claims.copy(),
             refused=dict(memory.refused),
-        )  # fmt: skip
+        )
         other.facts = copied(self.facts) if self.facts else None
         return other
 
@@ -75,13 +83,28 @@ class Looker:
         known: tuple[Any, ...] = ()
         if facts is not None:
             current = now is not None and facts.uid == now.uid
-            fresh = current and now is not None and facts.chain["metadata"]["resourceVersion"] == str(now.version)
-            read = sorted((need.what, need.which, _identity(value)) for need, value in facts.read.items())
+            fresh = (
+                current
+                and now is not None
+                and facts.chain["metadata"]["resourceVersion"] == str(now.version)
+            )
+            read = sorted(
+                (need.what, need.which, _identity(value)) for need, value in facts.read.items()
+            )
             known = (
-                current, fresh, id(facts.spec), id(facts.status), facts.fresh, sorted(map(id, facts.jobs.values())),
-                sorted(map(id, facts.pods)), read, self.recorded,
-            )  # fmt: skip
-        step = (id(self.step.status), self.step.write, repr(self.step.action)) if self.step else None
+                current,
+                fresh,
+                id(facts.spec),
+                id(facts.status),
+                facts.fresh,
+                sorted(map(id, facts.jobs.values())),
+                sorted(map(id, facts.pods)),
+                read,
+                self.recorded,
+            )
+        step = (
+            (id(self.step.status), self.step.write, repr(self.step.action)) if self.step else None
+        )
         pods = sorted((uid, pod["status"]["phase"]) for uid, pod in self.memory.pods.items())
         caches = [
             sorted((str(k), id(v)) for k, (_, v) in c._kept.items())
@@ -93,8 +116,12 @@ class Looker:
 
 def copied(facts: Facts) -> Facts:
     """Its own dicts; what they hold is never changed."""
-    read = {need: dict(value) if need.what == "shares" else value for need, value in facts.read.items()}
-    return replace(facts, jobs=dict(facts.jobs), pods=list(facts.pods), read=read, needs=set(facts.needs))
+    read = {
+        need: dict(value) if need.what == "shares" else value for need, value in facts.read.items()
+    }
+    return replace(
+        facts, jobs=dict(facts.jobs), pods=list(facts.pods), read=read, needs=set(facts.needs)
+    )
 
 
 def _identity(value: Any) -> Any:
@@ -109,7 +136,9 @@ _statuses: dict[str, ChainStatus] = {}
 
 
 def one_of_a_kind(status: ChainStatus) -> ChainStatus:
-    """Equal statuses become one object; it is also checked that a status is read back as it was written."""
+    """Equal statuses become one object; it is also checked that a status is read back as it was
+    written.
+    """
     text = status.model_dump_json(by_alias=True, exclude_none=True)
     if text not in _statuses:
         assert ChainStatus.model_validate_json(text) == status, "a status is what it is written as"

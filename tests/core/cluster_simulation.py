@@ -1,7 +1,8 @@
 """A small API server, what acts on it, and operators that look at it request by request.
 
-The operators are the real `View`, `decide`, `Executor` and `Reader`; only the loop around them is told here again, cut
-into single requests, so that anything may happen between two of them. Every promise is checked where a write lands.
+The operators are the real `View`, `decide`, `Executor` and `Reader`; only the loop around them is
+told here again, cut into single requests, so that anything may happen between two of them. Every
+promise is checked where a write lands.
 """
 
 from __future__ import annotations
@@ -18,27 +19,33 @@ from cluster_operator import Kept, Looker, answer_of, copied, one_of_a_kind
 from cluster_world import World
 from simulation import MAX_DISRUPTIONS, MAX_RETRIES, weights_of
 
-from modelchain.pools import PoolFile
-from modelchain.reconcile import decide
-from modelchain.status import AttemptStatus, ChainStatus, State
-from modelchain.world import Launch, Step, Stop
-from modelchain_operator.execute import Executor
-from modelchain_operator.facts import Facts, Need
-from modelchain_operator.kube import PODS, PYTORCHJOBS, ApiError
-from modelchain_operator.memory import Memory
-from modelchain_operator.objects import uid
-from modelchain_operator.observe import View
-from modelchain_operator.reads import Reader
+from modelchain.api.status import AttemptStatus, ChainStatus, State
+from modelchain.decide.decide import decide
+from modelchain.decide.observed import Launch, Step, Stop
+from modelchain.plan.pools import PoolFile
+from modelchain_operator.api.kube import PODS, PYTORCHJOBS, ApiError
+from modelchain_operator.api.objects import uid
+from modelchain_operator.reconcile.execute import Executor
+from modelchain_operator.reconcile.facts import Facts, Need
+from modelchain_operator.reconcile.memory import Memory
+from modelchain_operator.reconcile.observe import View
+from modelchain_operator.reconcile.reads import Reader
 from modelchain_operator.runners.pytorchjob import PyTorchJob
 from modelchain_operator.runners.template import CHAIN, CHAIN_UID
 
 RUNNER = PyTorchJob()
 CONFIGS = [
     PoolFile.model_validate(
-        {"nodePools": {"small": {"gpu": "A100", "gpusPerNode": 1}},
-         "defaults": {"nodePool": "small", "image": "registry.example/trainer@sha256:" + digit * 64}}
-    ) for digit in "01"
-]  # fmt: skip
+        {
+            "nodePools": {"small": {"gpu": "A100", "gpusPerNode": 1}},
+            "defaults": {
+                "nodePool": "small",
+                "image": "registry.example/trainer@sha256:" + digit * 64,
+            },
+        }
+    )
+    for digit in "01"
+]
 STEPS = 64  # of one look; the controller's own bound
 REASONS = (
     "SameDeviceError",
@@ -61,7 +68,9 @@ class OneByOne(Reader):
 
 @dataclass
 class Cluster(World):
-    """Operators in the world, each one request at a time, and what must hold when all has come to rest."""
+    """Operators in the world, each one request at a time, and what must hold when all has come to
+    rest.
+    """
 
     def advance(self, looker: Looker) -> None:
         """Its next request."""
@@ -134,7 +143,10 @@ class Cluster(World):
         executor = Executor(self, RUNNER, CONFIGS[self.config], memory)  # type: ignore[arg-type]
         facts.fresh = False
         if step.write:
-            facts.chain, facts.status = answer_of(executor.write_status(facts.chain, step.status)), step.status
+            facts.chain, facts.status = (
+                answer_of(executor.write_status(facts.chain, step.status)),
+                step.status,
+            )
             return True
         assert step.action is not None
         if isinstance(step.action, Stop):
@@ -142,9 +154,20 @@ class Cluster(World):
         return answer_of(executor.act(facts, step.action))
 
     def _note_stop(self, facts: Facts, stop: Stop) -> None:
-        """What ends by itself before the stop comes, or of a deadline, is judged by how it ended."""
-        job = self.jobs.get(facts.jobs[stop.attempt]["metadata"]["uid"]) if stop.attempt in facts.jobs else None
-        ending = [a for s in facts.status.stages for a in s.attempts if a.name == stop.attempt and a.ending]
+        """What ends by itself before the stop comes, or of a deadline, is judged by how it
+        ended.
+        """
+        job = (
+            self.jobs.get(facts.jobs[stop.attempt]["metadata"]["uid"])
+            if stop.attempt in facts.jobs
+            else None
+        )
+        ending = [
+            a
+            for s in facts.status.stages
+            for a in s.attempts
+            if a.name == stop.attempt and a.ending
+        ]
         if job is not None and not job.finished and not ending:
             pods = [p for p in self.pods.values() if p.job == job.uid]
             if all(p.live for p in pods) and (pods or not job.ran):
@@ -160,7 +183,9 @@ class Cluster(World):
         self._check_live()
 
     def die(self, looker: Looker, how: str) -> None:
-        """The operator is killed: before its write was sent, with the write under way, or with the answer."""
+        """The operator is killed: before its write was sent, with the write under way, or with the
+        answer.
+        """
         if how == "answered":
             self.advance(looker)
         elif how == "sent":
@@ -176,7 +201,9 @@ class Cluster(World):
         if current.phase != "idle":
             self.advance(current)
             return True
-        for index, looker in enumerate(self.lookers):  # who is in the middle of a look, then who has one to take
+        for index, looker in enumerate(
+            self.lookers
+        ):  # who is in the middle of a look, then who has one to take
             if looker.phase != "idle":
                 self.turn = index
                 return True
@@ -195,11 +222,15 @@ class Cluster(World):
             self.land(0)
             self.touched()
             return True
-        soonest = min((looker.again for looker in self.lookers if looker.again is not None), default=None)
+        soonest = min(
+            (looker.again for looker in self.lookers if looker.again is not None), default=None
+        )
         if self.waits == 3:
             return False
         waits = self.waits + 1
-        self.wait(600.0 if soonest is None else max(soonest, 1.0))  # all chains are looked at again by and by
+        self.wait(
+            600.0 if soonest is None else max(soonest, 1.0)
+        )  # all chains are looked at again by and by
         self.waits = waits
         return True
 
@@ -207,17 +238,25 @@ class Cluster(World):
         """It ended, for a stated reason, and left nothing behind."""
         for chain in self.chains.values():
             status = chain.status
-            assert status.observed_generation == chain.generation and chain.retry in (status.retry, None, "")
+            assert status.observed_generation == chain.generation and chain.retry in (
+                status.retry,
+                None,
+                "",
+            )
             kinds = [kind for kind in ("Complete", "Failed", "Suspended") if status.is_true(kind)]
             stalled = next((s for s in status.stages if s.stalled), None)
-            assert len(kinds) == 1 or (stalled is not None and not kinds), [c.type for c in status.conditions]
+            assert len(kinds) == 1 or (stalled is not None and not kinds), [
+                c.type for c in status.conditions
+            ]
             jobs = [j for j in self.jobs.values() if j.owner == chain.uid and not j.finished]
             assert not jobs, f"left behind: {jobs}"
             claim = self._claim(chain)
             match kinds:
                 case ["Complete"]:
                     for stage in status.stages:
-                        assert stage.artifact and stage.artifact.digest == weights_of(stage.input_digest or "")
+                        assert stage.artifact and stage.artifact.digest == weights_of(
+                            stage.input_digest or ""
+                        )
                         assert any(
                             r.says == f"{stage.input_digest} {stage.artifact.digest} {claim}"
                             for r in self.records.values()
@@ -247,7 +286,17 @@ class Cluster(World):
 
     def copy(self) -> Cluster:
         other = copy.copy(self)
-        for name in ("chains", "jobs", "pods", "verifiers", "records", "claims", "leases", "checkpoints", "made"):
+        for name in (
+            "chains",
+            "jobs",
+            "pods",
+            "verifiers",
+            "records",
+            "claims",
+            "leases",
+            "checkpoints",
+            "made",
+        ):
             setattr(other, name, dict(getattr(self, name)))
         other.lookers = [looker.copy() for looker in self.lookers]
         other.flying = list(self.flying)
@@ -256,25 +305,53 @@ class Cluster(World):
     def key(self) -> bytes:
         chains = [(replace(c, version=0), id(c.status)) for c in self.chains.values()]
         flying = [
-            (facts.uid, self._is_current(facts), id(facts.status), id(step.status), step.write, repr(step.action))
+            (
+                facts.uid,
+                self._is_current(facts),
+                id(facts.status),
+                id(step.status),
+                step.write,
+                repr(step.action),
+            )
             for facts, step in self.flying
         ]
         by_uid = attrgetter("uid")
         parts = (
-            chains, [looker.key(self.chains.get(looker.chain)) for looker in self.lookers], self.turn, self.now,
+            chains,
+            [looker.key(self.chains.get(looker.chain)) for looker in self.lookers],
+            self.turn,
+            self.now,
             sorted(self.jobs.values(), key=by_uid),
-            sorted(self.pods.values(), key=by_uid), sorted(self.verifiers.values(), key=by_uid),
-            sorted(self.records.values(), key=by_uid), sorted(self.claims.values(), key=by_uid),
-            sorted(self.leases.values(), key=by_uid), sorted(self.disk), sorted(self.checkpoints.items()), flying,
-            sorted(self.made.items()), sorted(self.freed), sorted(self.noted), sorted(self.stopped),
-            sorted(self.forgiven), sorted(self.permitted), sorted(self.recorded), self.wiped, self.mute, self.waits,
-            self.refusals, self.config, sorted(self.by_hand), sorted(self.launched),
-        )  # fmt: skip
+            sorted(self.pods.values(), key=by_uid),
+            sorted(self.verifiers.values(), key=by_uid),
+            sorted(self.records.values(), key=by_uid),
+            sorted(self.claims.values(), key=by_uid),
+            sorted(self.leases.values(), key=by_uid),
+            sorted(self.disk),
+            sorted(self.checkpoints.items()),
+            flying,
+            sorted(self.made.items()),
+            sorted(self.freed),
+            sorted(self.noted),
+            sorted(self.stopped),
+            sorted(self.forgiven),
+            sorted(self.permitted),
+            sorted(self.recorded),
+            self.wiped,
+            self.mute,
+            self.waits,
+            self.refusals,
+            self.config,
+            sorted(self.by_hand),
+            sorted(self.launched),
+        )
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
 
     def _is_current(self, facts: Facts) -> bool:
         chain = self.chains.get(facts.chain["metadata"]["name"])
-        return chain is not None and str(chain.version) == facts.chain["metadata"]["resourceVersion"]
+        return (
+            chain is not None and str(chain.version) == facts.chain["metadata"]["resourceVersion"]
+        )
 
 
 def alone(stages: int = 2, *, operators: int = 1, queue: bool = False) -> Cluster:
@@ -291,7 +368,9 @@ def together(stages: int = 2) -> Cluster:
     other = (("spec.stages[1].rerun", "mine"),)
     chains = {
         "one": Chain("one", "one-0", stages, shared=True, status=status),
-        "two": Chain("two", "two-0", stages, shared=True, edits=other if stages > 1 else (), status=status),
+        "two": Chain(
+            "two", "two-0", stages, shared=True, edits=other if stages > 1 else (), status=status
+        ),
     }
     world = Cluster(chains, [Looker("one"), Looker("two")], claims={"shared#1": claim})
     world.made["shared"] = 1

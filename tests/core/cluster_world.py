@@ -1,4 +1,6 @@
-"""What goes on around the operators of `cluster_simulation`: other controllers, nodes, people and bad luck."""
+"""What goes on around the operators of `cluster_simulation`: other controllers, nodes, people and
+bad luck.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ from cluster_operator import Kept, one_of_a_kind
 from simulation import weights_of
 from specs import DELETE
 
-from modelchain.contracts import FailureClass, LastWord
-from modelchain.status import ChainStatus
+from modelchain.api.contracts import FailureClass, LastWord
+from modelchain.api.status import ChainStatus
 from modelchain_operator.runners.pytorchjob import REPLICA_TYPE
 from modelchain_operator.runners.template import CHAIN
 
@@ -41,7 +43,10 @@ class World(ApiServer):
                 if job.ran:
                     yield f"{job.uid} is reset", lambda w, u=job.uid: w.set_job(u, ran=False)
                 elif job.queued:
-                    yield f"{job.uid} is admitted", lambda w, u=job.uid: w.set_job(u, suspended=False)
+                    yield (
+                        f"{job.uid} is admitted",
+                        lambda w, u=job.uid: w.set_job(u, suspended=False),
+                    )
             elif not mine:
                 if job.ran:
                     yield f"{job.uid} fails", lambda w, u=job.uid: w.set_job(u, finished="Failed")
@@ -57,10 +62,16 @@ class World(ApiServer):
                 elif pod.phase == "Running":
                     yield f"{pod.uid} succeeds", lambda w, u=pod.uid: w.succeed(u)
                 else:
-                    yield f"{job.uid} {pod.phase}", lambda w, u=job.uid, p=pod.phase: w.set_job(u, finished=p)
+                    yield (
+                        f"{job.uid} {pod.phase}",
+                        lambda w, u=job.uid, p=pod.phase: w.set_job(u, finished=p),
+                    )
         for pod in self.pods.values():
             if pod.trains and pod.job not in self.jobs:
-                yield f"{pod.uid} is ended, its job is gone", lambda w, u=pod.uid: w.end_gracefully(u)
+                yield (
+                    f"{pod.uid} is ended, its job is gone",
+                    lambda w, u=pod.uid: w.end_gracefully(u),
+                )
         for verifier in self.verifiers.values():
             if verifier.deleting or self._owner(verifier.owner) is None:
                 yield f"{verifier.uid} goes", lambda w, u=verifier.uid: w.drop_verifier(u)
@@ -92,8 +103,12 @@ class World(ApiServer):
         n = self.made[f"pod of {job_uid}"] = self.made.get(f"pod of {job_uid}", 0) + 1
         labels = job.body["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["metadata"]["labels"]
         self.pods[f"{job_uid}-{n}"] = Pod(
-            f"{job_uid}-{n}", job_uid, job.digest, tuple(sorted({**labels, REPLICA_TYPE: "master"}.items())), self.now,
-        )  # fmt: skip
+            f"{job_uid}-{n}",
+            job_uid,
+            job.digest,
+            tuple(sorted({**labels, REPLICA_TYPE: "master"}.items())),
+            self.now,
+        )
         self.set_job(job_uid, ran=True)
 
     def succeed(self, uid: str, *, word: bool = True) -> None:
@@ -104,7 +119,11 @@ class World(ApiServer):
         self.finish(uid, "Succeeded", success(pod.digest) if word else "")
 
     def fail(self, uid: str, failure: FailureClass | None) -> None:
-        word = LastWord(result="Failed", failure=failure, message="as it was told") if failure else None
+        word = (
+            LastWord(result="Failed", failure=failure, message="as it was told")
+            if failure
+            else None
+        )
         self.finish(uid, "Failed", said(word) if word else "")
 
     def finish(self, uid: str, phase: str, word: str) -> None:
@@ -117,7 +136,12 @@ class World(ApiServer):
         pod = self.pods.pop(uid)
         if pod.phase == "Running" and watched:
             self.checkpoints[pod.digest] = step = self.checkpoints.get(pod.digest, 0) + 1
-            word = LastWord(result="Failed", failure=FailureClass.PREEMPTED, checkpoint_step=step, message="SIGTERM")
+            word = LastWord(
+                result="Failed",
+                failure=FailureClass.PREEMPTED,
+                checkpoint_step=step,
+                message="SIGTERM",
+            )
             ended = replace(pod, phase="Failed", word=said(word), ended=self.now, deleting=True)
             for looker in self.lookers:
                 looker.memory.remember(shown(ended))
@@ -130,8 +154,14 @@ class World(ApiServer):
         chain = self._owner(verifier.owner)
         assert chain is not None
         labels = tuple(sorted(verifier.body["spec"]["template"]["metadata"]["labels"].items()))
-        absent = LastWord(result="Failed", failure=FailureClass.NO_ARTIFACT, message="there is none")
-        word = success(verifier.digest) if (self._claim(chain), verifier.digest) in self.disk else said(absent)
+        absent = LastWord(
+            result="Failed", failure=FailureClass.NO_ARTIFACT, message="there is none"
+        )
+        word = (
+            success(verifier.digest)
+            if (self._claim(chain), verifier.digest) in self.disk
+            else said(absent)
+        )
         self.pods[f"{uid}-0"] = Pod(
             f"{uid}-0",
             uid,
@@ -155,7 +185,9 @@ class World(ApiServer):
         chain = self.chains[name]
         self.forgiven |= {a.name for s in chain.status.stages for a in s.attempts}
         generation = chain.generation + bump
-        self.chains[name] = replace(chain, generation=generation, version=chain.version + 1, **update)
+        self.chains[name] = replace(
+            chain, generation=generation, version=chain.version + 1, **update
+        )
 
     def toggle(self, name: str, path: str, value: Any) -> None:
         edits = dict(self.chains[name].edits)
@@ -168,13 +200,17 @@ class World(ApiServer):
     def wipe(self, name: str) -> None:
         chain = self.chains[name]
         self.wiped = True
-        self.chains[name] = replace(chain, status=one_of_a_kind(ChainStatus()), version=chain.version + 1)
+        self.chains[name] = replace(
+            chain, status=one_of_a_kind(ChainStatus()), version=chain.version + 1
+        )
 
     def recreate(self, name: str) -> None:
         """Deleted and applied again; what it owned is collected by and by."""
         chain = self.chains[name]
         self.made[name] = self.made.get(name, 0) + 1
-        fresh = Chain(name, f"{name}-{self.made[name]}", chain.stages, queue=chain.queue, shared=chain.shared)
+        fresh = Chain(
+            name, f"{name}-{self.made[name]}", chain.stages, queue=chain.queue, shared=chain.shared
+        )
         self.chains[name] = fresh
 
     def lose_claim(self, name: str, *, again: bool) -> None:
@@ -220,7 +256,13 @@ def said(word: LastWord) -> str:
 def success(digest: str) -> str:
     weights = weights_of(digest)
     word = LastWord(
-        result="Succeeded", manifest_digest=weights[::-1], artifact_digest=weights, step=100, steps=100, macs=1000,
-        seconds=1.0, metrics={"top1": 91.5},
-    )  # fmt: skip
+        result="Succeeded",
+        manifest_digest=weights[::-1],
+        artifact_digest=weights,
+        step=100,
+        steps=100,
+        macs=1000,
+        seconds=1.0,
+        metrics={"top1": 91.5},
+    )
     return said(word)

@@ -1,4 +1,6 @@
-"""Every order of a few faults, at every moment of a small world: what holds in it is asserted by the world itself."""
+"""Every order of a few faults, at every moment of a small world: what holds in it is asserted by
+the world itself.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ def explore(
     longest_calm: int,
     told: Callable[[W], AbstractContextManager[object]] = nullcontext,
 ) -> tuple[int, int]:
-    """From every state that up to `budget` faults lead to, an undisturbed world comes to rest as it should.
+    """From every state that up to `budget` faults lead to, an undisturbed world comes to rest as it
+    should.
 
     Args:
         faults: all that may go wrong in a world, each to be done to a copy of it.

@@ -1,6 +1,8 @@
-"""A world in which `decide` lives: trainers that finish, fail and vanish, edits, crashes. It checks every step taken.
+"""A world in which `decide` lives: trainers that finish, fail and vanish, edits, crashes. It checks
+every step taken.
 
-Small enough to be explored exhaustively: all of its state is in `World`, all that happens to it are methods.
+Small enough to be explored exhaustively: all of its state is in `World`, all that happens to it are
+methods.
 """
 
 from __future__ import annotations
@@ -14,22 +16,29 @@ from typing import Any
 
 from specs import DELETE, config, inline, with_changes
 
-from modelchain.contracts import FailureClass, LastWord, Progress
-from modelchain.digest import digest_of
-from modelchain.reconcile import decide
-from modelchain.spec import ModelChain
-from modelchain.status import AttemptStatus, ChainStatus, StageStatus, State
-from modelchain.world import Artifact, Damage, Launch, Observed, Seen, Step, Stop
+from modelchain.api.contracts import FailureClass, LastWord, Progress
+from modelchain.api.spec import ModelChain
+from modelchain.api.status import AttemptStatus, ChainStatus, StageStatus, State
+from modelchain.decide.decide import decide
+from modelchain.decide.observed import Artifact, Damage, Launch, Observed, Seen, Step, Stop
+from modelchain.identity.digest import digest_of
 
 MAX_RETRIES, MAX_DISRUPTIONS = 1, 2
 
 
 @cache
-def chain_of(stages: int, edits: tuple[tuple[str, Any], ...], suspend: bool, generation: int | None) -> ModelChain:
+def chain_of(
+    stages: int, edits: tuple[tuple[str, Any], ...], suspend: bool, generation: int | None
+) -> ModelChain:
     """A chain of that many stages, with edits by path, as the API server would hold it."""
     shapes = (config(vision={"layers": 2 + i}) for i in range(stages))
     retry = {"maxRetries": MAX_RETRIES, "maxDisruptions": MAX_DISRUPTIONS}
-    changes = {"spec.suspend": suspend, "metadata.generation": generation, "spec.retry": retry, **dict(edits)}
+    changes = {
+        "spec.suspend": suspend,
+        "metadata.generation": generation,
+        "spec.retry": retry,
+        **dict(edits),
+    }
     return ModelChain.model_validate(with_changes(inline(*shapes, **changes)))
 
 
@@ -40,7 +49,9 @@ def weights_of(input_digest: str) -> str:
 
 @dataclass(frozen=True)
 class Trainer:
-    """One attempt as it really is: what was spent, and how far its checkpoints had come when it began."""
+    """One attempt as it really is: what was spent, and how far its checkpoints had come when it
+    began.
+    """
 
     stage: str
     number: int
@@ -55,7 +66,9 @@ class Trainer:
 
 @dataclass
 class World:
-    """`cluster`: an edit raises the generation. Locally it comes with another `run`, which brings a new retry token."""
+    """`cluster`: an edit raises the generation. Locally it comes with another `run`, which brings a
+    new retry token.
+    """
 
     stages: int
     cluster: bool = False
@@ -108,7 +121,10 @@ class World:
         )
 
     def highest_number(self, stage: str, digest: str) -> int:
-        return max((t.number for t in self.trainers.values() if stage == t.stage or digest == t.digest), default=0)
+        return max(
+            (t.number for t in self.trainers.values() if stage == t.stage or digest == t.digest),
+            default=0,
+        )
 
     def observed(self) -> Observed:
         return Observed(
@@ -141,7 +157,9 @@ class World:
 
     def ended(self) -> bool:
         """Finished, and nobody has asked for more since."""
-        asked = self.status.retry != str(self.retry) or self.status.observed_generation != (self.generation or 0)
+        asked = self.status.retry != str(self.retry) or self.status.observed_generation != (
+            self.generation or 0
+        )
         return not asked and (self.status.is_true("Complete") or self.status.is_true("Failed"))
 
     def _write(self, status: ChainStatus) -> None:
@@ -156,13 +174,21 @@ class World:
             assert not (begun and self.ended()), "a finished chain starts work only when asked"
             assert not (begun and self.held())
             assert len({a.name for a in stage.attempts}) == len(stage.attempts)
-            assert all(a.finished_at is not None for a in stage.attempts[:-1]), "only the newest attempt may be open"
+            assert all(a.finished_at is not None for a in stage.attempts[:-1]), (
+                "only the newest attempt may be open"
+            )
             assert (stage.state is State.SUCCEEDED) <= (stage.artifact is not None)
-            assert stage.artifact is None or stage.state is State.FAILED or self.artifact_is_whole(stage.input_digest)
+            assert (
+                stage.artifact is None
+                or stage.state is State.FAILED
+                or self.artifact_is_whole(stage.input_digest)
+            )
         assert sum(s.macs for s in status.stages) == status.total.macs
         if not self.forgetful and all(s.attempts or not s.macs for s in status.stages):
             so_far = sum(a.macs for s in status.stages for a in s.attempts if a.finished_at is None)
-            assert status.total.macs == so_far + sum(self.trainers[name].macs for name in self.closed(status))
+            assert status.total.macs == so_far + sum(
+                self.trainers[name].macs for name in self.closed(status)
+            )
         self.status = status
 
     def closed(self, status: ChainStatus) -> list[str]:
@@ -176,34 +202,58 @@ class World:
     def _launch(self, launch: Launch) -> None:
         attempt, stage = launch.attempt, self.chain().spec.stages[launch.stage]
         known = next(s for s in self.status.stages if s.name == stage.name)
-        assert not any(trainer.live for trainer in self.trainers.values()), "never two live attempts"
+        assert not any(trainer.live for trainer in self.trainers.values()), (
+            "never two live attempts"
+        )
         assert not self.held() and not self.ended()
-        assert known.attempts[-1] == attempt and known.input_digest == attempt.input_digest, "the intent comes first"
+        assert known.attempts[-1] == attempt and known.input_digest == attempt.input_digest, (
+            "the intent comes first"
+        )
         assert known.state is State.STARTING, "an action only from a status that says so"
         assert digest_of(launch.inputs) == attempt.input_digest
         assert attempt.input_digest not in self.artifacts, "what is there is not trained again"
         assert attempt.name not in self.trainers, "a name is used once"
-        assert all(t.number < attempt.number for t in self.trainers.values() if t.stage == stage.name)
+        assert all(
+            t.number < attempt.number for t in self.trainers.values() if t.stage == stage.name
+        )
         if launch.stage == 0:
             assert launch.predecessor is None and "predecessor" not in launch.inputs
         else:
-            before = next(s for s in self.status.stages if s.name == self.chain().spec.stages[launch.stage - 1].name)
-            assert self.artifact_is_whole(before.input_digest), "a successor only after a whole predecessor"
+            before = next(
+                s
+                for s in self.status.stages
+                if s.name == self.chain().spec.stages[launch.stage - 1].name
+            )
+            assert self.artifact_is_whole(before.input_digest), (
+                "a successor only after a whole predecessor"
+            )
             assert launch.predecessor is not None
-            assert launch.inputs["predecessor"] == launch.predecessor.digest == weights_of(before.input_digest or "")
+            assert (
+                launch.inputs["predecessor"]
+                == launch.predecessor.digest
+                == weights_of(before.input_digest or "")
+            )
         self._check_budgets(known, attempt)
         self.inputs[attempt.input_digest] = launch.inputs
         self.trainers[attempt.name] = Trainer(
-            stage.name, attempt.number, attempt.input_digest, began_at=self.checkpoints.get(attempt.input_digest, 0)
+            stage.name,
+            attempt.number,
+            attempt.input_digest,
+            began_at=self.checkpoints.get(attempt.input_digest, 0),
         )
 
     def _check_budgets(self, stage: StageStatus, attempt: AttemptStatus) -> None:
         judged = [
-            a for a in stage.attempts
-            if a.failure is not None and a.input_digest == attempt.input_digest and a.name not in self.forgiven
-        ]  # fmt: skip
+            a
+            for a in stage.attempts
+            if a.failure is not None
+            and a.input_digest == attempt.input_digest
+            and a.name not in self.forgiven
+        ]
         failures = [a.failure for a in judged if a.failure is not None and a.state is State.FAILED]
-        assert not any(failure.permanent for failure in failures), "a permanent failure is not tried again"
+        assert not any(failure.permanent for failure in failures), (
+            "a permanent failure is not tried again"
+        )
         limits = self.chain().spec.retry
         assert sum(failure.disruption for failure in failures) <= limits.max_disruptions
         assert sum(not failure.disruption for failure in failures) <= limits.max_retries
@@ -229,7 +279,9 @@ class World:
             self.checkpoints[trainer.digest] = self.checkpoints.get(trainer.digest, 0) + 1
 
     def make_artifact(self) -> None:
-        """It is in place, and the process that made it still lives: all that its inputs ask for was done."""
+        """It is in place, and the process that made it still lives: all that its inputs ask for was
+        done.
+        """
         name = self.live()
         assert name is not None
         trainer = self.trainers[name]
@@ -260,7 +312,9 @@ class World:
         self.trainers[name] = replace(self.trainers[name], live=False)
 
     def restart(self) -> None:
-        """The decider comes back. Locally the command was typed again: budgets are new, an interruption is over."""
+        """The decider comes back. Locally the command was typed again: budgets are new, an
+        interruption is over.
+        """
         self.interrupted = False
         if not self.cluster:
             self.ask_again()
@@ -342,11 +396,22 @@ class World:
     def check_rest(self) -> None:
         """At rest: asked again, nothing is written; and why it rests is said."""
         again = decide(self.chain(), self.observed(), self.now + 1000)
-        assert not again.write and again.action is None and again.again is None and again.status == self.status
-        conditions = [kind for kind in ("Complete", "Failed", "Suspended") if self.status.is_true(kind)]
+        assert (
+            not again.write
+            and again.action is None
+            and again.again is None
+            and again.status == self.status
+        )
+        conditions = [
+            kind for kind in ("Complete", "Failed", "Suspended") if self.status.is_true(kind)
+        ]
         assert len(conditions) == 1, conditions
         states = [stage.state for stage in self.status.stages]
-        assert all(a.finished_at or not self.seen(a.name).started for s in self.status.stages for a in s.attempts)
+        assert all(
+            a.finished_at or not self.seen(a.name).started
+            for s in self.status.stages
+            for a in s.attempts
+        )
         match conditions[0]:
             case "Complete":
                 assert set(states) == {State.SUCCEEDED}
@@ -357,10 +422,14 @@ class World:
             case "Failed":
                 self._check_failed(next(s for s in self.status.stages if s.state is State.FAILED))
         if not self.forgetful and all(s.attempts or not s.macs for s in self.status.stages):
-            assert self.status.total.macs == sum(t.macs for t in self.trainers.values()), "the ledger is what was spent"
+            assert self.status.total.macs == sum(t.macs for t in self.trainers.values()), (
+                "the ledger is what was spent"
+            )
 
     def _check_failed(self, stage: StageStatus) -> None:
-        """For a reason: damage, an end that nothing can mend, a budget, or work that nobody asked for again."""
+        """For a reason: damage, an end that nothing can mend, a budget, or work that nobody asked
+        for again.
+        """
         last = stage.attempts[-1].failure if stage.attempts else None
         limits = self.chain().spec.retry
         assert (
@@ -386,8 +455,19 @@ class World:
 
     def key(self) -> bytes:
         parts = (
-            self.stages, self.cluster, sorted(self.edits.items(), key=str), self.suspend, self.generation, self.retry,
-            self.interrupted, sorted(self.trainers.items()), sorted(self.artifacts.items()), self.forgetful, self.now,
-            sorted(self.checkpoints.items()), sorted(self.forgiven), self.undisturbed,
-        )  # fmt: skip
+            self.stages,
+            self.cluster,
+            sorted(self.edits.items(), key=str),
+            self.suspend,
+            self.generation,
+            self.retry,
+            self.interrupted,
+            sorted(self.trainers.items()),
+            sorted(self.artifacts.items()),
+            self.forgetful,
+            self.now,
+            sorted(self.checkpoints.items()),
+            sorted(self.forgiven),
+            self.undisturbed,
+        )
         return hashlib.blake2b((repr(parts) + self.status.model_dump_json()).encode()).digest()

@@ -1,6 +1,8 @@
-"""One table of good and bad specs, as data. The core's tests and a real API server are given the same.
+"""One table of good and bad specs, as data. The core's tests and a real API server are given the
+same.
 
-A spec is `MINIMAL` with changes: `{"spec.stages[1].model": "ViT-S-16", "spec.recipe.seed": DELETE}`.
+A spec is `MINIMAL` with changes: `{"spec.stages[1].model": "ViT-S-16", "spec.recipe.seed":
+DELETE}`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ MINIMAL: Object = {
     "kind": "ModelChain",
     "metadata": {"name": "family"},
     "spec": {
-        "stages": [{"name": "vit-t", "model": "ViT-T-16"}, {"name": "vit-s", "model": "ViT-S-16", "epochs": 20}],
+        "stages": [
+            {"name": "vit-t", "model": "ViT-T-16"},
+            {"name": "vit-s", "model": "ViT-S-16", "epochs": 20},
+        ],
         "data": {"train": {"shards": "/data/train-{00..07}.tar", "samples": 100_000}},
         "recipe": {
             "baselineEpochs": 32,
@@ -42,10 +47,14 @@ _TEXT: Object = {"context_length": 16, "width": 64, "heads": 2, "layers": 2}
 
 
 def with_changes(changes: Mapping[str, Any], base: Object = MINIMAL) -> Object:
-    """A copy of `base` with every path set, or removed where the value is DELETE; mappings on the way are made."""
+    """A copy of `base` with every path set, or removed where the value is DELETE; mappings on the
+    way are made.
+    """
     out = copy.deepcopy(base)
     for path, value in changes.items():
-        keys: list[str | int] = [int(k) if k.isdigit() else k for k in re.findall(r"[^.\[\]]+", path)]
+        keys: list[str | int] = [
+            int(k) if k.isdigit() else k for k in re.findall(r"[^.\[\]]+", path)
+        ]
         at: Any = out
         for key in keys[:-1]:
             at = at[key] if isinstance(key, int) else at.setdefault(key, {})
@@ -60,13 +69,22 @@ def with_changes(changes: Mapping[str, Any], base: Object = MINIMAL) -> Object:
 
 
 def config(*, vision: Object | None = None, text: Object | None = None, **top: Any) -> Object:
-    """A tiny inline modelConfig: 2 heads of 32 in the picture's tower, 2 heads of 32 in the text's."""
-    return {"embed_dim": 32, "vision_cfg": _VISION | (vision or {}), "text_cfg": _TEXT | (text or {}), **top}
+    """A tiny inline modelConfig: 2 heads of 32 in the picture's tower, 2 heads of 32 in the
+    text's.
+    """
+    return {
+        "embed_dim": 32,
+        "vision_cfg": _VISION | (vision or {}),
+        "text_cfg": _TEXT | (text or {}),
+        **top,
+    }
 
 
 def inline(*configs: Object, **changes: Any) -> dict[str, Any]:
     """Changes that make the stages those configs, named a, b, c..."""
-    stages = [{"name": "abcdefgh"[i], "modelConfig": c, "epochs": 20} for i, c in enumerate(configs)]
+    stages = [
+        {"name": "abcdefgh"[i], "modelConfig": c, "epochs": 20} for i, c in enumerate(configs)
+    ]
     return {"spec.stages": stages, **changes}
 
 
@@ -77,11 +95,18 @@ _SWIN["vision_cfg"] = {"timm_model_name": "swin_tiny_patch4_window7_224"}
 _GOOD_CHANGES: dict[str, dict[str, Any]] = {
     "minimal": {},
     "a chain of one stage": {"spec.stages[1]": DELETE},
-    "epochs left to the plan": {"spec.stages[1].epochs": DELETE, "spec.allocation.targetAcceleration": "2"},
+    "epochs left to the plan": {
+        "spec.stages[1].epochs": DELETE,
+        "spec.allocation.targetAcceleration": "2",
+    },
     "the same model cannot follow itself, but a wider one can": inline(config(), _BIGGER),
-    "three inline stages": inline(config(), _BIGGER, config(vision={"width": 128, "layers": 4}, text={"layers": 3})),
+    "three inline stages": inline(
+        config(), _BIGGER, config(vision={"width": 128, "layers": 4}, text={"layers": 3})
+    ),
     "only the text tower grows": inline(config(), config(text={"width": 96, "heads": 3})),
-    "the embedding shrinks": inline(config(embed_dim=64), config(embed_dim=32, vision={"width": 96})),
+    "the embedding shrinks": inline(
+        config(embed_dim=64), config(embed_dim=32, vision={"width": 96})
+    ),
     "swin": {"spec.stages[0].model": "Swin-T", "spec.stages[1].model": "Swin-S"},
     "a mlp ratio in whole numbers": inline(config(vision={"mlp_ratio": 2})),
     "every field": {
@@ -105,7 +130,10 @@ _GOOD_CHANGES: dict[str, dict[str, Any]] = {
             "depth": "Duplicate",
             "distillation": {"alpha": "2", "convention": "Equation1"},
         },
-        "spec.storage": {"claimTemplate": {"storageClassName": "rwx", "size": "500Gi"}, "retain": True},
+        "spec.storage": {
+            "claimTemplate": {"storageClassName": "rwx", "size": "500Gi"},
+            "retain": True,
+        },
         "spec.runner": {
             "kind": "PyTorchJob",
             "nodePool": "a100-80gb",
@@ -122,36 +150,59 @@ _GOOD_CHANGES: dict[str, dict[str, Any]] = {
         "metadata.resourceVersion": "81423",
         "metadata.generation": 3,
         "metadata.creationTimestamp": "2026-01-02T03:04:05Z",
-        "metadata.managedFields": [{"manager": "kubectl", "operation": "Apply", "fieldsV1": {"f:spec": {}}}],
+        "metadata.managedFields": [
+            {"manager": "kubectl", "operation": "Apply", "fieldsV1": {"f:spec": {}}}
+        ],
         "metadata.annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{}\n"},
-        "status": {"observedGeneration": 3, "conditions": [], "stages": [{"name": "vit-t", "anything": [1.5, None]}]},
+        "status": {
+            "observedGeneration": 3,
+            "conditions": [],
+            "stages": [{"name": "vit-t", "anything": [1.5, None]}],
+        },
     },
     "made by a name that a server completes": {
         "metadata.generateName": "sweep-",
         "metadata.name": "sweep-x7k2p",
-        "metadata.selfLink": "/apis/modelchain.dev/v1alpha1/namespaces/team/modelchains/sweep-x7k2p",
+        "metadata.selfLink": (
+            "/apis/modelchain.dev/v1alpha1/namespaces/team/modelchains/sweep-x7k2p"
+        ),
         "metadata.deletionGracePeriodSeconds": 0,
         "metadata.ofALaterVersion": {"any": ["thing"]},
     },
     "a name that a server will complete": {"metadata": {"generateName": "sweep-"}},
     "the longest names": {"metadata.name": "a" * 24, "spec.stages[0].name": "b" * 16},
-    "decimals in other spellings": {"spec.recipe.learningRate": ".5e-3", "spec.recipe.weightDecay": "0"},
-    "many shards in two groups": {"spec.data.train.shards": "/data/{a-{000..499},b-{000..499}}.tar"},
-    "shards in a list": {"spec.data.train.shards": "/data/{" + ",".join(f"{i:03}" for i in range(250)) + "}.tar"},
+    "decimals in other spellings": {
+        "spec.recipe.learningRate": ".5e-3",
+        "spec.recipe.weightDecay": "0",
+    },
+    "many shards in two groups": {
+        "spec.data.train.shards": "/data/{a-{000..499},b-{000..499}}.tar"
+    },
+    "shards in a list": {
+        "spec.data.train.shards": "/data/{" + ",".join(f"{i:03}" for i in range(250)) + "}.tar"
+    },
     "a range that falls": {"spec.data.train.shards": "/data/{7..0}-{00..03}.tar"},
     "dots in a name": {"spec.data.train.shards": "/data/a..b/{..,x}y.{0..3}.tar"},
     "a mount with a slash at its end": {"spec.data.volume.mountPath": "/data/"},
     "16 evaluations": {
-        "spec.evaluation": [_RETRIEVAL | {"name": f"e{i}", "shards": "/data/" + "a/" * 500 + "x"} for i in range(16)]
+        "spec.evaluation": [
+            _RETRIEVAL | {"name": f"e{i}", "shards": "/data/" + "a/" * 500 + "x"} for i in range(16)
+        ]
     },
     "32 stages": inline(
         *(config(vision={"layers": 1 + i}) for i in range(8)),
         **{
-            f"spec.stages[{i}]": {"name": f"s{i}", "modelConfig": config(vision={"layers": 1 + i}), "epochs": 20}
+            f"spec.stages[{i}]": {
+                "name": f"s{i}",
+                "modelConfig": config(vision={"layers": 1 + i}),
+                "epochs": 20,
+            }
             for i in range(8, 32)
         },
     ),
-    "the shortest schedule that can warm up": {"spec.recipe.warmupSteps.successors": 20 * (100_000 // 256) - 1},
+    "the shortest schedule that can warm up": {
+        "spec.recipe.warmupSteps.successors": 20 * (100_000 // 256) - 1
+    },
     "an image of one patch": inline(config(vision={"image_size": 8})),
 }
 GOOD: dict[str, Object] = {name: with_changes(changes) for name, changes in _GOOD_CHANGES.items()}
@@ -209,7 +260,12 @@ BAD: list[Bad] = [
     _one("an empty chain", "spec.stages", [], "at least 1"),
     _one("stages as a mapping", "spec.stages", {"vit-t": {}}, "list"),
     _one("stages is null", "spec.stages", None, "list"),
-    _one("too many stages", "spec.stages", [{"name": f"s{i}", "model": "ViT-T-16"} for i in range(33)], "at most 32"),
+    _one(
+        "too many stages",
+        "spec.stages",
+        [{"name": f"s{i}", "model": "ViT-T-16"} for i in range(33)],
+        "at most 32",
+    ),
     _one("a stage that is a text", _STAGE, "ViT-T-16", "valid dictionary"),
     _one("a stage without a name", f"{_STAGE}.name", DELETE, "required"),
     _one("stage name with an underscore", f"{_STAGE}.name", "vit_t", "does not have the form"),
@@ -217,9 +273,24 @@ BAD: list[Bad] = [
     _one("stage name is a number", f"{_STAGE}.name", 7, "quotes"),
     _one("unknown key in a stage", f"{_STAGE}.epoch", 3, "unknown field"),
     _one("a name in another spelling of case", f"{_STAGE}.model_config", config(), "unknown field"),
-    _bad("two stages of one name", {"spec.stages[1].name": "vit-t"}, "spec.stages[1].name", "used twice"),
-    _bad("neither model nor modelConfig", {f"{_STAGE}.model": DELETE}, _STAGE, "exactly one of model and modelConfig"),
-    _bad("both model and modelConfig", {_MODEL: config()}, _STAGE, "exactly one of model and modelConfig"),
+    _bad(
+        "two stages of one name",
+        {"spec.stages[1].name": "vit-t"},
+        "spec.stages[1].name",
+        "used twice",
+    ),
+    _bad(
+        "neither model nor modelConfig",
+        {f"{_STAGE}.model": DELETE},
+        _STAGE,
+        "exactly one of model and modelConfig",
+    ),
+    _bad(
+        "both model and modelConfig",
+        {_MODEL: config()},
+        _STAGE,
+        "exactly one of model and modelConfig",
+    ),
     _bad("unknown model", {f"{_STAGE}.model": "ViT-H-14"}, _STAGE, "'ViT-H-14' is not known"),
     _one("epochs 0", f"{_STAGE}.epochs", 0, "greater than or equal to 1"),
     _one("epochs too many", f"{_STAGE}.epochs", 10_001, "less than or equal to 10000"),
@@ -255,9 +326,17 @@ BAD: list[Bad] = [
         "stage 'vit-s': globalBatchSize 256 is not divisible by 3 processes",
     ),
     # inline models
-    _bad("embed_dim missing", inline(config()) | {f"{_MODEL}.embed_dim": DELETE}, f"{_MODEL}.embed_dim", "required"),
     _bad(
-        "embed_dim too large", inline(config(embed_dim=1 << 20)), f"{_MODEL}.embed_dim", "less than or equal to 16384"
+        "embed_dim missing",
+        inline(config()) | {f"{_MODEL}.embed_dim": DELETE},
+        f"{_MODEL}.embed_dim",
+        "required",
+    ),
+    _bad(
+        "embed_dim too large",
+        inline(config(embed_dim=1 << 20)),
+        f"{_MODEL}.embed_dim",
+        "less than or equal to 16384",
     ),
     _bad(
         "unknown key in a config",
@@ -339,7 +418,12 @@ BAD: list[Bad] = [
     ),
     # neighbours
     _pair("the same model twice", config(), config(), "no tower grows"),
-    _bad("the same model of Table G twice", {"spec.stages[1].model": "ViT-T-16"}, "spec.stages[1]", "no tower grows"),
+    _bad(
+        "the same model of Table G twice",
+        {"spec.stages[1].model": "ViT-T-16"},
+        "spec.stages[1]",
+        "no tower grows",
+    ),
     _bad(
         "a smaller model after a larger",
         {f"{_STAGE}.model": "ViT-B-16"},
@@ -372,7 +456,10 @@ BAD: list[Bad] = [
         "vision head_width must be equal along the chain (32 then 64)",
     ),
     _pair(
-        "text head width changes", config(), config(text={"width": 128, "heads": 2}), "text head width must be equal"
+        "text head width changes",
+        config(),
+        config(text={"width": 128, "heads": 2}),
+        "text head width must be equal",
     ),
     _pair(
         "patch size changes",
@@ -392,14 +479,24 @@ BAD: list[Bad] = [
         config(text={"layers": 3, "context_length": 77}),
         "text context_length must be equal",
     ),
-    _pair("the activation changes", config(), _BIGGER | {"quick_gelu": True}, "quick_gelu must be equal"),
+    _pair(
+        "the activation changes",
+        config(),
+        _BIGGER | {"quick_gelu": True},
+        "quick_gelu must be equal",
+    ),
     _pair(
         "the MLP ratio changes",
         config(),
         config(vision={"width": 96, "mlp_ratio": 2.0}),
         "vision mlp_ratio must be equal",
     ),
-    _bad("a Swin after a ViT", {"spec.stages[1].model": "Swin-S"}, "spec.stages[1]", "cannot be neighbours"),
+    _bad(
+        "a Swin after a ViT",
+        {"spec.stages[1].model": "Swin-S"},
+        "spec.stages[1]",
+        "cannot be neighbours",
+    ),
     _bad(
         "a Swin that shrinks in one part",
         {f"{_STAGE}.model": "Swin-S", "spec.stages[1].model": "Swin-T"},
@@ -410,11 +507,30 @@ BAD: list[Bad] = [
     _one("no data", "spec.data", DELETE, "required"),
     _one("no shards", f"{_TRAIN}.shards", DELETE, "required"),
     _one("shards as a list", f"{_TRAIN}.shards", ["/data/a.tar"], "string"),
-    _one("shards by a relative path", f"{_TRAIN}.shards", "data/train.tar", "does not have the form"),
-    _one("shards from a shell", f"{_TRAIN}.shards", "pipe:cat /data/train.tar", "does not have the form"),
-    _one("shards from a shell, in braces", f"{_TRAIN}.shards", "/data/{pipe:cat,x}", "'pipe:' runs a shell"),
-    _one("shards from the network", f"{_TRAIN}.shards", "s3://bucket/train.tar", "does not have the form"),
-    _one("shards outside the mount", f"{_TRAIN}.shards", "/datasets/train.tar", "does not lie under"),
+    _one(
+        "shards by a relative path", f"{_TRAIN}.shards", "data/train.tar", "does not have the form"
+    ),
+    _one(
+        "shards from a shell",
+        f"{_TRAIN}.shards",
+        "pipe:cat /data/train.tar",
+        "does not have the form",
+    ),
+    _one(
+        "shards from a shell, in braces",
+        f"{_TRAIN}.shards",
+        "/data/{pipe:cat,x}",
+        "'pipe:' runs a shell",
+    ),
+    _one(
+        "shards from the network",
+        f"{_TRAIN}.shards",
+        "s3://bucket/train.tar",
+        "does not have the form",
+    ),
+    _one(
+        "shards outside the mount", f"{_TRAIN}.shards", "/datasets/train.tar", "does not lie under"
+    ),
     _one(
         "shards partly outside the mount",
         f"{_TRAIN}.shards",
@@ -427,26 +543,58 @@ BAD: list[Bad] = [
         f"{_TRAIN}.shards",
         "/data/train-{00..07}.tar does not lie under spec.data.volume.mountPath /mnt",
     ),
-    _one("shards outside by braces alone", f"{_TRAIN}.shards", "/{data/a,data/b}.tar", "does not lie under"),
+    _one(
+        "shards outside by braces alone",
+        f"{_TRAIN}.shards",
+        "/{data/a,data/b}.tar",
+        "does not lie under",
+    ),
     _one("shards that climb out", f"{_TRAIN}.shards", "/data/../etc/passwd", "'..' is not allowed"),
-    _one("shards that climb out in braces", f"{_TRAIN}.shards", "/data/{a,../b}/train.tar", "'..' is not allowed"),
+    _one(
+        "shards that climb out in braces",
+        f"{_TRAIN}.shards",
+        "/data/{a,../b}/train.tar",
+        "'..' is not allowed",
+    ),
     _one("the mount itself", f"{_TRAIN}.shards", "/data/", "does not lie under"),
     _one("shards with a NUL", f"{_TRAIN}.shards", "/data/\0.tar", "NUL"),
     _one("unbalanced braces", f"{_TRAIN}.shards", "/data/train-{0..9.tar", "unbalanced braces"),
     _one("a shard named twice", f"{_TRAIN}.shards", "/data/{a,a}.tar", "names a file twice"),
     _one("a range too long", f"{_TRAIN}.shards", "/data/{0..100000}.tar", "more than 100000 files"),
-    _one("a range without end", f"{_TRAIN}.shards", "/data/{0..99999999999999999999}.tar", "more than 100000 files"),
-    _one("ranges that multiply", f"{_TRAIN}.shards", "/data/{0..999}{0..999}.tar", "more than 100000 files"),
+    _one(
+        "a range without end",
+        f"{_TRAIN}.shards",
+        "/data/{0..99999999999999999999}.tar",
+        "more than 100000 files",
+    ),
+    _one(
+        "ranges that multiply",
+        f"{_TRAIN}.shards",
+        "/data/{0..999}{0..999}.tar",
+        "more than 100000 files",
+    ),
     _one("a brace bomb", f"{_TRAIN}.shards", "/data/" + "{a,b}" * 200, "more than 100000 files"),
-    _one("a nested brace bomb", f"{_TRAIN}.shards", "/data/{" + "{a,b}" * 200 + ",x}", "more than 100000 files"),
-    _one("braces nested without end", f"{_TRAIN}.shards", "/data/" + "{a," * 200 + "b" + "}" * 200, "nested more than"),
+    _one(
+        "a nested brace bomb",
+        f"{_TRAIN}.shards",
+        "/data/{" + "{a,b}" * 200 + ",x}",
+        "more than 100000 files",
+    ),
+    _one(
+        "braces nested without end",
+        f"{_TRAIN}.shards",
+        "/data/" + "{a," * 200 + "b" + "}" * 200,
+        "nested more than",
+    ),
     _one("a path too long", f"{_TRAIN}.shards", "/data/" + "a" * 1024, "at most 1024"),
     _one("no samples", f"{_TRAIN}.samples", 0, "greater than or equal to 1"),
     _one("samples with an exponent", f"{_TRAIN}.samples", 1e6, "integer"),
     _one("samples beyond all bounds", f"{_TRAIN}.samples", 10**12, "less than or equal to"),
     _one("no captions", f"{_TRAIN}.captionsPerSample", 0, "greater than or equal to 1"),
     _one("too many captions", f"{_TRAIN}.captionsPerSample", 65, "less than or equal to 64"),
-    _one("a fingerprint in upper case", f"{_TRAIN}.fingerprint", "A" * 64, "does not have the form"),
+    _one(
+        "a fingerprint in upper case", f"{_TRAIN}.fingerprint", "A" * 64, "does not have the form"
+    ),
     _one("a mount with ..", "spec.data.volume.mountPath", "/data/..", "'..' is not allowed"),
     _one("a relative mount", "spec.data.volume.mountPath", "data", "does not have the form"),
     _one("a claim of no name", "spec.data.volume.claimName", "", "does not have the form"),
@@ -506,7 +654,12 @@ BAD: list[Bad] = [
         "spec.evaluation[0].everyEpochs",
         "greater than or equal to 0",
     ),
-    _one("too many evaluations", "spec.evaluation", [_RETRIEVAL | {"name": f"e{i}"} for i in range(17)], "at most 16"),
+    _one(
+        "too many evaluations",
+        "spec.evaluation",
+        [_RETRIEVAL | {"name": f"e{i}"} for i in range(17)],
+        "at most 16",
+    ),
     # recipe
     _one("no recipe", _RECIPE, DELETE, "required"),
     _one("no baselineEpochs", f"{_RECIPE}.baselineEpochs", DELETE, "required"),
@@ -517,20 +670,46 @@ BAD: list[Bad] = [
         f"{_RECIPE}.globalBatchSize",
         "256 is more than the 255 samples",
     ),
-    _one("a micro-batch that does not divide", f"{_RECIPE}.microBatchSize", 100, "does not divide globalBatchSize 256"),
     _one(
-        "a micro-batch larger than the batch", f"{_RECIPE}.microBatchSize", 512, "does not divide globalBatchSize 256"
+        "a micro-batch that does not divide",
+        f"{_RECIPE}.microBatchSize",
+        100,
+        "does not divide globalBatchSize 256",
+    ),
+    _one(
+        "a micro-batch larger than the batch",
+        f"{_RECIPE}.microBatchSize",
+        512,
+        "does not divide globalBatchSize 256",
     ),
     _one("no learning rate", f"{_RECIPE}.learningRate", DELETE, "required"),
     _one("the learning rate as a number", f"{_RECIPE}.learningRate", 0.001, "quotes"),
     _one("a learning rate of 0", f"{_RECIPE}.learningRate", "0", "must lie between"),
     _one("a negative learning rate", f"{_RECIPE}.learningRate", "-1e-3", "does not have the form"),
-    _one("a learning rate in words", f"{_RECIPE}.learningRate", "1e-3 or so", "does not have the form"),
-    _one("a learning rate of no number", f"{_RECIPE}.learningRate", "NaN", "does not have the form"),
-    _one("a learning rate without end", f"{_RECIPE}.learningRate", "1e999999", "does not have the form"),
-    _one("a learning rate with blanks", f"{_RECIPE}.learningRate", " 1e-3", "does not have the form"),
-    _one("a learning rate in other digits", f"{_RECIPE}.learningRate", "١", "does not have the form"),
-    _one("a weight decay beyond bounds", f"{_RECIPE}.weightDecay", "1e9", "must lie between 0 and 10"),
+    _one(
+        "a learning rate in words",
+        f"{_RECIPE}.learningRate",
+        "1e-3 or so",
+        "does not have the form",
+    ),
+    _one(
+        "a learning rate of no number", f"{_RECIPE}.learningRate", "NaN", "does not have the form"
+    ),
+    _one(
+        "a learning rate without end",
+        f"{_RECIPE}.learningRate",
+        "1e999999",
+        "does not have the form",
+    ),
+    _one(
+        "a learning rate with blanks", f"{_RECIPE}.learningRate", " 1e-3", "does not have the form"
+    ),
+    _one(
+        "a learning rate in other digits", f"{_RECIPE}.learningRate", "١", "does not have the form"
+    ),
+    _one(
+        "a weight decay beyond bounds", f"{_RECIPE}.weightDecay", "1e9", "must lie between 0 and 10"
+    ),
     _one("another precision", f"{_RECIPE}.precision", "fp16", "'bf16' or 'fp32'"),
     _one("a seed beyond 31 bits", f"{_RECIPE}.seed", 2**31, "less than or equal to"),
     _one("a seed that is negative", f"{_RECIPE}.seed", -1, "greater than or equal to 0"),
@@ -557,7 +736,12 @@ BAD: list[Bad] = [
     _one("another growth in width", "spec.transfer.width", "LiGO", "'Insert'"),
     _one("another growth in depth", "spec.transfer.depth", "Interpolate", "'Duplicate'"),
     _one("alpha as a number", "spec.transfer.distillation.alpha", 500, "quotes"),
-    _one("a meaning of alpha that is not known", "spec.transfer.distillation.convention", "Equation2", "Released"),
+    _one(
+        "a meaning of alpha that is not known",
+        "spec.transfer.distillation.convention",
+        "Equation2",
+        "Released",
+    ),
     _one("alpha beyond bounds", "spec.transfer.distillation.alpha", "1e10", "must lie between"),
     _one("a target below 1", "spec.allocation.targetAcceleration", "0.5", "must lie between"),
     _bad(
@@ -572,14 +756,22 @@ BAD: list[Bad] = [
         "spec.storage",
         "exactly one of claimTemplate and claimName",
     ),
-    _one("a size in words", "spec.storage", {"claimTemplate": {"size": "big"}}, "does not have the form")._replace(
-        field="spec.storage.claimTemplate.size"
-    ),
+    _one(
+        "a size in words",
+        "spec.storage",
+        {"claimTemplate": {"size": "big"}},
+        "does not have the form",
+    )._replace(field="spec.storage.claimTemplate.size"),
     _one("an unknown runner", "spec.runner.kind", "Slurm", "'PyTorchJob' or 'Local'"),
     _one("an empty image", "spec.runner.image", "", "at least 1"),
     _one("a queue that is no label", "spec.runner.queueName", "My queue", "does not have the form"),
     _one("a queue too long for a label", "spec.runner.queueName", "q" * 64, "at most 63"),
-    _one("a priority class that is no name", "spec.runner.priorityClass", "High!", "does not have the form"),
+    _one(
+        "a priority class that is no name",
+        "spec.runner.priorityClass",
+        "High!",
+        "does not have the form",
+    ),
     _one(
         "a storage class that is no name",
         "spec.storage",
@@ -587,9 +779,24 @@ BAD: list[Bad] = [
         "does not have the form",
     )._replace(field="spec.storage.claimTemplate.storageClassName"),
     _one("a deadline of 0", "spec.deadlines.startSeconds", 0, "greater than or equal to 1"),
-    _one("a stall deadline beyond bounds", "spec.deadlines.stallSeconds", 10**7, "less than or equal to 604800"),
+    _one(
+        "a stall deadline beyond bounds",
+        "spec.deadlines.stallSeconds",
+        10**7,
+        "less than or equal to 604800",
+    ),
     _one("a stage deadline as text", "spec.deadlines.stageSeconds", "1d", "integer"),
     _one("retries below 0", "spec.retry.maxRetries", -1, "greater than or equal to 0"),
-    _one("disruptions beyond bounds", "spec.retry.maxDisruptions", 10_001, "less than or equal to 10000"),
-    _one("a checkpoint every 0 seconds", "spec.checkpoint.everySeconds", 0, "greater than or equal to 1"),
+    _one(
+        "disruptions beyond bounds",
+        "spec.retry.maxDisruptions",
+        10_001,
+        "less than or equal to 10000",
+    ),
+    _one(
+        "a checkpoint every 0 seconds",
+        "spec.checkpoint.everySeconds",
+        0,
+        "greater than or equal to 1",
+    ),
 ]

@@ -1,4 +1,6 @@
-"""Rule 3 with whole epochs: what must hold for any chain and target, and epochs for the paper's three targets."""
+"""Rule 3 with whole epochs: what must hold for any chain and target, and epochs for the paper's
+three targets.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from modelchain.errors import InputError
-from modelchain.plan import allocate
-from modelchain.zoo import MODELS
+from modelchain.families.zoo import MODELS
+from modelchain.plan.plan import allocate
 
 FIELD = "spec.allocation.targetAcceleration"
 Chain = tuple[list[Fraction], Fraction, list[int | None], int]
@@ -20,15 +22,28 @@ Chain = tuple[list[Fraction], Fraction, list[int | None], int]
 
 @st.composite
 def chains(draw: st.DrawFn) -> Chain:
-    """Costs of an epoch, cost of all alone, given epochs (None: free), baseline epochs; at least one free stage."""
+    """Costs of an epoch, cost of all alone, given epochs (None: free), baseline epochs; at least
+    one free stage.
+    """
     count = draw(st.integers(2, 9))
     baseline = draw(st.integers(1, 300))
-    alone = [Fraction(n) for n in draw(st.lists(st.integers(1, 10**6), min_size=count, max_size=count))]
+    alone = [
+        Fraction(n) for n in draw(st.lists(st.integers(1, 10**6), min_size=count, max_size=count))
+    ]
     teacher = [Fraction(0)] + [cost / 3 for cost in alone[:-1]]
     fixed: list[int | None] = [draw(st.integers(1, 300))]
-    fixed += draw(st.lists(st.none() | st.none() | st.integers(1, 300), min_size=count - 1, max_size=count - 1))
+    fixed += draw(
+        st.lists(
+            st.none() | st.none() | st.integers(1, 300), min_size=count - 1, max_size=count - 1
+        )
+    )
     assume(None in fixed)
-    return [a + t for a, t in zip(alone, teacher, strict=True)], baseline * sum(alone), fixed, baseline
+    return (
+        [a + t for a, t in zip(alone, teacher, strict=True)],
+        baseline * sum(alone),
+        fixed,
+        baseline,
+    )
 
 
 # Of the largest possible ratio; 1/0.99 is the border.
@@ -50,9 +65,14 @@ def _largest(costs: list[Fraction], individual: Fraction, fixed: list[int | None
 def _line(
     costs: list[Fraction], individual: Fraction, fixed: list[int | None], target: Fraction
 ) -> dict[int, Fraction]:
-    """Written from RULES section 2 alone: epochs of the second stage, falling to 0.625 of them at the last."""
+    """Written from RULES section 2 alone: epochs of the second stage, falling to 0.625 of them at
+    the last.
+    """
     n = len(costs)
-    weights = {p: Fraction(1) if n == 2 else 1 - Fraction(375, 1000) * Fraction(p - 2, n - 2) for p in range(2, n + 1)}
+    weights = {
+        p: Fraction(1) if n == 2 else 1 - Fraction(375, 1000) * Fraction(p - 2, n - 2)
+        for p in range(2, n + 1)
+    }
     left = individual / target - _spent(costs, [e or 0 for e in fixed])
     second = left / sum(weights[i + 1] * costs[i] for i in _free(fixed))
     return {i: second * weights[i + 1] for i in _free(fixed)}
@@ -91,7 +111,15 @@ def test_allocation(chain: Chain, part: Fraction) -> None:
         if epochs[i] < rounded:
             more = [e + (j == i) for j, e in enumerate(epochs)]
             assert ratio(more) < needed or any(more[a] < more[b] for a, b in pairwise(free))
-    if ratio([max(1, floor(line[i] + Fraction(1, 2))) if i in line else e for i, e in enumerate(epochs)]) >= needed:
+    if (
+        ratio(
+            [
+                max(1, floor(line[i] + Fraction(1, 2))) if i in line else e
+                for i, e in enumerate(epochs)
+            ]
+        )
+        >= needed
+    ):
         assert all(epochs[i] == max(1, floor(line[i] + Fraction(1, 2))) for i in free)
 
 
@@ -117,7 +145,8 @@ def test_the_ratio_that_a_refusal_names_is_accepted(chain: Chain) -> None:
         return  # so few baseline epochs that no target fits
     assert "largest" in too_high and "smallest" in too_low
     assert _refusal(chain, _named(too_low)) is None
-    # Where the free stages hardly cost anything, four digits can put the largest just under the smallest.
+    # Where the free stages hardly cost anything, four digits can put the largest just under the
+    # smallest.
     assert _named(too_high) < _named(too_low) or _refusal(chain, _named(too_high)) is None
 
 
@@ -134,7 +163,8 @@ VIT4 = "ViT-T-16 ViT-S-16 ViT-B-16 ViT-L-16"
 @pytest.mark.parametrize(
     ("names", "baseline", "target", "epochs"),
     [
-        # facts.json, rule3: 128/23/19/15 gives 5.614, below 0.99 x 5.68; the last is rounded up most.
+        # facts.json, rule3: 128/23/19/15 gives 5.614, below 0.99 x 5.68; the last is rounded up
+        # most.
         (VIT4, 128, "5.68", [128, 23, 19, 14]),
         # 64/23/18/14 gives 2.849 at once.
         ("ViT-S-16 ViT-M-16 ViT-B-16 ViT-L-16", 64, "2.84", [64, 23, 18, 14]),
@@ -144,7 +174,10 @@ VIT4 = "ViT-T-16 ViT-S-16 ViT-B-16 ViT-L-16"
 )
 def test_the_papers_targets(names: str, baseline: int, target: str, epochs: list[int]) -> None:
     costs, individual = _paper(names, baseline)
-    assert allocate(costs, individual, [baseline, None, None, None], Fraction(target), baseline) == epochs
+    assert (
+        allocate(costs, individual, [baseline, None, None, None], Fraction(target), baseline)
+        == epochs
+    )
 
 
 def test_an_impossible_target_names_the_largest_ratio_rounded_down() -> None:
@@ -164,11 +197,20 @@ def test_a_target_too_low_names_the_smallest() -> None:
 
 
 def test_two_stages_spend_what_is_left() -> None:
-    # 100 epochs alone cost 100 x (1 + 4); the chain may cost 500 / 2.5 = 200: (200 - 100) / 5 = 20 epochs.
-    assert allocate([Fraction(1), Fraction(5)], Fraction(500), [100, None], Fraction(5, 2), 100) == [100, 20]
+    # 100 epochs alone cost 100 x (1 + 4); the chain may cost 500 / 2.5 = 200: (200 - 100) / 5 = 20
+    # epochs.
+    assert allocate(
+        [Fraction(1), Fraction(5)], Fraction(500), [100, None], Fraction(5, 2), 100
+    ) == [100, 20]
 
 
 def test_an_epoch_is_not_given_back_where_the_chain_would_rise() -> None:
-    # Line 1.85, 1.51, 1.16, rounded 2, 2, 1. Both twos are taken; the cheap one could come back but for the order.
+    # Line 1.85, 1.51, 1.16, rounded 2, 2, 1. Both twos are taken; the cheap one could come back but
+    # for the order.
     costs = [Fraction(cost) for cost in (3, 50, 2, 2)]
-    assert allocate(costs, Fraction(228), [4, None, None, None], Fraction(114, 55), 4) == [4, 1, 1, 1]
+    assert allocate(costs, Fraction(228), [4, None, None, None], Fraction(114, 55), 4) == [
+        4,
+        1,
+        1,
+        1,
+    ]

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from modelchain.attempts import deadline, judge, progress_unknown
-from modelchain.contracts import FailureClass as F
-from modelchain.contracts import LastWord, Progress
-from modelchain.faults import LAUNCH_FAILURE
-from modelchain.spec import Deadlines, Retry
-from modelchain.status import AttemptStatus, PodTime, Spent, StageStatus, State
-from modelchain.world import Contact, Seen
+from modelchain.api.contracts import FailureClass as F
+from modelchain.api.contracts import LastWord, Progress
+from modelchain.api.faults import LAUNCH_FAILURE
+from modelchain.api.spec import Deadlines, Retry
+from modelchain.api.status import AttemptStatus, PodTime, Spent, StageStatus, State
+from modelchain.decide.observed import Contact, Seen
+from modelchain.decide.verdict import deadline, judge, progress_unknown
 
 LIMITS = Retry(maxRetries=1, maxDisruptions=2)
 DEADLINES = Deadlines(startSeconds=100, stallSeconds=50, stageSeconds=1000)
@@ -23,11 +23,17 @@ CAUSES = [f for f in F if not f.permanent]
 
 
 def attempt(**more: Any) -> AttemptStatus:
-    return AttemptStatus(name="family-a-a1", number=1, input_digest="d", **{"state": State.RUNNING, **more})
+    return AttemptStatus(
+        name="family-a-a1", number=1, input_digest="d", **{"state": State.RUNNING, **more}
+    )
 
 
 def failed(failure: F, **more: Any) -> Seen:
-    return Seen(live=False, started=True, word=LastWord(result="Failed", failure=failure, message="why", **more))
+    return Seen(
+        live=False,
+        started=True,
+        word=LastWord(result="Failed", failure=failure, message="why", **more),
+    )
 
 
 def running(**more: Any) -> Seen:
@@ -35,12 +41,16 @@ def running(**more: Any) -> Seen:
 
 
 def stepped(step: int) -> StageStatus:
-    return StageStatus(name="a", progress=Progress(step=step, steps=100, samples_per_second=1.0, eta_seconds=1.0))
+    return StageStatus(
+        name="a", progress=Progress(step=step, steps=100, samples_per_second=1.0, eta_seconds=1.0)
+    )
 
 
 @pytest.mark.parametrize("failure", F)
 def test_which_budget_pays(failure: F) -> None:
-    verdict = judge(LIMITS, StageStatus(name="a"), attempt(), failed(failure, checkpoint_step=5), False)
+    verdict = judge(
+        LIMITS, StageStatus(name="a"), attempt(), failed(failure, checkpoint_step=5), False
+    )
     assert (verdict.failure, verdict.message, verdict.stopped) == (failure, "why", False)
     assert (verdict.disruptions, verdict.retries) == ((1, 0) if failure.disruption else (0, 1))
     assert (verdict.final is not None) == failure.permanent and verdict.checkpoint_step == 5
@@ -58,7 +68,11 @@ def test_a_disruption_that_got_nowhere_pays_with_a_retry_too(failure: F) -> None
 def test_whoever_pays_a_retry_waits(failure: F) -> None:
     for step in (5, 6):
         verdict = judge(
-            LIMITS, StageStatus(name="a", checkpoint_step=5), attempt(), failed(failure, checkpoint_step=step), False
+            LIMITS,
+            StageStatus(name="a", checkpoint_step=5),
+            attempt(),
+            failed(failure, checkpoint_step=step),
+            False,
         )
         assert verdict.pays_retry is (verdict.retries == 1) and verdict.advanced is (step == 6)
 
@@ -66,17 +80,25 @@ def test_whoever_pays_a_retry_waits(failure: F) -> None:
 def test_a_launch_failure_is_the_devices_once() -> None:
     """Then it is the program's: a kernel that is wrong fails on every node."""
     word = LastWord(
-        result="Failed", failure=F.HARDWARE, message="unspecified launch failure", node="n1", fault=LAUNCH_FAILURE
+        result="Failed",
+        failure=F.HARDWARE,
+        message="unspecified launch failure",
+        node="n1",
+        fault=LAUNCH_FAILURE,
     )
     seen = Seen(live=False, started=True, word=word, bad_nodes={"n1": LAUNCH_FAILURE})
     assert judge(LIMITS, StageStatus(name="a"), attempt(), seen, False).failure is F.HARDWARE
-    before = AttemptStatus(name="family-a-a0", number=0, input_digest="d", state=State.FAILED, fault=LAUNCH_FAILURE)
+    before = AttemptStatus(
+        name="family-a-a0", number=0, input_digest="d", state=State.FAILED, fault=LAUNCH_FAILURE
+    )
     stage = StageStatus(name="a", attempts=[before, attempt()])
     again = judge(LIMITS, stage, attempt(), seen, False)
     assert again.failure is F.ERROR and not again.failure.disruption
     other = replace(seen, bad_nodes={"n1": "EccError"})
     assert (
-        judge(LIMITS, StageStatus(name="a", attempts=[before, attempt()]), attempt(), other, False).failure
+        judge(
+            LIMITS, StageStatus(name="a", attempts=[before, attempt()]), attempt(), other, False
+        ).failure
         is F.HARDWARE
     )
 
@@ -103,7 +125,11 @@ def test_what_was_stopped_charges_nobody(failure: F, how: str) -> None:
 def test_what_was_ended_for_a_deadline_pays_even_while_the_chain_is_stopped() -> None:
     one = attempt(state=State.SUSPENDED, ending=F.START_DEADLINE, message="no first step")
     verdict = judge(LIMITS, StageStatus(name="a"), one, failed(F.PREEMPTED), True)
-    assert (verdict.failure, verdict.message, verdict.stopped) == (F.START_DEADLINE, "no first step", False)
+    assert (verdict.failure, verdict.message, verdict.stopped) == (
+        F.START_DEADLINE,
+        "no first step",
+        False,
+    )
     assert (verdict.retries, verdict.disruptions) == (1, 1)
 
 
@@ -112,9 +138,23 @@ def test_what_was_ended_for_a_deadline_pays_even_while_the_chain_is_stopped() ->
     [
         (GONE, F.KILLED),
         (Seen(live=False, started=True, evidence=(F.OUT_OF_MEMORY, "limit: 8Gi")), F.OUT_OF_MEMORY),
-        (Seen(live=False, started=True, word=LastWord(result="Failed"), evidence=(F.NODE_LOST, "n")), F.ERROR),
-        (Seen(live=False, started=True, word=LastWord(result="Succeeded", manifest_digest="m")), F.NO_ARTIFACT),
-        (Seen(live=False, started=True, verify=LastWord(result="Failed", failure=F.NO_ARTIFACT)), F.NO_ARTIFACT),
+        (
+            Seen(
+                live=False,
+                started=True,
+                word=LastWord(result="Failed"),
+                evidence=(F.NODE_LOST, "n"),
+            ),
+            F.ERROR,
+        ),
+        (
+            Seen(live=False, started=True, word=LastWord(result="Succeeded", manifest_digest="m")),
+            F.NO_ARTIFACT,
+        ),
+        (
+            Seen(live=False, started=True, verify=LastWord(result="Failed", failure=F.NO_ARTIFACT)),
+            F.NO_ARTIFACT,
+        ),
     ],
     ids=[
         "nothing is known",
@@ -130,7 +170,14 @@ def test_the_cause(seen: Seen, failure: F) -> None:
 
 def test_no_deadline_without_pods() -> None:
     assert (
-        deadline(DEADLINES, StageStatus(name="a"), attempt(), Seen(live=True, started=True, queued=True), 1e9) is None
+        deadline(
+            DEADLINES,
+            StageStatus(name="a"),
+            attempt(),
+            Seen(live=True, started=True, queued=True),
+            1e9,
+        )
+        is None
     )
 
 
@@ -138,13 +185,23 @@ def test_the_start_counts_from_the_first_running_pod() -> None:
     pods = {"w": PodTime(started=1030.0), "m": PodTime(started=1000.0, first=True)}
     seen = running(pods=pods)
     assert deadline(DEADLINES, StageStatus(name="a"), attempt(), seen, 1040.0) == 60.0
-    for seen in (running(pods=pods, contact=Contact(answered=1100.0)), running(pods=pods, waiting="1 of 2 pods run")):
+    for seen in (
+        running(pods=pods, contact=Contact(answered=1100.0)),
+        running(pods=pods, waiting="1 of 2 pods run"),
+    ):
         late = deadline(DEADLINES, StageStatus(name="a"), attempt(), seen, 1100.0)
-        assert isinstance(late, tuple) and late[0] is F.START_DEADLINE and "spec.deadlines.startSeconds" in late[1]
+        assert (
+            isinstance(late, tuple)
+            and late[0] is F.START_DEADLINE
+            and "spec.deadlines.startSeconds" in late[1]
+        )
 
 
 def test_a_queue_that_starts_it_again_starts_the_clock_again() -> None:
-    pods = {"old": PodTime(started=0.0, finished=50.0, first=True), "new": PodTime(started=1000.0, first=True)}
+    pods = {
+        "old": PodTime(started=0.0, finished=50.0, first=True),
+        "new": PodTime(started=1000.0, first=True),
+    }
     one = attempt(stepped_at=40.0)
     assert deadline(DEADLINES, stepped(3), one, running(pods=pods), 1010.0) == 90.0
 
@@ -166,16 +223,27 @@ def test_a_stall_counts_from_the_last_step() -> None:
         (Contact(answered=1249.0, silent=1249.5), False),  # it answered, before the time was over
         (Contact(answered=1249.0, silent=1249.5, ignored=9, ignored_for=900.0), False),
         (Contact(answered=1249.0, silent=1249.5, ignored=10, ignored_for=49.0), False),
-        (Contact(ignored=10, ignored_for=900.0), False),  # never heard: who takes connections there is not known
+        (
+            Contact(ignored=10, ignored_for=900.0),
+            False,
+        ),  # never heard: who takes connections there is not known
         (Contact(answered=1249.0, silent=1249.5, ignored=10, ignored_for=50.0), True),
         (Contact(answered=1250.0), True),
     ],
 )
 def test_silence_is_no_stall(contact: Contact | None, ends: bool) -> None:
-    seen, one = running(pods={"m": PodTime(started=1000.0, first=True)}, contact=contact), attempt(stepped_at=1200.0)
+    seen, one = (
+        running(pods={"m": PodTime(started=1000.0, first=True)}, contact=contact),
+        attempt(stepped_at=1200.0),
+    )
     assert isinstance(deadline(WITHOUT_LIMIT, stepped(7), one, seen, 1_000_000.0), tuple) is ends
     first = running(pods={"m": PodTime(started=1150.0, first=True)}, contact=contact)
-    assert isinstance(deadline(WITHOUT_LIMIT, StageStatus(name="a"), attempt(), first, 1_000_000.0), tuple) is ends
+    assert (
+        isinstance(
+            deadline(WITHOUT_LIMIT, StageStatus(name="a"), attempt(), first, 1_000_000.0), tuple
+        )
+        is ends
+    )
 
 
 def test_a_trainer_that_cannot_be_asked_is_told_of() -> None:
@@ -183,26 +251,41 @@ def test_a_trainer_that_cannot_be_asked_is_told_of() -> None:
     silent = running(pods=pods, contact=Contact(silent=1000.0, address="10.0.0.1:9091, pod x"))
     assert progress_unknown(DEADLINES, silent, 1049.0) == "", "it may still load"
     said = progress_unknown(DEADLINES, silent, 1050.0)
-    assert said.startswith("ProgressUnknown: ") and "10.0.0.1:9091" in said and "NetworkPolicy" in said
+    assert (
+        said.startswith("ProgressUnknown: ") and "10.0.0.1:9091" in said and "NetworkPolicy" in said
+    )
     assert progress_unknown(DEADLINES, silent, 9999.0) == said, "it is written once"
-    assert progress_unknown(DEADLINES, running(pods=pods, contact=Contact(answered=1.0)), 9999.0) == ""
+    assert (
+        progress_unknown(DEADLINES, running(pods=pods, contact=Contact(answered=1.0)), 9999.0) == ""
+    )
 
 
 def test_a_stage_has_all_its_attempts_time_and_none_of_its_queues() -> None:
     stage = stepped(7).model_copy(update={"spent": Spent(seconds=600.0)})
-    one = attempt(stepped_at=1290.0, pods={"m": PodTime(started=1000.0, first=True)}, gone=Spent(seconds=90.0))
+    one = attempt(
+        stepped_at=1290.0, pods={"m": PodTime(started=1000.0, first=True)}, gone=Spent(seconds=90.0)
+    )
     assert deadline(DEADLINES, stage, one, running(pods=one.pods), 1300.0) == 10.0
     late = deadline(DEADLINES, stage, one, running(pods=one.pods), 1310.0)
     assert isinstance(late, tuple) and late[0] is F.STAGE_DEADLINE
 
 
 def test_nodes_held_by_pods_that_do_not_start() -> None:
-    seen = Seen(live=True, started=True, waiting="image x cannot be pulled", waits=(F.IMAGE, 1000.0))
+    seen = Seen(
+        live=True, started=True, waiting="image x cannot be pulled", waits=(F.IMAGE, 1000.0)
+    )
     assert deadline(DEADLINES, StageStatus(name="a"), attempt(), seen, 1090.0) == 10.0
     late = deadline(DEADLINES, StageStatus(name="a"), attempt(), seen, 1100.0)
-    assert isinstance(late, tuple) and late[0] is F.IMAGE and late[1].startswith("image x cannot be pulled")
+    assert (
+        isinstance(late, tuple)
+        and late[0] is F.IMAGE
+        and late[1].startswith("image x cannot be pulled")
+    )
 
 
 def test_what_waiting_cannot_help_is_not_waited_for() -> None:
     seen = Seen(live=True, started=True, hopeless=(F.IMAGE, "there is no image x"))
-    assert deadline(DEADLINES, StageStatus(name="a"), attempt(), seen, 0.0) == (F.IMAGE, "there is no image x")
+    assert deadline(DEADLINES, StageStatus(name="a"), attempt(), seen, 0.0) == (
+        F.IMAGE,
+        "there is no image x",
+    )

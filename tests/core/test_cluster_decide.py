@@ -1,6 +1,8 @@
-"""`decide` on a cluster: every fault at every request in small worlds, and lives at random in larger ones.
+"""`decide` on a cluster: every fault at every request in small worlds, and lives at random in
+larger ones.
 
-MODELCHAIN_EXPLORE=n lives n times as many random lives; from 10 on every pair of faults is explored, which takes hours.
+MODELCHAIN_EXPLORE=n lives n times as many random lives; from 10 on every pair of faults is
+explored, which takes hours.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ from cluster_simulation import Cluster, alone, attempts, together
 from exploration import explore
 from specs import DELETE
 
-from modelchain.contracts import FailureClass as F
-from modelchain.status import State
-from modelchain.world import Launch, RecordArtifact
+from modelchain.api.contracts import FailureClass as F
+from modelchain.api.status import State
+from modelchain.decide.observed import Launch, RecordArtifact
 
 EXPLORE = int(os.environ.get("MODELCHAIN_EXPLORE", "1"))
 LONGEST_CALM = 600  # requests, events and waits of a chain that nothing disturbs any more
@@ -66,10 +68,15 @@ def faults(world: Cluster) -> Iterator[Event]:
         yield "dies", lambda w: w.lookers[w.turn].crash()
     for index, looker in enumerate(world.lookers):
         if index != world.turn and (looker.phase != "idle" or current.phase != "idle"):
-            yield f"operator {index} goes on", lambda w, i=index: (setattr(w, "turn", i), w.advance(w.lookers[i]))
+            yield (
+                f"operator {index} goes on",
+                lambda w, i=index: (setattr(w, "turn", i), w.advance(w.lookers[i])),
+            )
     for index in range(len(world.flying)):
         yield f"write {index} lands", lambda w, i=index: w.land(i)
-    for name, happen in list(world.natural()) if current.phase != "idle" else list(world.natural())[1:]:
+    for name, happen in (
+        list(world.natural()) if current.phase != "idle" else list(world.natural())[1:]
+    ):
         yield name, changed(happen)
     yield from disasters(world)
     yield from wishes(world)
@@ -81,22 +88,43 @@ def disasters(world: Cluster) -> Iterator[Event]:
             continue
         if pod.phase == "Running":
             for failure in (F.ERROR, F.PREEMPTED, F.USER_ERROR, None):
-                yield f"{pod.uid} fails: {failure}", changed(lambda w, u=pod.uid, f=failure: w.fail(u, f))
-            yield f"{pod.uid} succeeds, word lost", changed(lambda w, u=pod.uid: w.succeed(u, word=False))
+                yield (
+                    f"{pod.uid} fails: {failure}",
+                    changed(lambda w, u=pod.uid, f=failure: w.fail(u, f)),
+                )
+            yield (
+                f"{pod.uid} succeeds, word lost",
+                changed(lambda w, u=pod.uid: w.succeed(u, word=False)),
+            )
         if pod.live:
-            yield f"{pod.uid} vanishes", changed(lambda w, u=pod.uid: w.end_gracefully(u, watched=False))
+            yield (
+                f"{pod.uid} vanishes",
+                changed(lambda w, u=pod.uid: w.end_gracefully(u, watched=False)),
+            )
         else:
             yield f"{pod.uid} is cleaned up", changed(lambda w, u=pod.uid: w.pods.pop(u))
     for job in world.jobs.values():
         yield f"{job.uid} is deleted by hand", changed(lambda w, u=job.uid: w.delete_job(u))
         if not job.deleting:
-            yield f"{job.uid} is deleted by hand, pods first", changed(lambda w, u=job.uid: w.delete_job_and_pods(u))
+            yield (
+                f"{job.uid} is deleted by hand, pods first",
+                changed(lambda w, u=job.uid: w.delete_job_and_pods(u)),
+            )
         if job.queued and not job.suspended and not job.finished:
-            yield f"{job.uid} is evicted", changed(lambda w, u=job.uid: w.set_job(u, suspended=True))
+            yield (
+                f"{job.uid} is evicted",
+                changed(lambda w, u=job.uid: w.set_job(u, suspended=True)),
+            )
     for verifier in world.verifiers.values():
-        yield f"{verifier.uid} is deleted by hand", changed(lambda w, u=verifier.uid: w.drop_verifier(u))
+        yield (
+            f"{verifier.uid} is deleted by hand",
+            changed(lambda w, u=verifier.uid: w.drop_verifier(u)),
+        )
     for record in world.records.values():
-        yield f"{record.uid} is deleted by hand", changed(lambda w, u=record.uid: w.forget_record(u))
+        yield (
+            f"{record.uid} is deleted by hand",
+            changed(lambda w, u=record.uid: w.forget_record(u)),
+        )
     for name in world.chains:
         if world.chains[name].status.stages:
             yield f"the status of {name} is wiped", changed(lambda w, n=name: w.wipe(n))
@@ -105,8 +133,14 @@ def disasters(world: Cluster) -> Iterator[Event]:
             and not any(pod.live for pod in world.pods.values())
             and all(j.finished for j in world.jobs.values())
         ):
-            yield f"the claim of {name} is lost", changed(lambda w, n=name: w.lose_claim(n, again=False))
-            yield f"the claim of {name} is replaced", changed(lambda w, n=name: w.lose_claim(n, again=True))
+            yield (
+                f"the claim of {name} is lost",
+                changed(lambda w, n=name: w.lose_claim(n, again=False)),
+            )
+            yield (
+                f"the claim of {name} is replaced",
+                changed(lambda w, n=name: w.lose_claim(n, again=True)),
+            )
 
 
 def wishes(world: Cluster) -> Iterator[Event]:
@@ -122,7 +156,10 @@ def wishes(world: Cluster) -> Iterator[Event]:
             yield f"{name} {path}", changed(lambda w, n=name, p=path: w.toggle(n, p, "x"))
         if chain.stages > 1:
             path = f"spec.stages[{chain.stages - 1}]"
-            yield f"{name} without its last stage", changed(lambda w, n=name, p=path: w.toggle(n, p, DELETE))
+            yield (
+                f"{name} without its last stage",
+                changed(lambda w, n=name, p=path: w.toggle(n, p, DELETE)),
+            )
         yield f"{name} is made anew", changed(lambda w, n=name: w.recreate(n))
 
 
@@ -130,7 +167,9 @@ def every_fault(world: Cluster) -> Iterator[Callable[[Cluster], None]]:
     """For `explore`: with a trace, and the promise that no fault may break."""
     for name, happen in faults(world):
 
-        def fault(other: Cluster, name: str = name, happen: Callable[[Cluster], object] = happen) -> None:
+        def fault(
+            other: Cluster, name: str = name, happen: Callable[[Cluster], object] = happen
+        ) -> None:
             other.trace += (f"* {name}",)
             happen(other)
             other._check_live()
@@ -164,8 +203,12 @@ def test_an_undisturbed_chain() -> None:
 def test_a_transition_is_measured_once() -> None:
     world = settle(alone(3))
     first, *successors = world.chains["family"].status.stages
-    assert first.transition_seconds is None and all(s.inherits_at is None for s in (first, *successors))
-    assert all(s.transition_seconds is not None and 0 <= s.transition_seconds < 60 for s in successors)
+    assert first.transition_seconds is None and all(
+        s.inherits_at is None for s in (first, *successors)
+    )
+    assert all(
+        s.transition_seconds is not None and 0 <= s.transition_seconds < 60 for s in successors
+    )
     before = [s.transition_seconds for s in successors]
     world.now += 86_400
     changed(lambda w: w.toggle("family", "spec.stages[1].rerun", "x"))(world)
@@ -204,7 +247,10 @@ def test_a_job_that_goes_while_its_artifact_is_rehashed_is_not_trained_again() -
     until(world, lambda w: bool(w.verifiers))
     changed(lambda w: w.delete_job("family-a-a1#1"))(world)
     settle(world)
-    assert list(attempts(world)) == ["family-a-a1"] and attempts(world)["family-a-a1"].state is State.SUCCEEDED
+    assert (
+        list(attempts(world)) == ["family-a-a1"]
+        and attempts(world)["family-a-a1"].state is State.SUCCEEDED
+    )
 
 
 @pytest.mark.parametrize("again", [True, False])
@@ -243,7 +289,9 @@ def test_only_a_new_value_of_the_retry_annotation_asks_for_anything() -> None:
 
 @pytest.mark.parametrize("then", ["retry", "a queue is named", "it is suspended"])
 def test_a_job_that_somebody_else_suspends_is_not_fought_over(then: str) -> None:
-    """It is in no queue, so nobody will let it go on. Nothing is done or charged until somebody says what is wanted."""
+    """It is in no queue, so nobody will let it go on. Nothing is done or charged until somebody
+    says what is wanted.
+    """
     world = until(alone(1), running)
     changed(lambda w: w.set_job("family-a-a1#1", suspended=True))(world)
     while world.calm_step():
@@ -286,11 +334,15 @@ def test_a_lost_status_starts_nothing_beside_the_job_it_forgot_and_no_name_again
 
 
 @pytest.mark.parametrize("moment", ["complete", "running"])
-def test_an_operator_of_other_arithmetic_trains_nothing_again(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is complete stays so, and what runs goes on: the number is recorded, and no part of the inputs."""
+def test_an_operator_of_other_arithmetic_trains_nothing_again(
+    moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is complete stays so, and what runs goes on: the number is recorded, and no part of the
+    inputs.
+    """
     world = settle(alone(2)) if moment == "complete" else until(alone(2), running)
     jobs, digests = set(world.jobs), [s.input_digest for s in world.chains["family"].status.stages]
-    monkeypatch.setattr("modelchain.digest.TRAINER_MATH", 99)
+    monkeypatch.setattr("modelchain.identity.digest.TRAINER_MATH", 99)
     world.lookers[0].crash()
     settle(world)
     status = world.chains["family"].status
@@ -310,7 +362,12 @@ def test_a_shared_stage_is_trained_once() -> None:
 
 @pytest.mark.parametrize(
     "start",
-    [lambda: alone(1, operators=2), lambda: alone(1, operators=2, queue=True), lambda: alone(2), lambda: together(1)],
+    [
+        lambda: alone(1, operators=2),
+        lambda: alone(1, operators=2, queue=True),
+        lambda: alone(2),
+        lambda: together(1),
+    ],
     ids=["two operators", "two operators and a queue", "two stages", "two chains on one claim"],
 )
 def test_one_fault_at_every_request(start: Callable[[], Cluster]) -> None:
@@ -323,7 +380,10 @@ def changes(world: Cluster) -> Iterator[Event]:
     chain = world.chains["family"]
     yield "suspend or resume", changed(lambda w: w.edit("family", suspend=not chain.suspend))
     yield "edit", changed(lambda w: w.toggle("family", "spec.stages[0].rerun", "x"))
-    yield "retry", changed(lambda w: w.edit("family", bump=False, retry=f"{len(chain.retry or '')}x"))
+    yield (
+        "retry",
+        changed(lambda w: w.edit("family", bump=False, retry=f"{len(chain.retry or '')}x")),
+    )
     yield "retry is taken away", changed(lambda w: w.edit("family", bump=False, retry=None))
     yield "another configuration", changed(lambda w: w.reconfigure())
     if world.jobs:
@@ -356,7 +416,9 @@ def every_change(world: Cluster) -> Iterator[Callable[[Cluster], None]]:
         return
     for name, happen in changes(world):
 
-        def fault(other: Cluster, name: str = name, happen: Callable[[Cluster], object] = happen) -> None:
+        def fault(
+            other: Cluster, name: str = name, happen: Callable[[Cluster], object] = happen
+        ) -> None:
             other.trace += (f"* {name}",)
             other.changed = True
             happen(other)
@@ -368,7 +430,9 @@ def every_change(world: Cluster) -> Iterator[Callable[[Cluster], None]]:
     ("queue", "changes"), [(False, 2), (True, 2 if EXPLORE > 9 else 1)], ids=["no queue", "a queue"]
 )
 def test_changes_while_an_attempt_is_launched(queue: bool, changes: int) -> None:
-    """The first at any step of the launch, the second at any step after it: it ends, and no attempt is made twice."""
+    """The first at any step of the launch, the second at any step after it: it ends, and no attempt
+    is made twice.
+    """
     world = until(alone(1, queue=queue), launching)
     changes = 1 if queue and EXPLORE < 10 else 2
     found, ends = explore(world, every_change, changes, LONGEST_CALM, traced)
@@ -378,16 +442,33 @@ def test_changes_while_an_attempt_is_launched(queue: bool, changes: int) -> None
 def shape(world: Cluster) -> tuple[object, ...]:
     """What can be seen of a chain and its jobs, whatever they are numbered."""
     chain = world.chains["family"]
-    shown = [(s.state, s.reason, len(s.attempts), [(a.state, bool(a.uid), bool(a.finished_at)) for a in s.attempts])
-             for s in chain.status.stages]  # fmt: skip
-    jobs = sorted((j.name, j.suspended, str(j.queue), j.released, str(j.finished), j.deleting) for j in
-                  world.jobs.values())  # fmt: skip
-    return str(shown), chain.retry, chain.generation, tuple(jobs), tuple(sorted(p.phase for p in world.pods.values()))
+    shown = [
+        (
+            s.state,
+            s.reason,
+            len(s.attempts),
+            [(a.state, bool(a.uid), bool(a.finished_at)) for a in s.attempts],
+        )
+        for s in chain.status.stages
+    ]
+    jobs = sorted(
+        (j.name, j.suspended, str(j.queue), j.released, str(j.finished), j.deleting)
+        for j in world.jobs.values()
+    )
+    return (
+        str(shown),
+        chain.retry,
+        chain.generation,
+        tuple(jobs),
+        tuple(sorted(p.phase for p in world.pods.values())),
+    )
 
 
 @pytest.mark.parametrize("first", ["suspend or resume", "edit", "another configuration", "retry"])
 def test_no_pair_of_states_repeats(first: str) -> None:
-    """At every step of a launch a change, and when that is done its reverse: nothing goes round in a circle."""
+    """At every step of a launch a change, and when that is done its reverse: nothing goes round in
+    a circle.
+    """
     before = until(alone(1), launching)
     while launching(before):
         world = before.copy()
@@ -411,9 +492,12 @@ def test_no_pair_of_states_repeats(first: str) -> None:
 def test_random_lives(seed: int) -> None:
     chance = random.Random(seed)
     starts = [
-        lambda: alone(2, operators=2), lambda: alone(3), lambda: alone(2, operators=2, queue=True),
-        lambda: together(1), lambda: together(2),
-    ]  # fmt: skip
+        lambda: alone(2, operators=2),
+        lambda: alone(3),
+        lambda: alone(2, operators=2, queue=True),
+        lambda: together(1),
+        lambda: together(2),
+    ]
     world = chance.choice(starts)()
     with traced(world):
         for _ in range(chance.randrange(1, 12)):

@@ -11,11 +11,19 @@ from hypothesis import strategies as st
 from rich.console import Console
 from specs import config, inline, with_changes
 
-from modelchain.cli.local.table import stages_table
-from modelchain.conditions import MAX_BYTES, completed, constant, refused
-from modelchain.contracts import FailureClass, Progress
-from modelchain.spec import ModelChain
-from modelchain.status import AttemptStatus, ChainStatus, Condition, PodTime, Spent, StageStatus, State
+from modelchain.api.contracts import FailureClass, Progress
+from modelchain.api.spec import ModelChain
+from modelchain.api.status import (
+    AttemptStatus,
+    ChainStatus,
+    Condition,
+    PodTime,
+    Spent,
+    StageStatus,
+    State,
+)
+from modelchain.decide.conditions import MAX_BYTES, completed, constant, refused
+from modelchain.io.table import stages_table
 
 NOW = 1_700_000_000.0
 EVALUATION = {"name": "top1", "kind": "Retrieval", "shards": "/data/val.tar"}
@@ -27,7 +35,9 @@ def chain(stages: int = 2, generation: int = 3, **changes: Any) -> ModelChain:
     return ModelChain.model_validate(with_changes(inline(*shapes, metadata=meta, **changes)))
 
 
-def status(*stages: StageStatus, before: ChainStatus | None = None, now: float = NOW) -> ChainStatus:
+def status(
+    *stages: StageStatus, before: ChainStatus | None = None, now: float = NOW
+) -> ChainStatus:
     return completed(chain(len(stages)), before or ChainStatus(), list(stages), None, now)
 
 
@@ -51,14 +61,26 @@ def kstatus(generation: int, status: ChainStatus) -> str:
 DONE = stage("a", State.SUCCEEDED)
 PHASES: dict[str, tuple[StageStatus, str, str]] = {
     "pending": (stage("b", State.PENDING), "InProgress", "Pending"),
-    "waits to try again": (stage("b", State.PENDING, "Error: it broke; tries again"), "InProgress", "Error"),
+    "waits to try again": (
+        stage("b", State.PENDING, "Error: it broke; tries again"),
+        "InProgress",
+        "Error",
+    ),
     "queued": (stage("b", State.QUEUED, "Queued: waits for its turn"), "InProgress", "Queued"),
-    "shared": (stage("b", State.QUEUED, "SharedStage: chain x trains it"), "InProgress", "SharedStage"),
+    "shared": (
+        stage("b", State.QUEUED, "SharedStage: chain x trains it"),
+        "InProgress",
+        "SharedStage",
+    ),
     "starting": (stage("b", State.STARTING, "Miss: never trained"), "InProgress", "Starting"),
     "running": (stage("b", State.RUNNING), "InProgress", "Running"),
     "verifying": (stage("b", State.VERIFYING), "InProgress", "Verifying"),
     "failed": (stage("b", State.FAILED, "OutOfMemory: limit 8Gi"), "Failed", "OutOfMemory"),
-    "blocked": (stage("b", State.STARTING, "NameTaken: by another", stalled=True), "Failed", "NameTaken"),
+    "blocked": (
+        stage("b", State.STARTING, "NameTaken: by another", stalled=True),
+        "Failed",
+        "NameTaken",
+    ),
     "complete": (stage("b", State.SUCCEEDED), "Current", ""),
     "suspended": (stage("b", State.SUSPENDED, "spec.suspend is true"), "Current", ""),
 }
@@ -89,11 +111,17 @@ def test_a_status_nobody_has_written_is_not_current() -> None:
 def test_conditions_never_contradict_each_other(stages: list[tuple[State, bool]]) -> None:
     ended = (State.SUCCEEDED, State.FAILED)  # waits for nobody
     found = status(
-        *(stage("abcde"[i], state, stalled=stalled and state not in ended) for i, (state, stalled) in enumerate(stages))
+        *(
+            stage("abcde"[i], state, stalled=stalled and state not in ended)
+            for i, (state, stalled) in enumerate(stages)
+        )
     )
     kinds = [c.type for c in found.conditions]
     assert len(set(kinds)) == len(kinds) and not {"Stalled", "Reconciling"} <= set(kinds)
-    assert all(c.reason and c.reason.isalnum() and c.message and c.observed_generation == 3 for c in found.conditions)
+    assert all(
+        c.reason and c.reason.isalnum() and c.message and c.observed_generation == 3
+        for c in found.conditions
+    )
     assert sum(found.is_true(kind) for kind in ("Complete", "Failed")) <= 1
     if found.is_true("Ready"):
         assert found.is_true("Complete") and kstatus(3, found) == "Current"
@@ -102,9 +130,15 @@ def test_conditions_never_contradict_each_other(stages: list[tuple[State, bool]]
 def test_times_change_only_with_the_status() -> None:
     first = status(DONE, stage("b", State.RUNNING))
     later = status(DONE, stage("b", State.RUNNING, "another reason"), before=first, now=NOW + 60)
-    assert [c.last_transition_time for c in later.conditions] == [c.last_transition_time for c in first.conditions]
+    assert [c.last_transition_time for c in later.conditions] == [
+        c.last_transition_time for c in first.conditions
+    ]
     ended = status(DONE, stage("b", State.SUCCEEDED), before=later, now=NOW + 120)
-    changed = {c.type for c in ended.conditions if c.last_transition_time != first.conditions[0].last_transition_time}
+    changed = {
+        c.type
+        for c in ended.conditions
+        if c.last_transition_time != first.conditions[0].last_transition_time
+    }
     assert changed == {"Ready", "Complete", "Finished"}
 
 
@@ -112,20 +146,28 @@ def test_a_refused_spec_fails_at_once_and_keeps_what_is_known() -> None:
     before = status(DONE, stage("b", State.RUNNING))
     found = refused(before, 4, "spec.stages[0]: no", NOW + 60)
     assert kstatus(4, found) == "Failed" and found.stages == before.stages
-    assert found.condition("Reconciling") is None and found.condition("Stalled").message == "spec.stages[0]: no"  # type: ignore[union-attr]
+    assert (
+        found.condition("Reconciling") is None
+        and found.condition("Stalled").message == "spec.stages[0]: no"
+    )  # type: ignore[union-attr]
     assert refused(found, 4, "spec.stages[0]: no", NOW + 120) == found, "said once"
     mended = completed(chain(), found, before.stages, None, NOW + 180)
     assert kstatus(3, mended) == "InProgress" and mended.condition("Stalled") is None
 
 
 def test_a_complete_chain_whose_spec_is_refused_is_not_complete() -> None:
-    """What has finished is not what is asked for now; its stages are known all the same, and nothing starts unasked."""
+    """What has finished is not what is asked for now; its stages are known all the same, and
+    nothing starts unasked.
+    """
     before = status(DONE)
     assert before.is_true("Complete") and before.is_true("Finished")
     found = refused(before, 4, "spec.stages[0]: no", NOW + 60)
     for kind in ("Complete", "Finished"):
         condition = found.condition(kind)
-        assert condition is not None and (condition.status, condition.reason) == ("False", "InvalidSpec")
+        assert condition is not None and (condition.status, condition.reason) == (
+            "False",
+            "InvalidSpec",
+        )
     assert found.stages == before.stages and found.is_over(1)
     assert refused(found, 4, "spec.stages[0]: no", NOW + 120) == found, "said once"
     mended = completed(chain(), found, before.stages, None, NOW + 180)
@@ -136,19 +178,29 @@ def test_a_complete_chain_whose_spec_is_refused_is_not_complete() -> None:
 def test_texts_of_any_length_fit_the_crd(length: int) -> None:
     """Both ends stay: the beginning has the reason, and the end what somebody else said last."""
     text = "LaunchRefused: " + "policy says no; " * length + "the end"
-    failed = AttemptStatus(name="family-a-a1", number=1, input_digest="d", state=State.FAILED, message=text)
+    failed = AttemptStatus(
+        name="family-a-a1", number=1, input_digest="d", state=State.FAILED, message=text
+    )
     one = stage("a", State.STARTING, text, stalled=True, attempts=[failed])
     found = status(one)
     assert len(found.stages[0].reason) <= 2000 and len(found.stages[0].attempts[0].message) <= 512
     assert all(len(condition.message) < 4096 for condition in found.conditions)
-    assert found.stages[0].reason.startswith("LaunchRefused: ") and found.stages[0].reason.endswith("the end")
+    assert found.stages[0].reason.startswith("LaunchRefused: ") and found.stages[0].reason.endswith(
+        "the end"
+    )
     assert completed(chain(1), found, found.stages, None, NOW) == found
     assert len(refused(found, 4, text, NOW).condition("Stalled").message) < 4096  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
     ("reason", "expected"),
-    [("NameTaken: by x", "NameTaken"), ("waits for b", ""), ("why: not", ""), ("Two words: x", ""), ("Alone", "")],
+    [
+        ("NameTaken: by x", "NameTaken"),
+        ("waits for b", ""),
+        ("why: not", ""),
+        ("Two words: x", ""),
+        ("Alone", ""),
+    ],
 )
 def test_constant(reason: str, expected: str) -> None:
     assert constant(reason) == expected
@@ -158,10 +210,22 @@ def test_summary() -> None:
     at = Progress(step=29, steps=100, samples_per_second=1.0, eta_seconds=60.0)
     measured = stage("a", State.SUCCEEDED, results={"coco/R@5": "70.00", "top1": "41.20"})
     spec = chain(2, **{"spec.evaluation": [EVALUATION]})
-    running = completed(spec, ChainStatus(), [measured, stage("b", State.RUNNING, progress=at)], None, NOW).summary
-    assert (running.stage, running.state, running.progress, running.accuracy) == ("2/2", "Running", "29%", "41.20")
+    running = completed(
+        spec, ChainStatus(), [measured, stage("b", State.RUNNING, progress=at)], None, NOW
+    ).summary
+    assert (running.stage, running.state, running.progress, running.accuracy) == (
+        "2/2",
+        "Running",
+        "29%",
+        "41.20",
+    )
     blocked = status(DONE, stage("b", State.QUEUED, stalled=True)).summary
-    assert (blocked.stage, blocked.state, blocked.progress, blocked.accuracy) == ("2/2", "Stalled", "", "")
+    assert (blocked.stage, blocked.state, blocked.progress, blocked.accuracy) == (
+        "2/2",
+        "Stalled",
+        "",
+        "",
+    )
     done = status(DONE, stage("b", State.SUCCEEDED)).summary
     assert (done.stage, done.state, done.progress) == ("2/2", "Complete", "100%")
 
@@ -169,37 +233,66 @@ def test_summary() -> None:
 def test_a_status_of_32_stages_with_long_histories_is_bounded() -> None:
     attempts = [
         AttemptStatus(
-            name=f"{'f' * 24}-{'s' * 16}-a{n}", number=n, input_digest="0" * 64, state=State.FAILED,
-            failure=FailureClass.CORRUPT_PREDECESSOR, message="é" * 512, uid="u" * 36, macs=10**21, cost="12345.67",
-            started_at="2026-01-01T00:00:00Z", finished_at="2026-01-01T00:00:00Z", gone=Spent(seconds=1234567.891),
+            name=f"{'f' * 24}-{'s' * 16}-a{n}",
+            number=n,
+            input_digest="0" * 64,
+            state=State.FAILED,
+            failure=FailureClass.CORRUPT_PREDECESSOR,
+            message="é" * 512,
+            uid="u" * 36,
+            macs=10**21,
+            cost="12345.67",
+            started_at="2026-01-01T00:00:00Z",
+            finished_at="2026-01-01T00:00:00Z",
+            gone=Spent(seconds=1234567.891),
         )
         for n in range(1, 11)
-    ]  # fmt: skip
+    ]
     running = attempts[-1].model_copy(
-        update={"finished_at": None, "pods": {f"{n:036}": PodTime(started=1e9 + n, gpus=8) for n in range(64)}}
+        update={
+            "finished_at": None,
+            "pods": {f"{n:036}": PodTime(started=1e9 + n, gpus=8) for n in range(64)},
+        }
     )
     spent = Spent(macs=10**22, gpu_seconds=1e9, seconds=1e8, cost="123456.78")
     stages = [
         stage(
-            f"stage-{n:010}", State.FAILED, "é" * 512, attempts=[*attempts[:-1], running] if n == 31 else attempts,
-            input_digest="0" * 64, last_digest="1" * 64, spent=spent, macs=10**22, results={"top1": "41.20"},
+            f"stage-{n:010}",
+            State.FAILED,
+            "é" * 512,
+            attempts=[*attempts[:-1], running] if n == 31 else attempts,
+            input_digest="0" * 64,
+            last_digest="1" * 64,
+            spent=spent,
+            macs=10**22,
+            results={"top1": "41.20"},
         )
         for n in range(32)
-    ]  # fmt: skip
+    ]
     found = completed(chain(8), ChainStatus(), stages, None, NOW)
     size = len(found.model_dump_json(by_alias=True, exclude_none=True).encode())
     assert size < 64 * 1024 and size <= MAX_BYTES
     assert [s.spent for s in found.stages] == [spent] * 32, "the ledger stays whole"
-    assert all(s.attempts and s.attempts[-1].number == 10 for s in found.stages), "the newest attempt stays"
+    assert all(s.attempts and s.attempts[-1].number == 10 for s in found.stages), (
+        "the newest attempt stays"
+    )
     again = completed(chain(8), found, found.stages, None, NOW)
-    assert completed(chain(8), again, again.stages, None, NOW) == again, "bounding it again changes nothing"
+    assert completed(chain(8), again, again.stages, None, NOW) == again, (
+        "bounding it again changes nothing"
+    )
 
 
 def test_every_condition_has_a_message_that_names_the_next_command() -> None:
     failed = status(DONE, stage("b", State.FAILED, "Error: it broke"))
     stalled: Condition | None = failed.condition("Stalled")
-    assert stalled is not None and "stage b" in stalled.message and "modelchain retry family -n team" in stalled.message
-    blocked = status(DONE, stage("b", State.PENDING, "ClaimMissing: no claim", stalled=True)).condition("Stalled")
+    assert (
+        stalled is not None
+        and "stage b" in stalled.message
+        and "modelchain retry family -n team" in stalled.message
+    )
+    blocked = status(
+        DONE, stage("b", State.PENDING, "ClaimMissing: no claim", stalled=True)
+    ).condition("Stalled")
     assert blocked is not None and "modelchain explain family -n team" in blocked.message
 
 
@@ -211,4 +304,8 @@ def test_the_table_says_what_a_stage_did_and_not_what_was_in_the_cache() -> None
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(stages_table("family", ChainStatus(stages=stages)))
     text = console.export_text()
-    assert "stage a was trained\n" in text and "stage b trains (epochs changed)\n" in text and "Miss" not in text
+    assert (
+        "stage a was trained\n" in text
+        and "stage b trains (epochs changed)\n" in text
+        and "Miss" not in text
+    )

@@ -1,4 +1,6 @@
-"""The CRDs are current, small, and keep the rules of strict API reviews (KAL's, DESIGN section 4)."""
+"""The CRDs are current, small, and keep the rules of strict API reviews (KAL's, DESIGN section
+4).
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from modelchain.api.spec import ChainSpec
 from modelchain.cli.crds import rendered
 from modelchain.crd import definitions
 from modelchain.crd.cel import FIRST_TO_LAST, literal, quoted, sentence
 from modelchain.crd.schema import nodes
-from modelchain.spec import ChainSpec
 
 CRDS = Path(__file__).parents[2] / "crds"
 DEFINITIONS = definitions()
@@ -33,7 +35,9 @@ NODES = [
 
 
 def test_the_files_are_current() -> None:
-    assert {file.name: file.read_text() for file in CRDS.glob("*.yaml")} == rendered(), "run `make crds`"
+    assert {file.name: file.read_text() for file in CRDS.glob("*.yaml")} == rendered(), (
+        "run `make crds`"
+    )
 
 
 @pytest.mark.parametrize("name", DEFINITIONS)
@@ -61,26 +65,42 @@ def test_everything_is_bounded(path: str, node: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("path", "node"), NODES)
 def test_no_default_within_a_list(path: str, node: dict[str, Any]) -> None:
     """Argo CD compares lists whole: a default within would be a difference for ever."""
-    assert "default" not in node or not ("[]" in path or (path.startswith("status") and path != "status"))
+    assert "default" not in node or not (
+        "[]" in path or (path.startswith("status") and path != "status")
+    )
 
 
 def test_macs_are_numbers() -> None:
-    found = [node["type"] for name in DEFINITIONS for path, node in nodes(schema(name)) if path.endswith("macs")]
+    found = [
+        node["type"]
+        for name in DEFINITIONS
+        for path, node in nodes(schema(name))
+        if path.endswith("macs")
+    ]
     assert len(found) >= 4 and set(found) == {"number"}
 
 
 def test_lists_that_others_patch_are_keyed() -> None:
     places = dict(nodes(schema("modelchains.yaml")))
     keys = {
-        path: node["x-kubernetes-list-map-keys"] for path, node in places.items() if "x-kubernetes-list-type" in node
+        path: node["x-kubernetes-list-map-keys"]
+        for path, node in places.items()
+        if "x-kubernetes-list-type" in node
     }
-    assert keys == {"spec.stages": ["name"], "spec.evaluation": ["name"], "status.conditions": ["type"]}
+    assert keys == {
+        "spec.stages": ["name"],
+        "spec.evaluation": ["name"],
+        "status.conditions": ["type"],
+    }
     assert places["status"]["default"] == {"observedGeneration": -1}
 
 
 def test_rules_say_what_to_do() -> None:
     rules = [
-        rule for name in DEFINITIONS for _, n in nodes(schema(name)) for rule in n.get("x-kubernetes-validations", [])
+        rule
+        for name in DEFINITIONS
+        for _, n in nodes(schema(name))
+        for rule in n.get("x-kubernetes-validations", [])
     ]
     assert len(rules) > 50
     for rule in rules:
@@ -88,11 +108,16 @@ def test_rules_say_what_to_do() -> None:
 
 
 def test_cel_knows_as_many_places_as_there_can_be_stages() -> None:
-    [most] = [m.max_length for m in ChainSpec.model_fields["stages"].metadata if hasattr(m, "max_length")]
+    [most] = [
+        m.max_length for m in ChainSpec.model_fields["stages"].metadata if hasattr(m, "max_length")
+    ]
     assert len(re.findall(r"\d+", FIRST_TO_LAST)) == most - 1
 
 
 def test_cel_literals() -> None:
     assert quoted("it's a\\b") == r"'it\'s a\\b'"
     assert literal({"a": [1, 2.0]}) == "{'a': [1, 2.0]}"
-    assert sentence("100% of {b} and '{a}'", a="x", b="1 + 1") == r"'100%% of %s and \'%s\''.format([1 + 1, x])"
+    assert (
+        sentence("100% of {b} and '{a}'", a="x", b="1 + 1")
+        == r"'100%% of %s and \'%s\''.format([1 + 1, x])"
+    )

@@ -1,4 +1,6 @@
-"""The input digest is a promise: goldens, and for every field of the spec the stages it retrains (RULES section 1)."""
+"""The input digest is a promise: goldens, and for every field of the spec the stages it retrains
+(RULES section 1).
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from specs import DELETE, config, with_changes
 
-from modelchain.digest import canonical, differing_fields, digest_of, number, stage_inputs
-from modelchain.modelconfig import ModelConfig
-from modelchain.plan import plan
-from modelchain.spec import ModelChain
-from modelchain.zoo import MODELS
+from modelchain.api.modelconfig import ModelConfig
+from modelchain.api.spec import ModelChain
+from modelchain.families.zoo import MODELS
+from modelchain.identity.digest import canonical, differing_fields, digest_of, number, stage_inputs
+from modelchain.plan.plan import plan
 
 ZOO = {
     "metadata.labels": {"team": "a"},
@@ -30,23 +32,38 @@ ZOO = {
         {"name": "c", "model": "ViT-B-16", "epochs": 5},
     ],
     "spec.evaluation": [
-        {"name": "top1", "kind": "ZeroShot", "shards": "/data/v.tar", "classNames": "imagenet", "templates": "openai"}
+        {
+            "name": "top1",
+            "kind": "ZeroShot",
+            "shards": "/data/v.tar",
+            "classNames": "imagenet",
+            "templates": "openai",
+        }
     ],
     "spec.storage": {"claimTemplate": {"size": "1Gi"}},
 }
 INLINE = {
-    f"spec.stages[{i}]": {"name": "abc"[i], "modelConfig": config(vision={"layers": 2 + i}), "epochs": 9 - i}
+    f"spec.stages[{i}]": {
+        "name": "abc"[i],
+        "modelConfig": config(vision={"layers": 2 + i}),
+        "epochs": 9 - i,
+    }
     for i in range(3)
 }
 SWIN = {
     f"spec.stages[{i}]": {
         "name": "abc"[i],
-        "modelConfig": config() | {"vision_cfg": {"timm_model_name": f"swin_{size}_patch4_window7_224"}},
+        "modelConfig": config()
+        | {"vision_cfg": {"timm_model_name": f"swin_{size}_patch4_window7_224"}},
         "epochs": 9,
     }
     for i, size in enumerate(("tiny", "small", "base"))
 }
-FREE = {"spec.stages[1].epochs": DELETE, "spec.stages[2].epochs": DELETE, "spec.allocation.targetAcceleration": "3"}
+FREE = {
+    "spec.stages[1].epochs": DELETE,
+    "spec.stages[2].epochs": DELETE,
+    "spec.allocation.targetAcceleration": "3",
+}
 ONLY = object()  # stands for a field that takes one value today
 
 
@@ -179,7 +196,9 @@ def chain_inputs(chain: ModelChain) -> list[dict[str, Any]]:
     for index, stage in enumerate(plan(chain, "analytic", {}).stages):
         predecessor = weights_of(digest_of(out[-1])) if out else None
         fingerprint = chain.spec.data.train.fingerprint
-        inputs = stage_inputs(chain.spec, index, epochs=stage.epochs, fingerprint=fingerprint, predecessor=predecessor)
+        inputs = stage_inputs(
+            chain.spec, index, epochs=stage.epochs, fingerprint=fingerprint, predecessor=predecessor
+        )
         out.append(inputs)
     return out
 
@@ -188,7 +207,9 @@ def digests(chain: ModelChain) -> list[str]:
     return [digest_of(inputs) for inputs in chain_inputs(chain)]
 
 
-@pytest.mark.parametrize("row", [r for r in ROWS if r.value is not ONLY], ids=lambda r: f"{r.path}={str(r.value)[:20]}")
+@pytest.mark.parametrize(
+    "row", [r for r in ROWS if r.value is not ONLY], ids=lambda r: f"{r.path}={str(r.value)[:20]}"
+)
 def test_which_stages_a_field_retrains(row: Row) -> None:
     before, after = digests(parse(row.base)), digests(parse(row.base, {row.path: row.value}))
     assert "".join(n for n, x, y in zip("abc", before, after, strict=True) if x != y) == row.misses
@@ -226,7 +247,9 @@ def test_every_field_of_the_spec_has_a_row() -> None:
     fields = set(_fields(ModelChain))
     assert len(fields) > 60
     assert fields - rows == set()
-    assert rows - fields == {"spec.evaluation", "spec.storage"}, "rows for whole groups, beside those of their fields"
+    assert rows - fields == {"spec.evaluation", "spec.storage"}, (
+        "rows for whole groups, beside those of their fields"
+    )
 
 
 GOLDEN = {
@@ -259,7 +282,9 @@ def test_golden_text() -> None:
     """What is hashed, letter by letter, for somebody who computes it in another language."""
     shards = hashlib.sha256(b'["train-00.tar","train-01.tar"]').hexdigest()
     text = (
-        '{"captionsPerSample":4,"data":{"count":2,"fingerprint":null,"samples":100000,"shards":"' + shards + '"},'
+        '{"captionsPerSample":4,"data":{"count":2,"fingerprint":null,"samples":100000,"shards":"'
+        + shards
+        + '"},'
         '"epochs":8,"globalBatchSize":256,"learningRate":"0.001","modelConfig":{"embed_dim":32,"quick_gelu":false,'
         '"text_cfg":{"context_length":16,"heads":2,"layers":2,"mlp_ratio":4.0,"vocab_size":49408,"width":64},'
         '"vision_cfg":{"head_width":32,"image_size":32,"layers":3,"mlp_ratio":4.0,"patch_size":8,"width":64}},'
@@ -270,7 +295,9 @@ def test_golden_text() -> None:
     inputs = stage_inputs(spec, 1, epochs=8, fingerprint=None, predecessor="f" * 64)
     assert canonical(inputs).decode() == text
     assert digest_of(inputs) == hashlib.sha256(text.encode()).hexdigest()
-    assert digest_of(json.loads(text)) == digest_of(inputs), "what is written to a manifest hashes alike when read back"
+    assert digest_of(json.loads(text)) == digest_of(inputs), (
+        "what is written to a manifest hashes alike when read back"
+    )
 
 
 def test_the_first_stage_has_no_transfer() -> None:
@@ -283,7 +310,10 @@ def test_the_first_stage_has_no_transfer() -> None:
 def test_a_model_and_its_config_written_out_hash_alike(name: str) -> None:
     resolved = MODELS[name].config.resolved()
     assert ModelConfig.model_validate(resolved).resolved() == resolved
-    stages = [{"name": "a", "model": name}], [{"name": "a", "modelConfig": json.loads(json.dumps(resolved))}]
+    stages = (
+        [{"name": "a", "model": name}],
+        [{"name": "a", "modelConfig": json.loads(json.dumps(resolved))}],
+    )
     assert digests(parse({"spec.stages": stages[0]})) == digests(parse({"spec.stages": stages[1]}))
 
 
@@ -293,7 +323,11 @@ def test_defaults_written_out_hash_alike() -> None:
         "spec.recipe.precision": "bf16",
         "spec.recipe.seed": 0,
         "spec.data.train.captionsPerSample": 4,
-        "spec.transfer": {"width": "Insert", "depth": "Duplicate", "distillation": {"alpha": "500"}},
+        "spec.transfer": {
+            "width": "Insert",
+            "depth": "Duplicate",
+            "distillation": {"alpha": "500"},
+        },
         "spec.stages[1].modelConfig.vision_cfg.mlp_ratio": 4,
     }
     assert digests(parse(INLINE)) == digests(parse(INLINE, written))
@@ -314,13 +348,20 @@ def test_equal_decimals_hash_alike(spellings: tuple[str, ...]) -> None:
 
 
 def test_equal_pulls_hash_alike_however_alpha_is_meant() -> None:
-    """alpha of Eq. 1 times half the predecessor's embed_dim is the authors'; ViT-T has 512 and ViT-S 384."""
+    """alpha of Eq. 1 times half the predecessor's embed_dim is the authors'; ViT-T has 512 and
+    ViT-S 384.
+    """
 
     def of(alpha: str, convention: str) -> ModelChain:
-        return parse(ZOO, {"spec.transfer.distillation": {"alpha": alpha, "convention": convention}})
+        return parse(
+            ZOO, {"spec.transfer.distillation": {"alpha": alpha, "convention": convention}}
+        )
 
     released, equation = of("500", "Released"), of("1.953125", "Equation1")
-    assert digests(released)[:2] == digests(equation)[:2] and digests(released)[2] != digests(equation)[2]
+    assert (
+        digests(released)[:2] == digests(equation)[:2]
+        and digests(released)[2] != digests(equation)[2]
+    )
     assert [inputs["transfer"]["distillation"] for inputs in chain_inputs(equation)[1:]] == [
         {"alpha": "500"},
         {"alpha": "375"},
@@ -332,7 +373,9 @@ def test_equal_pulls_hash_alike_however_alpha_is_meant() -> None:
 def test_a_decimal_has_one_spelling_and_keeps_its_value(text: str) -> None:
     spelled = number(text)
     assert Decimal(spelled) == Decimal(text)
-    assert number(spelled) == spelled and re.fullmatch(r"0|[1-9]\d*|(0|[1-9]\d*)\.\d*[1-9]", spelled)
+    assert number(spelled) == spelled and re.fullmatch(
+        r"0|[1-9]\d*|(0|[1-9]\d*)\.\d*[1-9]", spelled
+    )
 
 
 @pytest.mark.parametrize(
@@ -344,11 +387,18 @@ def test_a_decimal_has_one_spelling_and_keeps_its_value(text: str) -> None:
         ({"spec.stages[1].epochs": 9}, ZOO, 2, ["predecessor"]),
         ({"spec.transfer.distillation.alpha": "1"}, ZOO, 1, ["transfer.distillation.alpha"]),
         ({"spec.data.train.shards": "/data/x.tar"}, ZOO, 0, ["data.shards", "data.count"]),
-        ({"spec.stages[1].modelConfig.vision_cfg.layers": 9}, INLINE, 1, ["modelConfig.vision_cfg.layers"]),
+        (
+            {"spec.stages[1].modelConfig.vision_cfg.layers": 9},
+            INLINE,
+            1,
+            ["modelConfig.vision_cfg.layers"],
+        ),
         ({"spec.suspend": True}, ZOO, 1, []),
     ],
 )
-def test_a_miss_names_its_fields(changes: dict[str, Any], base: dict[str, Any], stage: int, fields: list[str]) -> None:
+def test_a_miss_names_its_fields(
+    changes: dict[str, Any], base: dict[str, Any], stage: int, fields: list[str]
+) -> None:
     old, new = chain_inputs(parse(base))[stage], chain_inputs(parse(base, changes))[stage]
     assert differing_fields(old, new) == fields
 

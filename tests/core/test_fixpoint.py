@@ -1,4 +1,6 @@
-"""At the sizes that users have: what `decide` wrote is what it decides again, and whatever is asked for is reached."""
+"""At the sizes that users have: what `decide` wrote is what it decides again, and whatever is asked
+for is reached.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +16,36 @@ from specs import with_changes
 from stored import through_a_server, violations
 from yaml import safe_load
 
-from modelchain.contracts import FailureClass, LastWord, Progress
+from modelchain.api.contracts import FailureClass, LastWord, Progress
+from modelchain.api.spec import ModelChain
+from modelchain.api.status import ChainStatus, PodTime, State
 from modelchain.crd import definitions
-from modelchain.plan import plan
-from modelchain.reconcile import decide
-from modelchain.spec import ModelChain
-from modelchain.status import ChainStatus, PodTime, State
-from modelchain.world import Artifact, Contact, Launch, Observed, RecordArtifact, Release, Seen, Stop
+from modelchain.decide.decide import decide
+from modelchain.decide.observed import (
+    Artifact,
+    Contact,
+    Launch,
+    Observed,
+    RecordArtifact,
+    Release,
+    Seen,
+    Stop,
+)
+from modelchain.plan.plan import plan
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SCHEMA = definitions()["modelchains.yaml"]["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]
+SCHEMA = definitions()["modelchains.yaml"]["spec"]["versions"][0]["schema"]["openAPIV3Schema"][
+    "properties"
+]["status"]
 MOST_WRITES = 12  # of one look; a chain that has nothing new to say writes none
 MOMENTS = 12
 
 
 @dataclass
 class Run:
-    """A job as it really is. `macs` and `step` are of its present life; an evicted one starts another."""
+    """A job as it really is. `macs` and `step` are of its present life; an evicted one starts
+    another.
+    """
 
     digest: str
     released: bool = False
@@ -74,24 +89,45 @@ class Life:
         if run is None:
             return Seen(live=False, started=False)
         live = run.released and not run.over
-        stage, attempt = next((s, a) for s in self.status.stages for a in s.attempts if a.name == name)
+        stage, attempt = next(
+            (s, a) for s in self.status.stages for a in s.attempts if a.name == name
+        )
         gone = frozenset(list(run.pods)[: -self.nodes])  # of earlier lives, remembered
         summed_up = attempt.gone.gpu_seconds > 0
-        pods = {u: pod for u, pod in run.pods.items() if u not in gone or not summed_up or u in attempt.pods}
-        progress = Progress(step=run.step, steps=self.steps(stage.name), samples_per_second=1.0, eta_seconds=1.0)
+        pods = {
+            u: pod
+            for u, pod in run.pods.items()
+            if u not in gone or not summed_up or u in attempt.pods
+        }
+        progress = Progress(
+            step=run.step, steps=self.steps(stage.name), samples_per_second=1.0, eta_seconds=1.0
+        )
         return Seen(
-            live=live, started=True, uid=f"uid-{name}", held=not run.released and not run.over, running=live,
-            progress=progress if live else None, macs=run.macs if live else 0, pods=pods,
+            live=live,
+            started=True,
+            uid=f"uid-{name}",
+            held=not run.released and not run.over,
+            running=live,
+            progress=progress if live else None,
+            macs=run.macs if live else 0,
+            pods=pods,
             gone_pods=gone,
-            word=run.word if run.over else None, contact=Contact(answered=self.now if self.answers else None),
-        )  # fmt: skip
+            word=run.word if run.over else None,
+            contact=Contact(answered=self.now if self.answers else None),
+        )
 
     def observed(self) -> Observed:
         live = frozenset(name for name, run in self.runs.items() if not run.over)
         return Observed(
-            status=self.status, artifact=self.records.get, attempt=self.seen, live=live, retry=self.retry,
-            records=True, price="2.21", poll_seconds=30.0,
-        )  # fmt: skip
+            status=self.status,
+            artifact=self.records.get,
+            attempt=self.seen,
+            live=live,
+            retry=self.retry,
+            records=True,
+            price="2.21",
+            poll_seconds=30.0,
+        )
 
     def look(self) -> None:
         """Until nothing is left to do now: then to decide again changes nothing."""
@@ -128,7 +164,9 @@ class Life:
                 return not was
             case RecordArtifact(launch=launch, spent=spent):
                 digest = launch.attempt.input_digest
-                self.records[digest] = Artifact(digest[::-1], f"{digest}/artifact", spent.macs, {"top1": 30.0})
+                self.records[digest] = Artifact(
+                    digest[::-1], f"{digest}/artifact", spent.macs, {"top1": 30.0}
+                )
             case _:
                 return False
         return True
@@ -137,7 +175,9 @@ class Life:
 
     @property
     def live(self) -> str | None:
-        return next((name for name, run in self.runs.items() if run.released and not run.over), None)
+        return next(
+            (name for name, run in self.runs.items() if run.released and not run.over), None
+        )
 
     def planned(self, stage: str) -> tuple[int, int]:
         """Steps, and MACs of one of them."""
@@ -160,14 +200,21 @@ class Life:
     def end_pods(self, name: str) -> None:
         ended = {"finished": self.now}
         run = self.runs[name]
-        run.pods = {uid: pod if pod.finished else pod.model_copy(update=ended) for uid, pod in run.pods.items()}
+        run.pods = {
+            uid: pod if pod.finished else pod.model_copy(update=ended)
+            for uid, pod in run.pods.items()
+        }
 
     def train(self, chance: random.Random) -> None:
         name = self.live
         assert name is not None
         run, (steps, macs) = self.runs[name], self.planned(self.stage_of(name))
         more = chance.randint(1, max(1, (steps - run.step) // 3))
-        run.step, run.macs, self.now = run.step + more, run.macs + more * macs, self.now + chance.uniform(30, 3000)
+        run.step, run.macs, self.now = (
+            run.step + more,
+            run.macs + more * macs,
+            self.now + chance.uniform(30, 3000),
+        )
 
     def evict(self) -> None:
         name = self.live
@@ -176,7 +223,9 @@ class Life:
         self.end_pods(name)
         self.now += 60.0
         self.start(name)
-        self.runs[name].pods = dict(list(self.runs[name].pods.items())[-4096:])  # what a memory holds
+        self.runs[name].pods = dict(
+            list(self.runs[name].pods.items())[-4096:]
+        )  # what a memory holds
 
     def end(self, failure: FailureClass | None) -> None:
         name = self.live
@@ -186,9 +235,14 @@ class Life:
         if failure is None:
             run.macs += max(0, steps - run.step) * macs
         run.word = LastWord(
-            result="Failed" if failure else "Succeeded", failure=failure, message="as it was told", macs=run.macs,
-            checkpoint_step=run.step, steps=steps, manifest_digest=None if failure else run.digest[::-1],
-        )  # fmt: skip
+            result="Failed" if failure else "Succeeded",
+            failure=failure,
+            message="as it was told",
+            macs=run.macs,
+            checkpoint_step=run.step,
+            steps=steps,
+            manifest_digest=None if failure else run.digest[::-1],
+        )
         run.over = True
 
     def happens(self, chance: random.Random) -> None:
@@ -212,7 +266,12 @@ class Life:
 def life_of(example: str, nodes: int = 1, **changes: Any) -> Life:
     body = safe_load((EXAMPLES / f"{example}.yaml").read_text())
     body["metadata"] |= {"uid": "chain-uid", "generation": 1}
-    return Life(with_changes({"spec.retry": {"maxRetries": 100, "maxDisruptions": 10_000}, **changes}, body), nodes)
+    return Life(
+        with_changes(
+            {"spec.retry": {"maxRetries": 100, "maxDisruptions": 10_000}, **changes}, body
+        ),
+        nodes,
+    )
 
 
 def random_life(chance: random.Random) -> Life:
@@ -221,9 +280,14 @@ def random_life(chance: random.Random) -> Life:
     per_sample = 1e11  # about what ViT-S takes
     samples = int(min(99_999_999_999, macs / per_sample / 32))
     return life_of(
-        chance.choice(["vit-cc3m", "swin-cc3m"]), chance.choice([1, 8, 100]), **{"spec.data.train.samples": samples},
-        **{"spec.data.train.captionsPerSample": chance.randint(1, 64), "spec.recipe.seed": chance.randint(0, 999)},
-    )  # fmt: skip
+        chance.choice(["vit-cc3m", "swin-cc3m"]),
+        chance.choice([1, 8, 100]),
+        **{"spec.data.train.samples": samples},
+        **{
+            "spec.data.train.captionsPerSample": chance.randint(1, 64),
+            "spec.recipe.seed": chance.randint(0, 999),
+        },
+    )
 
 
 def wishes(life: Life) -> None:
@@ -259,7 +323,9 @@ def test_whatever_is_asked_for_is_reached_at_any_moment(of: str | int) -> None:
         life.happens(chance)
     life.look()
     listed = sum(attempt.macs for stage in life.status.stages for attempt in stage.attempts)
-    assert life.status.total.macs >= listed * (1 - 1e-12), "above 2^53 each sum is rounded to a double"
+    assert life.status.total.macs >= listed * (1 - 1e-12), (
+        "above 2^53 each sum is rounded to a double"
+    )
 
 
 @pytest.mark.parametrize(("nodes", "evictions"), [(1, 500), (8, 500), (130, 20), (256, 20)])
@@ -279,12 +345,16 @@ def test_any_number_of_evictions_at_any_size(nodes: int, evictions: int) -> None
     first = life.status.stages[0]
     idle = evictions * 60.0  # between two lives nobody holds a GPU
     assert first.state is State.SUCCEEDED
-    assert first.gpu_seconds == pytest.approx((ended - began - idle) * nodes * 8, abs=nodes)  # looks take time, too
+    assert first.gpu_seconds == pytest.approx(
+        (ended - began - idle) * nodes * 8, abs=nodes
+    )  # looks take time, too
 
 
 @pytest.mark.parametrize("change", [{"spec.suspend": True}, {"spec.recipe.seed": 12345}])
 def test_what_steps_while_it_is_asked_to_stop_is_stopped(change: dict[str, Any]) -> None:
-    """A step that nobody has written yet: it is accounted for once, or the stop would never have its turn."""
+    """A step that nobody has written yet: it is accounted for once, or the stop would never have
+    its turn.
+    """
     life, chance = life_of("swin-cc3m", nodes=8), random.Random(0)
     life.look()
     for _ in range(2):  # the first step of an attempt, and another

@@ -1,4 +1,6 @@
-"""The rooms' walls: operator -> core <- data <- trainer, nothing heavy in core, no I/O in core outside its cli."""
+"""The rooms' walls: operator -> core <- data <- trainer, nothing heavy in core, no I/O in core
+outside its cli.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,42 @@ BENCH = ROOT / "benchmarks" / "modelchain_bench"
 CLI = CORE / "modelchain" / "cli"
 
 HEAVY = {"torch", "torchvision", "open_clip", "timm", "webdataset", "safetensors", "numpy"}
-NOT_CORES = {"modelchain_data", "modelchain_trainer", "modelchain_bench", "modelchain_operator", "prometheus_client"}
+NOT_CORES = {
+    "modelchain_data",
+    "modelchain_trainer",
+    "modelchain_bench",
+    "modelchain_operator",
+    "prometheus_client",
+}
 NOT_OPERATORS = {"modelchain_data", "modelchain_trainer", "modelchain_bench", "pickle"} | HEAVY
 CLUSTER = {"kopf", "kubernetes"}
 IO_MODULES = {
-    "asyncio", "ctypes", "glob", "http", "io", "logging", "mmap", "multiprocessing", "os", "pickle", "random", "select",
-    "shelve", "shutil", "signal", "socket", "sqlite3", "ssl", "subprocess", "sys", "tempfile", "threading", "time",
-    "urllib", "yaml",
-}  # fmt: skip
+    "asyncio",
+    "ctypes",
+    "glob",
+    "http",
+    "io",
+    "logging",
+    "mmap",
+    "multiprocessing",
+    "os",
+    "pickle",
+    "random",
+    "select",
+    "shelve",
+    "shutil",
+    "signal",
+    "socket",
+    "sqlite3",
+    "ssl",
+    "subprocess",
+    "sys",
+    "tempfile",
+    "threading",
+    "time",
+    "urllib",
+    "yaml",
+}
 IO_CALLS = {"open", "print", "input", "exec", "eval", "__import__", "breakpoint"}
 PURE_PATHS = {"PurePosixPath", "PurePath"}
 
@@ -31,7 +61,9 @@ def files(*folders: Path) -> list[Path]:
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, list[str]]]:
-    """Every module imported anywhere in a file, also inside functions, and the names taken from it."""
+    """Every module imported anywhere in a file, also inside functions, and the names taken from
+    it.
+    """
     for node in ast.walk(tree):
         match node:
             case ast.Import():
@@ -39,7 +71,10 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, list[str]]]:
             case ast.ImportFrom():
                 assert node.level == 0, "imports are absolute"
                 yield node.module or "", [alias.name for alias in node.names]
-            case ast.Call(func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__")):
+            case ast.Call(
+                func=ast.Attribute(attr="import_module")
+                | ast.Name(id="import_module" | "__import__")
+            ):
                 assert isinstance(node.args[0], ast.Constant), "an import that cannot be read"
                 yield str(node.args[0].value), []
 
@@ -67,7 +102,14 @@ def test_data_imports_core_alone(file: Path) -> None:
     assert (
         forbidden(
             file,
-            {"modelchain_trainer", "modelchain_bench", "modelchain_operator", "pickle", "prometheus_client"} | CLUSTER,
+            {
+                "modelchain_trainer",
+                "modelchain_bench",
+                "modelchain_operator",
+                "pickle",
+                "prometheus_client",
+            }
+            | CLUSTER,
         )
         == []
     )
@@ -79,7 +121,9 @@ def test_the_trainer_imports_data_and_core_alone(file: Path) -> None:
 
 
 def test_the_operator_imports_core_alone() -> None:
-    assert {_name(file): found for file in files(OPERATOR) if (found := forbidden(file, NOT_OPERATORS))} == {}
+    assert {
+        _name(file): found for file in files(OPERATOR) if (found := forbidden(file, NOT_OPERATORS))
+    } == {}
 
 
 @pytest.mark.parametrize("file", [f for f in files(CORE) if CLI not in f.parents], ids=_name)
@@ -97,14 +141,30 @@ def test_core_does_no_io(file: Path) -> None:
         match node:
             case ast.Call(func=ast.Name(id=name)):
                 assert name not in IO_CALLS | {"Path"}, f"line {node.lineno}: {name}()"
-            case ast.Attribute(attr="now" | "utcnow" | "today", value=ast.Name(id="datetime" | "date")):
+            case ast.Attribute(
+                attr="now" | "utcnow" | "today", value=ast.Name(id="datetime" | "date")
+            ):
                 pytest.fail(f"line {node.lineno}: the time is an argument")
             case ast.Attribute(
-                attr="open" | "exists" | "is_file" | "is_dir" | "iterdir" | "glob" | "rglob" | "mkdir" | "unlink"
+                attr="open"
+                | "exists"
+                | "is_file"
+                | "is_dir"
+                | "iterdir"
+                | "glob"
+                | "rglob"
+                | "mkdir"
+                | "unlink"
             ):
                 pytest.fail(f"line {node.lineno}: .{node.attr}")
             case ast.Attribute(
-                attr="read_text" | "read_bytes" | "write_text" | "write_bytes" | "stat" | "rename" | "resolve"
+                attr="read_text"
+                | "read_bytes"
+                | "write_text"
+                | "write_bytes"
+                | "stat"
+                | "rename"
+                | "resolve"
             ):
                 pytest.fail(f"line {node.lineno}: .{node.attr}")
 
@@ -119,7 +179,9 @@ def test_no_file_is_long(file: Path) -> None:
 
 
 def test_the_trainer_is_small() -> None:
-    """Its core is what trains and tells of it; each method of growth is a page to read beside its paper."""
+    """Its core is what trains and tells of it; each method of growth is a page to read beside its
+    paper.
+    """
     lines = {file: file.read_text().count("\n") for file in files(TRAINER)}
     growth = {file: count for file, count in lines.items() if file.parent.name == "growth"}
     assert sum(lines.values()) - sum(growth.values()) <= 2000
@@ -132,7 +194,10 @@ def test_the_trainer_is_small() -> None:
     [
         ("import torch.nn", "torch"),
         ("def f():\n    from kopf import on", "kopf"),
-        ("if x:\n    import importlib\n    importlib.import_module('kubernetes.client')", "kubernetes"),
+        (
+            "if x:\n    import importlib\n    importlib.import_module('kubernetes.client')",
+            "kubernetes",
+        ),
     ],
 )
 def test_the_walls_themselves(source: str, module: str) -> None:

@@ -10,17 +10,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stored import through_a_server
 
-from modelchain import ledger
-from modelchain.contracts import LastWord
-from modelchain.ledger import account, booked, closed, money, running_seconds, same_pods, shown, total_cost
-from modelchain.status import AttemptStatus, ChainStatus, PodTime, StageStatus, State, Total
-from modelchain.world import Seen
+from modelchain.api.contracts import LastWord
+from modelchain.api.status import AttemptStatus, ChainStatus, PodTime, StageStatus, State, Total
+from modelchain.decide import ledger
+from modelchain.decide.ledger import (
+    account,
+    booked,
+    closed,
+    money,
+    running_seconds,
+    same_pods,
+    shown,
+    total_cost,
+)
+from modelchain.decide.observed import Seen
 
 PRICE = "3.60"  # an hour: a tenth of a cent a second
 
 
 def attempt(number: int = 1, **more: Any) -> AttemptStatus:
-    known = {"name": f"family-a-a{number}", "number": number, "input_digest": "d", "state": State.RUNNING}
+    known = {
+        "name": f"family-a-a{number}",
+        "number": number,
+        "input_digest": "d",
+        "state": State.RUNNING,
+    }
     return AttemptStatus(**{**known, **more})
 
 
@@ -30,7 +44,9 @@ def seen(pods: dict[str, PodTime], **more: Any) -> Seen:
 
 @st.composite
 def runs(draw: st.DrawFn) -> list[tuple[float, float, int]]:
-    """Pods of one attempt that a queue evicts and starts again: (started, finished, GPUs), one after another."""
+    """Pods of one attempt that a queue evicts and starts again: (started, finished, GPUs), one
+    after another.
+    """
     at, out = 1000.0, []
     for _ in range(draw(st.integers(1, 6))):
         at += draw(st.integers(0, 500))
@@ -42,7 +58,9 @@ def runs(draw: st.DrawFn) -> list[tuple[float, float, int]]:
 
 @settings(deadline=None)
 @given(runs(), st.data())
-def test_gpu_seconds_count_once_a_pod_whenever_it_is_looked_at(life: list[tuple[float, float, int]], data: Any) -> None:
+def test_gpu_seconds_count_once_a_pod_whenever_it_is_looked_at(
+    life: list[tuple[float, float, int]], data: Any
+) -> None:
     """Also if a pod is heard of again after it was gone, as from a memory of watch events."""
     one, truth = attempt(), sum((finished - started) * gpus for started, finished, gpus in life)
     end = life[-1][1]
@@ -60,13 +78,17 @@ def test_gpu_seconds_count_once_a_pod_whenever_it_is_looked_at(life: list[tuple[
     assert abs(one.gpu_seconds - truth) < 0.01
     assert abs(running_seconds(one, end + 999) - sum(f - s for s, f, _ in life)) < 0.01
     over = closed(one, seen({}), end, PRICE, State.FAILED)
-    assert abs(over.gpu_seconds - truth) < 0.01 and not over.pods, "closed with nobody there: nothing is lost"
+    assert abs(over.gpu_seconds - truth) < 0.01 and not over.pods, (
+        "closed with nobody there: nothing is lost"
+    )
     assert over.cost == money(truth, PRICE)
 
 
 @settings(deadline=None)
 @given(runs())
-def test_pods_that_vanish_unseen_have_run_until_the_next_look(life: list[tuple[float, float, int]]) -> None:
+def test_pods_that_vanish_unseen_have_run_until_the_next_look(
+    life: list[tuple[float, float, int]],
+) -> None:
     one = attempt()
     for n, (started, finished, gpus) in enumerate(life):
         one = account(one, seen({f"p{n}": PodTime(started=started, gpus=gpus)}), started, PRICE)
@@ -93,25 +115,43 @@ def test_only_rank_0_is_running_time() -> None:
 
 def test_without_pods_the_attempts_own_figures_count() -> None:
     word = LastWord(result="Succeeded", gpu_seconds=7.5, macs=5)
-    one = account(attempt(macs=9), Seen(live=False, started=True, word=word, gpu_seconds=3.0), 10.0, PRICE)
+    one = account(
+        attempt(macs=9), Seen(live=False, started=True, word=word, gpu_seconds=3.0), 10.0, PRICE
+    )
     assert (one.gpu_seconds, one.cost, one.macs) == (7.5, "0.01", 9)
 
 
 def test_an_open_attempt_is_counted_anew_and_a_closed_one_is_not() -> None:
-    """A container that never started reports a start of 1970; an earlier version billed the years since."""
+    """A container that never started reports a start of 1970; an earlier version billed the years
+    since.
+    """
     early = {"m": PodTime(started=0.0, gpus=8, first=True), "w": PodTime(started=1.0, gpus=8)}
     one = attempt(pods=early, gpu_seconds=1e10, cost="9999999.00")
     assert not same_pods(one, seen({})) and not same_pods(one, seen(early))
     right = account(
-        one, seen({"m": PodTime(started=1000.0, gpus=8, first=True)}, never_ran=frozenset("w")), 1010.0, PRICE
+        one,
+        seen({"m": PodTime(started=1000.0, gpus=8, first=True)}, never_ran=frozenset("w")),
+        1010.0,
+        PRICE,
     )
     assert (right.gpu_seconds, right.cost, list(right.pods)) == (80.0, "0.08", ["m"])
-    ended = account(right, seen({"m": PodTime(started=1000.0, finished=1009.0, gpus=8, first=True)}), 1020.0, PRICE)
-    assert (ended.gpu_seconds, ended.cost) == (72.0, "0.07"), "what its node says at the end is better than our guess"
-    assert account(ended, seen({}), 1020.0, None).cost == "0.07", "without a price what is known stays"
+    ended = account(
+        right,
+        seen({"m": PodTime(started=1000.0, finished=1009.0, gpus=8, first=True)}),
+        1020.0,
+        PRICE,
+    )
+    assert (ended.gpu_seconds, ended.cost) == (72.0, "0.07"), (
+        "what its node says at the end is better than our guess"
+    )
+    assert account(ended, seen({}), 1020.0, None).cost == "0.07", (
+        "without a price what is known stays"
+    )
 
 
-@pytest.mark.parametrize(("nodes", "evictions"), [(130, 1), (8, 33), (256, 4), (256, 500), (1, 500)])
+@pytest.mark.parametrize(
+    ("nodes", "evictions"), [(130, 1), (8, 33), (256, 4), (256, 500), (1, 500)]
+)
 def test_any_number_of_evictions_keeps_the_list_within_the_crd(nodes: int, evictions: int) -> None:
     """Remembered pods come back as long as the memory has them; each counts once."""
     one, remembered, now = attempt(), {}, 1000.0
@@ -124,7 +164,10 @@ def test_any_number_of_evictions_keeps_the_list_within_the_crd(nodes: int, evict
         ended = {uid: pod.model_copy(update={"finished": now + 10}) for uid, pod in there.items()}
         one = account(one, seen(ended, gone_pods=frozenset(ended)), now + 10, None)
         remembered, now = dict(list({**remembered, **ended}.items())[-4096:]), now + 60
-    assert one.gpu_seconds == (evictions + 1) * nodes * 80 and running_seconds(one, now) == (evictions + 1) * 10
+    assert (
+        one.gpu_seconds == (evictions + 1) * nodes * 80
+        and running_seconds(one, now) == (evictions + 1) * 10
+    )
     assert len(one.model_dump_json(by_alias=True, exclude_none=True)) < 40_000
 
 
@@ -144,7 +187,9 @@ def test_an_attempt_is_closed_once_and_trimming_loses_nothing(spent: list[tuple[
     stage = StageStatus(name="a")
     macs = gpu_seconds = 0.0
     for number, (some_macs, seconds) in enumerate(spent, 1):
-        opened = attempt(number, macs=some_macs, gpu_seconds=float(seconds), cost=money(seconds, PRICE))
+        opened = attempt(
+            number, macs=some_macs, gpu_seconds=float(seconds), cost=money(seconds, PRICE)
+        )
         stage = stage.model_copy(update=booked(stage, [*stage.attempts, opened]))
         over = opened.model_copy(update={"finished_at": "2026-01-01T00:00:00Z"})
         for _ in range(3):  # the same look again adds nothing
@@ -152,13 +197,21 @@ def test_an_attempt_is_closed_once_and_trimming_loses_nothing(spent: list[tuple[
         macs, gpu_seconds = macs + over.macs, gpu_seconds + seconds
     assert len(stage.attempts) == min(len(spent), ledger.KEPT_ATTEMPTS)
     assert abs(stage.macs - macs) <= 1e-12 * macs and stage.gpu_seconds == gpu_seconds
-    assert shown(stage.spent, stage.attempts)["cost"] == stage.cost == total_cost(money(s, PRICE) for _, s in spent)
+    assert (
+        shown(stage.spent, stage.attempts)["cost"]
+        == stage.cost
+        == total_cost(money(s, PRICE) for _, s in spent)
+    )
 
 
 def test_money() -> None:
     assert money(3600, None) is None
     assert money(3600, "2.21") == "2.21" and money(1, "18.00") == "0.01" and money(0, "9") == "0.00"
-    assert total_cost(["0.10", None, "0.20"]) == "0.30" and total_cost([None]) is None and total_cost([]) is None
+    assert (
+        total_cost(["0.10", None, "0.20"]) == "0.30"
+        and total_cost([None]) is None
+        and total_cost([]) is None
+    )
     assert total_cost(["0.10"] * 1000) == "100.00", "no float comes near it"
 
 

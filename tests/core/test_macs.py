@@ -10,9 +10,9 @@ from open_clip.model import CLIP
 from timm.layers import set_fused_attn
 from torch.utils.flop_counter import FlopCounterMode
 
-from modelchain import macs
-from modelchain.modelconfig import ModelConfig
-from modelchain.zoo import MODELS
+from modelchain.api.modelconfig import ModelConfig
+from modelchain.families.zoo import MODELS
+from modelchain.plan import macs
 
 
 def _inline(embed: int, vision: dict, text: dict) -> ModelConfig:
@@ -27,7 +27,14 @@ SMALL = {
     ),
     "mlp ratios": _inline(
         48,
-        {"image_size": 32, "patch_size": 4, "width": 96, "layers": 3, "head_width": 32, "mlp_ratio": 2.5},
+        {
+            "image_size": 32,
+            "patch_size": 4,
+            "width": 96,
+            "layers": 3,
+            "head_width": 32,
+            "mlp_ratio": 2.5,
+        },
         {"context_length": 20, "width": 64, "heads": 4, "layers": 2, "mlp_ratio": 1.5},
     ),
     "wide head": _inline(
@@ -37,15 +44,19 @@ SMALL = {
     ),
     "Swin-T, short captions": _inline(
         40,
-        {"timm_model_name": "swin_tiny_patch4_window7_224", "timm_pool": "avg", "timm_proj": "linear"},
+        {
+            "timm_model_name": "swin_tiny_patch4_window7_224",
+            "timm_pool": "avg",
+            "timm_proj": "linear",
+        },
         {"context_length": 16, "width": 64, "heads": 2, "layers": 2},
     ),
 }
 CONFIGS = SMALL | {name: MODELS[name].config for name in MODELS}
 
-# facts.json, table_G: forward MACs with four captions; parameters of the image tower and of the text blocks; training
-# GMACs a sample with the update at 3 P / 1024. Its MACs take an embedding of 512 throughout, as the authors released,
-# its parameters Table G's own (ViT-S 384, ViT-L 768).
+# facts.json, table_G: forward MACs with four captions; parameters of the image tower and of the
+# text blocks; training GMACs a sample with the update at 3 P / 1024. Its MACs take an embedding of
+# 512 throughout, as the authors released, its parameters Table G's own (ViT-S 384, ViT-L 768).
 TABLE_G = {
     "ViT-T-16": (4306477568, 5622912, 9477120, 12.890575566375),
     "ViT-C-16": (6860673024, 9856512, 14795520, 20.54355612675),
@@ -82,13 +93,17 @@ def _one_thread() -> None:
 
 
 def _build(config: ModelConfig, device: str) -> CLIP:
-    set_fused_attn(True, experimental=True)  # what the trainer uses; unfused counts the same (test below)
+    set_fused_attn(
+        True, experimental=True
+    )  # what the trainer uses; unfused counts the same (test below)
     with torch.device(device):
         return CLIP(**config.resolved())
 
 
 def _counted(model: CLIP, config: ModelConfig, device: str) -> tuple[int, int]:
-    """MACs of one image and of one caption; in training mode, since evaluation takes a fused path nobody counts."""
+    """MACs of one image and of one caption; in training mode, since evaluation takes a fused path
+    nobody counts.
+    """
     side, length = config.vision_cfg.image_size, config.text_cfg.context_length
     out = []
     for encode, batch in (
@@ -145,21 +160,31 @@ def test_training_is_three_forwards_less_the_patch_embedding_plus_the_update() -
     with FlopCounterMode(display=False) as counter:
         patches(torch.zeros(1, 3, 32, 32))
     without_update = 3 * macs.forward_macs(config, 4) - counter.get_total_flops() // 2
-    assert macs.training_macs(config, 4, 24) == without_update + Fraction(macs.parameters(config), 8)
+    assert macs.training_macs(config, 4, 24) == without_update + Fraction(
+        macs.parameters(config), 8
+    )
 
 
 @pytest.mark.parametrize("name", PRINTED_PARAMETERS)
 def test_the_printed_parameters_are_ours_but_for_vit_xb(name: str) -> None:
     image, overall = map(float, PRINTED_PARAMETERS[name])
-    close = pytest.approx(macs.parameters(MODELS[name].config) / 1e6, abs=0.011)  # Table G adds rounded cells
+    close = pytest.approx(
+        macs.parameters(MODELS[name].config) / 1e6, abs=0.011
+    )  # Table G adds rounded cells
     assert (overall == close) == (name != "ViT-XB-16")
     assert (image == pytest.approx(TABLE_G[name][1] / 1e6, abs=0.005)) == (name != "ViT-XB-16")
 
 
 @pytest.mark.parametrize("name", PRINTED_PARAMETERS)
-def test_the_printed_training_macs_hold_nine_a_parameter_and_the_forward_ones_six_captions(name: str) -> None:
+def test_the_printed_training_macs_hold_nine_a_parameter_and_the_forward_ones_six_captions(
+    name: str,
+) -> None:
     cells, config = MODELS[name].paper, MODELS[name].config
-    forward, training, overall = float(cells.forward), float(cells.training), float(PRINTED_PARAMETERS[name][1]) / 1e3
+    forward, training, overall = (
+        float(cells.forward),
+        float(cells.training),
+        float(PRINTED_PARAMETERS[name][1]) / 1e3,
+    )
     with FlopCounterMode(display=False) as counter:
         _patches(config)
     first = counter.get_total_flops() / 2e9

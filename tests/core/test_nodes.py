@@ -1,4 +1,6 @@
-"""Nodes whose devices failed are avoided for a day, at most sixteen; one fault on two of them is no fault of theirs."""
+"""Nodes whose devices failed are avoided for a day, at most sixteen; one fault on two of them is no
+fault of theirs.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_fixpoint import Life, life_of
 
-from modelchain.contracts import FailureClass, LastWord
-from modelchain.nodes import (
+from modelchain.api.contracts import FailureClass, LastWord
+from modelchain.api.status import MOST_AVOIDED, AvoidedNode, StageStatus, State
+from modelchain.decide.nodes import (
     AVOIDED_SECONDS,
     avoided,
     nodes_avoided,
@@ -18,14 +21,15 @@ from modelchain.nodes import (
     still_avoided,
     without_faults,
 )
-from modelchain.status import MOST_AVOIDED, AvoidedNode, StageStatus, State
-from modelchain.world import Launch, Seen
+from modelchain.decide.observed import Launch, Seen
 
 NOW = 1_700_000_000.0
 
 
 class Machines(Life):
-    """A chain whose trainers' devices fail: `bad` are nodes of the newest attempt, with their faults."""
+    """A chain whose trainers' devices fail: `bad` are nodes of the newest attempt, with their
+    faults.
+    """
 
     bad: dict[str, str]
     launched: list[Launch]
@@ -37,15 +41,23 @@ class Machines(Life):
 
     def seen(self, name: str) -> Seen:
         found = super().seen(name)
-        return replace(found, bad_nodes=self.bad) if self.runs.get(name) and self.runs[name].over else found
+        return (
+            replace(found, bad_nodes=self.bad)
+            if self.runs.get(name) and self.runs[name].over
+            else found
+        )
 
     def fails_on(self, node: str, fault: str, checkpoint: int = 0) -> StageStatus:
-        """The newest attempt's device fails there; what has become of its stage, after every wait is over."""
+        """The newest attempt's device fails there; what has become of its stage, after every wait
+        is over.
+        """
         name = self.live
         assert name is not None
         self.end_pods(name)
         self.bad = {node: fault}
-        word = LastWord(result="Failed", failure=FailureClass.HARDWARE, message="bad", node=node, fault=fault)
+        word = LastWord(
+            result="Failed", failure=FailureClass.HARDWARE, message="bad", node=node, fault=fault
+        )
         self.runs[name].word = word.model_copy(update={"checkpoint_step": checkpoint})
         self.runs[name].over = True
         self.look()
@@ -63,7 +75,11 @@ def machines() -> Machines:
 
 def test_the_next_attempts_keep_away(machines: Machines) -> None:
     stage = machines.fails_on("n1", "EccError")
-    assert (stage.disruptions, stage.retries, stage.attempts[0].failure) == (1, 1, FailureClass.HARDWARE)
+    assert (stage.disruptions, stage.retries, stage.attempts[0].failure) == (
+        1,
+        1,
+        FailureClass.HARDWARE,
+    )
     assert (stage.attempts[0].node, stage.attempts[0].fault) == ("n1", "EccError")
     assert [launch.avoid for launch in machines.launched] == [(), ("n1",)]
     machines.fails_on("n2", "NoDevice")
@@ -74,7 +90,9 @@ def test_the_next_attempts_keep_away(machines: Machines) -> None:
     assert [known.node for known in machines.status.avoid] == ["n3"]
 
 
-def test_after_a_day_a_node_is_free_again_for_an_attempt_that_waits_for_one(machines: Machines) -> None:
+def test_after_a_day_a_node_is_free_again_for_an_attempt_that_waits_for_one(
+    machines: Machines,
+) -> None:
     """Its job names the nodes to keep away from; that they are no longer avoided outdates it."""
     machines.fails_on("n1", "EccError")
     assert [known.node for known in machines.status.avoid] == ["n1"]
@@ -87,22 +105,34 @@ def test_who_pays_a_retry_waits(machines: Machines) -> None:
     name = machines.live
     assert name is not None
     machines.bad = {"n1": "NoDevice"}
-    word = LastWord(result="Failed", failure=FailureClass.HARDWARE, message="bad", node="n1", fault="NoDevice")
+    word = LastWord(
+        result="Failed", failure=FailureClass.HARDWARE, message="bad", node="n1", fault="NoDevice"
+    )
     machines.runs[name].word, machines.runs[name].over = word, True
     machines.look()
     stage = machines.status.stages[0]
-    assert stage.state is State.PENDING and stage.not_before is not None and stage.not_before >= machines.now + 9.0
+    assert (
+        stage.state is State.PENDING
+        and stage.not_before is not None
+        and stage.not_before >= machines.now + 9.0
+    )
     assert len(machines.runs) == 1
 
 
 def test_the_same_fault_on_a_second_node_waits_for_a_person(machines: Machines) -> None:
     machines.fails_on("n1", "DriverTooOld")
     stage = machines.fails_on("n2", "DriverTooOld")
-    assert stage.stalled and stage.reason.startswith("SameDeviceError: ") and "n1, n2" in stage.reason
+    assert (
+        stage.stalled and stage.reason.startswith("SameDeviceError: ") and "n1, n2" in stage.reason
+    )
     assert len(machines.runs) == 2 and machines.status.is_true("Stalled")
     machines.retry = "mended"
     machines.look()
-    assert machines.status.avoid == [] and len(machines.runs) == 3 and machines.launched[-1].avoid == ()
+    assert (
+        machines.status.avoid == []
+        and len(machines.runs) == 3
+        and machines.launched[-1].avoid == ()
+    )
 
 
 def test_an_edit_forgets_the_fault_and_not_the_node(machines: Machines) -> None:
@@ -125,7 +155,12 @@ def test_at_most_sixteen(machines: Machines) -> None:
     assert [known.node for known in machines.status.avoid] == [f"n{n}" for n in range(4, 20)]
 
 
-@given(st.lists(st.tuples(st.sampled_from("abcdefghijklmnopqrstuvwxyz"), st.sampled_from(["x", "y"])), max_size=60))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abcdefghijklmnopqrstuvwxyz"), st.sampled_from(["x", "y"])),
+        max_size=60,
+    )
+)
 def test_the_newest_stand_once(failures: list[tuple[str, str]]) -> None:
     known: list[AvoidedNode] = []
     for n, (node, fault) in enumerate(failures):
@@ -146,6 +181,9 @@ def test_two_nodes_of_one_gang_that_fail_alike() -> None:
 def test_nothing_else_fits() -> None:
     known = [AvoidedNode(node="n1", until=NOW)]
     said = nodes_avoided(known, "Unschedulable: 0/4 nodes are available")
-    assert said.startswith("NodesAvoided: no node is left but n1, ") and "0/4 nodes are available" in said
+    assert (
+        said.startswith("NodesAvoided: no node is left but n1, ")
+        and "0/4 nodes are available" in said
+    )
     assert nodes_avoided(known, "Queued: waits for its turn") == "Queued: waits for its turn"
     assert nodes_avoided([], "Unschedulable: 0/4") == "Unschedulable: 0/4"

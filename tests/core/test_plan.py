@@ -13,11 +13,19 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
+from modelchain.api.spec import ModelChain
 from modelchain.cli.plan import plan as plan_command
 from modelchain.errors import InputError
-from modelchain.plan import A100_BASE, A100_PER_GMAC, A100_SWIN, A100_TEACHER, MS_PER_HOUR, Plan, plan
-from modelchain.pools import DEFAULT_POOLS, NodePool, PoolFile
-from modelchain.spec import ModelChain
+from modelchain.plan.plan import (
+    A100_BASE,
+    A100_PER_GMAC,
+    A100_SWIN,
+    A100_TEACHER,
+    MS_PER_HOUR,
+    Plan,
+    plan,
+)
+from modelchain.plan.pools import DEFAULT_POOLS, NodePool, PoolFile
 
 ROOT = Path(__file__).parents[2]
 FACTS = ROOT.parent / "shared" / "paper" / "facts.json"
@@ -44,7 +52,8 @@ TABLE_2 = {
 }
 RUNS = {"vit-cc3m": "ViT/CC3M", "swin-cc3m": "Swin/CC3M", "vit-merged15m": "ViT/Merged-15M"}
 
-# The paper's Table 2 as printed. Training MACs in 10^10 G: each model alone, then each in the chain.
+# The paper's Table 2 as printed. Training MACs in 10^10 G: each model alone, then each in the
+# chain.
 PRINTED_MACS = {
     "vit-cc3m": (["0.62", "1.54", "3.75", "10.79"], ["0.62", "0.32", "0.59", "1.41"]),
     "swin-cc3m": (["0.94", "1.97", "3.48", "7.86"], ["0.94", "0.43", "0.52", "0.84"]),
@@ -57,12 +66,17 @@ PRINTED_HOURS = {
     "vit-merged15m": (["5.10", "6.20", "7.94", "16.28"], ["5.10", "2.60", "2.75", "4.52"]),
 }
 # Times fewer, of the whole family: MACs and hours as printed; hours by the plan's law.
-PRINTED_RATIOS = {"vit-cc3m": (5.68, 4.10), "swin-cc3m": (5.22, 3.80), "vit-merged15m": (2.84, 2.37)}
+PRINTED_RATIOS = {
+    "vit-cc3m": (5.68, 4.10),
+    "swin-cc3m": (5.22, 3.80),
+    "vit-merged15m": (2.84, 2.37),
+}
 LAW_RATIOS = {"vit-cc3m": 3.92, "swin-cc3m": 3.58, "vit-merged15m": 2.43}
 # Cells that are not what rounding gives: stage, alone or in the chain.
 SLIPS = {("vit-cc3m", 1, "com"), ("vit-cc3m", 2, "com"), ("vit-merged15m", 1, "base")}
 
-# facts.json, table_2.*.own_conventions.A_full_n4_exactCu.acc[-1] (ViT-S and ViT-L there at the released embedding).
+# facts.json, table_2.*.own_conventions.A_full_n4_exactCu.acc[-1] (ViT-S and ViT-L there at the
+# released embedding).
 ANALYTIC = {
     "vit-cc3m": (5.830782406247072, 1e-5),
     "swin-cc3m": (5.169291220713631, 1e-12),
@@ -85,23 +99,36 @@ FIGURES = [
 
 
 def _chain(
-    models: list[str], epochs: list[int | None], samples: int = CC3M, baseline: int = 128, **spec: Any
+    models: list[str],
+    epochs: list[int | None],
+    samples: int = CC3M,
+    baseline: int = 128,
+    **spec: Any,
 ) -> ModelChain:
     stages: list[dict[str, Any]] = []
     for i, (model, count) in enumerate(zip(models, epochs, strict=True)):
-        stages.append({"name": f"s{i + 1}", "model": model} | ({} if count is None else {"epochs": count}))
+        stages.append(
+            {"name": f"s{i + 1}", "model": model} | ({} if count is None else {"epochs": count})
+        )
     body = {
         "stages": stages,
         "data": {"train": {"shards": "/data/x-{0..9}.tar", "samples": samples}},
         "recipe": {"baselineEpochs": baseline, "globalBatchSize": 1024, "learningRate": "1e-3"},
     }
     return ModelChain.model_validate(
-        {"apiVersion": "modelchain.dev/v1alpha1", "kind": "ModelChain", "metadata": {"name": "x"}, "spec": body | spec}
+        {
+            "apiVersion": "modelchain.dev/v1alpha1",
+            "kind": "ModelChain",
+            "metadata": {"name": "x"},
+            "spec": body | spec,
+        }
     )
 
 
 def _example(name: str) -> ModelChain:
-    return ModelChain.model_validate(yaml.safe_load((ROOT / "examples" / f"{name}.yaml").read_text()))
+    return ModelChain.model_validate(
+        yaml.safe_load((ROOT / "examples" / f"{name}.yaml").read_text())
+    )
 
 
 def _accumulated(result: Plan) -> list[float]:
@@ -115,7 +142,9 @@ def _accumulated(result: Plan) -> list[float]:
 
 def _check_table_2(name: str, base: list[float], com: list[float], ratios: list[float]) -> None:
     result = plan(_example(name), "paper", DEFAULT_POOLS)
-    assert [stage.individual.macs / UNIT for stage in result.stages] == pytest.approx(base, rel=1e-12)
+    assert [stage.individual.macs / UNIT for stage in result.stages] == pytest.approx(
+        base, rel=1e-12
+    )
     assert [stage.macs / UNIT for stage in result.stages] == pytest.approx(com, rel=1e-12)
     assert _accumulated(result) == pytest.approx(ratios, rel=1e-12)
     assert result.acceleration == pytest.approx(ratios[-1], rel=1e-12)
@@ -130,8 +159,12 @@ def test_the_examples_give_table_2(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRINTED_MACS)
-def test_the_printed_ratios_are_quotients_of_printed_cells_three_of_which_rounding_does_not_give(name: str) -> None:
-    for mode, printed, computed in zip(("base", "com"), PRINTED_MACS[name], TABLE_2[name][:2], strict=True):
+def test_the_printed_ratios_are_quotients_of_printed_cells_three_of_which_rounding_does_not_give(
+    name: str,
+) -> None:
+    for mode, printed, computed in zip(
+        ("base", "com"), PRINTED_MACS[name], TABLE_2[name][:2], strict=True
+    ):
         for i, (cell, value) in enumerate(zip(printed, computed, strict=True)):
             assert (abs(float(cell) - value) > 0.0051) == ((name, i, mode) in SLIPS), (i, mode)
     alone, chained = (sum(Decimal(cell) for cell in cells) for cells in PRINTED_MACS[name])
@@ -139,8 +172,9 @@ def test_the_printed_ratios_are_quotients_of_printed_cells_three_of_which_roundi
 
 
 def _hours() -> list[tuple[str, float, float, bool, bool]]:
-    """Of each of Table 2's 21 different GPU hours: chain and stage, milliseconds a sample as printed, GMACs a sample,
-    whether a successor, whether Swin."""
+    """Of each of Table 2's 21 different GPU hours: chain and stage, milliseconds a sample as
+    printed, GMACs a sample, whether a successor, whether Swin.
+    """
     rows = []
     for name, (alone, chained) in PRINTED_HOURS.items():
         stages = plan(_example(name), "paper", DEFAULT_POOLS).stages
@@ -154,19 +188,30 @@ def _hours() -> list[tuple[str, float, float, bool, bool]]:
                     continue
                 samples = epochs * per_epoch
                 ms = float(cell) * 100 * MS_PER_HOUR / samples
-                rows.append((f"{name} {i} {successor}", ms, macs / samples / 1e9, successor, name.startswith("swin")))
+                rows.append(
+                    (
+                        f"{name} {i} {successor}",
+                        ms,
+                        macs / samples / 1e9,
+                        successor,
+                        name.startswith("swin"),
+                    )
+                )
     return rows
 
 
 def test_the_laws_errors_are_those_that_docs_plan_says() -> None:
     rows = _hours()
     assert len(rows) == 21
-    design = np.array([[1, gmacs, successor, swin] for _, _, gmacs, successor, swin in rows], dtype=float)
+    design = np.array(
+        [[1, gmacs, successor, swin] for _, _, gmacs, successor, swin in rows], dtype=float
+    )
     printed = np.array([row[1] for row in rows])
     law = np.array([A100_BASE, A100_PER_GMAC, A100_TEACHER, A100_SWIN])
     errors = np.abs(design @ law / printed - 1)
     assert (round(100 * errors.mean(), 2), round(100 * errors.max(), 1)) == (3.76, 10.2)
-    # 54 is printed for ViT-B in the chain on CC3M; the printed sum (2.06 to 2.62) and ratio (3.45 / 6.16) need 56.
+    # 54 is printed for ViT-B in the chain on CC3M; the printed sum (2.06 to 2.62) and ratio (3.45 /
+    # 6.16) need 56.
     read = np.array([ms * 56 / 54 if row == "vit-cc3m 2 True" else ms for row, ms, *_ in rows])
 
     def fitted(kept: Any) -> Any:
@@ -182,11 +227,18 @@ def test_the_laws_errors_are_those_that_docs_plan_says() -> None:
 @pytest.mark.parametrize("name", LAW_RATIOS)
 def test_the_laws_ratio_of_hours_is_not_the_papers(name: str) -> None:
     result = plan(_example(name), "paper", DEFAULT_POOLS)
-    assert round((result.individual.gpu_hours or 0) / (result.total.gpu_hours or 1), 2) == LAW_RATIOS[name]
+    assert (
+        round((result.individual.gpu_hours or 0) / (result.total.gpu_hours or 1), 2)
+        == LAW_RATIOS[name]
+    )
     analytic = plan(_example(name), "analytic", DEFAULT_POOLS)
-    for by_table, counted in ((result.total, analytic.total), (result.individual, analytic.individual)):
+    for by_table, counted in (
+        (result.total, analytic.total),
+        (result.individual, analytic.individual),
+    ):
         assert 6 <= round(100 * (1 - (counted.gpu_hours or 0) / (by_table.gpu_hours or 1))) <= 11
-    # Hours are printed with their sums, of which ViT's holds 56 where 54 is printed; 14.95 / 3.64 is cut off at 4.10.
+    # Hours are printed with their sums, of which ViT's holds 56 where 54 is printed; 14.95 / 3.64
+    # is cut off at 4.10.
     alone, chained = (sum(Decimal(cell) for cell in cells) for cells in PRINTED_HOURS[name])
     chained += Decimal("0.02") * (name == "vit-cc3m")
     assert float(alone / chained) == pytest.approx(PRINTED_RATIOS[name][1], abs=0.01)
@@ -194,7 +246,11 @@ def test_the_laws_ratio_of_hours_is_not_the_papers(name: str) -> None:
 
 def test_pages_and_examples_say_these_ratios() -> None:
     page = (ROOT / "docs" / "plan.md").read_text()
-    titles = {"vit-cc3m": "ViT on CC3M", "swin-cc3m": "Swin on CC3M", "vit-merged15m": "ViT on Merged-15M"}
+    titles = {
+        "vit-cc3m": "ViT on CC3M",
+        "swin-cc3m": "Swin on CC3M",
+        "vit-merged15m": "ViT on Merged-15M",
+    }
     for name, title in titles.items():
         macs, hours = PRINTED_RATIOS[name]
         ours, analytic, law = TABLE_2[name][2][-1], ANALYTIC[name][0], LAW_RATIOS[name]
@@ -204,29 +260,48 @@ def test_pages_and_examples_say_these_ratios() -> None:
         assert f"{macs} times fewer MACs, {hours:.2f} times fewer A100 hours" in head
         assert f"says {ours:.2f}, recomputed from Table G, and {law}, by a law" in head
     readme = " ".join((ROOT / "README.md").read_text().split())
-    spans = [f"{min(found):.2f} to {max(found):.2f}" for found in zip(*PRINTED_RATIOS.values(), strict=True)]
-    assert f"cost {spans[0]} times fewer MACs that way and {spans[1]} times fewer A100 hours" in readme
+    spans = [
+        f"{min(found):.2f} to {max(found):.2f}"
+        for found in zip(*PRINTED_RATIOS.values(), strict=True)
+    ]
+    assert (
+        f"cost {spans[0]} times fewer MACs that way and {spans[1]} times fewer A100 hours" in readme
+    )
 
 
-@pytest.mark.skipif(not FACTS.exists(), reason=f"{FACTS.name} is not beside this checkout; the committed numbers stand")
+@pytest.mark.skipif(
+    not FACTS.exists(),
+    reason=f"{FACTS.name} is not beside this checkout; the committed numbers stand",
+)
 @pytest.mark.parametrize("name", RUNS)
 def test_the_committed_numbers_are_the_facts(name: str) -> None:
     facts = json.loads(FACTS.read_text())
     computed = facts["table_2"][RUNS[name]]["computed"]
     assert (computed["base"], computed["com"], computed["acc_ratio"]) == TABLE_2[name]
     result = plan(_example(name), "paper", DEFAULT_POOLS)
-    assert [s.individual.macs / s.macs for s in result.stages] == pytest.approx(computed["ind_ratio"], rel=1e-12)
+    assert [s.individual.macs / s.macs for s in result.stages] == pytest.approx(
+        computed["ind_ratio"], rel=1e-12
+    )
     assert [s.epochs for s in result.stages] == facts["table_D"][RUNS[name]]["epochs"]
-    hours = {(r["model"].replace("/", "-"), r["mode"]): r for r in facts["gpu_hours"]["rows"] if r["run"] == RUNS[name]}
+    hours = {
+        (r["model"].replace("/", "-"), r["mode"]): r
+        for r in facts["gpu_hours"]["rows"]
+        if r["run"] == RUNS[name]
+    }
     for i, stage in enumerate(result.stages):
         for mode, amount in (("base", stage.individual), ("com", stage)):
             if mode == "com" and i == 0:
                 continue
             row = hours[stage.model, mode]
-            assert amount.gpu_hours == pytest.approx(row["samples"] * row["fit_ms"] / 3.6e6, rel=1e-5)
+            assert amount.gpu_hours == pytest.approx(
+                row["samples"] * row["fit_ms"] / 3.6e6, rel=1e-5
+            )
 
 
-@pytest.mark.skipif(not FACTS.exists(), reason=f"{FACTS.name} is not beside this checkout; the committed numbers stand")
+@pytest.mark.skipif(
+    not FACTS.exists(),
+    reason=f"{FACTS.name} is not beside this checkout; the committed numbers stand",
+)
 def test_the_committed_figures_are_the_facts() -> None:
     figures = json.loads(FACTS.read_text())["figures"]
     rows = [*figures["fig6_CC3M"], *figures["fig6_M15"], *figures["fig7"]["plausible"].values()]
@@ -238,8 +313,14 @@ def test_the_committed_figures_are_the_facts() -> None:
 
 
 @pytest.mark.parametrize(("models", "epochs", "samples", "total", "baseline"), FIGURES)
-def test_figures_6_and_7(models: str, epochs: list[int], samples: int, total: float, baseline: float) -> None:
-    result = plan(_chain([VIT[m] for m in models.split()], [*epochs], samples, epochs[0]), "paper", DEFAULT_POOLS)
+def test_figures_6_and_7(
+    models: str, epochs: list[int], samples: int, total: float, baseline: float
+) -> None:
+    result = plan(
+        _chain([VIT[m] for m in models.split()], [*epochs], samples, epochs[0]),
+        "paper",
+        DEFAULT_POOLS,
+    )
     assert result.total.macs / UNIT == pytest.approx(total, rel=1e-12)
     assert result.individual.macs / UNIT == pytest.approx(baseline, rel=1e-12)
     assert result.acceleration == pytest.approx(baseline / total, rel=1e-12)
@@ -248,7 +329,9 @@ def test_figures_6_and_7(models: str, epochs: list[int], samples: int, total: fl
 @pytest.mark.parametrize("name", ANALYTIC)
 def test_analytic_ratios(name: str) -> None:
     ratio, exact = ANALYTIC[name]
-    assert plan(_example(name), "analytic", DEFAULT_POOLS).acceleration == pytest.approx(ratio, rel=exact)
+    assert plan(_example(name), "analytic", DEFAULT_POOLS).acceleration == pytest.approx(
+        ratio, rel=exact
+    )
 
 
 def test_analytic_counts_samples_really_seen_to_the_integer() -> None:
@@ -261,8 +344,25 @@ def test_analytic_counts_samples_really_seen_to_the_integer() -> None:
 
 def test_the_json_has_the_shape_of_the_contract() -> None:
     document = json.loads(plan(_example("vit-cc3m"), "paper", DEFAULT_POOLS).to_json())
-    assert list(document) == ["chain", "convention", "stages", "total", "individual", "acceleration"]
-    keys = ["name", "model", "epochs", "samples", "macsPerSample", "macs", "gpuHours", "cost", "individual"]
+    assert list(document) == [
+        "chain",
+        "convention",
+        "stages",
+        "total",
+        "individual",
+        "acceleration",
+    ]
+    keys = [
+        "name",
+        "model",
+        "epochs",
+        "samples",
+        "macsPerSample",
+        "macs",
+        "gpuHours",
+        "cost",
+        "individual",
+    ]
     assert all(list(stage) == keys for stage in document["stages"])
     assert list(document["stages"][0]["individual"]) == ["epochs", "macs", "gpuHours", "cost"]
     assert list(document["total"]) == list(document["individual"]) == ["macs", "gpuHours", "cost"]
@@ -272,7 +372,9 @@ def test_the_json_has_the_shape_of_the_contract() -> None:
 
 
 def _pools(**pool: Any) -> dict[str, NodePool]:
-    return PoolFile.model_validate({"nodePools": {"mine": {"gpu": "A100", "gpusPerNode": 8} | pool}}).node_pools
+    return PoolFile.model_validate(
+        {"nodePools": {"mine": {"gpu": "A100", "gpusPerNode": 8} | pool}}
+    ).node_pools
 
 
 def test_cost_is_hours_times_a_named_price() -> None:
@@ -282,8 +384,12 @@ def test_cost_is_hours_times_a_named_price() -> None:
     for amount in (*result.stages, *(stage.individual for stage in result.stages)):
         assert amount.gpu_hours is not None and amount.cost is not None
         assert amount.cost == f"{amount.gpu_hours * 2.5:.2f}"
-    assert result.total.gpu_hours == pytest.approx(162.828 + 51.192, abs=0.01)  # fit_ms of facts.json
-    assert float(result.total.cost or 0) == pytest.approx(sum(float(s.cost or 0) for s in result.stages))
+    assert result.total.gpu_hours == pytest.approx(
+        162.828 + 51.192, abs=0.01
+    )  # fit_ms of facts.json
+    assert float(result.total.cost or 0) == pytest.approx(
+        sum(float(s.cost or 0) for s in result.stages)
+    )
 
 
 @pytest.mark.parametrize("convention", ["analytic", "paper"])
@@ -316,13 +422,21 @@ def _problem(error: pytest.ExceptionInfo[InputError]) -> tuple[str, str | None]:
 
 
 def test_an_inline_model_has_no_row_in_table_g() -> None:
-    inline = {"embed_dim": 64, "vision_cfg": {"width": 64, "layers": 2}, "text_cfg": {"width": 64, "heads": 1}}
+    inline = {
+        "embed_dim": 64,
+        "vision_cfg": {"width": 64, "layers": 2},
+        "text_cfg": {"width": 64, "heads": 1},
+    }
     chain = _chain([], [], stages=[{"name": "tiny", "modelConfig": inline}])
     assert plan(chain, "analytic", DEFAULT_POOLS).stages[0].model == "inline"
     with pytest.raises(InputError) as error:
         plan(chain, "paper", DEFAULT_POOLS)
     message, field = _problem(error)
-    assert "tiny" in message and "--convention analytic" in message and field == "spec.stages[0].modelConfig"
+    assert (
+        "tiny" in message
+        and "--convention analytic" in message
+        and field == "spec.stages[0].modelConfig"
+    )
 
 
 def test_a_batch_larger_than_the_data_has_no_step() -> None:
@@ -373,7 +487,9 @@ def _written(tmp_path: Path, target: str) -> str:
 
 
 def test_the_command_prints_one_json_document() -> None:
-    result = _run("-f", str(ROOT / "examples" / "vit-cc3m.yaml"), "-o", "json", "--convention", "paper")
+    result = _run(
+        "-f", str(ROOT / "examples" / "vit-cc3m.yaml"), "-o", "json", "--convention", "paper"
+    )
     assert result.exit_code == 0
     assert json.loads(result.stdout)["acceleration"] == pytest.approx(5.651, abs=0.002)
 

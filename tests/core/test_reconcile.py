@@ -1,4 +1,6 @@
-"""`decide`: what it does in each situation, explored exhaustively in small worlds and at random in larger ones."""
+"""`decide`: what it does in each situation, explored exhaustively in small worlds and at random in
+larger ones.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulation import MAX_DISRUPTIONS, MAX_RETRIES, World
 
-from modelchain.contracts import FailureClass, LastWord
-from modelchain.plan import plan
-from modelchain.reconcile import decide
-from modelchain.status import ChainStatus, StageStatus, State
-from modelchain.world import Launch, RecordArtifact, Stop
+from modelchain.api.contracts import FailureClass, LastWord
+from modelchain.api.status import ChainStatus, StageStatus, State
+from modelchain.decide.decide import decide
+from modelchain.decide.observed import Launch, RecordArtifact, Stop
+from modelchain.plan.plan import plan
 
 F = FailureClass
 PERMANENT = [f for f in F if f.permanent]
@@ -85,7 +87,9 @@ def test_an_undisturbed_chain(stages: int, cluster: bool) -> None:
     for stage, asked in zip(world.status.stages, planned.stages, strict=True):
         assert stage.macs == stage.planned_macs == asked.macs
     assert world.status.total.macs == planned.total.macs
-    assert world.status.condition("Complete").message == f"{stages} of {stages} stages have finished"  # type: ignore[union-attr]
+    assert (
+        world.status.condition("Complete").message == f"{stages} of {stages} stages have finished"
+    )  # type: ignore[union-attr]
 
 
 def test_every_state_on_the_way() -> None:
@@ -96,12 +100,22 @@ def test_every_state_on_the_way() -> None:
         if not world.calm_step():
             break
     assert seen == [
-        [], ["Starting", "Pending"], ["Running", "Pending"], ["Verifying", "Pending"], ["Succeeded", "Starting"],
-        ["Succeeded", "Running"], ["Succeeded", "Verifying"], ["Succeeded", "Succeeded"],
-    ] or seen == [
-        [], ["Starting", "Pending"], ["Verifying", "Pending"], ["Succeeded", "Starting"], ["Succeeded", "Verifying"],
+        [],
+        ["Starting", "Pending"],
+        ["Running", "Pending"],
+        ["Verifying", "Pending"],
+        ["Succeeded", "Starting"],
+        ["Succeeded", "Running"],
+        ["Succeeded", "Verifying"],
         ["Succeeded", "Succeeded"],
-    ]  # fmt: skip
+    ] or seen == [
+        [],
+        ["Starting", "Pending"],
+        ["Verifying", "Pending"],
+        ["Succeeded", "Starting"],
+        ["Succeeded", "Verifying"],
+        ["Succeeded", "Succeeded"],
+    ]
 
 
 def test_typed_again_all_is_a_hit() -> None:
@@ -109,8 +123,12 @@ def test_typed_again_all_is_a_hit() -> None:
     world.restart()
     settle(world)
     assert len(launched(world)) == 3
-    assert [(s.cache, s.reason) for s in world.status.stages] == [("Hit", "unchanged since it was trained")] * 3
-    assert world.status.total.macs == plan(world.chain(), "analytic", {}).total.macs, "nothing was spent again"
+    assert [(s.cache, s.reason) for s in world.status.stages] == [
+        ("Hit", "unchanged since it was trained")
+    ] * 3
+    assert world.status.total.macs == plan(world.chain(), "analytic", {}).total.macs, (
+        "nothing was spent again"
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,19 +136,28 @@ def test_typed_again_all_is_a_hit() -> None:
     [
         ("spec.stages[1].rerun", "x", "bc", "Miss: rerun changed"),
         ("spec.stages[1].epochs", 21, "bc", "Miss: epochs changed"),
-        ("spec.transfer.distillation.alpha", "400", "bc", "Miss: transfer.distillation.alpha changed"),
+        (
+            "spec.transfer.distillation.alpha",
+            "400",
+            "bc",
+            "Miss: transfer.distillation.alpha changed",
+        ),
         ("spec.stages[0].modelConfig.embed_dim", 64, "abc", "Miss: predecessor changed"),
         ("metadata.labels", None, "", "unchanged since it was trained"),
         ("spec.runner.image", "x@sha256:00", "", "unchanged since it was trained"),
     ],
 )
 @pytest.mark.parametrize("cluster", [True, False])
-def test_an_edit_retrains_what_it_must(path: str, value: Any, again: str, reason: str, cluster: bool) -> None:
+def test_an_edit_retrains_what_it_must(
+    path: str, value: Any, again: str, reason: str, cluster: bool
+) -> None:
     world = settle(World(3, cluster=cluster))
     world.edit(**({} if value is None else {path: value}))
     settle(world)
     assert launched(world)[3:] == [f"family-{name}-a2" for name in again]
-    assert [s.cache for s in world.status.stages] == ["Miss" if name in again else "Hit" for name in "abc"]
+    assert [s.cache for s in world.status.stages] == [
+        "Miss" if name in again else "Hit" for name in "abc"
+    ]
     assert world.status.stages[1].reason == reason
     world.edits.clear()
     world.edit()
@@ -157,7 +184,11 @@ def test_an_edit_of_the_running_stage_supersedes_the_attempt_and_edited_back_it_
     world.end(F.PREEMPTED)
     world.edit()
     settle(world)
-    assert [t.digest == world.status.stages[1].input_digest for t in world.trainers.values()] == [False, True, True]
+    assert [t.digest == world.status.stages[1].input_digest for t in world.trainers.values()] == [
+        False,
+        True,
+        True,
+    ]
     assert world.trainers["family-b-a2"].began_at == 1, "from the newest checkpoint"
 
 
@@ -167,9 +198,18 @@ def test_an_edit_of_an_earlier_stage_stops_the_running_one_first() -> None:
     for _ in range(4):
         world.step()
     assert world.trainers["family-b-a1"].asked_to_stop
-    assert states(world)[0] == "Pending" and "waits for an earlier attempt" in world.status.stages[0].reason
+    assert (
+        states(world)[0] == "Pending"
+        and "waits for an earlier attempt" in world.status.stages[0].reason
+    )
     settle(world)
-    assert launched(world) == ["family-a-a1", "family-b-a1", "family-a-a2", "family-b-a2", "family-c-a1"]
+    assert launched(world) == [
+        "family-a-a1",
+        "family-b-a1",
+        "family-a-a2",
+        "family-b-a2",
+        "family-c-a1",
+    ]
 
 
 @pytest.mark.parametrize("failure", list(F))
@@ -201,14 +241,22 @@ def test_budgets_end_and_a_new_token_renews_them_once(failure: F, newer: bool) -
             world.train(checkpoint=newer)
             world.end(failure)
             rest(world)
-        allowed = 0 if failure.permanent else MAX_DISRUPTIONS if failure.disruption and newer else MAX_RETRIES
+        allowed = (
+            0
+            if failure.permanent
+            else MAX_DISRUPTIONS
+            if failure.disruption and newer
+            else MAX_RETRIES
+        )
         assert attempts == allowed + 1
         assert states(world) == ["Failed", "Pending"]
         world.check_rest()
         world.ask_again()
     settle(world)
     assert world.status.is_true("Complete")
-    assert world.status.stages[0].retried == ({failure: 2 * allowed} if allowed else {}), "renewed with no budget"
+    assert world.status.stages[0].retried == ({failure: 2 * allowed} if allowed else {}), (
+        "renewed with no budget"
+    )
 
 
 def test_killed_without_a_last_word_is_a_disruption() -> None:
@@ -246,7 +294,9 @@ def test_what_killed_attempts_did_after_they_were_last_asked_is_counted_once_the
 
 
 def test_a_record_counts_the_work_of_a_chain_that_was_deleted() -> None:
-    """Of it nothing is known but that the stage is trained: its trainer counts whole steps, each of as many MACs."""
+    """Of it nothing is known but that the stage is trained: its trainer counts whole steps, each of
+    as many MACs.
+    """
     world = until_live(World(1, cluster=True))
     name, steps = world.live(), 1000
     assert name is not None
@@ -287,7 +337,10 @@ def test_died_after_its_artifact_was_whole() -> None:
     world.make_artifact()
     world.end(word=False)
     settle(world)
-    assert launched(world) == ["family-a-a1"] and world.status.stages[0].attempts[0].state is State.SUCCEEDED
+    assert (
+        launched(world) == ["family-a-a1"]
+        and world.status.stages[0].attempts[0].state is State.SUCCEEDED
+    )
 
 
 def test_a_successor_waits_until_its_predecessor_has_left() -> None:
@@ -329,7 +382,11 @@ def test_stopping_charges_nobody_and_goes_on(how: str, cluster: bool) -> None:
         settle(world)
         assert world.status.is_true("Suspended") and states(world) == ["Succeeded", "Suspended"]
         stage = world.status.stages[1]
-        assert (stage.retries, stage.disruptions, stage.attempts[-1].state) == (0, 0, State.SUSPENDED)
+        assert (stage.retries, stage.disruptions, stage.attempts[-1].state) == (
+            0,
+            0,
+            State.SUSPENDED,
+        )
         assert stage.attempts[-1].name == f"family-b-a{n}"
         if how == "suspend":
             world.edit(suspend=False)
@@ -348,7 +405,10 @@ def test_it_finishes_while_it_is_being_stopped() -> None:
     assert world.status.stages[0].reason.startswith("stopping: ")
     world.make_artifact()
     settle(world)
-    assert states(world) == ["Succeeded", "Suspended"] and world.status.stages[0].reason == "Miss: never trained"
+    assert (
+        states(world) == ["Succeeded", "Suspended"]
+        and world.status.stages[0].reason == "Miss: never trained"
+    )
 
 
 def test_suspended_from_the_start() -> None:
@@ -410,7 +470,10 @@ def test_a_stage_that_waited_still_knows_what_changed() -> None:
     assert len(launched(world)) == 2 and not any(s.attempts for s in world.status.stages)
     world.edit(**{"spec.stages[0].rerun": "once more"})
     settle(world)
-    assert [s.reason for s in world.status.stages] == ["Miss: rerun changed", "Miss: predecessor changed"]
+    assert [s.reason for s in world.status.stages] == [
+        "Miss: rerun changed",
+        "Miss: predecessor changed",
+    ]
 
 
 def test_a_hit_whose_artifact_vanishes_is_not_called_edited() -> None:
@@ -458,7 +521,13 @@ def test_a_predecessor_that_is_gone_is_trained_first() -> None:
     world = until_live_in(World(3), "b")
     world.hurt(0, None)
     settle(world)
-    assert launched(world) == ["family-a-a1", "family-b-a1", "family-a-a2", "family-b-a2", "family-c-a1"]
+    assert launched(world) == [
+        "family-a-a1",
+        "family-b-a1",
+        "family-a-a2",
+        "family-b-a2",
+        "family-c-a1",
+    ]
 
 
 def test_a_lost_status_makes_no_name_again() -> None:
@@ -469,7 +538,9 @@ def test_a_lost_status_makes_no_name_again() -> None:
     assert [a.name for a in world.status.stages[1].attempts] == ["family-b-a2"], (
         "no old last word is taken for a new one"
     )
-    assert world.status.stages[0].macs == 1000, "of earlier work the artifact's own record is all that is known"
+    assert world.status.stages[0].macs == 1000, (
+        "of earlier work the artifact's own record is all that is known"
+    )
 
 
 def test_a_stage_that_was_dropped_and_comes_back() -> None:
@@ -519,7 +590,9 @@ def test_allocated_epochs_stay_as_they_were_at_the_first_launch() -> None:
     world.edit(**{"spec.allocation.targetAcceleration": "1.2"})
     settle(world)
     after = world.status.stages[1].epochs
-    assert before is not None and after is not None and after > before, "not launched yet: allocated anew"
+    assert before is not None and after is not None and after > before, (
+        "not launched yet: allocated anew"
+    )
     assert world.status.stages[1].frozen
     world.edit(**{"spec.allocation.targetAcceleration": "1.5"})
     settle(world)
@@ -557,7 +630,10 @@ def faults(world: World) -> Iterator[Event]:
     yield World.interrupt
     for stage in range(world.stages):
         yield lambda w, i=stage: w.toggle(f"spec.stages[{i}].rerun", "x")  # type: ignore[misc]
-        if stage < len(world.status.stages) and (world.status.stages[stage].input_digest or "") in world.artifacts:
+        if (
+            stage < len(world.status.stages)
+            and (world.status.stages[stage].input_digest or "") in world.artifacts
+        ):
             yield lambda w, i=stage: w.hurt(i, None)  # type: ignore[misc]
             yield lambda w, i=stage: w.hurt(i, "damaged")  # type: ignore[misc]
     yield World.lose_status
@@ -588,7 +664,9 @@ def test_two_faults_in_two_stages_explored_exhaustively() -> None:
     backoff=st.sampled_from([0.0, 5.0]),
     trouble=st.integers(0, 30),
 )
-def test_long_random_lives(seed: int, stages: int, cluster: bool, backoff: float, trouble: int) -> None:
+def test_long_random_lives(
+    seed: int, stages: int, cluster: bool, backoff: float, trouble: int
+) -> None:
     world, chance = World(stages, cluster=cluster, backoff=backoff), random.Random(seed)
     other_edits = [
         ("spec.stages[0].epochs", 21),

@@ -1,4 +1,6 @@
-"""Every good spec loads; every bad one is one clear line for each thing that is wrong, and never a traceback."""
+"""Every good spec loads; every bad one is one clear line for each thing that is wrong, and never a
+traceback.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from specs import BAD, DELETE, GOOD, MINIMAL, Bad, config, inline, with_changes
 
-from modelchain.check import check
-from modelchain.cli.load import MAX_BYTES, load_chain, parse
+from modelchain.api.spec import ModelChain
 from modelchain.errors import InputError
-from modelchain.shards import base_names, expand
-from modelchain.spec import ModelChain
+from modelchain.identity.shards import base_names, expand
+from modelchain.io.load import MAX_BYTES, load_chain, parse
+from modelchain.plan.check import check
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 
@@ -73,15 +75,25 @@ def test_bad(row: Bad, tmp_path: Path) -> None:
     error = refused(tmp_path, yaml.safe_dump(row.spec))
     fields = [problem.field for problem in error.problems]
     assert row.field in fields
-    assert any(row.message in problem.message for problem in error.problems if problem.field == row.field), str(error)
+    assert any(
+        row.message in problem.message for problem in error.problems if problem.field == row.field
+    ), str(error)
 
 
 def test_all_problems_are_told_at_once() -> None:
     changes = {"metadata.name": "X", "spec.recipe.seed": -1, "spec.data.train.shards": DELETE}
     with pytest.raises(InputError) as caught:
         load(with_changes(changes))
-    assert [p.field for p in caught.value.problems] == ["metadata.name", "spec.data.train.shards", "spec.recipe.seed"]
-    changes = {"spec.recipe.learningRate": "11", "spec.data.train.shards": "/etc/x", "spec.stages[1].name": "vit-t"}
+    assert [p.field for p in caught.value.problems] == [
+        "metadata.name",
+        "spec.data.train.shards",
+        "spec.recipe.seed",
+    ]
+    changes = {
+        "spec.recipe.learningRate": "11",
+        "spec.data.train.shards": "/etc/x",
+        "spec.stages[1].name": "vit-t",
+    }
     with pytest.raises(InputError) as caught:
         load(with_changes(changes))
     assert len(caught.value.problems) == 3
@@ -133,7 +145,10 @@ BAD_YAML: dict[str, tuple[str | bytes, str]] = {
     "an integer of 5,000 digits": ("a: " + "9" * 5000, "is not valid YAML"),
     "deep nesting": ("[" * 5000, "nested too deeply"),
     "deep nesting in a value": ("a: " + "{a: " * 3000 + "1" + "}" * 3000, "nested too deeply"),
-    "a Python object": ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+    "a Python object": (
+        "a: !!python/object/apply:os.system [ls]",
+        "could not determine a constructor",
+    ),
     "a Python name": ("a: !!python/name:os.system", "could not determine a constructor"),
     "an unknown tag": ("a: !secret b", "could not determine a constructor"),
     "an empty integer": ('a: !!int ""', "does not fit its tag"),
@@ -172,7 +187,12 @@ def test_anchors_and_merges_are_yaml_too(tmp_path: Path) -> None:
 
 
 def test_names_of_shards() -> None:
-    assert expand("/data/{b,a-{08..10}}.tar") == ["/data/b.tar", "/data/a-08.tar", "/data/a-09.tar", "/data/a-10.tar"]
+    assert expand("/data/{b,a-{08..10}}.tar") == [
+        "/data/b.tar",
+        "/data/a-08.tar",
+        "/data/a-09.tar",
+        "/data/a-10.tar",
+    ]
     assert base_names("/data/x/{1,0}.tar") == ["1.tar", "0.tar"]
 
 
@@ -184,15 +204,52 @@ def test_any_pattern_expands_or_is_refused(pattern: str) -> None:
 
 
 SCALARS: list[Any] = [
-    None, True, False, 0, 1, -1, 3, 10**9, 1 << 70, 1 << 20_000, 0.5, 1e300, float("nan"), float("-inf"), "", "1", "a",
-    "/", "/data/x.tar", "1e-3", "1e99", "é\n\0", "\ud800", "{{", "/data/{a,b}{0..9}", b"\xff", [], {}, [[]], {"": None},
-    [None], "x" * 3000, (1, 2), {1},
-]  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    3,
+    10**9,
+    1 << 70,
+    1 << 20_000,
+    0.5,
+    1e300,
+    float("nan"),
+    float("-inf"),
+    "",
+    "1",
+    "a",
+    "/",
+    "/data/x.tar",
+    "1e-3",
+    "1e99",
+    "é\n\0",
+    "\ud800",
+    "{{",
+    "/data/{a,b}{0..9}",
+    b"\xff",
+    [],
+    {},
+    [[]],
+    {"": None},
+    [None],
+    "x" * 3000,
+    (1, 2),
+    {1},
+]
 
 
 def _places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Every path of an object."""
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    children = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     return [at, *(place for key, child in children for place in _places(child, (*at, key)))]
 
 
@@ -219,9 +276,11 @@ def test_no_mutation_raises_anything_else(data: st.DataObject, name: str) -> Non
             case "replace":
                 parent[place[-1]] = data.draw(values)
             case "insert" if isinstance(parent, dict):
-                parent[data.draw(st.sampled_from(["model", "epochs", "x", "", "name"]) | st.text(max_size=3))] = (
-                    data.draw(values)
-                )
+                parent[
+                    data.draw(
+                        st.sampled_from(["model", "epochs", "x", "", "name"]) | st.text(max_size=3)
+                    )
+                ] = data.draw(values)
             case _:
                 parent.insert(0, data.draw(values))
     try:
@@ -231,7 +290,10 @@ def test_no_mutation_raises_anything_else(data: st.DataObject, name: str) -> Non
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.binary(max_size=80) | st.text(alphabet="[]{}&*<!:-,|>'\"%@ \n\tax0", max_size=80).map(str.encode))
+@given(
+    st.binary(max_size=80)
+    | st.text(alphabet="[]{}&*<!:-,|>'\"%@ \n\tax0", max_size=80).map(str.encode)
+)
 def test_no_bytes_raise_anything_else(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "chain.yaml"
@@ -242,13 +304,21 @@ def test_no_bytes_raise_anything_else(content: bytes) -> None:
 
 def test_what_is_built_for_a_good_spec() -> None:
     """Defaults as RULES section 3 lists them."""
-    spec = load(with_changes({"spec.recipe.warmupSteps": DELETE, "spec.data.train.samples": 2_753_427})).spec
+    spec = load(
+        with_changes({"spec.recipe.warmupSteps": DELETE, "spec.data.train.samples": 2_753_427})
+    ).spec
     assert (spec.data.volume.mount_path, spec.data.train.captions_per_sample) == ("/data", 4)
     recipe = spec.recipe
     assert (recipe.weight_decay, recipe.precision, recipe.seed) == ("0.1", "bf16", 0)
     assert (recipe.warmup_steps.first, recipe.warmup_steps.successors) == (8000, 1000)
     transfer = spec.transfer
-    assert (transfer.width, transfer.depth, transfer.distillation.alpha) == ("Insert", "Duplicate", "500")
+    assert (transfer.width, transfer.depth, transfer.distillation.alpha) == (
+        "Insert",
+        "Duplicate",
+        "500",
+    )
     assert spec.runner.kind == "PyTorchJob" and not spec.suspend
     first, second = load(with_changes(inline(config(), config(vision={"layers": 3})))).spec.stages
-    assert first.config.resolved()["text_cfg"]["vocab_size"] == 49_408 and second.config.vision_cfg.depths == (3,)
+    assert first.config.resolved()["text_cfg"][
+        "vocab_size"
+    ] == 49_408 and second.config.vision_cfg.depths == (3,)

@@ -31,7 +31,10 @@ def picture(number: int = 0, size: tuple[int, int] = (20, 16), form: str = "PNG"
 
 def pairs(*keys: str, start: int = 0) -> Members:
     """A picture and a caption for each key, the picture's number in the caption."""
-    both = [((f"{k}.png", picture(i)), (f"{k}.txt", b"picture %d" % i)) for i, k in enumerate(keys, start)]
+    both = [
+        ((f"{k}.png", picture(i)), (f"{k}.txt", b"picture %d" % i))
+        for i, k in enumerate(keys, start)
+    ]
     return [member for sample in both for member in sample]
 
 
@@ -49,13 +52,24 @@ def tar_of(path: Path, members: Members, format: int = tarfile.PAX_FORMAT) -> Pa
     return path
 
 
-def packed(source: Path, split: str = "train", to: str = "packed") -> tuple[Split, dict[str, tuple[bytes, dict]]]:
+def packed(
+    source: Path, split: str = "train", to: str = "packed"
+) -> tuple[Split, dict[str, tuple[bytes, dict]]]:
     """The one split of a packed source: picture and json of each key."""
     [report] = pack(source, source.parent / to, size=None)
     shards = sorted((source.parent / to).glob(f"{split}-*.tar"))
-    found = list(webdataset.WebDataset([str(shard) for shard in shards], shardshuffle=False, empty_check=False))
-    assert report.name == split and report.samples == len(found) == len({s["__key__"] for s in found})
-    return report, {s["__key__"]: (s.get("png", s.get("jpg", s.get("webp"))), json.loads(s["json"])) for s in found}
+    found = list(
+        webdataset.WebDataset(
+            [str(shard) for shard in shards], shardshuffle=False, empty_check=False
+        )
+    )
+    assert report.name == split and report.samples == len(found) == len(
+        {s["__key__"] for s in found}
+    )
+    return report, {
+        s["__key__"]: (s.get("png", s.get("jpg", s.get("webp"))), json.loads(s["json"]))
+        for s in found
+    }
 
 
 def opened(*shards: Path) -> ShardSet:

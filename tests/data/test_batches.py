@@ -1,4 +1,6 @@
-"""Batches: order, captions and crops are functions of (seed, step) alone, whatever reads them and from wherever."""
+"""Batches: order, captions and crops are functions of (seed, step) alone, whatever reads them and
+from wherever.
+"""
 
 from __future__ import annotations
 
@@ -46,14 +48,19 @@ def picture(number: int, form: str = "PNG", size: tuple[int, int] = (20, 16)) ->
     return buffer.getvalue()
 
 
-def make_set(folder: Path, count: int, bad: dict[int, bytes] | None = None, captions: int = 5) -> ShardSet:
+def make_set(
+    folder: Path, count: int, bad: dict[int, bytes] | None = None, captions: int = 5
+) -> ShardSet:
     shards = [folder / "t-0.tar", folder / "t-1.tar"]
     for number, shard in enumerate(shards):
         with tarfile.open(shard, "w") as tar:
             for i in range(number * count // 2, (number + 1) * count // 2):
                 texts = [f"picture {i} " + "very " * (3 * j) + f"nice {j}" for j in range(captions)]
                 data = (bad or {}).get(i, picture(i % 7))
-                for suffix, content in (("png", data), ("json", json.dumps({"captions": texts}).encode())):
+                for suffix, content in (
+                    ("png", data),
+                    ("json", json.dumps({"captions": texts}).encode()),
+                ):
                     info = tarfile.TarInfo(f"k{i}.{suffix}")
                     info.size = len(content)
                     tar.addfile(info, io.BytesIO(content))
@@ -61,7 +68,13 @@ def make_set(folder: Path, count: int, bad: dict[int, bytes] | None = None, capt
 
 
 def loader(data: ShardSet, **changes: int) -> Batches:
-    options = {"image_size": 12, "context_length": 16, "global_batch_size": 8, "captions_per_sample": 3, "seed": 5}
+    options = {
+        "image_size": 12,
+        "context_length": 16,
+        "global_batch_size": 8,
+        "captions_per_sample": 3,
+        "seed": 5,
+    }
     return Batches(data=data, **(options | changes))
 
 
@@ -82,14 +95,24 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     return make_set(tmp_path_factory.mktemp("set"), 27)
 
 
-@given(samples=st.integers(1, 300), batch=st.integers(1, 300), seed=st.integers(0, 2**31 - 1), step=st.integers(0, 500))
+@given(
+    samples=st.integers(1, 300),
+    batch=st.integers(1, 300),
+    seed=st.integers(0, 2**31 - 1),
+    step=st.integers(0, 500),
+)
 def test_order(samples: int, batch: int, seed: int, step: int) -> None:
     batch = min(batch, samples)
     ids = global_batch(step, samples, batch, seed)
     epoch, place = divmod(step, samples // batch)
     assert len(set(ids.tolist())) == batch and set(ids.tolist()) <= set(range(samples))
-    assert np.array_equal(ids, epoch_order(samples, seed, epoch)[place * batch : (place + 1) * batch])
-    epoch_ids = [global_batch(epoch * (samples // batch) + k, samples, batch, seed) for k in range(samples // batch)]
+    assert np.array_equal(
+        ids, epoch_order(samples, seed, epoch)[place * batch : (place + 1) * batch]
+    )
+    epoch_ids = [
+        global_batch(epoch * (samples // batch) + k, samples, batch, seed)
+        for k in range(samples // batch)
+    ]
     assert len(set(np.concatenate(epoch_ids).tolist())) == samples // batch * batch
 
 
@@ -101,7 +124,11 @@ def test_order_changes_with_epoch_and_seed_and_is_golden() -> None:
 
 
 WIDTHS = [*range(4, 33, 4), 40, 48, 56, 64, 77]
-GOLDEN_ORDERS = [[0, 7, 8, 6, 9, 5, 1, 3, 2, 4], [9, 4, 2, 1, 0, 7, 8, 5, 3, 6], [6, 0, 7, 9, 4, 1, 8, 5, 2, 3]]
+GOLDEN_ORDERS = [
+    [0, 7, 8, 6, 9, 5, 1, 3, 2, 4],
+    [9, 4, 2, 1, 0, 7, 8, 5, 3, 6],
+    [6, 0, 7, 9, 4, 1, 8, 5, 2, 3],
+]
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -152,7 +179,10 @@ def test_captions_are_drawn_without_replacement_from_all(data: ShardSet) -> None
 
 
 @settings(deadline=None)
-@given(lengths=st.lists(st.integers(2, 77), min_size=1, max_size=50), more=st.sampled_from([0, 0, 700, 3000]))
+@given(
+    lengths=st.lists(st.integers(2, 77), min_size=1, max_size=50),
+    more=st.sampled_from([0, 0, 700, 3000]),
+)
 def test_chunks_hold_every_caption_once(lengths: list[int], more: int) -> None:
     lengths += (lengths * more)[:more]
     captions = [np.full(length, 1 + row, np.uint16) for row, length in enumerate(lengths)]
@@ -163,9 +193,15 @@ def test_chunks_hold_every_caption_once(lengths: list[int], more: int) -> None:
     assert max(sizes) - min(sizes) <= 1
     for tokens, rows in chunks:
         longest = max(lengths[row] for row in rows)
-        assert tokens.shape == (len(rows), WIDTHS[bisect_left(WIDTHS, longest)]) and tokens.dtype == torch.int64
+        assert (
+            tokens.shape == (len(rows), WIDTHS[bisect_left(WIDTHS, longest)])
+            and tokens.dtype == torch.int64
+        )
         for caption, row in zip(tokens, rows.tolist(), strict=True):
-            assert caption[: lengths[row]].tolist() == captions[row].tolist() and not caption[lengths[row] :].any()
+            assert (
+                caption[: lengths[row]].tolist() == captions[row].tolist()
+                and not caption[lengths[row] :].any()
+            )
     order = torch.cat([rows for _, rows in chunks]).tolist()
     assert order == sorted(range(len(lengths)), key=lambda row: lengths[row])
 
@@ -177,7 +213,11 @@ def test_pieces_are_the_batch_in_parts(data: ShardSet) -> None:
     assert [len(piece.ids) for piece in pieces] == [3, 3, 2]
     assert torch.equal(torch.cat([piece.images for piece in pieces]), batch.images)
     assert sum(piece.real_tokens for piece in pieces) == batch.real_tokens
-    assert batch.processed_tokens == sum(tokens.numel() for tokens, _ in batch.chunks) > batch.real_tokens
+    assert (
+        batch.processed_tokens
+        == sum(tokens.numel() for tokens, _ in batch.chunks)
+        > batch.real_tokens
+    )
     for number, piece in enumerate(pieces):
         for tokens, rows in piece.chunks:
             for caption, row in zip(tokens, rows.tolist(), strict=True):
@@ -229,7 +269,9 @@ def test_decoding(form: str) -> None:
     data = picture(1, form)
     expected = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
     ours = decode(data).permute(1, 2, 0).numpy()
-    assert ours.dtype == np.uint8 and np.abs(ours.astype(int) - expected).max() <= (2 if form == "JPEG" else 0)
+    assert ours.dtype == np.uint8 and np.abs(ours.astype(int) - expected).max() <= (
+        2 if form == "JPEG" else 0
+    )
     for cut in (0, 1, len(data) // 3, len(data) * 2 // 3):
         with pytest.raises(ValueError, match="not a whole picture"):
             decode(data[:cut])
@@ -254,7 +296,10 @@ for form in ("JPEG", "PNG", "WEBP"):
         except ValueError:
             pass
 """
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode
+        == 0
+    )
 
 
 @pytest.mark.parametrize("box", [(0, 0, 90, 120), (7, 11, 80, 101), (60, 70, 9, 20)])
@@ -292,12 +337,19 @@ def test_an_undecodable_picture_is_replaced_by_the_next_in_order(tmp_path: Path)
     expected[3] = order[4]
     first = take(batches, 1)[0]
     assert np.array_equal(first.ids, expected) and torch.equal(first.images[3], first.images[4])
-    assert same(take(loader(data, global_batch_size=100, captions_per_sample=2, image_size=4, threads=3), 1)[0], first)
+    assert same(
+        take(
+            loader(data, global_batch_size=100, captions_per_sample=2, image_size=4, threads=3), 1
+        )[0],
+        first,
+    )
     final = take(batches, 1, step=19)[0]
     assert final.ids[99] == order[0]
     take(batches, 1)
     assert batches.replaced == 2  # each counts once
-    rank = loader(data, global_batch_size=100, captions_per_sample=2, image_size=4, rank=1, world_size=2)
+    rank = loader(
+        data, global_batch_size=100, captions_per_sample=2, image_size=4, rank=1, world_size=2
+    )
     assert np.array_equal(take(rank, 1, step=19)[0].ids, final.ids[50:])
     assert take(loader(clean), 1)[0].ids.tolist() == order[:8].tolist()
 
@@ -305,7 +357,9 @@ def test_an_undecodable_picture_is_replaced_by_the_next_in_order(tmp_path: Path)
 def test_too_many_undecodable_pictures_fail_the_work(tmp_path: Path) -> None:
     data = make_set(tmp_path, 30, {7: b"no picture"})
     before = threading.active_count()
-    with pytest.raises(WorkError, match=r"1 of 30 pictures .* \(at most 0 may\); the last is 'k7'") as caught:
+    with pytest.raises(
+        WorkError, match=r"1 of 30 pictures .* \(at most 0 may\); the last is 'k7'"
+    ) as caught:
         take(loader(data), 3)
     assert caught.value.failure == "Data" and threading.active_count() < before + 10
 
@@ -313,7 +367,13 @@ def test_too_many_undecodable_pictures_fail_the_work(tmp_path: Path) -> None:
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not beside this checkout")
 def test_real_photos(tmp_path: Path) -> None:
     data = open_set(sorted((SHARED / "coco-mini" / "train").glob("*.tar")), tmp_path / "cache")
-    options = {"image_size": 64, "context_length": 77, "global_batch_size": 16, "captions_per_sample": 4, "seed": 0}
+    options = {
+        "image_size": 64,
+        "context_length": 77,
+        "global_batch_size": 16,
+        "captions_per_sample": 4,
+        "seed": 0,
+    }
     batches = Batches(data=data, threads=2, **options)
     for batch in take(batches, 4):
         assert batch.images.shape == (16, 3, 64, 64) and len(batch.captions) == 64

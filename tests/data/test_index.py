@@ -30,7 +30,10 @@ from modelchain_data.index import (
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 JPEG = b"\xff\xd8 not decoded here"
-LONG = "a very long caption about a dog, a cat, two birds and 17 fish that swim in a bowl on the table " * 6
+LONG = (
+    "a very long caption about a dog, a cat, two birds and 17 fish that swim in a bowl on the"
+    " table " * 6
+)
 
 
 def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
@@ -42,16 +45,30 @@ def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
     return path
 
 
-def sample(key: str, suffix: str = "jpg", picture: bytes = JPEG, **meta: object) -> list[tuple[str, bytes]]:
+def sample(
+    key: str, suffix: str = "jpg", picture: bytes = JPEG, **meta: object
+) -> list[tuple[str, bytes]]:
     return [(f"{key}.{suffix}", picture), (f"{key}.json", json.dumps(meta).encode())]
 
 
 @pytest.fixture
 def shards(tmp_path: Path) -> list[Path]:
     one = [*sample("a", captions=["A dog.", LONG], label=1, classname="dog", license="by")]
-    one += [*sample("d/b", "PNG", b"png", caption="one caption"), ("c.webp", b"webp"), ("c.txt", b"x\n\n y \n")]
-    one += [("c.cls", b"3\n"), ("c.seg.png", b"ignored"), ("__meta__/x.jpg", b"ignored"), ("._a.jpg", b"ignored")]
-    return [write_tar(tmp_path / "t-0.tar", one), write_tar(tmp_path / "t-1.tar", sample("a", captions=["z"] * 3))]
+    one += [
+        *sample("d/b", "PNG", b"png", caption="one caption"),
+        ("c.webp", b"webp"),
+        ("c.txt", b"x\n\n y \n"),
+    ]
+    one += [
+        ("c.cls", b"3\n"),
+        ("c.seg.png", b"ignored"),
+        ("__meta__/x.jpg", b"ignored"),
+        ("._a.jpg", b"ignored"),
+    ]
+    return [
+        write_tar(tmp_path / "t-0.tar", one),
+        write_tar(tmp_path / "t-1.tar", sample("a", captions=["z"] * 3)),
+    ]
 
 
 def problems_of(*shards: Path, cache: Path | None = None) -> str:
@@ -64,7 +81,11 @@ def test_reads_all_kinds_of_samples(shards: list[Path], tmp_path: Path) -> None:
     progress: list[tuple[int, int]] = []
     data = open_set(shards, tmp_path / "cache", lambda done, total: progress.append((done, total)))
     assert progress == [(1, 2), (2, 2)]
-    assert len(data) == 4 and data.keys == ["a", "d/b", "c", "a"] and data.classnames == ["dog", None, None, None]
+    assert (
+        len(data) == 4
+        and data.keys == ["a", "d/b", "c", "a"]
+        and data.classnames == ["dog", None, None, None]
+    )
     assert data.labels.tolist() == [1, -1, 3, -1] and data.caption_counts.tolist() == [2, 1, 2, 3]
     assert [data.picture(i) for i in range(4)] == [JPEG, b"png", b"webp", JPEG]
     assert data.caption_count(3) == 3
@@ -73,7 +94,14 @@ def test_reads_all_kinds_of_samples(shards: list[Path], tmp_path: Path) -> None:
 @pytest.mark.parametrize("length", [16, 77])
 def test_tokens_are_those_of_open_clip(shards: list[Path], tmp_path: Path, length: int) -> None:
     data, tokenizer = open_set(shards, tmp_path / "cache"), SimpleTokenizer()
-    texts = {(0, 0): "A dog.", (0, 1): LONG, (1, 0): "one caption", (2, 0): "x", (2, 1): "y", (3, 2): "z"}
+    texts = {
+        (0, 0): "A dog.",
+        (0, 1): LONG,
+        (1, 0): "one caption",
+        (2, 0): "x",
+        (2, 1): "y",
+        (3, 2): "z",
+    }
     for (i, j), text in texts.items():
         ours = data.tokens(i, j, length)
         expected = tokenizer(text, length)[0].numpy()
@@ -81,9 +109,16 @@ def test_tokens_are_those_of_open_clip(shards: list[Path], tmp_path: Path, lengt
         assert np.array_equal(np.pad(ours, (0, length - len(ours))), expected)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(captions=st.lists(st.text(max_size=60).filter(str.strip), min_size=1, max_size=4), length=st.integers(3, 20))
-def test_tokens_of_any_text(captions: list[str], length: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    captions=st.lists(st.text(max_size=60).filter(str.strip), min_size=1, max_size=4),
+    length=st.integers(3, 20),
+)
+def test_tokens_of_any_text(
+    captions: list[str], length: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     folder = tmp_path_factory.mktemp("any")
     data = open_set([write_tar(folder / "t.tar", sample("k", captions=captions))], folder / "cache")
     expected = SimpleTokenizer()(captions, length).numpy()
@@ -93,7 +128,9 @@ def test_tokens_of_any_text(captions: list[str], length: int, tmp_path_factory: 
 
 
 def test_a_lone_surrogate_is_no_crash(tmp_path: Path) -> None:
-    shard = write_tar(tmp_path / "t.tar", [("k.jpg", JPEG), ("k.json", b'{"captions": ["a \\ud800 b"]}')])
+    shard = write_tar(
+        tmp_path / "t.tar", [("k.jpg", JPEG), ("k.json", b'{"captions": ["a \\ud800 b"]}')]
+    )
     assert len(open_set([shard], tmp_path / "cache")) == 1
 
 
@@ -110,9 +147,13 @@ def test_fingerprint_is_of_bytes_and_order_alone(shards: list[Path], tmp_path: P
     assert fingerprint(moved, tmp_path / "cache2") != mark
 
 
-def test_sha256_is_not_computed_again(shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sha256_is_not_computed_again(
+    shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mark = fingerprint(shards, tmp_path / "cache")
-    monkeypatch.setattr("modelchain_data.index.sha256_of", lambda path: pytest.fail(f"hashed {path}"))
+    monkeypatch.setattr(
+        "modelchain_data.index.sha256_of", lambda path: pytest.fail(f"hashed {path}")
+    )
     assert fingerprint(shards, tmp_path / "cache") == mark
 
 
@@ -128,11 +169,17 @@ def index_bytes(cache: Path, mark: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (cache / mark).iterdir()}
 
 
-def test_rebuilds_are_identical_and_leave_nothing_behind(shards: list[Path], tmp_path: Path) -> None:
+def test_rebuilds_are_identical_and_leave_nothing_behind(
+    shards: list[Path], tmp_path: Path
+) -> None:
     before = sorted(tmp_path.iterdir())
     first, second = (open_set(shards, tmp_path / name) for name in ("c1", "c2"))
-    assert index_bytes(tmp_path / "c1", first.fingerprint) == index_bytes(tmp_path / "c2", second.fingerprint)
-    assert sorted(path.name for path in (tmp_path / "c1").iterdir()) == sorted([first.fingerprint, "sha256.json"])
+    assert index_bytes(tmp_path / "c1", first.fingerprint) == index_bytes(
+        tmp_path / "c2", second.fingerprint
+    )
+    assert sorted(path.name for path in (tmp_path / "c1").iterdir()) == sorted(
+        [first.fingerprint, "sha256.json"]
+    )
     assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "c1", tmp_path / "c2"])
 
 
@@ -141,27 +188,39 @@ def test_the_index_is_built_once(shards: list[Path], tmp_path: Path) -> None:
     open_set(shards, tmp_path / "cache", lambda done, total: pytest.fail("built again"))
 
 
-def test_processes_build_the_same_index(shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_build_the_same_index(
+    shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mark = open_set(shards, tmp_path / "c1").fingerprint
     monkeypatch.setattr("modelchain_data.index.PARALLEL", 0)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     progress: list[tuple[int, int]] = []
     open_set(shards, tmp_path / "c2", lambda done, total: progress.append((done, total)))
-    assert index_bytes(tmp_path / "c1", mark) == index_bytes(tmp_path / "c2", mark) and progress == [(1, 2), (2, 2)]
-    bad = [write_tar(tmp_path / f"bad-{i}.tar", [m for k in range(3) for m in sample(f"k{k}")[:1] * 2]) for i in (0, 1)]
+    assert index_bytes(tmp_path / "c1", mark) == index_bytes(
+        tmp_path / "c2", mark
+    ) and progress == [(1, 2), (2, 2)]
+    bad = [
+        write_tar(tmp_path / f"bad-{i}.tar", [m for k in range(3) for m in sample(f"k{k}")[:1] * 2])
+        for i in (0, 1)
+    ]
     assert (
         problems_of(*bad).splitlines()
         == [
-            f"{b}: k{k}.jpg: sample 'k{k}': its key, or one of its suffixes, is used twice in this shard"
+            f"{b}: k{k}.jpg: sample 'k{k}': its key, or one of its suffixes, is used twice in this"
+            " shard"
             for b in bad
             for k in range(3)
         ][:5]
     )
 
 
-@pytest.mark.parametrize("name", ["index.json", "samples.npy", "bounds.npy", "tokens.npy", "keys.json"])
+@pytest.mark.parametrize(
+    "name", ["index.json", "samples.npy", "bounds.npy", "tokens.npy", "keys.json"]
+)
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone", "empty"])
-def test_a_damaged_index_is_rebuilt(shards: list[Path], tmp_path: Path, name: str, damage: str) -> None:
+def test_a_damaged_index_is_rebuilt(
+    shards: list[Path], tmp_path: Path, name: str, damage: str
+) -> None:
     cache = tmp_path / "cache"
     mark = open_set(shards, cache).fingerprint
     whole, file = index_bytes(cache, mark), cache / mark / name
@@ -193,7 +252,9 @@ def test_processes_race_for_one_index_and_one_builds_it(shards: list[Path], tmp_
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0] and found[0][1:] == found[1][1:]
     assert sorted(progress for progress, *_ in found) == [[], [1, 2]]
-    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == sorted([found[0][1], "sha256.json"])
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == sorted(
+        [found[0][1], "sha256.json"]
+    )
 
 
 def test_the_loser_of_a_race_uses_the_winners_index(
@@ -260,11 +321,15 @@ def test_bad_samples_are_named(tmp_path: Path, name: str) -> None:
 
 def test_missing_shards_are_named_five_at_most(tmp_path: Path) -> None:
     message = problems_of(*(tmp_path / f"{i}.tar" for i in range(9)))
-    assert message.splitlines() == [f"{tmp_path / f'{i}.tar'}: No such file or directory" for i in range(5)]
+    assert message.splitlines() == [
+        f"{tmp_path / f'{i}.tar'}: No such file or directory" for i in range(5)
+    ]
     assert "Is a directory" in problems_of(tmp_path)
 
 
-@pytest.mark.parametrize("data", [b"", b"hello", b"x" * 5000, bytes(10_240), gzip.compress(bytes(9000))])
+@pytest.mark.parametrize(
+    "data", [b"", b"hello", b"x" * 5000, bytes(10_240), gzip.compress(bytes(9000))]
+)
 def test_what_is_no_plain_tar(tmp_path: Path, data: bytes) -> None:
     shard = tmp_path / "t.tar"
     shard.write_bytes(data)
@@ -281,13 +346,22 @@ def test_a_tar_cut_anywhere_is_refused(shards: list[Path], tmp_path: Path) -> No
     with tarfile.open(shards[0]) as tar:
         members = tar.getmembers()
     end = max(member.offset_data + member.size for member in members)
-    for cut in [1, 512, *(m.offset for m in members[1:]), *(m.offset_data + 1 for m in members), end - 1, end + 1]:
+    for cut in [
+        1,
+        512,
+        *(m.offset for m in members[1:]),
+        *(m.offset_data + 1 for m in members),
+        end - 1,
+        end + 1,
+    ]:
         shard = tmp_path / "cut.tar"
         shard.write_bytes(whole[:cut])
         problems = Problems()
         list(read_shard(shard, problems))
         assert problems and all(problem.file == str(shard) for problem in problems), cut
-    assert "truncated or damaged" in problems_of(_cut(shards[0], members[2].offset, tmp_path / "between.tar"))
+    assert "truncated or damaged" in problems_of(
+        _cut(shards[0], members[2].offset, tmp_path / "between.tar")
+    )
 
 
 def _cut(shard: Path, size: int, to: Path) -> Path:
@@ -295,9 +369,13 @@ def _cut(shard: Path, size: int, to: Path) -> Path:
     return to
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.data())
-def test_damaged_headers_are_problems_and_never_crashes(shards: list[Path], data: st.DataObject) -> None:
+def test_damaged_headers_are_problems_and_never_crashes(
+    shards: list[Path], data: st.DataObject
+) -> None:
     raw = bytearray(shards[0].read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
@@ -309,7 +387,9 @@ def test_damaged_headers_are_problems_and_never_crashes(shards: list[Path], data
         assert len(error.problems) == 5
 
 
-def test_a_shard_that_changes_under_a_run_fails_the_work(shards: list[Path], tmp_path: Path) -> None:
+def test_a_shard_that_changes_under_a_run_fails_the_work(
+    shards: list[Path], tmp_path: Path
+) -> None:
     data = open_set(shards, tmp_path / "cache")
     os.truncate(shards[0], 600)
     with pytest.raises(WorkError, match="has changed") as caught:
@@ -322,7 +402,9 @@ def test_a_shard_that_changes_under_a_run_fails_the_work(shards: list[Path], tmp
 
 
 def numbered(path: Path, counts: list[int]) -> Path:
-    return write_tar(path, [m for i, n in enumerate(counts) for m in sample(f"k{i}", **captions(n))])
+    return write_tar(
+        path, [m for i, n in enumerate(counts) for m in sample(f"k{i}", **captions(n))]
+    )
 
 
 def captions(n: int) -> dict[str, object]:
@@ -331,17 +413,27 @@ def captions(n: int) -> dict[str, object]:
 
 def test_training_data_is_compared_with_the_spec(tmp_path: Path) -> None:
     data = open_set([numbered(tmp_path / "t.tar", [4] * 999 + [2])], tmp_path / "cache")
-    assert check_training(data, 1000, 4, "chain.yaml") == 1 and check_training(data, 1000, 2, "chain.yaml") == 0
+    assert (
+        check_training(data, 1000, 4, "chain.yaml") == 1
+        and check_training(data, 1000, 2, "chain.yaml") == 0
+    )
     with pytest.raises(InputError, match="hold 1000 samples, not 999") as caught:
         check_training(data, 999, 4, "chain.yaml")
     assert caught.value.problems[0].field == "spec.data.train.samples"
-    with pytest.raises(InputError, match=r"1000 of 1000 .* 5 captions \(at most 1 may.*'k999' has 2") as caught:
+    with pytest.raises(
+        InputError, match=r"1000 of 1000 .* 5 captions \(at most 1 may.*'k999' has 2"
+    ) as caught:
         check_training(data, 1000, 5, "chain.yaml")
     assert str(caught.value).startswith("chain.yaml: spec.data.train.captionsPerSample: ")
     data = open_set([numbered(tmp_path / "e.tar", [4] * 1999 + [0])], tmp_path / "cache")
-    assert check_training(data, 2000, 4, "chain.yaml") == 0 and data.without_caption.tolist() == [1999]
+    assert check_training(data, 2000, 4, "chain.yaml") == 0 and data.without_caption.tolist() == [
+        1999
+    ]
     data = open_set([numbered(tmp_path / "n.tar", [4] * 1000 + [0, 4, 0])], tmp_path / "cache")
-    with pytest.raises(InputError, match=r"2 of 1003 samples have no caption \(at most 1 may\); the first is 'k1000'"):
+    with pytest.raises(
+        InputError,
+        match=r"2 of 1003 samples have no caption \(at most 1 may\); the first is 'k1000'",
+    ):
         check_training(data, 1003, 4, "chain.yaml")
 
 
@@ -351,7 +443,9 @@ def test_labels_are_compared_with_class_names(tmp_path: Path) -> None:
     members += sample("c", label=1, classname="hound")
     data = open_set([write_tar(tmp_path / "t.tar", members)], tmp_path / "cache")
     check_labels(data, names, "chain.yaml")
-    with pytest.raises(InputError, match=r"chain.yaml: f: sample 'b' has label 2; there are 2 class names"):
+    with pytest.raises(
+        InputError, match=r"chain.yaml: f: sample 'b' has label 2; there are 2 class names"
+    ):
         check_labels(data, names[:2], "chain.yaml", "f")
     with pytest.raises(InputError, match=r"'a' is called 'cat', but its label 0 stands for 'dog'"):
         check_labels(data, ["dog", "cat", "cat"], "chain.yaml")
@@ -377,7 +471,9 @@ def test_members_that_are_no_pictures_are_counted(tmp_path: Path) -> None:
     data = open_set([write_tar(tmp_path / "t.tar", members)], tmp_path / "cache")
     assert data.unreadable.tolist() == [0]
     check_pictures(data, 1, "chain.yaml", "f")
-    with pytest.raises(InputError, match=r"chain.yaml: f: 1 of 5 pictures are no JPEG, PNG or WebP .* sample '0'"):
+    with pytest.raises(
+        InputError, match=r"chain.yaml: f: 1 of 5 pictures are no JPEG, PNG or WebP .* sample '0'"
+    ):
         check_pictures(data, 0, "chain.yaml", "f")
 
 
@@ -385,5 +481,7 @@ def test_foreign_class_names_are_refused(tmp_path: Path) -> None:
     members = sample("a", label=0, classname="cat") + sample("b", label=1, classname="dog")
     data = open_set([write_tar(tmp_path / "t.tar", members)], tmp_path / "cache")
     check_labels(data, ["a cat", "a dog"], "chain.yaml")  # other words for the same classes
-    with pytest.raises(InputError, match=r"chain.yaml: f: 3 class names, none of them among the 2 .* such as 'cat'"):
+    with pytest.raises(
+        InputError, match=r"chain.yaml: f: 3 class names, none of them among the 2 .* such as 'cat'"
+    ):
         check_labels(data, ["tench", "goldfish", "shark"], "chain.yaml", "f")

@@ -1,4 +1,6 @@
-"""Packing: shards of shards, of DreamLIP tables and of the digits; all or nothing, and the same bytes each time."""
+"""Packing: shards of shards, of DreamLIP tables and of the digits; all or nothing, and the same
+bytes each time.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ torch.set_num_threads(1)
 
 def picture(size: tuple[int, int] = (20, 16), form: str = "JPEG") -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)).save(buffer, form)
+    Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    ).save(buffer, form)
     return buffer.getvalue()
 
 
@@ -33,7 +37,10 @@ def tar_of(path: Path, samples: dict[str, tuple[str, bytes, dict[str, object]]])
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for key, (suffix, data, meta) in samples.items():
-            for name, content in ((f"{key}.{suffix}", data), (f"{key}.json", json.dumps(meta).encode())):
+            for name, content in (
+                (f"{key}.{suffix}", data),
+                (f"{key}.json", json.dumps(meta).encode()),
+            ):
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
@@ -41,7 +48,11 @@ def tar_of(path: Path, samples: dict[str, tuple[str, bytes, dict[str, object]]])
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def opened(folder: Path, split: str) -> ShardSet:
@@ -62,17 +73,32 @@ def test_tars_of_a_folder_become_splits(tmp_path: Path) -> None:
     train, val = pack(source, to, size=30, per_shard=3, on_progress=progress.append)
     assert progress == [7, 1]
     assert (train.name, train.samples, train.skipped, val.samples) == ("train", 7, 0, 1)
-    assert train.shards == str(to / "train-{000000..000002}.tar") and val.shards == str(to / "val-000000.tar")
-    sizes = {"train-000000.tar": 3, "train-000001.tar": 3, "train-000002.tar": 1, "val-000000.tar": 1}
+    assert train.shards == str(to / "train-{000000..000002}.tar") and val.shards == str(
+        to / "val-000000.tar"
+    )
+    sizes = {
+        "train-000000.tar": 3,
+        "train-000001.tar": 3,
+        "train-000002.tar": 1,
+        "val-000000.tar": 1,
+    }
     assert json.loads((to / "sizes.json").read_text()) == sizes
     assert sorted(path.name for path in to.iterdir()) == sorted({*sizes, "sizes.json", "index"})
-    assert sorted(path.name for path in (to / "index").iterdir()) == sorted([train.fingerprint, val.fingerprint])
+    assert sorted(path.name for path in (to / "index").iterdir()) == sorted(
+        [train.fingerprint, val.fingerprint]
+    )
     data = opened(to, "train")
     assert data.fingerprint == train.fingerprint and data.keys == [*many, "big", "p"]
-    assert [data.picture(i) for i in range(5)] == [picture()] * 5 and data.picture(6) == picture(form="PNG")
+    assert [data.picture(i) for i in range(5)] == [picture()] * 5 and data.picture(6) == picture(
+        form="PNG"
+    )
     small = decode(data.picture(5)).permute(1, 2, 0).numpy().astype(int)
-    expected = np.array(Image.open(io.BytesIO(big)).resize((45, 30), Image.Resampling.BICUBIC)).astype(int)
-    assert small.shape == (30, 45, 3) and np.abs(small - expected).mean() < 12  # noise, through JPEG
+    expected = np.array(
+        Image.open(io.BytesIO(big)).resize((45, 30), Image.Resampling.BICUBIC)
+    ).astype(int)
+    assert (
+        small.shape == (30, 45, 3) and np.abs(small - expected).mean() < 12
+    )  # noise, through JPEG
     assert data.labels.tolist()[5:] == [1, -1] and data.caption_counts.tolist() == [1] * 5 + [2, 1]
     with tarfile.open(to / "train-000001.tar") as tar:
         members = tar.getmembers()
@@ -91,7 +117,9 @@ def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_the_index_beside_the_shards_is_used_while_it_is_theirs_and_whole(tmp_path: Path) -> None:
-    samples = {f"k{i}": ("jpg", picture(), {"captions": [f"c {i}", "d"], "label": i}) for i in range(6)}
+    samples = {
+        f"k{i}": ("jpg", picture(), {"captions": [f"c {i}", "d"], "label": i}) for i in range(6)
+    }
     to, cache = tmp_path / "out", tmp_path / "cache"
     report = pack(tar_of(tmp_path / "t.tar", samples), to, per_shard=4)[0]
     before, shards = bytes_of(to), sorted(to.glob("*.tar"))
@@ -100,21 +128,40 @@ def test_the_index_beside_the_shards_is_used_while_it_is_theirs_and_whole(tmp_pa
         said: list[int] = []
         data = open_set(shards, cache, lambda done, _: said.append(done))
         tokens = [data.tokens(i, j, 77).tolist() for i in range(len(data)) for j in range(2)]
-        return bool(said), [data.fingerprint, data.keys, data.labels.tolist(), data.picture(3), tokens]
+        return bool(said), [
+            data.fingerprint,
+            data.keys,
+            data.labels.tolist(),
+            data.picture(3),
+            tokens,
+        ]
 
     given = built(shards)
-    assert not given[0] and bytes_of(to) == before and [path.name for path in cache.iterdir()] == ["sha256.json"]
+    assert (
+        not given[0]
+        and bytes_of(to) == before
+        and [path.name for path in cache.iterdir()] == ["sha256.json"]
+    )
     assert built(shards[::-1])[0] and built(shards[:1])[0]  # other data: another order, a part
     tokens = to / "index" / report.fingerprint / "tokens.npy"
     tokens.write_bytes(tokens.read_bytes()[:-1])
-    assert built(shards) == (True, given[1]) and built(shards) == (False, given[1])  # into the cache, not mended
+    assert built(shards) == (True, given[1]) and built(shards) == (
+        False,
+        given[1],
+    )  # into the cache, not mended
     assert bytes_of(to).keys() == before.keys() and bytes_of(to) != before
 
 
 def test_webdataset_reads_what_is_packed(tmp_path: Path) -> None:
-    pack(tar_of(tmp_path / "0001.tar", {"a": ("jpg", picture(), {"caption": "x"})}), tmp_path / "out")
-    found = list(webdataset.WebDataset(str(tmp_path / "out" / "train-000000.tar"), shardshuffle=False))
-    assert [(s["__key__"], s["jpg"], json.loads(s["json"])["captions"]) for s in found] == [("a", picture(), ["x"])]
+    pack(
+        tar_of(tmp_path / "0001.tar", {"a": ("jpg", picture(), {"caption": "x"})}), tmp_path / "out"
+    )
+    found = list(
+        webdataset.WebDataset(str(tmp_path / "out" / "train-000000.tar"), shardshuffle=False)
+    )
+    assert [(s["__key__"], s["jpg"], json.loads(s["json"])["captions"]) for s in found] == [
+        ("a", picture(), ["x"])
+    ]
 
 
 def test_braces_and_a_percent_sign_in_the_path(tmp_path: Path) -> None:
@@ -134,7 +181,10 @@ def test_an_existing_folder_is_refused_unless_empty(tmp_path: Path) -> None:
         pack(shard, to)
     with pytest.raises(InputError, match="exists already"):
         pack(shard, shard)
-    assert bytes_of(to) == before and sorted(path.name for path in tmp_path.iterdir()) == ["out", "t.tar"]
+    assert bytes_of(to) == before and sorted(path.name for path in tmp_path.iterdir()) == [
+        "out",
+        "t.tar",
+    ]
 
 
 def test_bad_pictures_are_skipped_up_to_one_in_a_thousand(tmp_path: Path) -> None:
@@ -144,7 +194,9 @@ def test_bad_pictures_are_skipped_up_to_one_in_a_thousand(tmp_path: Path) -> Non
     assert (report[0].samples, report[0].skipped) == (999, 1)
     assert "k0500" not in opened(tmp_path / "out", "t").keys
     samples["k0501"] = samples["k0500"]
-    with pytest.raises(InputError, match=r"2 of 1000 rows are unusable, at most 1 may be; the first is .*k0500"):
+    with pytest.raises(
+        InputError, match=r"2 of 1000 rows are unusable, at most 1 may be; the first is .*k0500"
+    ):
         pack(tar_of(tmp_path / "u.tar", samples), tmp_path / "out2")
     assert not (tmp_path / "out2").exists() and not list(tmp_path.glob(".out2*"))
 
@@ -159,8 +211,12 @@ def test_bad_sources(tmp_path: Path) -> None:
         tmp_path / "gone.csv": "no such file",
         tmp_path / "two.csv": "must have 8 columns parted by tabs, not 2",
         tmp_path / "none.csv": "holds no sample",
-        tar_of(tmp_path / "x.tar", {"k": ("gif", b"", {"caption": "x"})}): "k.json: sample 'k': has 0 pictures",
-        tar_of(tmp_path / "c.tar", {"k": ("jpg", picture(), {"captions": []})}): "k: has neither a caption nor a label",
+        tar_of(
+            tmp_path / "x.tar", {"k": ("gif", b"", {"caption": "x"})}
+        ): "k.json: sample 'k': has 0 pictures",
+        tar_of(
+            tmp_path / "c.tar", {"k": ("jpg", picture(), {"captions": []})}
+        ): "k: has neither a caption nor a label",
     }.items():
         with pytest.raises(InputError, match=text):
             pack(source, tmp_path / "out")
@@ -175,14 +231,22 @@ def test_digits(tmp_path: Path) -> None:
     to = tmp_path / "new" / "digits"
     report = pack("digits", to)
     assert [(split.name, split.samples) for split in report] == [("train", 1442), ("val", 355)]
-    names, templates = (json.loads((to / f"{kind}.json").read_text()) for kind in ("classnames", "templates"))
-    assert len(names) == 10 and len(set(templates)) >= 16 and all(text.count("{}") == 1 for text in templates)
+    names, templates = (
+        json.loads((to / f"{kind}.json").read_text()) for kind in ("classnames", "templates")
+    )
+    assert (
+        len(names) == 10
+        and len(set(templates)) >= 16
+        and all(text.count("{}") == 1 for text in templates)
+    )
     train, val = opened(to, "train"), opened(to, "val")
     assert [train.fingerprint, val.fingerprint] == [split.fingerprint for split in report]
     assert check_training(train, 1442, 16, "f") == 0
     for data in (train, val):
         check_labels(data, names, "f")
-        assert [data.classnames[i] for i in range(20)] == [names[label] for label in data.labels[:20]]
+        assert [data.classnames[i] for i in range(20)] == [
+            names[label] for label in data.labels[:20]
+        ]
         assert min(np.bincount(data.labels)) / len(data) > 0.09
         assert decode(data.picture(0)).shape == (3, 32, 32)
     assert not set(train.keys) & set(val.keys)
@@ -195,9 +259,9 @@ def test_digits(tmp_path: Path) -> None:
     (to / "sizes.json").write_text("{}")
     with pytest.raises(InputError, match="holds something else"):
         pack("digits", to)
-    assert (to / "sizes.json").read_text() == "{}" and [path.name for path in to.parent.iterdir() if path != to] == [
-        "cache"
-    ]
+    assert (to / "sizes.json").read_text() == "{}" and [
+        path.name for path in to.parent.iterdir() if path != to
+    ] == ["cache"]
 
 
 def test_real_photos(tmp_path: Path) -> None:

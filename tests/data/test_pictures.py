@@ -1,4 +1,6 @@
-"""Pictures of every kind become the pixels that Pillow makes of them; too large ones are not decoded."""
+"""Pictures of every kind become the pixels that Pillow makes of them; too large ones are not
+decoded.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,14 @@ PHOTO = NOISE.convert("RGB").resize((83, 61), Image.Resampling.BICUBIC)
 
 
 def png(bits: int, kind: int, samples: np.ndarray, chunks: bytes = b"") -> bytes:
-    """A PNG of samples [height, width, channels], which Pillow cannot write for every depth and kind."""
+    """A PNG of samples [height, width, channels], which Pillow cannot write for every depth and
+    kind.
+    """
 
     def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
 
     height, width = samples.shape[:2]
     rows = samples.astype(">u2" if bits == 16 else np.uint8).reshape(height, -1)
@@ -44,7 +50,9 @@ def with_transparency(image: Image.Image, transparency: bytes | int) -> bytes:
 PALETTE = PHOTO.quantize(16)
 WIDE = np.random.default_rng(1).integers(0, 65536, (20, 30, 4))
 EXACT = {
-    **{f"PNG {mode}": encoded(NOISE.convert(mode)) for mode in ("1", "L", "LA", "P", "RGB", "RGBA")},
+    **{
+        f"PNG {mode}": encoded(NOISE.convert(mode)) for mode in ("1", "L", "LA", "P", "RGB", "RGBA")
+    },
     "PNG palette": encoded(PALETTE),
     "PNG palette of 2": encoded(PHOTO.quantize(2), bits=1),
     "PNG palette, see-through": with_transparency(PALETTE, bytes([0, 128] + [255] * 14)),
@@ -55,7 +63,9 @@ EXACT = {
     "PNG 16-bit LA": png(16, 4, WIDE[..., :2]),
     "WebP RGBA": encoded(NOISE, "WEBP", lossless=True),
     "WebP": encoded(PHOTO, "WEBP"),
-    "WebP moving": encoded(NOISE, "WEBP", save_all=True, append_images=[NOISE.rotate(90)], lossless=True),
+    "WebP moving": encoded(
+        NOISE, "WEBP", save_all=True, append_images=[NOISE.rotate(90)], lossless=True
+    ),
     "JPEG CMYK": encoded(PHOTO.convert("CMYK"), "JPEG"),
 }
 TURNED = Image.Exif()
@@ -67,7 +77,9 @@ NEAR = {
     "JPEG RGB": encoded(PHOTO, "JPEG", keep_rgb=True),
     "JPEG progressive": encoded(PHOTO, "JPEG", progressive=True),
     "JPEG turned": encoded(
-        PHOTO, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+        PHOTO,
+        "JPEG",
+        exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0",
     ),
 }
 
@@ -80,12 +92,16 @@ def test_pictures_are_what_pillow_makes_of_them(name: str) -> None:
     assert np.abs(pixels(data) - expected).max() <= (2 if name in NEAR else 0)
 
 
-@pytest.mark.parametrize("chunks", [b"", b"\0\0\0\x02tRNS\0\x07" + struct.pack(">I", zlib.crc32(b"tRNS\0\x07"))])
+@pytest.mark.parametrize(
+    "chunks", [b"", b"\0\0\0\x02tRNS\0\x07" + struct.pack(">I", zlib.crc32(b"tRNS\0\x07"))]
+)
 def test_of_16_bits_the_upper_8_are_taken(chunks: bytes) -> None:
     ramp = np.arange(65536).reshape(256, 256, 1)
     expected = np.repeat(ramp >> 8, 3, axis=2)
     assert np.array_equal(pixels(png(16, 0, ramp, chunks)), expected)
-    assert np.array_equal(pixels(encoded(Image.fromarray(ramp[..., 0].astype(np.uint16)))), expected)
+    assert np.array_equal(
+        pixels(encoded(Image.fromarray(ramp[..., 0].astype(np.uint16)))), expected
+    )
     rgb = np.repeat(ramp, 3, axis=2)
     assert np.array_equal(pixels(png(16, 2, rgb)), expected)
 

@@ -22,14 +22,18 @@ from modelchain_data.sources import tars_of
         (["train-0", "train-1"], ["k", "k-1", "k-1-1"]),
     ],
 )
-def test_keys_that_repeat_over_tars_are_made_unique(tmp_path: Path, places: list[str], keys: list[str]) -> None:
+def test_keys_that_repeat_over_tars_are_made_unique(
+    tmp_path: Path, places: list[str], keys: list[str]
+) -> None:
     for number, place in enumerate(places):
         tar_of(tmp_path / "src" / f"{place}.tar", pairs(*keys, start=number * len(keys)))
     _, found = packed(tmp_path / "src")
     expected = [picture(i) for i in range(len(places) * len(keys))]
     assert [image for image, _ in found.values()] == expected
     assert list(found)[: len(keys)] == keys and list(found)[len(keys)].startswith(f"{keys[0]}-1")
-    data = opened(*sorted((tmp_path / "src").rglob("*.tar")))  # unpacked they are told apart by their place
+    data = opened(
+        *sorted((tmp_path / "src").rglob("*.tar"))
+    )  # unpacked they are told apart by their place
     assert [data.picture(i) for i in range(len(data))] == expected
     pack(tmp_path / "src", tmp_path / "again", size=None)
     assert (tmp_path / "again" / "train-000000.tar").read_bytes() == (
@@ -37,8 +41,12 @@ def test_keys_that_repeat_over_tars_are_made_unique(tmp_path: Path, places: list
     ).read_bytes()
 
 
-def test_a_key_that_repeats_in_one_tar_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    shard = tar_of(tmp_path / "t.tar", sample("k", label=1) + sample("l", label=1) + sample("k", label=1))
+def test_a_key_that_repeats_in_one_tar_is_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    shard = tar_of(
+        tmp_path / "t.tar", sample("k", label=1) + sample("l", label=1) + sample("k", label=1)
+    )
     for use in (opened, packed):
         with pytest.raises(InputError, match=r"t.tar: k.json: sample 'k': its key.* is used twice"):
             use(shard)
@@ -55,7 +63,9 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     (src / "disk3").symlink_to("disk1")  # the same folder again
     (src / "disk1" / "train-2.tar").symlink_to("../../blobs/0123")
     _, found = packed(src)
-    assert list(found) == ["a", "c", "b"] and [image for image, _ in found.values()] == [picture(i) for i in (0, 2, 1)]
+    assert list(found) == ["a", "c", "b"] and [image for image, _ in found.values()] == [
+        picture(i) for i in (0, 2, 1)
+    ]
     shutil.rmtree(src / "disk1")
     (src / "disk3").unlink()
     assert list(packed(src, to="links")[1]) == ["b"]  # nothing but a linked folder
@@ -81,12 +91,21 @@ def test_hidden_files_and_other_spellings_among_sources(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "stem, split",
     [
-        ("train-000000", "train"), ("train_7", "train"), ("val", "val"), ("00001", "train"), ("a-train-01", "a-train"),
-        ("NAME-00000-of-00002", "NAME"), ("NAME_00001_of_00002", "NAME"), ("NAME.00001.of.00002", "NAME"),
-        ("00001-of-00002", "train"), ("NAME-1of2", "NAME"), ("NAME-00000-OF-00002", "NAME"), ("proof-3", "proof"),
+        ("train-000000", "train"),
+        ("train_7", "train"),
+        ("val", "val"),
+        ("00001", "train"),
+        ("a-train-01", "a-train"),
+        ("NAME-00000-of-00002", "NAME"),
+        ("NAME_00001_of_00002", "NAME"),
+        ("NAME.00001.of.00002", "NAME"),
+        ("00001-of-00002", "train"),
+        ("NAME-1of2", "NAME"),
+        ("NAME-00000-OF-00002", "NAME"),
+        ("proof-3", "proof"),
         ("NAME-v2-00000-of-00010", "NAME-v2"),
     ],
-)  # fmt: skip
+)
 def test_the_name_of_a_split(tmp_path: Path, stem: str, split: str) -> None:
     assert list(tars_of(tmp_path / f"{stem}.tar")) == [split]
 
@@ -97,7 +116,11 @@ def test_sharded_names_are_one_split(tmp_path: Path) -> None:
     pattern = tmp_path / "src" / "val-{00000..00002}-of-00003.tar"
     for source, to in ((tmp_path / "src", "a"), (pattern, "b")):
         [split] = pack(source, tmp_path / to)
-        assert (split.name, split.samples, split.shards) == ("val", 3, str(tmp_path / to / "val-000000.tar"))
+        assert (split.name, split.samples, split.shards) == (
+            "val",
+            3,
+            str(tmp_path / to / "val-000000.tar"),
+        )
 
 
 def test_a_split_whose_name_begins_as_another_one(tmp_path: Path) -> None:

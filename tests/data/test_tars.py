@@ -1,4 +1,6 @@
-"""What a tar may look like: put together of several, with links, with what systems leave in it; nothing gets lost."""
+"""What a tar may look like: put together of several, with links, with what systems leave in it;
+nothing gets lost.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def check(data: ShardSet, count: int) -> None:
 
 @pytest.mark.parametrize("sizes", [(4, 4), (1, 1, 1), (3, 0, 2), (0, 2), (2, 0)])
 @pytest.mark.parametrize("between", [b"", bytes(512), bytes(5120)])
-def test_tars_behind_one_another_are_read_to_the_end(tmp_path: Path, sizes: tuple[int, ...], between: bytes) -> None:
+def test_tars_behind_one_another_are_read_to_the_end(
+    tmp_path: Path, sizes: tuple[int, ...], between: bytes
+) -> None:
     parts, start = [], 0
     for number, size in enumerate(sizes):
         keys = [f"k{start + i}" for i in range(size)]
@@ -53,7 +57,11 @@ def test_a_joined_tar_that_is_damaged_is_refused(tmp_path: Path) -> None:
     one, two = (tar_of(tmp_path / f"part{i}", pairs(*"abc"[: i + 2], start=i)) for i in range(2))
     whole, first = joined(tmp_path / "whole", one, two).read_bytes(), len(one.read_bytes())
     with tarfile.open(two) as tar:
-        places = [first + at for member in tar for at in (member.offset, member.offset_data, member.offset_data + 1)]
+        places = [
+            first + at
+            for member in tar
+            for at in (member.offset, member.offset_data, member.offset_data + 1)
+        ]
     shard = tmp_path / "train-0.tar"
     for cut in [first + 1, first + 100, *places[1:]]:
         shard.write_bytes(whole[:cut])
@@ -63,24 +71,41 @@ def test_a_joined_tar_that_is_damaged_is_refused(tmp_path: Path) -> None:
         "what follows its end mark": whole[:first] + b"junk" * 500,
         "what follows its end mark, at byte": whole[:first] + b"\1" + whole[first + 1 :],
         "truncated or damaged": whole[: places[3]] + b"\xff" * 512 + whole[places[3] + 512 :],
-        "damaged tar": whole[: places[3]] + bytes(512) + whole[places[3] + 512 :],  # a hole where a header was
+        "damaged tar": whole[: places[3]]
+        + bytes(512)
+        + whole[places[3] + 512 :],  # a hole where a header was
     }.items():
         shard.write_bytes(damaged)
         with pytest.raises(InputError, match=text):
             opened(shard)
 
 
-HIDDEN = ["._K.png", "._K.txt", ".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX/._K.png", "__MACOSX/K.png", ".K.png"]
+HIDDEN = [
+    "._K.png",
+    "._K.txt",
+    ".DS_Store",
+    "Thumbs.db",
+    "desktop.ini",
+    "__MACOSX/._K.png",
+    "__MACOSX/K.png",
+    ".K.png",
+]
 
 
 @pytest.mark.parametrize("folder", ["", "./", "data/", "./a/b/"])
 @pytest.mark.parametrize("before", [True, False])
-def test_hidden_members_are_passed_over_wherever_they_lie(tmp_path: Path, folder: str, before: bool) -> None:
+def test_hidden_members_are_passed_over_wherever_they_lie(
+    tmp_path: Path, folder: str, before: bool
+) -> None:
     members: Members = []
     for i in range(3):
         key, sample = f"{folder}0000{i}", pairs(f"{folder}0000{i}", start=i)
-        hidden = [(folder + name.replace("K", key.rpartition("/")[2]), b"\0\5\x16\7") for name in HIDDEN]
-        between = [m for pair in zip(hidden, [*sample, *hidden], strict=False) for m in pair][: 2 * len(sample)]
+        hidden = [
+            (folder + name.replace("K", key.rpartition("/")[2]), b"\0\5\x16\7") for name in HIDDEN
+        ]
+        between = [m for pair in zip(hidden, [*sample, *hidden], strict=False) for m in pair][
+            : 2 * len(sample)
+        ]
         members += hidden + sample if before else between + [h for h in hidden if h not in between]
     shard = tar_of(tmp_path / "train-0.tar", members)
     check(opened(shard), 3)
@@ -91,7 +116,16 @@ def test_folders_whose_names_have_dots_hold_samples(tmp_path: Path) -> None:
     """Also hidden folders, and names that only look like webdataset's meta data."""
     keys = [".data/0", "v1.0/x.y/1", "__a__2", "..3/3"]
     check(opened(tar_of(tmp_path / "train-0.tar", pairs(*keys))), 4)
-    assert len(opened(tar_of(tmp_path / "meta.tar", [*pairs("0"), ("__meta__/x.png", b""), ("__x__", b"")]))) == 1
+    assert (
+        len(
+            opened(
+                tar_of(
+                    tmp_path / "meta.tar", [*pairs("0"), ("__meta__/x.png", b""), ("__x__", b"")]
+                )
+            )
+        )
+        == 1
+    )
 
 
 def linked(path: Path, *links: tuple[str, str, bytes]) -> Path:
@@ -113,7 +147,10 @@ def linked(path: Path, *links: tuple[str, str, bytes]) -> Path:
 
 def test_links_within_a_tar_are_followed(tmp_path: Path) -> None:
     links = [("c.png", "a.png", tarfile.LNKTYPE), ("folder/d.png", "b.png", tarfile.SYMTYPE)]
-    links += [("e.png", "./folder/b.png", tarfile.LNKTYPE), ("x/f.png", "../c.png", tarfile.SYMTYPE)]
+    links += [
+        ("e.png", "./folder/b.png", tarfile.LNKTYPE),
+        ("x/f.png", "../c.png", tarfile.SYMTYPE),
+    ]
     shard = linked(tmp_path / "train-0.tar", *links)
     expected = [picture(i) for i in (0, 1, 0, 1, 1, 0)]
     assert [opened(shard).picture(i) for i in range(6)] == expected
@@ -123,7 +160,9 @@ def test_links_within_a_tar_are_followed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
 def test_links_that_lead_out_of_a_tar_are_refused_by_name(tmp_path: Path, kind: bytes) -> None:
     shard = linked(tmp_path / "train-0.tar", ("c.png", "/data/c.png", kind))
-    with pytest.raises(InputError, match=r"sample 'c': 'c.png' is a link to '/data/c.png', which is not before it"):
+    with pytest.raises(
+        InputError, match=r"sample 'c': 'c.png' is a link to '/data/c.png', which is not before it"
+    ):
         opened(shard)
     with pytest.raises(InputError, match=r"'c.png' is a link"):
         packed(shard)
@@ -134,5 +173,7 @@ def test_a_compressed_tar_is_refused_by_name(tmp_path: Path) -> None:
         with tarfile.open(tmp_path / f"train-{mode}.tar", f"w:{mode}"):
             pass
         for use in (opened, packed):
-            with pytest.raises(InputError, match=rf"train-{mode}.tar: .*a compressed one must be unpacked"):
+            with pytest.raises(
+                InputError, match=rf"train-{mode}.tar: .*a compressed one must be unpacked"
+            ):
                 use(tmp_path / f"train-{mode}.tar")

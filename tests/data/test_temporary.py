@@ -1,4 +1,6 @@
-"""A packing that is stopped leaves nothing behind; one that is killed, nothing beyond the next start."""
+"""A packing that is stopped leaves nothing behind; one that is killed, nothing beyond the next
+start.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ COMMAND = [sys.executable, "-c", "from modelchain.cli.app import main; main()", 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tar that takes a second to pack."""
-    return tar_of(tmp_path_factory.mktemp("src") / "train-0.tar", pairs(*(f"{i:05d}" for i in range(4000))))
+    return tar_of(
+        tmp_path_factory.mktemp("src") / "train-0.tar", pairs(*(f"{i:05d}" for i in range(4000)))
+    )
 
 
 @pytest.fixture
@@ -28,7 +32,11 @@ def started(source: Path, tmp_path: Path) -> Iterator[list[subprocess.Popen[str]
     """Two packings to the same target, both stopped in the middle (SIGSTOP)."""
     both = []
     for count in (1, 2):
-        both.append(subprocess.Popen([*COMMAND, source, "--to", tmp_path / "out"], stderr=subprocess.PIPE, text=True))
+        both.append(
+            subprocess.Popen(
+                [*COMMAND, source, "--to", tmp_path / "out"], stderr=subprocess.PIPE, text=True
+            )
+        )
         deadline = time.monotonic() + 100
         while len(list(tmp_path.glob(".out-*/new/*.tar"))) < count and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -40,14 +48,21 @@ def started(source: Path, tmp_path: Path) -> Iterator[list[subprocess.Popen[str]
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_signals_end_it_as_ctrl_c_does(started: list[subprocess.Popen[str]], tmp_path: Path, sig: int) -> None:
+def test_signals_end_it_as_ctrl_c_does(
+    started: list[subprocess.Popen[str]], tmp_path: Path, sig: int
+) -> None:
     first, second = started
-    assert len(list(tmp_path.glob(".out-*"))) == 2  # the second one has left the first one's folder alone
+    assert (
+        len(list(tmp_path.glob(".out-*"))) == 2
+    )  # the second one has left the first one's folder alone
     first.send_signal(sig)
     first.send_signal(signal.SIGHUP)  # services send two
     first.send_signal(signal.SIGCONT)
     said = first.communicate(timeout=60)[1]
-    assert (first.returncode, said.strip().splitlines()[-1]) == (130, "modelchain: interrupted; nothing is left behind")
+    assert (first.returncode, said.strip().splitlines()[-1]) == (
+        130,
+        "modelchain: interrupted; nothing is left behind",
+    )
     assert len(list(tmp_path.glob(".out-*"))) == 1 and "Traceback" not in said
     second.send_signal(sig)
     second.send_signal(signal.SIGCONT)
@@ -65,7 +80,9 @@ def test_what_a_killed_one_left_goes_at_the_next_start(
     for folder in foreign:
         folder.mkdir(parents=True)
     few = tar_of(tmp_path / "few" / "train-0.tar", pairs("a"))
-    done = subprocess.run([*COMMAND, few, "--to", tmp_path / "out"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*COMMAND, few, "--to", tmp_path / "out"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0 and "1 samples" in done.stdout
     [alive] = [path.parent for path in tmp_path.glob(f".*/{MARK}")]
     assert second.poll() is None and alive.exists() and all(folder.exists() for folder in foreign)
@@ -75,7 +92,9 @@ def test_what_a_killed_one_left_goes_at_the_next_start(
     assert sorted(path.name for path in tmp_path.iterdir()) == [".other", ".out-mine", "few", "out"]
 
 
-def test_a_signal_while_it_cleans_up_does_not_stop_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_while_it_cleans_up_does_not_stop_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[Path] = []
 
     def interrupted(path: Path, **options: object) -> None:
@@ -90,7 +109,9 @@ def test_a_signal_while_it_cleans_up_does_not_stop_that(tmp_path: Path, monkeypa
     assert len(calls) == 3
 
 
-def test_without_locks_folders_work_and_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_folders_work_and_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_locks(*_: object) -> None:
         raise OSError("No locks available")
 

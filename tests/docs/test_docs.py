@@ -1,6 +1,8 @@
-"""The pages keep their word: every fenced command is run or checked, every chain loads, every link leads somewhere.
+"""The pages keep their word: every fenced command is run or checked, every chain loads, every link
+leads somewhere.
 
-`modelchain` commands are executed as printed, page by page, in a folder of small stand-ins for the names the pages use.
+`modelchain` commands are executed as printed, page by page, in a folder of small stand-ins for the
+names the pages use.
 """
 
 from __future__ import annotations
@@ -22,17 +24,21 @@ import yaml
 from PIL import Image
 from webdataset import TarWriter
 
-from modelchain.cli.load import load_chain, load_model
-from modelchain.cli.validate import check_epochs
-from modelchain.contracts import FailureClass
-from modelchain.pools import PoolFile
+from modelchain.api.contracts import FailureClass
+from modelchain.io.load import load_chain, load_model
+from modelchain.plan.check import check_epochs
+from modelchain.plan.pools import PoolFile
 
 REPOSITORY = Path(__file__).parents[2]
 sys.path += [str(REPOSITORY / "tests" / name) for name in ("core", "local")]
 from harness import MODELCHAIN, SPEC  # noqa: E402
 from test_digest import ROWS  # noqa: E402
 
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [
+    REPOSITORY / "README.md",
+    REPOSITORY / "CONTRIBUTING.md",
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+]
 TRAIN, VAL = 64, 16
 PYTEST = ".venv/bin/pytest"
 
@@ -44,29 +50,44 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path) -> list[Block]:
-    return [Block(page, *found) for found in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.S)]
+    return [
+        Block(page, *found)
+        for found in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.S)
+    ]
 
 
 def commands(page: Path) -> list[list[str]]:
     """The words of every command in the page's `sh` blocks, comments left out."""
-    text = "".join(block.text for block in blocks(page) if block.language == "sh").replace("\\\n", " ")
+    text = "".join(block.text for block in blocks(page) if block.language == "sh").replace(
+        "\\\n", " "
+    )
     return [words for line in text.splitlines() if (words := shlex.split(line, comments=True))]
 
 
 def inline(page: Path) -> list[list[str]]:
     """Commands named within a sentence or a table."""
-    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S))
-    return [shlex.split(span) for span in spans if re.match(rf"(make [a-z]|(\w+=\S+ )?{re.escape(PYTEST)} )", span)]
+    spans = re.findall(
+        r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    )
+    return [
+        shlex.split(span)
+        for span in spans
+        if re.match(rf"(make [a-z]|(\w+=\S+ )?{re.escape(PYTEST)} )", span)
+    ]
 
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 EXECUTED = [page for page in PAGES if any(words[0] == "modelchain" for words in commands(page))]
-TYPED = [REPOSITORY / "README.md", *(REPOSITORY / "docs" / f"{name}.md" for name in pages.ON_A_CLUSTER)]
+TYPED = [
+    REPOSITORY / "README.md",
+    *(REPOSITORY / "docs" / f"{name}.md" for name in pages.ON_A_CLUSTER),
+]
 OTHERS = [
     (page, words)
     for page in PAGES
     for words in commands(page) + inline(page)
-    if words[0] != "modelchain" and not (words[0] in pages.PROGRAMS and page in TYPED)  # by tests/cluster/test_docs.py
+    if words[0] != "modelchain"
+    and not (words[0] in pages.PROGRAMS and page in TYPED)  # by tests/cluster/test_docs.py
     if words[0] not in ("pip", "clip_benchmark")  # by tests/trainer/test_export.py
 ]
 
@@ -78,8 +99,12 @@ def shards(folder: Path, names: list[str]) -> None:
         with TarWriter(str(folder / name)) as tar:
             for i in range(VAL if "val" in name else TRAIN):
                 picture = Image.new("RGB", (20, 16), (i * 4, 255 - i * 4, i * 37 % 256))
-                captions = [f"{kind} number {i}" for kind in ("picture", "colour", "square", "sample")]
-                tar.write({"__key__": f"{name[:-4]}-{i}", "png": picture, "json": {"captions": captions}})
+                captions = [
+                    f"{kind} number {i}" for kind in ("picture", "colour", "square", "sample")
+                ]
+                tar.write(
+                    {"__key__": f"{name[:-4]}-{i}", "png": picture, "json": {"captions": captions}}
+                )
 
 
 def chain() -> dict[str, Any]:
@@ -94,7 +119,9 @@ def chain() -> dict[str, Any]:
 
 
 def execute(folder: Path, *words: str) -> str:
-    done = subprocess.run([MODELCHAIN, *words], cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(
+        [MODELCHAIN, *words], cwd=folder, capture_output=True, text=True, timeout=240, check=False
+    )
     assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
     assert "Traceback" not in done.stderr
     return done.stdout
@@ -110,11 +137,19 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(folder / "SRC" / "train-000000.tar", folder / "tars" / "other.tar")
     (folder / "cc3m").mkdir()
     Image.new("RGB", (300, 290)).save(folder / "cc3m" / "1.jpg")
-    rows = [["filepath", *"rabcdef"], ["1.jpg", "a dog", *["One. Two."] * 6], ["gone.jpg", "a cat", *["Three."] * 6]]
+    rows = [
+        ["filepath", *"rabcdef"],
+        ["1.jpg", "a dog", *["One. Two."] * 6],
+        ["gone.jpg", "a cat", *["Three."] * 6],
+    ]
     (folder / "cc3m" / "all.csv").write_text("".join("\t".join(row) + "\n" for row in rows))
-    (folder / "cc3m" / "captions.csv").write_text("".join("\t".join(row) + "\n" for row in rows[:2]))
+    (folder / "cc3m" / "captions.csv").write_text(
+        "".join("\t".join(row) + "\n" for row in rows[:2])
+    )
     (folder / "chain.yaml").write_text(yaml.safe_dump(chain()))
-    pools = [block.text for block in BLOCKS if block.page.stem == "plan" and "nodePools" in block.text]
+    pools = [
+        block.text for block in BLOCKS if block.page.stem == "plan" and "nodePools" in block.text
+    ]
     (folder / "pools.yaml").write_text(pools[0])
     execute(folder, "pack", "SRC", "--to", "DIR")
     execute(folder, "run", "-f", "chain.yaml", "--root", "runs/mine", "--data", "DIR")
@@ -123,15 +158,21 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def is_for_a_cluster(words: list[str]) -> bool:
     """These are run in tests/cluster; here they only have to be understood."""
-    return words[1] in ("get", "explain", "suspend", "resume", "retry") or (words[1] == "status" and "-n" in words)
+    return words[1] in ("get", "explain", "suspend", "resume", "retry") or (
+        words[1] == "status" and "-n" in words
+    )
 
 
 def understand(folder: Path, *words: str) -> None:
     """The command line is right: what it lacks is a cluster."""
     command = [MODELCHAIN, *words, "--kubeconfig=none"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("modelchain: no API server to talk to: there is no none"), done.stderr
+    assert done.stderr.startswith("modelchain: no API server to talk to: there is no none"), (
+        done.stderr
+    )
 
 
 @pytest.mark.parametrize("page", EXECUTED, ids=lambda page: page.stem)
@@ -151,27 +192,39 @@ def test_commands_do_what_the_page_says(page: Path, stand_ins: Path, tmp_path: P
             out = execute(here, *(names.get(word, word) for word in words[1:]))
             if "json" in words:
                 json.loads(out)
-    assert set((here / "runs" / "mine").glob("*/artifact")) == set(artifacts), "a finished chain trains nothing"
+    assert set((here / "runs" / "mine").glob("*/artifact")) == set(artifacts), (
+        "a finished chain trains nothing"
+    )
 
 
 def test_every_command_line_is_in_some_page() -> None:
-    listed = subprocess.run([MODELCHAIN, "--help"], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        [MODELCHAIN, "--help"], capture_output=True, text=True, check=True
+    ).stdout
     known = set(re.findall(r"^[│|] (\w+)  ", listed, re.M))
     assert known >= {"validate", "plan", "run", "status", "pack", "evaluate"}
-    assert known == {words[1] for page in EXECUTED for words in commands(page) if words[0] == "modelchain"}
+    assert known == {
+        words[1] for page in EXECUTED for words in commands(page) if words[0] == "modelchain"
+    }
 
 
-@pytest.mark.parametrize(("page", "words"), OTHERS, ids=lambda value: getattr(value, "stem", None) or " ".join(value))
+@pytest.mark.parametrize(
+    ("page", "words"), OTHERS, ids=lambda value: getattr(value, "stem", None) or " ".join(value)
+)
 def test_other_commands_name_what_is_there(page: Path, words: list[str]) -> None:
     while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
         words = words[1:]
     if words[0] == "make":
-        done = subprocess.run(["make", "-n", *words[1:]], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["make", "-n", *words[1:]], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
     elif words[0] == ".venv/bin/python":
         command = [sys.executable, words[1], "--help"]
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-        assert not [word for word in words if word.startswith("--") and word not in done.stdout], done.stderr
+        assert not [word for word in words if word.startswith("--") and word not in done.stdout], (
+            done.stderr
+        )
     elif words[0] in ("docker", "buildah"):
         assert_is_of_an_image(words)
     else:
@@ -192,29 +245,43 @@ def assert_is_of_an_image(words: list[str]) -> None:
         assert re.search(rf"^ARG .*\b{argument}=", dockerfile, re.M)
     else:
         assert words[1] in ("push", "inspect")
-        assert any(words[-1] == other[other.index("--tag") + 1] for _, other in OTHERS if "--tag" in other)
+        assert any(
+            words[-1] == other[other.index("--tag") + 1] for _, other in OTHERS if "--tag" in other
+        )
 
 
 def test_the_pages_use_blocks_that_are_checked() -> None:
     assert {block.language for block in BLOCKS} <= {"sh", "yaml", "python", "text", ""}
-    assert not [b for b in BLOCKS if b.language in ("", "text") and re.search(r"^(modelchain|make) ", b.text, re.M)]
+    assert not [
+        b
+        for b in BLOCKS
+        if b.language in ("", "text") and re.search(r"^(modelchain|make) ", b.text, re.M)
+    ]
 
 
-@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "yaml"], ids=lambda block: block.page.stem)
+@pytest.mark.parametrize(
+    "block", [b for b in BLOCKS if b.language == "yaml"], ids=lambda block: block.page.stem
+)
 def test_yaml_loads(block: Block, tmp_path: Path) -> None:
     file = tmp_path / "file.yaml"
     file.write_text(block.text)
     if "kind: ModelChain" in block.text:
-        check_epochs(load_chain(file), file, {})
-    elif "kind" not in (content := yaml.safe_load(block.text)):  # other kinds: tests/cluster/test_docs.py
+        check_epochs(load_chain(file), str(file), {})
+    elif "kind" not in (
+        content := yaml.safe_load(block.text)
+    ):  # other kinds: tests/cluster/test_docs.py
         chart = yaml.safe_load((REPOSITORY / "charts" / "modelchain" / "values.yaml").read_text())
         ours = {field.alias for field in PoolFile.model_fields.values()}
         assert content.keys() <= chart.keys() | ours
-        file.write_text(yaml.safe_dump({key: value for key, value in content.items() if key in ours}))
+        file.write_text(
+            yaml.safe_dump({key: value for key, value in content.items() if key in ours})
+        )
         load_model(PoolFile, file)
 
 
-@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "python"], ids=lambda block: block.page.stem)
+@pytest.mark.parametrize(
+    "block", [b for b in BLOCKS if b.language == "python"], ids=lambda block: block.page.stem
+)
 def test_python_is_python(block: Block, stand_ins: Path, tmp_path: Path) -> None:
     ast.parse(block.text)
     if "cc3m" in block.text:
@@ -261,7 +328,9 @@ def test_every_class_of_failure_has_its_row(tmp_path: Path) -> None:
         if words[0] == "modelchain":
             understand(tmp_path, *words[1:])
         else:
-            assert words[0] == "kubectl", f"{name}: {command}"  # typed by tests/cluster/test_docs.py
+            assert words[0] == "kubectl", (
+                f"{name}: {command}"
+            )  # typed by tests/cluster/test_docs.py
 
 
 def test_the_page_on_security_has_every_right_of_the_operator() -> None:
@@ -274,5 +343,13 @@ def test_the_page_on_security_has_every_right_of_the_operator() -> None:
 
 
 def test_every_picture_is_shown() -> None:
-    shown = {Path(name).name for page in PAGES for name in re.findall(r"!\[[^]]+\]\((\S+)\)", page.read_text())}
-    assert shown == {picture.name for kind in ("svg", "png") for picture in (REPOSITORY / "docs").glob(f"*.{kind}")}
+    shown = {
+        Path(name).name
+        for page in PAGES
+        for name in re.findall(r"!\[[^]]+\]\((\S+)\)", page.read_text())
+    }
+    assert shown == {
+        picture.name
+        for kind in ("svg", "png")
+        for picture in (REPOSITORY / "docs").glob(f"*.{kind}")
+    }

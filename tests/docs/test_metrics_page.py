@@ -31,7 +31,10 @@ def lint(text: str) -> Iterator[str]:
             yield f"{family.name}: a gauge by another's name"
         if family.type == "counter" and not all(name.endswith("_total") for name in names):
             yield f"{family.name}: a counter without _total"
-        if re.search(r"[A-Z:]|(milli|micro|nano)seconds|minutes|hours|percent|kilo|mega|_(gauge|counter)", family.name):
+        if re.search(
+            r"[A-Z:]|(milli|micro|nano)seconds|minutes|hours|percent|kilo|mega|_(gauge|counter)",
+            family.name,
+        ):
             yield f"{family.name}: not a base unit, or no snake_case"
 
 
@@ -40,7 +43,9 @@ def test_names_keep_the_conventions(who: str) -> None:
     text = SERVED[who]()
     assert list(lint(text)) == [] and text.count("# TYPE modelchain_") > 10
     if promtool := shutil.which("promtool"):  # the end-to-end test always has it
-        done = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False
+        )
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

@@ -1,4 +1,6 @@
-"""A cluster in which pods really train, with training-operator and our chart: one for the session."""
+"""A cluster in which pods really train, with training-operator and our chart: one for the
+session.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,10 @@ def cluster() -> Iterator[tuple[Cluster, str, str]]:
     if given := os.environ.get(KUBECONFIG):
         kubectl = shutil.which("kubectl")
         if not kubectl or not all(os.environ.get(name) for name in IMAGES):
-            pytest.fail(f"{KUBECONFIG} needs kubectl in PATH and images the cluster can pull in {' and '.join(IMAGES)}")
+            pytest.fail(
+                f"{KUBECONFIG} needs kubectl in PATH and images the cluster can pull in"
+                f" {' and '.join(IMAGES)}"
+            )
         yield Cluster(Path(given), Path(kubectl)), os.environ[IMAGES[0]], os.environ[IMAGES[1]]
         return
     if wants := machine.wants():
@@ -55,8 +60,12 @@ def lab(cluster: tuple[Cluster, str, str]) -> Lab:
 
 
 @pytest.fixture(scope="session")
-def system(cluster: tuple[Cluster, str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """training-operator from its own manifests, our chart by Helm, and a namespace under the restricted standard."""
+def system(
+    cluster: tuple[Cluster, str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[System]:
+    """training-operator from its own manifests, our chart by Helm, and a namespace under the
+    restricted standard.
+    """
     system = install(*cluster, tmp_path_factory.mktemp("system"))
     yield system
     if not isinstance(cluster[0], Lab):

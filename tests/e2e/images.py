@@ -1,4 +1,6 @@
-"""Images from the Dockerfile, without a registry: built by buildah, passed to the node's containerd through a pipe."""
+"""Images from the Dockerfile, without a registry: built by buildah, passed to the node's containerd
+through a pipe.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,13 @@ from node import PAUSE
 REPOSITORY = Path(__file__).parents[2]
 BASE = "localhost/modelchain-base:bookworm"
 VERSION = "0.1.0"
-OPERATOR, TRAINER = f"ghcr.io/modelchain/operator:{VERSION}", f"ghcr.io/modelchain/trainer:{VERSION}"
+OPERATOR, TRAINER = (
+    f"ghcr.io/modelchain/operator:{VERSION}",
+    f"ghcr.io/modelchain/trainer:{VERSION}",
+)
 PYTHON = "python3,python3-venv,python3-pip,ca-certificates"
-# What training-operator's init container runs; its `nslookup` must succeed if any search domain has the name.
+# What training-operator's init container runs; its `nslookup` must succeed if any search domain has
+# the name.
 INIT = "docker.io/library/alpine:3.10"
 
 
@@ -31,16 +37,30 @@ class Buildah:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._words = ["buildah", "--root", str(directory / "root"), "--runroot", str(directory / "run")]
+        self._words = [
+            "buildah",
+            "--root",
+            str(directory / "root"),
+            "--runroot",
+            str(directory / "run"),
+        ]
         directory.mkdir(parents=True, exist_ok=True)
-        config = directory / "containers.conf"  # or it would make a folder in /etc for networks it does not use
+        config = (
+            directory / "containers.conf"
+        )  # or it would make a folder in /etc for networks it does not use
         config.write_text(f'[network]\nnetwork_config_dir = "{directory}/networks"\n')
-        own = {"BUILDAH_ISOLATION": "chroot", "STORAGE_DRIVER": "overlay", "CONTAINERS_CONF": str(config)}
+        own = {
+            "BUILDAH_ISOLATION": "chroot",
+            "STORAGE_DRIVER": "overlay",
+            "CONTAINERS_CONF": str(config),
+        }
         self._environment = {**os.environ, **own}
 
     def __call__(self, *words: str) -> str:
         """Standard output. Raises RuntimeError with the end of what it wrote."""
-        done = subprocess.run([*self._words, *words], env=self._environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [*self._words, *words], env=self._environment, capture_output=True, text=True
+        )
         if done.returncode:
             raise RuntimeError(f"buildah {' '.join(words)}: {(done.stdout + done.stderr)[-3000:]}")
         return done.stdout.strip()
@@ -68,10 +88,14 @@ class Buildah:
     def size_of(self, name: str) -> int:
         """Bytes of all files in the image."""
         with self.mounted(name) as root:
-            sizes = subprocess.run(["du", "-sbx", str(root)], check=True, capture_output=True, text=True)
+            sizes = subprocess.run(
+                ["du", "-sbx", str(root)], check=True, capture_output=True, text=True
+            )
             return int(sizes.stdout.split()[0])
 
-    def from_files(self, name: str, parent: str, *files: tuple[Path, str], entrypoint: str = "[]") -> None:
+    def from_files(
+        self, name: str, parent: str, *files: tuple[Path, str], entrypoint: str = "[]"
+    ) -> None:
         """An image of `parent` ("scratch" for none) and files or folders."""
         container = self("from", "--pull-never", parent)
         try:
@@ -89,7 +113,12 @@ def build(directory: Path) -> Buildah:
     buildah.forget()
     if buildah.id_of(BASE) is None:
         _base(buildah, directory)
-    certificates = ["-v", "/etc/ssl/certs:/etc/ssl/certs:ro", "--env", "PIP_CERT=/etc/ssl/certs/ca-certificates.crt"]
+    certificates = [
+        "-v",
+        "/etc/ssl/certs:/etc/ssl/certs:ro",
+        "--env",
+        "PIP_CERT=/etc/ssl/certs/ca-certificates.crt",
+    ]
     for target, name in (("operator", OPERATOR), ("trainer", TRAINER)):
         what = ["--build-arg", f"BASE={BASE}", "--target", target, "-t", name]
         buildah("bud", "--layers", "--network", "host", *certificates, *what, str(REPOSITORY))
@@ -106,19 +135,28 @@ def build(directory: Path) -> Buildah:
             (PAUSE, "scratch", program("pause"), "/pause"),
         ):
             if buildah.id_of(name) is None:
-                buildah.from_files(name, parent, (file, to), entrypoint=json.dumps(["/pause"] if name == PAUSE else []))
+                buildah.from_files(
+                    name,
+                    parent,
+                    (file, to),
+                    entrypoint=json.dumps(["/pause"] if name == PAUSE else []),
+                )
     return buildah
 
 
 def training_operator_image() -> str:
     """The image's name in training-operator's own manifests."""
-    overlay = (training_operator_source() / "manifests/overlays/standalone/kustomization.yaml").read_text()
+    overlay = (
+        training_operator_source() / "manifests/overlays/standalone/kustomization.yaml"
+    ).read_text()
     words = overlay.split()
     return f"{words[words.index('images:') + 3]}:{words[words.index('newTag:') + 1]}"
 
 
 def _base(buildah: Buildah, directory: Path) -> None:
-    """Debian with Python, as the Dockerfile's own base is; there is no registry to take that from."""
+    """Debian with Python, as the Dockerfile's own base is; there is no registry to take that
+    from.
+    """
     root = directory / "base"
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
@@ -150,7 +188,9 @@ def _import(buildah: Buildah, lab: Lab, name: str) -> None:
 
         def push() -> None:
             try:
-                buildah("push", "-q", "--disable-compression", name, f"docker-archive:{pipe}:{name}")
+                buildah(
+                    "push", "-q", "--disable-compression", name, f"docker-archive:{pipe}:{name}"
+                )
             except BaseException as error:
                 failures.append(error)
 

@@ -1,4 +1,6 @@
-"""Where the tests of pods run: a node of our own in namespaces (`node.py`), or the cluster of a kubeconfig."""
+"""Where the tests of pods run: a node of our own in namespaces (`node.py`), or the cluster of a
+kubeconfig.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +25,19 @@ LINK = "mc-e2e"
 
 
 class Lab(Cluster):
-    """Our own node. `ask` passes a command to it; everything ends with `stop`, or when this process dies."""
+    """Our own node. `ask` passes a command to it; everything ends with `stop`, or when this process
+    dies.
+    """
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(directory / "cluster" / "admin.kubeconfig", find_or_build().paths["kubectl"])
+        super().__init__(
+            directory / "cluster" / "admin.kubeconfig", find_or_build().paths["kubectl"]
+        )
         self.directory = directory
         self._process: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
-        # The kernel kills it with the *thread* that started it (PR_SET_PDEATHSIG), so that is one that lives on.
+        # The kernel kills it with the *thread* that started it (PR_SET_PDEATHSIG), so that is one
+        # that lives on.
         self._launcher = ThreadPoolExecutor(1)
 
     def start(self) -> Lab:
@@ -38,7 +45,16 @@ class Lab(Cluster):
         self.directory.mkdir(parents=True, exist_ok=True)
         self._log = (self.directory / "node.log").open("w")
         inner = [sys.executable, str(HERE / "node.py"), str(self.directory)]
-        private = ["unshare", "--mount", "--net", "--pid", "--ipc", "--fork", "--kill-child", "--mount-proc"]
+        private = [
+            "unshare",
+            "--mount",
+            "--net",
+            "--pid",
+            "--ipc",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+        ]
         self._process = self._launcher.submit(
             subprocess.Popen,
             ["setpriv", "--pdeathsig", "KILL", *private, *inner],
@@ -49,7 +65,19 @@ class Lab(Cluster):
         ).result()
         try:
             child = self._child()
-            machine.run("ip", "link", "add", LINK, "type", "veth", "peer", "name", "eth0", "netns", str(child))
+            machine.run(
+                "ip",
+                "link",
+                "add",
+                LINK,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "eth0",
+                "netns",
+                str(child),
+            )
             machine.run("ip", "address", "add", f"{HOST}/{PREFIX}", "dev", LINK)
             machine.run("ip", "link", "set", LINK, "up")
             self._say("network is there")
@@ -68,7 +96,9 @@ class Lab(Cluster):
         sweep()
 
     def ask(self, *words: str) -> str:
-        """`stop NAME` and `start NAME` of a component, or `ctr …`; what it answers. Raises RuntimeError."""
+        """`stop NAME` and `start NAME` of a component, or `ctr …`; what it answers. Raises
+        RuntimeError.
+        """
         with self._lock:
             self._say(" ".join(words))
             return self._answer()
@@ -137,5 +167,7 @@ def alone(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise RuntimeError(f"another `make e2e` runs on this machine ({directory / 'lock'}, {ADDRESS})") from None
+            raise RuntimeError(
+                f"another `make e2e` runs on this machine ({directory / 'lock'}, {ADDRESS})"
+            ) from None
         yield

@@ -38,23 +38,39 @@ def wants() -> list[str]:
     """What is missing, a sentence each; packages apart."""
     found = []
     if sys.platform != "linux" or os.geteuid() != 0:
-        found.append("needs Linux and root: the node makes namespaces, mounts and control groups of its own")
+        found.append(
+            "needs Linux and root: the node makes namespaces, mounts and control groups of its own"
+        )
         return found
-    if subprocess.run(["unshare", "--mount", "--net", "--pid", "--fork", "true"], capture_output=True).returncode:
-        found.append("`unshare --mount --net --pid` is refused here: run it outside of an unprivileged container")
+    if subprocess.run(
+        ["unshare", "--mount", "--net", "--pid", "--fork", "true"], capture_output=True
+    ).returncode:
+        found.append(
+            "`unshare --mount --net --pid` is refused here: run it outside of an unprivileged"
+            " container"
+        )
     if not shutil.which("go"):
-        found.append("needs Go 1.24 or newer, which builds Kubernetes from the module proxy: https://go.dev/dl")
+        found.append(
+            "needs Go 1.24 or newer, which builds Kubernetes from the module proxy:"
+            " https://go.dev/dl"
+        )
     if missing_packages() and not shutil.which("apt-get"):
         found.append(
-            f"needs what Debian calls {', '.join(missing_packages())}, and there is no apt-get to install them"
+            f"needs what Debian calls {', '.join(missing_packages())}, and there is no apt-get to"
+            " install them"
         )
     there = cache()
     while not there.exists():
         there = there.parent
-    held = sum(f.stat().st_blocks * 512 for f in cache().rglob("*") if f.is_file() and not f.is_symlink())
+    held = sum(
+        f.stat().st_blocks * 512 for f in cache().rglob("*") if f.is_file() and not f.is_symlink()
+    )
     free = (shutil.disk_usage(there).free + held) / 2**30
     if free < FREE_GIB:
-        found.append(f"needs {FREE_GIB} GB free under {cache()}, of which its own files count: {free:.0f} GB are")
+        found.append(
+            f"needs {FREE_GIB} GB free under {cache()}, of which its own files count: {free:.0f}"
+            " GB are"
+        )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     if memory < MEMORY_GIB:
         found.append(f"needs {MEMORY_GIB} GB of memory; here are {memory:.0f}")

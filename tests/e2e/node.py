@@ -1,8 +1,10 @@
-"""A control plane and one real node, in Linux namespaces of their own. Started by `lab.py`, not by hand.
+"""A control plane and one real node, in Linux namespaces of their own. Started by `lab.py`, not by
+hand.
 
-Network, mounts and process ids are private: what containerd, kubelet and kube-proxy do to routes, iptables, /run and
-/var is seen by nobody else, and the kernel takes it all away when this process ends, however it ends.
-`node.py DIRECTORY` takes commands on standard input, a line each, and answers "ok" or "error: …".
+Network, mounts and process ids are private: what containerd, kubelet and kube-proxy do to routes,
+iptables, /run and /var is seen by nobody else, and the kernel takes it all away when this process
+ends, however it ends. `node.py DIRECTORY` takes commands on standard input, a line each, and
+answers "ok" or "error: …".
 """
 
 from __future__ import annotations
@@ -23,21 +25,31 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
 from build import program
 from controlplane import ControlPlane, KubectlError, _answers, _Component
 
-HOST, ADDRESS, PREFIX = "198.18.77.1", "198.18.77.2", 30  # from the block that RFC 2544 keeps for benchmarks
+HOST, ADDRESS, PREFIX = (
+    "198.18.77.1",
+    "198.18.77.2",
+    30,
+)  # from the block that RFC 2544 keeps for benchmarks
 PODS = "10.244.0.0/24"
 DNS_PORT, PROMETHEUS = 53, 9095
 NAME = "node-a"
 CGROUP = "modelchain-e2e"
 KERNEL = {
-    "vm/overcommit_memory": 1, "vm/panic_on_oom": 0, "kernel/panic": 10, "kernel/panic_on_oops": 1,
-    "kernel/keys/root_maxkeys": 1_000_000, "kernel/keys/root_maxbytes": 25_000_000,
-}  # fmt: skip
+    "vm/overcommit_memory": 1,
+    "vm/panic_on_oom": 0,
+    "kernel/panic": 10,
+    "kernel/panic_on_oops": 1,
+    "kernel/keys/root_maxkeys": 1_000_000,
+    "kernel/keys/root_maxbytes": 25_000_000,
+}
 PAUSE = "registry.local/pause:1"
 STORAGE_CLASSES = ("rwx", "small")  # directories; a tmpfs as large as the claim asks
 
 
 class Node(ControlPlane):
-    """etcd to kubelet on one address. Images stay in containerd's store from one run to the next."""
+    """etcd to kubelet on one address. Images stay in containerd's store from one run to the
+    next.
+    """
 
     address = ADDRESS
     api_options = ()
@@ -60,7 +72,12 @@ class Node(ControlPlane):
         self._start_api()
         self._launch("kube-controller-manager")
         self.start_component("containerd")
-        self.kubectl("apply", "-f", "-", input=json.dumps({"apiVersion": "v1", "kind": "List", "items": _classes()}))
+        self.kubectl(
+            "apply",
+            "-f",
+            "-",
+            input=json.dumps({"apiVersion": "v1", "kind": "List", "items": _classes()}),
+        )
         for name in ("coredns", "kubelet"):
             self.start_component(name)
         self.kubectl("wait", "--for=create", f"node/{NAME}", "--timeout=60s")
@@ -70,19 +87,32 @@ class Node(ControlPlane):
 
     def ctr(self, *words: str) -> str:
         """containerd's own client, in the namespace of Kubernetes."""
-        command = ["ctr", "--address", str(self.directory / "containerd.sock"), "--namespace", "k8s.io", *words]
+        command = [
+            "ctr",
+            "--address",
+            str(self.directory / "containerd.sock"),
+            "--namespace",
+            "k8s.io",
+            *words,
+        ]
         return subprocess.run(command, check=True, text=True, capture_output=True).stdout
 
     def _containerd(self) -> _Component:
         networks = self.directory / "cni"
         networks.mkdir()
         bridge = {
-            "type": "bridge", "bridge": "cni0", "isGateway": True, "ipMasq": True, "hairpinMode": True,
+            "type": "bridge",
+            "bridge": "cni0",
+            "isGateway": True,
+            "ipMasq": True,
+            "hairpinMode": True,
             "ipam": {
-                "type": "host-local", "ranges": [[{"subnet": PODS}]], "routes": [{"dst": "0.0.0.0/0"}],
+                "type": "host-local",
+                "ranges": [[{"subnet": PODS}]],
+                "routes": [{"dst": "0.0.0.0/0"}],
                 "dataDir": str(self.directory / "addresses"),
             },
-        }  # fmt: skip
+        }
         plugins = [bridge, {"type": "portmap", "capabilities": {"portMappings": True}}]
         (networks / "bridge.conflist").write_text(
             json.dumps({"cniVersion": "0.4.0", "name": "bridge", "plugins": plugins})
@@ -120,23 +150,43 @@ oom_score = 0
         certificate, key = self.authority.server(NAME, f"DNS:{NAME}", f"IP:{ADDRESS}")
         config = self.directory / "kubelet.json"
         settings = {
-            "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
-            "authentication": {"x509": {"clientCAFile": str(self.ca)}, "anonymous": {"enabled": False}},
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "authentication": {
+                "x509": {"clientCAFile": str(self.ca)},
+                "anonymous": {"enabled": False},
+            },
             "authorization": {"mode": "Webhook"},
-            "tlsCertFile": str(certificate), "tlsPrivateKeyFile": str(key),
-            "cgroupDriver": "cgroupfs", "cgroupRoot": f"/{CGROUP}", "enforceNodeAllocatable": [],
-            "failSwapOn": False, "maxOpenFiles": 20000,
-            "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
-            "imageGCHighThresholdPercent": 100, "imageGCLowThresholdPercent": 99,
+            "tlsCertFile": str(certificate),
+            "tlsPrivateKeyFile": str(key),
+            "cgroupDriver": "cgroupfs",
+            "cgroupRoot": f"/{CGROUP}",
+            "enforceNodeAllocatable": [],
+            "failSwapOn": False,
+            "maxOpenFiles": 20000,
+            "evictionHard": {
+                "memory.available": "100Mi",
+                "nodefs.available": "1%",
+                "imagefs.available": "1%",
+            },
+            "imageGCHighThresholdPercent": 100,
+            "imageGCLowThresholdPercent": 99,
             "containerRuntimeEndpoint": f"unix://{self.directory}/containerd.sock",
-            "clusterDNS": [ADDRESS], "clusterDomain": "cluster.local", "resolvConf": "/dev/null",
-            "volumePluginDir": str(self.directory / "volume-plugins"), "podLogsDir": str(self.directory / "pods"),
-        }  # fmt: skip
+            "clusterDNS": [ADDRESS],
+            "clusterDomain": "cluster.local",
+            "resolvConf": "/dev/null",
+            "volumePluginDir": str(self.directory / "volume-plugins"),
+            "podLogsDir": str(self.directory / "pods"),
+        }
         config.write_text(json.dumps(settings))
         kubeconfig = self.kubeconfig_for(f"system:node:{NAME}", ["system:nodes", "system:masters"])
         command = [
             *(str(program("kubelet")), f"--config={config}", f"--kubeconfig={kubeconfig}"),
-            *(f"--root-dir={self.directory}/kubelet", f"--hostname-override={NAME}", f"--node-ip={ADDRESS}"),
+            *(
+                f"--root-dir={self.directory}/kubelet",
+                f"--hostname-override={NAME}",
+                f"--node-ip={ADDRESS}",
+            ),
         ]
         return _Component(command, lambda: _answers("http://127.0.0.1:10248/healthz"))
 
@@ -144,7 +194,11 @@ oom_score = 0
         kubeconfig = self.kubeconfig_for("system:kube-proxy")
         command = [
             *(str(program("kube-proxy")), "--proxy-mode=iptables", f"--kubeconfig={kubeconfig}"),
-            *(f"--hostname-override={NAME}", f"--cluster-cidr={PODS}", "--conntrack-max-per-core=0"),
+            *(
+                f"--hostname-override={NAME}",
+                f"--cluster-cidr={PODS}",
+                "--conntrack-max-per-core=0",
+            ),
             *("--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0"),
         ]
         return _Component(command, lambda: _answers("http://127.0.0.1:10256/livez"))
@@ -164,7 +218,8 @@ oom_score = 0
 }}
 """)
         return _Component(
-            [str(program("coredns")), "-conf", str(config)], lambda: _answers("http://127.0.0.1:8181/ready")
+            [str(program("coredns")), "-conf", str(config)],
+            lambda: _answers("http://127.0.0.1:8181/ready"),
         )
 
     def _prometheus(self) -> _Component:
@@ -182,14 +237,18 @@ oom_score = 0
 
     def _discover(self) -> None:
         """Running pods of ours with a port named metrics."""
-        pods: list[dict[str, Any]] = json.loads(self.kubectl("get", "pods", "-A", "-o", "json"))["items"]
+        pods: list[dict[str, Any]] = json.loads(self.kubectl("get", "pods", "-A", "-o", "json"))[
+            "items"
+        ]
         targets = []
         for pod in pods:
             labels = pod["metadata"].get("labels", {})
             operator = labels.get("app.kubernetes.io/name") == "modelchain"
             ours = operator or labels.get("modelchain.dev/role") == "train"
             ports = {p.get("name") for c in pod["spec"]["containers"] for p in c.get("ports", ())}
-            runs = pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]
+            runs = (
+                pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]
+            )
             if ours and runs and "metrics" in ports:
                 who = {"who": "operator" if operator else "trainer", "pod": pod["metadata"]["name"]}
                 targets.append({"targets": [f"{pod['status']['podIP']}:9090"], "labels": who})
@@ -198,13 +257,20 @@ oom_score = 0
         new.rename(self.directory / "targets-pods.json")
 
     def _provision(self) -> None:
-        """A volume for every claim of our classes, a directory that any user may write; and Prometheus's targets."""
+        """A volume for every claim of our classes, a directory that any user may write; and
+        Prometheus's targets.
+        """
         while True:
             time.sleep(0.5)
             try:
-                claims: list[dict[str, Any]] = json.loads(self.kubectl("get", "pvc", "-A", "-o", "json"))["items"]
+                claims: list[dict[str, Any]] = json.loads(
+                    self.kubectl("get", "pvc", "-A", "-o", "json")
+                )["items"]
                 for claim in claims:
-                    if claim["spec"].get("storageClassName") in STORAGE_CLASSES and "volumeName" not in claim["spec"]:
+                    if (
+                        claim["spec"].get("storageClassName") in STORAGE_CLASSES
+                        and "volumeName" not in claim["spec"]
+                    ):
                         self.kubectl("apply", "-f", "-", input=json.dumps(self._volume(claim)))
                 if "prometheus" in self.pids():
                     self._discover()
@@ -218,30 +284,49 @@ oom_score = 0
         if not path.exists():
             path.mkdir(parents=True)
             if spec["storageClassName"] == "small":
-                _run("mount", "-t", "tmpfs", "-o", f"size={size.removesuffix('i')},mode=0777", "tmpfs", str(path))
+                _run(
+                    "mount",
+                    "-t",
+                    "tmpfs",
+                    "-o",
+                    f"size={size.removesuffix('i')},mode=0777",
+                    "tmpfs",
+                    str(path),
+                )
             path.chmod(0o777)
-        reference = {k: meta[k] for k in ("name", "namespace", "uid")} | {"kind": "PersistentVolumeClaim"}
+        reference = {k: meta[k] for k in ("name", "namespace", "uid")} | {
+            "kind": "PersistentVolumeClaim"
+        }
         return {
-            "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": f"pv-{meta['uid']}"},
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": f"pv-{meta['uid']}"},
             "spec": {
-                "capacity": {"storage": size}, "accessModes": spec["accessModes"], "claimRef": reference,
-                "storageClassName": spec["storageClassName"], "hostPath": {"path": str(path)},
+                "capacity": {"storage": size},
+                "accessModes": spec["accessModes"],
+                "claimRef": reference,
+                "storageClassName": spec["storageClassName"],
+                "hostPath": {"path": str(path)},
                 "persistentVolumeReclaimPolicy": "Retain",
             },
-        }  # fmt: skip
+        }
 
 
 def _classes() -> list[dict[str, Any]]:
     return [
         {
-            "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "provisioner": "modelchain.dev/e2e",
+            "apiVersion": "storage.k8s.io/v1",
+            "kind": "StorageClass",
+            "provisioner": "modelchain.dev/e2e",
             "metadata": {
                 "name": name,
-                "annotations": {"storageclass.kubernetes.io/is-default-class": str(name == "rwx").lower()},
+                "annotations": {
+                    "storageclass.kubernetes.io/is-default-class": str(name == "rwx").lower()
+                },
             },
         }
         for name in STORAGE_CLASSES
-    ]  # fmt: skip
+    ]
 
 
 def _run(*command: str) -> None:
@@ -249,11 +334,18 @@ def _run(*command: str) -> None:
 
 
 def isolate(directory: Path) -> None:
-    """Inside the new namespaces: /run and /var are ours, mounts below `directory` are seen by containers."""
+    """Inside the new namespaces: /run and /var are ours, mounts below `directory` are seen by
+    containers.
+    """
     for folder in ("/run", "/opt", "/etc/cni"):
         if Path(folder).is_dir():
             _run("mount", "-t", "tmpfs", "tmpfs", folder)
-    for name, value in KERNEL.items():  # the kubelet sets them for the whole machine, unless they read as it wants
+    for (
+        name,
+        value,
+    ) in (
+        KERNEL.items()
+    ):  # the kubelet sets them for the whole machine, unless they read as it wants
         wanted = directory / name.replace("/", "-")
         wanted.write_text(f"{value}\n")
         _run("mount", "--bind", str(wanted), f"/proc/sys/{name}")
@@ -261,7 +353,15 @@ def isolate(directory: Path) -> None:
     for folder in (upper, work):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-    _run("mount", "-t", "overlay", "-o", f"lowerdir=/var,upperdir={upper},workdir={work}", "overlay", "/var")
+    _run(
+        "mount",
+        "-t",
+        "overlay",
+        "-o",
+        f"lowerdir=/var,upperdir={upper},workdir={work}",
+        "overlay",
+        "/var",
+    )
     _run("mount", "--bind", str(directory), str(directory))
     _run("mount", "--make-rshared", str(directory))
     for hierarchy in cgroups():

@@ -1,6 +1,8 @@
-"""Everything that `make e2e` needs: says first what the machine cannot do, then installs and builds, with times.
+"""Everything that `make e2e` needs: says first what the machine cannot do, then installs and
+builds, with times.
 
-With MODELCHAIN_TEST_KUBECONFIG nothing is made: the tests run in that cluster, on images it can pull.
+With MODELCHAIN_TEST_KUBECONFIG nothing is made: the tests run in that cluster, on images it can
+pull.
 """
 
 from __future__ import annotations
@@ -23,11 +25,18 @@ def main() -> None:
     if sys.argv[1:] == ["--clean"]:
         return clean()
     if os.environ.get("MODELCHAIN_TEST_KUBECONFIG"):
-        print("the tests run in the cluster of MODELCHAIN_TEST_KUBECONFIG; nothing is prepared here")
+        print(
+            "the tests run in the cluster of MODELCHAIN_TEST_KUBECONFIG; nothing is prepared here"
+        )
         return
-    print(f"a node of its own needs Linux, root and {machine.FREE_GIB} GB free; it is kept in {machine.cache()}")
+    print(
+        f"a node of its own needs Linux, root and {machine.FREE_GIB} GB free; it is kept in"
+        f" {machine.cache()}"
+    )
     if wants := machine.wants():
-        sys.exit("\n".join(["this machine cannot run `make e2e`:", *(f"- {want}" for want in wants)]))
+        sys.exit(
+            "\n".join(["this machine cannot run `make e2e`:", *(f"- {want}" for want in wants)])
+        )
     try:
         timed("packages", machine.install)
         timed("control plane", lambda: build.find_or_build())

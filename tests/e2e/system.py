@@ -26,30 +26,53 @@ CHART = HERE.parents[1] / "charts/modelchain"
 
 
 def install(cluster: Cluster, operator: str, trainer: str, folder: Path) -> System:
-    """training-operator from its own manifests, our chart by Helm, and a namespace under the restricted standard."""
-    cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found")  # of a run that was killed
+    """training-operator from its own manifests, our chart by Helm, and a namespace under the
+    restricted standard.
+    """
+    cluster.kubectl(
+        "delete", "namespace", NAMESPACE, "--ignore-not-found"
+    )  # of a run that was killed
     for name in (HOME, NAMESPACE):
         space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
         cluster.kubectl("apply", "-f", "-", input=json.dumps(space))
-    cluster.kubectl("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted", "--overwrite")
-    cluster.kubectl("apply", "--server-side", "-k", str(training_operator_source() / "manifests/overlays/standalone"))
+    cluster.kubectl(
+        "label",
+        "namespace",
+        NAMESPACE,
+        "pod-security.kubernetes.io/enforce=restricted",
+        "--overwrite",
+    )
+    cluster.kubectl(
+        "apply",
+        "--server-side",
+        "-k",
+        str(training_operator_source() / "manifests/overlays/standalone"),
+    )
     system = System(cluster, folder, operator, trainer)
     system.helm("upgrade", "--install", "modelchain", str(CHART), *system.values(), "--wait")
     for command in _patches():
         cluster.kubectl(*command[1:])
-    cluster.kubectl("rollout", "status", "deployment/training-operator", "-n", "kubeflow", "--timeout=180s")
+    cluster.kubectl(
+        "rollout", "status", "deployment/training-operator", "-n", "kubeflow", "--timeout=180s"
+    )
     return system
 
 
 def _patches() -> list[list[str]]:
-    """The chart's README says how training-operator is given our init container; what it says is typed here."""
-    blocks = re.findall(r"^```sh\n(kubectl patch .*?)^```$", (CHART / "README.md").read_text(), re.M | re.S)
+    """The chart's README says how training-operator is given our init container; what it says is
+    typed here.
+    """
+    blocks = re.findall(
+        r"^```sh\n(kubectl patch .*?)^```$", (CHART / "README.md").read_text(), re.M | re.S
+    )
     assert len(blocks) == 1
     return [shlex.split(block) for block in blocks]
 
 
 class System:
-    """kubectl and Helm on one cluster; `trainer` is the image that chains get by default, by its digest."""
+    """kubectl and Helm on one cluster; `trainer` is the image that chains get by default, by its
+    digest.
+    """
 
     def __init__(self, cluster: Cluster, folder: Path, operator: str, trainer: str):
         self.cluster, self.trainer = cluster, trainer
@@ -72,7 +95,14 @@ class System:
         return ["--values", str(HERE / "values.yaml"), "--values", str(self._values)]
 
     def helm(self, *words: str) -> str:
-        command = [str(program("helm")), "--namespace", HOME, "--kubeconfig", str(self.cluster.kubeconfig), *words]
+        command = [
+            str(program("helm")),
+            "--namespace",
+            HOME,
+            "--kubeconfig",
+            str(self.cluster.kubeconfig),
+            *words,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -81,7 +111,11 @@ class System:
         return self.cluster.kubectl(f"--namespace={NAMESPACE}", *words, input=input)
 
     def apply(self, *things: Object) -> None:
-        whole = {"apiVersion": "v1", "kind": "List", "items": things}  # as JSON: "1e-3" unquoted would be a number
+        whole = {
+            "apiVersion": "v1",
+            "kind": "List",
+            "items": things,
+        }  # as JSON: "1e-3" unquoted would be a number
         self.kubectl("apply", "-f", "-", input=json.dumps(whole))
 
     def get(self, kind: str, name: str) -> Object:
@@ -89,7 +123,9 @@ class System:
         return found
 
     def list(self, kind: str, selector: str = "") -> list[Object]:
-        found: list[Object] = json.loads(self.kubectl("get", kind, "-o", "json", f"--selector={selector}"))["items"]
+        found: list[Object] = json.loads(
+            self.kubectl("get", kind, "-o", "json", f"--selector={selector}")
+        )["items"]
         return found
 
     def status(self, chain: str) -> Object:
@@ -145,7 +181,15 @@ class System:
             ("get", "mchain", "-o", "yaml"),
             ("logs", "-l", "modelchain.dev/role=train", "--tail=40", "--prefix"),
             ("get", "pods", "-A", "-o", "wide"),
-            ("logs", "-n", HOME, "-l", "app.kubernetes.io/name=modelchain", "--tail=40", "--prefix"),
+            (
+                "logs",
+                "-n",
+                HOME,
+                "-l",
+                "app.kubernetes.io/name=modelchain",
+                "--tail=40",
+                "--prefix",
+            ),
         ):
             try:
                 ours = () if {"-n", "-A"} & set(words) else (f"--namespace={NAMESPACE}",)
@@ -156,15 +200,23 @@ class System:
 
     def metrics(self, namespace: str, pod: str) -> str:
         """What a pod's /metrics answers, through the API server."""
-        return self.cluster.kubectl("get", "--raw", f"/api/v1/namespaces/{namespace}/pods/{pod}:9090/proxy/metrics")
+        return self.cluster.kubectl(
+            "get", "--raw", f"/api/v1/namespaces/{namespace}/pods/{pod}:9090/proxy/metrics"
+        )
 
 
 def chain(name: str, stages: int = 1, epochs: int = 4, **spec: Any) -> Object:
-    """The quickstart's chain under another name, cut to its first stages; `spec` is merged into its spec."""
-    made: Object = next(d for d in yaml.safe_load_all(EXAMPLE.read_text()) if d["kind"] == "ModelChain")
+    """The quickstart's chain under another name, cut to its first stages; `spec` is merged into its
+    spec.
+    """
+    made: Object = next(
+        d for d in yaml.safe_load_all(EXAMPLE.read_text()) if d["kind"] == "ModelChain"
+    )
     made["metadata"]["name"] = name
     body = made["spec"]
-    body["stages"] = [stage | {"epochs": epochs, "rerun": name} for stage in body["stages"][:stages]]
+    body["stages"] = [
+        stage | {"epochs": epochs, "rerun": name} for stage in body["stages"][:stages]
+    ]
     body["checkpoint"] = {"everySeconds": 2}
     body.update(spec)
     return made

@@ -27,11 +27,18 @@ def installed(buildah: Buildah) -> Iterator[dict[str, Distribution]]:
     """What the trainer's image holds, by name."""
     with buildah.mounted(TRAINER) as root:
         (site,) = root.glob("opt/modelchain/lib/python3.*/site-packages")
-        yield {canonicalize_name(found.metadata["Name"]): found for found in distributions(path=[str(site)])}
+        yield {
+            canonicalize_name(found.metadata["Name"]): found
+            for found in distributions(path=[str(site)])
+        }
 
 
 def size(distribution: Distribution) -> int:
-    return sum(Path(str(file.locate())).stat().st_size for file in distribution.files or () if _there(file.locate()))
+    return sum(
+        Path(str(file.locate())).stat().st_size
+        for file in distribution.files or ()
+        if _there(file.locate())
+    )
 
 
 def _there(file: object) -> bool:
@@ -52,7 +59,9 @@ def closure(name: str, installed: dict[str, Distribution]) -> set[str]:
         for text in installed[at].requires or ():
             needed = Requirement(text)
             asked = [{"extra": extra} for extra in extras or {""}]
-            if needed.marker is None or any(needed.marker.evaluate(environment) for environment in asked):
+            if needed.marker is None or any(
+                needed.marker.evaluate(environment) for environment in asked
+            ):
                 stack.append((canonicalize_name(needed.name), frozenset(needed.extras)))
     return found
 
@@ -62,14 +71,24 @@ def test_the_operator_is_small_and_without_torch(buildah: Buildah) -> None:
     print(f"operator: {above / MB:.0f} MB above its base")
     assert above <= 200 * MB
     with buildah.mounted(OPERATOR) as root:
-        names = {folder.name for folder in root.glob("opt/modelchain/lib/python3.*/site-packages/*")}
-    assert "modelchain_operator" in names and not {"torch", "torchvision", "open_clip", "numpy"} & names
+        names = {
+            folder.name for folder in root.glob("opt/modelchain/lib/python3.*/site-packages/*")
+        }
+    assert (
+        "modelchain_operator" in names
+        and not {"torch", "torchvision", "open_clip", "numpy"} & names
+    )
 
 
-def test_the_trainer_is_torch_and_little_more(buildah: Buildah, installed: dict[str, Distribution]) -> None:
+def test_the_trainer_is_torch_and_little_more(
+    buildah: Buildah, installed: dict[str, Distribution]
+) -> None:
     torch = sum(size(installed[name]) for name in closure("torch", installed))
     above = buildah.size_of(TRAINER) - buildah.size_of(BASE)
-    print(f"trainer: {above / MB:.0f} MB above its base, {(above - torch) / MB:.0f} MB of them not torch's own")
+    print(
+        f"trainer: {above / MB:.0f} MB above its base, {(above - torch) / MB:.0f} MB of them not"
+        " torch's own"
+    )
     assert above - torch <= 300 * MB
 
 

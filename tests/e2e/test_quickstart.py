@@ -1,4 +1,6 @@
-"""`kubectl apply` of the quickstart: three stages in real pods, as good to the last bit as on this machine."""
+"""`kubectl apply` of the quickstart: three stages in real pods, as good to the last bit as on this
+machine.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from node import ADDRESS, PROMETHEUS
 from pages import REPOSITORY, commands
 from system import CHART, EXAMPLE, HOME, NAMESPACE, Object, System, chain
 
-from modelchain.cli.files import sha256_of
+from modelchain.io.files import sha256_of
 
 MODELCHAIN = Path(sys.executable).with_name("modelchain")
 OPERATORS = "app.kubernetes.io/name=modelchain"
@@ -39,7 +41,9 @@ def value(query: str) -> float:
 
 @pytest.fixture(scope="module")
 def applied(system: System) -> System:
-    """The quickstart in a namespace under the restricted standard; the Job's image is as a cluster of yours has it."""
+    """The quickstart in a namespace under the restricted standard; the Job's image is as a cluster
+    of yours has it.
+    """
     system.kubectl("apply", "-f", "-", input=system.example())
     return system
 
@@ -52,8 +56,15 @@ def complete(applied: System) -> Object:
 @pytest.mark.timeout(900)
 def test_its_pods_hold_no_token_and_write_where_they_may(applied: System) -> None:
     pod = applied.trains("quickstart", "small")["metadata"]["name"]
-    look = "import os; print(os.getuid(), os.path.exists('/var/run/secrets/kubernetes.io'), os.access('/opt', os.W_OK))"
-    assert applied.kubectl("exec", pod, "--", "python", "-c", look).split() == ["65532", "False", "False"]
+    look = (
+        "import os; print(os.getuid(), os.path.exists('/var/run/secrets/kubernetes.io'),"
+        " os.access('/opt', os.W_OK))"
+    )
+    assert applied.kubectl("exec", pod, "--", "python", "-c", look).split() == [
+        "65532",
+        "False",
+        "False",
+    ]
 
 
 @pytest.mark.timeout(900)
@@ -61,7 +72,9 @@ def test_an_upgrade_of_the_chart_leaves_what_runs_alone(applied: System) -> None
     pod = applied.trains("quickstart", "small")
     upgrade = ["upgrade", "modelchain", str(CHART), *applied.values(), "--wait"]
     applied.helm(*upgrade, "--set", "progressSeconds=6")
-    applied.cluster.kubectl("rollout", "status", "deployment", "-n", HOME, "-l", OPERATORS, "--timeout=60s")
+    applied.cluster.kubectl(
+        "rollout", "status", "deployment", "-n", HOME, "-l", OPERATORS, "--timeout=60s"
+    )
     after = applied.status("quickstart")["stages"][0]["attempts"]
     assert [a["name"] for a in after] == ["quickstart-small-a1"]
     there = applied.list("pods", "modelchain.dev/stage=small,modelchain.dev/role=train")
@@ -75,25 +88,39 @@ def test_prometheus_sees_every_target(applied: System, lab: Lab, tmp_path: Path)
     def both() -> set[str] | None:
         targets = ask("targets")["activeTargets"]
         up = {t["labels"]["who"] for t in targets if t["health"] == "up"}
-        return up if up == {"operator", "trainer"} and all(t["health"] == "up" for t in targets) else None
+        return (
+            up
+            if up == {"operator", "trainer"} and all(t["health"] == "up" for t in targets)
+            else None
+        )
 
     applied.wait(both, "operator and a trainer are scraped, and nothing is down", 300)
     (pod,) = applied.pods("quickstart")
-    operator = applied.cluster.kubectl("get", "pods", "-n", HOME, "-l", OPERATORS, "-o", "name").split()[0]
+    operator = applied.cluster.kubectl(
+        "get", "pods", "-n", HOME, "-l", OPERATORS, "-o", "name"
+    ).split()[0]
     for text in (
         applied.metrics(NAMESPACE, pod["metadata"]["name"]),
         applied.metrics(HOME, operator.removeprefix("pod/")),
     ):
-        linted = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True)
+        linted = subprocess.run(
+            ["promtool", "check", "metrics"], input=text, capture_output=True, text=True
+        )
         assert linted.returncode == 0, linted.stdout + linted.stderr
 
 
 @pytest.mark.timeout(1200)
-def test_three_stages_train_as_they_do_here(applied: System, complete: Object, lab: Lab, tmp_path: Path) -> None:
+def test_three_stages_train_as_they_do_here(
+    applied: System, complete: Object, lab: Lab, tmp_path: Path
+) -> None:
     """Weights are bitwise those of `modelchain run` of the same file, on the same machine."""
     assert [s["state"] for s in complete["stages"]] == ["Succeeded"] * 3
     assert [len(s["attempts"]) for s in complete["stages"]] == [1] * 3
-    records = {r["spec"]["stage"]: r["spec"] for r in applied.list("sart") if r["spec"]["chain"] == "quickstart"}
+    records = {
+        r["spec"]["stage"]: r["spec"]
+        for r in applied.list("sart")
+        if r["spec"]["chain"] == "quickstart"
+    }
     data, root = tmp_path / "data", tmp_path / "root"
     here("pack", "digits", "--to", str(data / "digits"))
     here("run", "-f", str(EXAMPLE), "--root", str(root), "--data", str(data))
@@ -102,7 +129,9 @@ def test_three_stages_train_as_they_do_here(applied: System, complete: Object, l
         record = records[stage["name"]]
         weights = root / stage["inputDigest"] / "artifact" / "open_clip_model.safetensors"
         assert sha256_of(weights) == record["artifactDigest"], f"stage {stage['name']}"
-        assert stage["results"] == next(s["results"] for s in complete["stages"] if s["name"] == stage["name"])
+        assert stage["results"] == next(
+            s["results"] for s in complete["stages"] if s["name"] == stage["name"]
+        )
 
 
 def here(*words: str) -> str:
@@ -113,27 +142,38 @@ def here(*words: str) -> str:
 
 
 @pytest.mark.timeout(300)
-def test_prometheus_has_the_totals_of_the_status(applied: System, complete: Object, lab: Lab) -> None:
+def test_prometheus_has_the_totals_of_the_status(
+    applied: System, complete: Object, lab: Lab
+) -> None:
     total = complete["total"]["macs"]
     query = 'sum(max without (instance, pod) (modelchain_stage_macs_total{chain="quickstart"}))'
     applied.wait(lambda: value(query) == total, "the last scrape has all MACs", 60)
-    seconds = 'sum(max without (instance, pod) (modelchain_stage_gpu_seconds_total{chain="quickstart"}))'
+    seconds = (
+        'sum(max without (instance, pod) (modelchain_stage_gpu_seconds_total{chain="quickstart"}))'
+    )
     assert value(seconds) == complete["total"]["gpuSeconds"]
     assert value('count(min_over_time(up{who="operator"}[2m]) == 0) or vector(0)') == 0
 
 
 @pytest.mark.timeout(300)
-def test_the_model_is_taken_out_as_the_page_says(system: System, complete: Object, lab: Lab, tmp_path: Path) -> None:
+def test_the_model_is_taken_out_as_the_page_says(
+    system: System, complete: Object, lab: Lab, tmp_path: Path
+) -> None:
     """docs/first-chain.md, typed in another namespace than the page's; its image is the node's."""
     (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
     tools = f"{find_or_build().paths['kubectl'].parent}:{os.environ['PATH']}"
     environment = {**os.environ, "KUBECONFIG": str(lab.kubeconfig), "PATH": tools}
     for line in commands("first-chain", after="Take the model out", before="Delete it"):
         typed = line.replace("vision", NAMESPACE)
-        done = subprocess.run(typed, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            typed, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
         assert done.returncode == 0, f"{typed}\n{done.stdout}{done.stderr}"
     (record,) = system.list("sart", "modelchain.dev/chain=quickstart,modelchain.dev/stage=large")
-    assert sha256_of(tmp_path / "model" / "open_clip_model.safetensors") == record["spec"]["artifactDigest"]
+    assert (
+        sha256_of(tmp_path / "model" / "open_clip_model.safetensors")
+        == record["spec"]["artifactDigest"]
+    )
     model = open_clip.create_model(f"local-dir:{tmp_path}/model")
     assert sum(p.numel() for p in model.visual.parameters()) > 500_000
 
@@ -145,7 +185,10 @@ def test_a_stage_of_two_pods(system: System, complete: Object) -> None:
     pair["spec"]["stages"][0]["resources"] = {"nodes": 2}
     system.apply(pair)
     system.trains("pair", "small")
-    kinds = [pod["metadata"]["labels"]["training.kubeflow.org/replica-type"] for pod in system.pods("pair")]
+    kinds = [
+        pod["metadata"]["labels"]["training.kubeflow.org/replica-type"]
+        for pod in system.pods("pair")
+    ]
     assert sorted(kinds) == ["master", "worker"]
     status = system.until("pair", "Complete", 420)
     assert [len(s["attempts"]) for s in status["stages"]] == [1]

@@ -1,4 +1,5 @@
-"""What befalls a stage while it really trains: it finishes, or says what is wrong; lost work is counted.
+"""What befalls a stage while it really trains: it finishes, or says what is wrong; lost work is
+counted.
 
 One fault, chosen by the commit, unless MODELCHAIN_FAULTS=all (`make e2e-faults`).
 """
@@ -25,18 +26,26 @@ STEPS = 30  # some checkpoints are made by then
 
 def kill_trainer(system: System, lab: Any, pod: str) -> None:
     """All processes but torchrun, which is the first of the container."""
-    others = "int(p) for p in os.listdir('/proc') if p.isdigit() and p not in ('1', str(os.getpid()))"
+    others = (
+        "int(p) for p in os.listdir('/proc') if p.isdigit() and p not in ('1', str(os.getpid()))"
+    )
     kill = f"import os; [os.kill(p, 9) for p in [{others}]]"
     system.kubectl("exec", pod, "--", "python", "-c", kill)
 
 
 def kill_container(system: System, lab: Lab, pod: str) -> None:
     (status,) = system.get("pod", pod)["status"]["containerStatuses"]
-    lab.ctr("tasks", "kill", "--signal", "SIGKILL", status["containerID"].removeprefix("containerd://"))
+    lab.ctr(
+        "tasks", "kill", "--signal", "SIGKILL", status["containerID"].removeprefix("containerd://")
+    )
 
 
 def evict(system: System, lab: Any, pod: str) -> None:
-    body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": NAMESPACE}}
+    body = {
+        "apiVersion": "policy/v1",
+        "kind": "Eviction",
+        "metadata": {"name": pod, "namespace": NAMESPACE},
+    }
     path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}/eviction"
     system.cluster.kubectl("create", "--raw", path, "-f", "-", input=json.dumps(body))
 
@@ -52,9 +61,13 @@ def restart_api_server(system: System, lab: Lab, pod: str) -> None:
     lab.ask("start", "kube-apiserver")
 
 
-# What is done, and by which class the attempt that it ends is made again; none where nothing is to end.
+# What is done, and by which class the attempt that it ends is made again; none where nothing is to
+# end.
 FAULTS: dict[str, tuple[Callable[[System, Any, str], None], set[str]]] = {
-    "the trainer's processes are killed": (kill_trainer, {"Unknown"}),  # no last word, and no evidence
+    "the trainer's processes are killed": (
+        kill_trainer,
+        {"Unknown"},
+    ),  # no last word, and no evidence
     "the container is killed": (kill_container, {"Unknown"}),
     "the pod is evicted": (evict, {"Preempted"}),
     "the operator is killed": (kill_operator, set()),
@@ -75,7 +88,9 @@ def packed(system: System) -> None:
 def chosen() -> list[str]:
     if os.environ.get("MODELCHAIN_FAULTS") == "all":
         return list(FAULTS)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
     return random.Random(commit.stdout).sample(list(FAULTS), 1)
 
 
@@ -106,35 +121,58 @@ def test_what_befalls_a_stage_that_trains(
 
 
 def full_volume(system: System, name: str) -> None:
-    """No room for a checkpoint (a model of 13 MB with its moments): it says so, and goes on once there is."""
+    """No room for a checkpoint (a model of 13 MB with its moments): it says so, and goes on once
+    there is.
+    """
     claim = {
-        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name},
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": name},
         "spec": {
-            "accessModes": ["ReadWriteMany"], "storageClassName": "small",
+            "accessModes": ["ReadWriteMany"],
+            "storageClassName": "small",
             "resources": {"requests": {"storage": "256Mi"}},
         },
-    }  # fmt: skip
+    }
     security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     filler = {
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"{name}-filler"},
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": f"{name}-filler"},
         "spec": {
             "restartPolicy": "Never",
-            "securityContext": {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
-            "containers": [{
-                "name": "filler", "image": system.trainer, "securityContext": security,
-                "command": ["sh", "-c", "head -c 250M /dev/zero > /artifacts/filler; sleep 3600"],
-                "volumeMounts": [{"name": "artifacts", "mountPath": "/artifacts"}],
-            }],
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": 65532,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [
+                {
+                    "name": "filler",
+                    "image": system.trainer,
+                    "securityContext": security,
+                    "command": [
+                        "sh",
+                        "-c",
+                        "head -c 250M /dev/zero > /artifacts/filler; sleep 3600",
+                    ],
+                    "volumeMounts": [{"name": "artifacts", "mountPath": "/artifacts"}],
+                }
+            ],
             "volumes": [{"name": "artifacts", "persistentVolumeClaim": {"claimName": name}}],
         },
-    }  # fmt: skip
+    }
     system.apply(claim, filler)
     system.kubectl("wait", "--for=condition=Ready", f"pod/{name}-filler", "--timeout=120s")
     system.apply(chain(name, 1, storage={"claimName": name}, retry={"maxRetries": 1}))
     failed = system.until(name, "Failed", 400)
     (stage,) = failed["stages"]
-    assert {a["failure"] for a in stage["attempts"]} == {"VolumeFull"} and len(stage["attempts"]) == 2
-    assert "No space left on device" in stage["reason"] or "full" in stage["reason"], stage["reason"]
+    assert {a["failure"] for a in stage["attempts"]} == {"VolumeFull"} and len(
+        stage["attempts"]
+    ) == 2
+    assert "No space left on device" in stage["reason"] or "full" in stage["reason"], stage[
+        "reason"
+    ]
     system.kubectl("exec", f"{name}-filler", "--", "rm", "/artifacts/filler")
     system.kubectl("annotate", "mchain", name, "modelchain.dev/retry=room")
     system.until(name, "Complete", 400)

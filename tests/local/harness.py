@@ -27,7 +27,13 @@ SPEC: dict[str, Any] = {
                 "epochs": 4,
                 "modelConfig": {
                     "embed_dim": 32,
-                    "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
+                    "vision_cfg": {
+                        "image_size": 16,
+                        "patch_size": 8,
+                        "width": 32,
+                        "layers": 2,
+                        "head_width": 16,
+                    },
                     "text_cfg": {"context_length": 16, "width": 32, "heads": 2, "layers": 1},
                 },
             },
@@ -36,12 +42,20 @@ SPEC: dict[str, Any] = {
                 "epochs": 2,
                 "modelConfig": {
                     "embed_dim": 48,
-                    "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 48, "layers": 3, "head_width": 16},
+                    "vision_cfg": {
+                        "image_size": 16,
+                        "patch_size": 8,
+                        "width": 48,
+                        "layers": 3,
+                        "head_width": 16,
+                    },
                     "text_cfg": {"context_length": 16, "width": 48, "heads": 3, "layers": 2},
                 },
             },
         ],
-        "data": {"train": {"shards": "/data/train-000000.tar", "samples": 0, "captionsPerSample": 2}},
+        "data": {
+            "train": {"shards": "/data/train-000000.tar", "samples": 0, "captionsPerSample": 2}
+        },
         "evaluation": [
             {
                 "name": "top1",
@@ -82,11 +96,17 @@ class Chain:
 
     def start(self, *more: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            self.command(*more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            self.command(*more),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
 
     def run(self, *more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.command(*more), capture_output=True, text=True, timeout=280, check=False)
+        return subprocess.run(
+            self.command(*more), capture_output=True, text=True, timeout=280, check=False
+        )
 
     def status(self) -> dict[str, Any]:
         done = subprocess.run(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from harness import Chain, wait_until
 
-from modelchain.cli.local import launch
+from modelchain.local import launch
 
 
 def one_stage(chain: Chain, **resources: int) -> Chain:
@@ -23,7 +23,10 @@ def one_stage(chain: Chain, **resources: int) -> Chain:
 
 
 def steps(chain: Chain) -> int:
-    return sum(path.read_text().count('"event": "step"') for path in chain.root.glob("*/local-a*/metrics.jsonl"))
+    return sum(
+        path.read_text().count('"event": "step"')
+        for path in chain.root.glob("*/local-a*/metrics.jsonl")
+    )
 
 
 @pytest.mark.timeout(300)
@@ -37,14 +40,18 @@ def test_two_processes_train_where_the_hosts_name_does_not_resolve(chain: Chain)
         allowed = False
     if not allowed:
         pytest.skip("a host name of one's own needs root and `unshare`")
-    done = subprocess.run([*named, *chain.command()], capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(
+        [*named, *chain.command()], capture_output=True, text=True, timeout=240, check=False
+    )
     assert done.returncode == 0, done.stderr
     log = "".join(path.read_text() for path in chain.root.glob("*/local-a1/logs/**/combined.log"))
     assert "Unable to resolve" not in log and "cannot be retrieved" not in log
 
 
 def test_a_closed_terminal_is_as_ctrl_c(chain: Chain) -> None:
-    """The kernel's SIGHUP, and a terminal that takes no more words: the stage checkpoints, the status is true."""
+    """The kernel's SIGHUP, and a terminal that takes no more words: the stage checkpoints, the
+    status is true.
+    """
     one_stage(chain)
     chain.spec["spec"]["stages"][0]["epochs"] = 400
     chain.spec["spec"]["recipe"]["baselineEpochs"] = 400
@@ -57,7 +64,9 @@ def test_a_closed_terminal_is_as_ctrl_c(chain: Chain) -> None:
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 130
     assert not chain.processes()
-    [word] = [json.loads(path.read_text()) for path in chain.root.glob("*/local-a1/termination.json")]
+    [word] = [
+        json.loads(path.read_text()) for path in chain.root.glob("*/local-a1/termination.json")
+    ]
     assert word["class"] == "Preempted" and word["checkpointStep"] == word["step"] > 0
     assert chain.status()["stages"][0]["state"] == "Suspended"
 
@@ -75,11 +84,16 @@ def drained(terminal: int) -> None:
 def rank_of(chain: Chain) -> int:
     """The process that trains: its watchdog looks alike, and is its child."""
     alike = [
-        pid for pid in chain.processes()
-        if b"modelchain_trainer" in (words := Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"))
+        pid
+        for pid in chain.processes()
+        if b"modelchain_trainer"
+        in (words := Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"))
         and b"torch.distributed.run" not in words
-    ]  # fmt: skip
-    parents = {pid: int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1]) for pid in alike}
+    ]
+    parents = {
+        pid: int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        for pid in alike
+    }
     [rank] = [pid for pid, parent in parents.items() if parent not in alike]
     return rank
 
@@ -94,7 +108,10 @@ def test_a_trainer_that_hangs_is_ended_from_inside_and_tried_again(chain: Chain)
     os.kill(rank_of(chain), signal.SIGSTOP)
     _, err = runner.communicate(timeout=150)
     assert runner.returncode == 0, err
-    words = [json.loads(path.read_text()) for path in sorted(chain.root.glob("*/local-a*/termination.json"))]
+    words = [
+        json.loads(path.read_text())
+        for path in sorted(chain.root.glob("*/local-a*/termination.json"))
+    ]
     assert [word.get("class") for word in words] == ["StallDeadline", None]
     log = "".join(path.read_text() for path in chain.root.glob("*/local-a1/logs/**/combined.log"))
     assert "StallDeadline: no new step for 8 s" in log and " in _loop\n" in log
@@ -111,7 +128,9 @@ def test_a_sighup_while_the_data_is_checked(chain: Chain) -> None:
 
 def test_under_nohup_it_goes_on(chain: Chain) -> None:
     one_stage(chain)
-    runner = subprocess.Popen(["nohup", *chain.command()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    runner = subprocess.Popen(
+        ["nohup", *chain.command()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     wait_until(lambda: steps(chain) > 0)
     os.kill(runner.pid, signal.SIGHUP)
     _, err = runner.communicate(timeout=120)
@@ -119,13 +138,16 @@ def test_under_nohup_it_goes_on(chain: Chain) -> None:
 
 
 @pytest.mark.parametrize(
-    ("visible", "count"), [(None, 3), ("", 0), ("-1", 0), ("0", 1), ("0,2", 2), ("0,-1,2", 1), ("GPU-1f,MIG-2a", 2)]
+    ("visible", "count"),
+    [(None, 3), ("", 0), ("-1", 0), ("0", 1), ("0,2", 2), ("0,-1,2", 1), ("GPU-1f,MIG-2a", 2)],
 )
 def test_gpus_that_are_hidden_are_not_promised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, count: int
 ) -> None:
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\nfor i in 0 1 2; do echo \"GPU $i: NVIDIA H100\"; echo '  MIG 1g.10gb'; done\n")
+    tool.write_text(
+        "#!/bin/sh\nfor i in 0 1 2; do echo \"GPU $i: NVIDIA H100\"; echo '  MIG 1g.10gb'; done\n"
+    )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     if visible is None:

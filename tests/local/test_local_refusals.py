@@ -1,4 +1,6 @@
-"""What the command line refuses before any process is started, and stops while the data is checked."""
+"""What the command line refuses before any process is started, and stops while the data is
+checked.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ def test_a_root_that_cannot_be_one(chain: Chain, root: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["plan", "-o", "yaml", "-f", "x"], ["nosuch"], ["run", "-f", "x"], ["status", "--rot", "x"]]
+    "words",
+    [["plan", "-o", "yaml", "-f", "x"], ["nosuch"], ["run", "-f", "x"], ["status", "--rot", "x"]],
 )
 def test_a_wrong_call_is_one_line(words: list[str]) -> None:
     done = subprocess.run([MODELCHAIN, *words], capture_output=True, text=True, check=False)
@@ -59,4 +62,6 @@ def test_a_message_names_the_file(chain: Chain, tmp_path: Path) -> None:
     del chain.spec["spec"]["stages"][1]["epochs"]
     done = chain.run()
     assert done.returncode == 2
-    assert said(done)[0].startswith(f"modelchain: {chain.file}: spec.allocation.targetAcceleration: ")
+    assert said(done)[0].startswith(
+        f"modelchain: {chain.file}: spec.allocation.targetAcceleration: "
+    )

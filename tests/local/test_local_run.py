@@ -41,27 +41,49 @@ def test_a_chain_is_trained_and_its_artifacts_open_in_open_clip(finished: Chain)
     first, second = finished.artifact(0), finished.artifact(1)
     assert status["stages"][0]["artifact"]["digest"] == sha(first / WEIGHTS)
     results = json.loads((second / "results.json").read_text())
-    assert {"stage", "model", "steps", "samplesSeen", "macs", "seconds", "initial", "final", "growth"} <= set(results)
+    assert {
+        "stage",
+        "model",
+        "steps",
+        "samplesSeen",
+        "macs",
+        "seconds",
+        "initial",
+        "final",
+        "growth",
+    } <= set(results)
     assert results["predecessor"] == "one" and results["steps"] == 2 * (finished.samples // 32)
     assert set(results["initial"]) == {"loss", "metrics"}
     assert results["growth"]["inserted"] > 0 and results["growth"]["duplicated"] > 0
-    assert status["total"]["macs"] == sum(json.loads((p / "results.json").read_text())["macs"] for p in (first, second))
+    assert status["total"]["macs"] == sum(
+        json.loads((p / "results.json").read_text())["macs"] for p in (first, second)
+    )
     model = open_clip.create_model(f"local-dir:{second}").eval()
     with torch.no_grad():
         assert model.encode_image(torch.zeros(1, 3, 16, 16)).shape == (1, 48)
-        assert model.encode_text(open_clip.SimpleTokenizer(context_length=16)(["a three"])).shape == (1, 48)
+        assert model.encode_text(
+            open_clip.SimpleTokenizer(context_length=16)(["a three"])
+        ).shape == (1, 48)
     assert not list(finished.root.glob("*/*/step-*")), "checkpoints go when the artifact verifies"
     assert list(finished.root.glob("*/local-a1/metrics.jsonl")), "metrics stay"
-    assert not [p for p in finished.data.iterdir() if p.name.startswith(".")], "nothing is written beside the data"
+    assert not [p for p in finished.data.iterdir() if p.name.startswith(".")], (
+        "nothing is written beside the data"
+    )
 
 
-def test_nothing_that_leaves_the_weights_alone_trains_again(finished: Chain, tmp_path: Path) -> None:
+def test_nothing_that_leaves_the_weights_alone_trains_again(
+    finished: Chain, tmp_path: Path
+) -> None:
     chain = copy_of(finished, tmp_path)
     moved = tmp_path / "moved"
     shutil.copytree(chain.data, moved)
     chain.data = moved
     chain.spec["metadata"]["labels"] = {"team": "vision"}
-    chain.spec["spec"]["runner"] = {"queueName": "other", "image": "example.com/other:v2", "nodePool": "h100"}
+    chain.spec["spec"]["runner"] = {
+        "queueName": "other",
+        "image": "example.com/other:v2",
+        "nodePool": "h100",
+    }
     chain.spec["spec"]["data"]["volume"] = {"mountPath": "/elsewhere"}
     chain.spec["spec"]["data"]["train"]["shards"] = "/elsewhere/train-000000.tar"
     evaluation = chain.spec["spec"]["evaluation"][0]
@@ -73,7 +95,9 @@ def test_nothing_that_leaves_the_weights_alone_trains_again(finished: Chain, tmp
     assert attempts(chain) == 2
 
 
-def test_an_edit_of_the_distillation_trains_the_successor_alone(finished: Chain, tmp_path: Path) -> None:
+def test_an_edit_of_the_distillation_trains_the_successor_alone(
+    finished: Chain, tmp_path: Path
+) -> None:
     chain = copy_of(finished, tmp_path)
     before = sha(chain.artifact(1) / WEIGHTS)
     chain.spec["spec"]["transfer"] = {"distillation": {"alpha": "100"}}
@@ -85,7 +109,9 @@ def test_an_edit_of_the_distillation_trains_the_successor_alone(finished: Chain,
     assert sha(chain.artifact(1) / WEIGHTS) != before
     chain.spec["spec"].pop("transfer")
     done = chain.run()
-    assert done.returncode == 0 and attempts(chain) == 3, "edited back: the old artifact is found, nothing trains"
+    assert done.returncode == 0 and attempts(chain) == 3, (
+        "edited back: the old artifact is found, nothing trains"
+    )
 
 
 def test_a_flipped_byte_is_refused(finished: Chain, tmp_path: Path) -> None:
@@ -104,7 +130,9 @@ def test_a_flipped_byte_is_refused(finished: Chain, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("who", ["tree", "runner"])
-def test_killed_at_any_moment_it_goes_on_and_ends_bitwise_equal(finished: Chain, chain: Chain, who: str) -> None:
+def test_killed_at_any_moment_it_goes_on_and_ends_bitwise_equal(
+    finished: Chain, chain: Chain, who: str
+) -> None:
     rng = random.Random(f"{who}{os.environ.get('SEED', '0')}")
     for _ in range(3):
         runner = chain.start()
@@ -148,7 +176,9 @@ def test_a_second_run_names_the_first(finished: Chain, chain: Chain) -> None:
 
 def losses(chain: Chain) -> list[float]:
     path = next(chain.root.glob("*/local-a1/metrics.jsonl"))
-    return [r["loss"] for r in map(json.loads, path.read_text().splitlines()) if r["event"] == "step"]
+    return [
+        r["loss"] for r in map(json.loads, path.read_text().splitlines()) if r["event"] == "step"
+    ]
 
 
 @pytest.mark.parametrize("how", ["ranks", "pieces"])
@@ -160,8 +190,12 @@ def test_ranks_and_micro_batches_change_nothing(finished: Chain, chain: Chain, h
         chain.spec["spec"]["recipe"]["microBatchSize"] = 8
     done = chain.run()
     assert done.returncode == 0, done.stderr
-    same = finished.root / finished.status()["stages"][0]["inputDigest"] / "local-a1" / "metrics.jsonl"
-    reference = [r["loss"] for r in map(json.loads, same.read_text().splitlines()) if r["event"] == "step"]
+    same = (
+        finished.root / finished.status()["stages"][0]["inputDigest"] / "local-a1" / "metrics.jsonl"
+    )
+    reference = [
+        r["loss"] for r in map(json.loads, same.read_text().splitlines()) if r["event"] == "step"
+    ]
     mine = losses(chain)
     assert len(mine) == len(reference)
     assert max(abs(a - b) for a, b in zip(mine[:20], reference[:20], strict=True)) <= 1e-5
@@ -173,7 +207,11 @@ def test_a_model_alone_is_the_baseline(finished: Chain, chain: Chain) -> None:
     done = chain.run("--alone", "two")
     assert done.returncode == 0, done.stderr
     results = json.loads(next(chain.root.glob("*/artifact/results.json")).read_text())
-    assert results["predecessor"] is None and results["growth"] is None and results["steps"] == chain.samples // 32
+    assert (
+        results["predecessor"] is None
+        and results["growth"] is None
+        and results["steps"] == chain.samples // 32
+    )
 
 
 def test_an_evaluation_added_later_runs_without_training(finished: Chain, tmp_path: Path) -> None:

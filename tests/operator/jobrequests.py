@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from modelchain.cli.load import load_chain
-from modelchain.pools import DEFAULT_POOLS, NodePool
+from modelchain.io.load import load_chain
+from modelchain.plan.pools import DEFAULT_POOLS, NodePool
 from modelchain_operator.runners.port import JobRequest
 
 REPOSITORY = Path(__file__).parents[2]
@@ -65,7 +65,9 @@ def generated(seed: int) -> JobRequest:
     chance = random.Random(seed)
     optional: dict[str, Any] = {
         "nodeSelector": {"pool": "a100", "example.com/zone": ""},
-        "tolerations": [{"key": "dedicated", "value": "ml", "effect": "NoExecute", "tolerationSeconds": 60}],
+        "tolerations": [
+            {"key": "dedicated", "value": "ml", "effect": "NoExecute", "tolerationSeconds": 60}
+        ],
         "cpu": chance.choice([1, "500m", "96"]),
         "memory": chance.choice(["64Gi", "1.5Ti"]),
         "ephemeralStorage": "100Gi",
@@ -83,9 +85,17 @@ def generated(seed: int) -> JobRequest:
         "topology": {chance.choice(["required", "preferred"]): "kubernetes.io/hostname"},
     }
     gpus = chance.choice([0, 1, 4, 8])
-    chosen = {key: value for key, value in optional.items() if value is not None and chance.random() < 0.5}
-    pool = NodePool.model_validate({"gpu": "A100" if gpus else "CPU", "gpusPerNode": gpus, **chosen})
-    chain, stage, number = "c" * chance.randint(1, 24), "s" * chance.randint(1, 16), chance.choice([1, 42, 999])
+    chosen = {
+        key: value for key, value in optional.items() if value is not None and chance.random() < 0.5
+    }
+    pool = NodePool.model_validate(
+        {"gpu": "A100" if gpus else "CPU", "gpusPerNode": gpus, **chosen}
+    )
+    chain, stage, number = (
+        "c" * chance.randint(1, 24),
+        "s" * chance.randint(1, 16),
+        chance.choice([1, 42, 999]),
+    )
     claim = chance.choice(["shared", f"{chain}-artifacts"])
     return request(
         name=f"{chain}-{stage}-a{number}",

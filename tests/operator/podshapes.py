@@ -1,4 +1,6 @@
-"""Pods as a real API server, scheduler, kubelet and node controllers write them (Kubernetes 1.34)."""
+"""Pods as a real API server, scheduler, kubelet and node controllers write them (Kubernetes
+1.34).
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,21 @@ def at(seconds: float) -> str:
     return datetime.fromtimestamp(T0 + seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def word(result: str = "Failed", failure: str | None = "Error", message: str = "it broke", **more: Any) -> str:
+def word(
+    result: str = "Failed", failure: str | None = "Error", message: str = "it broke", **more: Any
+) -> str:
     """A termination message as the trainer writes it."""
     if result == "Succeeded":
-        return json.dumps({"result": result, "manifestDigest": "m" * 64, "artifactDigest": "d" * 64, **more})
+        return json.dumps(
+            {"result": result, "manifestDigest": "m" * 64, "artifactDigest": "d" * 64, **more}
+        )
     return json.dumps({"result": result, "failure": failure, "message": message, **more})
 
 
 def pending(rank: int = 0, *, created: float = 0, job: str = "vit-b-a1") -> Pod:
-    """Made, not looked at. Rank 0 is the master, the others are workers with training-operator's init container."""
+    """Made, not looked at. Rank 0 is the master, the others are workers with training-operator's
+    init container.
+    """
     kind, index = ("master", 0) if rank == 0 else ("worker", rank - 1)
     name = f"{job}-{kind}-{index}"
     limits = {"cpu": "8", "memory": "64Gi", "nvidia.com/gpu": "8"}
@@ -40,7 +48,9 @@ def pending(rank: int = 0, *, created: float = 0, job: str = "vit-b-a1") -> Pod:
             },
             "annotations": {"kubectl.kubernetes.io/default-container": "pytorch"},
         },
-        "spec": {"containers": [{"name": "pytorch", "image": IMAGE, "resources": {"limits": limits}}]},
+        "spec": {
+            "containers": [{"name": "pytorch", "image": IMAGE, "resources": {"limits": limits}}]
+        },
         "status": {"phase": "Pending", "qosClass": "Guaranteed"},
     }
     if rank > 0:
@@ -48,10 +58,18 @@ def pending(rank: int = 0, *, created: float = 0, job: str = "vit-b-a1") -> Pod:
     return pod
 
 
-def unschedulable(rank: int = 0, *, reason: str = "Unschedulable", message: str = "0/3 nodes are available") -> Pod:
+def unschedulable(
+    rank: int = 0, *, reason: str = "Unschedulable", message: str = "0/3 nodes are available"
+) -> Pod:
     pod = pending(rank)
     pod["status"]["conditions"] = [
-        {"type": "PodScheduled", "status": "False", "reason": reason, "message": message, "lastTransitionTime": at(0)}
+        {
+            "type": "PodScheduled",
+            "status": "False",
+            "reason": reason,
+            "message": message,
+            "lastTransitionTime": at(0),
+        }
     ]
     return pod
 
@@ -59,7 +77,9 @@ def unschedulable(rank: int = 0, *, reason: str = "Unschedulable", message: str 
 def scheduled(rank: int = 0, **more: Any) -> Pod:
     pod = pending(rank, **more)
     pod["spec"]["nodeName"] = f"node-{rank}"
-    pod["status"]["conditions"] = [{"type": "PodScheduled", "status": "True", "lastTransitionTime": at(0)}]
+    pod["status"]["conditions"] = [
+        {"type": "PodScheduled", "status": "True", "lastTransitionTime": at(0)}
+    ]
     return pod
 
 
@@ -67,7 +87,9 @@ def waiting(rank: int, reason: str, message: str = "", image: str = IMAGE) -> Po
     """The kubelet holds its container back."""
     pod = scheduled(rank)
     state = {"waiting": {"reason": reason} | ({"message": message} if message else {})}
-    pod["status"]["containerStatuses"] = [{"name": "pytorch", "image": image, "state": state, "ready": False}]
+    pod["status"]["containerStatuses"] = [
+        {"name": "pytorch", "image": image, "state": state, "ready": False}
+    ]
     return pod
 
 
@@ -92,7 +114,12 @@ def running(rank: int = 0, *, start: float = 10, created: float = 0) -> Pod:
     pod["status"] |= {"phase": "Running", "podIP": f"10.0.0.{rank + 1}"}
     pod["status"]["containerStatuses"] = [
         {"name": "istio-proxy", "image": "istio", "state": {"running": {"startedAt": at(1)}}},
-        {"name": "pytorch", "image": IMAGE, "state": {"running": {"startedAt": at(start)}}, "ready": True},
+        {
+            "name": "pytorch",
+            "image": IMAGE,
+            "state": {"running": {"startedAt": at(start)}},
+            "ready": True,
+        },
     ]
     return pod
 

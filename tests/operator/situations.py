@@ -6,26 +6,44 @@ from typing import Any
 
 from podshapes import T0, at
 
-from modelchain.status import AttemptStatus, ChainStatus, Condition, StageStatus, State
-from modelchain_operator.kube import Object
+from modelchain.api.status import AttemptStatus, ChainStatus, Condition, StageStatus, State
+from modelchain_operator.api.kube import Object
 
 NOW = T0 + 3600
-ATTEMPT = AttemptStatus(name="family-b-a2", number=2, input_digest="d" * 64, state=State.RUNNING, uid="job-uid")
+ATTEMPT = AttemptStatus(
+    name="family-b-a2", number=2, input_digest="d" * 64, state=State.RUNNING, uid="job-uid"
+)
 
 
-def condition(kind: str, reason: str = "Because", message: str = "", status: Any = "True") -> Condition:
-    return Condition(type=kind, status=status, reason=reason, message=message, last_transition_time=at(0))
+def condition(
+    kind: str, reason: str = "Because", message: str = "", status: Any = "True"
+) -> Condition:
+    return Condition(
+        type=kind, status=status, reason=reason, message=message, last_transition_time=at(0)
+    )
 
 
-def chain(stage: StageStatus | None = None, *conditions: Condition, seen: int = 3, **spec: Any) -> Object:
-    """Chain `family`: stage a has finished, b is as given, c waits. None: nobody has looked at it."""
-    stages = [StageStatus(name="a", state=State.SUCCEEDED), stage, StageStatus(name="c")] if stage else []
-    status = ChainStatus(observed_generation=seen, conditions=list(conditions), stages=[s for s in stages if s])
+def chain(
+    stage: StageStatus | None = None, *conditions: Condition, seen: int = 3, **spec: Any
+) -> Object:
+    """Chain `family`: stage a has finished, b is as given, c waits. None: nobody has looked at
+    it.
+    """
+    stages = (
+        [StageStatus(name="a", state=State.SUCCEEDED), stage, StageStatus(name="c")]
+        if stage
+        else []
+    )
+    status = ChainStatus(
+        observed_generation=seen, conditions=list(conditions), stages=[s for s in stages if s]
+    )
     return {
         "apiVersion": "modelchain.dev/v1alpha1",
         "kind": "ModelChain",
-        "metadata": {"name": "family", "namespace": "team", "uid": "chain-uid", "generation": 3}
-        | {"creationTimestamp": at(0)},
+        "metadata": (
+            {"name": "family", "namespace": "team", "uid": "chain-uid", "generation": 3}
+            | {"creationTimestamp": at(0)}
+        ),
         "spec": {"stages": [{"name": name} for name in "abc"], **spec},
         "status": status.model_dump(mode="json", by_alias=True),
     }
@@ -42,7 +60,13 @@ def lease(renewed: float = 3590, holder: str = "operator-7d_0a1b2c3d") -> Object
 
 def job(suspended: bool = False, queue: str | None = None) -> Object:
     labels = {"kueue.x-k8s.io/queue-name": queue} if queue else {}
-    meta = {"name": "family-b-a2", "namespace": "team", "uid": "job-uid", "labels": labels, "creationTimestamp": at(0)}
+    meta = {
+        "name": "family-b-a2",
+        "namespace": "team",
+        "uid": "job-uid",
+        "labels": labels,
+        "creationTimestamp": at(0),
+    }
     return {"metadata": meta, "spec": {"runPolicy": {"suspend": suspended}}, "status": {}}
 
 
@@ -69,7 +93,8 @@ def claim(name: str = "family-artifacts", phase: str = "Pending") -> Object:
 
 def workload(*conditions: tuple[str, str, str]) -> Object:
     found = [
-        {"type": t, "status": s, "message": m, "lastTransitionTime": at(0), "reason": "R"} for t, s, m in conditions
+        {"type": t, "status": s, "message": m, "lastTransitionTime": at(0), "reason": "R"}
+        for t, s, m in conditions
     ]
     meta = {"name": "pytorchjob-family-b-a2", "ownerReferences": [{"uid": "job-uid"}]}
     return {"metadata": meta, "status": {"conditions": found}}

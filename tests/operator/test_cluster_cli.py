@@ -1,4 +1,6 @@
-"""The cluster's command line without a cluster: its tables, its errors, and what is said without the packages."""
+"""The cluster's command line without a cluster: its tables, its errors, and what is said without
+the packages.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,29 @@ import situations
 from podshapes import T0, at
 from rich.console import Console
 
+from modelchain.api.status import StageStatus, State
 from modelchain.errors import InputError
-from modelchain.status import StageStatus, State
-from modelchain_operator import commands, listing, session
-from modelchain_operator.kube import Object, Unavailable
-from modelchain_operator.listing import Row, age, follow, row, table
+from modelchain_operator.api.kube import Object, Unavailable
+from modelchain_operator.cli import commands, listing, session
+from modelchain_operator.cli.listing import Row, age, follow, row, table
 
 MODELCHAIN = str(Path(sys.executable).with_name("modelchain"))
-LONG = "stage vit-b: OutOfMemory: pod vit-laion-vit-b-a4-master-0 ran out of memory (limit: 400Gi); raise memory"
+LONG = (
+    "stage vit-b: OutOfMemory: pod vit-laion-vit-b-a4-master-0 ran out of memory (limit: 400Gi);"
+    " raise memory"
+)
 ROWS = [
-    Row("vision", "vit-cc3m", "2/4", "Running", "41%", "30.16", "212.40", "6h", "stage vit-s: Miss: never trained"),
+    Row(
+        "vision",
+        "vit-cc3m",
+        "2/4",
+        "Running",
+        "41%",
+        "30.16",
+        "212.40",
+        "6h",
+        "stage vit-s: Miss: never trained",
+    ),
     Row("vision", "vit-laion", "3/4", "Stalled", "", "31.80", "1894.02", "2d", LONG),
     Row("vision", "digits", "3/3", "Complete", "100%", "97.22", "3.10", "9d", ""),
 ]
@@ -55,7 +70,8 @@ def test_columns_of_nothing_are_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(-3, "0s"), (5, "5s"), (119, "119s"), (120, "2m"), (7199, "119m"), (7200, "2h"), (1e6, "11d")]
+    ("seconds", "text"),
+    [(-3, "0s"), (5, "5s"), (119, "119s"), (120, "2m"), (7199, "119m"), (7200, "2h"), (1e6, "11d")],
 )
 def test_ages(seconds: float, text: str) -> None:
     assert age(seconds) == text
@@ -74,7 +90,10 @@ def chain(observed: int = 1, *conditions: tuple[str, str], stages: Any = ({},)) 
         (chain(-1, stages=()), "no operator has looked at it yet"),
         (chain(0), "it was changed, and no operator has looked at it since"),
         (chain(1, ("Stalled", "stage b: no; then: modelchain retry x -n y")), "stage b: no"),
-        (chain(1, ("Reconciling", "stage b: Queued: in q; look: kubectl get workloads -n y")), "stage b: Queued: in q"),
+        (
+            chain(1, ("Reconciling", "stage b: Queued: in q; look: kubectl get workloads -n y")),
+            "stage b: Queued: in q",
+        ),
         (chain(1, ("Complete", "3 of 3 stages have finished")), ""),
     ],
 )
@@ -83,7 +102,9 @@ def test_why(thing: Object, why: str) -> None:
 
 
 def retry(monkeypatch: pytest.MonkeyPatch, thing: Object) -> str:
-    """What `modelchain retry` prints for a chain; whether it wrote anything is in the chain's annotations."""
+    """What `modelchain retry` prints for a chain; whether it wrote anything is in the chain's
+    annotations.
+    """
 
     class Api:
         async def patch(self, resource: object, namespace: str, name: str, body: Object) -> None:
@@ -110,24 +131,38 @@ UNANSWERED = "VerifyUnanswered: nobody knows"
     "stage",
     [
         situations.current(State.FAILED, "NonFinite: the loss is nan"),
-        situations.current(State.PENDING, "NonFinite: the loss is nan; tries again", not_before=T0 + 40),
+        situations.current(
+            State.PENDING, "NonFinite: the loss is nan; tries again", not_before=T0 + 40
+        ),
         situations.current(State.VERIFYING, UNANSWERED, stalled=True),
         situations.current(State.RUNNING, "SuspendedByAnother: somebody else", stalled=True),
-        situations.current(State.PENDING, "SameDeviceError: the devices of nodes a, b failed alike", stalled=True),
+        situations.current(
+            State.PENDING, "SameDeviceError: the devices of nodes a, b failed alike", stalled=True
+        ),
         situations.current(State.QUEUED, "NodesAvoided: node-1 failed lately"),
     ],
 )
 def test_retry_where_it_helps(stage: StageStatus, monkeypatch: pytest.MonkeyPatch) -> None:
     thing = situations.chain(stage, situations.condition("Stalled", "VerifyUnanswered"))
-    assert retry(monkeypatch, thing).startswith("stage b of family is tried again at once, with its budgets renewed")
+    assert retry(monkeypatch, thing).startswith(
+        "stage b of family is tried again at once, with its budgets renewed"
+    )
     assert "modelchain.dev/retry" in thing["metadata"]["annotations"]
 
 
-@pytest.mark.parametrize("reason", ["InvalidSpec", "PodsForbidden", "RunnerMissing", "ClaimMissing", "NameTaken"])
+@pytest.mark.parametrize(
+    "reason", ["InvalidSpec", "PodsForbidden", "RunnerMissing", "ClaimMissing", "NameTaken"]
+)
 def test_retry_where_somebody_has_to_correct(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = situations.current(State.PENDING, f"{reason}: no", stalled=True) if reason != "InvalidSpec" else None
+    stage = (
+        situations.current(State.PENDING, f"{reason}: no", stalled=True)
+        if reason != "InvalidSpec"
+        else None
+    )
     thing = situations.chain(stage, situations.condition("Stalled", reason))
-    with pytest.raises(InputError, match=f"{reason} has to be corrected, and then it goes on by itself") as refused:
+    with pytest.raises(
+        InputError, match=f"{reason} has to be corrected, and then it goes on by itself"
+    ) as refused:
         retry(monkeypatch, thing)
     assert "\n" not in str(refused.value) and "annotations" not in thing["metadata"]
 
@@ -165,11 +200,19 @@ current-context: c
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        ("get --kubeconfig none", 2, "there is no none; name a file with --kubeconfig or KUBECONFIG"),
+        (
+            "get --kubeconfig none",
+            2,
+            "there is no none; name a file with --kubeconfig or KUBECONFIG",
+        ),
         ("get --kubeconfig list", 2, "that is no kubeconfig"),
         ("get --kubeconfig half", 2, "no API server to talk to"),
         ("get --kubeconfig file --context other", 2, "Expected object with name other"),
-        ("get --kubeconfig file", 1, "the API server at https://127.0.0.1:1 cannot be reached: GET /apis/"),
+        (
+            "get --kubeconfig file",
+            1,
+            "the API server at https://127.0.0.1:1 cannot be reached: GET /apis/",
+        ),
         ("get A/b --kubeconfig file", 2, "'A/b' is no name of a ModelChain"),
         ("get -n a/b --kubeconfig file", 2, "'a/b' is no name of a namespace"),
         ("get -A x", 2, "leave out NAME and -n, or -A"),
@@ -182,14 +225,22 @@ current-context: c
 def test_errors_are_one_line(words: str, code: int, said: str, tmp_path: Path) -> None:
     for name, text in {"list": "[]", "half": "{", "file": KUBECONFIG}.items():
         (tmp_path / name).write_text(text)
-    done = subprocess.run([MODELCHAIN, *words.split()], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [MODELCHAIN, *words.split()], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout) == (code, "")
-    assert said in done.stderr and done.stderr.startswith("modelchain: ") and done.stderr.count("\n") == 1
+    assert (
+        said in done.stderr
+        and done.stderr.startswith("modelchain: ")
+        and done.stderr.count("\n") == 1
+    )
 
 
 @pytest.mark.parametrize("words", ["get", "explain x", "suspend x", "retry x", "status x"])
 def test_without_the_operators_packages(words: str, tmp_path: Path) -> None:
-    code = "import sys; sys.modules['kubernetes'] = None; from modelchain.cli.app import main; main()"
+    code = (
+        "import sys; sys.modules['kubernetes'] = None; from modelchain.cli.app import main; main()"
+    )
     command = [sys.executable, "-c", code, *words.split()]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
@@ -198,4 +249,9 @@ def test_without_the_operators_packages(words: str, tmp_path: Path) -> None:
 
 def test_other_commands_do_not_load_the_client() -> None:
     code = "import sys, modelchain.cli.app; print('kubernetes' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "False\n"
+    )

@@ -7,8 +7,8 @@ from typing import Any
 
 import travel
 
-from modelchain_operator.events import Events
-from modelchain_operator.kube import AlreadyExists, ApiError, Forbidden, NotFound
+from modelchain_operator.api.kube import AlreadyExists, ApiError, Forbidden, NotFound
+from modelchain_operator.reconcile.events import Events
 
 CHAIN = {
     "apiVersion": "modelchain.dev/v1alpha1",
@@ -40,7 +40,9 @@ class Port:
         self.events[event["metadata"]["name"]] = dict(event)
         return event
 
-    async def patch(self, resource: object, namespace: str, name: str, body: dict[str, Any]) -> dict[str, Any]:
+    async def patch(
+        self, resource: object, namespace: str, name: str, body: dict[str, Any]
+    ) -> dict[str, Any]:
         await self._write()
         if name not in self.events:
             raise NotFound("no")
@@ -69,7 +71,9 @@ def test_a_repeated_sentence_raises_the_count() -> None:
         await tell(ours, CHAIN, "Warning", "StageFailed", "Stage vit-t failed.")
         assert port.counts() == {"Stage vit-t started.": 3, "Stage vit-t failed.": 1}
         event = next(iter(port.events.values()))
-        assert event["metadata"]["name"].startswith("vit.") and event["involvedObject"]["uid"] == "u-1"
+        assert (
+            event["metadata"]["name"].startswith("vit.") and event["involvedObject"]["uid"] == "u-1"
+        )
 
     travel.run(main())
 

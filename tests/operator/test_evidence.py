@@ -1,4 +1,6 @@
-"""What pods say of an attempt: every row of issue 4's failure matrix that pods can show, and how rows mix."""
+"""What pods say of an attempt: every row of issue 4's failure matrix that pods can show, and how
+rows mix.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,9 @@ from podshapes import (
     word,
 )
 
-from modelchain.contracts import FailureClass
-from modelchain_operator import objects
-from modelchain_operator.evidence import Evidence, evidence, refusal
+from modelchain.api.contracts import FailureClass
+from modelchain_operator.api import objects
+from modelchain_operator.reconcile.pod_evidence import Evidence, evidence, refusal
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners.port import JobState
 from modelchain_operator.runners.pytorchjob import PyTorchJob
@@ -40,10 +42,14 @@ F = FailureClass
 
 
 def job(finished: Any = None, message: str = "") -> JobState:
-    return JobState(released=True, suspended=False, finished=finished, deleting=False, message=message)
+    return JobState(
+        released=True, suspended=False, finished=finished, deleting=False, message=message
+    )
 
 
-def seen(*live: Pod, remembered: tuple[Pod, ...] = (), nodes: int | None = None, **more: Any) -> Evidence:
+def seen(
+    *live: Pod, remembered: tuple[Pod, ...] = (), nodes: int | None = None, **more: Any
+) -> Evidence:
     return evidence(
         live,
         [kept for pod in remembered if (kept := podread.remember(pod)) is not None],
@@ -66,39 +72,89 @@ def told(found: Evidence) -> tuple[FailureClass | None, str]:
     return found.failure
 
 
-# -- rows of the failure matrix: one failed pod -----------------------------------------------------------------------
+# -- rows of the failure matrix: one failed pod ----------------------------------------------------
 
 EPHEMERAL = "Pod ephemeral local storage usage exceeds the total limit of containers 100Gi. "
-NODE_FULL = "The node was low on resource: ephemeral-storage. Threshold quantity: 1Gi, available: 900Mi. "
+NODE_FULL = (
+    "The node was low on resource: ephemeral-storage. Threshold quantity: 1Gi, available: 900Mi. "
+)
 ROWS: dict[str, tuple[Pod, FailureClass, str]] = {
-    "user error": (ended(code=2, message=word("Failed", "UserError", "batch > samples")), F.USER_ERROR, "batch >"),
-    "NaN": (ended(message=word("Failed", "NonFinite", "the loss is nan at step 7")), F.NON_FINITE, "nan"),
-    "corrupt predecessor": (ended(message=word("Failed", "CorruptPredecessor", "hash")), F.CORRUPT_PREDECESSOR, "hash"),
-    "volume full": (ended(message=word("Failed", "VolumeFull", "no space left")), F.VOLUME_FULL, "no space"),
+    "user error": (
+        ended(code=2, message=word("Failed", "UserError", "batch > samples")),
+        F.USER_ERROR,
+        "batch >",
+    ),
+    "NaN": (
+        ended(message=word("Failed", "NonFinite", "the loss is nan at step 7")),
+        F.NON_FINITE,
+        "nan",
+    ),
+    "corrupt predecessor": (
+        ended(message=word("Failed", "CorruptPredecessor", "hash")),
+        F.CORRUPT_PREDECESSOR,
+        "hash",
+    ),
+    "volume full": (
+        ended(message=word("Failed", "VolumeFull", "no space left")),
+        F.VOLUME_FULL,
+        "no space",
+    ),
     "exception": (ended(message=word()), F.ERROR, "it broke"),
     "stopped": (ended(message=word("Failed", "Preempted", "stopped")), F.PREEMPTED, "stopped"),
-    "out of memory": (ended(code=137, reason="OOMKilled"), F.OUT_OF_MEMORY, r"limit: 64Gi\); raise memory"),
-    "out of memory, told to stop": (
-        ended(reason="OOMKilled", message=word("Failed", "Preempted", "stopped")), F.OUT_OF_MEMORY, "raise memory",
+    "out of memory": (
+        ended(code=137, reason="OOMKilled"),
+        F.OUT_OF_MEMORY,
+        r"limit: 64Gi\); raise memory",
     ),
-    "preempted": (disrupted(ended(code=143), "PreemptionByScheduler"), F.PREEMPTED, "higher priority"),
+    "out of memory, told to stop": (
+        ended(reason="OOMKilled", message=word("Failed", "Preempted", "stopped")),
+        F.OUT_OF_MEMORY,
+        "raise memory",
+    ),
+    "preempted": (
+        disrupted(ended(code=143), "PreemptionByScheduler"),
+        F.PREEMPTED,
+        "higher priority",
+    ),
     "drained": (disrupted(ended(code=143), "EvictionByEvictionAPI"), F.PREEMPTED, "drained"),
     "shut down": (disrupted(ended(code=143), "TerminationByKubelet"), F.PREEMPTED, "by its node"),
     "tainted": (disrupted(running(), "DeletionByTaintManager"), F.NODE_LOST, "unreachable"),
     "node gone": (disrupted(ended(code=137), "DeletionByPodGC"), F.NODE_LOST, "no longer exists"),
-    "low on disk": (evicted(ended(code=137), NODE_FULL), F.PREEMPTED, "low on resource.*raise ephemeralStorage"),
-    "low on memory": (evicted(ended(code=137), "The node was low on resource: memory. "), F.PREEMPTED, "memory"),
+    "low on disk": (
+        evicted(ended(code=137), NODE_FULL),
+        F.PREEMPTED,
+        "low on resource.*raise ephemeralStorage",
+    ),
+    "low on memory": (
+        evicted(ended(code=137), "The node was low on resource: memory. "),
+        F.PREEMPTED,
+        "memory",
+    ),
     "over its disk": (evicted(ended(code=137), EPHEMERAL), F.VOLUME_FULL, "Raise ephemeralStorage"),
     "init": (init_failed(), F.INIT, r"kubectl logs vit-b-a1-worker-0 -c init-pytorch -n team"),
     "no program": (
-        ended(code=128, reason="StartError", message='exec: "python": executable file not found'), F.IMAGE, "python",
+        ended(code=128, reason="StartError", message='exec: "python": executable file not found'),
+        F.IMAGE,
+        "python",
     ),
-    "lost message": (ended(code=1), F.UNKNOWN, "exit code 1; see: kubectl logs vit-b-a1-master-0 -n team"),
+    "lost message": (
+        ended(code=1),
+        F.UNKNOWN,
+        "exit code 1; see: kubectl logs vit-b-a1-master-0 -n team",
+    ),
     "killed": (ended(code=137), F.UNKNOWN, r"137 \(killed\)"),
     "not JSON": (ended(message="Killed"), F.UNKNOWN, "no last word"),
-    "unknown class": (ended(message=word("Failed", "Gremlins", "they ate it")), F.ERROR, "they ate it"),
-    "unknown field": (ended(message=word("Failed", "NonFinite", "nan", mood="bad")), F.NON_FINITE, "nan"),
-}  # fmt: skip
+    "unknown class": (
+        ended(message=word("Failed", "Gremlins", "they ate it")),
+        F.ERROR,
+        "they ate it",
+    ),
+    "unknown field": (
+        ended(message=word("Failed", "NonFinite", "nan", mood="bad")),
+        F.NON_FINITE,
+        "nan",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -112,27 +168,48 @@ def test_failure(name: str) -> None:
 
 def test_a_pod_without_a_container_status() -> None:
     pod = scheduled()
-    pod["status"] |= {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "Allocate failed: no GPUs"}
+    pod["status"] |= {
+        "phase": "Failed",
+        "reason": "UnexpectedAdmissionError",
+        "message": "Allocate failed: no GPUs",
+    }
     assert told(seen(pod)) == (
         F.UNKNOWN,
-        "pod vit-b-a1-master-0 failed before its container ran: Allocate failed: no GPUs; see: kubectl describe pod "
-        "vit-b-a1-master-0 -n team",
+        (
+            "pod vit-b-a1-master-0 failed before its container ran: Allocate failed: no GPUs; see:"
+            " kubectl describe pod vit-b-a1-master-0 -n team"
+        ),
     )
 
 
-NO_DEVICE = "Pod was rejected: Allocate failed due to no healthy devices present; cannot allocate unhealthy devices "
+NO_DEVICE = (
+    "Pod was rejected: Allocate failed due to no healthy devices present; cannot allocate unhealthy"
+    " devices "
+)
 
 
 @pytest.mark.parametrize(
     ("reason", "message", "failure", "bad"),
     [
-        ("UnexpectedAdmissionError", NO_DEVICE + "nvidia.com/gpu", F.HARDWARE, {"node-0": "UnexpectedAdmissionError"}),
-        ("UnexpectedAdmissionError", "Pod was rejected: Allocate failed due to requested number", F.UNKNOWN, {}),
+        (
+            "UnexpectedAdmissionError",
+            NO_DEVICE + "nvidia.com/gpu",
+            F.HARDWARE,
+            {"node-0": "UnexpectedAdmissionError"},
+        ),
+        (
+            "UnexpectedAdmissionError",
+            "Pod was rejected: Allocate failed due to requested number",
+            F.UNKNOWN,
+            {},
+        ),
         ("NodeShutdown", "Pod was rejected: Node is shutting down", F.NODE_LOST, {}),
         ("OutOfcpu", "Pod was rejected: Node didn't have enough resource: cpu", F.UNKNOWN, {}),
     ],
 )
-def test_a_pod_that_its_node_refuses(reason: str, message: str, failure: FailureClass, bad: dict[str, str]) -> None:
+def test_a_pod_that_its_node_refuses(
+    reason: str, message: str, failure: FailureClass, bad: dict[str, str]
+) -> None:
     """A node without a healthy device is the node's fault; and a pod that is gone says the same."""
     pod = scheduled()
     pod["status"] |= {"phase": "Failed", "reason": reason, "message": message}
@@ -150,8 +227,14 @@ def test_a_pods_own_reason_names_the_lost_node(reason: str) -> None:
 
 
 def test_success_is_rank_0s_word() -> None:
-    found = seen(ended(0, code=0, message=word("Succeeded", steps=7)), ended(1, code=1, message=word()))
-    assert found.word and (found.word.result, found.word.steps, found.failure) == ("Succeeded", 7, None)
+    found = seen(
+        ended(0, code=0, message=word("Succeeded", steps=7)), ended(1, code=1, message=word())
+    )
+    assert found.word and (found.word.result, found.word.steps, found.failure) == (
+        "Succeeded",
+        7,
+        None,
+    )
     other = seen(ended(0, code=0), ended(1, code=0, message=word("Succeeded")))
     assert other.word is None and other.failure is None
 
@@ -167,32 +250,49 @@ def test_a_job_that_failed_and_left_nothing() -> None:
     assert seen(job=job("Succeeded")).failure is None, "that is for the verify Job"
 
 
-# -- several pods: the cause, not what follows from it ----------------------------------------------------------------
+# -- several pods: the cause, not what follows from it ---------------------------------------------
 
 OOM = ended(1, code=137, reason="OOMKilled", end=60)
 GROUPS: dict[str, tuple[list[Pod], FailureClass]] = {
     "the first of two": (
-        [ended(0, end=90, message=word("Failed", "Data")), ended(1, end=80, message=word("Failed", "NonFinite"))],
+        [
+            ended(0, end=90, message=word("Failed", "Data")),
+            ended(1, end=80, message=word("Failed", "NonFinite")),
+        ],
         F.NON_FINITE,
     ),
     "the rest is stopped": (
-        [OOM, ended(0, end=50, message=word("Failed", "Preempted", checkpointStep=9))], F.OUT_OF_MEMORY,
+        [OOM, ended(0, end=50, message=word("Failed", "Preempted", checkpointStep=9))],
+        F.OUT_OF_MEMORY,
     ),
-    "the rest says nothing": ([ended(0, end=50), ended(1, end=60, message=word("Failed", "Data"))], F.DATA),
-    "the rest breaks": ([OOM, ended(0, end=59, message=word(message="connection reset by peer"))], F.OUT_OF_MEMORY),
+    "the rest says nothing": (
+        [ended(0, end=50), ended(1, end=60, message=word("Failed", "Data"))],
+        F.DATA,
+    ),
+    "the rest breaks": (
+        [OOM, ended(0, end=59, message=word(message="connection reset by peer"))],
+        F.OUT_OF_MEMORY,
+    ),
     "a node goes, peers break": (
-        [disrupted(running(1), "DeletionByTaintManager", when=300), ended(0, message=word(message="NCCL timeout"))],
+        [
+            disrupted(running(1), "DeletionByTaintManager", when=300),
+            ended(0, message=word(message="NCCL timeout")),
+        ],
         F.NODE_LOST,
     ),
     "an exception, the rest is stopped": (
-        [ended(0, end=90, message=word("Failed", "Preempted")), ended(1, end=95, message=word())], F.ERROR,
+        [ended(0, end=90, message=word("Failed", "Preempted")), ended(1, end=95, message=word())],
+        F.ERROR,
     ),
     "all preempted": (
-        [disrupted(ended(r, message=word("Failed", "Preempted")), "PreemptionByScheduler") for r in (0, 1)],
+        [
+            disrupted(ended(r, message=word("Failed", "Preempted")), "PreemptionByScheduler")
+            for r in (0, 1)
+        ],
         F.PREEMPTED,
     ),
     "a worker never began": ([running(0), init_failed(1)], F.INIT),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", GROUPS)
@@ -229,39 +329,87 @@ def test_a_pod_replaced_while_its_peers_run_is_still_the_cause() -> None:
     assert told(seen(*peers, remembered=(lost,)))[0] is F.PREEMPTED
 
 
-# -- what is waited for -----------------------------------------------------------------------------------------------
+# -- what is waited for ----------------------------------------------------------------------------
 
 NO_GPU = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
-NOT_FOUND = f'rpc error: code = NotFound desc = failed to pull and unpack image "{IMAGE}": not found'
+NOT_FOUND = (
+    f'rpc error: code = NotFound desc = failed to pull and unpack image "{IMAGE}": not found'
+)
 WAITS: dict[str, tuple[list[Pod], str, FailureClass | None]] = {
     "nothing": ([running()], "", None),
     "not made": ([], "", None),
     "no claim": (
-        [unschedulable(message='0/1 nodes are available: persistentvolumeclaim "data" not found. not found')],
+        [
+            unschedulable(
+                message='0/1 nodes are available: persistentvolumeclaim "data" not found. not found'
+            )
+        ],
         'persistentvolumeclaim "data" not found; see: kubectl',
         None,
     ),
-    "no room": ([unschedulable(message=NO_GPU)], f"vit-b-a1-master-0 waits: Unschedulable: {NO_GPU}", None),
-    "gated": ([unschedulable(reason="SchedulingGated", message="gates")], "held by a scheduling gate", None),
+    "no room": (
+        [unschedulable(message=NO_GPU)],
+        f"vit-b-a1-master-0 waits: Unschedulable: {NO_GPU}",
+        None,
+    ),
+    "gated": (
+        [unschedulable(reason="SchedulingGated", message="gates")],
+        "held by a scheduling gate",
+        None,
+    ),
     "just made": ([pending()], "not yet looked at", None),
-    "no such image": ([waiting(0, "ErrImagePull", NOT_FOUND)], "there is no image .* correct runner.image", F.IMAGE),
+    "no such image": (
+        [waiting(0, "ErrImagePull", NOT_FOUND)],
+        "there is no image .* correct runner.image",
+        F.IMAGE,
+    ),
     "backing off": ([waiting(0, "ImagePullBackOff", NOT_FOUND)], "there is no image", F.IMAGE),
-    "registry away": ([waiting(0, "ErrImagePull", "dial tcp: i/o timeout")], "cannot be pulled: .*timeout", None),
-    "not allowed": ([waiting(0, "ImagePullBackOff", "403 Forbidden")], "cannot be pulled: .*403", None),
-    "no image name": ([waiting(0, "InvalidImageName", image="Trainer:@")], "no image name", F.IMAGE),
-    "no secret": ([waiting(0, "CreateContainerConfigError", 'secret "x" not found')], 'secret "x" not found', None),
+    "registry away": (
+        [waiting(0, "ErrImagePull", "dial tcp: i/o timeout")],
+        "cannot be pulled: .*timeout",
+        None,
+    ),
+    "not allowed": (
+        [waiting(0, "ImagePullBackOff", "403 Forbidden")],
+        "cannot be pulled: .*403",
+        None,
+    ),
+    "no image name": (
+        [waiting(0, "InvalidImageName", image="Trainer:@")],
+        "no image name",
+        F.IMAGE,
+    ),
+    "no secret": (
+        [waiting(0, "CreateContainerConfigError", 'secret "x" not found')],
+        'secret "x" not found',
+        None,
+    ),
     "root": (
-        [waiting(0, "CreateContainerConfigError", "container has runAsNonRoot and image will run as root")],
+        [
+            waiting(
+                0,
+                "CreateContainerConfigError",
+                "container has runAsNonRoot and image will run as root",
+            )
+        ],
         "set runAsUser of the node pool",
         F.IMAGE,
     ),
-    "being made": ([waiting(0, "ContainerCreating")], "kubectl describe pod vit-b-a1-master-0 -n team", None),
+    "being made": (
+        [waiting(0, "ContainerCreating")],
+        "kubectl describe pod vit-b-a1-master-0 -n team",
+        None,
+    ),
     "half a gang": (
         [running(0), running(1), running(2), unschedulable(3, message=NO_GPU)],
         "^3 of 4 pods run, vit-b-a1-worker-2 waits: Unschedulable",
         None,
     ),
-    "init": ([running(0), in_init(1)], "1 of 2 pods run, vit-b-a1-worker-0 waits: init container init-pytorch", None),
+    "init": (
+        [running(0), in_init(1)],
+        "1 of 2 pods run, vit-b-a1-worker-0 waits: init container init-pytorch",
+        None,
+    ),
     "the worst first": (
         [unschedulable(0), waiting(1, "ErrImagePull", NOT_FOUND), in_init(2)],
         "^0 of 3 pods run, vit-b-a1-worker-0 waits: there is no image",
@@ -282,16 +430,25 @@ def test_waiting(name: str) -> None:
 
 def test_a_pull_that_is_tried_and_backed_off_from_is_told_in_one_way() -> None:
     backing_off = f'Back-off pulling image "{IMAGE}": ErrImagePull: {NOT_FOUND}'
-    tried, later = seen(waiting(0, "ErrImagePull", NOT_FOUND)), seen(waiting(0, "ImagePullBackOff", backing_off))
+    tried, later = (
+        seen(waiting(0, "ErrImagePull", NOT_FOUND)),
+        seen(waiting(0, "ImagePullBackOff", backing_off)),
+    )
     assert tried.waiting == later.waiting
 
 
 def test_long_messages_are_cut() -> None:
-    assert len(seen(unschedulable(message="0/5000 nodes are available: " + "x, " * 2000)).waiting) < 340
+    assert (
+        len(seen(unschedulable(message="0/5000 nodes are available: " + "x, " * 2000)).waiting)
+        < 340
+    )
 
 
 def test_pods_still_to_be_made() -> None:
-    assert seen(running(0), nodes=4).waiting == "1 of 4 pods are there; the others are still to be created"
+    assert (
+        seen(running(0), nodes=4).waiting
+        == "1 of 4 pods are there; the others are still to be created"
+    )
 
 
 def test_refused_at_creation() -> None:
@@ -300,16 +457,24 @@ def test_refused_at_creation() -> None:
 
     quota = 'Error creating: pods "x" is forbidden: exceeded quota: gpus'
     standard = 'Error creating: pods "x" is forbidden: violates PodSecurity "restricted:latest"'
-    events = [event("FailedCreatePod", standard, 5), event("FailedCreatePod", quota, 1), event("Created", "x", 9)]
+    events = [
+        event("FailedCreatePod", standard, 5),
+        event("FailedCreatePod", quota, 1),
+        event("Created", "x", 9),
+    ]
     assert refusal(events) == standard.removeprefix("Error creating: ")
     assert refusal(events[2:]) == ""
 
 
-# -- life and time ----------------------------------------------------------------------------------------------------
+# -- life and time ---------------------------------------------------------------------------------
 
 
 def test_live_is_what_was_read_alone() -> None:
-    assert seen(pending()).live and seen(running()).live and seen(deleted(running(), grace_over=150)).live
+    assert (
+        seen(pending()).live
+        and seen(running()).live
+        and seen(deleted(running(), grace_over=150)).live
+    )
     assert not seen(ended()).live
     assert not seen(remembered=(disrupted(running(), "DeletionByTaintManager"),)).live
 
@@ -318,20 +483,31 @@ def test_a_pod_that_outstays_its_grace() -> None:
     pod = deleted(running(), grace_over=150)
     assert seen(pod, now=209).stalled == ""
     stalled = seen(pod, now=211).stalled
-    assert "kubectl delete pod vit-b-a1-master-0 -n team --force --grace-period=0" in stalled and "node-0" in stalled
+    assert (
+        "kubectl delete pod vit-b-a1-master-0 -n team --force --grace-period=0" in stalled
+        and "node-0" in stalled
+    )
     assert seen(pod, now=999).stalled == stalled, "the same words, so that nothing is written again"
     assert seen(deleted(ended(), grace_over=150), now=999).stalled == ""
 
 
 def test_a_pod_within_its_grace_on_a_clock_that_is_ahead() -> None:
-    """Ours is five minutes ahead of the API server's: by its timestamp alone every pod that goes would be stuck."""
+    """Ours is five minutes ahead of the API server's: by its timestamp alone every pod that goes
+    would be stuck.
+    """
     pod, ahead = deleted(running(), grace_over=150), 300.0
     first_seen = {objects.uid(pod): T0 + 30 + ahead}  # deleted at 30 with a grace of 120
     for now in (31, 150, 200):
         assert seen(pod, now=now + ahead, going=first_seen).stalled == ""
-    assert "--force" in seen(pod, now=30 + 120 + 61 + ahead, going=first_seen).stalled, "its grace is over by any clock"
-    assert seen(pod, now=211, going={}).stalled == "", "an operator that has just come has seen no grace pass"
-    assert "--force" in seen(pod, now=150 + 60 + 601, going={}).stalled, "no two clocks differ so much"
+    assert "--force" in seen(pod, now=30 + 120 + 61 + ahead, going=first_seen).stalled, (
+        "its grace is over by any clock"
+    )
+    assert seen(pod, now=211, going={}).stalled == "", (
+        "an operator that has just come has seen no grace pass"
+    )
+    assert "--force" in seen(pod, now=150 + 60 + 601, going={}).stalled, (
+        "no two clocks differ so much"
+    )
 
 
 WHEN: dict[str, str | None] = {"1970": "1970-01-01T00:00:00Z", "null": None, "now": at(100)}
@@ -340,19 +516,25 @@ WHEN: dict[str, str | None] = {"1970": "1970-01-01T00:00:00Z", "null": None, "no
 @pytest.mark.parametrize("reason", ["StartError", "ContainerCannotRun"])
 @pytest.mark.parametrize("finished", WHEN)
 @pytest.mark.parametrize("started", ["1970", "null"])
-def test_a_container_that_never_started_has_no_time(reason: str, started: str, finished: str) -> None:
+def test_a_container_that_never_started_has_no_time(
+    reason: str, started: str, finished: str
+) -> None:
     pod = ended(code=128, reason=reason, message="driver not loaded")
     state = pod["status"]["containerStatuses"][1]["state"]["terminated"]
     state |= {"startedAt": WHEN[started], "finishedAt": WHEN[finished]}
     found = seen(pod)
     assert told(found)[0] is F.IMAGE and found.pods == {} and found.never_ran == {objects.uid(pod)}
     uid = objects.uid(pod)
-    assert seen(remembered=(pod,), known={uid}).pods == {}, "gone, and an earlier look had believed a time"
+    assert seen(remembered=(pod,), known={uid}).pods == {}, (
+        "gone, and an earlier look had believed a time"
+    )
 
 
 @pytest.mark.parametrize("finished", ["1970", "null"])
 def test_an_end_that_nobody_knows(finished: str) -> None:
-    """ContainerStatusUnknown: it ran, and how long nobody can say; not for years, and not less than nothing."""
+    """ContainerStatusUnknown: it ran, and how long nobody can say; not for years, and not less than
+    nothing.
+    """
     pod = ended(code=137, reason="ContainerStatusUnknown")
     state = pod["status"]["containerStatuses"][1]["state"]["terminated"]
     state |= {"startedAt": WHEN["1970"], "finishedAt": WHEN[finished]}
@@ -365,7 +547,9 @@ SKEWS = [0, -2, 2, -300, 300, -1900, 1900]
 @pytest.mark.parametrize("skew", SKEWS)
 @pytest.mark.parametrize("tells", [True, False])
 def test_a_node_whose_clock_is_off(skew: float, tells: bool) -> None:
-    """The time between a start and an end of one clock is right, and lies where it can have been."""
+    """The time between a start and an end of one clock is right, and lies where it can have
+    been.
+    """
     over = ended(0, start=10 + skew, end=100 + skew)
     going = running(0, start=10 + skew)
     if tells:
@@ -411,12 +595,22 @@ def test_only_what_says_something_is_remembered_and_little_of_it() -> None:
     assert kept is not None and len(json.dumps(kept)) < 3_000
 
 
-# -- anything the API may hold ----------------------------------------------------------------------------------------
+# -- anything the API may hold ---------------------------------------------------------------------
 
 MESSAGES = [
-    "", "{", "null", "Killed", word(), word("Succeeded"), word("Failed", "Preempted"), word("Failed", "Gremlins"),
-    '{"result":"Failed"}', "[]", "é" * 2048, word(metrics={"a": "x"}),
-]  # fmt: skip
+    "",
+    "{",
+    "null",
+    "Killed",
+    word(),
+    word("Succeeded"),
+    word("Failed", "Preempted"),
+    word("Failed", "Gremlins"),
+    '{"result":"Failed"}',
+    "[]",
+    "é" * 2048,
+    word(metrics={"a": "x"}),
+]
 
 
 @st.composite
@@ -426,12 +620,17 @@ def any_pod(draw: st.DrawFn) -> Pod:
     pod = draw(
         st.sampled_from(
             [
-                pending(rank), running(rank), in_init(rank), init_failed(rank), unschedulable(rank),
-                waiting(rank, "ErrImagePull", NOT_FOUND), waiting(rank, "CrashLoopBackOff"),
+                pending(rank),
+                running(rank),
+                in_init(rank),
+                init_failed(rank),
+                unschedulable(rank),
+                waiting(rank, "ErrImagePull", NOT_FOUND),
+                waiting(rank, "CrashLoopBackOff"),
                 ended(rank, code=code, message=message, end=end),
             ]
         )
-    )  # fmt: skip
+    )
     pod = json.loads(json.dumps(pod))
     if draw(st.booleans()):
         reasons = ["PreemptionByScheduler", "DeletionByPodGC", "SomethingNew"]
@@ -446,7 +645,11 @@ def any_pod(draw: st.DrawFn) -> Pod:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(any_pod(), max_size=5), st.lists(any_pod(), max_size=3), st.randoms(use_true_random=False))
+@given(
+    st.lists(any_pod(), max_size=5),
+    st.lists(any_pod(), max_size=3),
+    st.randoms(use_true_random=False),
+)
 def test_whatever_pods_hold(live: list[Pod], gone: list[Pod], chance: Any) -> None:
     found = seen(*live, remembered=tuple(gone), nodes=4)
     shuffled = list(live)
@@ -460,7 +663,8 @@ def test_whatever_pods_hold(live: list[Pod], gone: list[Pod], chance: Any) -> No
     assert found.live == any(p["status"]["phase"] not in ("Succeeded", "Failed") for p in live)
     assert found.pods.keys() <= {p["metadata"]["uid"] for p in live}
     nothing_failed = all(
-        p["status"]["phase"] not in ("Failed", "Succeeded") and podread.disruption(p) is None for p in [*live, *gone]
+        p["status"]["phase"] not in ("Failed", "Succeeded") and podread.disruption(p) is None
+        for p in [*live, *gone]
     )
     if nothing_failed:
         assert (found.word, found.failure) == (None, None)
@@ -470,7 +674,9 @@ def test_whatever_pods_hold(live: list[Pod], gone: list[Pod], chance: Any) -> No
 @pytest.mark.parametrize("ahead", [-3600, -5, 0, 5, 3600])
 @pytest.mark.parametrize("told", [True, False])
 def test_a_start_does_not_move_with_our_clock(ahead: int, told: bool) -> None:
-    """Whatever a node's clock says, and whether or not the pod tells when its node took it: else each look writes."""
+    """Whatever a node's clock says, and whether or not the pod tells when its node took it: else
+    each look writes.
+    """
     alive = running(start=10 + ahead)
     over = ended(1, start=10 + ahead, end=40 + ahead)
     for pod in (alive, over):

@@ -1,4 +1,6 @@
-"""`explain`: for each way in which a chain does not run, the right reason, its cause, and a command to type next."""
+"""`explain`: for each way in which a chain does not run, the right reason, its cause, and a command
+to type next.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +10,27 @@ from typing import Any
 import podshapes
 import pytest
 from podshapes import at
-from situations import ATTEMPT, NOW, chain, claim, condition, current, event, job, lease, mine, workload
+from situations import (
+    ATTEMPT,
+    NOW,
+    chain,
+    claim,
+    condition,
+    current,
+    event,
+    job,
+    lease,
+    mine,
+    workload,
+)
 
-from modelchain.contracts import FailureClass, Progress
-from modelchain.digest import TRAINER_MATH
-from modelchain.status import ChainStatus, StageStatus, State, Total
-from modelchain_operator.clues import Line, gpu_time
-from modelchain_operator.explain import Explanation, document, explain
-from modelchain_operator.kube import Object
-from modelchain_operator.situation import Queue, Situation
+from modelchain.api.contracts import FailureClass, Progress
+from modelchain.api.status import ChainStatus, StageStatus, State, Total
+from modelchain.identity.digest import TRAINER_MATH
+from modelchain_operator.api.kube import Object
+from modelchain_operator.explain.clues import Line, gpu_time
+from modelchain_operator.explain.explain import Explanation, document, explain
+from modelchain_operator.explain.read import Queue, Situation
 
 
 def ask(thing: Object, **more: Any) -> Explanation:
@@ -53,7 +67,9 @@ def test_changed_and_the_operator_is_dead() -> None:
     assert "changed" in found.state
     assert found.evidence == (
         Line(
-            "lease/modelchain-operator in modelchain-system", "last renewed by operator-7d", pytest.approx(610, abs=1)
+            "lease/modelchain-operator in modelchain-system",
+            "last renewed by operator-7d",
+            pytest.approx(610, abs=1),
         ),
     )
 
@@ -63,12 +79,17 @@ def test_a_lease_that_was_given_back_is_nobodys() -> None:
 
 
 def test_the_operator_heard_of_last_counts() -> None:
-    assert ask(chain(current(State.PENDING)), leases=[lease(10), lease(3599)]).reason == "InProgress"
+    assert (
+        ask(chain(current(State.PENDING)), leases=[lease(10), lease(3599)]).reason == "InProgress"
+    )
 
 
 def test_a_change_of_a_moment_ago() -> None:
     thing = chain(current(), seen=2)
-    thing["metadata"]["managedFields"] = [{"time": at(3595)}, {"time": at(3599), "subresource": "status"}]
+    thing["metadata"]["managedFields"] = [
+        {"time": at(3595)},
+        {"time": at(3599), "subresource": "status"},
+    ]
     check(ask(thing), "NotSeenYet", "5s old", "modelchain get family -n team --watch")
 
 
@@ -100,7 +121,9 @@ def test_an_old_lease_hides_no_cause() -> None:
 
 
 def test_complete() -> None:
-    stages = [StageStatus(name=name, state=State.SUCCEEDED, results={"top1": "30.0"}) for name in "a"]
+    stages = [
+        StageStatus(name=name, state=State.SUCCEEDED, results={"top1": "30.0"}) for name in "a"
+    ]
     thing = chain(None, condition("Complete"), seen=3)
     status = ChainStatus(
         observed_generation=3,
@@ -110,7 +133,9 @@ def test_complete() -> None:
     )
     thing["status"] = status.model_dump(mode="json", by_alias=True)
     then = "kubectl get sart -l modelchain.dev/chain=family -n team"
-    check(ask(thing), "Complete", "top1 30.0 %; the chain took 0 MACs, 2.0 GPU hours, cost 7.20", then)
+    check(
+        ask(thing), "Complete", "top1 30.0 %; the chain took 0 MACs, 2.0 GPU hours, cost 7.20", then
+    )
     found = ask(thing, leases=[lease(0)], unreadable=("pods", "events"))
     check(found, "Complete", "", then)
     assert "its one stage finished 60m ago" in found.state and len(found.evidence) == 1
@@ -139,7 +164,10 @@ def test_failed(failure: str, then: str) -> None:
         update={"failure": FailureClass(failure), "message": "it broke", "finished_at": at(3540)}
     )
     stage = StageStatus(
-        name="b", state=State.FAILED, reason=f"{failure}: it broke; 3 retries are allowed", attempts=[ended]
+        name="b",
+        state=State.FAILED,
+        reason=f"{failure}: it broke; 3 retries are allowed",
+        attempts=[ended],
     )
     found = ask(chain(stage, condition("Stalled"), condition("Failed")))
     check(found, failure, "it broke; 3 retries are allowed.", then)
@@ -152,8 +180,15 @@ def test_failed_and_suspended() -> None:
 
 
 def test_suspended() -> None:
-    stage = StageStatus(name="b", state=State.SUSPENDED, reason="spec.suspend is true", checkpoint_step=120)
-    check(ask(chain(stage, suspend=True)), "Suspended", "from step 120", "modelchain resume family -n team")
+    stage = StageStatus(
+        name="b", state=State.SUSPENDED, reason="spec.suspend is true", checkpoint_step=120
+    )
+    check(
+        ask(chain(stage, suspend=True)),
+        "Suspended",
+        "from step 120",
+        "modelchain resume family -n team",
+    )
 
 
 def test_stopping() -> None:
@@ -165,7 +200,12 @@ def test_deleting() -> None:
     thing = chain(current())
     thing["metadata"]["deletionTimestamp"] = at(3500)
     found = ask(thing, pods=[mine(podshapes.deleted(podshapes.running(), grace_over=3600))])
-    check(found, "Deleting", "still ending (1)", "kubectl get pods -l modelchain.dev/chain=family -n team")
+    check(
+        found,
+        "Deleting",
+        "still ending (1)",
+        "kubectl get pods -l modelchain.dev/chain=family -n team",
+    )
     assert found.evidence[0].message == "is ending"
 
 
@@ -175,11 +215,18 @@ def test_deleting() -> None:
 @pytest.mark.parametrize(
     ("reason", "cause", "then"),
     [
-        ("InvalidSpec", "spec.data.volume.claimName: name it", "kubectl edit mchain family -n team"),
+        (
+            "InvalidSpec",
+            "spec.data.volume.claimName: name it",
+            "kubectl edit mchain family -n team",
+        ),
         (
             "RunnerMissing",
             "PyTorchJob is not installed; kubectl apply",
-            "kubectl apply --server-side -k 'github.com/kubeflow/trainer.git/manifests/overlays/standalone?ref=v1.9.4'",
+            (
+                "kubectl apply --server-side -k"
+                " 'github.com/kubeflow/trainer.git/manifests/overlays/standalone?ref=v1.9.4'"
+            ),
         ),
         ("ClaimMissing", "there is no claim data", "kubectl get pvc -n team"),
         ("ClaimTaken", "claim x was not made for this chain", "kubectl edit mchain family -n team"),
@@ -188,29 +235,54 @@ def test_deleting() -> None:
             "sa-00112233445566778899 lies on claim old",
             "kubectl describe sart sa-00112233445566778899 -n team",
         ),
-        ("NameTaken", "a PyTorchJob family-b-a2 is there", "kubectl describe pytorchjob family-b-a2 -n team"),
+        (
+            "NameTaken",
+            "a PyTorchJob family-b-a2 is there",
+            "kubectl describe pytorchjob family-b-a2 -n team",
+        ),
         ("LaunchRefused", "500 failed calling webhook validator", "kubectl get pods -n kubeflow"),
         ("LaunchRefused", "403 exceeded quota: count", "kubectl describe resourcequota -n team"),
         ("LaunchRefused", "422 the object is bad", "kubectl describe mchain family -n team"),
         ("RecordRefused", "403 exceeded quota: count", "kubectl describe resourcequota -n team"),
-        ("PodsForbidden", 'violates PodSecurity "restricted"', "kubectl get namespace team --show-labels"),
-        ("PodsForbidden", "maximum cpu usage per Container is 1", "kubectl describe limitrange -n team"),
-        ("NodeLost", "pod p should have ended; node n-1 does not answer. If it", "kubectl describe node n-1"),
+        (
+            "PodsForbidden",
+            'violates PodSecurity "restricted"',
+            "kubectl get namespace team --show-labels",
+        ),
+        (
+            "PodsForbidden",
+            "maximum cpu usage per Container is 1",
+            "kubectl describe limitrange -n team",
+        ),
+        (
+            "NodeLost",
+            "pod p should have ended; node n-1 does not answer. If it",
+            "kubectl describe node n-1",
+        ),
         ("VerifyUnanswered", "nothing is trained again", "modelchain retry family -n team"),
         ("QueueRequired", "every job names a queue", "kubectl edit mchain family -n team"),
         ("SuspendedByAnother", "somebody else has suspended it", "modelchain retry family -n team"),
-        ("SameDeviceError", "the devices of nodes n1, n2 failed alike", "modelchain retry family -n team"),
+        (
+            "SameDeviceError",
+            "the devices of nodes n1, n2 failed alike",
+            "modelchain retry family -n team",
+        ),
         ("SomethingNew", "who knows", "kubectl describe mchain family -n team"),
     ],
 )
 def test_stalled(reason: str, cause: str, then: str) -> None:
     stage = current(State.PENDING, f"{reason}: {cause}", stalled=True)
-    thing = chain(stage, condition("Stalled", reason, f"stage b: {reason}: {cause}; look: modelchain explain"))
+    thing = chain(
+        stage, condition("Stalled", reason, f"stage b: {reason}: {cause}; look: modelchain explain")
+    )
     check(ask(thing), reason, cause, then)
 
 
 def test_a_refused_spec_has_no_stage_to_blame() -> None:
-    thing = chain(None, condition("Stalled", "InvalidSpec", "spec.stages: too few; correct it and apply it again"))
+    thing = chain(
+        None,
+        condition("Stalled", "InvalidSpec", "spec.stages: too few; correct it and apply it again"),
+    )
     check(ask(thing), "InvalidSpec", "spec.stages: too few", "kubectl edit mchain family -n team")
 
 
@@ -220,11 +292,18 @@ def test_a_refused_spec_has_no_stage_to_blame() -> None:
 def test_nodes_that_are_avoided_and_nothing_else_fits() -> None:
     stage = current(State.QUEUED, "NodesAvoided: no node is left but n1 (0/4 nodes are available)")
     held = mine(podshapes.unschedulable())
-    check(ask(chain(stage), pods=[held]), "NodesAvoided", "no node is left but n1", "modelchain retry family -n team")
+    check(
+        ask(chain(stage), pods=[held]),
+        "NodesAvoided",
+        "no node is left but n1",
+        "modelchain retry family -n team",
+    )
 
 
 def test_a_trainer_that_cannot_be_asked() -> None:
-    stage = current(State.RUNNING, "ProgressUnknown: rank 0 does not tell its progress at 10.0.0.1:9091, pod x")
+    stage = current(
+        State.RUNNING, "ProgressUnknown: rank 0 does not tell its progress at 10.0.0.1:9091, pod x"
+    )
     found = ask(chain(stage), pods=[mine(podshapes.running())])
     check(found, "ProgressUnknown", "10.0.0.1:9091", "kubectl get networkpolicies -n team")
 
@@ -232,9 +311,21 @@ def test_a_trainer_that_cannot_be_asked() -> None:
 @pytest.mark.parametrize("complete", [True, False])
 def test_a_stage_that_another_arithmetic_has_trained(complete: bool) -> None:
     thing = chain(current(State.RUNNING), *([condition("Complete")] if complete else []))
-    thing["status"]["stages"][0]["artifact"] = {"path": "d/artifact", "digest": "d", "trainerMath": TRAINER_MATH - 1}
-    thing["status"]["stages"][1]["artifact"] = {"path": "d/artifact", "digest": "d", "trainerMath": TRAINER_MATH}
-    told = [line for line in ask(thing, pods=[mine(podshapes.running())]).evidence if "trainer math" in line.message]
+    thing["status"]["stages"][0]["artifact"] = {
+        "path": "d/artifact",
+        "digest": "d",
+        "trainerMath": TRAINER_MATH - 1,
+    }
+    thing["status"]["stages"][1]["artifact"] = {
+        "path": "d/artifact",
+        "digest": "d",
+        "trainerMath": TRAINER_MATH,
+    }
+    told = [
+        line
+        for line in ask(thing, pods=[mine(podshapes.running())]).evidence
+        if "trainer math" in line.message
+    ]
     assert [line.object for line in told] == ["stage a"] and "rerun" in told[0].message
 
 
@@ -242,9 +333,15 @@ def test_a_stage_that_another_arithmetic_has_trained(complete: bool) -> None:
 
 
 def test_back_off() -> None:
-    ended = ATTEMPT.model_copy(update={"failure": FailureClass.ERROR, "message": "it broke", "finished_at": at(3590)})
+    ended = ATTEMPT.model_copy(
+        update={"failure": FailureClass.ERROR, "message": "it broke", "finished_at": at(3590)}
+    )
     stage = StageStatus(
-        name="b", state=State.PENDING, reason="Error: it broke; tries again", attempts=[ended], not_before=NOW + 20
+        name="b",
+        state=State.PENDING,
+        reason="Error: it broke; tries again",
+        attempts=[ended],
+        not_before=NOW + 20,
     )
     found = ask(chain(stage), pods=[mine(podshapes.ended())])
     check(found, "BackOff", "it broke.", "kubectl logs vit-b-a1-master-0 -n team")
@@ -254,14 +351,23 @@ def test_back_off() -> None:
 
 def test_shared_stage() -> None:
     stage = StageStatus(
-        name="b", state=State.QUEUED, reason="SharedStage: chain other trains the same stage on the same claim"
+        name="b",
+        state=State.QUEUED,
+        reason="SharedStage: chain other trains the same stage on the same claim",
     )
-    check(ask(chain(stage)), "SharedStage", "chain other trains", "modelchain explain other -n team")
+    check(
+        ask(chain(stage)), "SharedStage", "chain other trains", "modelchain explain other -n team"
+    )
 
 
 def test_data_that_is_still_packed() -> None:
     stage = StageStatus(name="b", reason="DataLoading: job pack fills claim photos")
-    check(ask(chain(stage)), "DataLoading", "job pack fills claim photos", "kubectl logs -f job/pack -n team")
+    check(
+        ask(chain(stage)),
+        "DataLoading",
+        "job pack fills claim photos",
+        "kubectl logs -f job/pack -n team",
+    )
 
 
 # Queues.
@@ -270,8 +376,18 @@ def test_data_that_is_still_packed() -> None:
 @pytest.mark.parametrize(
     ("queue", "reason", "cause", "then"),
     [
-        (Queue("q"), "KueueMissing", "Kueue is not installed", "kubectl get crd localqueues.kueue.x-k8s.io"),
-        (Queue("q", True), "LocalQueueMissing", "no LocalQueue q", "kubectl get localqueues -n team"),
+        (
+            Queue("q"),
+            "KueueMissing",
+            "Kueue is not installed",
+            "kubectl get crd localqueues.kueue.x-k8s.io",
+        ),
+        (
+            Queue("q", True),
+            "LocalQueueMissing",
+            "no LocalQueue q",
+            "kubectl get localqueues -n team",
+        ),
         (
             Queue("q", True, {"metadata": {}}),
             "NoWorkload",
@@ -286,7 +402,12 @@ def test_data_that_is_still_packed() -> None:
                     "metadata": {},
                     "status": {
                         "conditions": [
-                            {"type": "Active", "status": "False", "message": "stopped", "lastTransitionTime": at(0)}
+                            {
+                                "type": "Active",
+                                "status": "False",
+                                "message": "stopped",
+                                "lastTransitionTime": at(0),
+                            }
                         ]
                     },
                 },
@@ -296,19 +417,34 @@ def test_data_that_is_still_packed() -> None:
             "kubectl describe localqueue q -n team",
         ),
         (
-            Queue("q", True, {"metadata": {}}, [workload(("QuotaReserved", "False", "8 more GPUs needed"))]),
+            Queue(
+                "q",
+                True,
+                {"metadata": {}},
+                [workload(("QuotaReserved", "False", "8 more GPUs needed"))],
+            ),
             "Queued",
             "8 more GPUs needed; its place in the queue is not told",
             "kubectl describe workload pytorchjob-family-b-a2 -n team",
         ),
         (
-            Queue("q", True, {"metadata": {}}, [workload(("QuotaReserved", "True", ""), ("Admitted", "False", ""))]),
+            Queue(
+                "q",
+                True,
+                {"metadata": {}},
+                [workload(("QuotaReserved", "True", ""), ("Admitted", "False", ""))],
+            ),
             "Queued",
             "admission checks",
             "kubectl describe workload pytorchjob-family-b-a2 -n team",
         ),
         (
-            Queue("q", True, {"metadata": {}}, [workload(("Evicted", "True", "preempted by a higher priority"))]),
+            Queue(
+                "q",
+                True,
+                {"metadata": {}},
+                [workload(("Evicted", "True", "preempted by a higher priority"))],
+            ),
             "Queued",
             "preempted by a higher priority",
             "kubectl describe workload pytorchjob-family-b-a2 -n team",
@@ -338,14 +474,27 @@ def test_pods_are_refused() -> None:
 
 
 def test_nobody_makes_pods() -> None:
-    check(ask(chain(current()), jobs=[job()]), "NoPods", "training-operator", "kubectl get pods -n kubeflow")
+    check(
+        ask(chain(current()), jobs=[job()]),
+        "NoPods",
+        "training-operator",
+        "kubectl get pods -n kubeflow",
+    )
 
 
 @pytest.mark.parametrize(
     ("pod", "reason", "cause"),
     [
-        (podshapes.unschedulable(message="0/3 nodes: 3 Insufficient nvidia.com/gpu."), "Unschedulable", "Insufficient"),
-        (podshapes.unschedulable(reason="SchedulingGated", message="gated"), "SchedulingGated", "gate"),
+        (
+            podshapes.unschedulable(message="0/3 nodes: 3 Insufficient nvidia.com/gpu."),
+            "Unschedulable",
+            "Insufficient",
+        ),
+        (
+            podshapes.unschedulable(reason="SchedulingGated", message="gated"),
+            "SchedulingGated",
+            "gate",
+        ),
         (podshapes.waiting(0, "ErrImagePull", "manifest unknown"), "Image", "there is no image"),
         (podshapes.waiting(0, "ImagePullBackOff", "401 unauthorized"), "Image", "cannot be pulled"),
         (podshapes.waiting(0, "InvalidImageName"), "Image", "correct runner.image"),
@@ -360,13 +509,19 @@ def test_a_pod_waits(pod: Object, reason: str, cause: str) -> None:
 
 def test_what_a_mount_waits_for_is_in_an_event() -> None:
     pod = mine(podshapes.waiting(0, "ContainerCreating"))
-    found = ask(chain(current()), jobs=[job()], pods=[pod], events=[event(pod, "FailedMount: nfs is down")])
+    found = ask(
+        chain(current()), jobs=[job()], pods=[pod], events=[event(pod, "FailedMount: nfs is down")]
+    )
     assert "nfs is down" in found.cause
 
 
 def test_half_a_gang_waits() -> None:
-    thing = chain(current(), stages=[{"name": "a"}, {"name": "b", "resources": {"nodes": 2}}, {"name": "c"}])
-    found = ask(thing, jobs=[job()], pods=[mine(podshapes.running()), mine(podshapes.unschedulable(1))])
+    thing = chain(
+        current(), stages=[{"name": "a"}, {"name": "b", "resources": {"nodes": 2}}, {"name": "c"}]
+    )
+    found = ask(
+        thing, jobs=[job()], pods=[mine(podshapes.running()), mine(podshapes.unschedulable(1))]
+    )
     assert "1 of 2 pods run" in found.cause
 
 
@@ -377,7 +532,9 @@ def test_a_claim_holds_the_pod(phase: str) -> None:
     said = event(volume, 'storageclass.storage.k8s.io "rwx" not found', "PersistentVolumeClaim")
     claims = {"data": claim("data", "Bound"), "family-artifacts": volume}
     found = ask(chain(current()), jobs=[job()], pods=[pod], claims=claims, events=[said])
-    check(found, f"Claim{phase}", '"rwx" not found', "kubectl describe pvc family-artifacts -n team")
+    check(
+        found, f"Claim{phase}", '"rwx" not found', "kubectl describe pvc family-artifacts -n team"
+    )
 
 
 def test_a_missing_claim_holds_the_pod() -> None:

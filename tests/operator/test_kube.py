@@ -1,4 +1,6 @@
-"""`Kube` against a small scripted server: every failure gets its name, reads are repeated, writes never."""
+"""`Kube` against a small scripted server: every failure gets its name, reads are repeated, writes
+never.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ import pytest
 from aiohttp import ClientTimeout, web
 from kubernetes.aio import client
 
-from modelchain_operator import kube
-from modelchain_operator.kube import (
+from modelchain_operator.api import kube
+from modelchain_operator.api.kube import (
     CHAINS,
     JOBS,
     LEASES,
@@ -38,7 +40,9 @@ Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 CHAIN = {"metadata": {"namespace": "ns", "name": "c", "resourceVersion": "7"}, "status": {}}
 
 
-def status(code: int, reason: str = "", message: str = "", causes: list[str] | None = None, **headers: str) -> Answer:
+def status(
+    code: int, reason: str = "", message: str = "", causes: list[str] | None = None, **headers: str
+) -> Answer:
     body = {"kind": "Status", "code": code, "reason": reason, "message": message}
     body["details"] = {"causes": [{"reason": cause} for cause in causes or []]}
 
@@ -123,7 +127,9 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         (stall, Ambiguous),
     ],
 )
-def test_a_failed_write_has_its_name_and_is_sent_once(answer: Answer, error: type[ApiError]) -> None:
+def test_a_failed_write_has_its_name_and_is_sent_once(
+    answer: Answer, error: type[ApiError]
+) -> None:
     async def main() -> None:
         async with serve(answer) as (port, server):
             writes = [
@@ -155,7 +161,9 @@ def test_a_write_on_a_kept_connection_that_dies_is_not_repeated() -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("fault", [status(500), status(503), status(429, **{"Retry-After": "0"}), reset])
+@pytest.mark.parametrize(
+    "fault", [status(500), status(503), status(429, **{"Retry-After": "0"}), reset]
+)
 def test_reads_are_repeated(fault: Answer) -> None:
     async def main() -> None:
         async with serve(fault, fault, good({"kind": "ModelChain"})) as (port, _):
@@ -206,12 +214,24 @@ def test_an_answer_that_is_not_json() -> None:
 def test_list_reads_all_pages_and_starts_again_when_the_token_expires() -> None:
     def page(name: str, token: str) -> Answer:
         meta = {"continue": token} if token else {}
-        return good({"apiVersion": "v1", "kind": "PodList", "metadata": meta, "items": [{"metadata": {"name": name}}]})
+        return good(
+            {
+                "apiVersion": "v1",
+                "kind": "PodList",
+                "metadata": meta,
+                "items": [{"metadata": {"name": name}}],
+            }
+        )
 
     async def main() -> None:
-        async with serve(page("a", "t1"), status(410, "Expired"), page("a", "t2"), page("b", "")) as (port, server):
+        async with serve(
+            page("a", "t1"), status(410, "Expired"), page("a", "t2"), page("b", "")
+        ) as (port, server):
             pods = await port.list(PODS, None, "x=y")
-        assert [(pod["kind"], pod["metadata"]["name"]) for pod in pods] == [("Pod", "a"), ("Pod", "b")]
+        assert [(pod["kind"], pod["metadata"]["name"]) for pod in pods] == [
+            ("Pod", "a"),
+            ("Pod", "b"),
+        ]
         assert [path for _, path, _ in server.requests] == [
             "/api/v1/pods?limit=100&labelSelector=x%3Dy",
             "/api/v1/pods?limit=100&labelSelector=x%3Dy&continue=t1",
@@ -230,21 +250,29 @@ def test_what_is_sent() -> None:
             await port.replace_status(CHAINS, CHAIN)
             with pytest.raises(ValueError, match="resourceVersion"):
                 await port.replace(LEASES, {"metadata": {"namespace": "ns", "name": "l"}})
-        assert server.bodies[0] == {"preconditions": {"uid": "uid-1"}, "propagationPolicy": "Foreground"}
+        assert server.bodies[0] == {
+            "preconditions": {"uid": "uid-1"},
+            "propagationPolicy": "Foreground",
+        }
         assert [path for _, path, _ in server.requests] == [
             "/apis/batch/v1/namespaces/ns/jobs/j",
             "/apis/modelchain.dev/v1alpha1/namespaces/ns/modelchains/c",
             "/apis/modelchain.dev/v1alpha1/namespaces/ns/modelchains/c/status",
         ]
         assert server.requests[1][2]["Content-Type"] == "application/merge-patch+json"
-        assert all(headers["User-Agent"].startswith("modelchain-operator/") for _, _, headers in server.requests)
+        assert all(
+            headers["User-Agent"].startswith("modelchain-operator/")
+            for _, _, headers in server.requests
+        )
 
     asyncio.run(main())
 
 
 def test_a_namespace_being_deleted_is_told_from_a_missing_right() -> None:
     async def main() -> None:
-        async with serve(status(403, "Forbidden", causes=["NamespaceTerminating"]), status(403, "Forbidden")) as (p, _):
+        async with serve(
+            status(403, "Forbidden", causes=["NamespaceTerminating"]), status(403, "Forbidden")
+        ) as (p, _):
             for terminating in (True, False):
                 with pytest.raises(Forbidden) as caught:
                     await p.create(CHAINS, CHAIN)
@@ -257,23 +285,36 @@ def test_discovery() -> None:
     async def main() -> None:
         found = good({"resources": [{"name": "pytorchjobs"}, {"name": "pytorchjobs/status"}]})
         async with serve(status(404), good({"resources": []}), found) as (port, server):
-            assert [await port.resource_exists(PYTORCHJOBS) for _ in range(3)] == [False, False, True]
+            assert [await port.resource_exists(PYTORCHJOBS) for _ in range(3)] == [
+                False,
+                False,
+                True,
+            ]
         assert server.requests[0][1] == "/apis/kubeflow.org/v1"
 
     asyncio.run(main())
 
 
-@pytest.mark.parametrize(("ahead", "follows"), [(300.0, True), (-300.0, True), (5.0, False), (None, False)])
+@pytest.mark.parametrize(
+    ("ahead", "follows"), [(300.0, True), (-300.0, True), (5.0, False), (None, False)]
+)
 def test_the_api_servers_clock_is_ours(ahead: float | None, follows: bool) -> None:
-    """It dates all objects. A few seconds are an answer's own age, and a proxy's page may have no date at all."""
+    """It dates all objects. A few seconds are an answer's own age, and a proxy's page may have no
+    date at all.
+    """
 
     async def dated(request: web.Request) -> web.StreamResponse:
         answer = web.json_response({})
-        answer.headers["Date"] = "" if ahead is None else formatdate(time.time() - ahead, usegmt=True)
+        answer.headers["Date"] = (
+            "" if ahead is None else formatdate(time.time() - ahead, usegmt=True)
+        )
         return answer
 
     async def main() -> None:
-        async with serve(dated, status(404, Date=formatdate(time.time(), usegmt=True))) as (port, _):
+        async with serve(dated, status(404, Date=formatdate(time.time(), usegmt=True))) as (
+            port,
+            _,
+        ):
             assert abs(port.now() - time.time()) < 1
             await port.get(CHAINS, "ns", "c")
             behind = ahead if follows and ahead is not None else 0.0

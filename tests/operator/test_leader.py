@@ -1,4 +1,6 @@
-"""Leader election on a Lease held by a small server in memory: one leader, take-over, no answer, giving back."""
+"""Leader election on a Lease held by a small server in memory: one leader, take-over, no answer,
+giving back.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,14 @@ from typing import Any
 
 import travel
 
-from modelchain_operator.kube import AlreadyExists, Conflict, NotFound, Unavailable
-from modelchain_operator.leader import Leader
+from modelchain_operator.api.kube import AlreadyExists, Conflict, NotFound, Unavailable
+from modelchain_operator.watch.leader import Leader
 
 
 class Server:
-    """One Lease, with versions; `fault` may raise or wait before a call, `lost` swallows the answers of writes."""
+    """One Lease, with versions; `fault` may raise or wait before a call, `lost` swallows the
+    answers of writes.
+    """
 
     def __init__(self) -> None:
         self.lease: dict[str, Any] | None = None
@@ -208,7 +212,9 @@ def test_a_stolen_lease_is_noticed_and_won_back_when_free() -> None:
         world.start("a")
         await world.run(5)
         assert world.server.lease is not None
-        world.server._keep({**world.server.lease, "spec": {"holderIdentity": "x", "leaseDurationSeconds": 15}})
+        world.server._keep(
+            {**world.server.lease, "spec": {"holderIdentity": "x", "leaseDurationSeconds": 15}}
+        )
         assert await world.until(lambda names: not names) < 3
         assert 12 < await world.until(lambda names: names == ["a"]) < 21
 

@@ -1,4 +1,6 @@
-"""`GET /metrics` of the operator: what a status says is what is scraped, whoever asks and how often."""
+"""`GET /metrics` of the operator: what a status says is what is scraped, whoever asks and how
+often.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,20 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from test_service import World
 
-from modelchain.contracts import FailureClass
-from modelchain.pools import PoolFile
-from modelchain.status import AttemptStatus, ChainStatus, Condition, Progress, StageStatus, State, Total
-from modelchain_operator import metrics
-from modelchain_operator.figures import figures
-from modelchain_operator.service import Service
+from modelchain.api.contracts import FailureClass
+from modelchain.api.status import (
+    AttemptStatus,
+    ChainStatus,
+    Condition,
+    Progress,
+    StageStatus,
+    State,
+    Total,
+)
+from modelchain.plan.pools import PoolFile
+from modelchain_operator.reconcile import metrics
+from modelchain_operator.reconcile.figures import figures
+from modelchain_operator.watch.service import Service
 
 CONFIG = PoolFile.model_validate(
     {
@@ -39,13 +49,33 @@ Samples = dict[tuple[str, ...], float]
 
 def stage(name: str, state: State, **more: Any) -> StageStatus:
     own = AttemptStatus(name=f"vit-{name}-a1", number=1, input_digest="d" * 64, state=State.FAILED)
-    known = {"name": name, "state": state, "planned_macs": 4 * 10**20, "cost": "0.00", "attempts": [own]}
+    known = {
+        "name": name,
+        "state": state,
+        "planned_macs": 4 * 10**20,
+        "cost": "0.00",
+        "attempts": [own],
+    }
     return StageStatus(**{**known, **more})
 
 
 STAGES = [
-    stage("s1", State.SUCCEEDED, macs=123456789012345678901234, gpu_seconds=0.1, cost="12.34", attempts=[]),
-    stage("s2", State.SUCCEEDED, macs=7, gpu_seconds=3600.125, cost="3.60", retried={FailureClass.PREEMPTED: 2}),
+    stage(
+        "s1",
+        State.SUCCEEDED,
+        macs=123456789012345678901234,
+        gpu_seconds=0.1,
+        cost="12.34",
+        attempts=[],
+    ),
+    stage(
+        "s2",
+        State.SUCCEEDED,
+        macs=7,
+        gpu_seconds=3600.125,
+        cost="3.60",
+        retried={FailureClass.PREEMPTED: 2},
+    ),
     stage(
         "s3",
         State.RUNNING,
@@ -60,7 +90,11 @@ STAGES = [
 STATUS = ChainStatus(
     observed_generation=1,
     stages=STAGES,
-    total=Total(macs=sum(s.macs for s in STAGES), gpu_seconds=sum(s.gpu_seconds for s in STAGES), cost="15.94"),
+    total=Total(
+        macs=sum(s.macs for s in STAGES),
+        gpu_seconds=sum(s.gpu_seconds for s in STAGES),
+        cost="15.94",
+    ),
     conditions=[
         Condition(type=kind, status=status, reason="R", message="", last_transition_time="")  # type: ignore[arg-type]
         for kind, status in (("Reconciling", "True"), ("Ready", "False"))
@@ -70,7 +104,12 @@ STATUS = ChainStatus(
 
 def chain(name: str = "vit", status: ChainStatus = STATUS, version: int = 5) -> dict[str, Any]:
     return {
-        "metadata": {"namespace": "ns", "name": name, "generation": 1, "resourceVersion": str(version)},
+        "metadata": {
+            "namespace": "ns",
+            "name": name,
+            "generation": 1,
+            "resourceVersion": str(version),
+        },
         "spec": {"runner": {"queueName": "night"}},
         "status": status.model_dump(mode="json", by_alias=True, exclude_none=True),
     }
@@ -124,14 +163,20 @@ def test_totals_are_those_of_the_status() -> None:
         own = [value for labels, value in found[metric].items() if "vit" in labels]
         assert abs(sum(own) - total) <= 1e-12 * total, metric
     for one in STAGES:
-        assert found["modelchain_stage_planned_macs"]["vit", "ns", one.name] == float(one.planned_macs)
+        assert found["modelchain_stage_planned_macs"]["vit", "ns", one.name] == float(
+            one.planned_macs
+        )
         shown = "trained" if one.attempts else "reused"
         if one.macs:
-            assert found["modelchain_stage_macs_total"]["vit", "ns", shown, one.name] == float(one.macs)
+            assert found["modelchain_stage_macs_total"]["vit", "ns", shown, one.name] == float(
+                one.macs
+            )
 
 
 def test_what_a_found_result_had_cost_is_beside_what_was_spent() -> None:
-    """Chains that share a stage: the sum over `source="trained"` holds nothing twice, and begins at 0."""
+    """Chains that share a stage: the sum over `source="trained"` holds nothing twice, and begins at
+    0.
+    """
     found = samples(scraped(chain()))["modelchain_stage_gpu_seconds_total"]
     assert found == {
         ("vit", "ns", "trained", "s1"): 0.0,
@@ -141,7 +186,9 @@ def test_what_a_found_result_had_cost_is_beside_what_was_spent() -> None:
         ("vit", "ns", "trained", "s4"): 0.0,
     }
     costs = samples(scraped(chain()))["modelchain_stage_cost_total"]
-    assert ("vit", "EUR", "ns", "trained", "s2") in costs and not [c for c in costs if c[-1] == "s4"], "no price: none"
+    assert ("vit", "EUR", "ns", "trained", "s2") in costs and not [
+        c for c in costs if c[-1] == "s4"
+    ], "no price: none"
 
 
 def test_states_conditions_and_progress() -> None:
@@ -150,7 +197,9 @@ def test_states_conditions_and_progress() -> None:
     assert states == {str(s): {"Succeeded": 2, "Running": 1, "Pending": 1}.get(s, 0) for s in State}
     true = [labels[1] for labels, value in found["modelchain_condition"].items() if value]
     assert true == ["Reconciling"] and len(found["modelchain_condition"]) == 8
-    ratios = {labels[-1]: value for labels, value in found["modelchain_stage_progress_ratio"].items()}
+    ratios = {
+        labels[-1]: value for labels, value in found["modelchain_stage_progress_ratio"].items()
+    }
     assert ratios == {"s1": 1, "s2": 1, "s3": 0.25}
     assert found["modelchain_stage_transition_seconds"] == {("vit", "ns", "s3"): 1.25}
     assert found["modelchain_info"] == {("vit", "ns", "a100", "night"): 1}
@@ -186,7 +235,10 @@ def test_a_chain_without_a_status_and_no_chain_at_all() -> None:
 @pytest.mark.parametrize("late", ["list", "watch"])
 def test_what_comes_late_changes_nothing_and_a_deleted_chain_is_forgotten(late: str) -> None:
     """A counter that fell back for a moment would count twice."""
-    before, now = chain(), chain(status=STATUS.model_copy(update={"stages": STAGES[:1]}), version=10)
+    before, now = (
+        chain(),
+        chain(status=STATUS.model_copy(update={"stages": STAGES[:1]}), version=10),
+    )
 
     async def main() -> None:
         api = Api(before if late == "list" else now)
@@ -222,14 +274,18 @@ def test_the_operator_tells_how_it_is_doing() -> None:
 def test_it_is_served() -> None:
     made = CollectorRegistry()
     server = metrics.serve(0, made)
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(
+        f"http://127.0.0.1:{server.server_port}/metrics", timeout=10
+    ) as answer:
         assert answer.status == 200 and answer.headers["Content-Type"].startswith("text/plain")
     server.shutdown()
     server.server_close()
 
 
 def test_a_counter_does_not_fall_when_an_estimate_is_corrected() -> None:
-    """Prometheus takes a fall for a new counter and adds all of it again; what was wrong altogether is taken back."""
+    """Prometheus takes a fall for a new counter and adds all of it again; what was wrong altogether
+    is taken back.
+    """
 
     def spent(gpu_seconds: float, cost: str) -> dict[str, Any]:
         attempt = AttemptStatus(name="vit-a-a1", number=1, input_digest="d", state=State.RUNNING)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from modelchain.cli.load import load_model, parse
 from modelchain.errors import InputError
-from modelchain.pools import DEFAULT_POOLS, NodePool, PoolFile
+from modelchain.io.load import load_model, parse
+from modelchain.plan.pools import DEFAULT_POOLS, NodePool, PoolFile
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "operator" / "config.yaml"
 GPU: dict[str, Any] = {"gpu": "A100", "gpusPerNode": 8}
@@ -56,12 +56,19 @@ def test_the_sample_asks_nothing_of_a_site_and_shows_every_key_of_a_pool() -> No
     }
     shown = yaml.safe_load(re.sub(r"^    # (\w+: )", r"    \1", text, flags=re.M))
     parse(PoolFile, shown, "config.yaml")
-    assert set(shown["nodePools"]["a100-80gb"]) == {field.alias for field in NodePool.model_fields.values()}
+    assert set(shown["nodePools"]["a100-80gb"]) == {
+        field.alias for field in NodePool.model_fields.values()
+    }
 
 
 def test_a_cpu_pool_asks_for_no_gpu() -> None:
     pool = NodePool.model_validate({"gpu": "CPU", "gpusPerNode": 0, "cpu": 2})
-    assert (pool.processes(None), pool.processes(3), pool.cpu, pool.pod_tolerations) == (1, 3, "2", [])
+    assert (pool.processes(None), pool.processes(3), pool.cpu, pool.pod_tolerations) == (
+        1,
+        3,
+        "2",
+        [],
+    )
 
 
 def test_processes_are_the_gpus_unless_asked_otherwise() -> None:
@@ -89,20 +96,42 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "unknown setting": ({"progresSeconds": 5}, "unknown field"),
     "unknown key of a pool": ({"nodePools": {"a": GPU | {"gpus": 8}}}, "unknown field"),
     "no pools": ({"nodePools": {}}, "nodePools"),
-    "default that is none": ({"nodePools": {"a": GPU}, "defaults": {"nodePool": "b"}}, "b is not among nodePools"),
+    "default that is none": (
+        {"nodePools": {"a": GPU}, "defaults": {"nodePool": "b"}},
+        "b is not among nodePools",
+    ),
     "image by tag": ({"defaults": {"image": "trainer:latest"}}, "sha256"),
-    "our label": ({"nodePools": {"a": GPU | {"labels": {"modelchain.dev/chain": "x"}}}}, "set by the operator"),
-    "our variable": ({"nodePools": {"a": GPU | {"env": {"MODELCHAIN_TASK": "x"}}}}, "set by the operator"),
-    "two topologies": ({"nodePools": {"a": GPU | {"topology": {"required": "r", "preferred": "p"}}}}, "exactly one"),
+    "our label": (
+        {"nodePools": {"a": GPU | {"labels": {"modelchain.dev/chain": "x"}}}},
+        "set by the operator",
+    ),
+    "our variable": (
+        {"nodePools": {"a": GPU | {"env": {"MODELCHAIN_TASK": "x"}}}},
+        "set by the operator",
+    ),
+    "two topologies": (
+        {"nodePools": {"a": GPU | {"topology": {"required": "r", "preferred": "p"}}}},
+        "exactly one",
+    ),
     "value of Exists": (
-        {"nodePools": {"a": GPU | {"tolerations": [{"key": "k", "operator": "Exists", "value": "v"}]}}},
+        {
+            "nodePools": {
+                "a": GPU | {"tolerations": [{"key": "k", "operator": "Exists", "value": "v"}]}
+            }
+        },
         "no value",
     ),
     "any taint": ({"nodePools": {"a": GPU | {"tolerations": [{}]}}}, "give a key"),
-    "for how long": ({"nodePools": {"a": GPU | {"tolerations": [{"key": "k", "tolerationSeconds": 1}]}}}, "NoExecute"),
+    "for how long": (
+        {"nodePools": {"a": GPU | {"tolerations": [{"key": "k", "tolerationSeconds": 1}]}}},
+        "NoExecute",
+    ),
     "root": ({"nodePools": {"a": GPU | {"runAsUser": 0}}}, "runAsUser"),
     "no time to save": ({"nodePools": {"a": GPU | {"graceSeconds": 10}}}, "graceSeconds"),
-    "two currencies": ({"nodePools": {"a": priced("USD"), "b": priced("EUR"), "c": GPU}}, "in EUR and USD; give"),
+    "two currencies": (
+        {"nodePools": {"a": priced("USD"), "b": priced("EUR"), "c": GPU}},
+        "in EUR and USD; give",
+    ),
     "no quantity": ({"nodePools": {"a": GPU | {"memory": "lots"}}}, "memory"),
 }
 

@@ -14,15 +14,17 @@ import aiohttp
 import pytest
 from podshapes import running
 
-from modelchain.contracts import LiveProgress
-from modelchain_operator import reads
-from modelchain_operator.kube import Object
-from modelchain_operator.memory import MOST_IGNORED, Asked, Memory
-from modelchain_operator.reads import Reader
+from modelchain.api.contracts import LiveProgress
+from modelchain_operator.api.kube import Object
+from modelchain_operator.reconcile import reads
+from modelchain_operator.reconcile.memory import MOST_IGNORED, Asked, Memory
+from modelchain_operator.reconcile.reads import Reader
 from modelchain_operator.runners.pytorchjob import PyTorchJob
 from modelchain_operator.runners.template import PROGRESS_PORT
 
-ANSWER = LiveProgress(attempt="family-a-a1", step=7, steps=100, samples_per_second=1.0, eta_seconds=93.0)
+ANSWER = LiveProgress(
+    attempt="family-a-a1", step=7, steps=100, samples_per_second=1.0, eta_seconds=93.0
+)
 _addresses = itertools.count(os.getpid() * 16 % 65_000)
 
 
@@ -103,7 +105,9 @@ def test_a_port_that_nobody_opens() -> None:
 
 
 def test_connections_that_do_not_come_about() -> None:
-    """As a network policy that drops packets has it: a full backlog takes none, and refuses none."""
+    """As a network policy that drops packets has it: a full backlog takes none, and refuses
+    none.
+    """
     with listening(backlog=0) as (_, pod), socket.socket() as first, socket.socket() as second:
         for one in (first, second):
             one.setblocking(False)
@@ -121,7 +125,10 @@ def test_an_answer_ends_the_silence_and_very_many_are_counted_in_little_room() -
         memory.unheard("pod", accepted=True)
     found = memory.progress["pod"]
     assert (found.answer, found.answered, found.silent) == (ANSWER, 1000.0, 1005.0)
-    assert found.ignored[-1] - found.ignored[0] == 5 * (3 * MOST_IGNORED - 1) and len(found.ignored) <= MOST_IGNORED + 2
+    assert (
+        found.ignored[-1] - found.ignored[0] == 5 * (3 * MOST_IGNORED - 1)
+        and len(found.ignored) <= MOST_IGNORED + 2
+    )
     memory.unheard("pod", accepted=False)
     assert memory.progress["pod"].ignored == found.ignored
     memory.told("pod", ANSWER)

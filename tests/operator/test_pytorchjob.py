@@ -1,4 +1,6 @@
-"""The PyTorchJob we create, release and read: by our own reading of the rules; tests/cluster asks the real webhook."""
+"""The PyTorchJob we create, release and read: by our own reading of the rules; tests/cluster asks
+the real webhook.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import pytest
 from jobrequests import CPU_POOL, IMAGE, generated, of_examples, request
 
 from modelchain.errors import InputError
-from modelchain.pools import NodePool
+from modelchain.plan.pools import NodePool
 from modelchain_operator.runners import verify
 from modelchain_operator.runners.port import JobRequest
 from modelchain_operator.runners.pytorchjob import PyTorchJob
@@ -22,7 +24,10 @@ Object = dict[str, Any]
 
 def templates(asked: JobRequest) -> list[Object]:
     replicas = RUNNER.build(asked)["spec"]["pytorchReplicaSpecs"]
-    return [*(spec["template"] for spec in replicas.values()), verify.build(asked)["spec"]["template"]]
+    return [
+        *(spec["template"] for spec in replicas.values()),
+        verify.build(asked)["spec"]["template"],
+    ]
 
 
 def master(asked: JobRequest) -> Object:
@@ -42,11 +47,16 @@ def test_every_pod_meets_the_restricted_standard(asked: JobRequest) -> None:
         assert security["runAsNonRoot"] is True and security.get("runAsUser") != 0
         assert security["seccompProfile"] == {"type": "RuntimeDefault"}
         assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
-        assert all({"persistentVolumeClaim", "emptyDir"} & volume.keys() for volume in spec["volumes"])
+        assert all(
+            {"persistentVolumeClaim", "emptyDir"} & volume.keys() for volume in spec["volumes"]
+        )
         assert spec["automountServiceAccountToken"] is False and spec["enableServiceLinks"] is False
         for container in spec["containers"]:
             inner = container["securityContext"]
-            assert inner["allowPrivilegeEscalation"] is False and inner["readOnlyRootFilesystem"] is True
+            assert (
+                inner["allowPrivilegeEscalation"] is False
+                and inner["readOnlyRootFilesystem"] is True
+            )
             assert inner["capabilities"] == {"drop": ["ALL"]}
 
 
@@ -56,8 +66,15 @@ def test_every_pod_is_sound(asked: JobRequest) -> None:
         [container] = template["spec"]["containers"]
         volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
         mounts = {m["mountPath"]: m for m in container["volumeMounts"]}
-        assert len(mounts) == len(container["volumeMounts"]) and {m["name"] for m in mounts.values()} == volumes.keys()
-        claims = [v["persistentVolumeClaim"]["claimName"] for v in volumes.values() if "persistentVolumeClaim" in v]
+        assert (
+            len(mounts) == len(container["volumeMounts"])
+            and {m["name"] for m in mounts.values()} == volumes.keys()
+        )
+        claims = [
+            v["persistentVolumeClaim"]["claimName"]
+            for v in volumes.values()
+            if "persistentVolumeClaim" in v
+        ]
         assert len(claims) == len(set(claims)), "a claim in two volumes of a pod hangs the kubelet"
         assert {"/tmp", "/home/modelchain"} <= mounts.keys()
         resources = container["resources"]
@@ -69,8 +86,12 @@ def test_every_pod_is_sound(asked: JobRequest) -> None:
             "/dev/termination-log",
             "File",
         )
-        assert template["metadata"]["labels"]["modelchain.dev/input-digest"] == asked.input_digest[:63]
-        assert template["metadata"]["annotations"]["modelchain.dev/input-digest"] == asked.input_digest
+        assert (
+            template["metadata"]["labels"]["modelchain.dev/input-digest"] == asked.input_digest[:63]
+        )
+        assert (
+            template["metadata"]["annotations"]["modelchain.dev/input-digest"] == asked.input_digest
+        )
         assert all(len(value) <= 63 for value in template["metadata"]["labels"].values())
 
 
@@ -84,9 +105,14 @@ def test_one_node_is_a_master_alone_and_more_are_workers() -> None:
         "Master": (1, "Never"),
         "Worker": (3, "Never"),
     }
-    ports = {kind: spec["template"]["spec"]["containers"][0].get("ports") for kind, spec in four.items()}
+    ports = {
+        kind: spec["template"]["spec"]["containers"][0].get("ports") for kind, spec in four.items()
+    }
     assert ports["Worker"] is None
-    assert {p["name"]: p["containerPort"] for p in ports["Master"]} == {"metrics": 9090, "progress": 9091}
+    assert {p["name"]: p["containerPort"] for p in ports["Master"]} == {
+        "metrics": 9090,
+        "progress": 9091,
+    }
 
 
 def test_it_is_owned_without_blocking_and_in_a_queue_that_is_not_there() -> None:
@@ -112,7 +138,11 @@ def test_it_is_owned_without_blocking_and_in_a_queue_that_is_not_there() -> None
 def test_mounts() -> None:
     mounts = {m["mountPath"]: m for m in master(request())["spec"]["containers"][0]["volumeMounts"]}
     assert mounts["/artifacts"] == {"name": "artifacts", "mountPath": "/artifacts"}
-    assert mounts["/predecessors"] == {"name": "artifacts", "mountPath": "/predecessors", "readOnly": True}
+    assert mounts["/predecessors"] == {
+        "name": "artifacts",
+        "mountPath": "/predecessors",
+        "readOnly": True,
+    }
     assert mounts["/data"]["readOnly"] and mounts["/dev/shm"]["name"] == "shm"
     volumes = {v["name"]: v for v in master(request())["spec"]["volumes"]}
     assert volumes["data"]["persistentVolumeClaim"] == {"claimName": "cc3m", "readOnly": True}
@@ -134,31 +164,61 @@ def test_a_task_too_large_is_refused() -> None:
 def test_the_pool_reaches_the_pod() -> None:
     pool = NodePool.model_validate(
         {
-            "gpu": "A100", "gpusPerNode": 8, "cpu": 96, "memory": "900Gi", "ephemeralStorage": "1Ti",
-            "extraResources": {"rdma/hca": 1}, "env": {"NCCL_DEBUG": "WARN", "HOME": "/tmp"},
+            "gpu": "A100",
+            "gpusPerNode": 8,
+            "cpu": 96,
+            "memory": "900Gi",
+            "ephemeralStorage": "1Ti",
+            "extraResources": {"rdma/hca": 1},
+            "env": {"NCCL_DEBUG": "WARN", "HOME": "/tmp"},
             "nodeSelector": {"a": "b"},
-            "labels": {"team": "vision"}, "annotations": {"note": "mine"}, "imagePullSecrets": ["registry"],
-            "serviceAccountName": "trainer", "priorityClassName": "high", "schedulerName": "mine",
-            "runtimeClassName": "nvidia", "graceSeconds": 300, "fsGroup": 7, "runAsUser": 8,
+            "labels": {"team": "vision"},
+            "annotations": {"note": "mine"},
+            "imagePullSecrets": ["registry"],
+            "serviceAccountName": "trainer",
+            "priorityClassName": "high",
+            "schedulerName": "mine",
+            "runtimeClassName": "nvidia",
+            "graceSeconds": 300,
+            "fsGroup": 7,
+            "runAsUser": 8,
             "topology": {"required": "rack"},
         }
-    )  # fmt: skip
+    )
     template = master(request(pool=pool, processes_per_node=4))
     spec, container = template["spec"], template["spec"]["containers"][0]
-    assert container["resources"]["limits"] == container["resources"]["requests"] == {
-        "cpu": "96", "memory": "900Gi", "ephemeral-storage": "1Ti", "rdma/hca": "1", "nvidia.com/gpu": "4",
-    }  # fmt: skip
-    assert {"NCCL_DEBUG": "WARN", "HOME": "/tmp", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "285"}.items() <= env(
-        template
-    ).items()
+    assert (
+        container["resources"]["limits"]
+        == container["resources"]["requests"]
+        == {
+            "cpu": "96",
+            "memory": "900Gi",
+            "ephemeral-storage": "1Ti",
+            "rdma/hca": "1",
+            "nvidia.com/gpu": "4",
+        }
+    )
+    assert {
+        "NCCL_DEBUG": "WARN",
+        "HOME": "/tmp",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "285",
+    }.items() <= env(template).items()
     assert template["metadata"]["labels"]["team"] == "vision"
     annotations = template["metadata"]["annotations"]
-    assert annotations["note"] == "mine" and annotations["kueue.x-k8s.io/podset-required-topology"] == "rack"
+    assert (
+        annotations["note"] == "mine"
+        and annotations["kueue.x-k8s.io/podset-required-topology"] == "rack"
+    )
     expected = {
-        "nodeSelector": {"a": "b"}, "serviceAccountName": "trainer", "priorityClassName": "high",
-        "schedulerName": "mine", "runtimeClassName": "nvidia", "terminationGracePeriodSeconds": 300,
-        "imagePullSecrets": [{"name": "registry"}], "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
-    }  # fmt: skip
+        "nodeSelector": {"a": "b"},
+        "serviceAccountName": "trainer",
+        "priorityClassName": "high",
+        "schedulerName": "mine",
+        "runtimeClassName": "nvidia",
+        "terminationGracePeriodSeconds": 300,
+        "imagePullSecrets": [{"name": "registry"}],
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+    }
     assert expected.items() <= spec.items()
     assert spec["securityContext"] | {"fsGroup": 7, "runAsUser": 8} == spec["securityContext"]
 
@@ -174,29 +234,50 @@ def test_a_cpu_pool_asks_for_nothing() -> None:
     assert spec["containers"][0]["resources"] == {} and "tolerations" not in spec
 
 
-def test_torchrun_takes_its_place_from_the_operators_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchrun_takes_its_place_from_the_operators_variables(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from torch.distributed.run import parse_args
 
     set_by_training_operator = {
-        "PET_NNODES": "4", "PET_NPROC_PER_NODE": "8", "PET_NODE_RANK": "3", "PET_MASTER_ADDR": "j-master-0",
+        "PET_NNODES": "4",
+        "PET_NPROC_PER_NODE": "8",
+        "PET_NODE_RANK": "3",
+        "PET_MASTER_ADDR": "j-master-0",
         "PET_MASTER_PORT": "23456",
-    }  # fmt: skip
+    }
     for name, value in set_by_training_operator.items():
         monkeypatch.setenv(name, value)
     command = master(request(nodes=4))["spec"]["containers"][0]["command"]
     assert command[:3] == ["python", "-m", "torch.distributed.run"]
     read = parse_args(command[3:])
-    assert (read.nnodes, read.nproc_per_node, read.node_rank, read.master_addr, read.master_port) == (
-        "4", "8", 3, "j-master-0", 23456,
-    )  # fmt: skip
+    assert (
+        read.nnodes,
+        read.nproc_per_node,
+        read.node_rank,
+        read.master_addr,
+        read.master_port,
+    ) == (
+        "4",
+        "8",
+        3,
+        "j-master-0",
+        23456,
+    )
     assert (read.max_restarts, read.module, read.training_script) == (0, True, "modelchain_trainer")
 
 
 def test_torchrun_alone_does_not_look_for_itself_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that does not resolve would hold it up for ten minutes; with peers it must be found by its name."""
+    """A name that does not resolve would hold it up for ten minutes; with peers it must be found by
+    its name.
+    """
     from torch.distributed.run import parse_args
 
-    for name, value in {"PET_NNODES": "1", "PET_MASTER_ADDR": "j-master-0", "PET_MASTER_PORT": "23456"}.items():
+    for name, value in {
+        "PET_NNODES": "1",
+        "PET_MASTER_ADDR": "j-master-0",
+        "PET_MASTER_PORT": "23456",
+    }.items():
         monkeypatch.setenv(name, value)
     for nodes, address in ((1, "127.0.0.1"), (2, None)):
         for template in templates(request(nodes=nodes))[:-1]:
@@ -209,8 +290,13 @@ def test_torchrun_alone_does_not_look_for_itself_by_name(monkeypatch: pytest.Mon
 def test_every_pod_is_told_its_nodes_name_and_no_pool_says_another(asked: JobRequest) -> None:
     pool = asked.pool.model_copy(update={"env": {**asked.pool.env, "MODELCHAIN_NODE": "elsewhere"}})
     for template in templates(replace(asked, pool=pool)):
-        [node] = [v for v in template["spec"]["containers"][0]["env"] if v["name"] == "MODELCHAIN_NODE"]
-        assert node == {"name": "MODELCHAIN_NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
+        [node] = [
+            v for v in template["spec"]["containers"][0]["env"] if v["name"] == "MODELCHAIN_NODE"
+        ]
+        assert node == {
+            "name": "MODELCHAIN_NODE",
+            "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}},
+        }
 
 
 NOW = "2026-09-01T00:00:00Z"
@@ -220,7 +306,9 @@ def made(asked: JobRequest, *conditions: tuple[str, str]) -> Object:
     """As the API server would give the job back."""
     job: Object = json.loads(json.dumps(RUNNER.build(asked)))
     job["metadata"] |= {"uid": "u-1", "resourceVersion": "7"}
-    job["status"] = {"conditions": [{"type": t, "status": s, "message": f"{t} said"} for t, s in conditions]}
+    job["status"] = {
+        "conditions": [{"type": t, "status": s, "message": f"{t} said"} for t, s in conditions]
+    }
     return job
 
 
@@ -238,12 +326,22 @@ def test_release_without_a_queue_takes_the_label_away_and_then_lifts_the_suspens
     """Two patches: Kueue refuses to take the label from a job that is not suspended then."""
     job = made(request())
     first = RUNNER.release(job, None, NOW)
-    assert first == {"metadata": {"uid": "u-1", "resourceVersion": "7", "labels": {"kueue.x-k8s.io/queue-name": None}}}
+    assert first == {
+        "metadata": {
+            "uid": "u-1",
+            "resourceVersion": "7",
+            "labels": {"kueue.x-k8s.io/queue-name": None},
+        }
+    }
     between = merged(job, first)
     assert not RUNNER.state(between).released and RUNNER.state(between).suspended
     second = RUNNER.release(between, None, NOW)
     assert second == {
-        "metadata": {"uid": "u-1", "resourceVersion": "7", "annotations": {"modelchain.dev/released": NOW}},
+        "metadata": {
+            "uid": "u-1",
+            "resourceVersion": "7",
+            "annotations": {"modelchain.dev/released": NOW},
+        },
         "spec": {"runPolicy": {"suspend": False}},
     }
     after = RUNNER.state(merged(between, second))
@@ -276,7 +374,10 @@ def test_a_job_that_somebody_else_started_is_only_marked() -> None:
     assert not RUNNER.state(job).released
     for queue in (None, "vision"):
         patch = RUNNER.release(job, queue, NOW)
-        assert patch["metadata"].keys() == {"uid", "resourceVersion", "annotations"} and "spec" not in patch
+        assert (
+            patch["metadata"].keys() == {"uid", "resourceVersion", "annotations"}
+            and "spec" not in patch
+        )
 
 
 def test_it_keeps_away_from_nodes_that_failed() -> None:
@@ -287,8 +388,9 @@ def test_it_keeps_away_from_nodes_that_failed() -> None:
         ]
         [term] = rules["nodeSelectorTerms"]
         assert [(f["key"], f["operator"], f["values"]) for f in term["matchFields"]] == [
-            ("metadata.name", "NotIn", ["node-1"]), ("metadata.name", "NotIn", ["node-2"]),
-        ]  # fmt: skip
+            ("metadata.name", "NotIn", ["node-1"]),
+            ("metadata.name", "NotIn", ["node-2"]),
+        ]
 
 
 @pytest.mark.parametrize(
@@ -297,7 +399,11 @@ def test_it_keeps_away_from_nodes_that_failed() -> None:
         ([], None, ""),
         ([("Created", "True"), ("Suspended", "True")], None, ""),
         ([("Created", "True"), ("Suspended", "False"), ("Running", "True")], None, ""),
-        ([("Created", "True"), ("Running", "False"), ("Suspended", "True")], None, ""),  # evicted by a queue
+        (
+            [("Created", "True"), ("Running", "False"), ("Suspended", "True")],
+            None,
+            "",
+        ),  # evicted by a queue
         ([("Created", "True"), ("Running", "False"), ("Succeeded", "True")], "Succeeded", ""),
         ([("Created", "True"), ("Running", "False"), ("Failed", "True")], "Failed", "Failed said"),
     ],
@@ -317,7 +423,13 @@ def test_state_before_the_operator_has_looked_and_while_deleting() -> None:
 
 def test_node_ranks() -> None:
     def pod(**labels: str) -> Object:
-        return {"metadata": {"labels": {f"training.kubeflow.org/{k.replace('_', '-')}": v for k, v in labels.items()}}}
+        return {
+            "metadata": {
+                "labels": {
+                    f"training.kubeflow.org/{k.replace('_', '-')}": v for k, v in labels.items()
+                }
+            }
+        }
 
     assert RUNNER.node_rank(pod(replica_type="master", replica_index="0")) == 0
     assert RUNNER.node_rank(pod(replica_type="worker", replica_index="2")) == 3

@@ -1,4 +1,6 @@
-"""The queue: one look for a burst, one at a time for a key, back-off, fairness, nothing kept of what is over."""
+"""The queue: one look for a burst, one at a time for a key, back-off, fairness, nothing kept of
+what is over.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,17 @@ from itertools import pairwise
 import pytest
 import travel
 
-from modelchain_operator.kube import Throttled
-from modelchain_operator.queue import Queue
+from modelchain_operator.api.kube import Throttled
+from modelchain_operator.watch.queue import Queue
 
 Looks = list[tuple[str, float]]
 
 
 async def watch(
-    queue: Queue[str], looks: Looks, seconds: float, script: Callable[[], Awaitable[None]] | None = None
+    queue: Queue[str],
+    looks: Looks,
+    seconds: float,
+    script: Callable[[], Awaitable[None]] | None = None,
 ) -> Looks:
     """Run the queue for so long and return the looks with their times."""
     task = asyncio.create_task(queue.run())
@@ -28,7 +33,9 @@ async def watch(
     return looks
 
 
-def recorder(looks: Looks, answer: Callable[[str], float | None] = lambda key: None, takes: float = 0.0):
+def recorder(
+    looks: Looks, answer: Callable[[str], float | None] = lambda key: None, takes: float = 0.0
+):
     async def reconcile(key: str) -> float | None:
         looks.append((key, round(travel.now(), 2)))
         await asyncio.sleep(takes)

@@ -12,15 +12,29 @@ import travel
 
 from modelchain.errors import InputError
 from modelchain_operator.__main__ import _check_port
-from modelchain_operator.kube import ARTIFACTS, CHAINS, ApiError, Forbidden, NotFound, Resource, Unavailable
-from modelchain_operator.service import Key, Service
+from modelchain_operator.api.kube import (
+    ARTIFACTS,
+    CHAINS,
+    ApiError,
+    Forbidden,
+    NotFound,
+    Resource,
+    Unavailable,
+)
+from modelchain_operator.watch.service import Key, Service
 
 DIGEST = "d" * 64
 
 
-def chain(name: str, finished: bool = False, digest: str | None = None, namespace: str = "ns") -> dict[str, Any]:
+def chain(
+    name: str, finished: bool = False, digest: str | None = None, namespace: str = "ns"
+) -> dict[str, Any]:
     conditions = [{"type": "Finished", "status": str(finished)}]
-    status = {"observedGeneration": 1, "conditions": conditions, "stages": [{"inputDigest": digest}]}
+    status = {
+        "observedGeneration": 1,
+        "conditions": conditions,
+        "stages": [{"inputDigest": digest}],
+    }
     return {
         "metadata": {"namespace": namespace, "name": name, "generation": 1, "resourceVersion": "1"},
         "status": status,
@@ -37,7 +51,9 @@ class World:
         self.changed: list[dict[str, Any]] = []
         self.remembered: list[dict[str, Any]] = []
 
-    async def pages(self, resource: object, namespace: str | None) -> AsyncIterator[list[dict[str, Any]]]:
+    async def pages(
+        self, resource: object, namespace: str | None
+    ) -> AsyncIterator[list[dict[str, Any]]]:
         if self.broken:
             raise self.broken
         for chain in self.chains:
@@ -77,7 +93,9 @@ def play(world: World, script: Callable[[Service], Awaitable[None]], *namespaces
 
 
 def test_unfinished_chains_are_woken_every_minute_and_all_every_ten() -> None:
-    world = World(chain("running"), chain("done", finished=True), {"metadata": chain("new")["metadata"]})
+    world = World(
+        chain("running"), chain("done", finished=True), {"metadata": chain("new")["metadata"]}
+    )
 
     async def script(service: Service) -> None:
         await asyncio.sleep(1200)
@@ -131,7 +149,9 @@ def test_an_echo_of_our_own_write_wakes_nobody() -> None:
 
 def test_an_artifact_wakes_those_whose_status_speaks_of_it() -> None:
     world = World(
-        chain("waits", True, DIGEST), chain("other", True, "e" * 64), chain("far", True, DIGEST, namespace="elsewhere")
+        chain("waits", True, DIGEST),
+        chain("other", True, "e" * 64),
+        chain("far", True, DIGEST, namespace="elsewhere"),
     )
 
     artifact = {"metadata": {"namespace": "ns", "name": f"sa-{DIGEST[:20]}"}}
@@ -161,7 +181,9 @@ def test_a_pod_is_remembered_and_wakes_its_chain() -> None:
 
 
 def test_only_the_given_namespaces_are_listed() -> None:
-    world = World(chain("a", namespace="one"), chain("b", namespace="two"), chain("c", namespace="three"))
+    world = World(
+        chain("a", namespace="one"), chain("b", namespace="two"), chain("c", namespace="three")
+    )
 
     async def script(service: Service) -> None:
         await asyncio.sleep(10)
@@ -189,8 +211,14 @@ def test_without_a_list_for_three_rounds_we_are_not_alive() -> None:
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (Forbidden("GET /x: 403 no", code=403), "the right to list modelchains in all namespaces is missing (GET"),
-        (Forbidden("GET /x: 401 no", code=401), "refused the operator's credentials (GET /x: 401 no)"),
+        (
+            Forbidden("GET /x: 403 no", code=403),
+            "the right to list modelchains in all namespaces is missing (GET",
+        ),
+        (
+            Forbidden("GET /x: 401 no", code=401),
+            "refused the operator's credentials (GET /x: 401 no)",
+        ),
     ],
 )
 def test_a_refused_list_is_one_warning_with_a_remedy(
@@ -203,20 +231,33 @@ def test_a_refused_list_is_one_warning_with_a_remedy(
         await asyncio.sleep(10)
 
     play(world, script)
-    assert [said in r.getMessage() for r in caplog.records if r.name == "modelchain_operator.service"] == [True]
+    assert [
+        said in r.getMessage()
+        for r in caplog.records
+        if r.name == "modelchain_operator.watch.service"
+    ] == [True]
 
 
-def test_without_the_kinds_one_warning_says_how_to_install_them(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_the_kinds_one_warning_says_how_to_install_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     world = World()
     world.broken = NotFound("GET /x: 404 page not found", code=404)
 
     async def script(service: Service) -> None:
-        assert not await service._served({CHAINS: service._on_chain, ARTIFACTS: service._on_artifact})
+        assert not await service._served(
+            {CHAINS: service._on_chain, ARTIFACTS: service._on_artifact}
+        )
         await asyncio.sleep(10)
 
     play(world, script)
-    (said,) = [r.getMessage() for r in caplog.records if r.name == "modelchain_operator.service"]
-    assert "modelchains.modelchain.dev, stageartifacts.modelchain.dev" in said and "kubectl apply -f crds/" in said
+    (said,) = [
+        r.getMessage() for r in caplog.records if r.name == "modelchain_operator.watch.service"
+    ]
+    assert (
+        "modelchains.modelchain.dev, stageartifacts.modelchain.dev" in said
+        and "kubectl apply -f crds/" in said
+    )
 
 
 def test_a_taken_port_is_bad_input() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 from jobrequests import request
 from podshapes import ended, running, word
 
-from modelchain.contracts import FailureClass
-from modelchain.pools import NodePool
+from modelchain.api.contracts import FailureClass
+from modelchain.plan.pools import NodePool
 from modelchain_operator.runners import verify
 
 
@@ -21,17 +21,24 @@ def test_it_reads_the_artifacts_and_nothing_else() -> None:
     [container] = spec["containers"]
     assert container["command"] == ["python", "-m", "modelchain_trainer", "verify"]
     mounts = {m["mountPath"]: m for m in container["volumeMounts"]}
-    assert mounts.keys() == {"/artifacts", "/tmp", "/home/modelchain"} and mounts["/artifacts"]["readOnly"]
+    assert (
+        mounts.keys() == {"/artifacts", "/tmp", "/home/modelchain"}
+        and mounts["/artifacts"]["readOnly"]
+    )
     [claim] = [v["persistentVolumeClaim"] for v in spec["volumes"] if "persistentVolumeClaim" in v]
     assert claim == {"claimName": "vit-artifacts", "readOnly": True}
     assert spec["restartPolicy"] == "Never"
 
 
 def test_it_runs_anywhere_without_gpus_or_a_queue() -> None:
-    pool = NodePool.model_validate({"gpu": "A100", "gpusPerNode": 8, "nodeSelector": {"a": "b"}, "memory": "900Gi"})
+    pool = NodePool.model_validate(
+        {"gpu": "A100", "gpusPerNode": 8, "nodeSelector": {"a": "b"}, "memory": "900Gi"}
+    )
     job = built(pool=pool, nodes=4)
     spec = job["spec"]["template"]["spec"]
-    assert "nodeSelector" not in spec and spec["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}]
+    assert "nodeSelector" not in spec and spec["tolerations"] == [
+        {"key": "nvidia.com/gpu", "operator": "Exists"}
+    ]
     assert spec["containers"][0]["resources"]["limits"] == {"cpu": "1", "memory": "1Gi"}
     assert not any("kueue" in label for label in job["metadata"]["labels"])
 
@@ -46,7 +53,10 @@ def test_its_names() -> None:
 
 def test_a_node_that_goes_away_is_not_held_against_it() -> None:
     [rule] = built()["spec"]["podFailurePolicy"]["rules"]
-    assert rule == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    assert rule == {
+        "action": "Ignore",
+        "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+    }
 
 
 def test_the_newest_answer_counts() -> None:
@@ -65,5 +75,7 @@ def test_finished() -> None:
         return {"status": {"conditions": [{"type": kind, "status": status}]}}
 
     assert verify.finished(job("Complete", "True")) and verify.finished(job("Failed", "True"))
-    assert not verify.finished(job("Failed", "False")) and not verify.finished(job("FailureTarget", "True"))
+    assert not verify.finished(job("Failed", "False")) and not verify.finished(
+        job("FailureTarget", "True")
+    )
     assert not verify.finished({})

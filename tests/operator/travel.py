@@ -1,4 +1,6 @@
-"""A loop whose clock jumps to the next timer instead of waiting, so hours of queue and lease take no time."""
+"""A loop whose clock jumps to the next timer instead of waiting, so hours of queue and lease take
+no time.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""artifact.py: what a stage leaves opens in open_clip, is never overwritten, and is refused when it changed."""
+"""artifact.py: what a stage leaves opens in open_clip, is never overwritten, and is refused when it
+changed.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from modelchain.cli.files import sha256_of
-from modelchain.contracts import Manifest, Measured, Predecessor, Results
+from modelchain.api.contracts import Manifest, Measured, Predecessor, Results
+from modelchain.api.modelconfig import ModelConfig, VisionConfig
 from modelchain.errors import InputError, WorkError
-from modelchain.modelconfig import ModelConfig, VisionConfig
+from modelchain.io.files import sha256_of
 from modelchain_data.batches import evaluation_image
 from modelchain_trainer import artifact, models
 
@@ -28,20 +30,38 @@ FILES = {"open_clip_model.safetensors", "open_clip_config.json", "results.json"}
 CONFIG = ModelConfig.model_validate(
     {
         "embed_dim": 12,
-        "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8},
+        "vision_cfg": {
+            "image_size": 16,
+            "patch_size": 8,
+            "width": 16,
+            "layers": 1,
+            "head_width": 8,
+        },
         "text_cfg": {"context_length": 8, "width": 16, "heads": 2, "layers": 1},
     }
 ).resolved()
-SWIN = CONFIG | {"vision_cfg": VisionConfig(timm_model_name="swin_tiny_patch4_window7_224").resolved()}
+SWIN = CONFIG | {
+    "vision_cfg": VisionConfig(timm_model_name="swin_tiny_patch4_window7_224").resolved()
+}
 
 
 def export(root, attempt="local-a1", seed=0, digest=DIGEST, clip=None, config=CONFIG):
     measured = Measured(loss=1.0, metrics={"top1": 50.0})
     results = Results(
-        stage="s0", model="inline", predecessor=None, steps=7, samples_seen=70, macs=1, seconds=2.0,
-        initial=measured, final=measured, growth=None,
-    )  # fmt: skip
-    manifest = Manifest(kind="artifact", input_digest=digest, step=7, inputs={"a": 1}, files={}, environment={})
+        stage="s0",
+        model="inline",
+        predecessor=None,
+        steps=7,
+        samples_seen=70,
+        macs=1,
+        seconds=2.0,
+        initial=measured,
+        final=measured,
+        growth=None,
+    )
+    manifest = Manifest(
+        kind="artifact", input_digest=digest, step=7, inputs={"a": 1}, files={}, environment={}
+    )
     clip = clip or models.build(config, seed)
     artifact.export(clip, config, results, manifest, root / digest, attempt)
     return root / digest / "artifact"
@@ -56,13 +76,18 @@ def flip(path):
 def predecessor(path, digest=None):
     weights = path / "open_clip_model.safetensors"
     return Predecessor(
-        stage="s0", input_digest=DIGEST, artifact_digest=digest or sha256_of(weights), path=str(path)
-    )  # fmt: skip
+        stage="s0",
+        input_digest=DIGEST,
+        artifact_digest=digest or sha256_of(weights),
+        path=str(path),
+    )
 
 
 @pytest.mark.parametrize("config", [CONFIG, SWIN], ids=["vit", "swin"])
 def test_it_opens_in_open_clip_and_gives_the_same_features(tmp_path, monkeypatch, config):
-    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("nothing may be downloaded"))
+    monkeypatch.setattr(
+        socket.socket, "connect", lambda *_: pytest.fail("nothing may be downloaded")
+    )
     clip = models.build(config, 3).eval()
     directory = export(tmp_path, clip=clip, config=config)
     theirs, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{directory}")
@@ -74,7 +99,9 @@ def test_it_opens_in_open_clip_and_gives_the_same_features(tmp_path, monkeypatch
     image = models.normalise(pixels[None])
     assert torch.equal(preprocess(Image.fromarray(picture)), image[0]) and tokens.shape == (2, 8)
     with torch.no_grad():
-        assert torch.allclose(theirs.encode_image(image), models.encode_image(clip, image), atol=1e-6)
+        assert torch.allclose(
+            theirs.encode_image(image), models.encode_image(clip, image), atol=1e-6
+        )
         ours = models.encode_text_chunks(clip, [(tokens, torch.arange(len(tokens)))])
         assert torch.allclose(theirs.encode_text(tokens), ours, atol=1e-6)
     weights = clip.state_dict()
@@ -85,11 +112,18 @@ def test_it_opens_in_open_clip_and_gives_the_same_features(tmp_path, monkeypatch
 def test_the_manifest_covers_every_file(tmp_path):
     path = export(tmp_path)
     manifest, results = artifact.find(path.parent)
-    assert {p.name for p in path.iterdir()} == {*FILES, "manifest.json"} and set(manifest.files) == FILES
+    assert {p.name for p in path.iterdir()} == {*FILES, "manifest.json"} and set(
+        manifest.files
+    ) == FILES
     for name, entry in manifest.files.items():
         assert (entry.sha256, entry.size) == (sha256_of(path / name), (path / name).stat().st_size)
     assert manifest.artifact_digest == sha256_of(path / "open_clip_model.safetensors")
-    assert (manifest.kind, manifest.input_digest, manifest.step, results.steps) == ("artifact", DIGEST, 7, 7)
+    assert (manifest.kind, manifest.input_digest, manifest.step, results.steps) == (
+        "artifact",
+        DIGEST,
+        7,
+        7,
+    )
     assert [p.name for p in path.parent.iterdir()] == ["artifact"]
 
 
@@ -105,7 +139,9 @@ def test_config_and_weights_come_back(tmp_path):
     config, weights = artifact.load_artifact(export(tmp_path))
     assert config == json.loads(json.dumps(CONFIG))
     expected = models.build(CONFIG, 0).state_dict()
-    assert weights.keys() == expected.keys() and all(torch.equal(weights[n], expected[n]) for n in weights)
+    assert weights.keys() == expected.keys() and all(
+        torch.equal(weights[n], expected[n]) for n in weights
+    )
     models.build(config, 1).load_state_dict(weights)
 
 
@@ -197,7 +233,10 @@ def test_what_a_killed_attempt_left_is_no_hindrance(tmp_path):
 def test_a_predecessor_is_loaded_if_it_is_the_very_one(tmp_path):
     path = export(tmp_path)
     config, weights = artifact.load_predecessor(predecessor(path))
-    assert config["embed_dim"] == 12 and weights.keys() == load_file(path / "open_clip_model.safetensors").keys()
+    assert (
+        config["embed_dim"] == 12
+        and weights.keys() == load_file(path / "open_clip_model.safetensors").keys()
+    )
 
 
 def test_one_flipped_byte_of_a_predecessor_is_refused_with_file_and_both_digests(tmp_path):
@@ -208,7 +247,10 @@ def test_one_flipped_byte_of_a_predecessor_is_refused_with_file_and_both_digests
     with pytest.raises(WorkError) as error:
         artifact.load_predecessor(wanted)
     assert error.value.failure == "CorruptPredecessor"
-    assert all(part in str(error.value) for part in (str(weights), wanted.artifact_digest, sha256_of(weights)))
+    assert all(
+        part in str(error.value)
+        for part in (str(weights), wanted.artifact_digest, sha256_of(weights))
+    )
 
 
 def test_a_replaced_predecessor_whole_in_itself_is_refused_too(tmp_path):
@@ -220,7 +262,10 @@ def test_a_replaced_predecessor_whole_in_itself_is_refused_too(tmp_path):
     with pytest.raises(WorkError, match="stage s0 left") as error:
         artifact.load_predecessor(wanted)
     assert error.value.failure == "CorruptPredecessor"
-    assert all(part in str(error.value) for part in (str(weights), wanted.artifact_digest, sha256_of(weights)))
+    assert all(
+        part in str(error.value)
+        for part in (str(weights), wanted.artifact_digest, sha256_of(weights))
+    )
 
 
 def test_no_predecessor_and_no_artifact(tmp_path):

@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from modelchain.cli.files import verify
-from modelchain.cli.stop import Preempted, Stop
-from modelchain.digest import TRAINER_MATH
 from modelchain.errors import WorkError
+from modelchain.identity.digest import TRAINER_MATH
+from modelchain.io.files import verify
+from modelchain.io.stop import Preempted, Stop
 from modelchain_trainer import checkpoint, models
 
 torch.set_num_threads(1)
@@ -37,7 +37,10 @@ def student(seed=0, fused=True):
     groups = {True: [], False: []}
     for name, parameter in model.named_parameters():
         groups[models.decays(name, parameter)].append(parameter)
-    groups = [{"params": groups[True], "weight_decay": 0.1}, {"params": groups[False], "weight_decay": 0.0}]
+    groups = [
+        {"params": groups[True], "weight_decay": 0.1},
+        {"params": groups[False], "weight_decay": 0.0},
+    ]
     return model, torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.98), fused=fused)
 
 
@@ -45,7 +48,9 @@ def train(model, optimizer, steps, first=0):
     for step in range(first, first + steps):
         generator = torch.Generator().manual_seed(step)
         tokens = torch.randint(1, 32, (4, 6), generator=generator)
-        features = model(torch.randn(2, 3, 16, 16, generator=generator), [(tokens, torch.arange(4))])
+        features = model(
+            torch.randn(2, 3, 16, 16, generator=generator), [(tokens, torch.arange(4))]
+        )
         optimizer.zero_grad()
         sum(tensor.float().square().sum() for tensor in features).backward()
         optimizer.step()
@@ -53,7 +58,9 @@ def train(model, optimizer, steps, first=0):
 
 def everything(model, optimizer):
     names = {parameter: name for name, parameter in model.named_parameters()}
-    moments = {f"{kind}/{names[p]}": t for p, kinds in optimizer.state.items() for kind, t in kinds.items()}
+    moments = {
+        f"{kind}/{names[p]}": t for p, kinds in optimizer.state.items() for kind, t in kinds.items()
+    }
     return {**model.state_dict(), **moments}
 
 
@@ -79,7 +86,9 @@ def save(root, step, attempt="local-a1", digest=DIGEST, trained=None, **state):
 
 
 def steps(root):
-    return sorted(str(path.relative_to(root / DIGEST)) for path in (root / DIGEST).glob("*/*step-*"))
+    return sorted(
+        str(path.relative_to(root / DIGEST)) for path in (root / DIGEST).glob("*/*step-*")
+    )
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -93,7 +102,9 @@ def test_what_is_saved_comes_back_to_the_bit_optimizer_and_all(tmp_path, fused):
     assert same(everything(other, others_optimizer), everything(model, optimizer))
     train(*trained, 3, first=3)
     train(other, others_optimizer, 3, first=3)
-    assert same(everything(other, others_optimizer), everything(model, optimizer)), "and goes on as if nothing happened"
+    assert same(everything(other, others_optimizer), everything(model, optimizer)), (
+        "and goes on as if nothing happened"
+    )
 
 
 def test_the_copy_is_taken_at_once_and_written_later(tmp_path, monkeypatch):
@@ -109,7 +120,9 @@ def test_the_copy_is_taken_at_once_and_written_later(tmp_path, monkeypatch):
     go.set()
     end = time.monotonic() + 30
     while writer.saved_step != 1:
-        assert time.monotonic() < end, "known as soon as it is on the disk, not only when somebody waits"
+        assert time.monotonic() < end, (
+            "known as soon as it is on the disk, not only when somebody waits"
+        )
     writer.wait()
     other, others_optimizer = student(seed=1)
     checkpoint.restore(tmp_path / DIGEST / "local-a1" / "step-1", other, others_optimizer)
@@ -121,7 +134,9 @@ def test_copies_go_where_the_ones_before_went_and_a_busy_writer_is_told(tmp_path
     writer = saver(tmp_path)
     writer.prepare(trained[0])
     writer.wait()
-    where = {name: copy.data_ptr() for file in writer._copies.values() for name, copy in file.items()}
+    where = {
+        name: copy.data_ptr() for file in writer._copies.values() for name, copy in file.items()
+    }
     write, go = writer._write, threading.Event()
     monkeypatch.setattr(writer, "_write", lambda *a: go.wait(30) and write(*a))
     for step in (1, 2):
@@ -130,7 +145,11 @@ def test_copies_go_where_the_ones_before_went_and_a_busy_writer_is_told(tmp_path
         assert writer.busy
         go.set()
         writer.wait()
-        assert not writer.busy and writer.saved_step == step and set(writer.seconds) == {"stall", "write"}
+        assert (
+            not writer.busy
+            and writer.saved_step == step
+            and set(writer.seconds) == {"stall", "write"}
+        )
         go.clear()
     now = {name: copy.data_ptr() for file in writer._copies.values() for name, copy in file.items()}
     assert {name: now[name] for name in where} == where
@@ -159,7 +178,10 @@ def test_a_checkpoint_is_safetensors_and_json_and_covers_itself(tmp_path):
     path = save(tmp_path, 4)
     manifest = verify(path)
     names = {"model.safetensors", "optimizer.safetensors", "state.json"}
-    assert set(manifest.files) == names and {p.name for p in path.iterdir()} == {*names, "manifest.json"}
+    assert set(manifest.files) == names and {p.name for p in path.iterdir()} == {
+        *names,
+        "manifest.json",
+    }
     assert (manifest.kind, manifest.step, manifest.input_digest) == ("checkpoint", 4, DIGEST)
     for file in path.iterdir():
         if file.suffix == ".json":
@@ -228,7 +250,9 @@ def damage_renamed(path):
     (path / "manifest.json").write_text(json.dumps(manifest | {"step": 25}))
 
 
-DAMAGE = {name.removeprefix("damage_"): do for name, do in globals().items() if name.startswith("damage_")}
+DAMAGE = {
+    name.removeprefix("damage_"): do for name, do in globals().items() if name.startswith("damage_")
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
@@ -259,14 +283,18 @@ def test_the_newest_two_that_verify_are_kept_whoever_wrote_them(tmp_path):
     assert steps(tmp_path) == ["local-a1/step-20", "local-a1/step-30"]
     damage_flipped(tmp_path / DIGEST / "local-a1" / "step-30")
     save(tmp_path, 25, "local-a2", trained=trained)
-    assert steps(tmp_path) == ["local-a1/step-20", "local-a1/step-30", "local-a2/step-25"], "a damaged one is no copy"
+    assert steps(tmp_path) == ["local-a1/step-20", "local-a1/step-30", "local-a2/step-25"], (
+        "a damaged one is no copy"
+    )
     for step in (28, 40, 50):
         save(tmp_path, step, "local-a2", trained=trained)
     assert steps(tmp_path) == ["local-a2/step-40", "local-a2/step-50"]
 
 
 def of_math(path, math):
-    """The checkpoint as a trainer with another TRAINER_MATH would have left it; None: as one that recorded none."""
+    """The checkpoint as a trainer with another TRAINER_MATH would have left it; None: as one that
+    recorded none.
+    """
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["environment"] = {} if math is None else {"trainerMath": math}
     (path / "manifest.json").write_text(json.dumps(manifest))
@@ -279,7 +307,12 @@ def test_a_checkpoint_of_another_trainer_math_is_whole_and_refused_with_a_word(t
     verify(other)
     said = []
     assert checkpoint.newest(tmp_path / DIGEST, said.append) == ours
-    assert len(said) == 1 and str(other) in said[0] and str(math) in said[0] and str(TRAINER_MATH) in said[0]
+    assert (
+        len(said) == 1
+        and str(other) in said[0]
+        and str(math) in said[0]
+        and str(TRAINER_MATH) in said[0]
+    )
     shutil.rmtree(ours)
     assert checkpoint.newest(tmp_path / DIGEST, said.append) is None, "the stage starts again"
 
@@ -291,9 +324,13 @@ def test_newer_steps_of_another_trainer_math_neither_cost_ours_nor_stay(tmp_path
     damaged = save(tmp_path, 70)
     (damaged / "model.safetensors").write_bytes(b"damaged")
     save(tmp_path, 10, "local-a2")
-    assert steps(tmp_path) == [f"local-a1/step-{k}" for k in (70, 80, 90)] + ["local-a2/step-10"], "we have but one"
+    assert steps(tmp_path) == [f"local-a1/step-{k}" for k in (70, 80, 90)] + ["local-a2/step-10"], (
+        "we have but one"
+    )
     save(tmp_path, 20, "local-a2")
-    assert steps(tmp_path) == ["local-a1/step-70", "local-a2/step-10", "local-a2/step-20"], "evidence stays"
+    assert steps(tmp_path) == ["local-a1/step-70", "local-a2/step-10", "local-a2/step-20"], (
+        "evidence stays"
+    )
     save(tmp_path, 30, "local-a2")
     assert steps(tmp_path) == ["local-a1/step-70", "local-a2/step-20", "local-a2/step-30"]
 
@@ -345,7 +382,9 @@ def test_torsos_of_killed_attempts_go_with_the_next_checkpoint_and_with_the_arti
         (RuntimeError("I/O error: No space left on device (os error 28)"), "VolumeFull"),
     ],
 )
-def test_a_failed_write_is_told_and_leaves_nothing_half_written(tmp_path, monkeypatch, where, error, failure):
+def test_a_failed_write_is_told_and_leaves_nothing_half_written(
+    tmp_path, monkeypatch, where, error, failure
+):
     save(tmp_path, 10)
     model, optimizer = student()
     train(model, optimizer, 1)
@@ -371,7 +410,10 @@ def test_a_full_disk(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)]
-    if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
+    if (
+        not shutil.which("mount")
+        or subprocess.run(mount, capture_output=True, check=False).returncode
+    ):
         pytest.skip("mounting a small disk needs root")
     try:
         trained = student()
@@ -395,7 +437,9 @@ def test_what_is_not_finite_is_not_kept(tmp_path, kind):
     train(model, optimizer, 1)
     with torch.no_grad():
         parameter = model.clip.visual.proj
-        (parameter if kind == "weights" else optimizer.state[parameter]["exp_avg_sq"])[0, 0] = float("inf")
+        (parameter if kind == "weights" else optimizer.state[parameter]["exp_avg_sq"])[0, 0] = (
+            float("inf")
+        )
     writer = saver(tmp_path)
     writer.save(5, model, optimizer, {})
     with pytest.raises(WorkError, match=r"visual\.proj is not finite") as caught:
@@ -406,4 +450,8 @@ def test_what_is_not_finite_is_not_kept(tmp_path, kind):
 def test_nothing_in_the_trainer_pickles(repository: Path):
     for file in (repository / "trainer").rglob("*.py"):
         text = file.read_text()
-        assert not [word for word in ("torch.save", "torch.load", "import pickle", "object_list") if word in text], file
+        assert not [
+            word
+            for word in ("torch.save", "torch.load", "import pickle", "object_list")
+            if word in text
+        ], file

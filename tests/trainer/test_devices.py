@@ -1,4 +1,6 @@
-"""devices.py and core's faults.py: a task that promises a GPU never trains on a CPU, and who is to blame is told."""
+"""devices.py and core's faults.py: a task that promises a GPU never trains on a CPU, and who is to
+blame is told.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,16 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from modelchain.cli.lastword import blame, node
-from modelchain.contracts import FailureClass, LastWord, Task
+from modelchain.api.contracts import FailureClass, LastWord, Task
+from modelchain.api.faults import fault_of, of_a_peer
 from modelchain.errors import WorkError
-from modelchain.faults import fault_of, of_a_peer
+from modelchain.io.lastword import blame, node
 from modelchain_trainer import devices, runtime
 from modelchain_trainer.checkpoint import as_work_error
 
-NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, which a trainer would find")
+NO_GPU = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="this machine has a GPU, which a trainer would find"
+)
 CPU = torch.device("cpu")
 
 
@@ -33,16 +37,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.data(tmp_path_factory.mktemp("data") / "digits")
 
 
-def end_of(task: Task, work: Path, *command: str, **environment: str) -> tuple[int, LastWord, float]:
+def end_of(
+    task: Task, work: Path, *command: str, **environment: str
+) -> tuple[int, LastWord, float]:
     """Exit code, last word and seconds of a trainer of this task."""
     task = task.model_copy(update={"last_word": str(work / "word")})
     (work / "task.json").write_text(task.model_dump_json(by_alias=True))
     began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", *command, "modelchain_trainer", str(work / "task.json")],
-        env=os.environ | {"OMP_NUM_THREADS": "1", **environment}, timeout=120, check=False,
-    )  # fmt: skip
-    return done.returncode, LastWord.model_validate_json((work / "word").read_bytes()), time.monotonic() - began
+        env=os.environ | {"OMP_NUM_THREADS": "1", **environment},
+        timeout=120,
+        check=False,
+    )
+    return (
+        done.returncode,
+        LastWord.model_validate_json((work / "word").read_bytes()),
+        time.monotonic() - began,
+    )
 
 
 @NO_GPU
@@ -50,11 +62,23 @@ def end_of(task: Task, work: Path, *command: str, **environment: str) -> tuple[i
 def test_without_the_gpu_it_was_promised_a_trainer_ends_at_once_and_names_its_node(
     folder: Path, tmp_path: Path, processes: int
 ) -> None:
-    """Nothing is indexed before. Of two ranks none waits for the other, and the word is the cause."""
+    """Nothing is indexed before. Of two ranks none waits for the other, and the word is the
+    cause.
+    """
     task = tiny.task(tiny.spec(), folder, tmp_path / "root").model_copy(update={"device": "cuda"})
-    torchrun = ["torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2", "-m"]
-    code, word, seconds = end_of(task, tmp_path, *(torchrun if processes == 2 else []), MODELCHAIN_NODE="gpu-7")
-    assert code == 1 and seconds < 30 * processes, "30 s for one: here two share what cores there are with torchrun"
+    torchrun = [
+        "torch.distributed.run",
+        "--standalone",
+        "--local-addr=127.0.0.1",
+        "--nproc-per-node=2",
+        "-m",
+    ]
+    code, word, seconds = end_of(
+        task, tmp_path, *(torchrun if processes == 2 else []), MODELCHAIN_NODE="gpu-7"
+    )
+    assert code == 1 and seconds < 30 * processes, (
+        "30 s for one: here two share what cores there are with torchrun"
+    )
     assert (word.failure, word.node, word.fault) == (FailureClass.HARDWARE, "gpu-7", "NoDevice")
     assert word.failure.disruption
     for part in ("gpu-7", "Found no NVIDIA driver", str(torch.version.cuda)):
@@ -73,15 +97,24 @@ def test_a_task_for_a_cpu_takes_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 class Stub:
     """torch.cuda with a device or two, on which the CPU computes."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, count: int = 1, free: int = 70, init: Exception | None = None):
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        count: int = 1,
+        free: int = 70,
+        init: Exception | None = None,
+    ):
         def start() -> None:
             if init is not None:
                 raise init
 
         for name, value in {
-            "init": start, "device_count": lambda: count, "set_device": lambda _: None, "empty_cache": lambda: None,
+            "init": start,
+            "device_count": lambda: count,
+            "set_device": lambda _: None,
+            "empty_cache": lambda: None,
             "mem_get_info": lambda _: (free << 30, 80 << 30),
-        }.items():  # fmt: skip
+        }.items():
             monkeypatch.setattr(torch.cuda, name, value)
         compute = devices._compute
         monkeypatch.setattr(devices, "_compute", lambda _: compute(CPU))
@@ -94,7 +127,10 @@ def found(index: int = 0, seconds: float = 30.0) -> tuple[str, str]:
     with pytest.raises(devices.Faulty) as raised:
         devices.check_device(torch.device("cuda", index), seconds)
     assert raised.value.failure == "Hardware" and "gpu-7" in str(raised.value)
-    assert blame(raised.value, raised.value.failure) == {"node": "gpu-7", "fault": raised.value.fault}
+    assert blame(raised.value, raised.value.failure) == {
+        "node": "gpu-7",
+        "fault": raised.value.fault,
+    }
     return raised.value.fault, str(raised.value)
 
 
@@ -115,14 +151,22 @@ def test_a_device_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
         ("Found no NVIDIA driver on your system. Please check", "NoDevice"),
         ("No CUDA GPUs are available", "NoDevice"),
         ("The NVIDIA driver on your system is too old (found version 11040).", "DriverTooOld"),
-        ("Unexpected error from cudaGetDeviceCount(). Error 802: system not yet initialized", "DriverFailed"),
-        ("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be", "EccError"),
+        (
+            "Unexpected error from cudaGetDeviceCount(). Error 802: system not yet initialized",
+            "DriverFailed",
+        ),
+        (
+            "CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be",
+            "EccError",
+        ),
         ("CUDA error: out of memory\nmore", "DeviceMemory"),
         ("CUDA error: an illegal memory access was encountered", "SelfTest"),
         ("something new", "SelfTest"),
     ],
 )
-def test_what_the_driver_says_is_told(monkeypatch: pytest.MonkeyPatch, said: str, fault: str) -> None:
+def test_what_the_driver_says_is_told(
+    monkeypatch: pytest.MonkeyPatch, said: str, fault: str
+) -> None:
     Stub(monkeypatch, init=RuntimeError(said))
     name, message = found()
     assert name == fault and said.splitlines()[0] in message and "\n" not in message
@@ -173,7 +217,12 @@ def test_a_device_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def summing_rank(rank: int, port: int, how: str, files: list[str]) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     if rank == 1 and how == "wrong":
         dist.all_reduce = lambda number, sum_all=dist.all_reduce: (sum_all(number), number.add_(1))
     if rank == 1 and how in ("late", "lost"):
@@ -192,7 +241,9 @@ def summing_rank(rank: int, port: int, how: str, files: list[str]) -> None:
 
 
 @pytest.mark.parametrize("how", ["right", "wrong", "late", "lost"])
-def test_a_collective_that_fails_blames_no_node_and_a_lost_peer_is_no_cause(tmp_path: Path, how: str) -> None:
+def test_a_collective_that_fails_blames_no_node_and_a_lost_peer_is_no_cause(
+    tmp_path: Path, how: str
+) -> None:
     files = [str(tmp_path / name) for name in "01"]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -214,15 +265,19 @@ def test_a_collective_that_fails_blames_no_node_and_a_lost_peer_is_no_cause(tmp_
 # what is said later in the run
 
 HELP = (
-    "\nCUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be "
-    "incorrect.\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1\nDevice-side assertions were explicitly omitted "
-    "for this error check; the error probably arose while initializing the DSA handlers."
+    "\nCUDA kernel errors might be asynchronously reported at some other API call, so the"
+    " stacktrace below might be incorrect.\nFor debugging consider passing"
+    " CUDA_LAUNCH_BLOCKING=1\nDevice-side assertions were explicitly omitted for this error check;"
+    " the error probably arose while initializing the DSA handlers."
 )
 NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.hpp:268, "
 LATER = {
     "uncorrectable ECC error encountered": ("Hardware", "EccError"),
     "uncorrectable NVLink error detected during the execution": ("Hardware", "NvlinkError"),
-    "Invalid access of peer GPU memory over nvlink or a hardware error": ("Hardware", "NvlinkError"),
+    "Invalid access of peer GPU memory over nvlink or a hardware error": (
+        "Hardware",
+        "NvlinkError",
+    ),
     "unspecified launch failure": ("Hardware", "LaunchFailure"),
     "hardware stack error": ("Hardware", "DeviceLost"),
     "driver shutting down": ("Hardware", "DeviceLost"),
@@ -250,11 +305,13 @@ def test_what_cuda_says_is_classed(said: str, monkeypatch: pytest.MonkeyPatch) -
         torch.AcceleratorError(f"CUDA error: {said}{HELP}"),
         RuntimeError(f"CUDA error: {said}{HELP}"),
         dist.DistBackendError(
-            f"{NCCL}unhandled cuda error, NCCL version 2.27.5\nncclUnhandledCudaError: Call to CUDA function failed.\n"
-            f"Last error:\nCuda failure 1 'CUDA error: {said}'"
+            f"{NCCL}unhandled cuda error, NCCL version 2.27.5\nncclUnhandledCudaError: Call to CUDA"
+            f" function failed.\nLast error:\nCuda failure 1 'CUDA error: {said}'"
         ),
     ):
-        expected = "Unknown" if failure == "Error" and isinstance(error, dist.DistError) else failure
+        expected = (
+            "Unknown" if failure == "Error" and isinstance(error, dist.DistError) else failure
+        )
         assert runtime.failure_of(error) == expected
         assert blame(error, expected) == told
     assert as_work_error(RuntimeError(f"CUDA error: {said}"), "a checkpoint").failure == failure
@@ -274,20 +331,28 @@ def test_the_texts_are_those_of_the_cuda_library() -> None:
     named = {text for text in texts if fault_of(f"CUDA error: {text}")}
     hardware = {text for text, (failure, _) in LATER.items() if failure != "Error"}
     others = {
-        "invalid device ordinal", "initialization error",
+        "invalid device ordinal",
+        "initialization error",
         "exclusive-thread device already in use by a different thread",
-        "forward compatibility was attempted on non supported HW", "unspecified launch failure in prior launch",
-    }  # fmt: skip
+        "forward compatibility was attempted on non supported HW",
+        "unspecified launch failure in prior launch",
+    }
     assert named == hardware | others
 
 
 @pytest.mark.parametrize(
     "said",
     [
-        f"{NCCL}remote process exited or there was a network error, NCCL version 2.21.5\n"
-        "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.",
+        (
+            f"{NCCL}remote process exited or there was a network error, NCCL version"
+            " 2.21.5\nncclRemoteError: A call failed possibly due to a network error or a remote"
+            " process exiting prematurely."
+        ),
         "NCCL WARN Net : Connection closed by remote peer node-3<47861>",
-        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:7",
+        (
+            "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer"
+            " [127.0.0.1]:7"
+        ),
     ],
 )
 def test_a_peer_that_went_is_a_consequence(said: str) -> None:

@@ -12,11 +12,16 @@ import pytest
 import tiny
 import torch
 import typer
-from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES, SimpleTokenizer, build_zero_shot_classifier
+from open_clip import (
+    IMAGENET_CLASSNAMES,
+    OPENAI_IMAGENET_TEMPLATES,
+    SimpleTokenizer,
+    build_zero_shot_classifier,
+)
 from torch._dynamo.utils import counters
 from typer.testing import CliRunner
 
-from modelchain.contracts import DataRequest, TaskEvaluation, TrainFiles
+from modelchain.api.contracts import DataRequest, TaskEvaluation, TrainFiles
 from modelchain.errors import InputError, WorkError
 from modelchain_data.batches import evaluation_image
 from modelchain_data.index import open_set
@@ -38,7 +43,9 @@ def clip():
 
 def evaluation(kind="ZeroShot", name="it", **fields):
     lists = {"class_names": "names", "templates": "templates"} if kind == "ZeroShot" else {}
-    return TaskEvaluation(name=name, kind=kind, shards="/data/x.tar", files=[], **{**lists, **fields})
+    return TaskEvaluation(
+        name=name, kind=kind, shards="/data/x.tar", files=[], **{**lists, **fields}
+    )
 
 
 def zero_shot(folder, names, samples, templates=("a handwritten {}.", "{}")):
@@ -85,7 +92,9 @@ def rank(scores, wanted):
 def naive_zero_shot(clip, samples, names, templates):
     classes = []
     for name in names:
-        mean = sum(unit_text(clip, template.replace("{}", name)) for template in templates) / len(templates)
+        mean = sum(unit_text(clip, template.replace("{}", name)) for template in templates) / len(
+            templates
+        )
         classes.append(mean / mean.norm())
     places = []
     for i in range(len(samples)):
@@ -98,7 +107,10 @@ def naive_retrieval(clip, samples, captions):
     images = [unit_image(clip, samples, i) for i in range(len(captions))]
     texts = [(owner, unit_text(clip, text)) for owner, some in enumerate(captions) for text in some]
     to_text = [
-        rank([float(image @ text) for _, text in texts], [k for k, (owner, _) in enumerate(texts) if owner == i])
+        rank(
+            [float(image @ text) for _, text in texts],
+            [k for k, (owner, _) in enumerate(texts) if owner == i],
+        )
         for i, image in enumerate(images)
     ]
     to_image = [rank([float(image @ text) for image in images], [owner]) for owner, text in texts]
@@ -114,7 +126,8 @@ COLOURS = ["red", "green", "blue", "black", "white", "grey", "brown", "pink"]
 def some_captions(pictures):
     """One to three captions a picture, all different, of different lengths."""
     return [
-        [f"{COLOURS[i % 8]} {tiny.NAMES[i // 8]}" + " and more" * j for j in range(1 + i % 3)] for i in range(pictures)
+        [f"{COLOURS[i % 8]} {tiny.NAMES[i // 8]}" + " and more" * j for j in range(1 + i % 3)]
+        for i in range(pictures)
     ]
 
 
@@ -130,7 +143,9 @@ def test_class_vectors_are_open_clips(clip):
     names, templates = list(IMAGENET_CLASSNAMES[::50]), list(OPENAI_IMAGENET_TEMPLATES)
     with torch.no_grad():
         ours = evaluator(batch=64).class_vectors(clip.eval(), names, templates)
-    assert torch.allclose(ours.T, build_zero_shot_classifier(clip, TOKENIZER, names, templates), atol=1e-6)
+    assert torch.allclose(
+        ours.T, build_zero_shot_classifier(clip, TOKENIZER, names, templates), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("classes", [1, 2, 5])
@@ -156,14 +171,18 @@ def test_retrieval_is_the_plain_loop_with_several_captions_a_picture(clip, tmp_p
     assert 0 < wanted["it/text-to-image-r10"] < 100
 
 
-@pytest.mark.parametrize(("pictures", "ks"), [(1, {1}), (4, {1}), (5, {1, 5}), (9, {1, 5}), (10, {1, 5, 10})])
+@pytest.mark.parametrize(
+    ("pictures", "ks"), [(1, {1}), (4, {1}), (5, {1, 5}), (9, {1, 5}), (10, {1, 5, 10})]
+)
 def test_retrieval_of_few_pictures_leaves_out_what_means_nothing(clip, tmp_path, pictures, ks):
     captions = some_captions(pictures)
     pair = retrieval(tmp_path, captions)
     metrics = evaluator(pair)(clip)
     names = {f"it/{way}-r{k}" for way in ("image-to-text", "text-to-image") for k in ks}
     assert set(metrics) == {"it", *names}
-    assert metrics == pytest.approx({n: v for n, v in naive_retrieval(clip, pair[1], captions).items() if n in metrics})
+    assert metrics == pytest.approx(
+        {n: v for n, v in naive_retrieval(clip, pair[1], captions).items() if n in metrics}
+    )
 
 
 def test_captions_that_are_alike_hit_one_picture_only(clip, tmp_path):
@@ -177,7 +196,11 @@ def test_a_caption_longer_than_the_context_is_cut_as_open_clip_cuts_it(clip, tmp
     captions = [[" ".join([colour, *tiny.NAMES, *tiny.NAMES])] for colour in COLOURS]
     pair = retrieval(tmp_path, captions)
     assert evaluator(pair)(clip) == pytest.approx(
-        {name: value for name, value in naive_retrieval(clip, pair[1], captions).items() if "r10" not in name}
+        {
+            name: value
+            for name, value in naive_retrieval(clip, pair[1], captions).items()
+            if "r10" not in name
+        }
     )
 
 
@@ -209,24 +232,35 @@ def test_ranks_together_measure_what_one_measures(clip, tmp_path, world):
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world)]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
-    assert len(found) == world and all(metrics == pytest.approx(alone) for metrics in found.values())
+    assert len(found) == world and all(
+        metrics == pytest.approx(alone) for metrics in found.values()
+    )
 
 
 def test_similarities_are_fp32_where_the_towers_are_bf16(clip, tmp_path, monkeypatch):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    pairs = zero_shot(tmp_path / "a", tiny.NAMES, [(0, 0)]), retrieval(tmp_path / "b", some_captions(5))
+    pairs = (
+        zero_shot(tmp_path / "a", tiny.NAMES, [(0, 0)]),
+        retrieval(tmp_path / "b", some_captions(5)),
+    )
     seen, topk = set(), torch.Tensor.topk
-    monkeypatch.setattr(torch.Tensor, "topk", lambda self, *a, **k: (seen.add(self.dtype), topk(self, *a, **k))[1])
+    monkeypatch.setattr(
+        torch.Tensor, "topk", lambda self, *a, **k: (seen.add(self.dtype), topk(self, *a, **k))[1]
+    )
     ran = []
-    hook = clip.visual.conv1.register_forward_hook(lambda *_: ran.append(torch.is_autocast_enabled("cpu")))
+    hook = clip.visual.conv1.register_forward_hook(
+        lambda *_: ran.append(torch.is_autocast_enabled("cpu"))
+    )
     evaluator(*pairs, precision=BF16)(clip)
     hook.remove()
     assert seen == {torch.float32} and ran and all(ran)
 
 
 def test_compiled_layers_run_as_they_are(clip, tmp_path):
-    """An evaluation's last batch, and its captions, have shapes that no step has; none is worth a compilation."""
+    """An evaluation's last batch, and its captions, have shapes that no step has; none is worth a
+    compilation.
+    """
     compiled = copy.deepcopy(clip)
     models.compile_layers(compiled)
     pair = retrieval(tmp_path, some_captions(7))
@@ -242,7 +276,13 @@ def test_the_model_is_left_as_it_was_and_only_due_evaluations_run(clip, tmp_path
     for training in (True, False):
         clip.train(training)
         both = evaluator((one.model_copy(update={"every_epochs": 2}), samples))
-        assert [bool(both(clip, epoch)) for epoch in (None, 1, 2, 3, 4)] == [True, False, True, False, True]
+        assert [bool(both(clip, epoch)) for epoch in (None, 1, 2, 3, 4)] == [
+            True,
+            False,
+            True,
+            False,
+            True,
+        ]
         assert clip.training is training
     hook.remove()
     assert modes == [False] * 6 and not evaluator((one, samples))(clip, 2) and not evaluator()(clip)
@@ -286,13 +326,17 @@ def test_bad_class_names_and_templates_are_the_users(tmp_path, file, content, sa
 def request(folder, *evaluations):
     train = TrainFiles(files=[], samples=0, captions_per_sample=1, fingerprint=None)
     files = [e.model_copy(update={"files": [str(folder / "set.tar")]}) for e in evaluations]
-    return DataRequest(cache=str(folder / "cache"), file="chain.yaml", train=train, evaluation=files)
+    return DataRequest(
+        cache=str(folder / "cache"), file="chain.yaml", train=train, evaluation=files
+    )
 
 
 def test_braces_in_class_names_and_templates_do_no_harm(clip, tmp_path):
     names = ["a {0} b", "{}", "{name}"]
     pair = zero_shot(tmp_path, names, [(0, 0), (1, 1), (2, 2)], ("x {} {y}",))
-    assert evaluator(pair)(clip) == pytest.approx({"it": naive_zero_shot(clip, pair[1], names, ("x {} {y}",))[1]})
+    assert evaluator(pair)(clip) == pytest.approx(
+        {"it": naive_zero_shot(clip, pair[1], names, ("x {} {y}",))[1]}
+    )
 
 
 def test_measuring_a_finished_artifact_is_what_training_measured(tmp_path):
@@ -306,8 +350,14 @@ def test_measuring_a_finished_artifact_is_what_training_measured(tmp_path):
     chain.write_text(tiny.spec(epochs=1).model_dump_json(by_alias=True, exclude_unset=True))
     app = typer.Typer()
     app.command()(commands.evaluate)
-    done = CliRunner().invoke(app, [str(directory), "-f", str(chain), "--data", str(folder), "-o", "json"])
-    assert json.loads(done.stdout) == word.metrics and set(word.metrics) > {"top1", "top1/top-5", "r1"}
+    done = CliRunner().invoke(
+        app, [str(directory), "-f", str(chain), "--data", str(folder), "-o", "json"]
+    )
+    assert json.loads(done.stdout) == word.metrics and set(word.metrics) > {
+        "top1",
+        "top1/top-5",
+        "r1",
+    }
     weights = directory / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
     with pytest.raises(WorkError, match="sha256"):

@@ -1,6 +1,8 @@
-"""export.py and docs/using-models.md: what others open has the artifact's features, and CLIP_benchmark its numbers.
+"""export.py and docs/using-models.md: what others open has the artifact's features, and
+CLIP_benchmark its numbers.
 
-CLIP_benchmark, transformers and the open_clip that SAN pins are installed once into a cache outside the tree.
+CLIP_benchmark, transformers and the open_clip that SAN pins are installed once into a cache outside
+the tree.
 """
 
 from __future__ import annotations
@@ -27,9 +29,16 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from typer.testing import CliRunner
 
-from modelchain.contracts import DataRequest, Manifest, Measured, Results, TaskEvaluation, TrainFiles
+from modelchain.api.contracts import (
+    DataRequest,
+    Manifest,
+    Measured,
+    Results,
+    TaskEvaluation,
+    TrainFiles,
+)
+from modelchain.api.modelconfig import ModelConfig
 from modelchain.errors import InputError, WorkError
-from modelchain.modelconfig import ModelConfig
 from modelchain_trainer import artifact, commands, export, models
 from modelchain_trainer.evaluate import measure
 
@@ -38,7 +47,11 @@ HERE = Path(__file__).parent
 PAGE = (HERE.parents[1] / "docs" / "using-models.md").read_text()
 TEXT = {"context_length": 77, "width": 16, "heads": 2, "layers": 2}
 VIT = {"image_size": 16, "patch_size": 8, "width": 24, "layers": 3, "head_width": 8}
-SWIN = {"timm_model_name": "swin_tiny_patch4_window7_224", "timm_pool": "avg", "timm_proj": "linear"}
+SWIN = {
+    "timm_model_name": "swin_tiny_patch4_window7_224",
+    "timm_pool": "avg",
+    "timm_proj": "linear",
+}
 TOWERS = {
     "vit": {"embed_dim": 16, "vision_cfg": VIT},
     "quick": {"embed_dim": 16, "vision_cfg": VIT | {"mlp_ratio": 2.0}, "quick_gelu": True},
@@ -48,7 +61,9 @@ TOWERS = {
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory):
-    """The artifact of each tower; weights far enough from their initial values that none hides behind a zero."""
+    """The artifact of each tower; weights far enough from their initial values that none hides
+    behind a zero.
+    """
     folder, measured = tmp_path_factory.mktemp("artifacts"), Measured(loss=1.0, metrics={})
     for name, tower in TOWERS.items():
         config = ModelConfig.model_validate({**tower, "text_cfg": TEXT}).resolved()
@@ -57,11 +72,21 @@ def artifacts(tmp_path_factory):
             for parameter in clip.parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
         results = Results(
-            stage=name, model="inline", predecessor=None, steps=1, samples_seen=1, macs=1, seconds=1.0,
-            initial=measured, final=measured, growth=None,
-        )  # fmt: skip
+            stage=name,
+            model="inline",
+            predecessor=None,
+            steps=1,
+            samples_seen=1,
+            macs=1,
+            seconds=1.0,
+            initial=measured,
+            final=measured,
+            growth=None,
+        )
         inputs = {"precision": "fp32"}
-        manifest = Manifest(kind="artifact", input_digest=name, step=1, inputs=inputs, files={}, environment={})
+        manifest = Manifest(
+            kind="artifact", input_digest=name, step=1, inputs=inputs, files={}, environment={}
+        )
         artifact.export(clip, config, results, manifest, folder / name, "local-a1")
     return {name: folder / name / "artifact" for name in TOWERS}
 
@@ -71,15 +96,27 @@ def others():
     """Where the packages of hand-over.txt lie, and in `san` the open_clip of SAN."""
     pins = HERE / "hand-over.txt"
     key = hashlib.sha256(f"{pins.read_text()} {sys.version}".encode()).hexdigest()[:12]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modelchain" / f"hand-over-{key}"
+    folder = (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        / "modelchain"
+        / f"hand-over-{key}"
+    )
     if not (folder / "whole").exists():
         shutil.rmtree(folder, ignore_errors=True)
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         pip += ["--no-deps", "--no-compile"]
-        for target, what in ((folder, ["-r", str(pins)]), (folder / "san", ["open_clip_torch==2.16.0"])):
-            done = subprocess.run([*pip, "--target", str(target), *what], capture_output=True, text=True, check=False)
+        for target, what in (
+            (folder, ["-r", str(pins)]),
+            (folder / "san", ["open_clip_torch==2.16.0"]),
+        ):
+            done = subprocess.run(
+                [*pip, "--target", str(target), *what], capture_output=True, text=True, check=False
+            )
             if done.returncode:
-                pytest.skip(f"CLIP_benchmark and transformers cannot be installed: {done.stderr.strip()[-200:]}")
+                pytest.skip(
+                    "CLIP_benchmark and transformers cannot be installed:"
+                    f" {done.stderr.strip()[-200:]}"
+                )
         (folder / "whole").touch()
     return folder
 
@@ -92,10 +129,20 @@ def blocks(language, heading):
 
 def run(path, folder, code):
     """Python code in `folder`, with the packages in `path` before our own."""
-    environment = os.environ | {"PYTHONPATH": str(path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": str(path),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-c", code]
     done = subprocess.run(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout
 
@@ -112,7 +159,10 @@ def picture(width=50, height=40):
 @pytest.mark.parametrize("name", TOWERS)
 def test_timm_opens_the_tower_with_equal_features(artifacts, tmp_path, name):
     export.export(artifacts[name], tmp_path / "tower", "timm")
-    assert sorted(p.name for p in (tmp_path / "tower").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "tower").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
     assert [p.name for p in tmp_path.iterdir()] == ["tower"]
     tower = timm.create_model(f"local-dir:{tmp_path / 'tower'}", pretrained=True).eval()
     transform = create_transform(**resolve_model_data_config(tower), is_training=False)
@@ -140,16 +190,20 @@ def test_transformers_opens_the_tower_with_equal_features(artifacts, others, tmp
         for name in ("vit", "quick"):
             tower, info = CLIPVisionModel.from_pretrained(name, output_loading_info=True)
             assert not any(info.values()), info
-            picture = CLIPImageProcessor.from_pretrained(name)(images=Image.open("picture.png"), return_tensors="pt")
+            processor = CLIPImageProcessor.from_pretrained(name)
+            picture = processor(images=Image.open("picture.png"), return_tensors="pt")
             with torch.no_grad():
                 out = tower.eval()(torch.load("images.pt"), output_hidden_states=True)
-            torch.save((picture["pixel_values"], out.pooler_output, out.hidden_states[1:]), f"{name}.pt")"""
+            tensors = picture["pixel_values"], out.pooler_output, out.hidden_states[1:]
+            torch.save(tensors, f"{name}.pt")"""
     run(others, tmp_path, code)
     for name in names:
         prepared, pooled, hidden = torch.load(tmp_path / f"{name}.pt")
         clip, layers = opened(artifacts[name])[0], []
         for block in clip.visual.transformer.resblocks:
-            block.register_forward_hook(lambda module, inputs, output, layers=layers: layers.append(output))
+            block.register_forward_hook(
+                lambda module, inputs, output, layers=layers: layers.append(output)
+            )
         with torch.no_grad():
             expected = clip.encode_image(images)
         assert torch.allclose(prepared, images, atol=0.02)  # a grey level: they resize in tensors
@@ -178,7 +232,9 @@ torch.save((images, texts, hasattr(clip.visual, "input_patchnorm")), "theirs.pt"
     theirs, texts, as_san_expects = torch.load(tmp_path / "theirs.pt")
     with torch.no_grad():
         assert torch.allclose(theirs, clip.encode_image(images), atol=1e-5)
-        assert torch.allclose(texts, clip.encode_text(open_clip.tokenize(["a dog", "two cats"])), atol=1e-5)
+        assert torch.allclose(
+            texts, clip.encode_text(open_clip.tokenize(["a dog", "two cats"])), atol=1e-5
+        )
     assert as_san_expects
 
 
@@ -187,26 +243,40 @@ def test_clip_benchmark_measures_what_we_measure(artifacts, others, tmp_path):
     data = tmp_path / "DIR"
     data.mkdir()
     (tmp_path / "ARTIFACT").symlink_to(artifacts["vit"])
-    words = [f"{tone} {shape}" for tone in ("dark", "pale", "grey", "white") for shape in tiny.NAMES]
-    captions = [[f"{w} number {i}", f"one more of {w}", f"{i} times {w}, again"] for i, w in enumerate(words)]
+    words = [
+        f"{tone} {shape}" for tone in ("dark", "pale", "grey", "white") for shape in tiny.NAMES
+    ]
+    captions = [
+        [f"{w} number {i}", f"one more of {w}", f"{i} times {w}, again"]
+        for i, w in enumerate(words)
+    ]
     tiny.shard(data / "val-000000.tar", [tiny.digit(i, texts) for i, texts in enumerate(captions)])
     (data / "classnames.json").write_text(json.dumps(tiny.NAMES))
     (data / "templates.json").write_text(json.dumps(["a handwritten {}.", "the digit {}", "{}"]))
     lines = blocks("sh", "In CLIP_benchmark")[1].replace("\\\n", " ").splitlines()
     typed = [shlex.split(line) for line in lines]
     assert [words[0] for words in typed] == ["clip_benchmark"] * 2
-    program = f"import sys\nfrom clip_benchmark.cli import main\nfor sys.argv in {typed}:\n    main()"
+    program = (
+        f"import sys\nfrom clip_benchmark.cli import main\nfor sys.argv in {typed}:\n    main()"
+    )
     run(others, tmp_path, blocks("python", "In CLIP_benchmark")[0] + program)
-    classes, found = (json.loads((tmp_path / f"{n}.json").read_text())["metrics"] for n in ("classes", "captions"))
+    classes, found = (
+        json.loads((tmp_path / f"{n}.json").read_text())["metrics"] for n in ("classes", "captions")
+    )
 
     shard = {"shards": "/data/val-000000.tar", "files": [str(data / "val-000000.tar")]}
-    lists = {"class_names": str(data / "classnames.json"), "templates": str(data / "templates.json")}
+    lists = {
+        "class_names": str(data / "classnames.json"),
+        "templates": str(data / "templates.json"),
+    }
     asked = [
         TaskEvaluation(name="top1", kind="ZeroShot", **shard, **lists),
         TaskEvaluation(name="r1", kind="Retrieval", **shard),
     ]
     train = TrainFiles(files=[], samples=0, captions_per_sample=1, fingerprint=None)
-    request = DataRequest(cache=str(tmp_path / "cache"), file="chain.yaml", train=train, evaluation=asked)
+    request = DataRequest(
+        cache=str(tmp_path / "cache"), file="chain.yaml", train=train, evaluation=asked
+    )
     ours = measure(artifacts["vit"], request)
     theirs = {"top1": classes["acc1"], "top1/top-5": classes["acc5"]}
     for k in (1, 5, 10):
@@ -230,7 +300,9 @@ def test_what_cannot_be_exported_leaves_nothing_behind(artifacts, tmp_path, monk
     to = tmp_path / "tower"
     with pytest.raises(InputError, match=r"holds no artifact \(no manifest\.json\)"):
         export.export(tmp_path, to, "timm")
-    with pytest.raises(InputError, match="is a Swin, which transformers' CLIP does not know: use --as timm"):
+    with pytest.raises(
+        InputError, match="is a Swin, which transformers' CLIP does not know: use --as timm"
+    ):
         export.export(artifacts["swin"], to, "transformers")
     damaged = shutil.copytree(artifacts["vit"], tmp_path / "damaged")
     weights = bytearray((damaged / "open_clip_model.safetensors").read_bytes())

@@ -7,18 +7,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelchain.errors import InputError
-from modelchain.zoo import MODELS
+from modelchain.families.zoo import MODELS
 from modelchain_trainer.growth import depth, grow, rules
 
 torch.set_num_threads(1)
-FAMILIES = (["ViT-T-16", "ViT-C-16", "ViT-S-16", "ViT-M-16", "ViT-B-16", "ViT-XB-16", "ViT-L-16"],
-            ["Swin-T", "Swin-S", "Swin-B", "Swin-L"])  # fmt: skip
-EDGES = [(family[i], family[j]) for family in FAMILIES for i in range(len(family)) for j in range(i + 1, len(family))]
+FAMILIES = (
+    ["ViT-T-16", "ViT-C-16", "ViT-S-16", "ViT-M-16", "ViT-B-16", "ViT-XB-16", "ViT-L-16"],
+    ["Swin-T", "Swin-S", "Swin-B", "Swin-L"],
+)
+EDGES = [
+    (family[i], family[j])
+    for family in FAMILIES
+    for i in range(len(family))
+    for j in range(i + 1, len(family))
+]
 HEAD = 4
 
 
 def clip(embed=12, heads=2, layers=2, text_heads=2, text_layers=2):
-    vision = {"image_size": 8, "patch_size": 4, "width": heads * HEAD, "layers": layers, "head_width": HEAD}
+    vision = {
+        "image_size": 8,
+        "patch_size": 4,
+        "width": heads * HEAD,
+        "layers": layers,
+        "head_width": HEAD,
+    }
     text = {"context_length": 5, "vocab_size": 11, "width": text_heads * HEAD, "heads": text_heads}
     return open_clip.CLIP(embed, vision, text | {"layers": text_layers})
 
@@ -47,7 +60,11 @@ shape = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.in
 
 
 @settings(max_examples=40, deadline=None)
-@given(old=shape, more=st.tuples(*[st.integers(0, 3)] * 4), embeds=st.tuples(st.integers(2, 9), st.integers(2, 9)))
+@given(
+    old=shape,
+    more=st.tuples(*[st.integers(0, 3)] * 4),
+    embeds=st.tuples(st.integers(2, 9), st.integers(2, 9)),
+)
 def test_every_element_is_accounted_for_and_inserted_blocks_are_bit_equal(old, more, embeds):
     new = [a + b for a, b in zip(old, more, strict=True)]
     _, layers, _, text_layers = new
@@ -57,8 +74,10 @@ def test_every_element_is_accounted_for_and_inserted_blocks_are_bit_equal(old, m
 
     assert report.to_dict() == {
         "method": {"width": "Insert", "depth": "Duplicate"},
-        "inserted": report.inserted, "duplicated": report.duplicated, "new": report.new,
-    }  # fmt: skip
+        "inserted": report.inserted,
+        "duplicated": report.duplicated,
+        "new": report.new,
+    }
     assert report.new == sum(int(p.isnan().sum()) for p in student.parameters())
     assert report.inserted + report.duplicated + report.new == size(student)
     assert (report.duplicated > 0) == (layers > old[1] or text_layers > old[3])
@@ -73,7 +92,11 @@ def test_every_element_is_accounted_for_and_inserted_blocks_are_bit_equal(old, m
                 layer = int(name[len(stack) + 1 :].split(".")[0])
                 source = name.replace(f"{stack}.{layer}.", f"{stack}.{layer * p // q}.")
         chunks = 3 if "in_proj" in name else 1
-        pairs = zip(parameter.chunk(chunks), predecessor[source].chunk(chunks), strict=True) if parameter.ndim else []
+        pairs = (
+            zip(parameter.chunk(chunks), predecessor[source].chunk(chunks), strict=True)
+            if parameter.ndim
+            else []
+        )
         placed = 0
         for a, b in pairs:
             corner = tuple(slice(min(m, n)) for m, n in zip(a.shape, b.shape, strict=True))
@@ -91,7 +114,9 @@ def test_untouched_elements_keep_the_students_own_initialisation():
     mask = torch.ones_like(weight, dtype=torch.bool)
     for chunk in range(3):
         mask[chunk * 12 : chunk * 12 + 8, :8] = False
-    assert torch.equal(weight[mask], before["visual.transformer.resblocks.0.attn.in_proj_weight"][mask])
+    assert torch.equal(
+        weight[mask], before["visual.transformer.resblocks.0.attn.in_proj_weight"][mask]
+    )
     assert torch.equal(student.text_projection[8:], before["text_projection"][8:])
 
 
@@ -156,9 +181,14 @@ def swin(width, depths):
     model = torch.nn.Module()
     model.visual = torch.nn.Module()
     model.visual.trunk = SwinTransformer(
-        img_size=32, patch_size=4, window_size=2, embed_dim=width, depths=depths, num_heads=(width // HEAD, width // 2),
+        img_size=32,
+        patch_size=4,
+        window_size=2,
+        embed_dim=width,
+        depths=depths,
+        num_heads=(width // HEAD, width // 2),
         num_classes=0,
-    )  # fmt: skip
+    )
     model.visual.head = torch.nn.Sequential()
     model.visual.head.add_module("proj", torch.nn.Linear(2 * width, 6, bias=False))
     return model
@@ -173,13 +203,17 @@ def test_swin_inserts_qkv_and_patch_merging_block_by_block():
     for block in range(4):
         a, b = slice(block * 8, block * 8 + 4), slice(block * 4, block * 4 + 4)
         assert torch.equal(new[merge + "norm.weight"][a], old[merge + "norm.weight"][b])
-        assert torch.equal(new[merge + "reduction.weight"][:8, a], old[merge + "reduction.weight"][:, b])
+        assert torch.equal(
+            new[merge + "reduction.weight"][:8, a], old[merge + "reduction.weight"][:, b]
+        )
     block = "visual.trunk.layers.{}.blocks.{}.attn."
     for layer in range(4):  # 2 -> 4 layers in the second stage: 0 0 1 1
         ours, theirs = block.format(1, layer), block.format(1, layer // 2)
         for part in range(3):
             rows, source = slice(part * 16, part * 16 + 8), slice(part * 8, part * 8 + 8)
-            assert torch.equal(new[ours + "qkv.weight"][rows, :8], old[theirs + "qkv.weight"][source])
+            assert torch.equal(
+                new[ours + "qkv.weight"][rows, :8], old[theirs + "qkv.weight"][source]
+            )
         name = "relative_position_bias_table"
         assert torch.equal(new[ours + name][:, :2], old[theirs + name])
     assert report.new == sum(int(p.isnan().sum()) for p in new.values())
@@ -210,11 +244,23 @@ def changed(state, **changes):
     [
         ({}, {"visual.ln_extra.weight": torch.ones(8)}, "visual.ln_extra.weight: 0 growth rules"),
         ({}, {"visual.ln_post.weight": None}, "visual.ln_post.weight: the predecessor has no"),
-        ({}, {"transformer.resblocks.1.ln_1.bias": None}, "the predecessor has no transformer.resblocks.1.ln_1.bias"),
-        ({}, {"visual.trunk.norm.weight": torch.ones(8)}, "no place for the predecessor's visual.trunk.norm.weight"),
+        (
+            {},
+            {"transformer.resblocks.1.ln_1.bias": None},
+            "the predecessor has no transformer.resblocks.1.ln_1.bias",
+        ),
+        (
+            {},
+            {"visual.trunk.norm.weight": torch.ones(8)},
+            "no place for the predecessor's visual.trunk.norm.weight",
+        ),
         ({}, {"visual.proj": torch.ones(2, 8, 3)}, "visual.proj: shape"),
         ({}, {"positional_embedding": torch.ones(4, 8)}, "positional_embedding: shape"),
-        ({}, {"visual.transformer.resblocks.0.attn.in_proj_bias": torch.ones(23)}, "in_proj_bias: shape"),
+        (
+            {},
+            {"visual.transformer.resblocks.0.attn.in_proj_bias": torch.ones(23)},
+            "in_proj_bias: shape",
+        ),
         ({"heads": 4}, {}, "visual.class_embedding: shape"),
         ({"text_layers": 3}, {}, "transformer.resblocks: 3 layers to 2"),
     ],
@@ -238,6 +284,10 @@ def test_a_student_parameter_without_rule_and_unknown_methods_are_errors():
 def test_buffers_stay():
     student, predecessor = swin(8, (2, 4)), swin(4, (1, 2))
     before = {name: tensor.clone() for name, tensor in student.named_buffers()}
-    with_buffers = predecessor.state_dict() | {name: tensor + 1 for name, tensor in predecessor.named_buffers()}
+    with_buffers = predecessor.state_dict() | {
+        name: tensor + 1 for name, tensor in predecessor.named_buffers()
+    }
     grow(student, with_buffers)
-    assert before and all(torch.equal(before[name], tensor) for name, tensor in student.named_buffers())
+    assert before and all(
+        torch.equal(before[name], tensor) for name, tensor in student.named_buffers()
+    )

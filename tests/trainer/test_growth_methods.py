@@ -1,4 +1,6 @@
-"""Methods of growth against their papers: values on families scaled down by 8, shapes at full size."""
+"""Methods of growth against their papers: values on families scaled down by 8, shapes at full
+size.
+"""
 
 from __future__ import annotations
 
@@ -12,30 +14,47 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 from torch.nn.functional import interpolate, normalize
 
-from modelchain.spec import Transfer
-from modelchain.zoo import MODELS
+from modelchain.api.spec import Transfer
+from modelchain.families.zoo import MODELS
 from modelchain_trainer.growth import agreement, depth, grow
 from modelchain_trainer.growth.copies import drawn
 from modelchain_trainer.growth.grow import WIDTH
 from modelchain_trainer.growth.rules import HEADS, RULES, STREAM, Space, match
 
 torch.set_num_threads(1)
-VIT = {name: (width, layers) for name, width, layers in
-       (("T", 24, 12), ("S", 48, 12), ("M", 64, 12), ("B", 96, 12), ("XB", 128, 12), ("L", 128, 24))}  # fmt: skip
+VIT = {
+    name: (width, layers)
+    for name, width, layers in (
+        ("T", 24, 12),
+        ("S", 48, 12),
+        ("M", 64, 12),
+        ("B", 96, 12),
+        ("XB", 128, 12),
+        ("L", 128, 24),
+    )
+}
 SWIN = {"T": (12, 6), "S": (12, 18), "B": (16, 18), "L": (24, 18)}
 TEXT = {"T": 4, "S": 6, "M": 7, "B": 8, "XB": 10, "L": 12}  # heads of 8
 HEAD = 8
 
 
 class Swin(nn.Module):
-    """open_clip's vision tower around timm's trunk, without the pictures' size that timm's pretrained names fix."""
+    """open_clip's vision tower around timm's trunk, without the pictures' size that timm's
+    pretrained names fix.
+    """
 
     def __init__(self, width: int, deep: int, embed: int):
         super().__init__()
         self.trunk = SwinTransformer(
-            img_size=32, patch_size=2, window_size=2, embed_dim=width, depths=(2, 2, deep, 2), num_classes=0,
-            num_heads=tuple(width * 2**stage // 4 for stage in range(4)), drop_path_rate=0.0,
-        )  # fmt: skip
+            img_size=32,
+            patch_size=2,
+            window_size=2,
+            embed_dim=width,
+            depths=(2, 2, deep, 2),
+            num_classes=0,
+            num_heads=tuple(width * 2**stage // 4 for stage in range(4)),
+            drop_path_rate=0.0,
+        )
         self.head = nn.Sequential()
         self.head.add_module("proj", nn.Linear(8 * width, embed, bias=False))
 
@@ -44,12 +63,27 @@ class Swin(nn.Module):
 
 
 def clip(vision, layers, heads, embed=64, *, swin=False, text_layers=3):
-    vit = {"image_size": 32, "patch_size": 16, "width": vision, "layers": layers, "head_width": HEAD}
-    text = {"context_length": 6, "vocab_size": 50, "width": heads * HEAD, "heads": heads, "layers": text_layers}
+    vit = {
+        "image_size": 32,
+        "patch_size": 16,
+        "width": vision,
+        "layers": layers,
+        "head_width": HEAD,
+    }
+    text = {
+        "context_length": 6,
+        "vocab_size": 50,
+        "width": heads * HEAD,
+        "heads": heads,
+        "layers": text_layers,
+    }
     model = open_clip.CLIP(embed, vit, text).eval()
     if swin:
         model.visual = Swin(vision, layers, embed).eval()
-    for name, parameter in model.named_parameters():  # everything counts: nothing is zero or one any more
+    for (
+        name,
+        parameter,
+    ) in model.named_parameters():  # everything counts: nothing is zero or one any more
         if name != "logit_scale":
             parameter.data += 0.02 * torch.randn_like(parameter)
     return model
@@ -57,11 +91,19 @@ def clip(vision, layers, heads, embed=64, *, swin=False, text_layers=3):
 
 def member(family, name, **changes):
     sizes, embed = (VIT, {"S": 48, "L": 96}) if family == "ViT" else (SWIN, {})
-    return clip(*sizes[name], TEXT[name], **{"embed": embed.get(name, 64), "swin": family == "Swin", **changes})
+    return clip(
+        *sizes[name],
+        TEXT[name],
+        **{"embed": embed.get(name, 64), "swin": family == "Swin", **changes},
+    )
 
 
-EDGES = [(family, a, b) for family, sizes in (("ViT", list(VIT)), ("Swin", list(SWIN)))
-         for i, a in enumerate(sizes) for b in sizes[i + 1 :]]  # fmt: skip
+EDGES = [
+    (family, a, b)
+    for family, sizes in (("ViT", list(VIT)), ("Swin", list(SWIN)))
+    for i, a in enumerate(sizes)
+    for b in sizes[i + 1 :]
+]
 
 NEIGHBOURS = [edge for edge in EDGES if edge[1:] in [*pairwise(VIT), *pairwise(SWIN)]]
 
@@ -70,9 +112,15 @@ NEIGHBOURS = [edge for edge in EDGES if edge[1:] in [*pairwise(VIT), *pairwise(S
 def similarities(model):
     """Of five images with seven captions each: what the loss sees, but for the logit scale."""
     generator = torch.Generator().manual_seed(1)
-    image, text = torch.randn(5, 3, 32, 32, generator=generator), torch.randint(1, 48, (7, 6), generator=generator)
+    image, text = (
+        torch.randn(5, 3, 32, 32, generator=generator),
+        torch.randint(1, 48, (7, 6), generator=generator),
+    )
     text[torch.arange(7), torch.arange(7) % 5 + 1] = 49  # the end of a caption is its highest token
-    image_feature, text_feature = normalize(model.encode_image(image)), normalize(model.encode_text(text))
+    image_feature, text_feature = (
+        normalize(model.encode_image(image)),
+        normalize(model.encode_text(text)),
+    )
     return image_feature @ text_feature.T
 
 
@@ -90,7 +138,9 @@ def test_integer_multiples_compute_what_the_predecessor_did(method, swin, embed,
 @pytest.mark.parametrize("way", depth.DEPTH)
 def test_lemon_is_exact_for_a_text_tower_of_any_width_and_across_depth(way):
     old, new = clip(24, 2, 4, text_layers=2), clip(48, 5, 7, 96, text_layers=3)
-    old.token_embedding.weight.data *= 20  # a trained one is so large that a norm's epsilon is nothing beside it
+    old.token_embedding.weight.data *= (
+        20  # a trained one is so large that a norm's epsilon is nothing beside it
+    )
     grow(new, old.state_dict(), "LEMON", way)
     assert (similarities(new) - similarities(old)).abs().max() < 1e-4
     old, new = clip(12, 2, 2, swin=True), clip(24, 6, 2, swin=True)
@@ -104,14 +154,23 @@ def test_lemon_s_copies_go_apart():
     grow(new, clip(24, 2, 3).state_dict(), "LEMON")
     images, text = torch.randn(4, 3, 32, 32), torch.randint(1, 49, (4, 6))
     (new.encode_image(images) @ new.encode_text(text).T).square().sum().backward()
-    for name in ("visual.transformer.resblocks.0.mlp.c_fc.weight", "transformer.resblocks.1.attn.in_proj_weight"):
-        first, second = dict(new.named_parameters())[name].grad.chunk(3 if "in_proj" in name else 1)[0].chunk(2)
+    for name in (
+        "visual.transformer.resblocks.0.mlp.c_fc.weight",
+        "transformer.resblocks.1.attn.in_proj_weight",
+    ):
+        first, second = (
+            dict(new.named_parameters())[name].grad.chunk(3 if "in_proj" in name else 1)[0].chunk(2)
+        )
         assert (first - second).abs().max() > 0.1 * first.abs().max()
 
 
 @pytest.mark.parametrize(
     ("edge", "method"),
-    [(edge, method) for method in WIDTH for edge in (EDGES if method in ("Insert", "FPI", "LEMON") else NEIGHBOURS)],
+    [
+        (edge, method)
+        for method in WIDTH
+        for edge in (EDGES if method in ("Insert", "FPI", "LEMON") else NEIGHBOURS)
+    ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_every_edge_of_both_families_grows_by_every_method(edge, method):
@@ -119,7 +178,9 @@ def test_every_edge_of_both_families_grows_by_every_method(edge, method):
     old, new = member(family, a, text_layers=1), member(family, b, text_layers=1)
     before = {name: tensor.clone() for name, tensor in new.state_dict().items()}
     report = grow(new, old.state_dict(), method)
-    assert report.inserted + report.duplicated + report.new == sum(p.numel() for p in new.parameters())
+    assert report.inserted + report.duplicated + report.new == sum(
+        p.numel() for p in new.parameters()
+    )
     assert similarities(new).isfinite().all()
     kept = sum(int((p == before[name]).sum()) for name, p in new.named_parameters())
     assert kept <= report.new + 5, "what is not new is the predecessor's"
@@ -131,7 +192,12 @@ def full_size():
         return {name: open_clip.CLIP(**model.config.resolved()) for name, model in MODELS.items()}
 
 
-SLOW_WITHOUT_VALUES = ("Interpolate", "Net2Net", "AKI", "NetExpand")  # two edges; test_growth.py has all for Insert
+SLOW_WITHOUT_VALUES = (
+    "Interpolate",
+    "Net2Net",
+    "AKI",
+    "NetExpand",
+)  # two edges; test_growth.py has all for Insert
 
 
 @pytest.mark.parametrize("method", WIDTH)
@@ -142,7 +208,9 @@ def test_full_size_has_the_same_rules(full_size, method):
     for a, b in edges:
         old, new = full_size[a], full_size[b]
         report = grow(new, old.state_dict(), method)
-        assert report.inserted + report.duplicated + report.new == sum(p.numel() for p in new.parameters()), (a, b)
+        assert report.inserted + report.duplicated + report.new == sum(
+            p.numel() for p in new.parameters()
+        ), (a, b)
         shrinks = old.text_projection.shape[1] > new.text_projection.shape[1]
         assert shrinks or report.inserted == sum(p.numel() for p in old.parameters()), (a, b)
 
@@ -160,7 +228,9 @@ OUT = "transformer.resblocks.{}.mlp.c_proj.weight"
 
 
 def test_released_puts_the_fused_tensor_into_one_corner():
-    """Twice the width: the student's query is the predecessor's query and key, its key the value, its value its own."""
+    """Twice the width: the student's query is the predecessor's query and key, its key the value,
+    its value its own.
+    """
     old, new, own = grown("Released")
     there, here, mine = old[ATTENTION.format(0)], new[ATTENTION.format(0)], own[ATTENTION.format(0)]
     query, key, value = here.chunk(3)
@@ -169,14 +239,18 @@ def test_released_puts_the_fused_tensor_into_one_corner():
 
 
 def as_the_authors_do(student, predecessor, deeper):
-    """Their weight_initialization as an audit of it tells: whatever the tensor holds goes into its first corner, and if
-    the depth differs each of the ViT's layers, and of no other stack, goes to layers 2l and 2l + 1."""
+    """Their weight_initialization as an audit of it tells: whatever the tensor holds goes into its
+    first corner, and if the depth differs each of the ViT's layers, and of no other stack, goes to
+    layers 2l and 2l + 1.
+    """
     grown = {f"module.{name}": tensor.clone() for name, tensor in student.items()}
     for name, tensor in predecessor.items():
         name, targets = f"module.{name}", [f"module.{name}"]
         if deeper and name.startswith("module.visual.transformer.resblocks."):
             layer, rest = name.removeprefix("module.visual.transformer.resblocks.").split(".", 1)
-            targets = [f"module.visual.transformer.resblocks.{2 * int(layer) + i}.{rest}" for i in (0, 1)]
+            targets = [
+                f"module.visual.transformer.resblocks.{2 * int(layer) + i}.{rest}" for i in (0, 1)
+            ]
         for target in targets:
             if tensor.ndim == 0:
                 grown[target] = tensor
@@ -187,12 +261,16 @@ def as_the_authors_do(student, predecessor, deeper):
     return {name.removeprefix("module."): tensor for name, tensor in grown.items()}
 
 
-@pytest.mark.parametrize("edge", [edge for edge in NEIGHBOURS if edge != ("ViT", "T", "S")], ids="-".join)
+@pytest.mark.parametrize(
+    "edge", [edge for edge in NEIGHBOURS if edge != ("ViT", "T", "S")], ids="-".join
+)
 def test_released_is_the_authors_code(edge):
     """But for an embedding that shrinks (ViT-T to S), which theirs cannot do."""
     family, a, b = edge
     old, new = member(family, a), member(family, b)
-    expected = as_the_authors_do(new.state_dict(), old.state_dict(), deeper=b == "L" and family == "ViT")
+    expected = as_the_authors_do(
+        new.state_dict(), old.state_dict(), deeper=b == "L" and family == "ViT"
+    )
     grow(new, old.state_dict(), "Released")
     for name, tensor in new.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
@@ -205,32 +283,48 @@ def test_released_repeats_layers_in_a_vit_alone(swin):
     own = {name: p.clone() for name, p in new.named_parameters()}
     grow(new, old.state_dict(), "Released")
     name = "visual.trunk.layers.2.blocks.{}.mlp.fc1.weight" if swin else "visual." + HIDDEN
-    (there, here) = dict(old.named_parameters()), dict(new.named_parameters())
+    there, here = dict(old.named_parameters()), dict(new.named_parameters())
     for layer in range(4):
-        expected = own[name.format(layer)] if swin and layer > 1 else there[name.format(layer if swin else layer // 2)]
+        expected = (
+            own[name.format(layer)]
+            if swin and layer > 1
+            else there[name.format(layer if swin else layer // 2)]
+        )
         assert torch.equal(here[name.format(layer)], expected)
-    assert torch.equal(here[HIDDEN.format(3)], own[HIDDEN.format(3)]), "the text tower's fourth layer is its own"
+    assert torch.equal(here[HIDDEN.format(3)], own[HIDDEN.format(3)]), (
+        "the text tower's fourth layer is its own"
+    )
 
 
 def test_duplication_lays_tiles():
     old, new, _ = grown("Duplicate")
     assert torch.equal(new[HIDDEN.format(1)], old[HIDDEN.format(1)].tile(2, 2))
-    for theirs, ours in zip(old[ATTENTION.format(1)].chunk(3), new[ATTENTION.format(1)].chunk(3), strict=True):
+    for theirs, ours in zip(
+        old[ATTENTION.format(1)].chunk(3), new[ATTENTION.format(1)].chunk(3), strict=True
+    ):
         assert torch.equal(ours, theirs.tile(2, 2))
 
 
 def test_interpolation_is_bilinear_and_keeps_queries_keys_and_values_apart():
     old, new, _ = grown("Interpolate", 2, 3)
-    for theirs, ours in zip(old[ATTENTION.format(0)].chunk(3), new[ATTENTION.format(0)].chunk(3), strict=True):
-        assert torch.allclose(ours, interpolate(theirs[None, None], size=(24, 24), mode="bilinear")[0, 0], atol=1e-6)
+    for theirs, ours in zip(
+        old[ATTENTION.format(0)].chunk(3), new[ATTENTION.format(0)].chunk(3), strict=True
+    ):
+        assert torch.allclose(
+            ours, interpolate(theirs[None, None], size=(24, 24), mode="bilinear")[0, 0], atol=1e-6
+        )
     name = "visual.conv1.weight"
     lines = old[name].flatten(1)[None, None]
     size = (24, lines.shape[-1])
-    assert torch.allclose(new[name].flatten(1), interpolate(lines, size=size, mode="bilinear")[0, 0], atol=1e-6)
+    assert torch.allclose(
+        new[name].flatten(1), interpolate(lines, size=size, mode="bilinear")[0, 0], atol=1e-6
+    )
 
 
 def test_net2net_copies_whole_heads_and_shares_what_is_read():
-    """Two heads to four, 16 channels to 32: every new row is an old one but for the noise, and so is what it reads."""
+    """Two heads to four, 16 channels to 32: every new row is an old one but for the noise, and so
+    is what it reads.
+    """
     torch.manual_seed(5)
     old, new, _ = grown("Net2Net")
     theirs, rows = old[ATTENTION.format(0)].chunk(3)[0], new[ATTENTION.format(0)].chunk(3)[0]
@@ -256,10 +350,14 @@ def test_aki_takes_new_outputs_from_the_layer_after():
 def test_netexpand_s_new_rows_are_orthogonal_to_the_old():
     old, new, own = grown("NetExpand", 2, 4)
     name = "transformer.resblocks.0.attn.out_proj.weight"
-    assert torch.equal(new[name][:16, :16], old[name]) and torch.equal(new[name][:, 16:], own[name][:, 16:])
+    assert torch.equal(new[name][:16, :16], old[name]) and torch.equal(
+        new[name][:, 16:], own[name][:, 16:]
+    )
     rows = new["visual.conv1.weight"].flatten(1)
     assert (rows[:16] @ rows[16:].T).abs().max() < 1e-4 * rows[:16].norm()
-    assert (rows[16:] @ rows[16:].T - torch.eye(16) * rows[:16].square().sum(1).mean()).abs().max() < 1e-4
+    assert (
+        rows[16:] @ rows[16:].T - torch.eye(16) * rows[:16].square().sum(1).mean()
+    ).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -276,21 +374,29 @@ def test_depth_as_the_paper_draws_it(way, expected):
     for layers in range(1, 9):
         for more in range(layers, 25):
             taken = depth.DEPTH[way](layers, more)
-            assert [k for i, k in enumerate(taken) if k is not None and k not in taken[:i]] == list(range(layers))
+            assert [k for i, k in enumerate(taken) if k is not None and k not in taken[:i]] == list(
+                range(layers)
+            )
     old, new, own = grown("Insert", 2, 2, layers=5, depth=way)
     for layer, source in enumerate(expected):
         name = "visual." + HIDDEN
         assert torch.equal(
-            new[name.format(layer)], own[name.format(layer)] if source is None else old[name.format(source)]
+            new[name.format(layer)],
+            own[name.format(layer)] if source is None else old[name.format(source)],
         )
 
 
 def test_what_reads_is_told_from_what_writes():
-    """A matrix has one axis of each kind, but for look-ups and biases; in step with what the modules compute."""
+    """A matrix has one axis of each kind, but for look-ups and biases; in step with what the
+    modules compute.
+    """
     for rule in RULES:
         grows = [axis for axis in rule.axes if axis.space is not Space.FIXED]
         assert len({axis.role for axis in grows}) == len(grows), rule.pattern
-    assert match("text_projection")[0].axes[0].role == "reads" and match("visual.proj")[0].axes[1].role == "writes"
+    assert (
+        match("text_projection")[0].axes[0].role == "reads"
+        and match("visual.proj")[0].axes[1].role == "writes"
+    )
 
 
 def test_a_spec_names_the_methods_there_are():
@@ -311,6 +417,12 @@ def test_agreement_tells_what_was_kept(swin):
     before = agreement(new, old, run)
     grow(new, old.state_dict(), "LEMON")
     after = agreement(new, old, run)
-    stacks = [f"visual.trunk.layers.{i}.blocks" for i in range(4)] if swin else ["visual.transformer.resblocks"]
-    assert set(after) == {*stacks, "transformer.resblocks"} and all(len(v) in (2, 3) for v in after.values())
+    stacks = (
+        [f"visual.trunk.layers.{i}.blocks" for i in range(4)]
+        if swin
+        else ["visual.transformer.resblocks"]
+    )
+    assert set(after) == {*stacks, "transformer.resblocks"} and all(
+        len(v) in (2, 3) for v in after.values()
+    )
     assert min(map(min, after.values())) > 0.999 > 0.9 > max(map(max, before.values()))

@@ -1,4 +1,6 @@
-"""loss.py: values against plain loops, gradients at world sizes 1, 2 and 4 against one process without tricks."""
+"""loss.py: values against plain loops, gradients at world sizes 1, 2 and 4 against one process
+without tricks.
+"""
 
 import math
 from pathlib import Path
@@ -12,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-from modelchain.spec import Distillation
+from modelchain.api.spec import Distillation
 from modelchain_trainer import loss, models
 
 torch.set_num_threads(1)
@@ -24,7 +26,13 @@ def make_student(dtype, predecessor=PREDECESSOR):
     config = {
         "embed_dim": OWN,
         "vision_cfg": {"image_size": 8, "patch_size": 4, "width": 8, "layers": 2, "head_width": 4},
-        "text_cfg": {"context_length": 8, "vocab_size": END + 1, "width": 8, "heads": 2, "layers": 2},
+        "text_cfg": {
+            "context_length": 8,
+            "vocab_size": END + 1,
+            "width": 8,
+            "heads": 2,
+            "layers": 2,
+        },
     }
     student = models.Student(models.build(config, 3), predecessor)
     generator = torch.Generator().manual_seed(4)
@@ -40,8 +48,12 @@ def make_batch(dtype, predecessor=PREDECESSOR):
     tokens = torch.randint(1, END, (PICTURES, SLOTS, 8), generator=generator)
     ends = torch.randint(2, 8, (PICTURES, SLOTS, 1), generator=generator)
     tokens = tokens.scatter(2, ends, END)
-    teacher_image = torch.randn(PICTURES, predecessor, generator=generator, dtype=torch.float64).to(dtype)
-    teacher_text = torch.randn(PICTURES, SLOTS, predecessor, generator=generator, dtype=torch.float64).to(dtype)
+    teacher_image = torch.randn(PICTURES, predecessor, generator=generator, dtype=torch.float64).to(
+        dtype
+    )
+    teacher_text = torch.randn(
+        PICTURES, SLOTS, predecessor, generator=generator, dtype=torch.float64
+    ).to(dtype)
     return images, tokens, teacher_image, teacher_text
 
 
@@ -57,17 +69,27 @@ def features(student, images, tokens):
     """One process, the whole batch, padded captions: [N, D], [N, M, D], and both through T."""
     image = student.clip.encode_image(images)
     text = torch.stack([student.clip.encode_text(tokens[:, slot]) for slot in range(SLOTS)], 1)
-    projections = student.image_projection or nn.Identity(), student.text_projection or nn.Identity()
+    projections = (
+        student.image_projection or nn.Identity(),
+        student.text_projection or nn.Identity(),
+    )
     return image, text, projections[0](image), projections[1](text)
 
 
 def reference(dtype, predecessor=PREDECESSOR):
     """No gather, no caching: loss and gradients."""
-    student, (images, tokens, *teacher) = make_student(dtype, predecessor), make_batch(dtype, predecessor)
+    student, (images, tokens, *teacher) = (
+        make_student(dtype, predecessor),
+        make_batch(dtype, predecessor),
+    )
     image, text, *projected = features(student, images, tokens)
     total = 0
     for slot in range(SLOTS):
-        logits = student.clip.logit_scale.exp() * F.normalize(image, dim=1) @ F.normalize(text[:, slot], dim=1).T
+        logits = (
+            student.clip.logit_scale.exp()
+            * F.normalize(image, dim=1)
+            @ F.normalize(text[:, slot], dim=1).T
+        )
         target = torch.arange(PICTURES)
         total += (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2 / SLOTS
     for ours, theirs in zip(projected, teacher, strict=True):
@@ -78,21 +100,32 @@ def reference(dtype, predecessor=PREDECESSOR):
 
 
 def equations(dtype, predecessor=PREDECESSOR):
-    """The paper's Eq. 1 to 4 written out, their sums over pairs as means: loss and gradients. Features are of unit
-    length: by Eq. 2's cosines, and by the authors' code in Eq. 1, which does not say so; alpha is Eq. 1's for the same
-    pull."""
-    student, (images, tokens, *teacher) = make_student(dtype, predecessor), make_batch(dtype, predecessor)
+    """The paper's Eq. 1 to 4 written out, their sums over pairs as means: loss and gradients.
+    Features are of unit
+    length: by Eq. 2's cosines, and by the authors' code in Eq. 1, which does not say so; alpha is
+    Eq. 1's for the same pull.
+    """
+    student, (images, tokens, *teacher) = (
+        make_student(dtype, predecessor),
+        make_batch(dtype, predecessor),
+    )
     image, text, *projected = features(student, images, tokens)
     v, t, inverse_tau = unit_of(image), unit_of(text), student.clip.logit_scale.exp()
     to_image = to_text = 0
     for i in range(PICTURES):
         for j in range(SLOTS):
             own = ((t[i, j] @ v[i]) * inverse_tau).exp()
-            to_image -= (own / sum(((t[i, j] @ v[k]) * inverse_tau).exp() for k in range(PICTURES))).log()  # Eq. 2
-            to_text -= (own / sum(((t[k, j] @ v[i]) * inverse_tau).exp() for k in range(PICTURES))).log()
+            to_image -= (
+                own / sum(((t[i, j] @ v[k]) * inverse_tau).exp() for k in range(PICTURES))
+            ).log()  # Eq. 2
+            to_text -= (
+                own / sum(((t[k, j] @ v[i]) * inverse_tau).exp() for k in range(PICTURES))
+            ).log()
     task = (to_image + to_text) / 2 / (PICTURES * SLOTS)  # Eq. 3
     alpha = 2 * ALPHA / predecessor
-    assert Distillation(alpha=str(alpha), convention="Equation1").released_alpha(predecessor) == ALPHA
+    assert (
+        Distillation(alpha=str(alpha), convention="Equation1").released_alpha(predecessor) == ALPHA
+    )
     pulls = [
         alpha * (unit_of(theirs) - unit_of(ours)).square().sum(-1).mean()  # Eq. 1
         for ours, theirs in zip(projected, teacher, strict=True)
@@ -107,15 +140,23 @@ def unit_of(x):
 
 
 def step(student, dtype, pieces, rank=0, world=1, no_sync=None, predecessor=PREDECESSOR):
-    """Our loss of one rank's share of the batch, in pieces; gradients are left in the parameters."""
-    images, tokens, teacher_image, teacher_text = (t.chunk(world)[rank] for t in make_batch(dtype, predecessor))
+    """Our loss of one rank's share of the batch, in pieces; gradients are left in the
+    parameters.
+    """
+    images, tokens, teacher_image, teacher_text = (
+        t.chunk(world)[rank] for t in make_batch(dtype, predecessor)
+    )
     parts = [(images.chunk(pieces)[i], chunked(tokens.chunk(pieces)[i])) for i in range(pieces)]
 
     def loss_of(features):
         text = features.text.unflatten(0, (-1, SLOTS))
         task = loss.contrastive(features.image, text, features.scale)
         pull = loss.distillation(
-            features.projected_image, features.projected_text, teacher_image, teacher_text.flatten(0, 1), ALPHA
+            features.projected_image,
+            features.projected_text,
+            teacher_image,
+            teacher_text.flatten(0, 1),
+            ALPHA,
         )
         return task + pull, task, pull
 
@@ -125,7 +166,9 @@ def step(student, dtype, pieces, rank=0, world=1, no_sync=None, predecessor=PRED
 
 def rank_main(rank, world, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
+    )
     results = {}
     for name, pieces in CASES:
         dtype = getattr(torch, name)
@@ -141,7 +184,10 @@ def rank_main(rank, world, folder):
     weight = torch.arange(6.0 * world, dtype=torch.float64).view(2, 3 * world) * (rank + 1)
     (gathered.T * weight).sum().backward()
     results |= {"gathered": gathered.detach(), "gathered.grad": x.grad}
-    save_file({key: tensor.contiguous() for key, tensor in results.items()}, f"{folder}/rank-{rank}.safetensors")
+    save_file(
+        {key: tensor.contiguous() for key, tensor in results.items()},
+        f"{folder}/rank-{rank}.safetensors",
+    )
     dist.destroy_process_group()
 
 
@@ -154,9 +200,14 @@ def ranks(request, tmp_path_factory):
 
 def assert_same(got, value, gradients, tolerance, skip=()):
     assert abs(got["loss"] - value) <= tolerance * abs(value)
-    difference = sum((got[name] - gradient).square().sum() for name, gradient in gradients.items()).sqrt()
+    difference = sum(
+        (got[name] - gradient).square().sum() for name, gradient in gradients.items()
+    ).sqrt()
     assert difference <= tolerance * sum(g.square().sum() for g in gradients.values()).sqrt()
-    for name, gradient in gradients.items():  # each on its own too: a wrong small one would hide in the norm of all
+    for (
+        name,
+        gradient,
+    ) in gradients.items():  # each on its own too: a wrong small one would hide in the norm of all
         assert (got[name] - gradient).norm() <= 10 * tolerance * gradient.norm(), name
 
 
@@ -175,15 +226,21 @@ def test_gradients_over_ranks_and_pieces_are_those_of_the_whole_batch(ranks, nam
 
 def test_gather_is_in_rank_order_and_its_gradient_sums_over_ranks(ranks):
     world = len(ranks)
-    rows = torch.cat([torch.arange(6.0, dtype=torch.float64).view(3, 2) + 10 * rank for rank in range(world)])
-    weight = torch.arange(6.0 * world, dtype=torch.float64).view(2, 3 * world) * sum(range(1, world + 1))
+    rows = torch.cat(
+        [torch.arange(6.0, dtype=torch.float64).view(3, 2) + 10 * rank for rank in range(world)]
+    )
+    weight = torch.arange(6.0 * world, dtype=torch.float64).view(2, 3 * world) * sum(
+        range(1, world + 1)
+    )
     for rank, results in enumerate(ranks):
         assert torch.equal(results["gathered"], rows)
         assert torch.equal(results["gathered.grad"], weight.T.chunk(world)[rank])
 
 
 @pytest.mark.parametrize("predecessor", [PREDECESSOR, OWN], ids=["T", "equal dims"])
-@pytest.mark.parametrize("pieces", [1, 2, 3, 8], ids=["whole", "2 pieces", "unequal pieces", "one by one"])
+@pytest.mark.parametrize(
+    "pieces", [1, 2, 3, 8], ids=["whole", "2 pieces", "unequal pieces", "one by one"]
+)
 @pytest.mark.parametrize("name", TOLERANCE)
 def test_without_a_process_group(name, pieces, predecessor):
     dtype = getattr(torch, name)
@@ -209,7 +266,9 @@ def test_contrastive_is_the_double_loop():
             total += math.log(sum(math.exp(similar(i, j)) for j in range(5))) - own
             total += math.log(sum(math.exp(similar(j, i)) for j in range(5))) - own
     expected = total / (2 * 3 * 5)
-    ours = loss.contrastive(torch.tensor(image), torch.tensor(text), torch.tensor(scale, dtype=torch.float64))
+    ours = loss.contrastive(
+        torch.tensor(image), torch.tensor(text), torch.tensor(scale, dtype=torch.float64)
+    )
     assert ours.item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -218,7 +277,10 @@ def test_distillation_is_the_released_codes_and_a_known_factor_from_eq_1():
     arrays = [generator.normal(size=shape) for shape in ((4, 6), (8, 6), (4, 6), (8, 6))]
     image, text, teacher_image, teacher_text = (unit(a) for a in arrays)
     ours = loss.distillation(*(torch.tensor(a) for a in arrays), alpha=500.0).item()
-    squares = ((image - teacher_image) ** 2).sum(1).mean(), ((text - teacher_text) ** 2).sum(1).mean()
+    squares = (
+        ((image - teacher_image) ** 2).sum(1).mean(),
+        ((text - teacher_text) ** 2).sum(1).mean(),
+    )
     assert ours == pytest.approx(500 / 6 * sum(squares), rel=1e-12)
     assert 500 * sum(squares) / 2 == pytest.approx(ours * 6 / 2, rel=1e-12)
 
@@ -244,7 +306,9 @@ def test_pieces_draw_the_same_noise_in_both_passes_and_work_in_autocast():
         def forward(self, x):
             with torch.autocast("cpu", torch.bfloat16):
                 out = self.drop(self.linear(x))
-            return models.Features(out, out.unflatten(0, (-1, 1)).flatten(0, 1), x.new_ones(()) * 10, out, out)
+            return models.Features(
+                out, out.unflatten(0, (-1, 1)).flatten(0, 1), x.new_ones(()) * 10, out, out
+            )
 
     def loss_of(features):
         return (features.image.float().square().sum(),)

@@ -6,7 +6,7 @@ import open_clip
 import pytest
 import torch
 
-from modelchain.zoo import MODELS
+from modelchain.families.zoo import MODELS
 from modelchain_trainer import models
 
 torch.set_num_threads(1)
@@ -18,13 +18,22 @@ def config(embed=12, width=16, layers=2, text=8, text_layers=2, context=77):
         "embed_dim": embed,
         "quick_gelu": False,
         "vision_cfg": {
-            "image_size": 16, "patch_size": 8, "width": width, "layers": layers, "head_width": 4, "mlp_ratio": 4.0,
+            "image_size": 16,
+            "patch_size": 8,
+            "width": width,
+            "layers": layers,
+            "head_width": 4,
+            "mlp_ratio": 4.0,
         },
         "text_cfg": {
-            "context_length": context, "vocab_size": END + 1, "width": text, "heads": text // 4,
-            "layers": text_layers, "mlp_ratio": 4.0,
+            "context_length": context,
+            "vocab_size": END + 1,
+            "width": text,
+            "heads": text // 4,
+            "layers": text_layers,
+            "mlp_ratio": 4.0,
         },
-    }  # fmt: skip
+    }
 
 
 def encode_text(model, tokens):
@@ -51,7 +60,9 @@ def test_build_is_a_pure_function_of_config_and_seed():
     a, b, c = a.state_dict(), b.state_dict(), c.state_dict()
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not torch.equal(a["visual.conv1.weight"], c["visual.conv1.weight"])
-    assert all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in a.values())
+    assert all(
+        tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in a.values()
+    )
 
 
 def test_swin_builds_from_the_zoo_config_and_keeps_timms_stochastic_depth():
@@ -66,7 +77,9 @@ def test_swin_builds_from_the_zoo_config_and_keeps_timms_stochastic_depth():
 def test_normalise_is_open_clips():
     from PIL import Image
 
-    pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(
+        0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     transform = open_clip.image_transform(16, is_train=False)
     expected = [transform(Image.fromarray(picture.permute(1, 2, 0).numpy())) for picture in pixels]
     assert torch.allclose(models.normalise(pixels), torch.stack(expected), rtol=0, atol=1e-6)
@@ -94,8 +107,13 @@ def test_the_last_layers_pooled_token_alone_is_open_clips_whole_layer(dtype, tol
     theirs.load_state_dict(ours.state_dict())
     images = torch.randn(3, 3, 16, 16, dtype=dtype, generator=torch.Generator().manual_seed(1))
     tokens = captions([5, 9, 3, 7], 77)
-    loss = models.encode_image(ours, images).square().sum() + encode_text(ours, tokens[:, :9]).square().sum()
-    expected = theirs.encode_image(images).square().sum() + theirs.encode_text(tokens).square().sum()
+    loss = (
+        models.encode_image(ours, images).square().sum()
+        + encode_text(ours, tokens[:, :9]).square().sum()
+    )
+    expected = (
+        theirs.encode_image(images).square().sum() + theirs.encode_text(tokens).square().sum()
+    )
     loss.backward()
     expected.backward()
     assert abs(loss - expected) <= tolerance * expected
@@ -103,7 +121,9 @@ def test_the_last_layers_pooled_token_alone_is_open_clips_whole_layer(dtype, tol
         if name != "logit_scale":
             assert (a.grad - b.grad).norm() <= tolerance * b.grad.norm(), name
     with torch.no_grad():  # the class is open_clip's still: its own forward runs on our layers
-        assert torch.allclose(ours.encode_image(images), theirs.encode_image(images), rtol=tolerance)
+        assert torch.allclose(
+            ours.encode_image(images), theirs.encode_image(images), rtol=tolerance
+        )
         assert torch.allclose(ours.encode_text(tokens), theirs.encode_text(tokens), rtol=tolerance)
 
 
@@ -128,11 +148,17 @@ def test_chunks_put_every_caption_in_its_row():
 
 def test_decay_is_for_matrices_only():
     model = models.build(config(), 0)
-    without = {name for name, parameter in model.named_parameters() if not models.decays(name, parameter)}
+    without = {
+        name for name, parameter in model.named_parameters() if not models.decays(name, parameter)
+    }
     assert {"logit_scale", "ln_final.weight", "visual.class_embedding"} <= without
-    assert {name for name in without if "weight" in name} == {n for n in without if "ln_" in n and "weight" in n}
+    assert {name for name in without if "weight" in name} == {
+        n for n in without if "ln_" in n and "weight" in n
+    }
     assert {name for name, _ in model.named_parameters() if "bias" in name} <= without
-    assert not models.decays("visual.trunk.layers.0.blocks.0.attn.relative_position_bias_table", torch.ones(169, 3))
+    assert not models.decays(
+        "visual.trunk.layers.0.blocks.0.attn.relative_position_bias_table", torch.ones(169, 3)
+    )
     assert models.decays("visual.proj", model.visual.proj)
 
 
@@ -147,11 +173,16 @@ def test_projection_starts_as_the_left_inverse_and_exists_only_where_widths_diff
     assert features.image.shape == (2, 12) and features.text.shape == (4, 12)
     assert features.scale.shape == () and features.scale.item() == pytest.approx(1 / 0.07)
     if predecessor in (None, 12):
-        assert features.projected_image is features.image and features.projected_text is features.text
+        assert (
+            features.projected_image is features.image and features.projected_text is features.text
+        )
         assert not [name for name, _ in student.named_parameters() if not name.startswith("clip.")]
         return
     kept = min(12, predecessor)
-    for own, projected in ((features.image, features.projected_image), (features.text, features.projected_text)):
+    for own, projected in (
+        (features.image, features.projected_image),
+        (features.text, features.projected_text),
+    ):
         assert torch.equal(projected[:, :kept], own[:, :kept])
         assert projected.shape[1] == predecessor and not projected[:, kept:].any()
     sum(tensor.square().sum() for tensor in features).backward()

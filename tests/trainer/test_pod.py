@@ -1,4 +1,6 @@
-"""The trainer as a pod runs it: task in the environment, an empty volume, one file a pod for the last word."""
+"""The trainer as a pod runs it: task in the environment, an empty volume, one file a pod for the
+last word.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,19 @@ import torch.multiprocessing as mp
 from prometheus_client.parser import text_string_to_metric_families
 from tiny import STEPS
 
-from modelchain.cli.files import sha256_of
-from modelchain.cli.lastword import write_last_word
-from modelchain.cli.stop import Preempted, Stop
-from modelchain.contracts import MANIFEST, RESULTS, WEIGHTS, FailureClass, LastWord, LiveProgress, Results, Task
+from modelchain.api.contracts import (
+    MANIFEST,
+    RESULTS,
+    WEIGHTS,
+    FailureClass,
+    LastWord,
+    LiveProgress,
+    Results,
+    Task,
+)
+from modelchain.io.files import sha256_of
+from modelchain.io.lastword import write_last_word
+from modelchain.io.stop import Preempted, Stop
 from modelchain_trainer import __main__ as entry
 from modelchain_trainer import runtime
 
@@ -37,11 +48,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.data(tmp_path_factory.mktemp("data") / "digits")
 
 
-def pod(task: Task, log: Path, *command: str, **environment: str) -> tuple[subprocess.Popen[str], Path]:
+def pod(
+    task: Task, log: Path, *command: str, **environment: str
+) -> tuple[subprocess.Popen[str], Path]:
     """A container: the process, and its termination message file, which a kubelet made."""
     log.touch()
     told = task.model_copy(update={"last_word": str(log)}).model_dump_json(by_alias=True)
-    environment = {"MODELCHAIN_TASK": told, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **environment}
+    environment = {
+        "MODELCHAIN_TASK": told,
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        **environment,
+    }
     arguments = [sys.executable, *(command or ("-m", "modelchain_trainer"))]
     return subprocess.Popen(arguments, env=os.environ | environment, cwd=log.parent, text=True), log
 
@@ -60,7 +78,10 @@ def get(port: int, path: str = "/progress") -> LiveProgress | None:
     """None while nobody listens, also when the process ends in the midst of its answer."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
-            assert answer.headers["Content-Type"] == "application/json" and answer.headers["Content-Length"]
+            assert (
+                answer.headers["Content-Type"] == "application/json"
+                and answer.headers["Content-Length"]
+            )
             return LiveProgress.model_validate_json(answer.read())
     except urllib.error.HTTPError:
         raise
@@ -82,13 +103,20 @@ def scrape(port: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Task, Path, list[LiveProgress]]:
-    """A first stage on an empty volume: its task, the termination message, and all that /progress said."""
+def trained(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Task, Path, list[LiveProgress]]:
+    """A first stage on an empty volume: its task, the termination message, and all that /progress
+    said.
+    """
     work, port, seen = tmp_path_factory.mktemp("one"), free_port(), []
     task = tiny.task(tiny.spec(), folder, work / "artifacts")
     (work / "artifacts" / task.input_digest / task.owner).rmdir()
     (work / "artifacts" / task.input_digest).rmdir()
-    ports = {"MODELCHAIN_PROGRESS_PORT": str(port), "MODELCHAIN_METRICS_PORT": str(metrics_port := free_port())}
+    ports = {
+        "MODELCHAIN_PROGRESS_PORT": str(port),
+        "MODELCHAIN_METRICS_PORT": str(metrics_port := free_port()),
+    }
     process, log = pod(task, work / "termination-log", **ports)
     while process.poll() is None:
         if page := scrape(metrics_port):
@@ -103,7 +131,9 @@ def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tas
     return task, log, seen
 
 
-def test_an_empty_volume_is_all_a_trainer_needs(trained: tuple[Task, Path, list[LiveProgress]]) -> None:
+def test_an_empty_volume_is_all_a_trainer_needs(
+    trained: tuple[Task, Path, list[LiveProgress]],
+) -> None:
     task, log, _ = trained
     word = word_in(log)
     assert (word.result, word.step, word.macs) == ("Succeeded", STEPS, STEPS * 1000)
@@ -111,13 +141,25 @@ def test_an_empty_volume_is_all_a_trainer_needs(trained: tuple[Task, Path, list[
     assert len(list(Path(task.data.cache).glob("*/index.json"))) == 2 and log.stat().st_size <= 2048
 
 
-def test_progress_is_served_from_before_the_first_step(trained: tuple[Task, Path, list[LiveProgress]]) -> None:
+def test_progress_is_served_from_before_the_first_step(
+    trained: tuple[Task, Path, list[LiveProgress]],
+) -> None:
     task, _, seen = trained
     assert seen[0] == LiveProgress(
-        attempt=task.attempt, step=0, steps=STEPS, samples_per_second=0, eta_seconds=0, checkpoint_step=0, macs=0
+        attempt=task.attempt,
+        step=0,
+        steps=STEPS,
+        samples_per_second=0,
+        eta_seconds=0,
+        checkpoint_step=0,
+        macs=0,
     )
     last = seen[-1]
-    assert (last.step, last.macs, last.eta_seconds) == (STEPS, STEPS * 1000, 0) and last.samples_per_second > 0
+    assert (last.step, last.macs, last.eta_seconds) == (
+        STEPS,
+        STEPS * 1000,
+        0,
+    ) and last.samples_per_second > 0
     steps = [answer.step for answer in seen]
     assert steps == sorted(steps) and last.checkpoint_step <= STEPS
 
@@ -125,20 +167,37 @@ def test_progress_is_served_from_before_the_first_step(trained: tuple[Task, Path
 def test_prometheus_is_told_the_same(trained: tuple[Task, Path, list[LiveProgress]]) -> None:
     task, log, _ = trained
     pages = [
-        {sample.name: sample for family in text_string_to_metric_families(page) for sample in family.samples}
+        {
+            sample.name: sample
+            for family in text_string_to_metric_families(page)
+            for sample in family.samples
+        }
         for page in SCRAPES
     ]
     first, last = pages[0], {name: sample.value for name, sample in pages[-1].items()}
     assert first["modelchain_trainer_step"].value == 0 and "modelchain_trainer_loss" not in first
     about = first["modelchain_trainer_info"].labels
-    assert (about["chain"], about["stage"], about["attempt"]) == (task.chain, task.stage, task.attempt)
+    assert (about["chain"], about["stage"], about["attempt"]) == (
+        task.chain,
+        task.stage,
+        task.attempt,
+    )
     word = word_in(log)
-    told = {name: last[f"modelchain_trainer_{name}"] for name in ("step", "macs_total", "samples_total")}
+    told = {
+        name: last[f"modelchain_trainer_{name}"] for name in ("step", "macs_total", "samples_total")
+    }
     assert told == {"step": word.step, "macs_total": word.macs, "samples_total": STEPS * tiny.BATCH}
-    assert last["modelchain_trainer_planned_macs"] == STEPS * 1000 == last["modelchain_trainer_planned_steps"] * 1000
+    assert (
+        last["modelchain_trainer_planned_macs"]
+        == STEPS * 1000
+        == last["modelchain_trainer_planned_steps"] * 1000
+    )
     assert 0 < last["modelchain_trainer_data_wait_seconds_total"] < word.seconds
     assert last["modelchain_trainer_loss"] > 0 and last["modelchain_trainer_samples_per_second"] > 0
-    assert last["modelchain_trainer_replaced_pictures"] == 0 and last["process_resident_memory_bytes"] > 0
+    assert (
+        last["modelchain_trainer_replaced_pictures"] == 0
+        and last["process_resident_memory_bytes"] > 0
+    )
     assert "modelchain_trainer_distillation_ratio" not in last, "it has no predecessor"
     macs = [page["modelchain_trainer_macs_total"].value for page in pages]
     assert macs == sorted(macs)
@@ -168,10 +227,22 @@ def nodes(task: Task, work: Path) -> list[tuple[subprocess.Popen[str], Path]]:
     """Master and worker of one attempt, each a torchrun with a file of its own."""
     port, pods = free_port(), []
     for rank in (0, 1):
-        place = ["--nnodes=2", f"--node-rank={rank}", "--master-addr=127.0.0.1", f"--master-port={port}"]
+        place = [
+            "--nnodes=2",
+            f"--node-rank={rank}",
+            "--master-addr=127.0.0.1",
+            f"--master-port={port}",
+        ]
         command = [*TORCHRUN, *place, "--nproc-per-node=1", "-m", "modelchain_trainer"]
         (work / f"pod{rank}").mkdir()
-        pods.append(pod(task, work / f"pod{rank}" / "log", *command, MODELCHAIN_PROGRESS_PORT=str(free_port())))
+        pods.append(
+            pod(
+                task,
+                work / f"pod{rank}" / "log",
+                *command,
+                MODELCHAIN_PROGRESS_PORT=str(free_port()),
+            )
+        )
     return pods
 
 
@@ -183,15 +254,22 @@ def test_two_nodes_train_a_successor_and_rank_0_alone_reports(
     (tmp_path / "predecessors").symlink_to(first.root)
     path = str(tmp_path / "predecessors" / first.input_digest / "artifact")
     assert task.predecessor is not None
-    task = task.model_copy(update={"predecessor": task.predecessor.model_copy(update={"path": path})})
+    task = task.model_copy(
+        update={"predecessor": task.predecessor.model_copy(update={"path": path})}
+    )
     pods = nodes(task, tmp_path)
     assert [process.wait(240) for process, _ in pods] == [0, 0]
     assert word_in(pods[0][1]).artifact_digest == sha256_of(tiny.artifact(task) / WEIGHTS)
     assert pods[1][1].read_bytes() == b""
-    assert Results.model_validate_json((tiny.artifact(task) / RESULTS).read_bytes()).predecessor == "s0"
+    assert (
+        Results.model_validate_json((tiny.artifact(task) / RESULTS).read_bytes()).predecessor
+        == "s0"
+    )
 
 
-def test_bad_data_is_found_by_rank_0_and_the_other_node_claims_no_cause(folder: Path, tmp_path: Path) -> None:
+def test_bad_data_is_found_by_rank_0_and_the_other_node_claims_no_cause(
+    folder: Path, tmp_path: Path
+) -> None:
     task = tiny.task(tiny.spec(), folder, tmp_path / "artifacts")
     gone = str(folder / "train-1.tar")
     train = task.data.train.model_copy(update={"files": [*task.data.train.files, gone]})
@@ -200,11 +278,18 @@ def test_bad_data_is_found_by_rank_0_and_the_other_node_claims_no_cause(folder: 
     assert all(process.wait(240) != 0 for process, _ in pods)
     words = [word_in(log) for _, log in pods]
     assert words[0].failure == "UserError" and gone in words[0].message
-    assert words[1].failure in ("Unknown", "Preempted"), "it only lost its peer, or torchrun ended it"
+    assert words[1].failure in ("Unknown", "Preempted"), (
+        "it only lost its peer, or torchrun ended it"
+    )
 
 
 def waiting_rank(rank: int, port: int, files: list[str]) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     dist.init_process_group("gloo")
     if rank == 1:
         signal.signal(signal.SIGALRM, Stop().on_signal)
@@ -226,21 +311,35 @@ def test_waiting_for_rank_0_hears_signals_and_a_lost_peer_is_unknown(tmp_path: P
 
 
 def test_classes_of_what_nobody_foresaw() -> None:
-    assert runtime.failure_of(torch.OutOfMemoryError("CUDA out of memory")) is FailureClass.OUT_OF_MEMORY
+    assert (
+        runtime.failure_of(torch.OutOfMemoryError("CUDA out of memory"))
+        is FailureClass.OUT_OF_MEMORY
+    )
     assert runtime.failure_of(OSError(28, "No space left on device")) is FailureClass.VOLUME_FULL
     assert runtime.failure_of(dist.DistBackendError("NCCL error")) is FailureClass.UNKNOWN
     assert runtime.failure_of(RuntimeError("shapes differ")) is FailureClass.ERROR
 
 
 def test_a_cause_replaces_unknown_and_nothing_else(tmp_path: Path) -> None:
-    for failure in (FailureClass.UNKNOWN, FailureClass.DATA, FailureClass.UNKNOWN, FailureClass.ERROR):
-        write_last_word(tmp_path / "log", LastWord(result="Failed", failure=failure, message=failure))
+    for failure in (
+        FailureClass.UNKNOWN,
+        FailureClass.DATA,
+        FailureClass.UNKNOWN,
+        FailureClass.ERROR,
+    ):
+        write_last_word(
+            tmp_path / "log", LastWord(result="Failed", failure=failure, message=failure)
+        )
     assert word_in(tmp_path / "log").message == "Data"
 
 
-def test_a_task_of_another_version_is_told(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_of_another_version_is_told(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = tiny.task(tiny.spec(), folder, tmp_path).model_dump(mode="json", by_alias=True)
-    monkeypatch.setenv("MODELCHAIN_TASK", json.dumps({**task, "v": 2, "lastWord": str(tmp_path / "log")}))
+    monkeypatch.setenv(
+        "MODELCHAIN_TASK", json.dumps({**task, "v": 2, "lastWord": str(tmp_path / "log")})
+    )
     for arguments, told in ((["verify"], False), ([], True)):
         with pytest.raises(ValueError, match="validation error"):
             entry.main(arguments)
@@ -259,15 +358,22 @@ def verify(task: Task, work: Path) -> tuple[int, LastWord | None]:
     before = sorted((str(p), p.stat().st_mtime_ns) for p in Path(task.root).rglob("*"))
     process, log = pod(task, work / "log", "-c", NO_TORCH)
     code = process.wait(60)
-    assert before == sorted((str(p), p.stat().st_mtime_ns) for p in Path(task.root).rglob("*")), "mounted read-only"
+    assert before == sorted((str(p), p.stat().st_mtime_ns) for p in Path(task.root).rglob("*")), (
+        "mounted read-only"
+    )
     return code, word_in(log) if log.stat().st_size else None
 
 
-def test_verify_answers_for_a_lost_word(trained: tuple[Task, Path, list[LiveProgress]], tmp_path: Path) -> None:
+def test_verify_answers_for_a_lost_word(
+    trained: tuple[Task, Path, list[LiveProgress]], tmp_path: Path
+) -> None:
     task, log, _ = trained
     (code, word), lost = verify(task, tmp_path), word_in(log)
     assert code == 0 and word is not None
-    assert word.model_dump(exclude={"seconds"}) == lost.model_dump(exclude={"seconds"}) and word.seconds > 0
+    assert (
+        word.model_dump(exclude={"seconds"}) == lost.model_dump(exclude={"seconds"})
+        and word.seconds > 0
+    )
 
 
 def test_verify_says_absent_damaged_or_nothing(
@@ -279,7 +385,11 @@ def test_verify_says_absent_damaged_or_nothing(
     root.mkdir()
     for missing in (task.input_digest, "artifact", MANIFEST):
         code, word = verify(task, tmp_path / "w")
-        assert code == 1 and word is not None and (word.failure, word.result) == ("NoArtifact", "Failed")
+        assert (
+            code == 1
+            and word is not None
+            and (word.failure, word.result) == ("NoArtifact", "Failed")
+        )
         assert word.message.endswith(f"holds no {missing}")
         (tmp_path / "w" / "log").unlink()
         if missing == task.input_digest:
@@ -293,16 +403,28 @@ def test_verify_says_absent_damaged_or_nothing(
     weights[-1] ^= 1
     (target / WEIGHTS).write_bytes(weights)
     code, word = verify(task, tmp_path / "w")
-    assert code == 1 and word is not None and word.failure == "CorruptArtifact" and WEIGHTS in word.message
+    assert (
+        code == 1
+        and word is not None
+        and word.failure == "CorruptArtifact"
+        and WEIGHTS in word.message
+    )
 
 
 def test_verify_refuses_an_artifact_of_other_inputs(
     trained: tuple[Task, Path, list[LiveProgress]], tmp_path: Path
 ) -> None:
-    task = trained[0].model_copy(update={"root": str(tmp_path / "artifacts"), "input_digest": "ab" * 32})
+    task = trained[0].model_copy(
+        update={"root": str(tmp_path / "artifacts"), "input_digest": "ab" * 32}
+    )
     target = tiny.artifact(task)
     target.mkdir(parents=True)
     for path in tiny.artifact(trained[0]).iterdir():
         (target / path.name).write_bytes(path.read_bytes())
     code, word = verify(task, tmp_path / "w")
-    assert code == 1 and word is not None and word.failure == "CorruptArtifact" and "other inputs" in word.message
+    assert (
+        code == 1
+        and word is not None
+        and word.failure == "CorruptArtifact"
+        and "other inputs" in word.message
+    )

@@ -22,11 +22,11 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from tiny import BATCH, EPOCHS, STEPS, STEPS_PER_EPOCH, stop_after
 
-from modelchain.cli.lastword import verify_artifact, write_last_word
-from modelchain.cli.stop import STOPS, Preempted, Stop
-from modelchain.contracts import RESULTS, WEIGHTS, FailureClass, LastWord, Results, Task
-from modelchain.digest import TRAINER_MATH
+from modelchain.api.contracts import RESULTS, WEIGHTS, FailureClass, LastWord, Results, Task
 from modelchain.errors import InputError, WorkError
+from modelchain.identity.digest import TRAINER_MATH
+from modelchain.io.lastword import verify_artifact, write_last_word
+from modelchain.io.stop import STOPS, Preempted, Stop
 from modelchain_data.batches import global_batch
 from modelchain_trainer import __main__ as entry
 from modelchain_trainer import checkpoint, evaluate, models, runtime
@@ -49,9 +49,13 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory, folder):
-    """The first stage, undisturbed: its task, its last word, and the learning rate of every step."""
+    """The first stage, undisturbed: its task, its last word, and the learning rate of every
+    step.
+    """
     task, rates = tiny.task(tiny.spec(), folder, tmp_path_factory.mktemp("first")), []
-    word, _ = tiny.train(task, lambda trainer, _: rates.append([g["lr"] for g in trainer.optimizer.param_groups]))
+    word, _ = tiny.train(
+        task, lambda trainer, _: rates.append([g["lr"] for g in trainer.optimizer.param_groups])
+    )
     return task, word, rates
 
 
@@ -63,7 +67,11 @@ def second(first, folder):
     def keep(trainer, done):
         if done == STEPS:
             projections.update(
-                {n: p.detach().clone() for n, p in trainer.student.named_parameters() if "clip" not in n}
+                {
+                    n: p.detach().clone()
+                    for n, p in trainer.student.named_parameters()
+                    if "clip" not in n
+                }
             )
 
     task = tiny.task(tiny.spec(), folder, Path(first[0].root), index=1, before=first[0])
@@ -82,7 +90,11 @@ def results(task: Task) -> Results:
 def test_learning_rate_is_table_c():
     rates = [runtime.learning_rate(step, 100, 10, 1e-3) for step in range(100)]
     assert rates[:10] == pytest.approx([1e-4 * (step + 1) for step in range(10)])
-    assert rates[10] == 1e-3 and rates[55] == pytest.approx(5e-4) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert (
+        rates[10] == 1e-3
+        and rates[55] == pytest.approx(5e-4)
+        and rates[10:] == sorted(rates[10:], reverse=True)
+    )
     assert 0 < rates[99] < 1e-6 and runtime.learning_rate(100, 100, 10, 1e-3) == 0
     assert runtime.learning_rate(0, 10, 0, 1e-3) == 1e-3
 
@@ -109,7 +121,10 @@ def test_weight_decay_groups_and_the_first_step_from_the_random_init(folder, tmp
     tiny.train(task, look)
     fresh = models.build(task.inputs["modelConfig"], task.inputs["seed"]).state_dict()
     rate = runtime.learning_rate(0, STEPS_PER_EPOCH, 3, 1e-3)
-    for name, tensor in started.items():  # Adam's first update is the rate or less, and decay is smaller still
+    for (
+        name,
+        tensor,
+    ) in started.items():  # Adam's first update is the rate or less, and decay is smaller still
         assert (tensor - fresh[name]).abs().max() <= 1.2 * rate, name
     assert not torch.equal(started["visual.conv1.weight"], fresh["visual.conv1.weight"])
 
@@ -117,18 +132,35 @@ def test_weight_decay_groups_and_the_first_step_from_the_random_init(folder, tmp
 def test_results_and_last_word(first, folder):
     task, word, _ = first
     found, lines = results(task), tiny.records(task)
-    assert (found.stage, found.model, found.predecessor, found.growth) == ("s0", "inline", None, None)
+    assert (found.stage, found.model, found.predecessor, found.growth) == (
+        "s0",
+        "inline",
+        None,
+        None,
+    )
     assert (found.steps, found.samples_seen, found.macs) == (STEPS, STEPS * BATCH, STEPS * 1000)
-    assert found.initial.loss == pytest.approx(lines[0]["taskLoss"]) and found.final.loss == lines[-1]["taskLoss"]
-    assert set(found.initial.metrics) == set(found.final.metrics) and {"top1", "r1"} <= set(found.final.metrics)
+    assert (
+        found.initial.loss == pytest.approx(lines[0]["taskLoss"])
+        and found.final.loss == lines[-1]["taskLoss"]
+    )
+    assert set(found.initial.metrics) == set(found.final.metrics) and {"top1", "r1"} <= set(
+        found.final.metrics
+    )
     assert found.seconds > 0 and set(found.evaluations) == {"top1", "r1"}
     assert found.counters == {"replacedPictures": 0, "scarceCaptions": 0, "skippedBatches": 0}
-    assert (word.result, word.step, word.steps, word.macs) == ("Succeeded", STEPS, STEPS, STEPS * 1000)
+    assert (word.result, word.step, word.steps, word.macs) == (
+        "Succeeded",
+        STEPS,
+        STEPS,
+        STEPS * 1000,
+    )
     manifest = tiny.manifest(tiny.artifact(task))
     assert word.artifact_digest == manifest.artifact_digest == manifest.files[WEIGHTS].sha256
     assert word.metrics == found.final.metrics and manifest.inputs == task.inputs
     assert word.trainer_math == manifest.environment["trainerMath"] == TRAINER_MATH
-    assert not list(Path(task.root).glob("*/*/step-*")) and not list(Path(task.root).glob("*/*/.step-*"))
+    assert not list(Path(task.root).glob("*/*/step-*")) and not list(
+        Path(task.root).glob("*/*/.step-*")
+    )
 
 
 def test_metrics_have_every_step_once(first):
@@ -141,20 +173,30 @@ def test_metrics_have_every_step_once(first):
 
 
 def test_without_alpha_there_is_growth_and_no_teacher(first, folder, tmp_path):
-    task = tiny.task(tiny.spec(alpha="0", evaluation=False), folder, tmp_path, index=1, before=first[0])
+    task = tiny.task(
+        tiny.spec(alpha="0", evaluation=False), folder, tmp_path, index=1, before=first[0]
+    )
     alive = []
-    _, said = tiny.train(task, lambda trainer, _: alive.append((trainer.teacher, trainer.student.image_projection)))
+    _, said = tiny.train(
+        task, lambda trainer, _: alive.append((trainer.teacher, trainer.student.image_projection))
+    )
     assert alive == [(None, None)] * STEPS
-    assert all(line["loss"] == line["taskLoss"] and line["distillationLoss"] == 0 for line in tiny.records(task))
+    assert all(
+        line["loss"] == line["taskLoss"] and line["distillationLoss"] == 0
+        for line in tiny.records(task)
+    )
     assert results(task).growth.inserted > 0
     (growth,) = tiny.records(task, "growth")
     assert set(growth["cosines"]) == {"visual.transformer.resblocks", "transformer.resblocks"}
     start = said.index("grown from s0 by Insert in width and Duplicate in depth:")
-    assert said[start + 2].startswith("visual.transformer.resblocks ") and said[start + 5].startswith("together ")
+    assert said[start + 2].startswith("visual.transformer.resblocks ") and said[
+        start + 5
+    ].startswith("together ")
     together = [int(word.replace(",", "")) for word in said[start + 5].split()[1:]]
     assert together == [growth[kind] for kind in ("inserted", "duplicated", "new")]
     assert together == [
-        sum(c.get(kind, 0) for c in growth["stacks"].values()) for kind in ("inserted", "duplicated", "new")
+        sum(c.get(kind, 0) for c in growth["stacks"].values())
+        for kind in ("inserted", "duplicated", "new")
     ]
 
 
@@ -172,14 +214,20 @@ def test_a_successor_starts_grown_and_its_projections_stay_out_of_the_artifact(f
     }
     names = set(load_file(tiny.artifact(task) / WEIGHTS))
     assert names == set(models.build(task.inputs["modelConfig"], 0).state_dict())
-    assert not torch.equal(projections["image_projection.weight"], torch.eye(16, 24)), "T is trained"
+    assert not torch.equal(projections["image_projection.weight"], torch.eye(16, 24)), (
+        "T is trained"
+    )
 
 
 @pytest.mark.parametrize("stage", [0, 1])
-def test_stopped_within_an_epoch_and_resumed_is_bitwise_the_undisturbed_run(first, second, folder, tmp_path, stage):
+def test_stopped_within_an_epoch_and_resumed_is_bitwise_the_undisturbed_run(
+    first, second, folder, tmp_path, stage
+):
     undisturbed = (first, second)[stage][0]
     before = first[0] if stage else None
-    tasks = [tiny.task(tiny.spec(), folder, tmp_path, stage, attempt, before) for attempt in (1, 2, 3)]
+    tasks = [
+        tiny.task(tiny.spec(), folder, tmp_path, stage, attempt, before) for attempt in (1, 2, 3)
+    ]
     with pytest.raises(Preempted, match=f"step 2 of {STEPS}"):
         tiny.train(tasks[0], stop_after(2))
     step = Path(tasks[0].root) / tasks[0].input_digest / "local-a1" / "step-2"
@@ -190,8 +238,10 @@ def test_stopped_within_an_epoch_and_resumed_is_bitwise_the_undisturbed_run(firs
     assert any("goes on from step 7" in text for text in said)
     assert weights(tasks[2]) == weights(undisturbed)
     assert [[line["step"] for line in tiny.records(task)] for task in tasks] == [
-        [1, 2], [3, 4, 5, 6, 7], [8, 9, 10, 11, 12],
-    ]  # fmt: skip
+        [1, 2],
+        [3, 4, 5, 6, 7],
+        [8, 9, 10, 11, 12],
+    ]
     losses = [line["loss"] for task in tasks for line in tiny.records(task)]
     assert losses == [line["loss"] for line in tiny.records(undisturbed)]
     once, again = results(undisturbed), results(tasks[2])
@@ -199,9 +249,13 @@ def test_stopped_within_an_epoch_and_resumed_is_bitwise_the_undisturbed_run(firs
     assert word.macs == 5000, "the ledger counts what this attempt spent"
 
 
-def test_stopped_in_its_last_step_it_still_ends_and_never_trains_further(first, folder, tmp_path, monkeypatch):
+def test_stopped_in_its_last_step_it_still_ends_and_never_trains_further(
+    first, folder, tmp_path, monkeypatch
+):
     tasks = [tiny.task(tiny.spec(), folder, tmp_path, attempt=attempt) for attempt in (1, 2)]
-    monkeypatch.setattr(Trainer, "_finish", lambda *_: (_ for _ in ()).throw(Preempted("in the last evaluation")))
+    monkeypatch.setattr(
+        Trainer, "_finish", lambda *_: (_ for _ in ()).throw(Preempted("in the last evaluation"))
+    )
     with pytest.raises(Preempted):
         tiny.train(tasks[0], stop_after(STEPS))
     monkeypatch.undo()
@@ -221,12 +275,17 @@ def test_an_artifact_that_is_there_is_reported_without_training(first, folder):
     again = task.model_copy(update={"owner": "local-a9"})
     reported, said = tiny.train(again, stop_after(0))
     assert reported.macs == 0 and "nothing to train" in said[0]
-    assert (reported.artifact_digest, reported.manifest_digest) == (word.artifact_digest, word.manifest_digest)
+    assert (reported.artifact_digest, reported.manifest_digest) == (
+        word.artifact_digest,
+        word.manifest_digest,
+    )
     assert reported.metrics == word.metrics and reported.step == STEPS
     assert before == {p: p.stat().st_mtime_ns for p in tiny.artifact(task).iterdir()}
 
 
-def test_an_artifact_of_another_trainer_math_is_a_hit_and_the_last_word_says_which(first, folder, tmp_path):
+def test_an_artifact_of_another_trainer_math_is_a_hit_and_the_last_word_says_which(
+    first, folder, tmp_path
+):
     task, word, _ = first
     assert word.trainer_math == TRAINER_MATH == verify_artifact(task).trainer_math
     shutil.copytree(Path(task.root), tmp_path / "root")
@@ -241,7 +300,9 @@ def test_an_artifact_of_another_trainer_math_is_a_hit_and_the_last_word_says_whi
         assert verify_artifact(moved).trainer_math == other
 
 
-def test_a_stage_whose_checkpoints_are_of_another_trainer_math_starts_again(first, folder, tmp_path, monkeypatch):
+def test_a_stage_whose_checkpoints_are_of_another_trainer_math_starts_again(
+    first, folder, tmp_path, monkeypatch
+):
     tasks = [tiny.task(tiny.spec(), folder, tmp_path, attempt=attempt) for attempt in (1, 2)]
     with monkeypatch.context() as before:
         before.setattr(runtime, "TRAINER_MATH", TRAINER_MATH - 1)
@@ -254,7 +315,9 @@ def test_a_stage_whose_checkpoints_are_of_another_trainer_math_starts_again(firs
 
 
 def poison(at, name="visual.proj", times=None):
-    """Weights that are not finite once `at` steps are done, as an overflowing update leaves them: its loss was fine."""
+    """Weights that are not finite once `at` steps are done, as an overflowing update leaves them:
+    its loss was fine.
+    """
     left = [times]
 
     def after(trainer, done):
@@ -279,12 +342,17 @@ def test_a_loss_that_is_not_finite_ends_it_and_nothing_of_it_is_kept(folder, tmp
     for step in Path(task.root).glob("*/*/step-*/model.safetensors"):
         assert all(bool(torch.isfinite(tensor).all()) for tensor in load_file(step).values())
     steps = [path.name for path in Path(task.root).glob("*/*/step-*")]
-    assert steps in ([], [f"step-{STEPS_PER_EPOCH}"] if at > STEPS_PER_EPOCH else []), "one may be in the writing"
+    assert steps in (
+        [],
+        [f"step-{STEPS_PER_EPOCH}"] if at > STEPS_PER_EPOCH else [],
+    ), "one may be in the writing"
 
 
 def test_a_checkpoint_between_two_log_lines_holds_no_unseen_nan(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("modelchain_trainer.train.LOG_SECONDS", 1e9)
-    task = tiny.task(tiny.spec(evaluation=False), folder, tmp_path).model_copy(update={"checkpoint_seconds": 0})
+    task = tiny.task(tiny.spec(evaluation=False), folder, tmp_path).model_copy(
+        update={"checkpoint_seconds": 0}
+    )
     wait, poisoned = (lambda trainer, _: trainer.saver.wait()), poison(2)
     with pytest.raises(WorkError) as error:
         tiny.train(task, lambda *a: (wait(*a), poisoned(*a)))
@@ -298,10 +366,17 @@ def test_weights_that_went_bad_are_fetched_from_the_checkpoint_once(first, folde
     assert any(f"not finite at step {STEPS_PER_EPOCH + 3} of {STEPS}" in text for text in said)
     assert weights(task) == weights(first[0]), "and nothing of it is left"
     steps, (back,) = tiny.records(task), tiny.records(task, "wentBack")
-    assert [line["step"] for line in steps] == list(range(1, STEPS + 1)) and not any(line["skipped"] for line in steps)
+    assert [line["step"] for line in steps] == list(range(1, STEPS + 1)) and not any(
+        line["skipped"] for line in steps
+    )
     repeated = back["nonFiniteTo"] - back["step"]
-    assert (back["step"], back["nonFiniteFrom"]) == (STEPS_PER_EPOCH, STEPS_PER_EPOCH + 3) and repeated >= 5
-    assert word.macs == steps[-1]["macs"] == (STEPS + repeated) * 1000, "what was done twice is paid twice"
+    assert (back["step"], back["nonFiniteFrom"]) == (
+        STEPS_PER_EPOCH,
+        STEPS_PER_EPOCH + 3,
+    ) and repeated >= 5
+    assert word.macs == steps[-1]["macs"] == (STEPS + repeated) * 1000, (
+        "what was done twice is paid twice"
+    )
     assert results(task).counters["skippedBatches"] == 0, "of the training that made these weights"
 
 
@@ -309,11 +384,18 @@ def everything(step):
     """Weights and, once there are any, moments and step counts."""
     state = step.optimizer.state
     parameters = list(step.student.parameters())
-    return [t.detach().clone() for p in parameters for t in (p, *state.get(p, {}).values()) if t is p or t.any()]
+    return [
+        t.detach().clone()
+        for p in parameters
+        for t in (p, *state.get(p, {}).values())
+        if t is p or t.any()
+    ]
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted(folder, tmp_path, monkeypatch, what):
+def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted(
+    folder, tmp_path, monkeypatch, what
+):
     """The very first, whose loss the results ask for, and one after a stop."""
     bad, forward, call = (0, 5), models.Student.forward, Step.__call__
 
@@ -336,7 +418,10 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted(folder, tmp_p
 
     monkeypatch.setattr(models.Student, "forward", spoiled)
     monkeypatch.setattr(Step, "__call__", watched)
-    tasks = [tiny.task(tiny.spec(evaluation=False), folder, tmp_path, attempt=attempt) for attempt in (1, 2)]
+    tasks = [
+        tiny.task(tiny.spec(evaluation=False), folder, tmp_path, attempt=attempt)
+        for attempt in (1, 2)
+    ]
     with pytest.raises(Preempted):
         tiny.train(tasks[0], stop_after(3))
     tiny.train(tasks[1])
@@ -357,7 +442,10 @@ def test_last_weights_that_are_not_finite_are_no_artifact(folder, tmp_path):
 def test_bf16_trains(folder, tmp_path):
     task = tiny.task(tiny.spec(precision="bf16", epochs=1), folder, tmp_path)
     tiny.train(task)
-    assert all(tensor.dtype == torch.float32 for tensor in load_file(tiny.artifact(task) / WEIGHTS).values())
+    assert all(
+        tensor.dtype == torch.float32
+        for tensor in load_file(tiny.artifact(task) / WEIGHTS).values()
+    )
     assert results(task).final.loss < 2 * math.log(BATCH)
 
 
@@ -371,9 +459,15 @@ def test_micro_batches_are_the_same_training(first, folder, tmp_path):
 
 def test_evaluations_due_after_an_epoch_are_recorded(folder, tmp_path):
     task = tiny.task(tiny.spec(), folder, tmp_path)
-    often = [evaluation.model_copy(update={"every_epochs": 2}) for evaluation in task.data.evaluation]
+    often = [
+        evaluation.model_copy(update={"every_epochs": 2}) for evaluation in task.data.evaluation
+    ]
     tiny.train(task.model_copy(update={"data": task.data.model_copy(update={"evaluation": often})}))
-    assert [line["step"] for line in tiny.records(task, "evaluation")] == [0, 2 * STEPS_PER_EPOCH, STEPS]
+    assert [line["step"] for line in tiny.records(task, "evaluation")] == [
+        0,
+        2 * STEPS_PER_EPOCH,
+        STEPS,
+    ]
 
 
 def test_a_world_that_does_not_divide_the_batch_is_refused(folder, tmp_path, monkeypatch):
@@ -396,12 +490,18 @@ def test_swin_trains_and_draws_the_same_paths_again(folder, tmp_path):
 
     vision = {"timm_model_name": "swin_tiny_patch4_window7_224", "image_size": 224}
     text = {"context_length": 12, "width": 64, "heads": 1, "layers": 1}
-    chain = tiny.spec({"embed_dim": 64, "vision_cfg": vision, "text_cfg": text}, globalBatchSize=2, evaluation=False)
+    chain = tiny.spec(
+        {"embed_dim": 64, "vision_cfg": vision, "text_cfg": text},
+        globalBatchSize=2,
+        evaluation=False,
+    )
     found = []
 
     def two_steps(trainer, done):
         if done == 2:
-            found.append({name: p.detach().clone() for name, p in trainer.student.clip.named_parameters()})
+            found.append(
+                {name: p.detach().clone() for name, p in trainer.student.clip.named_parameters()}
+            )
             raise Enough
 
     for attempt in (1, 2):
@@ -411,7 +511,8 @@ def test_swin_trains_and_draws_the_same_paths_again(folder, tmp_path):
     fresh = dict(models.build(chain.spec.stages[0].config.resolved(), 0).named_parameters())
     assert all(tensor.isfinite().all() for tensor in found[0].values())
     assert not torch.equal(
-        found[0]["visual.trunk.patch_embed.proj.weight"], fresh["visual.trunk.patch_embed.proj.weight"]
+        found[0]["visual.trunk.patch_embed.proj.weight"],
+        fresh["visual.trunk.patch_embed.proj.weight"],
     )
 
 
@@ -428,7 +529,9 @@ def run(task, monkeypatch, after_step=None):
             after_step(trainers[0], batch.step + 1)
             return losses
 
-        monkeypatch.setattr(Trainer, "_build", lambda trainer: (trainers.append(trainer), build(trainer)))
+        monkeypatch.setattr(
+            Trainer, "_build", lambda trainer: (trainers.append(trainer), build(trainer))
+        )
         monkeypatch.setattr(Step, "__call__", counted)
     handlers = {sig: signal.getsignal(sig) for sig in (*STOPS, signal.SIGINT)}
     try:
@@ -447,27 +550,55 @@ def terminate(*_):
 def test_sigterm_in_the_loop_is_preempted_with_a_true_last_word(folder, tmp_path, monkeypatch):
     task = tiny.task(tiny.spec(evaluation=False), folder, tmp_path)
     code, word = run(task, monkeypatch, lambda _, done: terminate() if done == 2 else None)
-    assert (code, word.failure, word.step, word.checkpoint_step, word.macs) == (75, "Preempted", 2, 2, 2000)
+    assert (code, word.failure, word.step, word.checkpoint_step, word.macs) == (
+        75,
+        "Preempted",
+        2,
+        2,
+        2000,
+    )
     task = tiny.task(tiny.spec(evaluation=False), folder, tmp_path, attempt=2)
     code, word = run(task, monkeypatch, lambda _, done: terminate() if done == 3 else None)
-    assert (code, word.failure, word.step, word.checkpoint_step, word.macs) == (75, "Preempted", 3, 3, 1000)
+    assert (code, word.failure, word.step, word.checkpoint_step, word.macs) == (
+        75,
+        "Preempted",
+        3,
+        3,
+        1000,
+    )
 
 
-@pytest.mark.parametrize("where", ["train.open_data", "train.growth.grow", "artifact.seal", "artifact.save_file"])
+@pytest.mark.parametrize(
+    "where", ["train.open_data", "train.growth.grow", "artifact.seal", "artifact.save_file"]
+)
 def test_sigterm_outside_the_loop_is_preempted_too(first, folder, tmp_path, monkeypatch, where):
-    task = tiny.task(tiny.spec(epochs=1, evaluation=False), folder, tmp_path, int("grow" in where), before=first[0])
+    task = tiny.task(
+        tiny.spec(epochs=1, evaluation=False),
+        folder,
+        tmp_path,
+        int("grow" in where),
+        before=first[0],
+    )
     monkeypatch.setattr(f"modelchain_trainer.{where}", terminate)
     code, word = run(task, monkeypatch)
     assert (code, word.failure) == (75, "Preempted")
     assert not tiny.artifact(task).exists() and not list(Path(task.root).glob("*/.artifact-*"))
-    code, word = run(task.model_copy(update={"owner": "local-a2", "last_word": str(tmp_path / "w")}), monkeypatch)
+    code, word = run(
+        task.model_copy(update={"owner": "local-a2", "last_word": str(tmp_path / "w")}), monkeypatch
+    )
     assert (code, word.result) == (0, "Succeeded")
-    assert word.macs == (0 if "artifact" in where else STEPS_PER_EPOCH * 1000), "nothing is trained twice"
+    assert word.macs == (0 if "artifact" in where else STEPS_PER_EPOCH * 1000), (
+        "nothing is trained twice"
+    )
 
 
-def test_sigterm_in_evaluations_and_while_a_checkpoint_is_written_loses_no_step(first, folder, tmp_path, monkeypatch):
+def test_sigterm_in_evaluations_and_while_a_checkpoint_is_written_loses_no_step(
+    first, folder, tmp_path, monkeypatch
+):
     tasks = [tiny.task(tiny.spec(), folder, tmp_path, attempt=attempt) for attempt in (1, 2, 3, 4)]
-    often = [evaluation.model_copy(update={"every_epochs": 1}) for evaluation in tasks[0].data.evaluation]
+    often = [
+        evaluation.model_copy(update={"every_epochs": 1}) for evaluation in tasks[0].data.evaluation
+    ]
     data = tasks[0].data.model_copy(update={"evaluation": often})
     tasks = [task.model_copy(update={"data": data}) for task in tasks]
     write, classify, words = checkpoint.save_file, evaluate.class_names, []
@@ -477,7 +608,9 @@ def test_sigterm_in_evaluations_and_while_a_checkpoint_is_written_loses_no_step(
         return do(*arguments)
 
     def run_until(task, done):
-        """SIGTERM in the evaluation after that many steps; with `done` 6, while the checkpoint of 4 is written."""
+        """SIGTERM in the evaluation after that many steps; with `done` 6, while the checkpoint of 4
+        is written.
+        """
 
         def after(_, step):
             if step == done:
@@ -514,8 +647,12 @@ def test_a_main_thread_that_hears_nothing_is_ended_by_another(monkeypatch):
 
 def test_a_slow_disk_stops_no_step(folder, tmp_path, monkeypatch):
     written, write = threading.Event(), checkpoint.Checkpointer._write
-    monkeypatch.setattr(checkpoint.Checkpointer, "_write", lambda *a: written.wait(60) and write(*a))
-    task = tiny.task(tiny.spec(evaluation=False), folder, tmp_path).model_copy(update={"checkpoint_seconds": 0})
+    monkeypatch.setattr(
+        checkpoint.Checkpointer, "_write", lambda *a: written.wait(60) and write(*a)
+    )
+    task = tiny.task(tiny.spec(evaluation=False), folder, tmp_path).model_copy(
+        update={"checkpoint_seconds": 0}
+    )
     seen = []
 
     def after(trainer, done):
@@ -540,7 +677,9 @@ def test_sighup_is_a_sigterm(folder, tmp_path, monkeypatch):
 
 def test_a_failing_device_is_told_with_its_node(folder, tmp_path, monkeypatch):
     def fail(*_):
-        raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be")
+        raise torch.AcceleratorError(
+            "CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be"
+        )
 
     monkeypatch.setenv("MODELCHAIN_NODE", "gpu-7")
     code, word = run(tiny.task(tiny.spec(evaluation=False), folder, tmp_path), monkeypatch, fail)
@@ -565,7 +704,9 @@ def test_a_failure_tells_what_was_done_until_then(folder, tmp_path, monkeypatch)
 def test_bad_input_is_exit_2(folder, tmp_path, monkeypatch):
     task = tiny.task(tiny.spec(), folder, tmp_path)
     files = task.data.train.model_copy(update={"samples": 71})
-    code, word = run(task.model_copy(update={"data": task.data.model_copy(update={"train": files})}), monkeypatch)
+    code, word = run(
+        task.model_copy(update={"data": task.data.model_copy(update={"train": files})}), monkeypatch
+    )
     assert (code, word.failure) == (2, "UserError") and "spec.data.train.samples" in word.message
     assert word.checkpoint_step is None
 
@@ -581,7 +722,9 @@ def test_a_replaced_predecessor_is_exit_1_and_permanent(first, folder, tmp_path,
 @pytest.mark.parametrize("text", ["x" * 9000, '"\\\n\x00' * 3000, "数据卷" * 3000, "🙂" * 3000])
 def test_the_last_word_fits_two_kibibytes(tmp_path, text):
     path = tmp_path / "word"
-    word = LastWord(result="Failed", failure=FailureClass.ERROR, message=text, step=10**9, macs=10**24)
+    word = LastWord(
+        result="Failed", failure=FailureClass.ERROR, message=text, step=10**9, macs=10**24
+    )
     write_last_word(path, word)
     assert 1000 < path.stat().st_size <= 2048
     read = LastWord.model_validate_json(path.read_bytes())
@@ -590,19 +733,27 @@ def test_the_last_word_fits_two_kibibytes(tmp_path, text):
 
 def test_a_success_with_many_metrics_fits_too_and_keeps_the_main_ones(tmp_path):
     details = [f"{way}-r{k}" for way in ("image-to-text", "text-to-image") for k in (1, 5, 10)]
-    metrics = {f"{i:x<63}{d}": 100 / 3 for i in range(16) for d in ("", *(f"/{x}" for x in details))}
-    word = LastWord(result="Succeeded", artifact_digest="a" * 64, manifest_digest="b" * 64, metrics=metrics)
+    metrics = {
+        f"{i:x<63}{d}": 100 / 3 for i in range(16) for d in ("", *(f"/{x}" for x in details))
+    }
+    word = LastWord(
+        result="Succeeded", artifact_digest="a" * 64, manifest_digest="b" * 64, metrics=metrics
+    )
     write_last_word(tmp_path / "word", word)
     assert (tmp_path / "word").stat().st_size <= 2048
     read = LastWord.model_validate_json((tmp_path / "word").read_bytes())
-    assert read.artifact_digest == "a" * 64 and set(read.metrics) == {f"{i:x<63}" for i in range(16)}
+    assert read.artifact_digest == "a" * 64 and set(read.metrics) == {
+        f"{i:x<63}" for i in range(16)
+    }
 
 
 def test_the_first_failure_stands_even_in_a_file_that_was_there(tmp_path):
     path = tmp_path / "termination-log"
     path.touch()  # a kubelet makes it
     for message in ("the cause", "a consequence"):
-        write_last_word(path, LastWord(result="Failed", failure=FailureClass.ERROR, message=message))
+        write_last_word(
+            path, LastWord(result="Failed", failure=FailureClass.ERROR, message=message)
+        )
     assert LastWord.model_validate_json(path.read_bytes()).message == "the cause"
 
 
@@ -610,7 +761,12 @@ def test_the_first_failure_stands_even_in_a_file_that_was_there(tmp_path):
 
 
 def rank_main(rank, world, port, task, ids):
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     call = Step.__call__
 
     def counted(step, batch):
@@ -627,9 +783,13 @@ def rank_main(rank, world, port, task, ids):
 
 
 @pytest.mark.timeout(900)  # six trainers, one after another or side by side
-def test_ranks_stop_together_or_lose_one_and_others_go_on_with_the_same_batches(first, folder, tmp_path):
+def test_ranks_stop_together_or_lose_one_and_others_go_on_with_the_same_batches(
+    first, folder, tmp_path
+):
     """2 ranks stop, of 4 one dies, 1 ends it."""
-    tasks = [tiny.task(tiny.spec(), folder, tmp_path / "root", attempt=attempt) for attempt in (1, 2, 3)]
+    tasks = [
+        tiny.task(tiny.spec(), folder, tmp_path / "root", attempt=attempt) for attempt in (1, 2, 3)
+    ]
     ids = tmp_path / "ids"
     ids.mkdir()
     for task, world in zip(tasks, (2, 4), strict=False):
@@ -641,15 +801,26 @@ def test_ranks_stop_together_or_lose_one_and_others_go_on_with_the_same_batches(
             mp.spawn(rank_main, told, nprocs=world)
     tiny.train(tasks[2])
     words = [LastWord.model_validate_json(Path(task.last_word).read_bytes()) for task in tasks[:2]]
-    assert (words[0].failure, words[0].step, words[0].checkpoint_step, words[0].macs) == ("Preempted", 6, 6, 6000)
+    assert (words[0].failure, words[0].step, words[0].checkpoint_step, words[0].macs) == (
+        "Preempted",
+        6,
+        6,
+        6000,
+    )
     assert words[1].failure in ("Unknown", "Preempted")
     for step in range(8):
-        parts = [json.loads((ids / f"{step}-{rank}").read_text()) for rank in range(2 if step < 6 else 4)]
+        parts = [
+            json.loads((ids / f"{step}-{rank}").read_text()) for rank in range(2 if step < 6 else 4)
+        ]
         assert list(chain(*parts)) == global_batch(step, tiny.SAMPLES, BATCH, 0).tolist()
     losses = [line["loss"] for task in tasks for line in tiny.records(task)]
     assert losses == pytest.approx([line["loss"] for line in tiny.records(first[0])], rel=1e-4)
     assert [[line["step"] for line in tiny.records(task)] for task in tasks] == [
-        [1, 2, 3, 4, 5, 6], [7, 8], [9, 10, 11, 12],
-    ], "what was done before the rank died is not done again"  # fmt: skip
-    assert results(tasks[2]).initial.metrics == pytest.approx(results(first[0]).initial.metrics), "sharded evaluation"
+        [1, 2, 3, 4, 5, 6],
+        [7, 8],
+        [9, 10, 11, 12],
+    ], "what was done before the rank died is not done again"
+    assert results(tasks[2]).initial.metrics == pytest.approx(results(first[0]).initial.metrics), (
+        "sharded evaluation"
+    )
     assert EPOCHS * STEPS_PER_EPOCH == STEPS

@@ -1,4 +1,6 @@
-"""What a trainer tells Prometheus and TensorBoard is what it writes to metrics.jsonl, also where it goes on."""
+"""What a trainer tells Prometheus and TensorBoard is what it writes to metrics.jsonl, also where it
+goes on.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 from tiny import BATCH, STEPS
 
-from modelchain.cli.stop import Preempted
+from modelchain.io.stop import Preempted
 from modelchain_trainer.metrics import Meter
 from modelchain_trainer.record import TAGS
 from modelchain_trainer.train import Trainer
@@ -56,11 +58,23 @@ def test_a_successor_that_is_stopped_and_goes_on(tmp_path: Path) -> None:
     folder, began = tiny.data(tmp_path / "digits"), time.time()
     first = tiny.task(tiny.spec(), folder, tmp_path / "artifacts")
     tiny.train(first)
-    tasks = [tiny.task(tiny.spec(), folder, tmp_path / "artifacts", 1, attempt, first) for attempt in (1, 2)]
+    tasks = [
+        tiny.task(tiny.spec(), folder, tmp_path / "artifacts", 1, attempt, first)
+        for attempt in (1, 2)
+    ]
     before, after = told(trained(tasks[0], stop_after=5)), told(trained(tasks[1]))
-    assert (before["step"][""], before["macs_total"][""], before["checkpoint_step"][""]) == (5, 5000, 5)
-    assert (after["step"][""], after["macs_total"][""]) == (STEPS, (STEPS - 5) * 1000), "spent by this attempt"
-    assert after["samples_total"][""] == (STEPS - 5) * BATCH and after["planned_macs"][""] == STEPS * 1000
+    assert (before["step"][""], before["macs_total"][""], before["checkpoint_step"][""]) == (
+        5,
+        5000,
+        5,
+    )
+    assert (after["step"][""], after["macs_total"][""]) == (STEPS, (STEPS - 5) * 1000), (
+        "spent by this attempt"
+    )
+    assert (
+        after["samples_total"][""] == (STEPS - 5) * BATCH
+        and after["planned_macs"][""] == STEPS * 1000
+    )
     assert before["last_checkpoint_timestamp_seconds"][""] > began
     for task, page in zip(tasks, (before, after), strict=True):
         last = tiny.records(task)[-1]
@@ -68,12 +82,17 @@ def test_a_successor_that_is_stopped_and_goes_on(tmp_path: Path) -> None:
         ratio = last["distillationLoss"] / last["taskLoss"]
         assert page["distillation_ratio"][""] == last["ratio"] == pytest.approx(ratio)
         assert page["text_token_efficiency"][""] == last["tokens"] / last["processedTokens"] <= 1
-        assert page["skipped_batches_total"][""] == 0 and page["checkpoint_seconds"].keys() == {"stall", "write"}
+        assert page["skipped_batches_total"][""] == 0 and page["checkpoint_seconds"].keys() == {
+            "stall",
+            "write",
+        }
         assert page["samples_per_second"][""] >= 0 and page["data_wait_seconds_total"][""] > 0
 
 
 def events(attempt: Path) -> dict[tuple[str, int], list[float]]:
-    """By tag and step, what TensorBoard shows of a directory: a start of a session hides its step and later ones."""
+    """By tag and step, what TensorBoard shows of a directory: a start of a session hides its step
+    and later ones.
+    """
     shown: dict[tuple[str, int], list[float]] = {}
     for file in sorted(attempt.glob("events.out.tfevents.*")):
         data = file.read_bytes()
@@ -81,7 +100,9 @@ def events(attempt: Path) -> dict[tuple[str, int], list[float]]:
             (size,) = struct.unpack("<Q", data[:8])
             record = data[12 : 12 + size]
             sums = (masked_crc32c(data[:8]), masked_crc32c(record))
-            assert (data[8:12], data[12 + size : 16 + size]) == tuple(struct.pack("<I", s) for s in sums)
+            assert (data[8:12], data[12 + size : 16 + size]) == tuple(
+                struct.pack("<I", s) for s in sums
+            )
             event, data = Event.FromString(record), data[16 + size :]
             if event.HasField("session_log"):
                 shown = {key: values for key, values in shown.items() if key[1] < event.step}
@@ -90,9 +111,13 @@ def events(attempt: Path) -> dict[tuple[str, int], list[float]]:
     return shown
 
 
-def test_tensorboard_shows_every_number_once_also_of_an_attempt_that_is_killed_and_goes_on(tmp_path: Path) -> None:
+def test_tensorboard_shows_every_number_once_also_of_an_attempt_that_is_killed_and_goes_on(
+    tmp_path: Path,
+) -> None:
     task = tiny.task(tiny.spec(), tiny.data(tmp_path / "digits"), tmp_path / "artifacts")
-    often = [evaluation.model_copy(update={"every_epochs": 1}) for evaluation in task.data.evaluation]
+    often = [
+        evaluation.model_copy(update={"every_epochs": 1}) for evaluation in task.data.evaluation
+    ]
     task = task.model_copy(update={"data": task.data.model_copy(update={"evaluation": often})})
 
     class Killed(Exception):
@@ -103,7 +128,9 @@ def test_tensorboard_shows_every_number_once_also_of_an_attempt_that_is_killed_a
             trainer.saver.wait()
             assert trainer.saver.saved_step == 4
             trainer._log()
-            with (tmp_path / "artifacts" / task.input_digest / task.owner / "metrics.jsonl").open("a") as file:
+            with (tmp_path / "artifacts" / task.input_digest / task.owner / "metrics.jsonl").open(
+                "a"
+            ) as file:
                 file.write('{"event": "st')
             raise Killed
 
@@ -115,8 +142,13 @@ def test_tensorboard_shows_every_number_once_also_of_an_attempt_that_is_killed_a
     assert [line["step"] for line in measured] == [0, 4, 8, STEPS]
     shown = events(tmp_path / "artifacts" / task.input_digest / task.owner)
     assert all(len(values) == 1 for values in shown.values())
-    told = {tag: {step: values[0] for (t, step), values in shown.items() if t == tag} for tag, _ in shown}
+    told = {
+        tag: {step: values[0] for (t, step), values in shown.items() if t == tag}
+        for tag, _ in shown
+    }
     for name in TAGS.keys() - {"ratio"}:
         assert told[TAGS[name]] == {line["step"]: pytest.approx(line[name]) for line in steps}
-    assert told["evaluation/top1"] == {line["step"]: pytest.approx(line["metrics"]["top1"]) for line in measured}
+    assert told["evaluation/top1"] == {
+        line["step"]: pytest.approx(line["metrics"]["top1"]) for line in measured
+    }
     assert TAGS["ratio"] not in told, "it has no predecessor"

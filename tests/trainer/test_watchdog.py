@@ -1,4 +1,6 @@
-"""watchdog.py: a trainer that hangs, however it hangs, is ended from inside with its class; one that works is not."""
+"""watchdog.py: a trainer that hangs, however it hangs, is ended from inside with its class; one
+that works is not.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ import pytest
 import tiny
 from tiny import STEPS
 
-from modelchain.cli import watchdog
-from modelchain.contracts import FailureClass, LastWord, Task
+from modelchain.api.contracts import FailureClass, LastWord, Task
+from modelchain.io import watchdog
 
 STALL = 8  # seconds; neighbours on this machine may hold up a step for some
 
@@ -56,20 +58,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.data(tmp_path_factory.mktemp("data") / "digits")
 
 
-def begin(task: Task, work: Path, change: str = "", processes: int = 1, **limits: int) -> subprocess.Popen[str]:
+def begin(
+    task: Task, work: Path, change: str = "", processes: int = 1, **limits: int
+) -> subprocess.Popen[str]:
     """A trainer under these limits, alone or under torchrun, whose output goes to `work/log`."""
     work.mkdir(exist_ok=True)
-    task = task.model_copy(update={"last_word": str(work / "word"), "checkpoint_seconds": 0, **limits})
+    task = task.model_copy(
+        update={"last_word": str(work / "word"), "checkpoint_seconds": 0, **limits}
+    )
     (work / "task.json").write_text(task.model_dump_json(by_alias=True))
     (work / "trainer.py").write_text(TRAINER.replace("{change}", change))
     torchrun = [
-        "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--max-restarts=0",
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--local-addr=127.0.0.1",
+        "--max-restarts=0",
         f"--nproc-per-node={processes}",
-    ]  # fmt: skip
-    command = [*(torchrun if processes > 1 else []), str(work / "trainer.py"), str(work / "task.json")]
+    ]
+    command = [
+        *(torchrun if processes > 1 else []),
+        str(work / "trainer.py"),
+        str(work / "task.json"),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     with (work / "log").open("w") as log:
-        return subprocess.Popen([sys.executable, *command], stdout=log, stderr=log, env=environment, text=True)
+        return subprocess.Popen(
+            [sys.executable, *command], stdout=log, stderr=log, env=environment, text=True
+        )
 
 
 def word_of(work: Path) -> LastWord:
@@ -117,19 +133,28 @@ def test_a_step_that_hangs_in_c_with_the_interpreter_is_ended_and_the_next_attem
     assert (word.failure, word.node, word.fault) == (FailureClass.STALL_DEADLINE, None, "")
     assert f"no new step for {STALL} s" in word.message and word.step == 6 and word.macs == 6000
     assert 1 <= (word.checkpoint_step or 0) <= 6 and word.seconds > STALL
-    assert "most recent call first" in log and "in hang" in log and "StallDeadline" in log, "stack traces"
+    assert "most recent call first" in log and "in hang" in log and "StallDeadline" in log, (
+        "stack traces"
+    )
     assert gone(tmp_path / "a")
     again = trained(folder, tmp_path / "root", attempt=2)
     assert begin(again, tmp_path / "b", stall_seconds=STALL).wait(180) == 0
-    assert word_of(tmp_path / "b").result == "Succeeded" and "goes on from step" in (tmp_path / "b/log").read_text()
+    assert (
+        word_of(tmp_path / "b").result == "Succeeded"
+        and "goes on from step" in (tmp_path / "b/log").read_text()
+    )
 
 
 def test_no_first_step_in_time(folder: Path, tmp_path: Path) -> None:
     task = trained(folder, tmp_path / "root")
-    process = begin(task, tmp_path / "a", HANG_AT.format(step=0, rank=0), start_seconds=40, stall_seconds=1)
+    process = begin(
+        task, tmp_path / "a", HANG_AT.format(step=0, rank=0), start_seconds=40, stall_seconds=1
+    )
     assert process.wait(120) == -signal.SIGKILL
     word = word_of(tmp_path / "a")
-    assert word.failure is FailureClass.START_DEADLINE and "no first step within 40 s" in word.message
+    assert (
+        word.failure is FailureClass.START_DEADLINE and "no first step within 40 s" in word.message
+    )
     assert (word.step, word.checkpoint_step) == (0, None) and word.failure.disruption
     assert "in hang" in (tmp_path / "a" / "log").read_text()
 
@@ -140,13 +165,19 @@ def test_a_stopped_rank_of_two_ends_both_and_nothing_is_left(folder: Path, tmp_p
     slow = HANG_AT.format(step=-1, rank=0)
     process = begin(task, tmp_path / "a", slow, processes=2, stall_seconds=STALL)
     until_step(task, 3)
-    ranks = [pid for pid in of_a_task(tmp_path / "a") if "RANK=1" in environ(pid) and is_child_of(pid, process.pid)]
+    ranks = [
+        pid
+        for pid in of_a_task(tmp_path / "a")
+        if "RANK=1" in environ(pid) and is_child_of(pid, process.pid)
+    ]
     assert len(ranks) == 1
     os.kill(ranks[0], signal.SIGSTOP)
     assert process.wait(180) == 1
     word, log = word_of(tmp_path / "a"), (tmp_path / "a" / "log").read_text()
     assert word.failure is FailureClass.STALL_DEADLINE and 3 <= word.step < STEPS
-    assert "StallDeadline:" in log and " in _loop\n" in log, "of both, unless torchrun was faster with the other"
+    assert "StallDeadline:" in log and " in _loop\n" in log, (
+        "of both, unless torchrun was faster with the other"
+    )
     assert gone(tmp_path / "a")
 
 
@@ -158,8 +189,12 @@ def is_child_of(pid: int, parent: int) -> bool:
     return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1]) == parent
 
 
-def test_an_evaluation_longer_than_the_limit_is_work_and_a_hang_in_it_is_none(folder: Path, tmp_path: Path) -> None:
-    """Batches of an evaluation count, in the midst and after the last step; each takes less than the limit."""
+def test_an_evaluation_longer_than_the_limit_is_work_and_a_hang_in_it_is_none(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Batches of an evaluation count, in the midst and after the last step; each takes less than
+    the limit.
+    """
     slow = """
     def slow(self, *arguments):
         time.sleep(3)
@@ -170,14 +205,21 @@ def test_an_evaluation_longer_than_the_limit_is_work_and_a_hang_in_it_is_none(fo
     Evaluator._unit = slow
 """
     task = tiny.task(tiny.spec(epochs=2), folder, tmp_path / "root")
-    often = [evaluation.model_copy(update={"every_epochs": 1}) for evaluation in task.data.evaluation]
+    often = [
+        evaluation.model_copy(update={"every_epochs": 1}) for evaluation in task.data.evaluation
+    ]
     task = task.model_copy(update={"data": task.data.model_copy(update={"evaluation": often})})
-    sound = begin(task, tmp_path / "a", slow.replace("{hang}", "-1"), stall_seconds=STALL, start_seconds=300)
+    sound = begin(
+        task, tmp_path / "a", slow.replace("{hang}", "-1"), stall_seconds=STALL, start_seconds=300
+    )
     assert sound.wait(240) == 0, (tmp_path / "a" / "log").read_text()
     assert word_of(tmp_path / "a").result == "Succeeded" and gone(tmp_path / "a")
-    hang = str(4 + 2)  # an evaluation has four batches, pictures and texts of two; the first is before the first step
+    # An evaluation has four batches, pictures and texts of two; the first one runs before step 1.
+    hang = str(4 + 2)
     again = task.model_copy(update={"root": str(tmp_path / "other")})
-    hung = begin(again, tmp_path / "b", slow.replace("{hang}", hang), stall_seconds=STALL, start_seconds=300)
+    hung = begin(
+        again, tmp_path / "b", slow.replace("{hang}", hang), stall_seconds=STALL, start_seconds=300
+    )
     assert hung.wait(240) == -signal.SIGKILL
     word = word_of(tmp_path / "b")
     assert word.failure is FailureClass.STALL_DEADLINE and 1 <= word.step <= tiny.STEPS_PER_EPOCH
@@ -192,7 +234,11 @@ def test_a_failure_and_a_stop_end_the_watchdog_too(folder: Path, tmp_path: Path)
         os.kill(pid, signal.SIGTERM)  # torchrun sends it to a rank's whole group
     assert process.wait(60) == 75 and word_of(tmp_path / "a").failure == "Preempted"
     assert gone(tmp_path / "a")
-    process = begin(trained(folder, tmp_path / "root", attempt=2), tmp_path / "b", HANG_AT.format(step=-1, rank=0))
+    process = begin(
+        trained(folder, tmp_path / "root", attempt=2),
+        tmp_path / "b",
+        HANG_AT.format(step=-1, rank=0),
+    )
     while len(of_a_task(tmp_path / "b")) < 2:
         time.sleep(0.05)
     process.kill()
@@ -230,14 +276,28 @@ STEP, DONE = watchdog.Phase.STEPPING, watchdog.Phase.STEPPED
     ("events", "failure", "at"),
     [
         ({}, "StartDeadline", 100),
-        ({float(t): None for t in range(0, 300, 5)}, "StartDeadline", 100),  # before a step only a step counts
+        (
+            {float(t): None for t in range(0, 300, 5)},
+            "StartDeadline",
+            100,
+        ),  # before a step only a step counts
         ({50.0: STEP}, "StallDeadline", 70),
         ({50.0: STEP, 65.0: STEP, 80.0: None}, "StallDeadline", 100),  # an evaluation's batch
-        ({50.0: STEP, 60.0: DONE, 150.0: None}, "StallDeadline", 250),  # an artifact may take longer
+        (
+            {50.0: STEP, 60.0: DONE, 150.0: None},
+            "StallDeadline",
+            250,
+        ),  # an artifact may take longer
         ({50.0: DONE}, "StallDeadline", 150),  # it resumed where no step was left
-        ({50.0: STEP, 55.0: 3600.0}, "StallDeadline", 3665),  # a suspended laptop has not stood still
+        (
+            {50.0: STEP, 55.0: 3600.0},
+            "StallDeadline",
+            3665,
+        ),  # a suspended laptop has not stood still
     ],
 )
-def test_what_counts(monkeypatch: pytest.MonkeyPatch, events: dict[float, object], failure: str, at: float) -> None:
+def test_what_counts(
+    monkeypatch: pytest.MonkeyPatch, events: dict[float, object], failure: str, at: float
+) -> None:
     clock = Clock(monkeypatch, dict(events))
     assert watchdog._overdue(100, 20)[0] == failure and abs(clock.now - at) <= 2

@@ -13,12 +13,12 @@ from unittest.mock import patch
 import torch
 from PIL import Image
 
-from modelchain.cli.files import sha256_of
-from modelchain.cli.paths import DataFolder
-from modelchain.cli.stop import Stop
-from modelchain.contracts import METRICS, WEIGHTS, LastWord, Manifest, Predecessor, Task
-from modelchain.digest import digest_of, stage_inputs
-from modelchain.spec import ModelChain
+from modelchain.api.contracts import METRICS, WEIGHTS, LastWord, Manifest, Predecessor, Task
+from modelchain.api.spec import ModelChain
+from modelchain.identity.digest import digest_of, stage_inputs
+from modelchain.io.files import sha256_of
+from modelchain.io.paths import DataFolder
+from modelchain.io.stop import Stop
 from modelchain_data import digits
 from modelchain_data.batches import Batch
 from modelchain_trainer.step import Step
@@ -33,7 +33,13 @@ def model(embed: int, width: int, layers: int) -> dict[str, Any]:
     """An inline modelConfig: both towers `width` wide (a multiple of 8) and `layers` deep."""
     return {
         "embed_dim": embed,
-        "vision_cfg": {"image_size": 16, "patch_size": 8, "width": width, "layers": layers, "head_width": 8},
+        "vision_cfg": {
+            "image_size": 16,
+            "patch_size": 8,
+            "width": width,
+            "layers": layers,
+            "head_width": 8,
+        },
         "text_cfg": {"context_length": 12, "width": width, "heads": width // 8, "layers": layers},
     }
 
@@ -53,12 +59,18 @@ def digit(index: int, captions: Sequence[str] | None = None) -> tuple[bytes, dic
     images, labels = digits.load()
     buffer, label = io.BytesIO(), labels[index]
     Image.fromarray((images[index] * 15).astype("uint8")).convert("RGB").save(buffer, "PNG")
-    given = captions or [f"a handwritten {NAMES[label]}.", f"the digit {NAMES[label]}", f"{NAMES[label]}, of {index}"]
+    given = captions or [
+        f"a handwritten {NAMES[label]}.",
+        f"the digit {NAMES[label]}",
+        f"{NAMES[label]}, of {index}",
+    ]
     return buffer.getvalue(), {"captions": list(given), "label": label, "classname": NAMES[label]}
 
 
 def data(folder: Path) -> Path:
-    """`folder` with train.tar (SAMPLES), val.tar (30) and the lists a zero-shot evaluation needs."""
+    """`folder` with train.tar (SAMPLES), val.tar (30) and the lists a zero-shot evaluation
+    needs.
+    """
     folder.mkdir()
     shard(folder / "train.tar", (digit(i) for i in range(SAMPLES)))
     shard(folder / "val.tar", (digit(i) for i in range(1000, 1030)))
@@ -68,25 +80,43 @@ def data(folder: Path) -> Path:
 
 
 def spec(
-    *models: dict[str, Any], epochs: int = EPOCHS, evaluation: bool = True, alpha: str = "500", **recipe: Any
+    *models: dict[str, Any],
+    epochs: int = EPOCHS,
+    evaluation: bool = True,
+    alpha: str = "500",
+    **recipe: Any,
 ) -> ModelChain:
     """A chain of these models, of two tiny ones by default, on `data`; `recipe` overrides."""
     stages = models or (model(16, 16, 1), model(24, 24, 2))
     top1 = {
-        "name": "top1", "kind": "ZeroShot", "shards": "/data/val.tar",
-        "classNames": "/data/names.json", "templates": "/data/templates.json",
-    }  # fmt: skip
+        "name": "top1",
+        "kind": "ZeroShot",
+        "shards": "/data/val.tar",
+        "classNames": "/data/names.json",
+        "templates": "/data/templates.json",
+    }
     return ModelChain.model_validate(
         {
             "apiVersion": "modelchain.dev/v1alpha1",
             "kind": "ModelChain",
             "metadata": {"name": "tiny"},
             "spec": {
-                "stages": [{"name": f"s{i}", "epochs": epochs, "modelConfig": m} for i, m in enumerate(stages)],
-                "data": {"train": {"shards": "/data/train.tar", "samples": SAMPLES, "captionsPerSample": 2}},
-                "evaluation": [top1, {"name": "r1", "kind": "Retrieval", "shards": "/data/val.tar"}]
-                if evaluation
-                else [],
+                "stages": [
+                    {"name": f"s{i}", "epochs": epochs, "modelConfig": m}
+                    for i, m in enumerate(stages)
+                ],
+                "data": {
+                    "train": {
+                        "shards": "/data/train.tar",
+                        "samples": SAMPLES,
+                        "captionsPerSample": 2,
+                    }
+                },
+                "evaluation": (
+                    [top1, {"name": "r1", "kind": "Retrieval", "shards": "/data/val.tar"}]
+                    if evaluation
+                    else []
+                ),
                 "transfer": {"distillation": {"alpha": alpha}},
                 "recipe": {
                     "baselineEpochs": epochs,
@@ -102,7 +132,12 @@ def spec(
 
 
 def task(
-    chain: ModelChain, folder: Path, root: Path, index: int = 0, attempt: int = 1, before: Task | None = None
+    chain: ModelChain,
+    folder: Path,
+    root: Path,
+    index: int = 0,
+    attempt: int = 1,
+    before: Task | None = None,
 ) -> Task:
     """What the local runner would tell the trainer about attempt `attempt` of stage `index`."""
     predecessor = None
@@ -143,9 +178,13 @@ def task(
 
 
 def train(
-    task: Task, after_step: Callable[[Trainer, int], None] = lambda *_: None, stop: Stop | None = None
+    task: Task,
+    after_step: Callable[[Trainer, int], None] = lambda *_: None,
+    stop: Stop | None = None,
 ) -> tuple[LastWord, list[str]]:
-    """Train in this process; `after_step(trainer, k)` is called when k steps are done. The last word, what was said."""
+    """Train in this process; `after_step(trainer, k)` is called when k steps are done. The last
+    word, what was said.
+    """
     said: list[str] = []
     trainer, call = Trainer(task, stop or Stop(), {}, said.append), Step.__call__
 

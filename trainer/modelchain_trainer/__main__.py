@@ -1,7 +1,9 @@
-"""`python -m modelchain_trainer [TASK.json]`: train one stage, under torchrun or alone; in a pod its task is in
-MODELCHAIN_TASK. `... verify [TASK.json]`: re-hash what the stage left; `... evaluate FILE`: measure an artifact.
+"""`python -m modelchain_trainer [TASK.json]`: train one stage, under torchrun or alone; in a pod
+its task is in MODELCHAIN_TASK. `... verify [TASK.json]`: re-hash what the stage left; `... evaluate
+FILE`: measure an artifact.
 
-Whatever happens, the last word is written before the process ends, and the exit code says the same (RULES section 5).
+Whatever happens, the last word is written before the process ends, and the exit code says the same
+(RULES section 5).
 """
 
 from __future__ import annotations
@@ -17,12 +19,19 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from modelchain.cli import watchdog
-from modelchain.cli.lastword import blame, verify_artifact, write_last_word
-from modelchain.cli.local.guard import PARENT, die_with_parent
-from modelchain.cli.stop import Preempted, Stop
-from modelchain.contracts import EvaluationRequest, FailureClass, LastWord, Task
-from modelchain.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_PREEMPTED, EXIT_WORK_FAILED, InputError, WorkError
+from modelchain.api.contracts import EvaluationRequest, FailureClass, LastWord, Task
+from modelchain.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_DONE,
+    EXIT_PREEMPTED,
+    EXIT_WORK_FAILED,
+    InputError,
+    WorkError,
+)
+from modelchain.io import watchdog
+from modelchain.io.guard import PARENT, die_with_parent
+from modelchain.io.lastword import blame, verify_artifact, write_last_word
+from modelchain.io.stop import Preempted, Stop
 
 EXIT_SECONDS = 5  # before a trainer is killed, to give up by itself
 
@@ -39,7 +48,10 @@ def main(arguments: list[str]) -> int:
         task = Task.model_validate_json(text)
     except ValidationError as error:  # an operator and an image of two versions
         if work is train:
-            message = f"spec.runner.image and the operator are of different versions: the task is not read: {error}"
+            message = (
+                "spec.runner.image and the operator are of different versions: the task is not"
+                f" read: {error}"
+            )
             word = LastWord(result="Failed", failure=FailureClass.USER_ERROR, message=message)
             write_last_word(Path(json.loads(text)["lastWord"]), word)
         raise
@@ -61,7 +73,9 @@ def evaluate(request: EvaluationRequest) -> int:
 
 
 def verify(task: Task) -> int:
-    """Say what the stage left: 0 if it is whole, else 1. An unreadable volume (OSError) leaves no last word."""
+    """Say what the stage left: 0 if it is whole, else 1. An unreadable volume (OSError) leaves no
+    last word.
+    """
     word = verify_artifact(task)
     _say(f"{word.failure}: {word.message}" if word.failure else f"whole: {word.artifact_digest}")
     write_last_word(Path(task.last_word), word)
@@ -75,14 +89,17 @@ def train(task: Task) -> int:
     # torchrun, too, kills only after that time; in a pod it is longer (operator's template).
     seconds = float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")) - EXIT_SECONDS
     try:
-        with stop.heard(seconds, lambda: os._exit(preempted("stopped by force; the newest checkpoint stands"))):
+        with stop.heard(
+            seconds, lambda: os._exit(preempted("stopped by force; the newest checkpoint stands"))
+        ):
             return _train(task, stop, report)
     except Preempted as error:
         return preempted(str(error))
 
 
 def _train(task: Task, stop: Stop, report: dict[str, Any]) -> int:
-    # Imported late: a worker must ask to die with its parent, and listen, before torch takes its seconds to load.
+    # Imported late: a worker must ask to die with its parent, and listen, before torch takes its
+    # seconds to load.
     from modelchain_trainer.runtime import failure_of
     from modelchain_trainer.train import Trainer
 
@@ -92,13 +109,17 @@ def _train(task: Task, stop: Stop, report: dict[str, Any]) -> int:
     except InputError as error:
         return _failed(task, report, FailureClass.USER_ERROR, str(error))
     except WorkError as error:
-        return _failed(task, report | blame(error, error.failure), FailureClass(error.failure), str(error))
+        return _failed(
+            task, report | blame(error, error.failure), FailureClass(error.failure), str(error)
+        )
     except Exception as error:
         traceback.print_exc()
         if stop.asked:  # another rank left first, and took the process group with it
             raise Preempted("stopped") from error
         failure = failure_of(error)
-        return _failed(task, report | blame(error, failure), failure, f"{type(error).__name__}: {error}")
+        return _failed(
+            task, report | blame(error, failure), failure, f"{type(error).__name__}: {error}"
+        )
     write_last_word(Path(task.last_word), word)
     return EXIT_DONE
 
@@ -106,7 +127,9 @@ def _train(task: Task, stop: Stop, report: dict[str, Any]) -> int:
 def _failed(task: Task, report: dict[str, Any], failure: FailureClass, message: str) -> int:
     """Say so, and the exit code."""
     _say(f"{failure}: {message}")
-    write_last_word(Path(task.last_word), LastWord(result="Failed", failure=failure, message=message, **report))
+    write_last_word(
+        Path(task.last_word), LastWord(result="Failed", failure=failure, message=message, **report)
+    )
     codes = {FailureClass.PREEMPTED: EXIT_PREEMPTED, FailureClass.USER_ERROR: EXIT_BAD_INPUT}
     return codes.get(failure, EXIT_WORK_FAILED)
 

@@ -1,4 +1,6 @@
-"""The trainer's commands `modelchain evaluate` and `modelchain export`, found by the entry points of pyproject.toml."""
+"""The trainer's commands `modelchain evaluate` and `modelchain export`, found by the entry points
+of pyproject.toml.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +16,25 @@ from rich.table import Table
 
 def evaluate(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact's folder.")],
-    file: Annotated[Path, typer.Option("-f", "--file", help="The file whose evaluations to run.", show_default=False)],
-    data: Annotated[Path | None, typer.Option("--data", help="The folder that stands for mountPath.")] = None,
-    output: Annotated[Literal["table", "json"], typer.Option("-o", "--output", help="What to print.")] = "table",
+    file: Annotated[
+        Path,
+        typer.Option("-f", "--file", help="The file whose evaluations to run.", show_default=False),
+    ],
+    data: Annotated[
+        Path | None, typer.Option("--data", help="The folder that stands for mountPath.")
+    ] = None,
+    output: Annotated[
+        Literal["table", "json"], typer.Option("-o", "--output", help="What to print.")
+    ] = "table",
 ) -> None:
     """Re-hash a finished model and measure it again, with the evaluations of a spec.
 
-    Example: [bold]modelchain evaluate runs/q/<digest>/artifact -f examples/quickstart.yaml --data runs/digits[/bold]
+    Example: [bold]modelchain evaluate runs/q/<digest>/artifact -f examples/quickstart.yaml --data
+    runs/digits[/bold]
     """
-    from modelchain.cli.load import load_chain
-    from modelchain.cli.paths import DataFolder
     from modelchain.errors import InputError
+    from modelchain.io.load import load_chain
+    from modelchain.io.paths import DataFolder
     from modelchain_trainer.evaluate import measure
 
     chain = load_chain(file)
@@ -44,7 +54,9 @@ def evaluate(
 def export(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact's folder.")],
     to: Annotated[Path, typer.Option("--to", help="The new folder.", show_default=False)],
-    layout: Annotated[Literal["timm", "transformers"], typer.Option("--as", help="Whose files to write.")] = "timm",
+    layout: Annotated[
+        Literal["timm", "transformers"], typer.Option("--as", help="Whose files to write.")
+    ] = "timm",
 ) -> None:
     """Re-hash a finished model and write its vision tower alone, for timm or for transformers.
 

@@ -1,4 +1,6 @@
-"""Checks the device that a task promises before anything is read, so that a broken one costs seconds, not hours."""
+"""Checks the device that a task promises before anything is read, so that a broken one costs
+seconds, not hours.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +11,25 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 import torch.distributed as dist
 
-from modelchain.cli.lastword import node
-from modelchain.contracts import FailureClass
+from modelchain.api.contracts import FailureClass
+from modelchain.api.faults import COLLECTIVE, fault_of, of_a_peer
 from modelchain.errors import WorkError
-from modelchain.faults import COLLECTIVE, fault_of, of_a_peer
+from modelchain.io.lastword import node
 
-SIDE = 512  # of the matrices: sums of 512 products of 0 to 6 are exact in fp32, their factors in TF32
+SIDE = (
+    512  # of the matrices: sums of 512 products of 0 to 6 are exact in fp32, their factors in TF32
+)
 PATTERN, PATTERN_BYTES = 0x5A, 256 << 20
 FREE_SHARE = 0.1  # of the memory; with less free, another process uses the device
-CHECK_SECONDS = 120.0  # eight GPUs start slowly without nvidia-persistenced; a dead one never answers
+CHECK_SECONDS = (
+    120.0  # eight GPUs start slowly without nvidia-persistenced; a dead one never answers
+)
 
 
 class Faulty(WorkError):
-    """A device, or the link between devices, does not work. `fault` is equal for equal errors on two nodes."""
+    """A device, or the link between devices, does not work. `fault` is equal for equal errors on
+    two nodes.
+    """
 
     def __init__(self, message: str, fault: str):
         super().__init__(message, FailureClass.HARDWARE)
@@ -29,9 +37,11 @@ class Faulty(WorkError):
 
 
 def this_device(kind: str | None = None) -> torch.device:
-    """This process's device as everything here computes: its GPU, with TF32, or the CPU, deterministic.
+    """This process's device as everything here computes: its GPU, with TF32, or the CPU,
+    deterministic.
 
-    Of the `kind` that its task promises, and then checked: raises Faulty; else a GPU if there is one.
+    Of the `kind` that its task promises, and then checked: raises Faulty; else a GPU if there is
+    one.
     """
     if kind == "cuda" or (kind is None and torch.cuda.is_available()):
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -41,18 +51,24 @@ def this_device(kind: str | None = None) -> torch.device:
         torch.set_float32_matmul_precision("high")
         return device
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # for debugging; costs a third of a small step
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # for debugging; costs a third of a small step
+    )
     return torch.device("cpu")
 
 
 def check_device(device: torch.device, seconds: float = CHECK_SECONDS) -> None:
-    """Raises Faulty, which names this node, unless the device computes, and its memory keeps what is written to it."""
+    """Raises Faulty, which names this node, unless the device computes, and its memory keeps what
+    is written to it.
+    """
     try:
         _within(seconds, _look, device)
     except (Faulty, RuntimeError, AssertionError, TimeoutError) as error:
         text = str(error) or f"it has not answered for {seconds:.0f} s"
         fault = getattr(error, "fault", "") or fault_of(text) or "SelfTest"
-        what = f"no usable GPU {device.index} on node {node()} for torch's CUDA {torch.version.cuda}"
+        what = (
+            f"no usable GPU {device.index} on node {node()} for torch's CUDA {torch.version.cuda}"
+        )
         raise Faulty(f"{what}: {text.splitlines()[0]}", fault) from error
 
 
@@ -63,7 +79,9 @@ def _look(device: torch.device) -> None:
     torch.cuda.set_device(device)  # a thread's own
     free, total = torch.cuda.mem_get_info(device)
     if free < total * FREE_SHARE:
-        raise Faulty(f"only {free >> 20} of {total >> 20} MiB of its memory are free", "DeviceMemory")
+        raise Faulty(
+            f"only {free >> 20} of {total >> 20} MiB of its memory are free", "DeviceMemory"
+        )
     _compute(device)
     torch.cuda.empty_cache()
 
@@ -84,10 +102,14 @@ def check_collective(device: torch.device, seconds: float = CHECK_SECONDS) -> No
     try:
         found = _within(seconds, _sum_of_ranks, device)
     except (RuntimeError, TimeoutError) as error:
-        if of_a_peer(text := str(error)) or fault_of(text):  # a consequence; this process's own device
+        if of_a_peer(text := str(error)) or fault_of(
+            text
+        ):  # a consequence; this process's own device
             raise
         why = text or f"no answer for {seconds:.0f} s"
-        raise Faulty(f"a sum over {world} processes failed: {why.splitlines()[0]}", COLLECTIVE) from error
+        raise Faulty(
+            f"a sum over {world} processes failed: {why.splitlines()[0]}", COLLECTIVE
+        ) from error
     if found != world * (world + 1) // 2:
         raise Faulty(f"a sum over {world} processes came out wrong", COLLECTIVE)
 
@@ -98,8 +120,12 @@ def _sum_of_ranks(device: torch.device) -> int:
     return int(number)
 
 
-def _within(seconds: float, work: Callable[[torch.device], int | None], device: torch.device) -> int | None:
-    """Run `work` in a thread, since a hanging driver or collective cannot be stopped; TimeoutError leaves it there."""
+def _within(
+    seconds: float, work: Callable[[torch.device], int | None], device: torch.device
+) -> int | None:
+    """Run `work` in a thread, since a hanging driver or collective cannot be stopped; TimeoutError
+    leaves it there.
+    """
     thread = ThreadPoolExecutor(1, "check")
     try:
         return thread.submit(work, device).result(seconds)

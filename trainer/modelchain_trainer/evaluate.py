@@ -16,9 +16,9 @@ from open_clip import SimpleTokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from modelchain.cli import watchdog
-from modelchain.contracts import MANIFEST, DataRequest, Manifest, TaskEvaluation
+from modelchain.api.contracts import MANIFEST, DataRequest, Manifest, TaskEvaluation
 from modelchain.errors import WorkError
+from modelchain.io import watchdog
 from modelchain_data.batches import CHUNKS, cut_chunks, evaluation_image
 from modelchain_data.index import ShardSet
 from modelchain_data.prompts import class_names, prompt_templates
@@ -33,7 +33,9 @@ RECALLS = (1, 5, 10)
 
 @dataclass
 class Evaluator:
-    """All evaluations of a chain on one model; every rank takes every world-size'th sample, all get the numbers."""
+    """All evaluations of a chain on one model; every rank takes every world-size'th sample, all get
+    the numbers.
+    """
 
     evaluations: Sequence[tuple[TaskEvaluation, ShardSet]]
     context_length: int
@@ -48,7 +50,11 @@ class Evaluator:
     def due(self, epoch: int | None) -> list[tuple[TaskEvaluation, ShardSet]]:
         """Evaluations due after that many epochs (`everyEpochs`), or all."""
         chosen = self.evaluations
-        return [(e, s) for e, s in chosen if epoch is None or (e.every_epochs and epoch % e.every_epochs == 0)]
+        return [
+            (e, s)
+            for e, s in chosen
+            if epoch is None or (e.every_epochs and epoch % e.every_epochs == 0)
+        ]
 
     @torch.no_grad()
     def __call__(self, clip: torch.nn.Module, epoch: int | None = None) -> dict[str, float]:
@@ -56,14 +62,18 @@ class Evaluator:
         training = clip.training
         clip.eval()
         metrics: dict[str, float] = {}
-        with torch.compiler.set_stance("force_eager"):  # shapes no step has: to compile takes longer than to run them
+        with torch.compiler.set_stance(
+            "force_eager"
+        ):  # shapes no step has: to compile takes longer than to run them
             for evaluation, samples in self.due(epoch):
                 measure = self._zero_shot if evaluation.kind == "ZeroShot" else self._retrieval
                 metrics |= measure(clip, evaluation, samples)
         clip.train(training)
         return metrics
 
-    def _zero_shot(self, clip: torch.nn.Module, evaluation: TaskEvaluation, samples: ShardSet) -> dict[str, float]:
+    def _zero_shot(
+        self, clip: torch.nn.Module, evaluation: TaskEvaluation, samples: ShardSet
+    ) -> dict[str, float]:
         names = class_names(evaluation)
         classifier_CD = self.class_vectors(clip, names, prompt_templates(evaluation))
         top = [1] + ([5] if len(names) > 5 else [])
@@ -80,31 +90,44 @@ class Evaluator:
     def class_vectors(
         self, clip: torch.nn.Module, names: Sequence[str], templates: Sequence[Callable[[str], str]]
     ) -> Tensor:
-        """Unit vectors [C, D]: the mean over templates of unit features, as open_clip's zero-shot classifier."""
+        """Unit vectors [C, D]: the mean over templates of unit features, as open_clip's zero-shot
+        classifier.
+        """
         tokenizer = SimpleTokenizer(context_length=self.context_length)
         tokens = tokenizer([template(name) for name in names for template in templates]).numpy()
         ends = tokens.argmax(axis=-1) + 1  # the end of text is the highest id
         text_KD = self._texts(clip, [row[:end] for row, end in zip(tokens, ends, strict=True)])
         return F.normalize(text_KD.view(len(names), len(templates), -1).mean(dim=1), dim=-1)
 
-    def _retrieval(self, clip: torch.nn.Module, evaluation: TaskEvaluation, samples: ShardSet) -> dict[str, float]:
-        """R@k of pictures among captions and captions among pictures; the mean of both R@1 is the metric itself."""
+    def _retrieval(
+        self, clip: torch.nn.Module, evaluation: TaskEvaluation, samples: ShardSet
+    ) -> dict[str, float]:
+        """R@k of pictures among captions and captions among pictures; the mean of both R@1 is the
+        metric itself.
+        """
         captions = [(i, j) for i in range(len(samples)) for j in range(samples.caption_count(i))]
         owner = torch.as_tensor([i for i, _ in captions], device=self.device)
         image_ND = torch.zeros(len(samples), clip.text_projection.shape[1], device=self.device)
         for ids, features in self._pictures(clip, samples):
             image_ND[ids] = features
         image_ND = self._sum(image_ND)
-        text_KD = self._texts(clip, [samples.tokens(i, j, self.context_length) for i, j in captions])
+        text_KD = self._texts(
+            clip, [samples.tokens(i, j, self.context_length) for i, j in captions]
+        )
         ks = [k for k in RECALLS if k <= len(samples)]
         to_text = _recalls(image_ND, text_KD, lambda best, rows: owner[best] == rows[:, None], ks)
         to_image = _recalls(text_KD, image_ND, lambda best, rows: best == owner[rows, None], ks)
         metrics = {evaluation.name: (to_text[0] + to_image[0]) / 2}
         for k, a, b in zip(ks, to_text, to_image, strict=True):
-            metrics |= {f"{evaluation.name}/image-to-text-r{k}": a, f"{evaluation.name}/text-to-image-r{k}": b}
+            metrics |= {
+                f"{evaluation.name}/image-to-text-r{k}": a,
+                f"{evaluation.name}/text-to-image-r{k}": b,
+            }
         return metrics
 
-    def _pictures(self, clip: torch.nn.Module, samples: ShardSet) -> Iterator[tuple[list[int], Tensor]]:
+    def _pictures(
+        self, clip: torch.nn.Module, samples: ShardSet
+    ) -> Iterator[tuple[list[int], Tensor]]:
         """This rank's (ids, unit features [n, D]) in batches, decoded by threads."""
         side = clip.visual.image_size[0]
         mine = range(self.rank, len(samples), self.world)
@@ -112,10 +135,17 @@ class Evaluator:
             for start in range(0, len(mine), self.batch):
                 ids = list(mine[start : start + self.batch])
                 pictures = list(pool.map(lambda i: _picture(samples, i, side), ids))
-                yield ids, self._unit(encode_image, clip, normalise(torch.stack(pictures).to(self.device)))
+                yield (
+                    ids,
+                    self._unit(
+                        encode_image, clip, normalise(torch.stack(pictures).to(self.device))
+                    ),
+                )
 
     def _texts(self, clip: torch.nn.Module, captions: list[np.ndarray]) -> Tensor:
-        """Unit features [K, D] of K tokenised captions, on every rank; in chunks by length, as in training."""
+        """Unit features [K, D] of K tokenised captions, on every rank; in chunks by length, as in
+        training.
+        """
         features_KD = torch.zeros(len(captions), clip.text_projection.shape[1], device=self.device)
         mine, size = range(self.rank, len(captions), self.world), CHUNKS * self.batch
         for start in range(0, len(mine), size):
@@ -141,25 +171,37 @@ def _picture(samples: ShardSet, i: int, side: int) -> Tensor:
     try:
         return evaluation_image(samples.picture(i), side)
     except ValueError as error:  # leaving it out would change what the metric means
-        raise WorkError(f"evaluation picture {samples.keys[i]!r} cannot be decoded: {error}", "Data") from error
+        raise WorkError(
+            f"evaluation picture {samples.keys[i]!r} cannot be decoded: {error}", "Data"
+        ) from error
 
 
 def measure(directory: Path, request: DataRequest) -> dict[str, float]:
-    """All evaluations of `request` on the artifact in `directory`, re-hashed first, in its own precision."""
+    """All evaluations of `request` on the artifact in `directory`, re-hashed first, in its own
+    precision.
+    """
     config, weights = load_artifact(directory)
     clip = build(config, seed=0)
     clip.load_state_dict(weights)
     device = this_device()
     inputs = Manifest.model_validate_json((directory / MANIFEST).read_bytes()).inputs
     precision, threads = autocast(device, inputs["precision"]), torch.get_num_threads()
-    evaluator = Evaluator(open_evaluations(request), config["text_cfg"]["context_length"], device, threads, precision)
+    evaluator = Evaluator(
+        open_evaluations(request), config["text_cfg"]["context_length"], device, threads, precision
+    )
     return evaluator(clip.to(device))
 
 
 def _recalls(
-    queries: Tensor, keys: Tensor, right: Callable[[Tensor, Tensor], Tensor], ks: Sequence[int], block: int = 1024
+    queries: Tensor,
+    keys: Tensor,
+    right: Callable[[Tensor, Tensor], Tensor],
+    ks: Sequence[int],
+    block: int = 1024,
 ) -> list[float]:
-    """Share of queries, in percent, with a right key among the k nearest; in blocks, so that nothing N x K is kept."""
+    """Share of queries, in percent, with a right key among the k nearest; in blocks, so that
+    nothing N x K is kept.
+    """
     hits = torch.zeros(len(ks), dtype=torch.float64, device=queries.device)
     for start in range(0, len(queries), block):
         rows = torch.arange(start, min(start + block, len(queries)), device=queries.device)

@@ -1,6 +1,8 @@
-"""CLIP models: building and running them. The one module that knows open_clip's model classes (pinned `>=3.3,<4`).
+"""CLIP models: building and running them. The one module that knows open_clip's model classes
+(pinned `>=3.3,<4`).
 
-Shape suffixes as everywhere in the trainer: N pictures, K captions, L tokens, D embedding dimensions, H and W pixels.
+Shape suffixes as everywhere in the trainer: N pictures, K captions, L tokens, D embedding
+dimensions, H and W pixels.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from modelchain_data.batches import Chunk
 
 
 class Features(NamedTuple):
-    """What a student's forward pass gives: raw features, and the same in the predecessor's space (after T)."""
+    """What a student's forward pass gives: raw features, and the same in the predecessor's space
+    (after T).
+    """
 
     image: Tensor  # [N, D]
     text: Tensor  # [K, D]
@@ -30,9 +34,11 @@ class Features(NamedTuple):
 
 
 class Layer(ResidualAttentionBlock):  # type: ignore[misc]
-    """open_clip's layer, parameter for parameter, which can also compute its output for one token a sequence alone.
+    """open_clip's layer, parameter for parameter, which can also compute its output for one token a
+    sequence alone.
 
-    That is all the last layer of a tower is asked for: keys and values of every token, the rest of the pooled one.
+    That is all the last layer of a tower is asked for: keys and values of every token, the rest of
+    the pooled one.
     """
 
     def forward(  # type: ignore[override]
@@ -40,8 +46,9 @@ class Layer(ResidualAttentionBlock):  # type: ignore[misc]
     ) -> Tensor:
         """The stream after this layer: [N, L, W], or [N, W] where `at` says which token.
 
-        A mask, which in CLIP is always the causal one, only says that attention is causal: the token then sees those up
-        to itself, and `at` is int64 [N]. Without one it sees all, and `at` may be one number for all sequences.
+        A mask, which in CLIP is always the causal one, only says that attention is causal: the
+        token then sees those up to itself, and `at` is int64 [N]. Without one it sees all, and `at`
+        may be one number for all sequences.
         """
         y = asking = self.ln_1(x_NLW)
         causal, mask = attn_mask is not None, None
@@ -52,13 +59,24 @@ class Layer(ResidualAttentionBlock):  # type: ignore[misc]
                 mask = (torch.arange(y.shape[1], device=y.device) <= at[:, None])[:, None, None]
                 causal = False
         attended = _attention(self.attn, asking, y, mask, causal).flatten(2)
-        x = x_NLW + linear(attended, self.attn.out_proj.weight, self.attn.out_proj.bias).view_as(x_NLW)
+        x = x_NLW + linear(attended, self.attn.out_proj.weight, self.attn.out_proj.bias).view_as(
+            x_NLW
+        )
         return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
 
 
-def _attention(attn: nn.MultiheadAttention, asking: Tensor, y: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """Attention of the tokens `asking` [N, A, W] over all tokens `y` [N, L, W]: [N, A, heads, W / heads]."""
-    heads, width, weight, bias = (attn.num_heads, -1), attn.embed_dim, attn.in_proj_weight, attn.in_proj_bias
+def _attention(
+    attn: nn.MultiheadAttention, asking: Tensor, y: Tensor, mask: Tensor | None, causal: bool
+) -> Tensor:
+    """Attention of the tokens `asking` [N, A, W] over all tokens `y` [N, L, W]: [N, A, heads, W /
+    heads].
+    """
+    heads, width, weight, bias = (
+        (attn.num_heads, -1),
+        attn.embed_dim,
+        attn.in_proj_weight,
+        attn.in_proj_bias,
+    )
     if asking is y:
         q, k, v = linear(y, weight, bias).unflatten(-1, (3, *heads)).unbind(2)
     else:
@@ -69,13 +87,17 @@ def _attention(attn: nn.MultiheadAttention, asking: Tensor, y: Tensor, mask: Ten
 
 
 def build(config: dict[str, Any], seed: int) -> CLIP:
-    """A model of an open_clip config with open_clip's own initialisation: on the CPU, fp32, in training mode.
+    """A model of an open_clip config with open_clip's own initialisation: on the CPU, fp32, in
+    training mode.
 
-    A pure function of its arguments: the global generators are left alone and nothing is downloaded. timm's Swin trunks
-    keep their default stochastic depth (drop_path 0.1), which acts in training mode only: put a teacher in `eval()`.
+    A pure function of its arguments: the global generators are left alone and nothing is
+    downloaded. timm's Swin trunks keep their default stochastic depth (drop_path 0.1), which acts
+    in training mode only: put a teacher in `eval()`.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators too
+        torch.default_generator.manual_seed(
+            seed
+        )  # torch.manual_seed would reseed the accelerators too
         clip = CLIP(**config)
     for module in clip.modules():
         if isinstance(module, ResidualAttentionBlock):
@@ -86,12 +108,17 @@ def build(config: dict[str, Any], seed: int) -> CLIP:
 @cache
 def _normalisation(device: torch.device) -> tuple[Tensor, Tensor]:
     # Cached: making a tensor on a GPU from Python numbers waits for the GPU.
-    mean, std = (torch.tensor(c, device=device).view(3, 1, 1) for c in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+    mean, std = (
+        torch.tensor(c, device=device).view(3, 1, 1)
+        for c in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+    )
     return mean, std
 
 
 def normalise(images_N3HW: Tensor) -> Tensor:
-    """uint8 RGB pixels to what the towers expect (float32, open_clip's default mean and std), on the same device."""
+    """uint8 RGB pixels to what the towers expect (float32, open_clip's default mean and std), on
+    the same device.
+    """
     mean, std = _normalisation(images_N3HW.device)
     return images_N3HW.float().div_(255).sub_(mean).div_(std)
 
@@ -109,14 +136,16 @@ def encode_image(model: CLIP, images_N3HW: Tensor) -> Tensor:
 
 
 def encode_text_chunks(model: CLIP, chunks: Sequence[Chunk]) -> Tensor:
-    """Features [K, D], not of unit length, of captions in chunks of any length L <= context_length; together the
-    chunks' rows are 0 to K - 1, each once.
+    """Features [K, D], not of unit length, of captions in chunks of any length L <= context_length;
+    together the chunks' rows are 0 to K - 1, each once.
 
-    Exact for every L that covers the end-of-text token, the highest id: attention is causal, so what follows that
-    token cannot reach the feature. (`CLIP.encode_text` insists on the whole context.)
+    Exact for every L that covers the end-of-text token, the highest id: attention is causal, so
+    what follows that token cannot reach the feature. (`CLIP.encode_text` insists on the whole
+    context.)
     """
     tokens, rows = zip(*chunks, strict=True)
-    # All tokens are looked up at once: the gradient of one look-up is as large as the whole vocabulary.
+    # All tokens are looked up at once: the gradient of one look-up is as large as the whole
+    # vocabulary.
     looked_up = model.token_embedding(torch.cat([some.flatten() for some in tokens]))
     embedded = looked_up.split([some.numel() for some in tokens])
     *layers, last = model.transformer.resblocks
@@ -128,17 +157,21 @@ def encode_text_chunks(model: CLIP, chunks: Sequence[Chunk]) -> Tensor:
         pooled = last(x_NLW, model.attn_mask, tokens_NL.argmax(dim=-1))
         parts.append(model.ln_final(pooled) @ model.text_projection)
     features = torch.cat(parts)
-    # Every row is written once, and the gradient is a plain selection: deterministic on every device.
+    # Every row is written once, and the gradient is a plain selection: deterministic on every
+    # device.
     return torch.empty_like(features).index_copy(0, torch.cat(rows), features)
 
 
 def compile_layers(*towers: nn.Module | None) -> None:
-    """Compile each layer in place. A ViT's and a text tower's share their code, so that a tower costs two compilations
-    for each length of captions (13 at most, by the loader) and not one a layer; of a Swin every block costs one.
+    """Compile each layer in place. A ViT's and a text tower's share their code, so that a tower
+    costs two compilations for each length of captions (13 at most, by the loader) and not one a
+    layer; of a Swin every block costs one.
     """
-    # All of it counts as one function's: student and teacher, both towers, every length, with and without gradients.
+    # All of it counts as one function's: student and teacher, both towers, every length, with and
+    # without gradients.
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1024
-    # Else DDP has every layer's graph cut where a bucket is full, the first after 1 MiB: layers overlap as they are.
+    # Else DDP has every layer's graph cut where a bucket is full, the first after 1 MiB: layers
+    # overlap as they are.
     torch._dynamo.config.optimize_ddp = False
     for tower in towers:
         for module in tower.modules() if tower is not None else ():
@@ -147,7 +180,9 @@ def compile_layers(*towers: nn.Module | None) -> None:
 
 
 def decays(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay applies: matrices only; no biases (Swin's 2-D position biases included), norms, scales."""
+    """Whether weight decay applies: matrices only; no biases (Swin's 2-D position biases included),
+    norms, scales.
+    """
     return parameter.ndim >= 2 and "bias" not in name
 
 

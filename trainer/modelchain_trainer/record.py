@@ -1,4 +1,6 @@
-"""What rank 0 writes down of an attempt: a line of metrics.jsonl, and the same numbers for TensorBoard."""
+"""What rank 0 writes down of an attempt: a line of metrics.jsonl, and the same numbers for
+TensorBoard.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +18,27 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 from torch import Tensor
 
-from modelchain.cli.files import write_atomic
-from modelchain.contracts import METRICS
+from modelchain.api.contracts import METRICS
+from modelchain.io.files import write_atomic
 
 TAGS = {
-    "loss": "loss/total", "taskLoss": "loss/task", "distillationLoss": "loss/distillation", "ratio": "loss/ratio",
-    "learningRate": "learning_rate", "logitScale": "logit_scale", "samplesPerSecond": "samples_per_second",
+    "loss": "loss/total",
+    "taskLoss": "loss/task",
+    "distillationLoss": "loss/distillation",
+    "ratio": "loss/ratio",
+    "learningRate": "learning_rate",
+    "logitScale": "logit_scale",
+    "samplesPerSecond": "samples_per_second",
     "tokenEfficiency": "text_token_efficiency",
-}  # fmt: skip
+}
 
 
 class Done(NamedTuple):
     """A step that nobody has looked at yet."""
 
     step: int  # of the stage, this one counted
-    numbers: Tensor  # on the device: loss, task loss, distillation loss, whether it was skipped, logit scale
+    # on the device: loss, task loss, distillation loss, whether it was skipped, logit scale
+    numbers: Tensor
     tokens: tuple[int, int]  # of this rank's captions: real, and with padding
     learning_rate: float
 
@@ -41,14 +49,21 @@ class Done(NamedTuple):
         losses = {"loss": loss, "taskLoss": task, "distillationLoss": pull}
         losses["ratio"] = pull / task if successor and task else None
         return {
-            "event": "step", "step": self.step, **(dict.fromkeys(losses) if skipped else losses),
-            "skipped": bool(skipped), "learningRate": self.learning_rate, "logitScale": scale,
-            "tokens": real, "processedTokens": processed, "tokenEfficiency": real / processed,
-        }  # fmt: skip
+            "event": "step",
+            "step": self.step,
+            **(dict.fromkeys(losses) if skipped else losses),
+            "skipped": bool(skipped),
+            "learningRate": self.learning_rate,
+            "logitScale": scale,
+            "tokens": real,
+            "processedTokens": processed,
+            "tokenEfficiency": real / processed,
+        }
 
 
 class Recorder:
-    """Appends to metrics.jsonl and an event file of an attempt; a record has left the process when it returns.
+    """Appends to metrics.jsonl and an event file of an attempt; a record has left the process when
+    it returns.
 
     TensorBoard's own writers queue events for a process's end, which a trainer does not wait for.
     """
@@ -59,7 +74,9 @@ class Recorder:
         self.events = attempt / f"events.out.tfevents.{time.time():.6f}.{os.getpid()}"
 
     def go_on(self, step: int) -> None:
-        """From `step`, -1 for none: all else that was written goes from the file, and TensorBoard hides it."""
+        """From `step`, -1 for none: all else that was written goes from the file, and TensorBoard
+        hides it.
+        """
         if not self.active:
             return
         kept = []
@@ -79,7 +96,9 @@ class Recorder:
 
     def _scalars(self, record: Mapping[str, Any]) -> None:
         scalars = {tag: record[name] for name, tag in TAGS.items() if record.get(name) is not None}
-        scalars |= {f"evaluation/{name}": value for name, value in record.get("metrics", {}).items()}
+        scalars |= {
+            f"evaluation/{name}": value for name, value in record.get("metrics", {}).items()
+        }
         if scalars:
             values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
             self._event(step=record["step"], summary=Summary(value=values))
@@ -93,7 +112,9 @@ class Recorder:
 
 
 def _until(path: Path, step: int) -> Iterator[bytes]:
-    """Lines up to the record of `step`: an evaluation after it comes again, and a line that was cut off is none."""
+    """Lines up to the record of `step`: an evaluation after it comes again, and a line that was cut
+    off is none.
+    """
     for line in path.read_bytes().splitlines(keepends=True):
         with contextlib.suppress(ValueError):
             record = json.loads(line)

@@ -1,4 +1,6 @@
-"""What every rank shares: the process group, agreeing to stop, the learning-rate schedule, the environment's record."""
+"""What every rank shares: the process group, agreeing to stop, the learning-rate schedule, the
+environment's record.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +18,19 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from modelchain.cli import watchdog
-from modelchain.contracts import FailureClass
-from modelchain.digest import TRAINER_MATH
-from modelchain.faults import fault_of, of_a_peer
+from modelchain.api.contracts import FailureClass
+from modelchain.api.faults import fault_of, of_a_peer
+from modelchain.identity.digest import TRAINER_MATH
+from modelchain.io import watchdog
 from modelchain_trainer import devices
 
 
 def join(threads: int | None, kind: str) -> tuple[int, int, torch.device]:
-    """Join torchrun's process group, if there is one: (rank, world size, device of that kind). Raises devices.Faulty.
+    """Join torchrun's process group, if there is one: (rank, world size, device of that kind).
+    Raises devices.Faulty.
 
-    Pins the threads of torch, which are those that decode pictures, too; by default an equal share of the cores.
+    Pins the threads of torch, which are those that decode pictures, too; by default an equal share
+    of the cores.
     """
     # A broken device is told of by its own process, before peers wait for it.
     device, world = devices.this_device(kind), int(os.environ.get("WORLD_SIZE", "1"))
@@ -40,11 +44,14 @@ def join(threads: int | None, kind: str) -> tuple[int, int, torch.device]:
 
 def autocast(device: torch.device, precision: str) -> Callable[[], AbstractContextManager[object]]:
     """What a forward pass runs in: weights stay fp32, bf16 is autocast around it."""
-    return partial(torch.autocast, device.type, torch.bfloat16) if precision == "bf16" else nullcontext
+    return (
+        partial(torch.autocast, device.type, torch.bfloat16) if precision == "bf16" else nullcontext
+    )
 
 
 def compiles(device: torch.device, cache: Path, say: Callable[[str], None]) -> bool:
-    """Whether layers are compiled here, with compiled code kept in `cache` for later attempts and stages.
+    """Whether layers are compiled here, with compiled code kept in `cache` for later attempts and
+    stages.
 
     On a CPU it does not pay: docs/performance.md has the numbers.
     """
@@ -63,14 +70,18 @@ def ranks() -> tuple[int, int]:
 
 
 class Agreement:
-    """Ranks act on a wish at the same step: each step's are summed behind the step after it, so nobody waits for it."""
+    """Ranks act on a wish at the same step: each step's are summed behind the step after it, so
+    nobody waits for it.
+    """
 
     def __init__(self, world: int):
         self.world = world
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
 
     def reached(self, *wishes: bool, at_once: bool = False) -> list[bool]:
-        """For each, whether any rank wished for it: a step ago, or now if that is worth waiting for (or alone)."""
+        """For each, whether any rank wished for it: a step ago, or now if that is worth waiting for
+        (or alone).
+        """
         if self.world == 1:
             return list(wishes)
         totals = torch.tensor([int(wish) for wish in wishes])
@@ -86,7 +97,9 @@ class Agreement:
 
 @contextmanager
 def rank_0_first() -> Iterator[None]:
-    """The block runs on rank 0 first; the others wait for it, hours if need be, and still hear SIGTERM."""
+    """The block runs on rank 0 first; the others wait for it, hours if need be, and still hear
+    SIGTERM.
+    """
     rank, world = ranks()
     group = dist.new_group(backend="gloo", timeout=timedelta(days=1)) if world > 1 else None
     if rank == 0:
@@ -102,9 +115,13 @@ def rank_0_first() -> Iterator[None]:
 
 
 def failure_of(error: Exception) -> FailureClass:
-    """The class of a failure nobody foresaw; Unknown if only other processes, which are gone, could know the cause."""
+    """The class of a failure nobody foresaw; Unknown if only other processes, which are gone, could
+    know the cause.
+    """
     text = str(error)  # safetensors hides errno in it
-    spent = any(words in text for words in ("out of memory", "t allocate memory"))  # CUDA, NCCL; torch on a CPU
+    spent = any(
+        words in text for words in ("out of memory", "t allocate memory")
+    )  # CUDA, NCCL; torch on a CPU
     if spent or isinstance(error, torch.OutOfMemoryError | MemoryError):
         return FailureClass.OUT_OF_MEMORY
     if "No space left" in text or "quota exceeded" in text:
@@ -126,7 +143,9 @@ def broadcast_text(text: str, length: int = 4096) -> str:
 
 
 def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
-    """Linear warm-up, then cosine to 0 (Table C), as open_clip's `cosine_lr`; `step` counts from 0."""
+    """Linear warm-up, then cosine to 0 (Table C), as open_clip's `cosine_lr`; `step` counts
+    from 0.
+    """
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))

@@ -1,4 +1,6 @@
-"""One update of a stage's model: forward, losses, backward, AdamW. Nothing in it waits for the device."""
+"""One update of a stage's model: forward, losses, backward, AdamW. Nothing in it waits for the
+device.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ Piece = tuple[Tensor, list[Chunk]]  # normalised pictures and the captions' chun
 
 @dataclass
 class Step:
-    """Calls are updates. `inputs` are the hashed ones of a task; `micro_batch` is one rank's pictures at a time."""
+    """Calls are updates. `inputs` are the hashed ones of a task; `micro_batch` is one rank's
+    pictures at a time.
+    """
 
     student: models.Student
     teacher: torch.nn.Module | None
@@ -33,22 +37,38 @@ class Step:
     micro_batch: int | None = None
 
     def __post_init__(self) -> None:
-        student, inputs, self.device = self.student, self.inputs, self.student.clip.logit_scale.device
+        student, inputs, self.device = (
+            self.student,
+            self.inputs,
+            self.student.clip.logit_scale.device,
+        )
         self.rank, self.world = runtime.ranks()
-        self.tokens, self.learning_rate = (0, 0), 0.0  # of the last call; this rank's tokens: real, and with padding
+        self.tokens, self.learning_rate = (
+            (0, 0),
+            0.0,
+        )  # of the last call; this rank's tokens: real, and with padding
         self.precision = runtime.autocast(self.device, inputs["precision"])
-        named, decays = list(student.named_parameters()), {True: float(inputs["weightDecay"]), False: 0.0}
+        named, decays = (
+            list(student.named_parameters()),
+            {True: float(inputs["weightDecay"]), False: 0.0},
+        )
         groups = [
-            {"params": [p for name, p in named if models.decays(name, p) == decayed], "weight_decay": decay}
+            {
+                "params": [p for name, p in named if models.decays(name, p) == decayed],
+                "weight_decay": decay,
+            }
             for decayed, decay in decays.items()
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), eps=1e-8, fused=True)
         self.wrapped: torch.nn.Module = student
         if self.world > 1:
-            self.wrapped = DistributedDataParallel(student, broadcast_buffers=False, gradient_as_bucket_view=True)
+            self.wrapped = DistributedDataParallel(
+                student, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Update once; [loss, task loss, distillation loss, skipped, logit scale] of the global batch, on the device.
+        """Update once; [loss, task loss, distillation loss, skipped, logit scale] of the global
+        batch, on the device.
 
         `skipped` is 1 where a loss or a gradient was not finite, and nothing has changed.
         """
@@ -60,7 +80,10 @@ class Step:
         torch.manual_seed(self.inputs["seed"] << 32 ^ batch.step << 10 ^ self.rank)
         self.optimizer.zero_grad(set_to_none=True)
         parts = batch.pieces(self.micro_batch)
-        self.tokens = sum(part.real_tokens for part in parts), sum(part.processed_tokens for part in parts)
+        self.tokens = (
+            sum(part.real_tokens for part in parts),
+            sum(part.processed_tokens for part in parts),
+        )
         pieces = [self.to_device(part) for part in parts]
         targets = self._teach(pieces) if self.teacher is not None else None
 
@@ -73,7 +96,9 @@ class Step:
             task = contrastive(features.image, text_NMD, features.scale)
             pull = features.scale.new_zeros(())
             if targets is not None:
-                pull = distillation(features.projected_image, features.projected_text, *targets, self.alpha)
+                pull = distillation(
+                    features.projected_image, features.projected_text, *targets, self.alpha
+                )
             return task + pull, task, pull
 
         no_sync = self.wrapped.no_sync if self.world > 1 else nullcontext
@@ -81,7 +106,8 @@ class Step:
         if self.world > 1:
             dist.all_reduce(losses)
             losses /= self.world
-        # As with GradScaler: where it is 1, the fused kernel changes nothing, and no host has to know.
+        # As with GradScaler: where it is 1, the fused kernel changes nothing, and no host has to
+        # know.
         skipped = self.optimizer.found_inf = self._not_finite(losses)
         self.optimizer.step()
         with torch.no_grad():
@@ -89,22 +115,29 @@ class Step:
         return torch.stack([*losses, skipped, scale])
 
     def _not_finite(self, losses: Tensor) -> Tensor:
-        """1.0 or 0.0, on the device: whether a loss or a gradient is not finite, or its square would not be.
+        """1.0 or 0.0, on the device: whether a loss or a gradient is not finite, or its square
+        would not be.
 
         Losses and gradients are those of the global batch, so that all ranks skip, or none.
         """
-        norms = torch._foreach_norm([p.grad for p in self.student.parameters() if p.grad is not None])
+        norms = torch._foreach_norm(
+            [p.grad for p in self.student.parameters() if p.grad is not None]
+        )
         return 1 - torch.isfinite(torch.stack([*losses, *norms])).all().float()
 
     def to_device(self, piece: Batch) -> Piece:
         """Pictures go over as bytes; chunks as they are."""
         move = partial(Tensor.to, device=self.device, non_blocking=True)
-        return models.normalise(move(piece.images)), [(move(tokens), move(rows)) for tokens, rows in piece.chunks]
+        return models.normalise(move(piece.images)), [
+            (move(tokens), move(rows)) for tokens, rows in piece.chunks
+        ]
 
     @torch.inference_mode()
     def _teach(self, pieces: list[Piece]) -> tuple[Tensor, Tensor]:
         """The teacher's features of the same crops and captions: [N, D] and [N*M, D]."""
         with self.precision():
             images = torch.cat([models.encode_image(self.teacher, images) for images, _ in pieces])
-            texts = torch.cat([models.encode_text_chunks(self.teacher, chunks) for _, chunks in pieces])
+            texts = torch.cat(
+                [models.encode_text_chunks(self.teacher, chunks) for _, chunks in pieces]
+            )
         return images, texts

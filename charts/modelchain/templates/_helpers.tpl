@@ -30,7 +30,7 @@ app.kubernetes.io/component: operator
 {{- .Values.image.repository }}{{ .Values.image.digest | empty | ternary (printf ":%s" $tag) (printf "@%s" .Values.image.digest) -}}
 {{- end -}}
 
-{{/* The operator's configuration file: core/modelchain/pools.py says what is in it. */}}
+{{/* The operator's configuration file: core/modelchain/plan/pools.py says what is in it. */}}
 {{- define "modelchain.config" -}}
 {{- $config := pick .Values "namespaces" "progressSeconds" "defaults" -}}
 {{- with .Values.nodePools -}}

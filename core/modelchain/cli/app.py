@@ -1,4 +1,6 @@
-"""`modelchain`: the command line. Core owns it; other rooms add commands by the entry points `modelchain.commands`."""
+"""`modelchain`: the command line. Core owns it; other rooms add commands by the entry points
+`modelchain.commands`.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,22 @@ from typing import Any
 
 import typer
 
-from modelchain.cli.local.run import run
 from modelchain.cli.plan import plan
+from modelchain.cli.run import run
 from modelchain.cli.status import status
 from modelchain.cli.validate import validate
-from modelchain.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, EXIT_WORK_FAILED, InputError, WorkError
+from modelchain.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_WORK_FAILED,
+    InputError,
+    WorkError,
+)
 
-_UsageError: Any = typer.BadParameter.__mro__[1]  # click's, which typer carries under a private name
+_UsageError: Any = typer.BadParameter.__mro__[
+    1
+]  # click's, which typer carries under a private name
 
 app = typer.Typer(
     name="modelchain",
@@ -39,12 +50,16 @@ for entry in entry_points(group="modelchain.commands"):
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one line on standard error for each thing that is wrong."""
+    """Run the command line; a user's mistake is one line on standard error for each thing that is
+    wrong.
+    """
     try:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else EXIT_DONE)
     except _UsageError as error:  # typer's own way folds it into a box
-        if message := error.format_message():  # empty where no command was given: the help says enough
+        if (
+            message := error.format_message()
+        ):  # empty where no command was given: the help says enough
             print(f"modelchain: {message}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     except (InputError, WorkError) as error:
@@ -58,5 +73,8 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(0)
     except OSError as error:
-        print(f"modelchain: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
+        print(
+            f"modelchain: {error.filename or 'file system'}: {error.strerror or error}",
+            file=sys.stderr,
+        )
         sys.exit(EXIT_WORK_FAILED if error.errno in (ENOSPC, EDQUOT, EIO) else EXIT_BAD_INPUT)

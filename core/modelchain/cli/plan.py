@@ -11,24 +11,33 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from modelchain import plan as planning
-from modelchain.cli.load import load_chain, load_model
-from modelchain.cli.validate import FileOption
+from modelchain.api.spec import ModelChain
+from modelchain.cli.options import FileOption
 from modelchain.errors import InputError
-from modelchain.pools import DEFAULT_POOLS, PoolFile, Price
-from modelchain.spec import ModelChain
+from modelchain.io.load import load_chain, load_model
+from modelchain.plan import plan as planning
+from modelchain.plan.pools import DEFAULT_POOLS, PoolFile, Price
 
 
 def plan(
     file: FileOption,
-    output: Annotated[Literal["table", "json"], typer.Option("-o", "--output", help="What to print.")] = "table",
+    output: Annotated[
+        Literal["table", "json"], typer.Option("-o", "--output", help="What to print.")
+    ] = "table",
     convention: Annotated[
         planning.Convention,
-        typer.Option(help="How MACs are counted: as the trainer spends them, or as the paper's Table G prints them."),
+        typer.Option(
+            help=(
+                "How MACs are counted: as the trainer spends them, or as the paper's Table G prints"
+                " them."
+            )
+        ),
     ] = "analytic",
     pools: Annotated[
         Path | None,
-        typer.Option(help="The operator's node-pool file: GPUs and prices. Default: A100 pools, no prices."),
+        typer.Option(
+            help="The operator's node-pool file: GPUs and prices. Default: A100 pools, no prices."
+        ),
     ] = None,
 ) -> None:
     """Show what a chain will cost, stage by stage, against training each model alone.
@@ -86,9 +95,13 @@ def _print(result: planning.Plan, price: Price | None, note: str | None) -> None
         "\nratio": [*(f"{stage.individual.macs / stage.macs:.2f}" for stage in stages), "", ""],
         "ratio\nso far": [*(f"{a / s:.2f}" for a, s in zip(alone, spent, strict=True)), "", ""],
     }
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=f"{result.chain}, {result.convention} MACs")
+    table = Table(
+        box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=f"{result.chain}, {result.convention} MACs"
+    )
     for heading in columns:
-        table.add_column(heading, justify="left" if heading in ("stage", "model") else "right", no_wrap=True)
+        table.add_column(
+            heading, justify="left" if heading in ("stage", "model") else "right", no_wrap=True
+        )
     for index, row in enumerate(zip(*columns.values(), strict=True)):
         table.add_row(*row, end_section=index == len(stages) - 1)
 
@@ -96,7 +109,9 @@ def _print(result: planning.Plan, price: Price | None, note: str | None) -> None
     console = Console(width=250, markup=False, highlight=False, emoji=False)
     console.print(table)
     if price and total.cost:
-        console.print(f"{price.per_gpu_hour} {price.currency} per GPU hour: {price.source}", soft_wrap=True)
+        console.print(
+            f"{price.per_gpu_hour} {price.currency} per GPU hour: {price.source}", soft_wrap=True
+        )
     if note:
         console.print(note, soft_wrap=True)
     console.print(_in_words(result), soft_wrap=True)
@@ -104,7 +119,9 @@ def _print(result: planning.Plan, price: Price | None, note: str | None) -> None
 
 def _in_words(result: planning.Plan) -> str:
     power = _power(result.total.macs)
-    chain, alone = (f"{macs / 10**power:.3g}e{power}" for macs in (result.total.macs, result.individual.macs))
+    chain, alone = (
+        f"{macs / 10**power:.3g}e{power}" for macs in (result.total.macs, result.individual.macs)
+    )
     ratio = result.acceleration
     verdict = f"{ratio:.2f} times less" if ratio >= 1 else f"{1 / ratio:.2f} times more"
     return f"this chain costs {chain} MACs; training each alone {alone}: {verdict}"

@@ -3,45 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
-from modelchain.cli.local.root import parse_status, read_object
-from modelchain.cli.local.table import console, stages_table
-from modelchain.errors import InputError, WorkError
-from modelchain.status import ChainStatus
-
-# Options that every command on a cluster takes.
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The chain's name.", show_default=False)]
-Namespace = Annotated[
-    str | None, typer.Option("-n", "--namespace", help="Default: the context's own.", show_default=False)
-]
-Kubeconfig = Annotated[Path | None, typer.Option(help="Default: $KUBECONFIG, else ~/.kube/config.", show_default=False)]
-Context = Annotated[str | None, typer.Option(help="A context of the kubeconfig.", show_default=False)]
-Output = Annotated[
-    Literal["table", "json"], typer.Option("-o", "--output", help="A table, or one JSON document on stdout.")
-]
+from modelchain.api.status import ChainStatus
+from modelchain.cli.options import NEEDS_OPERATOR, Context, Kubeconfig, Namespace, Output
+from modelchain.errors import InputError
+from modelchain.io.load import status_of
+from modelchain.io.table import console, stages_table
+from modelchain.local.root import parse_status, read_object
 
 ReadChain = Callable[[str, str | None, Path | None, str | None], dict[str, Any]]
-NEEDS_OPERATOR = "clusters are reached with the operator's packages; install them: pip install 'modelchain[operator]'"
 
 
 def status(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="A chain on a cluster.", show_default=False)
     ] = None,
-    root: Annotated[Path | None, typer.Option("--root", help="The root of a local run.", show_default=False)] = None,
+    root: Annotated[
+        Path | None, typer.Option("--root", help="The root of a local run.", show_default=False)
+    ] = None,
     namespace: Namespace = None,
     output: Output = "table",
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
-    """Show how far a chain is: NAME on a cluster, or that of --root. Exits 0 whenever it could read the status.
+    """Show how far a chain is: NAME on a cluster, or that of --root. Exits 0 whenever it could read
+    the status.
 
     Example: [bold]modelchain status --root runs/quickstart -o json[/bold]
     """
@@ -59,15 +51,6 @@ def status(
         typer.echo(json.dumps(parsed.model_dump(mode="json", by_alias=True), indent=1))
         return
     console().print(stages_table(shown, parsed))
-
-
-def status_of(chain: Mapping[str, Any]) -> ChainStatus:
-    """The status of a chain read from a cluster. Raises WorkError for one that another version wrote."""
-    try:
-        return ChainStatus.model_validate_json(json.dumps(chain.get("status") or {}))
-    except ValidationError as error:
-        name = chain["metadata"]["name"]
-        raise WorkError(f"the status of {name} was written by another version; use the operator's version") from error
 
 
 def _read_root(root: Path) -> tuple[str, ChainStatus]:

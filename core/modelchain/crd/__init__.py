@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from modelchain.artifact import StageArtifactSpec
+from modelchain.api.artifact import StageArtifactSpec
+from modelchain.api.spec import API_VERSION, ChainSpec
+from modelchain.api.status import ChainStatus
 from modelchain.crd.cel import Rule
 from modelchain.crd.rules import ARTIFACT, CHAIN
 from modelchain.crd.schema import Schema, nodes, structural
-from modelchain.spec import API_VERSION, ChainSpec
-from modelchain.status import ChainStatus
 
 GROUP, VERSION = API_VERSION.split("/")
 CATEGORIES = ["modelchain", "ml"]
@@ -21,11 +21,23 @@ def definitions() -> dict[str, Schema]:
 def _modelchain() -> Schema:
     spec = structural(ChainSpec, nullable=False)
     for name in ("stages", "evaluation"):
-        spec["properties"][name] |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+        spec["properties"][name] |= {
+            "x-kubernetes-list-type": "map",
+            "x-kubernetes-list-map-keys": ["name"],
+        }
     status = structural(ChainStatus, nullable=True)
-    status["properties"]["conditions"] |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
-    status["default"] = {"observedGeneration": -1}  # until the operator has seen it, a chain is in progress (kstatus)
-    schema = _object("A family of models, each grown from the one before.", {"spec": spec, "status": status}, CHAIN)
+    status["properties"]["conditions"] |= {
+        "x-kubernetes-list-type": "map",
+        "x-kubernetes-list-map-keys": ["type"],
+    }
+    status["default"] = {
+        "observedGeneration": -1
+    }  # until the operator has seen it, a chain is in progress (kstatus)
+    schema = _object(
+        "A family of models, each grown from the one before.",
+        {"spec": spec, "status": status},
+        CHAIN,
+    )
     ready = '.status.conditions[?(@.type=="Ready")]'
     columns = [
         _column("Stage", ".status.summary.stage"),
@@ -45,7 +57,9 @@ def _modelchain() -> Schema:
 
 def _stageartifact() -> Schema:
     spec = structural(StageArtifactSpec, nullable=False)
-    schema = _object("The record of one finished stage, which outlives its chain.", {"spec": spec}, ARTIFACT)
+    schema = _object(
+        "The record of one finished stage, which outlives its chain.", {"spec": spec}, ARTIFACT
+    )
     columns = [
         _column("Chain", ".spec.chain"),
         _column("Stage", ".spec.stage"),
@@ -63,9 +77,17 @@ def _stageartifact() -> Schema:
 
 def _object(description: str, properties: Schema, rules: list[Rule]) -> Schema:
     """The schema of a whole object, with every rule at its place."""
-    metadata = {"type": "object", "properties": {"name": {"type": "string"}}}  # so that a rule can blame the name
+    metadata = {
+        "type": "object",
+        "properties": {"name": {"type": "string"}},
+    }  # so that a rule can blame the name
     base = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": metadata}
-    schema = {"description": description, "type": "object", "required": ["spec"], "properties": base | properties}
+    schema = {
+        "description": description,
+        "type": "object",
+        "required": ["spec"],
+        "properties": base | properties,
+    }
     places = dict(nodes(schema))
     for rule in rules:
         places[rule.path].setdefault("x-kubernetes-validations", []).append(rule.validation())
@@ -79,10 +101,23 @@ def _column(name: str, path: str, *, kind: str = "string", wide: bool = False) -
 _AGE = _column("Age", ".metadata.creationTimestamp", kind="date")
 
 
-def _definition(kind: str, short: str, schema: Schema, columns: list[Schema], more: Schema) -> Schema:
+def _definition(
+    kind: str, short: str, schema: Schema, columns: list[Schema], more: Schema
+) -> Schema:
     plural = f"{kind.lower()}s"
-    names = {"kind": kind, "listKind": f"{kind}List", "plural": plural, "singular": kind.lower(), "shortNames": [short]}
-    version = {"name": VERSION, "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
+    names = {
+        "kind": kind,
+        "listKind": f"{kind}List",
+        "plural": plural,
+        "singular": kind.lower(),
+        "shortNames": [short],
+    }
+    version = {
+        "name": VERSION,
+        "served": True,
+        "storage": True,
+        "schema": {"openAPIV3Schema": schema},
+    }
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",

@@ -29,9 +29,11 @@ def literal(value: str | float | Sequence[str | float] | Mapping[str, Sequence[f
 
 
 def sentence(template: str, **values: str) -> str:
-    """CEL that makes the text of `template`, each {name} in it replaced by the value of the CEL expression given.
+    """CEL that makes the text of `template`, each {name} in it replaced by the value of the CEL
+    expression given.
 
-    By `format`: of texts that are added up the server estimates any length, and refuses the rule as too costly.
+    By `format`: of texts that are added up the server estimates any length, and refuses the rule as
+    too costly.
     """
     names = re.findall(r"\{(\w+)\}", template)
     pattern = re.sub(r"\{\w+\}", "%s", template.replace("%", "%%"))
@@ -40,7 +42,8 @@ def sentence(template: str, **values: str) -> str:
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule on the schema at `path`. `expression` is CEL that makes the sentence, `message` stands in for it.
+    """One rule on the schema at `path`. `expression` is CEL that makes the sentence, `message`
+    stands in for it.
 
     `field`, below `path`, is the one to be blamed.
     """
@@ -58,7 +61,9 @@ class Rule:
         return entry | ({"fieldPath": self.field} if self.field else {})
 
 
-def rule(path: str, test: str, message: str, values: Mapping[str, str] | None = None, field: str = "") -> Rule:
+def rule(
+    path: str, test: str, message: str, values: Mapping[str, str] | None = None, field: str = ""
+) -> Rule:
     """A rule whose message is a template: `values` are CEL for the names in its braces."""
     plain = re.sub(r"\{\w+\}", "...", message)
     return Rule(path, test, plain, sentence(message, **values) if values else "", field)

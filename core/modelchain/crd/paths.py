@@ -1,15 +1,16 @@
-"""CEL for paths: under the mount, no shell, no way out; and as much of brace notation as regular expressions see.
+"""CEL for paths: under the mount, no shell, no way out; and as much of brace notation as regular
+expressions see.
 
-What is in braces within braces, and files named twice, is left to `modelchain.check`: CEL's cost is bounded. Nothing
-is refused here that it allows.
+What is in braces within braces, and files named twice, is left to `modelchain.plan.check`: CEL's
+cost is bounded. Nothing is refused here that it allows.
 """
 
 from __future__ import annotations
 
-from modelchain import messages
+from modelchain.api import messages
+from modelchain.api.spec import BUILT_IN_CLASS_NAMES, BUILT_IN_TEMPLATES
 from modelchain.crd.cel import Rule, quoted, rule
-from modelchain.shards import MAX_DEPTH, MAX_SHARDS
-from modelchain.spec import BUILT_IN_CLASS_NAMES, BUILT_IN_TEMPLATES
+from modelchain.identity.shards import MAX_DEPTH, MAX_SHARDS
 
 # A component `..`, as it stands or as an alternative of braces behind a slash.
 _CLIMBS = quoted(r"/\.\.(/|$)|/\{[^{}]*,\.\.(/|\}(/|$))|/\{\.\./[^{}]*,|/\{\.\.,[^{}]*\}(/|$)")
@@ -34,9 +35,16 @@ def _shards(path: str, many: str) -> list[Rule]:
     return [
         *_path(path),
         rule(path, "!self.contains('\\u0000')", messages.NUL),
-        rule(path, "self.split('{').size() == self.split('}').size()", messages.UNBALANCED, {"pattern": "self"}),
+        rule(
+            path,
+            "self.split('{').size() == self.split('}').size()",
+            messages.UNBALANCED,
+            {"pattern": "self"},
+        ),
         rule(path, many, messages.MANY_FILES, {"limit": quoted(str(MAX_SHARDS))}),
-        rule(path, f"!self.matches({_DEEP})", messages.DEEP_BRACES, {"limit": quoted(str(MAX_DEPTH))}),
+        rule(
+            path, f"!self.matches({_DEEP})", messages.DEEP_BRACES, {"limit": quoted(str(MAX_DEPTH))}
+        ),
     ]
 
 
@@ -44,13 +52,19 @@ _COUNTABLE = f"!self.matches({_ENDLESS}) && !self.matches({_SEVENTEEN_CHOICES})"
 
 
 def _countable() -> str:
-    """CEL: what is countable at a glance, and the first three ranges of numbers together, make no more than MAX_SHARDS.
+    """CEL: what is countable at a glance, and the first three ranges of numbers together, make no
+    more than MAX_SHARDS.
 
     Its estimated cost allows it once, for the training data.
     """
-    lengths = f"self.findAll({_RANGE}, 3).map(r, int(r.find('\\\\d+}}').replace('}}', '')) - int(r.find('\\\\d+')) + 1)"
+    lengths = (
+        f"self.findAll({_RANGE}, 3).map(r, int(r.find('\\\\d+}}').replace('}}', '')) -"
+        " int(r.find('\\\\d+')) + 1)"
+    )
     product = " * ".join(f"(n.size() > {i} ? n[{i}] : 1)" for i in range(3))
-    return f"{_COUNTABLE} && (!self.matches({_FLAT}) || [{lengths}].all(n, {product} <= {MAX_SHARDS}))"
+    return (
+        f"{_COUNTABLE} && (!self.matches({_FLAT}) || [{lengths}].all(n, {product} <= {MAX_SHARDS}))"
+    )
 
 
 def _inside(items: str, value: str, blame: str) -> Rule:
@@ -61,7 +75,10 @@ def _inside(items: str, value: str, blame: str) -> Rule:
 
 
 def _lists(name: str, built_in: str) -> Rule:
-    given = f"(has(self.evaluation) ? self.evaluation.filter(e, has(e.{name}) && e.{name} != {quoted(built_in)}) : [])"
+    given = (
+        f"(has(self.evaluation) ? self.evaluation.filter(e, has(e.{name}) && e.{name} !="
+        f" {quoted(built_in)}) : [])"
+    )
     return _inside(given, f"e.{name}", ".evaluation")
 
 

@@ -1,15 +1,17 @@
-"""What must hold between fields, in CEL: `modelchain.check` and the types' validators once more, with their sentences.
+"""What must hold between fields, in CEL: `modelchain.plan.check` and the types' validators once
+more, with their sentences.
 
-CEL cannot unfold nested braces, so a server refuses no spec that `check` allows, and nearly all that it refuses.
+CEL cannot unfold nested braces, so a server refuses no spec that `check` allows, and nearly all
+that it refuses.
 """
 
 from __future__ import annotations
 
-from modelchain import messages
-from modelchain.check import DECIMAL_BOUNDS
+from modelchain.api import messages
 from modelchain.crd import paths, shapes
 from modelchain.crd.cel import FIRST_TO_LAST, Rule, quoted, rule
-from modelchain.zoo import MODELS
+from modelchain.families.zoo import MODELS
+from modelchain.plan.check import DECIMAL_BOUNDS
 
 _STAGE = "spec.stages[]"
 _BATCH, _TRAIN = "self.recipe.globalBatchSize", "self.data.train"
@@ -18,7 +20,8 @@ _NAMES = f"[{', '.join(quoted(name) for name in MODELS)}]"
 _OBJECT = [
     rule(
         "",
-        "self.metadata.name.size() <= 24 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+        "self.metadata.name.size() <= 24 &&"
+        " self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
         messages.CHAIN_NAME,
         {"name": "self.metadata.name"},
         ".metadata.name",
@@ -33,7 +36,10 @@ _STAGES = [
         messages.UNKNOWN_MODEL,
         {"name": "self.model", "known": quoted(", ".join(MODELS))},
     ),
-    *(rule(f"{_STAGE}.modelConfig.{tower}", test, message, values) for tower, test, message, values in shapes.TOWERS),
+    *(
+        rule(f"{_STAGE}.modelConfig.{tower}", test, message, values)
+        for tower, test, message, values in shapes.TOWERS
+    ),
     *(Rule("spec.stages", *rest) for rest in shapes.NEIGHBOURS),
 ]
 
@@ -53,7 +59,13 @@ def _divides(name: str, size: str) -> Rule:
         "ranks": f"{first}.map(s, {_RANKS})[0]",
     }
     given = "!has(self.recipe.microBatchSize) || " if name == "microBatchSize" else ""
-    return rule("spec", f"{given}self.stages.all(s, {size} % {_RANKS} == 0)", messages.RANKS, values, ".stages")
+    return rule(
+        "spec",
+        f"{given}self.stages.all(s, {size} % {_RANKS} == 0)",
+        messages.RANKS,
+        values,
+        ".stages",
+    )
 
 
 def _warm_up(kind: str, indices: str, epochs: str, given: str) -> Rule:
@@ -93,9 +105,15 @@ _RECIPE = [
     _warm_up("successors", FIRST_TO_LAST, _EPOCHS, f"has({_EPOCHS})"),
     rule(
         "spec",
-        f"has(self.allocation.targetAcceleration) || {FIRST_TO_LAST}.all(i, i >= self.stages.size() || has({_EPOCHS}))",
+        f"has(self.allocation.targetAcceleration) || {FIRST_TO_LAST}.all(i, i >= self.stages.size()"
+        f" || has({_EPOCHS}))",
         messages.NO_EPOCHS,
-        {"stage": f"self.stages[{FIRST_TO_LAST}.filter(i, i < self.stages.size() && !has({_EPOCHS}))[0]].name"},
+        {
+            "stage": (
+                f"self.stages[{FIRST_TO_LAST}.filter(i, i < self.stages.size() &&"
+                f" !has({_EPOCHS}))[0]].name"
+            )
+        },
         ".allocation.targetAcceleration",
     ),
     *(
@@ -123,17 +141,18 @@ _REST = [
     rule("spec.storage", "has(self.claimTemplate) != has(self.claimName)", messages.ONE_CLAIM),
     rule(
         "spec",
-        "!has(oldSelf.storage) || (has(self.storage)"
-        " && has(self.storage.claimName) == has(oldSelf.storage.claimName)"
-        " && (!has(self.storage.claimName) || self.storage.claimName == oldSelf.storage.claimName)"
-        " && has(self.storage.claimTemplate) == has(oldSelf.storage.claimTemplate)"
-        " && (!has(self.storage.claimTemplate) || self.storage.claimTemplate == oldSelf.storage.claimTemplate))",
+        "!has(oldSelf.storage) || (has(self.storage) && has(self.storage.claimName) =="
+        " has(oldSelf.storage.claimName) && (!has(self.storage.claimName) || self.storage.claimName"
+        " == oldSelf.storage.claimName) && has(self.storage.claimTemplate) =="
+        " has(oldSelf.storage.claimTemplate) && (!has(self.storage.claimTemplate) ||"
+        " self.storage.claimTemplate == oldSelf.storage.claimTemplate))",
         messages.STORAGE,
         field=".storage",
     ),
     rule(
         "spec.runner",
-        "self.kind == 'Local' || !has(self.image) || self.image.matches('^[^@ ]+@sha256:[0-9a-f]{64}$')",
+        "self.kind == 'Local' || !has(self.image) || self.image.matches('^[^@"
+        " ]+@sha256:[0-9a-f]{64}$')",
         messages.IMAGE,
         {"image": "self.image"},
         ".image",
@@ -142,5 +161,7 @@ _REST = [
 
 CHAIN: list[Rule] = [*_OBJECT, *_STAGES, *_RECIPE, *paths.RULES, *_REST]
 ARTIFACT: list[Rule] = [
-    rule("", "self.spec == oldSelf.spec", messages.ARTIFACT, {"name": "self.metadata.name"}, ".spec"),
+    rule(
+        "", "self.spec == oldSelf.spec", messages.ARTIFACT, {"name": "self.metadata.name"}, ".spec"
+    ),
 ]

@@ -1,4 +1,6 @@
-"""From pydantic's JSON schema to a structural schema that an API server takes: no references, everything bounded."""
+"""From pydantic's JSON schema to a structural schema that an API server takes: no references,
+everything bounded.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ KEPT = (
 def structural(model: type[BaseModel], *, nullable: bool) -> Schema:
     """The structural schema of an API type.
 
-    nullable: whether what is optional may be written as null. A server drops nulls of a spec that may not be,
-    which is what a user means; of a status it must keep what was written.
+    nullable: whether what is optional may be written as null. A server drops nulls of a spec that
+    may not be, which is what a user means; of a status it must keep what was written.
     """
     whole = model.model_json_schema(by_alias=True, mode="validation")
     return _convert(whole, whole.get("$defs", {}), nullable, in_list=False)
@@ -45,7 +47,9 @@ def nodes(schema: Schema, path: str = "") -> Iterator[tuple[str, Schema]]:
         yield from nodes(schema["additionalProperties"], f"{path}{{}}")
 
 
-def _convert(source: Schema, defs: dict[str, Schema], nullable: bool, *, in_list: bool, name: str = "") -> Schema:
+def _convert(
+    source: Schema, defs: dict[str, Schema], nullable: bool, *, in_list: bool, name: str = ""
+) -> Schema:
     source, optional = _resolve(source, defs)
     out = {key: source[key] for key in KEPT if key in source}
     if "description" in out:
@@ -56,7 +60,9 @@ def _convert(source: Schema, defs: dict[str, Schema], nullable: bool, *, in_list
         out |= {"minimum": source["exclusiveMinimum"], "exclusiveMinimum": True}
     if optional and nullable:
         out["nullable"] = True
-        out.pop("enum", None)  # an API server takes null for no member of any enum, null's own included
+        out.pop(
+            "enum", None
+        )  # an API server takes null for no member of any enum, null's own included
     match out.get("type"):
         case "object":
             out |= _object(source, defs, nullable, in_list)
@@ -65,7 +71,10 @@ def _convert(source: Schema, defs: dict[str, Schema], nullable: bool, *, in_list
             out["items"] = _convert(source["items"], defs, nullable, in_list=True)
         case "string" if "enum" not in out:
             out.setdefault("maxLength", MAX_TEXT)
-        case "integer" if name in ("macs", "plannedMacs"):  # up to 1e24, beyond any integer of an API server
+        case "integer" if name in (
+            "macs",
+            "plannedMacs",
+        ):  # up to 1e24, beyond any integer of an API server
             out["type"] = "number"
         case "integer":
             out = {"format": "int64", **out}
@@ -88,19 +97,25 @@ def _object(source: Schema, defs: dict[str, Schema], nullable: bool, in_list: bo
     out: Schema = {}
     if properties := source.get("properties"):
         out["properties"] = {
-            key: _convert(inner, defs, nullable, in_list=in_list, name=key) for key, inner in properties.items()
+            key: _convert(inner, defs, nullable, in_list=in_list, name=key)
+            for key, inner in properties.items()
         }
         if required := source.get("required"):
             out["required"] = required
     elif isinstance(values := source.get("additionalProperties"), dict):
-        out |= {"maxProperties": MAX_KEYS, "additionalProperties": _convert(values, defs, nullable, in_list=in_list)}
+        out |= {
+            "maxProperties": MAX_KEYS,
+            "additionalProperties": _convert(values, defs, nullable, in_list=in_list),
+        }
     else:
         out["x-kubernetes-preserve-unknown-fields"] = True
     return out
 
 
 def _resolve(source: Schema, defs: dict[str, Schema]) -> tuple[Schema, bool]:
-    """Without `$ref` and without `anyOf` null, what stands beside them kept; and whether null was allowed."""
+    """Without `$ref` and without `anyOf` null, what stands beside them kept; and whether null was
+    allowed.
+    """
     optional = False
     if "anyOf" in source:
         choices = [choice for choice in source["anyOf"] if choice != {"type": "null"}]

@@ -1,12 +1,13 @@
-"""CEL for model configs: the towers' own rules, and the neighbours' (RULES section 3), with Table G as lookup maps."""
+"""CEL for model configs: the towers' own rules, and the neighbours' (RULES section 3), with Table G
+as lookup maps.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from modelchain import messages
-from modelchain.crd.cel import FIRST_TO_LAST, literal, quoted, sentence
-from modelchain.modelconfig import (
+from modelchain.api import messages
+from modelchain.api.modelconfig import (
     SWIN_HEAD_WIDTH,
     SWIN_IMAGE,
     SWIN_TRUNKS,
@@ -15,7 +16,8 @@ from modelchain.modelconfig import (
     TextConfig,
     VisionConfig,
 )
-from modelchain.zoo import MODELS
+from modelchain.crd.cel import FIRST_TO_LAST, literal, quoted, sentence
+from modelchain.families.zoo import MODELS
 
 
 def _given(at: str, name: str, kind: type[VisionConfig | TextConfig]) -> str:
@@ -52,7 +54,12 @@ TOWERS: list[tuple[str, str, str, Mapping[str, str]]] = [
         messages.MLP,
         {"w": _W, "r": _RATIO},
     ),
-    ("vision_cfg", f"{_TRUNK} || (!has(self.timm_pool) && !has(self.timm_proj))", messages.TIMM_ONLY, {}),
+    (
+        "vision_cfg",
+        f"{_TRUNK} || (!has(self.timm_pool) && !has(self.timm_proj))",
+        messages.TIMM_ONLY,
+        {},
+    ),
     (
         "vision_cfg",
         f"!{_TRUNK} || self.timm_model_name in {literal(list(SWIN_TRUNKS))}",
@@ -65,8 +72,16 @@ TOWERS: list[tuple[str, str, str, Mapping[str, str]]] = [
     ("text_cfg", _whole(_TW, _TRATIO), messages.MLP, {"w": _TW, "r": _TRATIO}),
 ]
 
-# A stage s as two lists that are compared place by place: sizes, which may not shrink, and what must be equal.
-_SIZES = ["vision width", "vision heads", *["vision depth"] * 4, "text width", "text heads", "text depth"]
+# A stage s as two lists that are compared place by place: sizes, which may not shrink, and what
+# must be equal.
+_SIZES = [
+    "vision width",
+    "vision heads",
+    *["vision depth"] * 4,
+    "text width",
+    "text heads",
+    "text depth",
+]
 _EQUALS = [
     "vision image_size",
     "vision head_width",
@@ -83,13 +98,25 @@ def _sizes(config: ModelConfig) -> list[int]:
     """Behind them 1 for a Swin and 0 for a ViT; a ViT's depth stands four times."""
     vision, text = config.vision_cfg, config.text_cfg
     depths = vision.depths if vision.is_swin else vision.depths * 4
-    return [vision.base_width, vision.heads, *depths, text.width, text.heads, text.layers, int(vision.is_swin)]
+    return [
+        vision.base_width,
+        vision.heads,
+        *depths,
+        text.width,
+        text.heads,
+        text.layers,
+        int(vision.is_swin),
+    ]
 
 
 def _equals(config: ModelConfig) -> list[float]:
-    """What a Swin trunk fixes is 0, which is compared with nothing; quick_gelu is 1 if false and 2 if true."""
+    """What a Swin trunk fixes is 0, which is compared with nothing; quick_gelu is 1 if false and 2
+    if true.
+    """
     vision, text = config.vision_cfg, config.text_cfg
-    shape = [0, 0, 0] if vision.is_swin else [vision.head_width, vision.patch_size, vision.mlp_ratio]
+    shape = (
+        [0, 0, 0] if vision.is_swin else [vision.head_width, vision.patch_size, vision.mlp_ratio]
+    )
     rest = [text.head_width, text.context_length, text.mlp_ratio, 1 + config.quick_gelu]
     return [float(value) for value in (vision.image_size, *shape, *rest)]
 
@@ -138,11 +165,17 @@ def _all_equals() -> str:
     return f"self.map(s, has(s.model) ? {literal(table)}[s.model] : ({vision} + {text}))"
 
 
-def _pairs(lists: str, wrong: str, places: int, mismatch: str, message: str) -> tuple[str, str, str]:
-    """Rule, message and its expression for neighbours: `wrong` is CEL on v, the stages' lists, i, a stage's place
-    in the chain, and k, a place in its list; `mismatch` says it. The first one found is said."""
+def _pairs(
+    lists: str, wrong: str, places: int, mismatch: str, message: str
+) -> tuple[str, str, str]:
+    """Rule, message and its expression for neighbours: `wrong` is CEL on v, the stages' lists, i, a
+    stage's place in the chain, and k, a place in its list; `mismatch` says it. The first one found
+    is said.
+    """
     ks = literal(list(range(places)))
-    said = sentence(messages.NEIGHBOURS, after="self[i].name", before="self[i - 1].name", mismatch=mismatch)
+    said = sentence(
+        messages.NEIGHBOURS, after="self[i].name", before="self[i - 1].name", mismatch=mismatch
+    )
     at_fault = f"{FIRST_TO_LAST}.filter(i, i < v.size() && {ks}.exists(k, {wrong}))"
     return (
         f"!self.all(s, {_KNOWN}) || [{lists}].all(v, {at_fault}.size() == 0)",

@@ -1,4 +1,6 @@
-"""Reading pods as the API server gives them: what runs, since when, how it ended, and what it said."""
+"""Reading pods as the API server gives them: what runs, since when, how it ended, and what it
+said.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from modelchain.contracts import LastWord
-from modelchain_operator.kube import Object
-from modelchain_operator.objects import Read, annotation, held, seconds
+from modelchain.api.contracts import LastWord
+from modelchain_operator.api.kube import Object
+from modelchain_operator.api.objects import Read, annotation, held, seconds
 from modelchain_operator.runners.template import MAIN_CONTAINER
 
 TERMINAL = ("Succeeded", "Failed")
@@ -32,7 +34,9 @@ def state(pod: Read, kind: Literal["waiting", "running", "terminated"]) -> Read 
 
 
 def main_status(pod: Read) -> Read:
-    """The container status of the container that our templates name; sidecars may have been added."""
+    """The container status of the container that our templates name; sidecars may have been
+    added.
+    """
     wanted = annotation(pod, MAIN_CONTAINER) or pod["spec"]["containers"][0]["name"]
     statuses = pod.get("status", {}).get("containerStatuses") or []
     return next((dict(status) for status in statuses if status["name"] == wanted), {})
@@ -40,7 +44,9 @@ def main_status(pod: Read) -> Read:
 
 def main_container(pod: Read) -> Read:
     containers = pod["spec"]["containers"]
-    return next((c for c in containers if c["name"] == annotation(pod, MAIN_CONTAINER)), containers[0])
+    return next(
+        (c for c in containers if c["name"] == annotation(pod, MAIN_CONTAINER)), containers[0]
+    )
 
 
 def disruption(pod: Read) -> Read | None:
@@ -53,12 +59,16 @@ def created_at(pod: Read) -> float:
 
 
 def never_ran(pod: Read) -> bool:
-    """The main container was tried and did not start: what its status then says of a start is no time."""
+    """The main container was tried and did not start: what its status then says of a start is no
+    time.
+    """
     return (state(pod, "terminated") or {}).get("reason") in NOT_STARTED
 
 
 def started_at(pod: Read) -> float | None:
-    """When the main container started, on its node's clock; None if it has not, as far as anybody knows."""
+    """When the main container started, on its node's clock; None if it has not, as far as anybody
+    knows.
+    """
     found = state(pod, "running") or state(pod, "terminated") or {}
     return None if never_ran(pod) else _time(found.get("startedAt"))
 
@@ -71,18 +81,24 @@ def ended_at(pod: Read) -> float | None:
     if is_live(pod):
         return None
     found = disruption(pod) or {}
-    return seconds(found.get("lastTransitionTime")) or seconds(pod["metadata"].get("deletionTimestamp"))
+    return seconds(found.get("lastTransitionTime")) or seconds(
+        pod["metadata"].get("deletionTimestamp")
+    )
 
 
 def run_time(pod: Read, now: float) -> tuple[float, float | None] | None:
-    """When the main container started and ended, in seconds since the epoch by our clock; None if it never ran.
+    """When the main container started and ended, in seconds since the epoch by our clock; None if
+    it never ran.
 
-    Its node's clock may be wrong. Between a start and an end of the same node it measures right all the same; a start
-    before the pod's creation or after `now` is corrected by what the scheduler's clock says, or else is taken to be the
-    creation. The answer does not move with `now`: every look would write it.
+    Its node's clock may be wrong. Between a start and an end of the same node it measures right all
+    the same; a start before the pod's creation or after `now` is corrected by what the scheduler's
+    clock says, or else is taken to be the creation. The answer does not move with `now`: every look
+    would write it.
     """
     started, finished, created = started_at(pod), ended_at(pod), created_at(pod)
-    if started is None or (finished is not None and not 0 <= finished - started <= now - created + CLOCKS_DIFFER):
+    if started is None or (
+        finished is not None and not 0 <= finished - started <= now - created + CLOCKS_DIFFER
+    ):
         return None
     length = None if finished is None else finished - started
     if not created <= started <= now:
@@ -93,7 +109,9 @@ def run_time(pod: Read, now: float) -> tuple[float, float | None] | None:
 
 
 def _node_is_behind(pod: Read) -> float:
-    """Seconds, from what the scheduler and the node give as the time the node took the pod; 0 if one says nothing."""
+    """Seconds, from what the scheduler and the node give as the time the node took the pod; 0 if
+    one says nothing.
+    """
     scheduled = seconds((held(pod, "PodScheduled") or {}).get("lastTransitionTime"))
     taken = seconds(pod["status"].get("startTime"))
     return 0.0 if scheduled is None or taken is None else scheduled - taken
@@ -111,7 +129,9 @@ def gpus(pod: Read, resource: str) -> int:
 
 
 def last_word(pod: Read) -> LastWord | None:
-    """Its termination message, if the trainer wrote it: the container runtime leaves messages of its own there."""
+    """Its termination message, if the trainer wrote it: the container runtime leaves messages of
+    its own there.
+    """
     message = (state(pod, "terminated") or {}).get("message") or ""
     try:
         word = LastWord.model_validate_json(message)
@@ -121,17 +141,33 @@ def last_word(pod: Read) -> LastWord | None:
 
 
 def remember(pod: Read) -> Object | None:
-    """What is worth keeping of a pod that may be gone at the next look, small; None while it has said nothing.
+    """What is worth keeping of a pod that may be gone at the next look, small; None while it has
+    said nothing.
 
-    Kept by UID from watch events: a pod deleted with its grace has its last word on that event alone.
+    Kept by UID from watch events: a pod deleted with its grace has its last word on that event
+    alone.
     """
     if is_live(pod) and state(pod, "terminated") is None and disruption(pod) is None:
         return None
     meta, status = pod["metadata"], pod["status"]
-    kept_meta = ("name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "labels", "annotations")
+    kept_meta = (
+        "name",
+        "namespace",
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "labels",
+        "annotations",
+    )
     kept_status = (
-        "phase", "reason", "message", "conditions", "startTime", "containerStatuses", "initContainerStatuses",
-    )  # fmt: skip
+        "phase",
+        "reason",
+        "message",
+        "conditions",
+        "startTime",
+        "containerStatuses",
+        "initContainerStatuses",
+    )
     containers: list[dict[str, Any]] = [
         {field: container[field] for field in ("name", "image", "resources") if field in container}
         for container in pod["spec"]["containers"]

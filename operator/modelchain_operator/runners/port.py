@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from modelchain.errors import InputError
-from modelchain.pools import NodePool
-from modelchain_operator.kube import Object, Resource
-from modelchain_operator.objects import Read
+from modelchain.plan.pools import NodePool
+from modelchain_operator.api.kube import Object, Resource
+from modelchain_operator.api.objects import Read
 
 TASK_BYTES = 64 * 1024
 
@@ -20,8 +20,9 @@ TASK_BYTES = 64 * 1024
 class JobRequest:
     """One attempt, all that its objects are made from.
 
-    `name` is the attempt's. `task` is `modelchain.contracts.Task` as JSON, at most 64 KiB. `mount_path` is where the
-    data lies; `data_claim` None leaves it to the image. `priority_class` is Kueue's. `avoid` are nodes not to run on.
+    `name` is the attempt's. `task` is `modelchain.api.contracts.Task` as JSON, at most 64 KiB.
+    `mount_path` is where the data lies; `data_claim` None leaves it to the image. `priority_class`
+    is Kueue's. `avoid` are nodes not to run on.
     """
 
     name: str
@@ -45,18 +46,19 @@ class JobRequest:
     def __post_init__(self) -> None:
         if (size := len(self.task.encode())) > TASK_BYTES:
             raise InputError(
-                f"the task of stage {self.stage} takes {size} bytes, more than {TASK_BYTES}; name fewer shards, or "
-                "shorter paths",
+                f"the task of stage {self.stage} takes {size} bytes, more than {TASK_BYTES}; name"
+                " fewer shards, or shorter paths",
                 field="spec.data",
             )
 
 
 @dataclass(frozen=True)
 class JobState:
-    """A job as it was read. `released`: we let it run, as our annotation says; a queue may hold it `suspended` still.
+    """A job as it was read. `released`: we let it run, as our annotation says; a queue may hold it
+    `suspended` still.
 
-    `queue` is the one its label names, None for none and for our placeholder. `message` is the job's own word on why it
-    failed; none of this is evidence of success.
+    `queue` is the one its label names, None for none and for our placeholder. `message` is the
+    job's own word on why it failed; none of this is evidence of success.
     """
 
     released: bool
@@ -83,15 +85,19 @@ class Runner(Protocol):
         ...
 
     def release(self, job: Read, queue: str | None, now: str) -> Object:
-        """The next merge patch on the way to let `job` run; it fails if the job is another or has changed since it was
-        read. `now` (RFC 3339) is what the annotation says that marks it as released.
+        """The next merge patch on the way to let `job` run; it fails if the job is another or has
+        changed since it was read. `now` (RFC 3339) is what the annotation says that marks it as
+        released.
 
-        Without a queue it takes two: Kueue's webhook refuses to take a queue's label from a job that is not suspended.
+        Without a queue it takes two: Kueue's webhook refuses to take a queue's label from a job
+        that is not suspended.
         """
         ...
 
     def state(self, job: Read) -> JobState: ...
 
     def node_rank(self, pod: Read) -> int | None:
-        """Which node of its job a pod is; 0 holds rank 0. None for a pod that this runner did not make."""
+        """Which node of its job a pod is; 0 holds rank 0. None for a pod that this runner did not
+        make.
+        """
         ...

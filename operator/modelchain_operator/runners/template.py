@@ -1,13 +1,15 @@
-"""Pods as every runner and the verify Job make them: mounts, environment, the restricted Pod Security Standard."""
+"""Pods as every runner and the verify Job make them: mounts, environment, the restricted Pod
+Security Standard.
+"""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
+from modelchain.api.spec import API_VERSION, KIND
 from modelchain.errors import InputError
-from modelchain.pools import NodePool
-from modelchain.spec import API_VERSION, KIND
-from modelchain_operator.kube import Object
+from modelchain.plan.pools import NodePool
+from modelchain_operator.api.kube import Object
 from modelchain_operator.runners.port import JobRequest
 
 ARTIFACTS, PREDECESSORS = "/artifacts", "/predecessors"
@@ -18,10 +20,14 @@ METRICS_PORT, PROGRESS_PORT = 9090, 9091
 SHUTDOWN_SECONDS = 15  # of the grace, kept for torchrun and the kubelet after the workers have gone
 
 CHAIN, CHAIN_UID, STAGE, ATTEMPT, INPUT_DIGEST, ROLE = (
-    f"modelchain.dev/{name}" for name in ("chain", "chain-uid", "stage", "attempt", "input-digest", "role")
+    f"modelchain.dev/{name}"
+    for name in ("chain", "chain-uid", "stage", "attempt", "input-digest", "role")
 )
-FILLS = "modelchain.dev/fills"  # of a Job that packs data: the claim that no stage is trained from before
-MAIN_CONTAINER = "kubectl.kubernetes.io/default-container"  # `kubectl logs` follows it, and so do we
+# of a Job that packs data: the claim that no stage is trained from before
+FILLS = "modelchain.dev/fills"
+MAIN_CONTAINER = (
+    "kubectl.kubernetes.io/default-container"  # `kubectl logs` follows it, and so do we
+)
 
 Role = Literal["train", "verify"]
 
@@ -61,7 +67,9 @@ def labels(request: JobRequest, role: Role) -> dict[str, str]:
 
 
 def trainer_template(request: JobRequest, container: str, *, rank_0: bool) -> Object:
-    """The pod template of one node's trainer under torchrun, which finds its peers by the job's own PET_* variables."""
+    """The pod template of one node's trainer under torchrun, which finds its peers by the job's own
+    PET_* variables.
+    """
     pool = request.pool
     claims = {"artifacts": request.artifacts_claim}
     mounts = [mount("artifacts", ARTIFACTS), mount("artifacts", PREDECESSORS, read_only=True)]
@@ -71,11 +79,20 @@ def trainer_template(request: JobRequest, container: str, *, rank_0: bool) -> Ob
         volume = "artifacts" if request.data_claim == request.artifacts_claim else "data"
         claims[volume] = request.data_claim
         mounts.append(mount(volume, request.mount_path, read_only=True))
-    # Alone, a pod need not find itself by a name, which may not resolve; both flags win over the job's variables.
+    # Alone, a pod need not find itself by a name, which may not resolve; both flags win over the
+    # job's variables.
     here = ["--master-addr=127.0.0.1", "--local-addr=127.0.0.1"] if request.nodes == 1 else []
     trainer: Object = {
         "name": container,
-        "command": ["python", "-m", "torch.distributed.run", "--max-restarts=0", *here, "-m", "modelchain_trainer"],
+        "command": [
+            "python",
+            "-m",
+            "torch.distributed.run",
+            "--max-restarts=0",
+            *here,
+            "-m",
+            "modelchain_trainer",
+        ],
         "env": environment(
             request,
             {
@@ -123,8 +140,12 @@ def verify_template(request: JobRequest, arguments: list[str], resources: Object
     return template
 
 
-def pod_template(request: JobRequest, role: Role, container: Object, volumes: list[Object]) -> Object:
-    """One container of the trainer image, under the restricted standard, with room to write in /tmp and HOME only."""
+def pod_template(
+    request: JobRequest, role: Role, container: Object, volumes: list[Object]
+) -> Object:
+    """One container of the trainer image, under the restricted standard, with room to write in /tmp
+    and HOME only.
+    """
     pool = request.pool
     security: Object = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
     if pool.run_as_user is not None:
@@ -151,7 +172,9 @@ def pod_template(request: JobRequest, role: Role, container: Object, volumes: li
         "containers": [container],
         "volumes": [*volumes, {"name": "tmp", "emptyDir": {}}, {"name": "home", "emptyDir": {}}],
     }
-    if tolerations := [t.model_dump(by_alias=True, exclude_none=True) for t in pool.pod_tolerations]:
+    if tolerations := [
+        t.model_dump(by_alias=True, exclude_none=True) for t in pool.pod_tolerations
+    ]:
         spec["tolerations"] = tolerations
     if pool.image_pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in pool.image_pull_secrets]
@@ -171,7 +194,14 @@ def environment(request: JobRequest, more: dict[str, str]) -> list[Object]:
     }
     # A trainer whose device fails names its node. Not the pool's to say: the node is avoided by it.
     node = {"name": NODE_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
-    return [*({"name": name, "value": value} for name, value in variables.items() if name != NODE_VARIABLE), node]
+    return [
+        *(
+            {"name": name, "value": value}
+            for name, value in variables.items()
+            if name != NODE_VARIABLE
+        ),
+        node,
+    ]
 
 
 def mount(volume: str, path: str, *, read_only: bool = False) -> Object:
@@ -182,14 +212,17 @@ def _claims(claims: dict[str, str], read_only: set[str]) -> list[Object]:
     return [
         {
             "name": volume,
-            "persistentVolumeClaim": {"claimName": claim} | ({"readOnly": True} if volume in read_only else {}),
+            "persistentVolumeClaim": {"claimName": claim}
+            | ({"readOnly": True} if volume in read_only else {}),
         }
         for volume, claim in claims.items()
     ]
 
 
 def _resources(pool: NodePool, processes: int) -> Object:
-    """Requests equal limits: the pod is Guaranteed, so neither throttled by neighbours nor evicted first."""
+    """Requests equal limits: the pod is Guaranteed, so neither throttled by neighbours nor evicted
+    first.
+    """
     wanted: dict[str, Any] = {
         "cpu": pool.cpu,
         "memory": pool.memory,
@@ -203,10 +236,14 @@ def _resources(pool: NodePool, processes: int) -> Object:
 
 
 def _away_from(nodes: tuple[str, ...]) -> Object:
-    """Required affinity to any other node. By the nodes' names, which the label kubernetes.io/hostname need not be."""
+    """Required affinity to any other node. By the nodes' names, which the label
+    kubernetes.io/hostname need not be.
+    """
     if not nodes:
         return {}
-    fields = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes]  # one value each
+    fields = [
+        {"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes
+    ]  # one value each
     terms = {"nodeSelectorTerms": [{"matchFields": fields}]}
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
 
@@ -223,7 +260,9 @@ def _topology(pool: NodePool) -> dict[str, str]:
 def check_mount_path(path: str) -> None:
     """Raises InputError for a path of the data that would cover one that the trainer's pods use."""
     for ours in (ARTIFACTS, PREDECESSORS, SCRATCH, HOME, SHM):
-        if f"{path.rstrip('/')}/".startswith(f"{ours}/") or f"{ours}/".startswith(f"{path.rstrip('/')}/"):
+        if f"{path.rstrip('/')}/".startswith(f"{ours}/") or f"{ours}/".startswith(
+            f"{path.rstrip('/')}/"
+        ):
             raise InputError(
                 f"{path} would cover {ours}, which the trainer's pods use; mount the data at /data",
                 field="spec.data.volume.mountPath",

@@ -1,12 +1,14 @@
-"""The verify Job: re-hashes the artifact of an attempt whose last word was lost, and answers in the trainer's place."""
+"""The verify Job: re-hashes the artifact of an attempt whose last word was lost, and answers in the
+trainer's place.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from modelchain.contracts import LastWord
-from modelchain_operator.kube import Object
-from modelchain_operator.objects import Read, held
+from modelchain.api.contracts import LastWord
+from modelchain_operator.api.kube import Object
+from modelchain_operator.api.objects import Read, held
 from modelchain_operator.runners.pods import ended_at, last_word
 from modelchain_operator.runners.port import JobRequest
 from modelchain_operator.runners.template import metadata, verify_template
@@ -29,7 +31,12 @@ def build(request: JobRequest) -> Object:
         "spec": {
             "backoffLimit": RETRIES,
             "podFailurePolicy": {
-                "rules": [{"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]
+                "rules": [
+                    {
+                        "action": "Ignore",
+                        "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+                    }
+                ]
             },
             "template": verify_template(request, ARGUMENTS, RESOURCES),
         },
@@ -42,7 +49,9 @@ def finished(job: Read) -> bool:
 
 
 def answer(pods: Iterable[Read]) -> LastWord | None:
-    """What the newest pod to end with an answer found. A Failed word of class NoArtifact means there is none."""
+    """What the newest pod to end with an answer found. A Failed word of class NoArtifact means
+    there is none.
+    """
     for pod in sorted(pods, key=lambda pod: ended_at(pod) or 0.0, reverse=True):
         if (word := last_word(pod)) is not None:
             return word

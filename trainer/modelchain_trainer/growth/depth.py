@@ -1,4 +1,5 @@
-"""Which of the predecessor's `old` layers each of the student's `new` layers takes (paper Figure A d to f).
+"""Which of the predecessor's `old` layers each of the student's `new` layers takes (paper Figure A
+d to f).
 
 None: the layer keeps its own initialisation.
 """
@@ -20,7 +21,8 @@ def interval(old: int, new: int) -> list[int | None]:
 def duplicate(old: int, new: int) -> list[int | None]:
     """Duplicate insertion (f): as `interval`, and layers between take the one before them.
 
-    Not told apart: Swin's plain and shifted windows, which alternate; 6 -> 18 layers takes each three times in a row.
+    Not told apart: Swin's plain and shifted windows, which alternate; 6 -> 18 layers takes each
+    three times in a row.
     """
     return [layer * old // new for layer in range(new)]
 

@@ -1,4 +1,6 @@
-"""A student filled from its predecessor: every parameter by its rule, a method in width and one in depth."""
+"""A student filled from its predecessor: every parameter by its rule, a method in width and one in
+depth.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,15 @@ from modelchain_trainer.growth.rules import Part, Rule, Space, chunks, layers, m
 
 @dataclass(frozen=True)
 class Width:
-    """A method in width: `fill` returns how many of a tensor's elements come from the predecessor."""
+    """A method in width: `fill` returns how many of a tensor's elements come from the
+    predecessor.
+    """
 
     fill: Callable[[Part], int]
     takes_apart: bool = True  # tensors with chunks are filled chunk by chunk
-    repeats: bool = True  # else a layer that does not take one for the first time adds nothing to the stream
+    repeats: bool = (
+        True  # else a layer that does not take one for the first time adds nothing to the stream
+    )
 
 
 WIDTH = {
@@ -44,15 +50,22 @@ WIDTH = {
 
 @torch.no_grad()
 def grow(
-    student: nn.Module, predecessor: Mapping[str, Tensor], width: str = "Insert", depth: str = "Duplicate"
+    student: nn.Module,
+    predecessor: Mapping[str, Tensor],
+    width: str = "Insert",
+    depth: str = "Duplicate",
 ) -> GrowthReport:
-    """Fill `student` (an open_clip CLIP with its own initialisation), in place, from a predecessor's state dict.
+    """Fill `student` (an open_clip CLIP with its own initialisation), in place, from a
+    predecessor's state dict.
 
-    Raises InputError naming the parameter that no rule (or more than one) matches, that only one of the two models
-    has, whose number of axes is not the rule's, or that would have to shrink; and for an unknown method.
+    Raises InputError naming the parameter that no rule (or more than one) matches, that only one of
+    the two models has, whose number of axes is not the rule's, or that would have to shrink; and
+    for an unknown method.
     """
     if width not in WIDTH or depth not in DEPTH:
-        raise InputError(f"growth by {width} in width and {depth} in depth is not known", field="spec.transfer")
+        raise InputError(
+            f"growth by {width} in width and {depth} in depth is not known", field="spec.transfer"
+        )
     method = WIDTH[width]
     parameters = dict(student.named_parameters())
     buffers = {name for name, _ in student.named_buffers()}
@@ -70,14 +83,20 @@ def grow(
         if taken is None or silent:
             counts[stack or REST].update(new=parameter.numel())
             continue
-        source, after = (name.replace(f"{stack}.{layer}.", f"{stack}.{at}.", 1) for at in (taken, taken + 1))
+        source, after = (
+            name.replace(f"{stack}.{layer}.", f"{stack}.{at}.", 1) for at in (taken, taken + 1)
+        )
         old = _cut(name, parameter, predecessor, source, rule)
-        next_old = _cut(name, parameter, predecessor, after if after in predecessor else source, rule)
+        next_old = _cut(
+            name, parameter, predecessor, after if after in predecessor else source, rule
+        )
         head = _head_width(student, f"{stack}.{layer}", parameter, rule)
         part = Part(parameter, old, next_old, rule.axes, head, shifts=name.endswith("bias"))
         count = sum(method.fill(p) for p in (chunks(part) if method.takes_apart else [part]))
         kept = old.numel() if first else 0
-        counts[stack or REST].update(inserted=kept, duplicated=count - kept, new=parameter.numel() - count)
+        counts[stack or REST].update(
+            inserted=kept, duplicated=count - kept, new=parameter.numel() - count
+        )
         used.add(source)
     if left := sorted(predecessor.keys() - used - buffers):
         raise InputError(f"cannot grow: the student has no place for the predecessor's {left[0]}")
@@ -85,7 +104,9 @@ def grow(
     return GrowthReport({"width": width, "depth": depth}, *(total[kind] for kind in KINDS), counts)
 
 
-def _sources(old: Mapping[str, int], new: Mapping[str, int], width: str, depth: str) -> dict[str, list[int | None]]:
+def _sources(
+    old: Mapping[str, int], new: Mapping[str, int], width: str, depth: str
+) -> dict[str, list[int | None]]:
     """For each stack of the student, which of the predecessor's layers its layers take."""
     for stack, count in old.items():
         if count > new.get(stack, 0):
@@ -96,15 +117,21 @@ def _sources(old: Mapping[str, int], new: Mapping[str, int], width: str, depth: 
     return {stack: ways[stack](old.get(stack, 0), count) for stack, count in new.items()}
 
 
-def _cut(name: str, parameter: Tensor, predecessor: Mapping[str, Tensor], source: str, rule: Rule) -> Tensor:
-    """The predecessor's tensor for a parameter; of a shared space that shrinks, what there is room for."""
+def _cut(
+    name: str, parameter: Tensor, predecessor: Mapping[str, Tensor], source: str, rule: Rule
+) -> Tensor:
+    """The predecessor's tensor for a parameter; of a shared space that shrinks, what there is room
+    for.
+    """
     if source not in predecessor:
         raise InputError(f"cannot grow {name}: the predecessor has no {source}")
     old = predecessor[source]
     shapes = f"shape {list(old.shape)} to {list(parameter.shape)}"
     if not len(rule.axes) == old.ndim == parameter.ndim:
         raise InputError(f"cannot grow {name}: {shapes}, but {len(rule.axes)} axes are expected")
-    if not all(axis.fits(n, o) for axis, n, o in zip(rule.axes, parameter.shape, old.shape, strict=True)):
+    if not all(
+        axis.fits(n, o) for axis, n, o in zip(rule.axes, parameter.shape, old.shape, strict=True)
+    ):
         raise InputError(f"cannot grow {name}: {shapes}")
     return old[tuple(slice(size) for size in parameter.shape)]
 

@@ -1,7 +1,7 @@
 """NetExpand (Ding et al., CVPR 2023): new filters are orthogonal to those there are.
 
-In depth it takes new layers from a moving average of the weights over the training; an artifact holds the last weights
-alone, so here they are what the method in depth says.
+In depth it takes new layers from a moving average of the weights over the training; an artifact
+holds the last weights alone, so here they are what the method in depth says.
 """
 
 from __future__ import annotations
@@ -13,10 +13,16 @@ from modelchain_trainer.growth.simple import corner, insert
 
 
 def netexpand(part: Part) -> int:
-    """As `insert`; of a matrix that gets more outputs, the new ones read the old inputs along the directions that the
-    old outputs read least (its last right singular vectors), as strongly as those do on the average."""
+    """As `insert`; of a matrix that gets more outputs, the new ones read the old inputs along the
+    directions that the old outputs read least (its last right singular vectors), as strongly as
+    those do on the average.
+    """
     count = insert(part)
-    if part.old.ndim < 2 or part.axes[0].role is not Role.WRITES or part.new.shape[0] == part.old.shape[0]:
+    if (
+        part.old.ndim < 2
+        or part.axes[0].role is not Role.WRITES
+        or part.new.shape[0] == part.old.shape[0]
+    ):
         return count
     rows = part.old.flatten(1)
     _, strengths, directions = torch.linalg.svd(rows, full_matrices=True)

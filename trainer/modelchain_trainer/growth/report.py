@@ -19,15 +19,25 @@ class GrowthReport:
     inserted: int  # from the predecessor, each of its elements once
     duplicated: int  # from the predecessor, again: copies in width, layers taken before
     new: int  # the student's own initialisation, or zeros
-    stacks: Mapping[str, Counter[str]] = field(default_factory=dict)  # the same three by stack of layers, and REST
+    stacks: Mapping[str, Counter[str]] = field(
+        default_factory=dict
+    )  # the same three by stack of layers, and REST
 
     def to_dict(self) -> dict[str, Any]:
         """As in `results.json`: `{method: {width, depth}, inserted, duplicated, new}`."""
-        return {"method": self.method, "inserted": self.inserted, "duplicated": self.duplicated, "new": self.new}
+        return {
+            "method": self.method,
+            "inserted": self.inserted,
+            "duplicated": self.duplicated,
+            "new": self.new,
+        }
 
     def lines(self, predecessor: str, cosines: Mapping[str, Sequence[float]]) -> Iterator[str]:
         """A table to print: a row for each stack, with `agreement`'s cosines."""
-        yield f"grown from {predecessor} by {self.method['width']} in width and {self.method['depth']} in depth:"
+        yield (
+            f"grown from {predecessor} by {self.method['width']} in width and"
+            f" {self.method['depth']} in depth:"
+        )
         stacks = {stack: counts for stack, counts in self.stacks.items() if stack != REST}
         together = Counter({kind: getattr(self, kind) for kind in KINDS})
         rows = {**stacks, REST: self.stacks[REST], "together": together}
@@ -39,4 +49,8 @@ class GrowthReport:
         )
         for name, counts in rows.items():
             alike = " ".join(f"{cosine:.2f}" for cosine in cosines.get(name, ()))
-            yield f"{name:{wide}}" + "".join(f"{counts[kind]:>14,}" for kind in KINDS) + f"  {alike}".rstrip()
+            yield (
+                f"{name:{wide}}"
+                + "".join(f"{counts[kind]:>14,}" for kind in KINDS)
+                + f"  {alike}".rstrip()
+            )

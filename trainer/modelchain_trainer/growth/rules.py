@@ -1,4 +1,6 @@
-"""What the axes of every parameter are: each matches exactly one rule. Buffers are never touched."""
+"""What the axes of every parameter are: each matches exactly one rule. Buffers are never
+touched.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from modelchain.errors import InputError
 
 
 class Space(StrEnum):
-    """What an axis counts. Axes of one space in one layer run in step: whoever copies a channel copies it in all."""
+    """What an axis counts. Axes of one space in one layer run in step: whoever copies a channel
+    copies it in all.
+    """
 
     STREAM = auto()  # channels of the residual stream
     HEADS = auto()  # channels inside attention; the width of a head is constant along a chain
@@ -34,15 +38,18 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a parameter: `chunks` tensors of their own lie side by side along it, each grown on its own."""
+    """One axis of a parameter: `chunks` tensors of their own lie side by side along it, each grown
+    on its own.
+    """
 
     space: Space
     role: Role = Role.WRITES
     chunks: int = 1
 
     def fits(self, new: int, old: int) -> bool:
-        """Whether a predecessor's axis of `old` entries can go into a student's of `new`. Table G's shared space goes
-        512, 384, 512, 768: it alone may shrink."""
+        """Whether a predecessor's axis of `old` entries can go into a student's of `new`. Table G's
+        shared space goes 512, 384, 512, 768: it alone may shrink.
+        """
         grows = self.space is not Space.FIXED if new > old else self.space is Space.EMBEDDING
         return (new == old or grows) and new % self.chunks == old % self.chunks == 0
 
@@ -62,14 +69,18 @@ MLP = Axis(Space.MLP)
 READS_MLP = Axis(Space.MLP, Role.READS)
 EMBEDDING = Axis(Space.EMBEDDING)
 FIXED = Axis(Space.FIXED)
-MERGED_NORM = replace(NORM, chunks=4)  # Swin's patch merging: the channels of four neighbours, concatenated
+MERGED_NORM = replace(
+    NORM, chunks=4
+)  # Swin's patch merging: the channels of four neighbours, concatenated
 READS_MERGED = replace(READS_STREAM, chunks=4)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Parameters whose whole name matches `pattern`; its groups `stack` and `layer` say where a repeated layer is.
-    `closes`: what a layer adds to the stream goes through it last, so with zeros there the layer does nothing."""
+    """Parameters whose whole name matches `pattern`; its groups `stack` and `layer` say where a
+    repeated layer is. `closes`: what a layer adds to the stream goes through it last, so with zeros
+    there the layer does nothing.
+    """
 
     pattern: str
     axes: tuple[Axis, ...]
@@ -125,8 +136,9 @@ RULES = (
 
 @dataclass(frozen=True)
 class Part:
-    """What a method in width fills: `new`, in place, which holds the student's own initialisation; no axis of it is
-    shorter than the predecessor's, and none has chunks."""
+    """What a method in width fills: `new`, in place, which holds the student's own initialisation;
+    no axis of it is shorter than the predecessor's, and none has chunks.
+    """
 
     new: Tensor
     old: Tensor
@@ -145,7 +157,9 @@ def chunks(part: Part) -> Iterator[Part]:
     plain = tuple(replace(axis, chunks=1) for axis in part.axes)
     for pairs in product(*per_axis):
         ours, theirs = tuple(new for new, _ in pairs), tuple(old for _, old in pairs)
-        yield replace(part, new=part.new[ours], old=part.old[theirs], after=part.after[theirs], axes=plain)
+        yield replace(
+            part, new=part.new[ours], old=part.old[theirs], after=part.after[theirs], axes=plain
+        )
 
 
 def match(name: str) -> tuple[Rule, str | None, int]:

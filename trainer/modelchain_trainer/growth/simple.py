@@ -1,4 +1,6 @@
-"""The paper's own three methods in width (Figure A a to c), and the third as the authors released it."""
+"""The paper's own three methods in width (Figure A a to c), and the third as the authors released
+it.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,20 @@ from modelchain_trainer.growth.rules import Part, Space
 
 
 def insert(part: Part) -> int:
-    """Insertion (c): the predecessor's tensor is the leading corner, the rest the student's own initialisation.
+    """Insertion (c): the predecessor's tensor is the leading corner, the rest the student's own
+    initialisation.
 
-    `Released` is this on tensors that were not taken apart: query, key and value then go where they do not belong
-    (docs/training.md)."""
+    `Released` is this on tensors that were not taken apart: query, key and value then go where they
+    do not belong (docs/training.md).
+    """
     part.new[corner(part)] = part.old
     return part.old.numel()
 
 
 def duplicate(part: Part) -> int:
-    """Duplication (a): copies side by side, unscaled; so what reads them reads each copy in full."""
+    """Duplication (a): copies side by side, unscaled; so what reads them reads each copy in
+    full.
+    """
     part.new.copy_(spread(part, part.old, cyclic, lambda *_: None))
     return part.new.numel()
 

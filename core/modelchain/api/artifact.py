@@ -1,0 +1,75 @@
+"""The API type of `StageArtifact`: the record of one finished stage, immutable (RULES section
+7).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints
+
+from modelchain.api.spec import Record
+from modelchain.api.status import Macs
+
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", max_length=64)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=253)]
+Decimal = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
+class ArtifactPredecessor(Record):
+    """The artifact that this one was grown from."""
+
+    input_digest: Digest
+    artifact_digest: Digest
+
+
+class StageArtifactSpec(Record):
+    """One finished stage: what it was trained from, where it lies, what it cost."""
+
+    chain: Name = Field(description="the chain that trained it")
+    stage: Name
+    model: Name = Field(description="of Table G, or `inline`")
+    input_digest: Digest = Field(
+        description="SHA-256 of the resolved inputs; a stage of equal inputs is a hit"
+    )
+    artifact_digest: Digest = Field(description="SHA-256 of the weights")
+    manifest_digest: Digest = Field(description="SHA-256 of manifest.json")
+    path: Name = Field(description="relative to the claim's root")
+    claim_name: Name
+    claim_uid: Name = Field(
+        alias="claimUID", description="a claim of another UID holds other files"
+    )
+    image: str = Field(max_length=1024, description="the trainer's image, recorded and not hashed")
+    epochs: int = Field(ge=1, le=10_000)
+    predecessor: ArtifactPredecessor | None = None
+    inputs: dict[str, Any] = Field(
+        description="what was hashed: names what a later miss is owed to"
+    )
+    trainer_math: int | None = Field(
+        None, ge=0, description="of the trainer that made it, recorded and not hashed"
+    )
+    steps: int = Field(ge=0)
+    macs: Macs
+    seconds: float = Field(ge=0)
+    gpu_seconds: float = Field(ge=0)
+    cost: Decimal | None = Field(None, description="absent without a price")
+    metrics: dict[str, Decimal] = Field({}, description="in percent, by the evaluation's name")
+    accuracy: Decimal | None = Field(
+        None, description="the first metric, for the table of `kubectl get`"
+    )
+    attempt: Name = Field(description="the job whose word it was")
+    finished_at: Name
+
+
+class StageArtifact(Record):
+    """The whole object, as an API server keeps it."""
+
+    api_version: Literal["modelchain.dev/v1alpha1"] = "modelchain.dev/v1alpha1"
+    kind: Literal["StageArtifact"] = "StageArtifact"
+    metadata: dict[str, Any]
+    spec: StageArtifactSpec
+
+
+def stage_artifact_name(input_digest: str) -> str:
+    """The name of the record of these inputs: equal inputs, one record in a namespace."""
+    return f"sa-{input_digest[:20]}"

@@ -1,0 +1,74 @@
+"""The sentences that refuse a spec, said alike by the command line and, through CEL, by the API
+server.
+"""
+
+from __future__ import annotations
+
+ONE_MODEL = "give exactly one of model and modelConfig"
+UNKNOWN_MODEL = "model '{name}' is not known; use one of {known}, or an inline modelConfig"
+HEADS = "width {w} is not divisible into heads of head_width {h}"
+PATCHES = "image_size {s} is not divisible by patch_size {p}"
+TEXT_HEADS = "width {w} is not divisible by heads {h}"
+MLP = "width {w} times mlp_ratio {r} is not a whole number"
+TIMM_ONLY = "timm_pool and timm_proj go with timm_model_name"
+UNKNOWN_TRUNK = "timm_model_name '{name}' is not supported; use one of {known}"
+BESIDE_TRUNK = (
+    "patch_size, layers, head_width, mlp_ratio and width cannot be set beside timm_model_name"
+)
+TRUNK_IMAGE = "a Swin trunk of this name takes image_size 224"
+
+NEIGHBOURS = "stage '{after}' after '{before}': {mismatch}"
+FAMILIES = "a ViT and a Swin tower cannot be neighbours"
+EQUAL = "{name} must be equal along the chain ({x} then {y})"
+SHRINKS = "{name} shrinks ({x} then {y}); stages go from small to large"
+NO_GROWTH = "no tower grows in width or depth; each stage must be larger than its predecessor"
+
+ZERO_SHOT = "kind ZeroShot needs classNames and templates"
+RETRIEVAL = "kind Retrieval takes no classNames or templates"
+ONE_CLAIM = "give exactly one of claimTemplate and claimName"
+RANGE = "must lie between {low} and {high} (got {text})"
+
+DOTS = "'..' is not allowed in a path"
+PIPE = "'pipe:' runs a shell and is not allowed; give paths of files"
+OUTSIDE = "{path} does not lie under spec.data.volume.mountPath {mount}"
+NUL = "a path cannot hold a NUL character"
+UNBALANCED = "unbalanced braces in '{pattern}'"
+MANY_FILES = "the pattern names more than {limit} files"
+DEEP_BRACES = "braces are nested more than {limit} deep"
+TWICE = "the pattern names a file twice"
+
+LARGE_BATCH = "{batch} is more than the {samples} samples of data.train"
+MICRO_BATCH = "{micro} does not divide globalBatchSize {batch}"
+RANKS = "stage '{stage}': {name} {batch} is not divisible by {ranks} processes"
+WARM_UP = (
+    "{warmup} steps of warm-up, but stage '{stage}' trains only {steps} steps ({epochs} epochs)"
+)
+NO_EPOCHS = "stage {stage} has no epochs: give them, or a target acceleration to allocate them by"
+
+# What only an API server asks, since `modelchain run` uses neither image nor storage.
+CHAIN_NAME = "must be at most 24 of a-z, 0-9 and '-', a letter first and no '-' last (got '{name}')"
+LOCAL = (
+    "kind Local is for `modelchain run -f FILE --root DIR` on your machine; on a cluster give kind"
+    " PyTorchJob"
+)
+IMAGE = (
+    "must end in @sha256:<64 hex digits>, since a tag can move between two stages (got '{image}')"
+)
+STORAGE = (
+    "cannot change once set, since the finished stages lie there; apply a chain of another name for"
+    " another claim"
+)
+ARTIFACT = (
+    "a StageArtifact never changes; `kubectl delete sart {name}` permits its stage to be trained"
+    " again"
+)
+
+
+def shortened(text: str, length: int) -> str:
+    """At most `length` characters: where that is too few, the middle goes, since both ends of an
+    error say most.
+    """
+    if len(text) <= length:
+        return text
+    half = (length - 3) // 2
+    return f"{text[: length - 3 - half]}...{text[len(text) - half :]}"

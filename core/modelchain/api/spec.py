@@ -1,0 +1,394 @@
+"""The API types of `ModelChain` (modelchain.dev/v1alpha1): strict, bounded, decimals as strings.
+
+The CRD is generated from these types. What one field cannot say (CEL's part) is in
+`modelchain.plan.check`.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
+
+from modelchain.api.messages import ONE_CLAIM, ONE_MODEL, RETRIEVAL, UNKNOWN_MODEL, ZERO_SHOT
+from modelchain.api.modelconfig import ModelConfig
+from modelchain.families.zoo import MODELS
+
+API_VERSION = "modelchain.dev/v1alpha1"
+KIND = "ModelChain"
+BUILT_IN_CLASS_NAMES, BUILT_IN_TEMPLATES = "imagenet", "openai"
+
+_DNS_1035 = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+ChainName = Annotated[str, StringConstraints(pattern=_DNS_1035, max_length=24)]
+StageName = Annotated[str, StringConstraints(pattern=_DNS_1035, max_length=16)]
+MetricName = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9]([-._a-z0-9]*[a-z0-9])?$", max_length=63)
+]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=253)]
+LongText = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+ClaimName = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", max_length=253)
+]
+# A label's value on a cluster: Kueue names its queues and priorities by labels.
+LabelName = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", max_length=63)
+]
+DataPath = Annotated[str, StringConstraints(pattern=r"^/", min_length=2, max_length=1024)]
+# At most 18 digits and a two-digit exponent: no spec can ask for a number that takes long to
+# compute with.
+DecimalString = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^([0-9]{1,12}(\.[0-9]{0,12})?|\.[0-9]{1,12})([eE][-+]?[0-9]{1,2})?$",
+        max_length=24,
+    ),
+]
+
+
+class ApiModel(BaseModel):
+    """Strict base: unknown keys are errors, nothing is coerced, keys are camelCase as in YAML."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, alias_generator=to_camel, allow_inf_nan=False
+    )
+
+
+class Record(ApiModel):
+    """Base of what we write ourselves, by Python names; a spec takes only the API's."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
+
+
+class Metadata(ApiModel):
+    """What is read of an object's metadata. An API server adds more to it, and knows fields that we
+    do not: those are passed over, so that what `kubectl get -o yaml` prints can be run.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: ChainName
+    namespace: Text | None = None
+    labels: dict[Text, str] = {}
+    annotations: dict[Text, str] = {}
+    uid: str | None = None
+    resource_version: str | None = None
+    generation: int | None = None
+    creation_timestamp: Any = None
+    deletion_timestamp: Any = None
+    managed_fields: Any = None
+    owner_references: Any = None
+    finalizers: Any = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_to_come(cls, metadata: Any) -> Any:
+        """An API server completes `generateName`; until then what is given of the name stands for
+        it.
+        """
+        if (
+            isinstance(metadata, dict)
+            and "name" not in metadata
+            and isinstance(metadata.get("generateName"), str)
+        ):
+            return {**metadata, "name": metadata["generateName"].rstrip("-.")}
+        return metadata
+
+
+class Resources(ApiModel):
+    """What a stage runs on: it may be changed without training anything again."""
+
+    nodes: int = Field(1, ge=1, le=256, description="one pod each")
+    processes_per_node: int | None = Field(
+        None, ge=1, le=64, description="default: the pool's GPUs a node, else 1"
+    )
+
+
+class Stage(ApiModel):
+    """One model of the chain, smallest first. Either `model`, a name, or `modelConfig`, in
+    open_clip's format.
+    """
+
+    name: StageName = Field(description="of this chain alone; a part of the names of its jobs")
+    model: str | None = Field(
+        None, max_length=63, description="ViT-{T,C,S,M,B,XB,L}-16 or Swin-{T,S,B,L}"
+    )
+    # No defaults inside: named as in open_clip's own JSON files.
+    model_config_: ModelConfig | None = Field(None, alias="modelConfig")
+    epochs: int | None = Field(None, ge=1, le=10_000, description="default: found by the plan")
+    rerun: Text | None = Field(None, description="any new text trains this stage again")
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _one_model(self) -> Stage:
+        if (self.model is None) == (self.model_config_ is None):
+            raise PydanticCustomError("model", ONE_MODEL)
+        if self.model is not None and self.model not in MODELS:
+            raise PydanticCustomError(
+                "model", UNKNOWN_MODEL, {"name": self.model, "known": ", ".join(MODELS)}
+            )
+        return self
+
+    @property
+    def config(self) -> ModelConfig:
+        """The resolved model config, all defaults filled in."""
+        if self.model_config_ is not None:
+            return self.model_config_
+        assert self.model is not None
+        return MODELS[self.model].config
+
+
+class TrainData(ApiModel):
+    """WebDataset shards, in brace notation, and how many samples they hold."""
+
+    shards: DataPath = Field(description="tars in brace notation, under mountPath")
+    samples: int = Field(ge=1, le=100_000_000_000, description="how many the shards hold")
+    captions_per_sample: int = Field(
+        4, ge=1, le=64, description="drawn for a picture, anew in each epoch"
+    )
+    fingerprint: (
+        Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", max_length=64)] | None
+    ) = Field(None, description="as printed by `modelchain pack`; other data is refused")
+
+
+class Volume(ApiModel):
+    """The claim that holds the data, and where it is mounted."""
+
+    claim_name: ClaimName | None = Field(
+        None, description="a claim of the chain's namespace; needed on a cluster"
+    )
+    mount_path: DataPath = Field("/data", description="what every path of the spec begins with")
+
+
+class Data(ApiModel):
+    """What is trained on, and the claim that holds it. All paths are below its mountPath."""
+
+    train: TrainData
+    volume: Volume = Volume()
+
+
+class Evaluation(ApiModel):
+    """One measurement: after every stage, and on the grown weights before the first step."""
+
+    name: MetricName = Field(description="key of the metric")
+    kind: Literal["ZeroShot", "Retrieval"] = Field(
+        description="top-1 of a classification, or the mean of both directions' recall at 1"
+    )
+    shards: DataPath = Field(description="tars in brace notation, under mountPath")
+    class_names: LongText | None = Field(None, description="`imagenet`, or the path of a JSON list")
+    templates: LongText | None = Field(
+        None, description="`openai`, or the path of a JSON list with {} for the class"
+    )
+    every_epochs: int = Field(0, ge=0, le=10_000, description="0: at the start and the end only")
+
+    @model_validator(mode="after")
+    def _kind_needs(self) -> Evaluation:
+        both = (self.class_names, self.templates)
+        if self.kind == "ZeroShot" and None in both:
+            raise PydanticCustomError("evaluation", ZERO_SHOT)
+        if self.kind == "Retrieval" and both != (None, None):
+            raise PydanticCustomError("evaluation", RETRIEVAL)
+        return self
+
+    @property
+    def list_files(self) -> dict[str, str]:
+        """By field, the paths of JSON lists; what is built in is no file."""
+        lists = {
+            "classNames": (self.class_names, BUILT_IN_CLASS_NAMES),
+            "templates": (self.templates, BUILT_IN_TEMPLATES),
+        }
+        return {
+            field: path for field, (path, built_in) in lists.items() if path and path != built_in
+        }
+
+
+class WarmupSteps(ApiModel):
+    """Over how many steps the learning rate rises to its peak."""
+
+    first: int = Field(8000, ge=0, le=10_000_000, description="of the first stage")
+    successors: int = Field(1000, ge=0, le=10_000_000, description="of each other stage")
+
+
+class Recipe(ApiModel):
+    """How each stage is trained: AdamW, a linear warm-up, then a cosine to 0."""
+
+    baseline_epochs: int = Field(
+        ge=1, le=10_000, description="of each model if it were trained alone"
+    )
+    global_batch_size: int = Field(
+        ge=2, le=1_048_576, description="pictures a step, over all ranks"
+    )
+    learning_rate: DecimalString = Field(description="the peak, a decimal in quotes")
+    weight_decay: DecimalString = Field("0.1", description="on matrices only, a decimal in quotes")
+    warmup_steps: WarmupSteps = WarmupSteps()
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="bf16: by autocast")
+    seed: int = Field(
+        0, ge=0, le=2**31 - 1, description="of initialisation, order, crops and captions"
+    )
+    micro_batch_size: int | None = Field(
+        None, ge=1, le=1_048_576, description="pictures at a time: same loss, less memory"
+    )
+
+
+class Distillation(ApiModel):
+    """A stage is pulled towards the features of the one before it."""
+
+    alpha: DecimalString = Field("500", description="weight of the feature distillation; 0: none")
+    convention: Literal["Released", "Equation1"] = Field(
+        "Released",
+        description=(
+            "what alpha multiplies: the authors' code's means, or the paper's squared norms"
+        ),
+    )
+
+    def released_alpha(self, dim: int) -> Decimal:
+        """alpha by the authors' code: the factor of mean squares over `dim`, the predecessor's
+        embed_dim, picture plus text. Eq. 1 and 4 have squared norms, picture and text averaged.
+        Features are of unit length in both, as in the code; the paper does not say so of Eq. 1.
+        """
+        return (
+            Decimal(self.alpha) * dim / 2 if self.convention == "Equation1" else Decimal(self.alpha)
+        )
+
+    @property
+    def pulls(self) -> bool:
+        """Whether predecessors run beside their successors; grown they are without, too."""
+        return bool(Decimal(self.alpha))
+
+
+class Transfer(ApiModel):
+    """How a stage is grown from the one before it."""
+
+    width: Literal[
+        "Insert",
+        "Duplicate",
+        "Interpolate",
+        "Net2Net",
+        "FPI",
+        "AKI",
+        "LEMON",
+        "NetExpand",
+        "Released",
+    ] = Field("Insert", description="how a tensor becomes a larger one; Insert: its corner")
+    depth: Literal["Duplicate", "Constant", "Interval"] = Field(
+        "Duplicate",
+        description="which layers take the smaller model's; Duplicate: all, each several times",
+    )
+    distillation: Distillation = Distillation()
+
+
+class Allocation(ApiModel):
+    """How epochs are found for stages that give none."""
+
+    target_acceleration: DecimalString | None = Field(
+        None,
+        description=(
+            "how many times cheaper than each model alone; finds the epochs that are not given"
+        ),
+    )
+
+
+class ClaimTemplate(ApiModel):
+    """A claim of its own, <chain>-artifacts, ReadWriteMany."""
+
+    storage_class_name: ClaimName | None = Field(None, description="default: the cluster's")
+    size: Annotated[
+        str, StringConstraints(pattern=r"^[0-9]{1,12}(\.[0-9]{1,3})?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$")
+    ] = Field(description="for the checkpoints and models of all stages, as 500Gi")
+
+
+class Storage(ApiModel):
+    """Where checkpoints and models are kept: `claimTemplate` or `claimName`, neither of which can
+    be changed later.
+    """
+
+    claim_template: ClaimTemplate | None = None
+    claim_name: ClaimName | None = Field(
+        None,
+        description="a claim that is there; chains that share one train equal first stages once",
+    )
+    retain: bool = Field(True, description="false: a claim made for the chain is deleted with it")
+
+    @model_validator(mode="after")
+    def _one_claim(self) -> Storage:
+        if (self.claim_template is None) == (self.claim_name is None):
+            raise PydanticCustomError("storage", ONE_CLAIM)
+        return self
+
+
+class Runner(ApiModel):
+    """Where and by whom stages are run. It may be changed without training anything again."""
+
+    kind: Literal["PyTorchJob", "Local"] = Field(
+        "PyTorchJob", description="Local: by `modelchain run`, not on a cluster"
+    )
+    node_pool: Text | None = Field(None, description="a name of the operator's configuration")
+    image: LongText | None = Field(None, description="the trainer's, with its digest")
+    queue_name: LabelName | None = Field(None, description="Kueue's LocalQueue")
+    priority_class: LabelName | None = Field(None, description="Kueue's WorkloadPriorityClass")
+
+
+class Retry(ApiModel):
+    """Budgets of each stage: when they are spent, it has failed."""
+
+    max_retries: int = Field(
+        3, ge=0, le=100, description="failures of a stage that are tried again"
+    )
+    max_disruptions: int = Field(
+        50, ge=0, le=10_000, description="interruptions that are gone on from"
+    )
+
+
+class Deadlines(ApiModel):
+    """How long to wait before an attempt is given up; time in a queue never counts."""
+
+    start_seconds: int = Field(
+        1800, ge=1, le=604_800, description="from the first running pod to the first step"
+    )
+    stall_seconds: int = Field(1800, ge=1, le=604_800, description="from one step to the next")
+    stage_seconds: int | None = Field(
+        None, ge=1, le=31_536_000, description="all running of a stage together"
+    )
+
+
+class Checkpoint(ApiModel):
+    """When a running stage saves its state; also at the end of each epoch, and before it stops."""
+
+    every_seconds: int = Field(60, ge=1, le=86_400, description="time between two checkpoints")
+
+
+class ChainSpec(ApiModel):
+    suspend: bool = Field(False, description="stop at a checkpoint, go on when false again")
+    stages: list[Stage] = Field(
+        min_length=1,
+        max_length=32,
+        description="the models, smallest first, each grown from the one before",
+    )
+    data: Data
+    evaluation: list[Evaluation] = Field(
+        default=[],
+        max_length=16,
+        description="what is measured after every stage; the first is shown as accuracy",
+    )
+    recipe: Recipe
+    transfer: Transfer = Transfer()
+    allocation: Allocation = Allocation()
+    storage: Storage | None = None
+    runner: Runner = Runner()
+    retry: Retry = Retry()
+    deadlines: Deadlines = Deadlines()
+    checkpoint: Checkpoint = Checkpoint()
+
+
+class ModelChain(ApiModel):
+    """The whole object. `status` is accepted and ignored: it is the operator's, or the local
+    runner's, to write.
+    """
+
+    api_version: Literal["modelchain.dev/v1alpha1"]
+    kind: Literal["ModelChain"]
+    metadata: Metadata
+    spec: ChainSpec
+    status: Any = None

@@ -1,0 +1,226 @@
+"""The status of a chain: the ledger, the same shape on a cluster and on a laptop (DESIGN section
+11).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from modelchain.api.contracts import FailureClass, Progress
+from modelchain.api.spec import Record
+
+
+class State(StrEnum):
+    PENDING = "Pending"
+    QUEUED = "Queued"
+    STARTING = "Starting"
+    RUNNING = "Running"
+    VERIFYING = "Verifying"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    SUSPENDED = "Suspended"
+
+
+EXACT = 2**53
+
+
+def _storable(value: Any) -> Any:
+    """An API server keeps numbers beyond 64 bits as floats: round to one, so that it is read back
+    as it was written.
+    """
+    return (
+        int(float(value))
+        if isinstance(value, float) or (isinstance(value, int) and value > EXACT)
+        else value
+    )
+
+
+Macs = Annotated[int, BeforeValidator(_storable)]
+
+
+class PodTime(Record):
+    """When one pod's container ran (seconds since the epoch), on how many GPUs."""
+
+    started: float
+    finished: float | None = None
+    gpus: int = 0
+    first: bool = False  # it holds rank 0: its time is the attempt's running time
+
+
+class Spent(Record):
+    """What is over and will not change: money as a decimal string, None where no price was
+    named.
+    """
+
+    macs: Macs = 0
+    gpu_seconds: float = 0.0
+    seconds: float = 0.0
+    cost: str | None = None
+
+
+class AttemptStatus(Record):
+    """One launch of a stage. Immutable in name and digest; a retry is another attempt.
+
+    On a cluster `uid` is its job's: a job is released only once its UID is here. `ending` is the
+    deadline it is being ended for. `pods` are those of an open attempt, by UID; `gone` is what was
+    spent by pods no longer listed.
+    """
+
+    name: str
+    number: int
+    input_digest: str
+    state: State
+    failure: FailureClass | None = None
+    message: str = ""
+    started_at: str | None = None
+    finished_at: str | None = None
+    gpu_seconds: float = 0.0
+    cost: str | None = None
+    macs: Macs = 0
+    uid: str | None = None
+    ending: FailureClass | None = None
+    node: str | None = None  # whose own device ended it, and what was wrong there
+    fault: str = ""
+    checkpoint_step: int = 0
+    stepped_at: float | None = None
+    pods: dict[str, PodTime] = {}
+    gone: Spent = Spent()
+
+
+class ArtifactRef(Record):
+    """`path` is relative to the root, `digest` the SHA-256 of the weights."""
+
+    path: str
+    digest: str
+    trainer_math: int | None = None  # of the trainer that made it, where that is known
+
+
+class StageStatus(Record):
+    """`spent` is the ledger of closed attempts; `macs`, `gpuSeconds` and `cost` add the open one to
+    it.
+
+    Without an attempt of its own these three are those of the StageArtifact it found. `inheritsAt`
+    is the end of the predecessor's trainer (seconds since the epoch), until this stage has a job.
+    """
+
+    name: str
+    state: State = State.PENDING
+    reason: str = ""
+    stalled: bool = False  # it waits for somebody, as `reason` says
+    input_digest: str | None = None
+    last_digest: str | None = (
+        None  # that it was last finished or launched with, kept while it waits
+    )
+    cache: Literal["Hit", "Miss"] | None = None
+    epochs: int | None = None
+    frozen: bool = False
+    attempts: list[AttemptStatus] = []
+    attempt_count: int = 0
+    retries: int = 0
+    disruptions: int = 0
+    retried: dict[
+        FailureClass, int
+    ] = {}  # attempts made again, by why the one before ended; never renewed
+    checkpoint_step: int = 0
+    not_before: float | None = None
+    progress: Progress | None = None
+    results: dict[str, str] = {}
+    inherits_at: float | None = None
+    transition_seconds: float | None = None  # from there to this stage's job
+    planned_macs: Macs = 0
+    spent: Spent = Spent()
+    trained: Spent = (
+        Spent()
+    )  # of it, by closed attempts at `lastDigest`: what its StageArtifact will say
+    macs: Macs = 0
+    gpu_seconds: float = 0.0
+    cost: str | None = None
+    artifact: ArtifactRef | None = None
+
+
+class Condition(Record):
+    type: str
+    status: Literal["True", "False", "Unknown"]
+    reason: str
+    message: str
+    last_transition_time: str
+    observed_generation: int = 0
+
+
+class Total(Record):
+    macs: Macs = 0
+    gpu_seconds: float = 0.0
+    cost: str | None = None
+
+
+class Summary(Record):
+    """What one line of a table shows of a chain, ready to print."""
+
+    stage: str = ""
+    state: str = ""
+    progress: str = ""
+    accuracy: str = ""
+
+
+MOST_AVOIDED = 16  # nodes, the newest; a job cannot name nodes without end
+
+
+class AvoidedNode(Record):
+    """A node whose own device failed: the chain's attempts keep away from it `until` then (seconds
+    since the epoch).
+    """
+
+    node: str
+    until: float
+    fault: str = ""
+
+
+class ChainStatus(Record):
+    """`retry` is the newest value of the retry annotation that budgets were renewed for; it stays
+    when that goes.
+    """
+
+    observed_generation: int = -1
+    conditions: list[Condition] = []
+    summary: Summary = Summary()
+    stages: list[StageStatus] = []
+    total: Total = Total()
+    avoid: list[AvoidedNode] = Field([], max_length=MOST_AVOIDED)
+    retry: str | None = None
+
+    def as_stored(self) -> ChainStatus:
+        """As it is read back after it was written: `decide` compares with that, or it would write
+        for ever.
+        """
+        return ChainStatus.model_validate_json(
+            self.model_dump_json(by_alias=True, exclude_none=True)
+        )
+
+    def is_over(self, stages: int) -> bool:
+        """Whether all stages have finished or one has failed; nothing more starts then by
+        itself.
+        """
+        done = [stage.state is State.SUCCEEDED for stage in self.stages]
+        return (len(done) == stages and all(done)) or any(
+            s.state is State.FAILED for s in self.stages
+        )
+
+    @property
+    def epochs(self) -> dict[str, int]:
+        """Of every stage whose epochs are settled, by name."""
+        return {s.name: s.epochs for s in self.stages if s.epochs is not None}
+
+    @property
+    def frozen_epochs(self) -> dict[str, int]:
+        """By stage, allocated epochs that a launch has fixed (RULES section 1)."""
+        return {s.name: s.epochs for s in self.stages if s.frozen and s.epochs is not None}
+
+    def condition(self, kind: str) -> Condition | None:
+        return next((c for c in self.conditions if c.type == kind), None)
+
+    def is_true(self, kind: str) -> bool:
+        found = self.condition(kind)
+        return found is not None and found.status == "True"

@@ -1,0 +1,36 @@
+"""Options that several commands take, and what they say where the operator's packages are
+missing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+FileOption = Annotated[
+    Path, typer.Option("-f", "--file", help="The ModelChain's YAML file.", show_default=False)
+]
+
+# Options that every command on a cluster takes.
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The chain's name.", show_default=False)]
+Namespace = Annotated[
+    str | None,
+    typer.Option("-n", "--namespace", help="Default: the context's own.", show_default=False),
+]
+Kubeconfig = Annotated[
+    Path | None, typer.Option(help="Default: $KUBECONFIG, else ~/.kube/config.", show_default=False)
+]
+Context = Annotated[
+    str | None, typer.Option(help="A context of the kubeconfig.", show_default=False)
+]
+Output = Annotated[
+    Literal["table", "json"],
+    typer.Option("-o", "--output", help="A table, or one JSON document on stdout."),
+]
+
+NEEDS_OPERATOR = (
+    "clusters are reached with the operator's packages; install them: pip install"
+    " 'modelchain[operator]'"
+)

@@ -1,0 +1,149 @@
+"""`modelchain run`: the whole chain on this machine, driven by the same `decide` as on a
+cluster.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from modelchain.api.spec import ModelChain
+from modelchain.api.status import ChainStatus, State
+from modelchain.cli.options import FileOption
+from modelchain.errors import EXIT_INTERRUPTED, InputError, WorkError
+from modelchain.io.load import load_chain
+from modelchain.io.paths import DataFolder
+from modelchain.io.stop import listen
+from modelchain.io.table import console as make_console
+from modelchain.io.table import report_table, stages_table
+from modelchain.local.drive import INTERRUPTED, as_ctrl_c, drive, prepare
+from modelchain.local.launch import STOPS, Trainer, processes_for
+from modelchain.local.lock import RootLock
+from modelchain.local.root import Root
+from modelchain.local.world import LocalWorld
+from modelchain.plan.check import check_epochs
+from modelchain.plan.plan import plan
+
+CACHE = "cache"
+
+
+def run(
+    file: FileOption,
+    root: Annotated[
+        Path,
+        typer.Option(
+            "--root", help="Where artifacts and status go; one chain a root.", show_default=False
+        ),
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="The folder that stands for data.volume.mountPath."),
+    ] = None,
+    alone: Annotated[
+        str | None,
+        typer.Option(
+            "--alone", metavar="STAGE", help="Train this stage's model alone, as a baseline."
+        ),
+    ] = None,
+) -> None:
+    """Train a chain on this machine, or go on where it stopped.
+
+    Ctrl-C checkpoints first. The same command goes on after it, after a crash and after an edit of
+    the file: stages whose inputs did not change are not trained again.
+
+    Example: [bold]modelchain run -f examples/quickstart.yaml --root runs/quickstart --data
+    runs/digits[/bold]
+    """
+    console = make_console(stderr=True)
+    chain = load_chain(file)
+    status_name = "status.json"
+    if alone is not None:
+        chain, status_name = _alone(chain, alone, file), f"status-alone-{alone}.json"
+    store = Root(root.absolute(), status_name)
+    folder = DataFolder(chain, data, file)
+    request = folder.request(store.path / CACHE)
+    check_epochs(
+        chain, str(file), store.read_status(chain.metadata.name).frozen_epochs
+    )  # before anything is written
+    _check_processes(chain, file)
+    if root.exists() and not root.is_dir():
+        raise InputError("is not a folder", file=root)
+    if root.resolve().is_relative_to(folder.folder.resolve()):
+        raise InputError(
+            f"lies in the data folder {folder.folder}, where nothing is ever written", file=root
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    listen(STOPS, as_ctrl_c)  # until there is a trainer to stop first
+    lock = RootLock.acquire(store.path, lambda text: console.print(text, style="yellow"))
+    try:
+        status = store.read_status(chain.metadata.name)
+        fingerprint = prepare(request, store, console)
+        world = LocalWorld(chain, store, Trainer(lock), request, fingerprint)
+        status = drive(chain, world, status, console)
+        if not world.interrupted and world.evaluate_added(status, console.print):
+            status = drive(chain, world, status, console)
+    finally:
+        lock.release()
+    _conclude(chain, store, status, world.interrupted, console)
+
+
+def _alone(chain: ModelChain, name: str, file: Path) -> ModelChain:
+    """The baseline run of one model: random initialisation, baselineEpochs, no distillation."""
+    for stage in chain.spec.stages:
+        if stage.name == name:
+            one = stage.model_copy(update={"epochs": chain.spec.recipe.baseline_epochs})
+            return chain.model_copy(
+                update={"spec": chain.spec.model_copy(update={"stages": [one]})}
+            )
+    names = ", ".join(stage.name for stage in chain.spec.stages)
+    raise InputError(
+        f"--alone {name}: no such stage; there are {names}", file=file, field="spec.stages"
+    )
+
+
+def _check_processes(chain: ModelChain, file: Path) -> None:
+    """On this machine a stage's processes may default to its GPUs: they must share the batch
+    evenly, too.
+    """
+    recipe = chain.spec.recipe
+    for index, stage in enumerate(chain.spec.stages):
+        processes = processes_for(stage.resources.processes_per_node)
+        for what in (recipe.global_batch_size, recipe.micro_batch_size or recipe.global_batch_size):
+            if what % processes:
+                message = (
+                    f"a batch of {what} cannot be shared by {processes} processes; set"
+                    " processesPerNode"
+                )
+                raise InputError(
+                    message, file=file, field=f"spec.stages[{index}].resources.processesPerNode"
+                )
+
+
+def _conclude(
+    chain: ModelChain, store: Root, status: ChainStatus, interrupted: bool, console: Console
+) -> None:
+    """Say how it ended, on the last line and in the exit code."""
+    if status.is_true("Complete"):
+        found = {s.name: store.results(s.input_digest) for s in status.stages if s.input_digest}
+        results = {name: result for name, result in found.items() if result is not None}
+        make_console().print(
+            report_table(plan(chain, "analytic", {}, status.epochs), status, results)
+        )
+        return
+    console.print(stages_table(chain.metadata.name, status))
+    failed = next((s for s in status.stages if s.state is State.FAILED), None)
+    if failed is not None:
+        attempts = [a for a in failed.attempts if a.failure is not None]
+        logs = f" (logs: {store.attempt_directory(attempts[-1])}/logs)" if attempts else ""
+        user_error = failed.reason.startswith("UserError: ")
+        error = f"stage {failed.name}: {failed.reason}{'' if user_error else logs}"
+        raise InputError(error) if user_error else WorkError(error)
+    if interrupted:
+        print(INTERRUPTED, file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED)
+    reason = next((s.reason for s in status.stages if s.state is State.SUSPENDED), "stopped")
+    print(f"modelchain: {reason}", file=sys.stderr)

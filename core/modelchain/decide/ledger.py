@@ -1,0 +1,215 @@
+"""What attempts have spent: kept per pod, added once when an attempt closes; trimming the history
+loses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from decimal import ROUND_HALF_UP, Decimal
+from math import floor
+from typing import Any
+
+from modelchain.api.contracts import FailureClass
+from modelchain.api.messages import shortened
+from modelchain.api.status import AttemptStatus, PodTime, Spent, StageStatus, State
+from modelchain.decide.observed import Seen
+
+KEPT_ATTEMPTS = 10
+MESSAGE_LENGTH = 512
+MAX_PODS = 256  # listed of one attempt: the largest gang, and as many keys as the CRD allows
+CENT = Decimal("0.01")
+
+
+def timestamp(now: float) -> str:
+    """RFC 3339 in UTC, whole seconds, as Kubernetes writes times."""
+    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def account(attempt: AttemptStatus, seen: Seen, now: float, price: str | None) -> AttemptStatus:
+    """The open attempt with what its pods have spent until `now`. A pod that vanished unseen has
+    run until `now`.
+
+    It is counted anew from the times that are known by now, so a time that turns out wrong is
+    corrected. Pods stay listed after they are gone, so that one that is heard of again counts once;
+    of very many, those that are gone are summed up in `gone`.
+    """
+    left = {
+        uid: _ended(pod, now)
+        for uid, pod in _believed(attempt, seen).items()
+        if uid not in seen.pods
+    }
+    pods, over = _listed({**left, **seen.pods}, seen)
+    gone = Spent(
+        gpu_seconds=attempt.gone.gpu_seconds + _gpu_seconds(over, now),
+        seconds=attempt.gone.seconds + _seconds(over, now),
+    )
+    word = seen.word
+    gpu_seconds = gone.gpu_seconds + _gpu_seconds(pods.values(), now)
+    if not pods and not gone.seconds:  # without pods (a laptop) the attempt's own figures count
+        gpu_seconds = max(seen.gpu_seconds, word.gpu_seconds if word else 0.0)
+    return attempt.model_copy(
+        update={
+            "pods": pods,
+            "gone": gone,
+            "gpu_seconds": round(gpu_seconds, 3),
+            "cost": attempt.cost if price is None else money(gpu_seconds, price),
+            # A last word that had to be brief may hold less than what was seen before it.
+            "macs": max(attempt.macs, seen.macs, word.macs if word else 0),
+            "checkpoint_step": max(attempt.checkpoint_step, seen.checkpoint_step),
+        }
+    )
+
+
+def _listed(pods: dict[str, PodTime], seen: Seen) -> tuple[dict[str, PodTime], list[PodTime]]:
+    """The pods to go on listing, and those to sum up: of too many, all that are gone.
+
+    No gang has more pods than may be listed. If more are there all the same, the oldest are left
+    out and not summed up: they are read again at the next look, and would count twice.
+    """
+    if len(pods) <= MAX_PODS:
+        return pods, []
+    there = {uid: pod for uid, pod in seen.pods.items() if uid not in seen.gone_pods}
+    over = [pod for uid, pod in pods.items() if uid not in there]
+    return dict(sorted(there.items(), key=lambda item: item[1].started)[-MAX_PODS:]), over
+
+
+def running_seconds(attempt: AttemptStatus, now: float) -> float:
+    """How long rank 0 has run, all pods of the attempt together; time in a queue is not in it."""
+    return attempt.gone.seconds + _seconds(attempt.pods.values(), now)
+
+
+def ended(attempt: AttemptStatus, seen: Seen, now: float) -> float:
+    """When the last of its pods ended, no later than now; without pods, now."""
+    pods = {**attempt.pods, **seen.pods}.values()
+    return min(now, max((pod.finished for pod in pods if pod.finished is not None), default=now))
+
+
+def closed(
+    attempt: AttemptStatus,
+    seen: Seen,
+    now: float,
+    price: str | None,
+    state: State,
+    failure: FailureClass | None = None,
+    message: str = "",
+) -> AttemptStatus:
+    """The attempt as it stays: ended, its spending final."""
+    final = account(attempt, seen, now, price)
+    return final.model_copy(
+        update={
+            "state": state,
+            "failure": failure,
+            "message": shortened(message, MESSAGE_LENGTH),
+            "finished_at": timestamp(now),
+            "gone": Spent(seconds=running_seconds(final, now)),
+            "pods": {},
+            "ending": None,
+            "stepped_at": None,
+            "node": next(iter(seen.bad_nodes), None) if failure is FailureClass.HARDWARE else None,
+            "fault": next(iter(seen.bad_nodes.values()), "")
+            if failure is FailureClass.HARDWARE
+            else "",
+        }
+    )
+
+
+def least(stage: StageStatus, steps: int | None) -> int:
+    """What a finished stage took at the least, as its trainer counts it: a whole number a step."""
+    return stage.planned_macs // (steps or 1) * (steps or 1)
+
+
+def whole(stage: StageStatus, final: AttemptStatus) -> AttemptStatus:
+    """The attempt that finished a stage, with the MACs that nobody told of: one before it was
+    killed outright some time after it was last asked, and this one went on from its checkpoint.
+    Together they have done the stage once, at least.
+    """
+    if not any(
+        a.name != final.name and a.input_digest == final.input_digest for a in stage.attempts
+    ):
+        return final
+    return final.model_copy(
+        update={"macs": max(final.macs, stage.planned_macs - stage.trained.macs)}
+    )
+
+
+def booked(stage: StageStatus, attempts: list[AttemptStatus]) -> dict[str, Any]:
+    """A stage's new attempts and ledger: those closed in this step are added to it, once."""
+    was_open = {a.name for a in stage.attempts if a.finished_at is None}
+    over = [a for a in attempts if a.finished_at is not None and a.name in was_open]
+    spent = plus(stage.spent, over)
+    trained = plus(stage.trained, [a for a in over if a.input_digest == stage.last_digest])
+    attempts = attempts[-KEPT_ATTEMPTS:]
+    return {"attempts": attempts, "spent": spent, "trained": trained, **shown(spent, attempts)}
+
+
+def plus(spent: Spent, attempts: Iterable[AttemptStatus]) -> Spent:
+    """What is spent with these attempts added."""
+    more = list(attempts)
+    return Spent(
+        macs=spent.macs + sum(a.macs for a in more),
+        gpu_seconds=spent.gpu_seconds + sum(a.gpu_seconds for a in more),
+        seconds=spent.seconds + sum(a.gone.seconds for a in more),
+        cost=total_cost([spent.cost, *(a.cost for a in more)]),
+    )
+
+
+def shown(spent: Spent, attempts: Iterable[AttemptStatus]) -> dict[str, Any]:
+    """A stage's figures: the ledger, and what the open attempt has spent so far."""
+    running = [a for a in attempts if a.finished_at is None]
+    return {
+        "macs": spent.macs + sum(a.macs for a in running),
+        "gpu_seconds": spent.gpu_seconds + sum(a.gpu_seconds for a in running),
+        "cost": total_cost([spent.cost, *(a.cost for a in running)]),
+    }
+
+
+def money(gpu_seconds: float, price_per_hour: str | None) -> str | None:
+    """GPU time in money, to the cent; None without a price."""
+    if price_per_hour is None:
+        return None
+    return str(
+        (Decimal(gpu_seconds) * Decimal(price_per_hour) / 3600).quantize(CENT, ROUND_HALF_UP)
+    )
+
+
+def total_cost(costs: Iterable[str | None]) -> str | None:
+    """The sum of those that are known; None if none is."""
+    known = [Decimal(cost) for cost in costs if cost is not None]
+    return str(sum(known, Decimal(0)).quantize(CENT)) if known else None
+
+
+def _gpu_seconds(pods: Iterable[PodTime], now: float) -> float:
+    return sum(_length(pod, now) * pod.gpus for pod in pods)
+
+
+def _seconds(pods: Iterable[PodTime], now: float) -> float:
+    return sum(_length(pod, now) for pod in pods if pod.first)
+
+
+def _length(pod: PodTime, now: float) -> float:
+    # A kubelet tells whole seconds: so counted, what runs never has more than its end will say.
+    return max(0.0, (floor(now) if pod.finished is None else pod.finished) - pod.started)
+
+
+def _ended(pod: PodTime, now: float) -> PodTime:
+    return pod if pod.finished is not None else pod.model_copy(update={"finished": now})
+
+
+def _believed(attempt: AttemptStatus, seen: Seen) -> Mapping[str, PodTime]:
+    """The attempt's pods, without those that turned out never to have run."""
+    return {
+        uid: pod
+        for uid, pod in attempt.pods.items()
+        if uid not in seen.never_ran and pod.started > 0
+    }
+
+
+def same_pods(attempt: AttemptStatus, seen: Seen) -> bool:
+    """Nothing has started, ended or vanished since the attempt was accounted for, and no time was
+    corrected.
+    """
+    known = _believed(attempt, seen)
+    vanished = [pod for uid, pod in known.items() if uid not in seen.pods]
+    same = seen.pods.items() <= known.items() and len(known) == len(attempt.pods)
+    return same and all(pod.finished is not None for pod in vanished)

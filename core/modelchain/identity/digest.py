@@ -1,0 +1,117 @@
+"""The input digest: what changes one stage's weights, and nothing else (RULES section 1).
+
+A stage's directory is named by it, so its formula is a promise: goldens in the tests hold it. A new
+formula is `v: 3`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from functools import lru_cache
+from pathlib import PurePosixPath
+from typing import Any
+
+from modelchain.api.spec import ChainSpec, Evaluation
+from modelchain.identity.shards import base_names
+
+VERSION = 2
+# Raised whenever the trainer's arithmetic changes. It is recorded with what was trained and is no
+# part of the digest: an upgrade must not retrain a family. A trainer goes on from no checkpoint of
+# another number.
+TRAINER_MATH = 3
+
+
+def canonical(value: Any) -> bytes:
+    """JSON with one spelling for one value: sorted keys, no blanks, ASCII."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    ).encode()
+
+
+def digest_of(inputs: Mapping[str, Any] | Sequence[Any]) -> str:
+    """SHA-256 of the canonical JSON, 64 lowercase hex digits."""
+    return hashlib.sha256(canonical(inputs)).hexdigest()
+
+
+def number(decimal: str | Decimal) -> str:
+    """One spelling for equal decimals: "1e-3", "0.001" and ".0010" are all "0.001"."""
+    value = Decimal(decimal).normalize()
+    return format(abs(value) if value == 0 else value, "f")
+
+
+def stage_inputs(
+    spec: ChainSpec, index: int, *, epochs: int, fingerprint: str | None, predecessor: str | None
+) -> dict[str, Any]:
+    """The resolved inputs of stage `index`, as plain JSON.
+
+    Args:
+        epochs: the stage's epochs, given, allocated or frozen.
+        fingerprint: of the training data, where known; one given in the spec has been checked
+            against it.
+        predecessor: the predecessor's artifact digest; None for the first stage (and a model
+            trained alone).
+    """
+    stage, recipe, train = spec.stages[index], spec.recipe, spec.data.train
+    warmup = recipe.warmup_steps.first if predecessor is None else recipe.warmup_steps.successors
+    inputs: dict[str, Any] = {
+        "v": VERSION,
+        "modelConfig": stage.config.resolved(),
+        "epochs": epochs,
+        "globalBatchSize": recipe.global_batch_size,
+        "learningRate": number(recipe.learning_rate),
+        "weightDecay": number(recipe.weight_decay),
+        "warmupSteps": warmup,
+        "precision": recipe.precision,
+        "seed": recipe.seed,
+        "captionsPerSample": train.captions_per_sample,
+        "data": {**_shard_list(train.shards), "samples": train.samples, "fingerprint": fingerprint},
+        "rerun": stage.rerun,
+    }
+    if predecessor is not None:
+        transfer, dim = spec.transfer, spec.stages[index - 1].config.embed_dim
+        inputs["transfer"] = {
+            "width": transfer.width,
+            "depth": transfer.depth,
+            "distillation": {"alpha": number(transfer.distillation.released_alpha(dim))},
+        }
+        inputs["predecessor"] = predecessor
+    return inputs
+
+
+@lru_cache(maxsize=8)  # every look at a chain asks for every stage
+def _shard_list(pattern: str) -> Mapping[str, Any]:
+    """The shards' names in order, as one digest, and their number: inputs stay small with 100,000
+    shards.
+    """
+    names = base_names(pattern)
+    return {"shards": digest_of(names), "count": len(names)}
+
+
+def evaluation_key(evaluation: Evaluation) -> str:
+    """What an evaluation measures, whatever its name, folder and rhythm: equal keys need no second
+    measurement.
+    """
+    lists = [
+        PurePosixPath(path).name if path else None
+        for path in (evaluation.class_names, evaluation.templates)
+    ]
+    return digest_of(
+        {"kind": evaluation.kind, "shards": base_names(evaluation.shards), "lists": lists}
+    )
+
+
+def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the inputs that differ, in the new inputs' order; what a cache miss is
+    explained by.
+    """
+    out: list[str] = []
+    for key in [*new, *(k for k in old if k not in new)]:
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            out += differing_fields(a, b, f"{prefix}{key}.")
+        elif a != b:
+            out.append(prefix + key)
+    return out

@@ -1,0 +1,230 @@
+"""Reading spec files: YAML to a checked ModelChain, or one clear line for each thing that is
+wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from modelchain.api.spec import ModelChain
+from modelchain.api.status import ChainStatus
+from modelchain.errors import InputError, Problem, WorkError
+from modelchain.plan.check import check
+
+M = TypeVar("M", bound=BaseModel)
+
+MAX_BYTES = 1 << 20
+MAX_NODES = 100_000
+
+
+def load_yaml(path: Path, kind: str | None = None) -> Any:
+    """The YAML document of `path`, or of several the one of a `kind`; of bounded size even after
+    aliases expand.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", file=path) from error
+    if len(raw) > MAX_BYTES:
+        raise InputError(f"is larger than {MAX_BYTES} bytes", file=path)
+    try:
+        loader = yaml.SafeLoader(raw.decode())
+        found = []
+        while loader.check_node():
+            node = loader.get_node()
+            assert node is not None
+            _check_nodes(node, path)
+            found.append(loader.construct_document(node))
+    except UnicodeDecodeError as error:
+        raise InputError(f"is not UTF-8 text (byte {error.start})", file=path) from error
+    except yaml.YAMLError as error:
+        raise InputError(f"is not valid YAML: {_yaml_message(error)}", file=path) from error
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:  # PyYAML on `!!int ""`
+        raise InputError(
+            f"is not valid YAML: a value does not fit its tag ({error})", file=path
+        ) from error
+    except RecursionError as error:
+        raise InputError("is nested too deeply", file=path) from error
+    values = [value for value in found if value is not None]
+    if len(values) > 1:
+        values = [
+            value
+            for value in values
+            if isinstance(value, dict) and kind and value.get("kind") == kind
+        ]
+        if len(values) != 1:
+            raise InputError(
+                f"holds {len(found)} documents; keep one {kind or 'of them'} in a file", file=path
+            )
+    if not values:
+        raise InputError("is empty", file=path)
+    return values[0]
+
+
+def load_model(kind: type[M], path: Path) -> M:
+    """A file as the given type, or an InputError with the file and field of every problem."""
+    return parse(kind, load_yaml(path, kind.__name__), str(path))
+
+
+def load_chain(path: Path) -> ModelChain:
+    """A spec file, checked in itself (`modelchain.plan.check`); what needs the data is checked by
+    `run`.
+    """
+    chain = load_model(ModelChain, path)
+    check(chain, str(path))
+    return chain
+
+
+def parse(kind: type[M], value: Any, file: str) -> M:
+    """Validate `value`; pydantic's findings become problems with a field path and words for a
+    person.
+    """
+    if not isinstance(value, dict):
+        raise InputError(f"holds a {_type_name(value)}, not a {kind.__name__} object", file=file)
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise InputError(
+            *(Problem(_message(e), file, _field(e["loc"])) for e in error.errors(include_url=False))
+        ) from error
+
+
+def _field(loc: tuple[int | str, ...]) -> str:
+    out = ""
+    for part in loc:
+        out += f"[{part}]" if isinstance(part, int) else f".{part}" if out else part
+    return out
+
+
+def _message(error: ErrorDetails) -> str:
+    kind, got = error["type"], _short(error["input"])
+    context = error.get("ctx", {})
+    match kind:
+        case "extra_forbidden":
+            return (
+                "unknown field; check its spelling and place (this version acts on no such field)"
+            )
+        case "missing":
+            return "required, but not given"
+        case "string_type" if isinstance(error["input"], int | float):
+            return f"must be a text, so put it in quotes (got {_type_name(error['input'])} {got})"
+        case "string_pattern_mismatch":
+            return f"{got} does not have the form {context['pattern']}"
+        case (
+            "int_type"
+            | "int_from_float"
+            | "float_type"
+            | "bool_type"
+            | "string_type"
+            | "list_type"
+            | "model_type"
+            | "dict_type"
+        ):
+            return f"{error['msg'].removeprefix('Input ')} (got {_type_name(error['input'])} {got})"
+        case "model" | "evaluation" | "storage" | "vision" | "text" | "mlp":
+            return error["msg"]
+        case _:
+            return (
+                f"{error['msg'].removeprefix('Input ').removeprefix('Value error, ')} (got {got})"
+            )
+
+
+def _type_name(value: Any) -> str:
+    names = {
+        "dict": "mapping",
+        "list": "list",
+        "str": "text",
+        "int": "number",
+        "float": "number",
+        "bool": "boolean",
+    }
+    return "nothing" if value is None else names.get(type(value).__name__, type(value).__name__)
+
+
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an integer too long to print
+        return "a number too long to show"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _yaml_message(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem:
+        mark = error.problem_mark
+        return (
+            f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
+            if mark
+            else error.problem
+        )
+    return str(error)
+
+
+def _check_nodes(root: yaml.Node, path: Path) -> None:
+    """Before anything is built: no key twice, which PyYAML lets through, and a bound on what
+    aliases expand to.
+    """
+    sizes: dict[int, int] = {}
+    open_: set[int] = set()
+
+    def size(node: yaml.Node) -> int:
+        if id(node) in open_:
+            raise InputError("an alias refers to itself", file=path)
+        if id(node) not in sizes:
+            open_.add(id(node))
+            children: list[yaml.Node] = []
+            if isinstance(node, yaml.MappingNode):
+                _check_keys(node)
+                children = [n for pair in node.value for n in pair]
+            elif isinstance(node, yaml.SequenceNode):
+                children = node.value
+            sizes[id(node)] = 1 + sum(size(child) for child in children)
+            open_.discard(id(node))
+        return sizes[id(node)]
+
+    if size(root) > MAX_NODES:
+        raise InputError(f"its aliases expand to more than {MAX_NODES} values", file=path)
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if key.tag == "tag:yaml.org,2002:merge":
+            continue
+        if key.tag != "tag:yaml.org,2002:str":
+            name = repr(key.value) if isinstance(key, yaml.ScalarNode) else "of this mapping"
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {name} is not a text", key.start_mark
+            )
+        if key.value in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {key.value!r} is given twice", key.start_mark
+            )
+        seen.add(key.value)
+
+
+def status_of(chain: Mapping[str, Any]) -> ChainStatus:
+    """The status of a chain read from a cluster. Raises WorkError for one that another version
+    wrote.
+    """
+    try:
+        return ChainStatus.model_validate_json(json.dumps(chain.get("status") or {}))
+    except ValidationError as error:
+        name = chain["metadata"]["name"]
+        raise WorkError(
+            f"the status of {name} was written by another version; use the operator's version"
+        ) from error

@@ -1,0 +1,141 @@
+"""The table of stages that `run` keeps up to date and `status` prints once, and the report at a
+chain's end.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from modelchain.api.contracts import Measured, Results
+from modelchain.api.status import ChainStatus, StageStatus, State
+from modelchain.decide.conditions import sentence
+from modelchain.io.units import human
+from modelchain.plan.plan import Plan
+
+COLOURS = {
+    State.SUCCEEDED: "green",
+    State.RUNNING: "cyan",
+    State.STARTING: "cyan",
+    State.VERIFYING: "cyan",
+    State.FAILED: "red",
+    State.SUSPENDED: "yellow",
+}
+
+
+def console(stderr: bool = False) -> Console:
+    """Tables are never folded to less than they need; a pipe has no width of its own."""
+    made = Console(stderr=stderr)
+    return made if made.is_terminal else Console(stderr=stderr, width=120)
+
+
+def stages_table(name: str, status: ChainStatus) -> RenderableType:
+    """One line a stage: state, progress with ETA, MACs spent, first metric; below it why each is as
+    it is.
+    """
+    running = any(stage.progress for stage in status.stages)
+    table = Table(title=f"chain {name}", title_justify="left", box=SIMPLE_HEAD)
+    for column in (
+        "stage",
+        "state",
+        "cache",
+        "epochs",
+        *(["progress"] if running else []),
+        "MACs spent",
+        "accuracy",
+    ):
+        right = column in ("epochs", "MACs spent")
+        table.add_column(column, justify="right" if right else "left", no_wrap=True)
+    for stage in status.stages:
+        table.add_row(
+            stage.name,
+            Text(str(stage.state), style=COLOURS.get(stage.state, "dim")),
+            stage.cache or "",
+            "" if stage.epochs is None else str(stage.epochs),
+            *([_progress(stage)] if running else []),
+            human(stage.macs) if stage.macs else "",
+            ", ".join(f"{k} {v} %" for k, v in stage.results.items() if "/" not in k),
+        )
+    reasons = [
+        Text(
+            f"  {sentence(s).removesuffix(' (never trained)')}",
+            style="red" if s.state is State.FAILED else "dim",
+        )
+        for s in status.stages
+        if s.reason
+    ]
+    return Group(table, *reasons)
+
+
+def _progress(stage: StageStatus) -> RenderableType:
+    if stage.progress is None:
+        return ""
+    at = stage.progress
+    grid = Table.grid(padding=(0, 1))
+    eta = timedelta(seconds=round(at.eta_seconds))
+    grid.add_row(
+        ProgressBar(total=at.steps, completed=at.step, width=12),
+        f"{at.step}/{at.steps}",
+        f"{eta} left",
+    )
+    return grid
+
+
+def report_table(plan: Plan, status: ChainStatus, results: dict[str, Results]) -> RenderableType:
+    """What the chain cost against training each model alone, and what each stage reached."""
+    metric = next(
+        (name for r in results.values() for name in r.final.metrics if "/" not in name), None
+    )
+    total, alone = sum(r.macs for r in results.values()), plan.individual.macs
+    seconds = sum(r.seconds for r in results.values())
+    table = Table(
+        title=f"chain {plan.chain}: finished",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        show_footer=True,
+    )
+    measured = metric or "loss"
+    for header, footer in (
+        ("stage", "together"),
+        ("epochs", ""),
+        ("inherited", ""),
+        (f"{measured}\nat step 0", ""),
+        (f"{measured}\nat the end", ""),
+        ("seconds", f"{seconds:.0f}"),
+        ("MACs", human(total)),
+        ("alone:\nepochs", ""),
+        ("alone:\nMACs", human(alone)),
+        ("times\nless", f"{alone / total:.2f}"),
+    ):
+        table.add_column(
+            header, footer=footer, justify="left" if header == "stage" else "right", no_wrap=True
+        )
+    for planned, stage in zip(plan.stages, status.stages, strict=True):
+        result, individual = results[planned.name], planned.individual
+        grown = result.growth
+        inherited = "nothing"
+        if grown is not None:
+            share = 1 - grown.new / (grown.inserted + grown.duplicated + grown.new)
+            inherited = f"{share:.0%}"
+        table.add_row(
+            planned.name,
+            str(stage.epochs),
+            inherited,
+            _measure(result.initial, metric),
+            _measure(result.final, metric),
+            f"{result.seconds:.0f}",
+            human(result.macs),
+            str(individual.epochs),
+            human(individual.macs),
+            f"{individual.macs / result.macs:.2f}",
+        )
+    return table
+
+
+def _measure(measured: Measured, metric: str | None) -> str:
+    return f"{measured.metrics[metric]:.1f} %" if metric else f"{measured.loss:.3f}"

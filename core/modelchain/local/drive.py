@@ -1,0 +1,143 @@
+"""The loop of a local chain: check the data once, then decide, write or act, and look again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import FrameType
+
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from modelchain.api.contracts import DataAnswer, DataRequest
+from modelchain.api.spec import ModelChain
+from modelchain.api.status import ChainStatus
+from modelchain.decide.decide import decide
+from modelchain.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, Problem, WorkError
+from modelchain.io.files import write_atomic
+from modelchain.io.stop import listen
+from modelchain.io.table import stages_table
+from modelchain.local.launch import STOPS
+from modelchain.local.root import Root
+from modelchain.local.world import LocalWorld
+
+INTERRUPTED = "modelchain: interrupted; the same command goes on"
+POLL_SECONDS = 0.5
+
+
+def prepare(request: DataRequest, store: Root, console: Console) -> str:
+    """Have the trainer index and check all data before the first stage; returns the training
+    data's fingerprint.
+    """
+    asked = store.path / ".data-request.json"
+    write_atomic(asked, request.model_dump_json(by_alias=True).encode())
+    console.print("checking the data", style="dim")
+    guard = [
+        sys.executable,
+        "-m",
+        "modelchain.io.guard",
+        os.devnull,
+    ]  # it ends with us, whatever ends us
+    command = [*guard, sys.executable, "-m", "modelchain_data", str(asked)]
+    try:  # in a session of its own, so that Ctrl-C is ours to handle
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, check=False, start_new_session=True
+        )
+    except KeyboardInterrupt:
+        print(INTERRUPTED, file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    asked.unlink(missing_ok=True)
+    try:
+        answer = DataAnswer.model_validate_json(done.stdout)
+    except ValueError as error:
+        raise WorkError(
+            f"the check of the data ended with exit code {done.returncode} and no answer"
+        ) from error
+    if answer.problems:
+        if done.returncode == EXIT_BAD_INPUT:
+            raise InputError(*(Problem(problem) for problem in answer.problems))
+        raise WorkError("\n".join(answer.problems))
+    for note in answer.notes:
+        console.print(note, style="yellow")
+    assert answer.fingerprint is not None
+    return answer.fingerprint
+
+
+def drive(
+    chain: ModelChain, world: LocalWorld, status: ChainStatus, console: Console
+) -> ChainStatus:
+    """Decide, write or act, and look again, until nothing is left to do."""
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        _hung_up(number)
+        world.interrupted = True
+
+    handlers = listen(STOPS, interrupt)
+    printed = ""
+    try:
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            while True:
+                step = decide(chain, world.observe(status), time.time())
+                if step.write:
+                    world.root.write_status(chain, step.status)
+                    status = step.status
+                elif step.action is not None:
+                    world.act(step)
+                if console.is_terminal:
+                    live.update(stages_table(chain.metadata.name, status), refresh=True)
+                else:
+                    printed = _print_changes(status, printed)
+                if step.again is None:
+                    return status
+                if step.again:
+                    time.sleep(min(step.again, POLL_SECONDS))
+    finally:
+        for sig, handler in handlers.items():
+            signal.signal(sig, handler)
+
+
+def as_ctrl_c(number: int, _frame: FrameType | None) -> None:
+    _hung_up(number)
+    raise KeyboardInterrupt
+
+
+def _hung_up(number: int) -> None:
+    """The terminal has gone: a line written to it would be an error, and end what is to end in
+    peace.
+    """
+    if number == signal.SIGHUP:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):
+            if not _writable(stream):
+                os.dup2(nowhere, stream)
+        os.close(nowhere)
+
+
+def _writable(stream: int) -> bool:
+    try:
+        os.write(stream, b"")
+    except OSError:
+        return False
+    return True
+
+
+def _print_changes(status: ChainStatus, before: str) -> str:
+    """Without a terminal: one line whenever a stage's state or tenth of progress changes."""
+    lines = []
+    for stage in status.stages:
+        at = stage.progress
+        share = f" {10 * (10 * at.step // at.steps)} %, {at.eta_seconds:.0f} s left" if at else ""
+        lines.append(
+            f"{stage.name}: {stage.state}{share}{f' ({stage.reason})' if stage.reason else ''}"
+        )
+    known = before.splitlines()
+    for line in lines:
+        if line not in known and not (
+            " s left" in line and line.split(",")[0] in {k.split(",")[0] for k in known}
+        ):
+            print(line, file=sys.stderr, flush=True)
+    return "\n".join(lines)

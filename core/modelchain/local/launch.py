@@ -1,0 +1,169 @@
+"""One attempt as a process tree: torchrun, started and watched through torchx, stopped by
+ourselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from functools import cache
+from itertools import takewhile
+from pathlib import Path
+
+from modelchain.api.contracts import EvaluationRequest
+from modelchain.errors import InputError, WorkError
+from modelchain.local.lock import RootLock, holders
+
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # each asks `run` to stop
+GRACE_SECONDS = 35.0  # torchrun itself gives its workers 30 s
+
+
+class Trainer:
+    """The running attempt of this process, if any; at most one at a time."""
+
+    def __init__(self, lock: RootLock):
+        try:
+            import torchx.runner
+            import torchx.specs
+        except ImportError as error:
+            raise InputError(
+                "training needs the trainer's packages: pip install 'modelchain[trainer]'"
+            ) from error
+        logging.getLogger("torchx").setLevel(logging.ERROR)
+        self._specs = torchx.specs
+        self._runner = torchx.runner.get_runner()
+        self._lock = lock
+        self._handle: str | None = None
+        self._pid_file: Path | None = None
+        self._stopping_since: float | None = None
+        self.attempt: str | None = None
+
+    def start(self, attempt: str, task: Path, processes: int, threads: int) -> None:
+        """Start `torchrun -m modelchain_trainer TASK`; it ends when this process ends."""
+        directory = task.parent
+        self._pid_file = directory / "pid"
+        command = [
+            "-m", "modelchain.io.guard", str(self._pid_file),
+            sys.executable, "-m", "torch.distributed.run",
+            "--nnodes=1", f"--nproc-per-node={processes}", "--standalone", "--max-restarts=0",
+            # else processes look for each other by the host's name, which may not resolve
+            "--local-addr=127.0.0.1",
+            "-m", "modelchain_trainer", str(task),
+        ]  # fmt: skip
+        role = self._specs.Role(
+            name="trainer",
+            image=str(Path.cwd()),
+            entrypoint=sys.executable,
+            args=[argument.replace("$", "$$") for argument in command],
+            env={
+                "OMP_NUM_THREADS": str(threads),
+                # Spinning threads make a step 60 times slower as soon as anything else wants a core
+                # (measured).
+                "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+                "GLOO_SOCKET_IFNAME": os.environ.get(
+                    "GLOO_SOCKET_IFNAME", "lo"
+                ),  # else gloo looks the name up, too
+                "MODELCHAIN_RUNNER": str(os.getpid()),
+                "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "30",
+            },
+        )
+        app = self._specs.AppDef(name=attempt, roles=[role])
+        handlers = {sig: signal.getsignal(sig) for sig in STOPS}
+        with self._lock.as_stdin():
+            self._handle = self._runner.run(
+                app, scheduler="local_cwd", cfg={"log_dir": str(directory / "logs")}
+            )
+        for (
+            sig,
+            handler,
+        ) in handlers.items():  # torchx's scheduler installs its own, which kill after 10 s
+            signal.signal(sig, handler)
+        self.attempt = attempt
+        self._stopping_since = None
+
+    def is_live(self) -> bool:
+        """True until every process of the attempt has ended, torchrun's orphans included."""
+        if self._handle is None:
+            return False
+        status = self._runner.status(self._handle)
+        if status is not None and not status.is_terminal():
+            self._end_if_overdue()
+            return True
+        if holders(self._lock.path.parent):
+            return True
+        self._handle, self.attempt = None, None
+        return False
+
+    def stop(self) -> None:
+        """Ask torchrun to stop: its workers checkpoint first. After the grace it is killed, and
+        they die with it.
+        """
+        if self._handle is None or self._stopping_since is not None:
+            return
+        if self._signal(signal.SIGTERM):
+            self._stopping_since = time.monotonic()
+
+    def _end_if_overdue(self) -> None:
+        if (
+            self._stopping_since is not None
+            and time.monotonic() - self._stopping_since > GRACE_SECONDS
+        ):
+            self._signal(signal.SIGKILL)
+
+    def _signal(self, sig: signal.Signals) -> bool:
+        """False while the guard has not yet noted its pid."""
+        assert self._pid_file is not None
+        with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
+            os.kill(int(self._pid_file.read_text()), sig)
+            return True
+        return False
+
+
+def measure(request: EvaluationRequest) -> dict[str, float]:
+    """Have the trainer measure a finished artifact."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        file.write(request.model_dump_json(by_alias=True))
+        file.flush()
+        command = [sys.executable, "-m", "modelchain_trainer", "evaluate", file.name]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise WorkError(
+            f"measuring {request.artifact} failed: {done.stderr.strip() or done.returncode}"
+        )
+    return dict(json.loads(done.stdout))
+
+
+def processes_for(asked: int | None) -> int:
+    """Processes of a stage on this machine: as asked, else one a GPU that may be used, else one."""
+    return asked or max(gpus(), 1)
+
+
+@cache  # asked once a stage and once an attempt
+def gpus() -> int:
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        return 0
+    there = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    visible = os.environ.get(
+        "CUDA_VISIBLE_DEVICES"
+    )  # nvidia-smi ignores it; CUDA stops reading at a -1
+    if visible is None or there == 0:
+        return there
+    return min(
+        there, len(list(takewhile(lambda name: name.strip() not in ("", "-1"), visible.split(","))))
+    )
+
+
+def threads_for(processes: int) -> int:
+    """Threads of one process: an equal share of the cores this process may use."""
+    return max(1, len(os.sched_getaffinity(0)) // processes)

@@ -1,0 +1,245 @@
+"""A root directory on disk, read and written: the stored status, artifacts re-hashed, attempts as
+they are seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from modelchain.api.contracts import (
+    EVALUATIONS,
+    LAST_WORD,
+    MANIFEST,
+    METRICS,
+    RESULTS,
+    TASK,
+    LastWord,
+    Manifest,
+    Progress,
+    Results,
+    Task,
+)
+from modelchain.api.spec import API_VERSION, KIND, ModelChain, Record
+from modelchain.api.status import AttemptStatus, ChainStatus, StageStatus
+from modelchain.decide.observed import Artifact, Damage
+from modelchain.errors import InputError, WorkError
+from modelchain.identity.digest import TRAINER_MATH
+from modelchain.io.files import read_artifact, write_atomic
+
+OWNER = "local"
+
+R = TypeVar("R", bound=Record)
+
+
+class Root:
+    """`status.json` and the directories named by input digests. What it stores holds for a copy of
+    the root, too.
+    """
+
+    def __init__(self, path: Path, status_name: str = "status.json"):
+        self.path = path
+        self.status_file = path / status_name
+        self._verified: dict[str, tuple[tuple[Any, ...], Artifact | Damage]] = {}
+
+    def read_status(self, chain: str) -> ChainStatus:
+        """The stored status of `chain`; an empty one if nothing was stored.
+
+        Raises:
+            InputError: the root belongs to another chain.
+            WorkError: the file cannot be read as a status.
+        """
+        if not self.status_file.exists():
+            return ChainStatus(stages=self._frozen_by_artifacts())
+        stored = read_object(self.status_file)
+        name = stored["metadata"]["name"]
+        if name != chain:
+            raise InputError(
+                f"this root belongs to chain {name!r}; give {chain!r} a root of its own",
+                file=self.path,
+            )
+        return parse_status(stored, self.status_file)
+
+    def _frozen_by_artifacts(self) -> list[StageStatus]:
+        """Without a status, epochs that were once allocated are read from the artifacts, as a
+        re-created chain does.
+        """
+        found: dict[str, StageStatus] = {}
+        manifests = self.path.glob(f"*/artifact/{MANIFEST}")
+        for path in sorted(manifests, key=lambda p: p.stat().st_mtime):
+            manifest, results = _read(Manifest, path), _read(Results, path.parent / RESULTS)
+            if manifest and results:
+                epochs, name = int(manifest.inputs["epochs"]), results.stage
+                found[name] = StageStatus(
+                    name=name, epochs=epochs, frozen=True, last_digest=manifest.input_digest
+                )
+        return list(found.values())
+
+    def write_status(self, chain: ModelChain, status: ChainStatus) -> None:
+        spec = chain.model_dump(mode="json", by_alias=True, exclude_unset=True)["spec"]
+        document = {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "metadata": {"name": chain.metadata.name},
+            "spec": spec,
+            "status": status.model_dump(mode="json", by_alias=True),
+        }
+        write_atomic(self.status_file, json.dumps(document, indent=1).encode())
+
+    def artifact(self, digest: str) -> Artifact | Damage | None:
+        """The artifact of an input digest, every byte re-hashed when first seen in this process and
+        after a change.
+        """
+        directory = self.path / digest / "artifact"
+        if not (directory / MANIFEST).is_file():
+            return None
+        stamp = tuple(
+            (p.name, p.stat().st_size, p.stat().st_mtime_ns, p.stat().st_ino)
+            for p in sorted(directory.iterdir())
+        )
+        known = self._verified.get(digest)
+        if known is None or known[0] != stamp:
+            self._verified[digest] = known = (stamp, self._read_artifact(digest, directory))
+        return known[1]
+
+    def _read_artifact(self, digest: str, directory: Path) -> Artifact | Damage:
+        restore = f"; restore the file, or delete {directory} to train it again"
+        try:
+            manifest, results = read_artifact(directory)
+        except (WorkError, OSError, ValidationError) as error:
+            return Damage(" ".join(str(error).split()) + restore)
+        assert manifest.artifact_digest is not None
+        metrics = dict(results.final.metrics)
+        for added in self.added_evaluations(digest).values():
+            metrics |= added
+        return Artifact(
+            digest=manifest.artifact_digest,
+            path=str(directory.relative_to(self.path)),
+            macs=results.macs,
+            metrics=metrics,
+            trainer_math=manifest.trainer_math,
+        )
+
+    def added_evaluations(self, digest: str) -> dict[str, dict[str, float]]:
+        """By evaluation key, metrics that were measured after the artifact was finished; it stays
+        as it was.
+        """
+        with contextlib.suppress(OSError, ValueError):
+            return dict(json.loads((self.path / digest / EVALUATIONS).read_bytes()))
+        return {}
+
+    def add_evaluation(self, digest: str, key: str, metrics: dict[str, float]) -> None:
+        known = {**self.added_evaluations(digest), key: metrics}
+        write_atomic(self.path / digest / EVALUATIONS, json.dumps(known, indent=1).encode())
+        self._verified.pop(digest, None)
+
+    def attempt_numbers(self) -> dict[str, int]:
+        """The highest attempt number ever used, by stage name and by input digest."""
+        highest: dict[str, int] = {}
+        for path in self.path.glob(f"*/{OWNER}-a*/{TASK}"):
+            number = _number(path.parent, f"{OWNER}-a")
+            if task := _read(Task, path):
+                for name in (task.stage, task.input_digest):
+                    highest[name] = max(number, highest.get(name, 0))
+        return highest
+
+    def results(self, digest: str) -> Results | None:
+        """`results.json` of a finished stage, for tables."""
+        return _read(Results, self.path / digest / "artifact" / RESULTS)
+
+    def attempt_directory(self, attempt: AttemptStatus) -> Path:
+        return self.path / attempt.input_digest / f"{OWNER}-a{attempt.number}"
+
+    def started(self, attempt: AttemptStatus) -> bool:
+        """A task was written, so a process may have run."""
+        return (self.attempt_directory(attempt) / TASK).exists()
+
+    def last_word(self, attempt: AttemptStatus) -> LastWord | None:
+        return _read(LastWord, self.attempt_directory(attempt) / LAST_WORD)
+
+    def last_step(self, attempt: AttemptStatus) -> dict[str, Any] | None:
+        """The newest step record of an attempt's metrics.jsonl; None before the first."""
+        path = self.attempt_directory(attempt) / METRICS
+        try:
+            with path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - 16_384))
+                lines = file.read().splitlines()
+        except OSError:
+            return None
+        for line in reversed(lines):
+            with contextlib.suppress(ValueError):
+                record = json.loads(line)
+                if isinstance(record, dict) and record.get("event") == "step":
+                    return record
+        return None
+
+    def checkpoint_step(self, digest: str) -> int:
+        """The newest complete checkpoint of an input digest that a trainer would go on from; 0 if
+        there is none.
+        """
+        paths = (self.path / digest).glob(f"*/step-*/{MANIFEST}")
+        made = [(path.parent, _read(Manifest, path)) for path in paths]
+        ours = [step for step, m in made if m is not None and m.trainer_math == TRAINER_MATH]
+        return max((_number(step, "step-") for step in ours), default=0)
+
+    def known_inputs(self) -> dict[str, dict[str, Any]]:
+        """By input digest, the inputs of all work ever begun in this root; to name the field a miss
+        is owed to.
+        """
+        known: dict[str, dict[str, Any]] = {}
+        for path in self.path.glob(f"*/{OWNER}-a*/{TASK}"):
+            if task := _read(Task, path):
+                known[task.input_digest] = task.inputs
+        for path in self.path.glob(f"*/artifact/{MANIFEST}"):
+            if manifest := _read(Manifest, path):
+                known[manifest.input_digest] = manifest.inputs
+        return known
+
+
+def _read(kind: type[R], path: Path) -> R | None:
+    """What was written to `path`; None if it is missing or damaged."""
+    with contextlib.suppress(OSError, ValidationError):
+        return kind.model_validate_json(path.read_bytes())
+    return None
+
+
+def progress_of(record: dict[str, Any]) -> Progress | None:
+    """A step record of metrics.jsonl, reduced to what a table shows."""
+    with contextlib.suppress(ValidationError):
+        names = ("step", "steps", "samplesPerSecond", "etaSeconds")
+        return Progress.model_validate({name: record.get(name) for name in names})
+    return None
+
+
+def _number(directory: Path, prefix: str) -> int:
+    """The number in a directory's name; 0 for a name somebody else made."""
+    digits = directory.name.removeprefix(prefix)
+    return int(digits) if digits.isdecimal() else 0
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The stored object, or a WorkError that says what to do with a file that is none."""
+    try:
+        stored = json.loads(path.read_bytes())
+        if not isinstance(stored["metadata"]["name"], str):
+            raise TypeError
+    except OSError as error:
+        raise WorkError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise WorkError(
+            f"{path}: is damaged; delete it (finished stages are found by their artifacts)"
+        ) from error
+    return stored  # type: ignore[no-any-return]
+
+
+def parse_status(stored: dict[str, Any], path: Path) -> ChainStatus:
+    try:
+        return ChainStatus.model_validate_json(json.dumps(stored.get("status", {})))
+    except ValidationError as error:
+        raise WorkError(
+            f"{path}: is damaged; delete it (finished stages are found by their artifacts)"
+        ) from error

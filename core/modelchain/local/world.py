@@ -1,0 +1,121 @@
+"""The local world: a root directory and one trainer process tree, as `decide` sees them and acts on
+them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from modelchain.api.contracts import LAST_WORD, TASK, DataRequest, EvaluationRequest
+from modelchain.api.spec import ModelChain
+from modelchain.api.status import AttemptStatus, ChainStatus
+from modelchain.decide.observed import Launch, Observed, Seen, Step, Stop
+from modelchain.decide.task import task_for
+from modelchain.identity.digest import evaluation_key
+from modelchain.io.files import write_atomic
+from modelchain.local.launch import Trainer, gpus, measure, processes_for, threads_for
+from modelchain.local.root import OWNER, Root, progress_of
+
+BACKOFF_SECONDS = 1.0
+
+
+class LocalWorld:
+    """Reads what is there into `Observed`, and carries a `Step` out."""
+
+    def __init__(
+        self, chain: ModelChain, root: Root, trainer: Trainer, data: DataRequest, fingerprint: str
+    ):
+        self.chain, self.root, self.trainer = chain, root, trainer
+        self.data, self.fingerprint = data, fingerprint
+        self.inputs, self.numbers = root.known_inputs(), root.attempt_numbers()
+        self.retry = f"{time.time():.6f}"  # typing the command again renews budgets, once
+        self.interrupted = False
+
+    def observe(self, status: ChainStatus) -> Observed:
+        attempts = {a.name: a for stage in status.stages for a in stage.attempts}
+        live = {self.trainer.attempt} if self.trainer.is_live() and self.trainer.attempt else set()
+        return Observed(
+            status=status,
+            artifact=self.root.artifact,
+            attempt=lambda name: self._seen(attempts[name], name in live),
+            live=frozenset(live),
+            inputs=self.inputs,
+            highest_number=lambda stage, digest: max(
+                self.numbers.get(stage, 0), self.numbers.get(digest, 0)
+            ),
+            fingerprint=self.fingerprint,
+            retry=self.retry,
+            interrupted=self.interrupted,
+            backoff_seconds=BACKOFF_SECONDS,
+        )
+
+    def _seen(self, attempt: AttemptStatus, live: bool) -> Seen:
+        if attempt.finished_at is not None:
+            return Seen(live=live, started=True)
+        record = self.root.last_step(attempt)
+        return Seen(
+            live=live,
+            started=self.root.started(attempt),
+            word=None if live else self.root.last_word(attempt),
+            progress=progress_of(record) if record else None,
+            checkpoint_step=self.root.checkpoint_step(attempt.input_digest),
+            macs=int(record["macs"]) if record else 0,
+        )
+
+    def evaluate_added(self, status: ChainStatus, say: Callable[[str], None]) -> bool:
+        """Measure finished artifacts by evaluations the spec gained since; nothing is trained. True
+        if any was.
+        """
+        measured = False
+        for stage in status.stages:
+            if stage.artifact is None or stage.input_digest is None:
+                continue
+            results = self.root.results(stage.input_digest)
+            if results is None:
+                continue
+            known = {
+                *results.evaluations.values(),
+                *self.root.added_evaluations(stage.input_digest),
+            }
+            for evaluation in self.data.evaluation:
+                key = evaluation_key(evaluation)
+                if key in known:
+                    continue
+                say(f"{stage.name}: measuring {evaluation.name}")
+                data = self.data.model_copy(update={"evaluation": [evaluation]})
+                metrics = measure(
+                    EvaluationRequest(artifact=str(self.root.path / stage.artifact.path), data=data)
+                )
+                self.root.add_evaluation(stage.input_digest, key, metrics)
+                measured = True
+        return measured
+
+    def act(self, step: Step) -> None:
+        match step.action:
+            case Launch() as launch:
+                self._launch(launch, step.status.epochs)
+            case Stop():
+                self.trainer.stop()
+
+    def _launch(self, launch: Launch, epochs: dict[str, int]) -> None:
+        stage = self.chain.spec.stages[launch.stage]
+        processes = processes_for(stage.resources.processes_per_node)
+        threads = threads_for(processes)
+        directory = self.root.attempt_directory(launch.attempt)
+        directory.mkdir(parents=True, exist_ok=True)
+        task = task_for(
+            self.chain,
+            epochs,
+            launch,
+            root=str(self.root.path),
+            predecessors=str(self.root.path),
+            owner=OWNER,
+            data=self.data,
+            threads=threads,
+            device="cuda" if gpus() else "cpu",
+            last_word=str(directory / LAST_WORD),
+        )
+        write_atomic(directory / TASK, task.model_dump_json(by_alias=True, indent=1).encode())
+        self.inputs[task.input_digest] = task.inputs
+        self.trainer.start(launch.attempt.name, directory / TASK, processes, threads)

@@ -1,0 +1,217 @@
+"""What must hold between the fields of a spec: checked before the first stage, with the field that
+is at fault.
+
+The neighbours' rule is RULES section 3: a predecessor's weights are inserted into its successor, so
+nothing may shrink.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import PurePosixPath
+from typing import Any
+
+from modelchain.api import messages
+from modelchain.api.modelconfig import ModelConfig
+from modelchain.api.spec import ChainSpec, ModelChain
+from modelchain.errors import InputError, Problem
+from modelchain.identity.shards import expand
+from modelchain.plan.plan import plan
+
+
+def check(chain: ModelChain, file: str | None = None) -> None:
+    """Raise InputError with every problem of the spec that one field alone cannot show."""
+    problems: list[Problem] = []
+
+    def report(field: str, message: str) -> None:
+        problems.append(Problem(message, file, field))
+
+    spec = chain.spec
+    _names(spec, report)
+    _decimals(spec, report)
+    _paths(spec, report)
+    _neighbours(spec, report)
+    _recipe(spec, report)
+    if problems:
+        raise InputError(*problems)
+
+
+Report = Callable[[str, str], None]
+DECIMAL_BOUNDS = {
+    "spec.recipe.learningRate": ("1e-12", "10"),
+    "spec.recipe.weightDecay": ("0", "10"),
+    "spec.transfer.distillation.alpha": ("0", "1e9"),
+    "spec.allocation.targetAcceleration": ("1", "1e6"),
+}
+
+
+def _names(spec: ChainSpec, report: Report) -> None:
+    for kind, names in (
+        ("stages", [s.name for s in spec.stages]),
+        ("evaluation", [e.name for e in spec.evaluation]),
+    ):
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                report(f"spec.{kind}[{index}].name", f"{name!r} is used twice; names must differ")
+
+
+def _decimals(spec: ChainSpec, report: Report) -> None:
+    given = {
+        "spec.recipe.learningRate": spec.recipe.learning_rate,
+        "spec.recipe.weightDecay": spec.recipe.weight_decay,
+        "spec.transfer.distillation.alpha": spec.transfer.distillation.alpha,
+        "spec.allocation.targetAcceleration": spec.allocation.target_acceleration,
+    }
+    for field, (low, high) in DECIMAL_BOUNDS.items():
+        text = given[field]
+        if text is not None and not Decimal(low) <= Decimal(text) <= Decimal(high):
+            report(field, messages.RANGE.format(low=low, high=high, text=text))
+
+
+def _paths(spec: ChainSpec, report: Report) -> None:
+    mount = spec.data.volume.mount_path
+    paths = [("spec.data.train.shards", spec.data.train.shards)]
+    for index, evaluation in enumerate(spec.evaluation):
+        where = f"spec.evaluation[{index}]"
+        paths.append((f"{where}.shards", evaluation.shards))
+        paths += [(f"{where}.{field}", path) for field, path in evaluation.list_files.items()]
+    if ".." in PurePosixPath(mount).parts:
+        report("spec.data.volume.mountPath", messages.DOTS)
+        return
+    folder = mount.removesuffix("/") + "/"
+    for field, path in paths:
+        if "pipe:" in path:
+            report(field, messages.PIPE)
+            continue
+        if not path.startswith(folder):
+            report(field, messages.OUTSIDE.format(path=path, mount=mount))
+            continue
+        try:
+            names = expand(path) if field.endswith("shards") else [path]
+        except InputError as error:
+            report(field, error.problems[0].message)
+            continue
+        for name in names:
+            if ".." in PurePosixPath(name).parts:
+                report(field, messages.DOTS)
+            elif PurePosixPath(mount) not in PurePosixPath(name).parents:
+                report(field, messages.OUTSIDE.format(path=name, mount=mount))
+            else:
+                continue
+            break
+        if len(set(names)) != len(names):
+            report(field, messages.TWICE)
+
+
+def _neighbours(spec: ChainSpec, report: Report) -> None:
+    for index in range(1, len(spec.stages)):
+        before, after = spec.stages[index - 1], spec.stages[index]
+        for why in mismatch(before.config, after.config):
+            report(
+                f"spec.stages[{index}]",
+                messages.NEIGHBOURS.format(after=after.name, before=before.name, mismatch=why),
+            )
+
+
+def mismatch(before: ModelConfig, after: ModelConfig) -> list[str]:
+    """Why `after` cannot be grown from `before`, if so: no tower may shrink, one must grow, the
+    rest must be equal.
+    """
+    b, a = before.vision_cfg, after.vision_cfg
+    bt, at = before.text_cfg, after.text_cfg
+    if a.is_swin != b.is_swin:
+        return [messages.FAMILIES]
+    equal: list[tuple[str, Any, Any]] = [
+        ("vision image_size", b.image_size, a.image_size),
+        ("text head width", bt.head_width, at.head_width),
+        ("text context_length", bt.context_length, at.context_length),
+        ("text vocab_size", bt.vocab_size, at.vocab_size),
+        ("text mlp_ratio", bt.mlp_ratio, at.mlp_ratio),
+        ("quick_gelu", before.quick_gelu, after.quick_gelu),
+    ]
+    if not a.is_swin:
+        equal += [
+            ("vision head_width", b.head_width, a.head_width),
+            ("vision patch_size", b.patch_size, a.patch_size),
+            ("vision mlp_ratio", b.mlp_ratio, a.mlp_ratio),
+        ]
+    problems = [
+        messages.EQUAL.format(name=name, x=_spelled(x), y=_spelled(y))
+        for name, x, y in equal
+        if x != y
+    ]
+    sizes: list[tuple[str, int, int]] = [
+        ("vision width", b.base_width, a.base_width),
+        ("vision heads", b.heads, a.heads),
+        *(("vision depth", x, y) for x, y in zip(b.depths, a.depths, strict=True)),
+        ("text width", bt.width, at.width),
+        ("text heads", bt.heads, at.heads),
+        ("text depth", bt.layers, at.layers),
+    ]
+    problems += [messages.SHRINKS.format(name=name, x=x, y=y) for name, x, y in sizes if y < x]
+    if not problems and all(x == y for _, x, y in sizes):
+        problems.append(messages.NO_GROWTH)
+    return problems
+
+
+def _spelled(value: bool | float) -> str:
+    """As it is written in YAML, and as CEL's `string()` spells it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(int(value)) if value == int(value) else str(value)
+
+
+def _recipe(spec: ChainSpec, report: Report) -> None:
+    recipe, train = spec.recipe, spec.data.train
+    batch = recipe.global_batch_size
+    if batch > train.samples:
+        report(
+            "spec.recipe.globalBatchSize",
+            messages.LARGE_BATCH.format(batch=batch, samples=train.samples),
+        )
+        return
+    micro = recipe.micro_batch_size
+    if micro is not None and batch % micro:
+        report("spec.recipe.microBatchSize", messages.MICRO_BATCH.format(micro=micro, batch=batch))
+    for index, stage in enumerate(spec.stages):
+        ranks = stage.resources.nodes * (stage.resources.processes_per_node or 1)
+        for name, size in (("globalBatchSize", batch), ("microBatchSize", micro)):
+            if size is not None and size % ranks:
+                why = messages.RANKS.format(stage=stage.name, name=name, batch=size, ranks=ranks)
+                report(f"spec.stages[{index}].resources", why)
+                break
+        epochs = stage.epochs or (recipe.baseline_epochs if index == 0 else None)
+        if epochs is None:
+            continue  # allocated by the plan; `check_epochs` looks at it then
+        if too_long := warmup_too_long(spec, index, epochs):
+            report(*too_long)
+
+
+def warmup_too_long(spec: ChainSpec, index: int, epochs: int) -> tuple[str, str] | None:
+    """If stage `index` cannot warm up within its steps (RULES section 4), the field at fault and
+    why.
+    """
+    steps = epochs * (spec.data.train.samples // spec.recipe.global_batch_size)
+    field, warmup = "first", spec.recipe.warmup_steps.first
+    if index > 0:
+        field, warmup = "successors", spec.recipe.warmup_steps.successors
+    if warmup < steps:
+        return None
+    stage = spec.stages[index].name
+    message = messages.WARM_UP.format(warmup=warmup, stage=stage, steps=steps, epochs=epochs)
+    return f"spec.recipe.warmupSteps.{field}", message
+
+
+def check_epochs(chain: ModelChain, file: str, frozen: dict[str, int]) -> None:
+    """Raise InputError if no epochs can be allocated, or a stage could not warm up within its
+    own.
+    """
+    try:
+        planned = enumerate(plan(chain, "analytic", {}, frozen).stages)
+    except InputError as error:
+        raise error.in_file(file) from error
+    found = [warmup_too_long(chain.spec, index, stage.epochs) for index, stage in planned]
+    problems = [Problem(message, file, field) for field, message in filter(None, found)]
+    if problems:
+        raise InputError(*problems)

@@ -1,0 +1,250 @@
+"""The operator's one file: node pools with their prices, defaults, settings. `modelchain plan
+--pools` reads it, too.
+
+Whatever Kubernetes needs to run a pod and a chain should not have to know (RULES section 8) stands
+in a node pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
+
+from modelchain.api.spec import ApiModel, DecimalString, LongText, Text
+from modelchain.errors import InputError
+
+OWN_PREFIX = "modelchain.dev/"
+OWN_ENV = "MODELCHAIN_"
+
+
+def _as_text(value: Any) -> Any:
+    """`cpu: 96` is how people write it."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+# The pattern innermost, or the JSON schema, and with it the chart's, would be without it.
+_Quantity = Annotated[
+    str, StringConstraints(pattern=r"^[0-9]{1,12}(\.[0-9]{1,3})?(m|Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$")
+]
+_Cores = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,6}(\.[0-9]{1,3}|m)?$")]
+Quantity = Annotated[_Quantity, BeforeValidator(_as_text)]
+Cores = Annotated[_Cores, BeforeValidator(_as_text)]
+Qualified = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_./]*[A-Za-z0-9])?$", max_length=317)
+]
+LabelValue = Annotated[
+    str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$", max_length=63)
+]
+EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128)]
+ObjectName = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)
+]
+Namespace = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)
+]
+Image = Annotated[str, StringConstraints(pattern=r"^[^\s@]+@sha256:[0-9a-f]{64}$", max_length=1024)]
+
+
+class Price(ApiModel):
+    """Never assumed: money is shown only where somebody named a price and where it comes from."""
+
+    per_gpu_hour: DecimalString
+    currency: Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
+    source: Text
+
+
+class Toleration(ApiModel):
+    """As in a pod."""
+
+    key: Qualified | None = None
+    operator: Literal["Exists", "Equal"] = "Equal"
+    value: LabelValue | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    toleration_seconds: int | None = Field(None, ge=0)
+
+    @model_validator(mode="after")
+    def _as_the_api_asks(self) -> Toleration:
+        if self.operator == "Exists" and self.value is not None:
+            raise PydanticCustomError("toleration", "operator Exists takes no value")
+        if self.key is None and self.operator != "Exists":
+            raise PydanticCustomError(
+                "toleration", "give a key, or operator Exists to tolerate every taint"
+            )
+        if self.toleration_seconds is not None and self.effect != "NoExecute":
+            raise PydanticCustomError("toleration", "tolerationSeconds needs effect NoExecute")
+        return self
+
+
+class Topology(ApiModel):
+    """Kueue's topology-aware scheduling: a node label within which all pods must, or had better,
+    lie.
+    """
+
+    required: Qualified | None = None
+    preferred: Qualified | None = None
+
+    @model_validator(mode="after")
+    def _one_level(self) -> Topology:
+        if (self.required is None) == (self.preferred is None):
+            raise PydanticCustomError("topology", "give exactly one of required and preferred")
+        return self
+
+
+class NodePool(ApiModel):
+    """One kind of node, as one trainer pod uses it: requests equal limits for all that is given.
+
+    `gpus_per_node` 0 is a CPU pool: no GPU is asked for, and a node runs one process unless the
+    stage says otherwise.
+    """
+
+    gpu: Text = Field(
+        description="the GPU's model, CPU for a CPU pool; GPU hours are planned for A100"
+    )
+    gpus_per_node: int = Field(ge=0, le=64)
+    price: Price | None = None
+    gpu_resource: Qualified = "nvidia.com/gpu"
+    node_selector: dict[Qualified, LabelValue] = {}
+    tolerations: list[Toleration] | None = Field(
+        None, description="default: the taint named as the GPU resource"
+    )
+    cpu: Cores | None = None
+    memory: Quantity | None = None
+    ephemeral_storage: Quantity | None = None
+    extra_resources: dict[Qualified, Quantity] = Field(
+        {}, description="InfiniBand devices, for one"
+    )
+    env: dict[EnvName, LongText] = Field({}, description="NCCL's settings, for one")
+    labels: dict[Qualified, LabelValue] = {}
+    annotations: dict[Qualified, LongText] = {
+        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+        "karpenter.sh/do-not-disrupt": "true",
+    }
+    image_pull_secrets: list[ObjectName] = []
+    service_account_name: ObjectName | None = None
+    priority_class_name: ObjectName | None = None
+    scheduler_name: Text | None = None
+    runtime_class_name: ObjectName | None = None
+    shm_size: Quantity = "8Gi"
+    grace_seconds: int = Field(120, ge=30, le=3600, description="longer than a checkpoint takes")
+    run_as_user: int | None = Field(
+        None, ge=1, description="default: the image's, which must not be root"
+    )
+    fs_group: int | None = Field(None, ge=1, description="group that owns the artifacts' volume")
+    topology: Topology | None = None
+
+    @model_validator(mode="after")
+    def _nothing_of_ours(self) -> NodePool:
+        for field, names, prefix in (
+            ("labels", self.labels, OWN_PREFIX),
+            ("annotations", self.annotations, OWN_PREFIX),
+            ("env", self.env, OWN_ENV),
+        ):
+            if taken := [name for name in names if name.startswith(prefix)]:
+                raise PydanticCustomError(
+                    "taken",
+                    "{field}: {name} is set by the operator; leave out what begins with {prefix}",
+                    {"field": field, "name": taken[0], "prefix": prefix},
+                )
+        return self
+
+    def processes(self, asked: int | None) -> int:
+        """Processes of one node: as the stage asks, else one a GPU, else one. InputError for more
+        than its GPUs.
+        """
+        if asked and self.gpus_per_node and asked > self.gpus_per_node:
+            raise InputError(
+                f"{asked} is more than the {self.gpus_per_node} GPUs of a node of this pool; use"
+                " more nodes instead",
+                field="resources.processesPerNode",
+            )
+        return asked or max(self.gpus_per_node, 1)
+
+    @property
+    def cores(self) -> float | None:
+        """Of one node, from `cpu`."""
+        return (
+            None
+            if self.cpu is None
+            else float(self.cpu[:-1]) / 1000
+            if self.cpu.endswith("m")
+            else float(self.cpu)
+        )
+
+    @property
+    def pod_tolerations(self) -> list[Toleration]:
+        if self.tolerations is not None:
+            return self.tolerations
+        return [Toleration(key=self.gpu_resource, operator="Exists")] if self.gpus_per_node else []
+
+
+# What a chain may name when no file is given. The group is the images' own: a new volume is root's.
+DEFAULT_POOLS: Mapping[str, NodePool] = {
+    **{
+        name: NodePool.model_validate({"gpu": "A100", "gpusPerNode": 8, "fsGroup": 65532})
+        for name in ("a100-40gb", "a100-80gb")
+    },
+    "cpu": NodePool.model_validate(
+        {"gpu": "CPU", "gpusPerNode": 0, "fsGroup": 65532}
+    ),  # of the quickstart
+}
+
+
+class Defaults(ApiModel):
+    """What holds for a chain that does not say."""
+
+    node_pool: Text | None = None
+    image: Image | None = None
+    queue_name: ObjectName | None = None
+
+
+class PoolFile(ApiModel):
+    """The whole file. `namespaces`: those the operator serves, none for all of the cluster."""
+
+    node_pools: dict[Text, NodePool] = Field(default=dict(DEFAULT_POOLS), min_length=1)
+    defaults: Defaults = Defaults()
+    namespaces: list[Namespace] = Field([], json_schema_extra={"uniqueItems": True})
+    progress_seconds: int = Field(
+        30, ge=5, le=3600, description="between two looks at a running trainer"
+    )
+
+    @model_validator(mode="after")
+    def _default_pool_exists(self) -> PoolFile:
+        if self.defaults.node_pool is not None and self.defaults.node_pool not in self.node_pools:
+            raise PydanticCustomError(
+                "default",
+                "defaults.nodePool: {name} is not among nodePools",
+                {"name": self.defaults.node_pool},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_currency(self) -> PoolFile:
+        named = sorted({pool.price.currency for pool in self.node_pools.values() if pool.price})
+        if len(named) > 1:
+            raise PydanticCustomError(
+                "currency",
+                "nodePools: prices are in {named}; give them all in one currency, since a chain's"
+                " cost is one sum",
+                {"named": " and ".join(named)},
+            )
+        return self
+
+    def pool(self, name: str | None) -> NodePool:
+        """The pool a chain's `runner.nodePool` names, or the default. InputError where there is
+        none.
+        """
+        name = name or self.defaults.node_pool
+        known = ", ".join(sorted(self.node_pools))
+        if name is None:
+            raise InputError(
+                f"name one of the operator's node pools: {known}", field="spec.runner.nodePool"
+            )
+        if name not in self.node_pools:
+            raise InputError(
+                f"{name} is no node pool of the operator's configuration; it has {known}",
+                field="spec.runner.nodePool",
+            )
+        return self.node_pools[name]

@@ -1,0 +1,271 @@
+"""The cluster's commands of `modelchain`, found by the entry points of pyproject.toml.
+
+The Kubernetes client is imported by the command that needs it: it takes a second, and may not be
+installed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from modelchain.api.status import StageStatus, State
+from modelchain.cli.options import NEEDS_OPERATOR, Context, Kubeconfig, Name, Namespace, Output
+from modelchain.decide.conditions import constant
+from modelchain.errors import EXIT_DONE, EXIT_WORK_FAILED, InputError
+from modelchain.io.load import status_of
+
+PIPE = 160  # characters of a table's line where no terminal says how many
+
+if TYPE_CHECKING:
+    from modelchain_operator.api.kube import Kube, Object
+    from modelchain_operator.explain.explain import Explanation
+
+
+def get(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="One chain alone.", show_default=False)
+    ] = None,
+    namespace: Namespace = None,
+    all_namespaces: Annotated[
+        bool, typer.Option("-A", "--all-namespaces", help="Chains of all namespaces.")
+    ] = False,
+    output: Output = "table",
+    watch: Annotated[
+        bool, typer.Option("-w", "--watch", help="Follow them until all have finished.")
+    ] = False,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> int:
+    """List chains, one line each, or follow them. A watch exits 1 if a chain failed.
+
+    Example: [bold]modelchain get vit-cc3m -n vision --watch[/bold]
+    """
+    if all_namespaces and (name or namespace):
+        raise InputError("-A lists all namespaces; leave out NAME and -n, or -A")
+    if watch and output == "json":
+        raise InputError("-o json is one document, and --watch has no end; leave one of them out")
+    with _packages():
+        from modelchain_operator.api.objects import is_true
+        from modelchain_operator.cli import listing
+        from modelchain_operator.cli.session import Place, get_chain, list_chains, on_cluster
+
+    async def work(kube: Kube, space: str) -> int:
+        async def read() -> list[Object]:
+            if name is not None:
+                return [await get_chain(kube, space, name)]
+            return await list_chains(kube, None if all_namespaces else space)
+
+        if watch:
+            with _shown(all_namespaces) as show:
+                chains = await listing.follow(read, show)
+            return (
+                EXIT_WORK_FAILED if any(is_true(chain, "Failed") for chain in chains) else EXIT_DONE
+            )
+        rows = [listing.row(chain, time.time()) for chain in await read()]
+        if output == "json":
+            typer.echo(json.dumps([r._asdict() for r in rows], indent=1))
+        elif rows:
+            console = _console(PIPE)
+            console.print(listing.table(rows, all_namespaces, console.width))
+        else:
+            typer.echo(
+                f"no chains in {'any namespace' if all_namespaces else f'namespace {space}'}",
+                err=True,
+            )
+        return EXIT_DONE
+
+    return on_cluster(Place(namespace, kubeconfig, context), work)
+
+
+def explain(
+    name: Name,
+    namespace: Namespace = None,
+    output: Annotated[
+        Literal["text", "json"], typer.Option("-o", "--output", help="Text, or one JSON document.")
+    ] = "text",
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
+    """Say why a chain is not running, or what it does: the cause, the evidence and the next command
+    to type.
+
+    Example: [bold]modelchain explain vit-cc3m -n vision[/bold]
+    """
+    with _packages():
+        from modelchain_operator.cli.session import Place, get_chain, on_cluster
+        from modelchain_operator.explain import explain as reasons
+        from modelchain_operator.explain import read as situation
+
+    async def work(kube: Kube, space: str) -> situation.Situation:
+        return await situation.read(kube, await get_chain(kube, space, name))
+
+    seen = on_cluster(Place(namespace, kubeconfig, context), work)
+    found = reasons.explain(seen)
+    if output == "json":
+        typer.echo(json.dumps(reasons.document(seen, found), indent=1))
+        return
+    _console().print(explanation(found))
+    typer.echo(found.next)  # never folded: it is to be copied
+
+
+def suspend(
+    name: Name, namespace: Namespace = None, kubeconfig: Kubeconfig = None, context: Context = None
+) -> None:
+    """Stop a chain: what trains writes a checkpoint and ends, and nothing else is started.
+
+    Example: [bold]modelchain suspend vit-cc3m -n vision[/bold]
+    """
+    _set_suspend(name, namespace, kubeconfig, context, True)
+
+
+def resume(
+    name: Name, namespace: Namespace = None, kubeconfig: Kubeconfig = None, context: Context = None
+) -> None:
+    """Let a suspended chain go on from its newest checkpoint.
+
+    Example: [bold]modelchain resume vit-cc3m -n vision[/bold]
+    """
+    _set_suspend(name, namespace, kubeconfig, context, False)
+
+
+def retry(
+    name: Name, namespace: Namespace = None, kubeconfig: Kubeconfig = None, context: Context = None
+) -> None:
+    """Try a failed stage again from its newest checkpoint, with both budgets renewed; or ask a lost
+    verification again.
+
+    Example: [bold]modelchain retry vit-cc3m -n vision[/bold]
+    """
+    with _packages():
+        from modelchain_operator.api.kube import CHAINS
+        from modelchain_operator.cli.session import Place, get_chain, on_cluster
+        from modelchain_operator.reconcile.facts import RETRY
+
+    async def work(kube: Kube, space: str) -> str:
+        chain = await get_chain(kube, space, name)
+        status = status_of(chain)
+        waits = [
+            s
+            for s in status.stages
+            if s.state is State.FAILED or s.not_before is not None or _retry_helps(s)
+        ]
+        stalled = status.condition("Stalled")
+        if not waits and stalled is not None and stalled.status == "True":
+            raise InputError(
+                f"a retry does not help {name}: {stalled.reason} has to be corrected, and then it"
+                f" goes on by itself; look: modelchain explain {name} -n {space}"
+            )
+        if not waits:
+            raise InputError(
+                f"{name} has nothing to try again: no stage has failed or stalled; "
+                f"look: modelchain explain {name} -n {space}"
+            )
+        body = {
+            "metadata": {
+                "annotations": {RETRY: datetime.now(UTC).isoformat().replace("+00:00", "Z")}
+            }
+        }
+        await kube.patch(CHAINS, space, name, body)
+        when = "once the chain is resumed" if chain["spec"].get("suspend") else "at once"
+        return (
+            f"stage {waits[0].name} of {name} is tried again {when}, with its budgets renewed;"
+            f" {_watch(name, space)}"
+        )
+
+    typer.echo(on_cluster(Place(namespace, kubeconfig, context), work))
+
+
+def _retry_helps(stage: StageStatus) -> bool:
+    from modelchain_operator.explain.next_steps import RETRY_HELPS
+
+    return constant(stage.reason) in RETRY_HELPS
+
+
+def _set_suspend(
+    name: str, namespace: str | None, kubeconfig: Path | None, context: str | None, value: bool
+) -> None:
+    with _packages():
+        from modelchain_operator.api.kube import CHAINS
+        from modelchain_operator.cli.session import Place, get_chain, on_cluster
+
+    async def work(kube: Kube, space: str) -> str:
+        chain = await get_chain(kube, space, name)
+        if bool(chain["spec"].get("suspend")) == value:
+            return f"{name} is {'already' if value else 'not'} suspended; nothing was changed"
+        await kube.patch(CHAINS, space, name, {"spec": {"suspend": value}})
+        status = status_of(chain)
+        if status.is_true("Complete"):
+            return (
+                f"{name} is complete, so nothing stops or starts; its spec.suspend is"
+                f" {str(value).lower()} now"
+            )
+        if not value:
+            return f"{name} goes on from its newest checkpoint; {_watch(name, space)}"
+        busy = next(
+            (s.name for s in status.stages if s.state in (State.RUNNING, State.STARTING)), None
+        )
+        ends = f"stage {busy} writes a checkpoint and stops, and " if busy else ""
+        return f"{name} is suspended: {ends}nothing else is started; {_watch(name, space)}"
+
+    typer.echo(on_cluster(Place(namespace, kubeconfig, context), work))
+
+
+def _watch(name: str, namespace: str) -> str:
+    return f"watch: modelchain get {name} -n {namespace} --watch"
+
+
+def explanation(found: Explanation) -> RenderableType:
+    """All but the command: one paragraph, and what it rests on."""
+    from modelchain.io.units import age
+
+    parts: list[RenderableType] = [Text(found.state, style="bold"), Text(found.cause)]
+    for line in found.evidence:
+        old = "" if line.age_seconds is None else f" ({age(line.age_seconds)} ago)"
+        text = Text.assemble("- ", (line.object, "cyan"), (old, "dim"), f": {line.message}")
+        parts.append(Padding(text, (0, 0, 0, 2), expand=False))
+    return Group(*parts, "")
+
+
+def _console(pipe: int = 4096) -> Console:
+    """A terminal of its own width; a pipe of `pipe` characters, by default so many that nothing is
+    folded.
+    """
+    made = Console(highlight=False)
+    return made if made.is_terminal else Console(width=pipe, highlight=False)
+
+
+@contextmanager
+def _shown(namespaces: bool) -> Iterator[Any]:
+    """Show rows again and again: a terminal is redrawn, a pipe gets a line for what changed."""
+    from rich.live import Live
+
+    from modelchain_operator.cli.listing import Lines, table
+
+    console = Console()
+    if not console.is_terminal:
+        yield Lines(namespaces).show
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        yield lambda rows: live.update(table(rows, namespaces, console.width), refresh=True)
+
+
+@contextmanager
+def _packages() -> Iterator[None]:
+    """What is imported within comes with the operator's extra."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("modelchain", "modelchain_operator"):
+            raise
+        raise InputError(NEEDS_OPERATOR) from error

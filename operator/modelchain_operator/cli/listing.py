@@ -1,0 +1,152 @@
+"""What `modelchain get` prints: one line a chain, once or until all have finished."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from modelchain.io.units import age
+from modelchain_operator.api.kube import Object, Throttled, Unavailable
+from modelchain_operator.api.objects import held, is_true
+
+POLL_SECONDS = 2.0
+COLUMNS = ("namespace", "name", "stage", "state", "progress", "accuracy", "cost", "age", "why")
+STYLES = {
+    "Complete": "green",
+    "Running": "cyan",
+    "Starting": "cyan",
+    "Verifying": "cyan",
+    "Suspended": "yellow",
+}
+NEXT_COMMAND = re.compile(r"; (see|look|then): (kubectl|modelchain) [^;]*")
+LEAST_WHY = 40  # characters
+BAD = ("Failed", "Stalled", "InvalidSpec")
+
+
+class Row(NamedTuple):
+    """One chain, ready to print. `progress` and what follows may be empty; `age` is what `kubectl`
+    prints.
+    """
+
+    namespace: str
+    name: str
+    stage: str
+    state: str
+    progress: str
+    accuracy: str
+    cost: str
+    age: str
+    why: str
+
+
+def row(chain: Object, now: float) -> Row:
+    meta, status = chain["metadata"], chain.get("status") or {}
+    summary = status.get("summary") or {}
+    return Row(
+        meta["namespace"],
+        meta["name"],
+        summary.get("stage", ""),
+        summary.get("state") or "New",
+        summary.get("progress", ""),
+        summary.get("accuracy", ""),
+        (status.get("total") or {}).get("cost") or "",
+        age(now - datetime.fromisoformat(meta["creationTimestamp"]).timestamp()),
+        _why(chain),
+    )
+
+
+def _why(chain: Object) -> str:
+    """Why it is not further, in one sentence; empty for one that is complete."""
+    status = chain.get("status") or {}
+    if not status.get("stages") and not status.get("conditions"):
+        return "no operator has looked at it yet"
+    if status.get("observedGeneration") != chain["metadata"]["generation"]:
+        return "it was changed, and no operator has looked at it since"
+    for kind in ("Stalled", "Suspended", "Reconciling"):
+        if (said := held(chain, kind)) is not None:
+            return without_commands(said["message"])
+    return ""
+
+
+def without_commands(text: str) -> str:
+    """A sentence without what to type next, for where that is said apart."""
+    return NEXT_COMMAND.sub("", text)
+
+
+def table(rows: Sequence[Row], namespaces: bool, width: int) -> RenderableType:
+    """One line a chain, in `width` characters; columns in which nothing stands are left out.
+
+    Where the end of `why` would be cut off short, all of it stands below instead.
+    """
+    out = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    kept = [i for i, column in enumerate(COLUMNS) if any(r[i] for r in rows) and (i or namespaces)]
+    taken = sum(
+        max(len(COLUMNS[i]), *(len(r[i]) for r in rows)) + 2 for i in kept if COLUMNS[i] != "why"
+    )
+    below = [i for i in kept if COLUMNS[i] == "why" and width - taken < LEAST_WHY]
+    kept = [i for i in kept if i not in below]
+    for i in kept:
+        right = COLUMNS[i] in ("progress", "accuracy", "cost", "age")
+        out.add_column(
+            COLUMNS[i],
+            justify="right" if right else "left",
+            no_wrap=COLUMNS[i] not in ("name", "why"),
+        )
+    for r in rows:
+        why = Text(r.why, style=_style(r), no_wrap=True, overflow="ellipsis")
+        cells: list[str | Text] = [*r[:3], Text(r.state, style=_style(r)), *r[4:-1], why]
+        out.add_row(*(cells[i] for i in kept))
+    reasons = [
+        Padding(Text(f"{r.name}: {r.why}", style=_style(r)), (0, 0, 0, 2), expand=False)
+        for r in rows
+        if below and r.why
+    ]
+    return Group(out, *reasons)
+
+
+def _style(r: Row) -> str:
+    return "red" if r.state in BAD else STYLES.get(r.state, "dim")
+
+
+class Lines:
+    """The same for a pipe: a line for each chain, and for each that has changed since the last
+    call.
+    """
+
+    def __init__(self, namespaces: bool) -> None:
+        self._first = 0 if namespaces else 1
+        self._said: dict[tuple[str, str], Row] = {}
+
+    def show(self, rows: Sequence[Row]) -> None:
+        for r in rows:
+            timeless = r._replace(age="")
+            if self._said.get((r.namespace, r.name)) != timeless:
+                self._said[r.namespace, r.name] = timeless
+                print("  ".join(value or "-" for value in r[self._first :]), flush=True)
+
+
+async def follow(
+    read: Callable[[], Awaitable[list[Object]]], show: Callable[[Sequence[Row]], None]
+) -> list[Object]:
+    """Show the chains until all have finished; as they are then.
+
+    Raises what a read raises; but an API server that stops answering is asked again.
+    """
+    chains = await read()
+    while True:
+        show([row(chain, time.time()) for chain in chains])
+        if all(is_true(chain, "Finished") for chain in chains):
+            return chains
+        await asyncio.sleep(POLL_SECONDS)
+        with contextlib.suppress(Throttled, Unavailable):
+            chains = await read()

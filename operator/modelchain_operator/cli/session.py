@@ -1,0 +1,163 @@
+"""A user's way to a cluster: kubeconfig, context and namespace as `kubectl` takes them; every
+failure is one line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import yaml
+from kubernetes.aio import client, config
+
+from modelchain.errors import InputError, WorkError
+from modelchain_operator.api.kube import (
+    CHAINS,
+    ApiError,
+    Forbidden,
+    Kube,
+    NotFound,
+    Object,
+    Resource,
+    Unavailable,
+)
+
+T = TypeVar("T")
+
+NAMESPACES = Resource("", "v1", "namespaces")
+IN_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+
+
+class Place(NamedTuple):
+    """Where a command looks; None for the kubeconfig's own answer."""
+
+    namespace: str | None = None
+    kubeconfig: Path | None = None
+    context: str | None = None
+
+
+def on_cluster(place: Place, work: Callable[[Kube, str], Awaitable[T]]) -> T:
+    """What `work(kube, namespace)` returns.
+
+    Raises InputError for a place that is none, WorkError when the API server does not answer or
+    refuses.
+    """
+    if place.namespace is not None:
+        check_name(place.namespace, "namespace")
+
+    async def main() -> T:
+        async with _connect(place) as (kube, namespace):
+            try:
+                return await work(kube, place.namespace or namespace)
+            except Unavailable as error:
+                host = kube.api.configuration.host
+                raise WorkError(
+                    f"the API server at {host} cannot be reached: {_line(error)}"
+                ) from error
+            except Forbidden as error:
+                raise WorkError(f"the API server refuses this: {_line(error)}") from error
+            except ApiError as error:
+                raise WorkError(_line(error)) from error
+
+    return asyncio.run(main())
+
+
+def read_chain(
+    name: str, namespace: str | None, kubeconfig: Path | None, context: str | None
+) -> Object:
+    """The chain object; core's `status` finds this by the entry point `modelchain.cluster`."""
+
+    async def work(kube: Kube, space: str) -> Object:
+        return await get_chain(kube, space, name)
+
+    return on_cluster(Place(namespace, kubeconfig, context), work)
+
+
+async def get_chain(kube: Kube, namespace: str, name: str) -> Object:
+    """The chain as it is now. Raises InputError that says what is not there: the chain, its
+    namespace or its kind.
+    """
+    check_name(name, "ModelChain")
+    try:
+        return await kube.get(CHAINS, namespace, name)
+    except NotFound:
+        pass
+    others = [chain["metadata"]["name"] for chain in await list_chains(kube, namespace)]
+    there = (
+        f"; it has {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}" if others else ""
+    )
+    raise InputError(f"there is no ModelChain {name} in namespace {namespace}{there}")
+
+
+async def list_chains(kube: Kube, namespace: str | None) -> list[Object]:
+    """All chains of a namespace, or of all when None. Raises InputError without the namespace or
+    the kind.
+    """
+    try:
+        chains = await kube.list(CHAINS, namespace)
+    except NotFound as error:
+        raise InputError(
+            "this cluster does not know ModelChains; install them: kubectl apply -f crds/"
+        ) from error
+    if not chains and namespace is not None:
+        try:
+            await kube.get(NAMESPACES, "", namespace)
+        except NotFound as error:
+            raise InputError(f"there is no namespace {namespace}") from error
+        except Forbidden:  # many users may not look; what they asked for is not there either way
+            pass
+    return chains
+
+
+def check_name(name: str, kind: str) -> None:
+    if not NAME.fullmatch(name):
+        raise InputError(f"{name!r} is no name of a {kind}: lower-case letters, digits and '-'")
+
+
+@asynccontextmanager
+async def _connect(place: Place) -> AsyncIterator[tuple[Kube, str]]:
+    settings = client.Configuration()
+    try:
+        namespace = await _configure(settings, place)
+        api = client.ApiClient(settings)
+    except (config.ConfigException, OSError, yaml.YAMLError) as error:
+        raise InputError(f"no API server to talk to: {error}") from error
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+    ) as error:  # what the client makes of any other file
+        raise InputError(
+            f"no API server to talk to: that is no kubeconfig ({error})", file=place.kubeconfig
+        ) from error
+    async with api:
+        yield Kube(api), namespace
+
+
+async def _configure(settings: client.Configuration, place: Place) -> str:
+    """Fill `settings`; the namespace that holds where none is given."""
+    chosen = place.kubeconfig or place.context or os.environ.get("KUBECONFIG")
+    if not chosen and "KUBERNETES_SERVICE_HOST" in os.environ:
+        config.load_incluster_config(client_configuration=settings)
+        return IN_POD.read_text().strip()
+    file = str(place.kubeconfig) if place.kubeconfig else None
+    paths = file or os.environ.get("KUBECONFIG") or "~/.kube/config"
+    if not any(Path(path).expanduser().is_file() for path in paths.split(os.pathsep)):
+        raise config.ConfigException(
+            f"there is no {paths}; name a file with --kubeconfig or KUBECONFIG"
+        )
+    loader = await config.load_kube_config(
+        config_file=file, context=place.context, client_configuration=settings
+    )
+    return str(loader.current_context["context"].get("namespace") or "default")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,197 @@
+"""For `explain`: what objects say of themselves and what events say of them, each with its age.
+Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from modelchain.api.status import StageStatus
+from modelchain.identity.digest import TRAINER_MATH
+from modelchain.io.units import age
+from modelchain_operator.api.kube import Object
+from modelchain_operator.api.objects import condition, is_deleting, seconds, uid
+from modelchain_operator.explain.read import Situation
+from modelchain_operator.runners import pods as podread
+
+DEAD_AFTER = (
+    60.0  # seconds without a renewal; four times a Lease's duration, for clocks that differ
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One piece of evidence: an object's own words, and how old they are."""
+
+    object: str
+    message: str
+    age_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator by its Lease. `silent`: seconds since it was renewed. `pod`: who holds it, empty
+    if given back.
+    """
+
+    namespace: str
+    silent: float
+    pod: str
+
+    @property
+    def live(self) -> bool:
+        return bool(self.pod) and self.silent < DEAD_AFTER
+
+    @property
+    def line(self) -> Line:
+        by = f"last renewed by {self.pod}" if self.pod else "held by nobody"
+        return Line(f"lease/modelchain-operator in {self.namespace}", by, self.silent)
+
+
+class Clues:
+    """What there is to quote in a situation."""
+
+    def __init__(self, situation: Situation):
+        self.s = situation
+
+    def ago(self, timestamp: str | None) -> float | None:
+        """Seconds since an RFC 3339 time."""
+        when = seconds(timestamp)
+        return None if when is None else max(0.0, self.s.now - when)
+
+    def operator(self) -> Operator | None:
+        """The one that was heard of last; None where no Lease can be read."""
+        found = [self._operator(lease) for lease in self.s.leases]
+        return min(found, key=lambda operator: operator.silent, default=None)
+
+    def _operator(self, lease: Object) -> Operator:
+        spec = lease.get("spec") or {}
+        holder = str(spec.get("holderIdentity") or "")
+        silent = self.ago(spec.get("renewTime"))
+        return Operator(
+            lease["metadata"]["namespace"],
+            self.s.now if silent is None else silent,
+            holder.rpartition("_")[0]
+            or holder,  # "<host>_<random>": in a cluster the host is the pod
+        )
+
+    def changed(self) -> float:
+        """Seconds since the chain was created, or edited: its status is written apart."""
+        meta = self.s.chain["metadata"]
+        edits = [
+            e["time"]
+            for e in meta.get("managedFields") or []
+            if e.get("time") and not e.get("subresource")
+        ]
+        return self.ago(max([meta["creationTimestamp"], *edits])) or 0.0
+
+    def conditions(self, *kinds: str) -> list[Line]:
+        """Of the chain, those that are there."""
+        status, what = self.s.status, f"modelchain/{self.s.chain['metadata']['name']}"
+        found = [c for kind in kinds if (c := status.condition(kind)) is not None]
+        return [
+            Line(what, f"{c.type} is {c.status} ({c.reason})", self.ago(c.last_transition_time))
+            for c in found
+        ]
+
+    def failures(self, stage: StageStatus) -> list[Line]:
+        """The newest attempts that failed, the last first."""
+        ended = [a for a in reversed(stage.attempts) if a.failure is not None]
+        return [
+            Line(f"attempt {a.name}", f"{a.failure}: {a.message}", self.ago(a.finished_at))
+            for a in ended[:4]
+        ]
+
+    def results(self, stage: StageStatus) -> Line:
+        parts = [f"{name} {value} %" for name, value in stage.results.items() if "/" not in name]
+        parts += [gpu_time(stage.gpu_seconds)] if stage.gpu_seconds else []
+        parts += [f"cost {stage.cost}"] if stage.cost else []
+        ended = next((a.finished_at for a in reversed(stage.attempts) if a.finished_at), None)
+        return Line(f"stage {stage.name}", ", ".join(parts) or str(stage.state), self.ago(ended))
+
+    def other_math(self, stage: StageStatus) -> Line | None:
+        """That a finished stage was trained by other arithmetic than a trainer of this version
+        would use.
+        """
+        number = stage.artifact.trainer_math if stage.artifact else None
+        if number in (None, TRAINER_MATH):
+            return None
+        text = (
+            f"was trained by trainer math {number}, this version's is {TRAINER_MATH}; set its rerun"
+            " to train it again"
+        )
+        return Line(f"stage {stage.name}", text)
+
+    def warnings(self, *things: Object | None) -> list[Line]:
+        """The newest events that warn of these objects, the newest first."""
+        uids = {uid(thing) for thing in things if thing is not None}
+        said = [
+            e
+            for e in self.s.events
+            if e.get("type") == "Warning" and e["involvedObject"].get("uid") in uids
+        ]
+        lines = [Line(_of(e), one_line(e.get("message")), self.ago(_when(e))) for e in said]
+        return sorted(lines, key=lambda line: line.age_seconds or 0.0)[:3]
+
+    def pod(self, pod: Object) -> Line:
+        """What a pod does, or what it waits for."""
+        scheduled, waiting = (
+            condition(pod, "PodScheduled") or {},
+            podread.state(pod, "waiting") or {},
+        )
+        if is_deleting(pod):
+            text = "is ending"
+        elif podread.is_running(pod):
+            text = f"runs on {pod['spec'].get('nodeName')}"
+        elif scheduled.get("status") == "False":
+            text = f"{scheduled.get('reason')}: {scheduled.get('message')}"
+        else:
+            text = ": ".join(str(waiting[key]) for key in ("reason", "message") if waiting.get(key))
+        return self.thing("pod", pod, text or f"is {phase(pod)}")
+
+    def thing(self, kind: str, thing: Object, text: str) -> Line:
+        meta = thing["metadata"]
+        return Line(
+            f"{kind}/{meta['name']}", one_line(text), self.ago(meta.get("creationTimestamp"))
+        )
+
+
+def no_operator(found: Operator | None) -> str:
+    """The sentence for an operator that is not live."""
+    if found is None:
+        return "no operator seems to run: there is no Lease modelchain-operator that you may read"
+    given_back = f"was last renewed by {found.pod}" if found.pod else "was given back"
+    return (
+        f"no operator is running: its Lease in namespace {found.namespace} {given_back}"
+        f" {age(found.silent)} ago"
+    )
+
+
+def gpu_time(seconds: float) -> str:
+    """In hours, or in seconds where those would be rounded away."""
+    return f"{seconds / 3600:.1f} GPU hours" if seconds >= 360 else f"{seconds:.0f} GPU seconds"
+
+
+def phase(thing: Object) -> str:
+    return str((thing.get("status") or {}).get("phase", "Bound"))
+
+
+def one_line(text: Any) -> str:
+    line = " ".join(str(text or "").split())
+    return line.replace(
+        "not found. not found", "not found"
+    )  # a scheduler's words where a claim is missing
+
+
+def _of(event: Object) -> str:
+    involved = event["involvedObject"]
+    return f"{str(involved.get('kind', '')).lower()}/{involved.get('name')}"
+
+
+def _when(event: Object) -> str:
+    return str(
+        event.get("lastTimestamp")
+        or event.get("eventTime")
+        or event["metadata"].get("creationTimestamp")
+    )

@@ -1,0 +1,304 @@
+"""One attempt as `decide` sees it: its job, its pods, what they said and what was remembered of
+those that are gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from modelchain.api.artifact import stage_artifact_name
+from modelchain.api.contracts import FailureClass, Progress
+from modelchain.api.status import AttemptStatus, ChainStatus, State
+from modelchain.decide.observed import Contact, Seen
+from modelchain.plan.pools import NodePool, PoolFile
+from modelchain_operator.api.kube import Object
+from modelchain_operator.api.objects import annotation, held, is_deleting, label, seconds, uid
+from modelchain_operator.reconcile.facts import RETRY, Facts, attempt_of
+from modelchain_operator.reconcile.memory import Asked, Memory
+from modelchain_operator.reconcile.pod_evidence import Evidence, evidence
+from modelchain_operator.runners import pods as podread
+from modelchain_operator.runners import verify
+from modelchain_operator.runners.port import JobState, Runner
+from modelchain_operator.runners.template import CHAIN_UID, INPUT_DIGEST, PROGRESS_PORT, ROLE
+
+PODS_COME_WITHIN = 5.0  # seconds after a release; then it is asked why not
+GONE = JobState(released=True, suspended=False, finished=None, deleting=False, message="")
+_SUSPENDED = (
+    "SuspendedByAnother: somebody else has suspended {kind} {name}, which is in no queue; nothing"
+    " is done against it. Set spec.runner.queueName if jobs have to be in a queue here; to launch"
+    " it anew: modelchain retry {chain}"
+)
+
+
+class Sightings:
+    """All attempts of a chain: those of its status, and those that only pods tell of."""
+
+    def __init__(
+        self,
+        facts: Facts,
+        status: ChainStatus,
+        runner: Runner,
+        config: PoolFile,
+        pool: NodePool | None,
+        memory: Memory,
+        now: float,
+    ):
+        self.facts, self.runner, self.config = facts, runner, config
+        self.pool, self.memory, self.now = pool, memory, now
+        self.spec = facts.spec.spec
+        self.attempts = {a.name: (s, a) for s in status.stages for a in s.attempts}
+        self.pods: dict[str, list[Object]] = {}
+        for pod in facts.pods:
+            if label(pod, ROLE) == "train":
+                self.pods.setdefault(attempt_of(pod), []).append(pod)
+        self._seen: dict[str, Seen] = {}
+
+    def seen(self, name: str) -> Seen:
+        if name not in self._seen:
+            self._seen[name] = self._look_at(name)
+        return self._seen[name]
+
+    def _look_at(self, name: str) -> Seen:
+        _, attempt = self.attempts[name]
+        job = self._job(attempt)
+        if attempt.finished_at is not None:
+            live = any(podread.is_live(pod) for pod in self.pods.get(name, ()))
+            return Seen(
+                live=live or (job is not None and self.runner.state(job).finished is None),
+                started=True,
+            )
+        if job is None and attempt.uid is None:
+            return self._not_started(attempt)
+        state = self.runner.state(job) if job is not None else GONE
+        found = self.evidence(name)
+        live = found.live or (
+            job is not None and state.finished is None and (state.deleting or not state.suspended)
+        )
+        over = (job is None or state.finished is not None) and not found.live
+        # Once it is known to have succeeded it stays so, whatever becomes of its job.
+        succeeded = state.finished == "Succeeded" or (
+            job is None and attempt.state is State.VERIFYING
+        )
+        left_something = over and (found.word.result == "Succeeded" if found.word else succeeded)
+        idle = (
+            not over
+            and state.released
+            and state.suspended
+            and state.queue is None
+            and not state.deleting
+        )
+        waits = (state.suspended and state.queue is not None) or _unscheduled(found)
+        queued = not over and state.released and found.running == 0 and waits
+        stalled = ""
+        if idle:
+            chain = f"{self.facts.spec.metadata.name} -n {self.facts.namespace}"
+            stalled = _SUSPENDED.format(kind=self.runner.kind, name=name, chain=chain)
+        elif job is not None and live:
+            stalled = self._refusal(attempt, job, state, found)
+        elif left_something:
+            stalled = self._lost(attempt, job)
+        failure = found.failure
+        if failure is None and job is None:
+            failure = FailureClass.KILLED, f"its job {attempt.name} was deleted"
+        return Seen(
+            live=live,
+            started=True,
+            uid=uid(job) if job is not None else attempt.uid,
+            held=job is not None
+            and not state.released
+            and state.finished is None
+            and not state.deleting,
+            queued=queued,
+            waiting=self._unrecorded(attempt) if over else self._waiting(attempt, state, found),
+            stalled=stalled,
+            running=found.running > 0,
+            waits=self._waits(name, found),
+            hopeless=found.permanent,
+            word=found.word if over else None,
+            evidence=failure,
+            succeeded=succeeded,
+            verify=self._verify(attempt) if left_something and found.word is None else None,
+            pods=found.pods,
+            never_ran=found.never_ran,
+            gone_pods=found.gone,
+            bad_nodes=found.bad_nodes,
+            idle=idle,
+            **self._progress(attempt, found),
+        )
+
+    def _not_started(self, attempt: AttemptStatus) -> Seen:
+        """An intent alone. The name may be taken, by a job that goes or by one that is not ours."""
+        taken = self.facts.want("name", attempt.name)
+        stalled = ""
+        if taken is not None and is_deleting(taken):
+            return Seen(
+                live=True, started=False, waiting=f"waits until an earlier {attempt.name} is gone"
+            )
+        if taken is not None and not self.is_ours(taken, attempt):
+            stalled = (
+                f"NameTaken: a {self.runner.kind} {attempt.name} is there that this chain did not"
+                f" make; rename the chain, or: kubectl delete {self.runner.crd} {attempt.name} -n"
+                f" {self.facts.namespace}"
+            )
+        return Seen(
+            live=False,
+            started=False,
+            stalled=stalled,
+            waiting=self.memory.refused.get((self.facts.namespace, attempt.name), ""),
+        )
+
+    def _job(self, attempt: AttemptStatus) -> Object | None:
+        job = self.facts.jobs.get(attempt.name)
+        if job is None or not self.is_ours(job, attempt) or attempt.uid not in (None, uid(job)):
+            return None
+        if attempt.uid is None and is_deleting(job):
+            return None
+        return job
+
+    def is_ours(self, job: Object, attempt: AttemptStatus) -> bool:
+        return (
+            label(job, CHAIN_UID) == self.facts.uid
+            and annotation(job, INPUT_DIGEST) == attempt.input_digest
+        )
+
+    def evidence(self, name: str) -> Evidence:
+        stage, attempt = self.attempts.get(name, (None, None))
+        job = self.facts.jobs.get(name)
+        nodes = next(
+            (s.resources.nodes for s in self.spec.stages if stage and s.name == stage.name), 1
+        )
+        return evidence(
+            self.pods.get(name, []),
+            [pod for pod in self.memory.pods_of(self.facts.uid) if attempt_of(pod) == name],
+            job=self.runner.state(job) if job is not None else GONE,
+            nodes=nodes,
+            node_rank=self.runner.node_rank,
+            gpu_resource=self.pool.gpu_resource if self.pool else "nvidia.com/gpu",
+            now=self.now,
+            known=(
+                attempt.pods
+                if attempt and attempt.gone.seconds + attempt.gone.gpu_seconds
+                else None
+            ),
+            going=self.memory.going,
+        )
+
+    def _waiting(self, attempt: AttemptStatus, state: JobState, found: Evidence) -> str:
+        if not state.released:
+            return self.memory.refused.get((self.facts.namespace, attempt.name), "")
+        if state.suspended:
+            look = f"kubectl get workloads -n {self.facts.namespace}"
+            return f"Queued: waits for its turn in queue {state.queue}; look: {look}"
+        if _unscheduled(found):
+            return "Unschedulable: " + found.waiting.replace("Unschedulable: ", "")
+        return found.waiting
+
+    def _unrecorded(self, attempt: AttemptStatus) -> str:
+        return self.memory.refused.get(
+            (self.facts.namespace, stage_artifact_name(attempt.input_digest)), ""
+        )
+
+    def _refusal(
+        self, attempt: AttemptStatus, job: Object, state: JobState, found: Evidence
+    ) -> str:
+        """Pods that are refused at creation leave only an event; looked for where no pod has
+        come.
+        """
+        if found.live or state.suspended or state.deleting or state.finished:
+            return ""
+        released = seconds(attempt.started_at)
+        if released is None or self.now < released + PODS_COME_WITHIN:
+            return ""
+        said = self.facts.want("refusal", uid(job))
+        return f"PodsForbidden: {said}" if said else ""
+
+    def _lost(self, attempt: AttemptStatus, job: Object | None) -> str:
+        """What an attempt left is not on a claim that was made after it, and must not be recorded
+        as if it were.
+        """
+        claim = self.facts.want("claim")
+        began = podread.created_at(job) if job is not None else seconds(attempt.started_at)
+        if claim is not None and (began is None or podread.created_at(claim) <= began):
+            return ""
+        return (
+            f"ArtifactMissing: attempt {attempt.name} succeeded, but its claim is gone or was"
+            " replaced since; bring it back, or set stages[].rerun to train the stage again"
+        )
+
+    def _waits(self, name: str, found: Evidence) -> tuple[FailureClass, float] | None:
+        """Since when nodes are held by pods that have not started, and what that is charged to."""
+        times = [
+            since
+            for pod in self.pods.get(name, ())
+            if podread.is_live(pod)
+            and podread.started_at(pod) is None
+            and (bound := held(pod, "PodScheduled")) is not None
+            and (since := seconds(bound.get("lastTransitionTime"))) is not None
+        ]
+        if not times:
+            return None
+        return (
+            FailureClass.IMAGE
+            if "cannot be pulled" in found.waiting
+            else FailureClass.START_DEADLINE
+        ), min(times)
+
+    def _verify(self, attempt: AttemptStatus) -> Any:
+        job = self.facts.want("verify", attempt.name)
+        if job is None:
+            return None
+        pods = [*self.facts.pods, *self.memory.pods_of(self.facts.uid)]
+        mine = [
+            pod for pod in pods if label(pod, ROLE) == "verify" and attempt_of(pod) == attempt.name
+        ]
+        if (answer := verify.answer(mine)) is not None:
+            return answer
+        if not verify.finished(job):
+            return "Pending"
+        retry = annotation(self.facts.chain, RETRY)  # that it was taken away asks for nothing
+        return None if retry and annotation(job, RETRY) != retry else "Unanswered"
+
+    def _progress(self, attempt: AttemptStatus, found: Evidence) -> dict[str, Any]:
+        """What rank 0 last answered, if it runs still, and how it is to be reached."""
+        rank_0 = next((p for p in self.pods.get(attempt.name, ()) if self._is_rank_0(p)), None)
+        if rank_0 is None or not found.running:
+            return {}
+        asked = self.memory.progress.get(uid(rank_0), Asked())
+        contact = Contact(
+            answered=asked.answered,
+            silent=asked.silent,
+            ignored=len(asked.ignored),
+            ignored_for=asked.ignored[-1] - asked.ignored[0] if asked.ignored else 0.0,
+            address=(
+                f"{rank_0['status'].get('podIP')}:{PROGRESS_PORT}, pod {rank_0['metadata']['name']}"
+            ),
+        )
+        live = asked.answer
+        if live is None or live.attempt != attempt.name:
+            return {"contact": contact}
+        progress = Progress(
+            step=live.step,
+            steps=live.steps,
+            samples_per_second=live.samples_per_second,
+            eta_seconds=live.eta_seconds,
+        )
+        return {
+            "contact": contact,
+            "progress": progress,
+            "checkpoint_step": live.checkpoint_step,
+            "macs": live.macs,
+        }
+
+    def _is_rank_0(self, pod: Object) -> bool:
+        return podread.is_running(pod) and self.runner.node_rank(pod) == 0
+
+    def rank_0_pods(self) -> Iterator[Object]:
+        """Running pods that may be asked for their progress."""
+        for name, pods in self.pods.items():
+            if name in self.attempts and self.attempts[name][1].finished_at is None:
+                yield from (pod for pod in pods if self._is_rank_0(pod))
+
+
+def _unscheduled(found: Evidence) -> bool:
+    return "Unschedulable" in found.waiting or "scheduling gate" in found.waiting

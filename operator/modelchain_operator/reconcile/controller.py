@@ -1,0 +1,199 @@
+"""One look at one chain: read, decide, write one thing, and again until nothing is left to do."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+
+from pydantic import ValidationError
+
+from modelchain.api.spec import ModelChain
+from modelchain.api.status import ChainStatus, StageStatus, State
+from modelchain.decide.conditions import constant, refused, sentence
+from modelchain.decide.decide import decide
+from modelchain.decide.observed import Launch, Step
+from modelchain.errors import InputError
+from modelchain.io.load import parse
+from modelchain.plan.check import check, check_epochs
+from modelchain.plan.pools import PoolFile
+from modelchain_operator.api.kube import CHAINS, Forbidden, Kube, NotFound, Object
+from modelchain_operator.api.objects import is_deleting
+from modelchain_operator.reconcile.events import Events
+from modelchain_operator.reconcile.execute import Executor
+from modelchain_operator.reconcile.facts import Facts
+from modelchain_operator.reconcile.memory import Memory
+from modelchain_operator.reconcile.observe import View
+from modelchain_operator.reconcile.reads import Reader
+from modelchain_operator.runners.port import Runner
+from modelchain_operator.runners.pytorchjob import PyTorchJob
+
+log = logging.getLogger(__name__)
+
+Key = tuple[str, str]  # namespace, name of a chain
+MOST_STEPS = 64  # in one look; a chain that wants more is looked at again
+SOON = 0.5
+WARNINGS = ("ProgressUnknown", "NodesAvoided")  # reasons of a stage that goes on, or would
+
+
+class Controller:
+    """Makes chains true. Any number of looks at different chains may be under way, one at a time at
+    each.
+    """
+
+    def __init__(
+        self, kube: Kube, events: Events, config: PoolFile, clock: Callable[[], float] = time.time
+    ):
+        runner: Runner = PyTorchJob()
+        self.kube, self.runner, self.config, self.events, self.clock = (
+            kube,
+            runner,
+            config,
+            events,
+            clock,
+        )
+        self.memory = Memory(clock=clock)
+        self.reader = Reader(kube, runner, self.memory, config.progress_seconds)
+        self.executor = Executor(kube, runner, config, self.memory)
+
+    def remember(self, pod: Object) -> None:
+        """Keep what a pod said at its end: it may be gone at the next look."""
+        self.memory.remember(pod)
+
+    def artifact_changed(self, record: Object) -> None:
+        self.memory.artifacts.drop((record["metadata"]["namespace"], record["spec"]["inputDigest"]))
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Look at a chain. Seconds until it must be looked at again without an event, None for
+        never.
+
+        Raises any `ApiError`: nothing is half done, the same look is to be had again.
+        """
+        namespace, name = key
+        try:
+            chain = await self.kube.get(CHAINS, namespace, name)
+        except NotFound:
+            return None
+        if is_deleting(chain):
+            return None  # its children go with it; there is nothing to write any more
+        try:
+            return await self._look(chain)
+        except Forbidden as error:
+            if error.namespace_terminating:
+                return None
+            raise
+
+    async def _look(self, chain: Object) -> float | None:
+        status = _status_of(chain)
+        try:
+            facts = Facts(chain, _checked(chain, status), status, jobs={}, pods=[])
+        except InputError as error:
+            await self._refuse(chain, status, error)
+            return None
+        try:
+            return await self._steps(facts)
+        except InputError as error:
+            await self._refuse(facts.chain, facts.status, error)
+            return None
+
+    async def _steps(self, facts: Facts) -> float | None:
+        """Decide and write, one thing at a time, until nothing is left to do now."""
+        await self.reader.jobs_and_pods(facts)
+        for _ in range(MOST_STEPS):
+            step = await self._decide(facts)
+            if step.write:
+                facts.fresh = False
+                await self._write(facts, step.status)
+            elif step.action is None:
+                return step.again
+            elif isinstance(step.action, Launch) and not facts.fresh:
+                # An intent is there. What it rests on is read again before anything is made (RULES
+                # section 6).
+                await self.reader.jobs_and_pods(facts)
+                self.reader.forget(facts, step.action)
+                facts.fresh = True
+            else:
+                facts.fresh = False
+                if not await self.executor.act(facts, step.action):
+                    return step.again
+        return SOON
+
+    async def _decide(self, facts: Facts) -> Step:
+        """Decide, reading what the decision turns out to need."""
+        while True:
+            view = View(facts, self.runner, self.config, self.memory, self.clock())
+            await self.reader.progress(view.sightings.rank_0_pods())
+            step = decide(facts.spec, view.observed(), view.now)
+            if not facts.needs:
+                return step
+            await self.reader.answer(facts)
+
+    async def _write(self, facts: Facts, status: ChainStatus) -> None:
+        before = {stage.name: stage for stage in facts.status.stages}
+        facts.chain, facts.status = await self.executor.write_status(facts.chain, status), status
+        if _status_of(facts.chain) != status:
+            raise RuntimeError(
+                "the API server keeps less of a status than was written; apply this version's CRDs"
+            )
+        for stage in status.stages:
+            if _news(before.get(stage.name, StageStatus(name=stage.name))) != _news(stage):
+                self._tell(facts.chain, stage)
+
+    def _tell(self, chain: Object, stage: StageStatus) -> None:
+        """One event a transition; what only waits for its turn is no news."""
+        if stage.state is State.PENDING and not stage.attempts and not stage.stalled:
+            return
+        retrying = stage.state is State.PENDING and stage.retries > 0
+        bad = stage.stalled or stage.state is State.FAILED or retrying or _news(stage) in WARNINGS
+        text = sentence(stage)
+        if stage.state is State.SUCCEEDED and stage.results:
+            text += "; " + ", ".join(
+                f"{name} {value}" for name, value in stage.results.items() if "/" not in name
+            )
+        self.events.tell(chain, "Warning" if bad else "Normal", _news(stage), text)
+
+    async def _refuse(self, chain: Object, status: ChainStatus, error: InputError) -> None:
+        """A spec that the CRD let through and that cannot be run: said in the status, and nothing
+        is touched.
+        """
+        message = "; ".join(str(problem) for problem in error.problems)
+        meta = chain["metadata"]
+        said = refused(
+            status, meta["generation"], f"{message}; correct it and apply it again", self.clock()
+        )
+        if said != status:
+            chain = await self.executor.write_status(chain, said)
+            self.events.tell(chain, "Warning", "InvalidSpec", message)
+
+
+def _news(stage: StageStatus) -> str:
+    """The reason constant of the event that tells of a stage's state."""
+    if stage.stalled:
+        return "StageStalled"
+    if stage.reason.startswith("stopping: "):
+        return "StageStopping"
+    if constant(stage.reason) in WARNINGS:
+        return constant(stage.reason)
+    return "StageRetrying" if stage.not_before is not None else f"Stage{stage.state}"
+
+
+def _status_of(chain: Object) -> ChainStatus:
+    """The stored status. Raises RuntimeError for one this version cannot read: nothing is done on a
+    guess.
+    """
+    try:
+        return ChainStatus.model_validate_json(json.dumps(chain.get("status") or {}))
+    except ValidationError as error:
+        raise RuntimeError(
+            f"the status of {chain['metadata']['name']} was written by another version: {error}"
+        ) from error
+
+
+def _checked(chain: Object, status: ChainStatus) -> ModelChain:
+    """The chain, checked as the command line checks it. Raises InputError naming every problem."""
+    name = f"ModelChain {chain['metadata']['name']}"
+    spec = parse(ModelChain, {key: value for key, value in chain.items() if key != "status"}, name)
+    check(spec, name)
+    check_epochs(spec, name, status.frozen_epochs)
+    return spec

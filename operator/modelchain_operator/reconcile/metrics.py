@@ -1,0 +1,255 @@
+"""`GET /metrics`: of every chain what its status says, and how the operator itself is doing.
+
+Of chains nothing is counted here. Every number is the status's own, so no restart and no second
+operator can count anything twice; only the one that leads tells of chains.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import version
+from typing import TypeVar
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import (
+    CollectorRegistry,
+    Metric,
+    ProcessCollector,
+    disable_created_metrics,
+    start_http_server,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from modelchain.api.contracts import FailureClass
+from modelchain.api.status import State
+from modelchain.plan.pools import PoolFile
+from modelchain_operator.reconcile.figures import Figures, StageFigures
+from modelchain_operator.watch.service import Service
+
+CHAIN = ("namespace", "chain")
+STAGE = (*CHAIN, "stage")
+CONDITIONS = (
+    "Reconciling",
+    "Stalled",
+    "Ready",
+    "Admitted",
+    "Suspended",
+    "Complete",
+    "Failed",
+    "Finished",
+)
+RETRIED = [str(failure) for failure in FailureClass if not failure.permanent]
+
+disable_created_metrics()  # type: ignore[no-untyped-call] # when a counter was made is nobody's question
+
+Family = TypeVar("Family", GaugeMetricFamily, CounterMetricFamily)
+Sample = tuple[Sequence[str], float]  # label values and value
+
+
+def registry(service: Service, config: PoolFile) -> CollectorRegistry:
+    """All that is served: of chains, of the operator, and of its process."""
+    made = CollectorRegistry()
+    ProcessCollector(registry=made)
+    made.register(OperatorCollector(service))
+    made.register(ChainCollector(service, config))
+    return made
+
+
+def serve(port: int, served: CollectorRegistry) -> WSGIServer:
+    """Answer on all interfaces, from a thread of its own, until the process ends."""
+    server, _ = start_http_server(port, registry=served)
+    return server
+
+
+class OperatorCollector(Collector):
+    """How the operator is doing. These count from its start."""
+
+    def __init__(self, service: Service):
+        self.service = service
+
+    def collect(self) -> Iterator[Metric]:
+        service = self.service
+        yield _gauge(
+            "modelchain_operator_build_info",
+            "The operator's version",
+            ["version"],
+            [([version("modelchain")], 1)],
+        )
+        yield _gauge(
+            "modelchain_operator_leader",
+            "1 for the operator that works and tells of chains, 0 for one that waits",
+            [],
+            [([], service.leads)],
+        )
+        yield _gauge(
+            "modelchain_operator_last_list_timestamp_seconds",
+            "When all chains were last listed; this is done every minute",
+            [],
+            [([], service.listed_at)] if service.listed_at else [],
+        )
+        yield _gauge(
+            "modelchain_operator_queue_depth",
+            "Chains that are due and wait for a worker",
+            [],
+            [([], service.queue.depth)],
+        )
+        yield from service.queue.seconds.collect()
+        calls = dict(service.kube.calls)  # a copy, as the loop goes on counting
+        yield _counter(
+            "modelchain_operator_api_requests_total",
+            "Requests to the API server, watches aside, by the answer's status; none where no"
+            " answer came",
+            ["verb", "resource", "code"],
+            [
+                ((verb, resource, str(code or "none")), n)
+                for (verb, resource, code), n in calls.items()
+            ],
+        )
+
+
+class ChainCollector(Collector):
+    """What the statuses say, one family after another, so that a scrape of many chains needs little
+    memory.
+    """
+
+    def __init__(self, service: Service, config: PoolFile):
+        self.service = service
+        self.defaults = config.defaults
+        priced = [pool.price.currency for pool in config.node_pools.values() if pool.price]
+        self.currency = priced[0] if priced else ""
+
+    def collect(self) -> Iterator[Metric]:
+        chains = list(self.service.known.values()) if self.service.leads else []
+        yield _gauge(
+            "modelchain_info",
+            "1 for every chain",
+            [*CHAIN, "node_pool", "queue"],
+            [((*_of(c), *self._where(c)), 1) for c in chains],
+        )
+        yield _gauge(
+            "modelchain_condition",
+            "Whether a condition of the chain is True; absent ones count as not",
+            [*CHAIN, "condition"],
+            [((*_of(c), kind), kind in c.true) for c in chains for kind in CONDITIONS],
+        )
+        yield _gauge(
+            "modelchain_stages", "Stages of a chain by state", [*CHAIN, "state"], _states(chains)
+        )
+        yield _gauge(
+            "modelchain_stage_planned_macs",
+            "Multiply-accumulates the stage takes if nothing is repeated",
+            STAGE,
+            _each(chains, lambda stage: stage.planned_macs),
+        )
+        yield _gauge(
+            "modelchain_stage_progress_ratio",
+            "Steps done of the stage's steps, 0 to 1; absent while nothing is known",
+            STAGE,
+            _each(chains, lambda stage: stage.progress),
+        )
+        yield _gauge(
+            "modelchain_stage_transition_seconds",
+            "From the end of the predecessor's trainer to the job of this stage, when it was last"
+            " handed over",
+            STAGE,
+            _each(chains, lambda stage: stage.transition_seconds),
+        )
+        yield _counter(
+            "modelchain_stage_macs_total",
+            "Multiply-accumulates spent; " + _SOURCE,
+            [*STAGE, "source"],
+            _spent(chains, lambda stage: stage.macs),
+        )
+        yield _counter(
+            "modelchain_stage_gpu_seconds_total",
+            "GPU time allocated, first container start to last end; " + _SOURCE,
+            [*STAGE, "source"],
+            _spent(chains, lambda stage: stage.gpu_seconds),
+        )
+        yield _counter(
+            "modelchain_stage_cost_total",
+            "GPU time at the pool's price; " + _SOURCE,
+            [*STAGE, "source", "currency"],
+            [
+                ((*labels, self.currency), value)
+                for labels, value in _spent(chains, lambda stage: stage.cost)
+            ],
+        )
+        yield _counter(
+            "modelchain_stage_retries_total",
+            "Attempts that were made again, by why the one before ended",
+            [*STAGE, "class"],
+            _retries(chains),
+        )
+
+    def _where(self, chain: Figures) -> tuple[str, str]:
+        pool, queue = self.defaults.node_pool or "", self.defaults.queue_name or ""
+        return chain.node_pool or pool, chain.queue or queue
+
+
+_SOURCE = (
+    "source: trained by this chain, or reused: what a result it found had cost an earlier chain of"
+    " its name"
+)
+
+
+def _of(chain: Figures) -> tuple[str, str]:
+    return chain.namespace, chain.name
+
+
+def _states(chains: Iterable[Figures]) -> Iterator[Sample]:
+    for chain in chains:
+        counts = Counter(stage.state for stage in chain.stages)
+        yield from (((*_of(chain), str(state)), counts[state]) for state in State)
+
+
+def _each(
+    chains: Iterable[Figures], value_of: Callable[[StageFigures], float | None]
+) -> Iterator[Sample]:
+    for chain in chains:
+        for stage in chain.stages:
+            if (value := value_of(stage)) is not None:
+                yield (*_of(chain), stage.name), value
+
+
+def _spent(
+    chains: Iterable[Figures], value_of: Callable[[StageFigures], float | None]
+) -> Iterator[Sample]:
+    """A stage's own spending from 0 on, so that `increase` sees all of it; that of a result it
+    found beside it.
+    """
+    for chain in chains:
+        for stage in chain.stages:
+            labels, value = (*_of(chain), stage.name), value_of(stage)
+            if value is not None:
+                yield (*labels, "trained"), value if stage.own else 0.0
+                if value and not stage.own:
+                    yield (*labels, "reused"), value
+
+
+def _retries(chains: Iterable[Figures]) -> Iterator[Sample]:
+    """All classes of a stage that is being trained, so that `increase` sees the first; later those
+    there were.
+    """
+    for chain in chains:
+        for stage in chain.stages:
+            classes = RETRIED if stage.own and stage.state != State.SUCCEEDED else stage.retried
+            yield from (
+                ((*_of(chain), stage.name, kind), stage.retried.get(kind, 0)) for kind in classes
+            )
+
+
+def _gauge(name: str, text: str, labels: Sequence[str], samples: Iterable[Sample]) -> Metric:
+    return _filled(GaugeMetricFamily(name, text, labels=labels), samples)
+
+
+def _counter(name: str, text: str, labels: Sequence[str], samples: Iterable[Sample]) -> Metric:
+    return _filled(CounterMetricFamily(name, text, labels=labels), samples)
+
+
+def _filled(family: Family, samples: Iterable[Sample]) -> Family:
+    for labels, value in samples:
+        family.add_metric(labels, value)
+    return family

@@ -1,0 +1,304 @@
+"""From what was read to what `decide` sees. Pure: what has not been read yet is asked for, and the
+look repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+from modelchain.api import messages
+from modelchain.api.status import ChainStatus, StageStatus
+from modelchain.decide.observed import Artifact, Damage, Launch, Observed
+from modelchain.errors import InputError
+from modelchain.plan.pools import PoolFile
+from modelchain_operator.api.kube import Object
+from modelchain_operator.api.objects import annotation, held, is_deleting, label, uid
+from modelchain_operator.reconcile import job_requests as requests
+from modelchain_operator.reconcile.attempt import Sightings
+from modelchain_operator.reconcile.facts import RETRY, Facts, Inputs
+from modelchain_operator.reconcile.memory import Memory
+from modelchain_operator.runners import pods as podread
+from modelchain_operator.runners.port import Runner
+from modelchain_operator.runners.template import (
+    ATTEMPT,
+    CHAIN,
+    INPUT_DIGEST,
+    STAGE,
+    check_mount_path,
+)
+
+KEPT_JOBS = 3
+LABEL_LENGTH = 63
+
+
+class View:
+    """One chain as `decide` sees it."""
+
+    def __init__(self, facts: Facts, runner: Runner, config: PoolFile, memory: Memory, now: float):
+        self.facts, self.runner, self.config, self.now = facts, runner, config, now
+        self.spec = facts.spec.spec
+        self.pool = requests.known_pool(facts.spec, config)
+        self.status = self._status()
+        self.sightings = Sightings(facts, self.status, runner, config, self.pool, memory, now)
+        self.attempts = self.sightings.attempts
+
+    def observed(self) -> Observed:
+        facts = self.facts
+        obstacle = self._obstacle()
+        strays = dict(self._strays())
+        unfinished = {
+            name
+            for name, job in facts.jobs.items()
+            if self.runner.state(job).finished is None and uid(job) not in strays
+        }
+        pods = self.sightings.pods
+        with_pods = {name for name in pods if any(podread.is_live(pod) for pod in pods[name])}
+        stalled = (self.sightings.evidence(name).stalled for name in pods if name in with_pods)
+        stuck = next(filter(None, stalled), "")
+        price = self.pool.price.per_gpu_hour if self.pool and self.pool.price else None
+        return Observed(
+            status=self.status,
+            artifact=self.artifact,
+            attempt=self.sightings.seen,
+            live=frozenset(unfinished | with_pods),
+            inputs=Inputs(facts),
+            fingerprint=self.spec.data.train.fingerprint,
+            retry=_retry(facts.chain),
+            poll_seconds=float(self.config.progress_seconds),
+            highest_number=self._highest_number,
+            records=True,
+            obstacle=obstacle,
+            stuck=f"NodeLost: {stuck}" if stuck else "",
+            strays=strays,
+            spent_jobs=dict(self._spent_jobs()),
+            claim_missing=self._own_claim() and facts.want("claim") is None,
+            loading=self.loading,
+            share=self.share,
+            outdated=self.outdated,
+            shares=(
+                frozenset(facts.want("shares") or {})
+                if self.spec.storage and self._shared()
+                else frozenset()
+            ),
+            price=price,
+        )
+
+    def _status(self) -> ChainStatus:
+        """The stored status; of a chain that has none, the epochs its earlier StageArtifacts
+        froze.
+        """
+        status = self.facts.status
+        if status.stages:
+            return status
+        records: list[Object] = self.facts.want("records") or []
+        newest = {
+            r["spec"]["stage"]: r["spec"]
+            for r in sorted(records, key=lambda r: str(r["spec"]["finishedAt"]))
+        }
+        stages = [
+            StageStatus(
+                name=name, epochs=spec["epochs"], frozen=True, last_digest=spec["inputDigest"]
+            )
+            for name, spec in newest.items()
+        ]
+        return status.model_copy(update={"stages": stages})
+
+    # What is in the way.
+
+    def _obstacle(self) -> str:
+        """Why nothing can be launched, beginning with its reason; empty if nothing is in the
+        way.
+        """
+        spec, facts = self.spec, self.facts
+        try:
+            if spec.runner.kind == "Local":
+                raise InputError(messages.LOCAL, field="spec.runner.kind")
+            pool = requests.pool_of(facts.spec, self.config)
+            requests.image_of(facts.spec, self.config)
+            for index, stage in enumerate(spec.stages):
+                try:
+                    pool.processes(stage.resources.processes_per_node)
+                except InputError as error:
+                    raise InputError(
+                        error.problems[0].message, field=f"spec.stages[{index}].resources"
+                    ) from error
+            if spec.storage is None:
+                raise InputError(
+                    "say where artifacts are kept: claimTemplate or claimName", field="spec.storage"
+                )
+            if spec.data.volume.claim_name is None:
+                raise InputError(
+                    "name the claim that holds the data", field="spec.data.volume.claimName"
+                )
+            check_mount_path(spec.data.volume.mount_path)
+        except InputError as error:
+            return f"InvalidSpec: {error.problems[0]}"
+        if facts.runner_missing:
+            return f"RunnerMissing: {self.runner.kind} is not installed; {self.runner.install}"
+        return self._claim_obstacle()
+
+    def _claim_obstacle(self) -> str:
+        claim, name = self.facts.want("claim"), requests.claim_name(self.facts.spec)
+        if claim is None:
+            missing = (
+                f"ClaimMissing: there is no claim {name}; create it, or correct"
+                " spec.storage.claimName"
+            )
+            return missing if self._shared() else ""
+        if is_deleting(claim):
+            look = f"kubectl describe pvc {name} -n {self.facts.namespace}"
+            return f"ClaimMissing: claim {name} is being deleted; who holds it: {look}"
+        if not self._shared() and label(claim, CHAIN) != self.facts.spec.metadata.name:
+            return (
+                f"ClaimTaken: claim {name} was not made for this chain (label {CHAIN}); to use it"
+                " all the same, name it in spec.storage.claimName"
+            )
+        return ""
+
+    def loading(self) -> tuple[str, bool]:
+        """A Job with the label `modelchain.dev/fills` that has not packed the data yet, and whether
+        it failed.
+        """
+        claim, here = self.spec.data.volume.claim_name, f"-n {self.facts.namespace}"
+        named = (
+            claim is not None and len(claim) <= LABEL_LENGTH
+        )  # no longer one can be a label's value
+        for job in self.facts.want("loaders", claim or "") or [] if named else []:
+            packs = job["metadata"]["name"]
+            if held(job, "Failed"):
+                look = f"kubectl logs job/{packs} {here}; then delete it, or make it anew"
+                return (
+                    f"DataFailed: job {packs} was to fill claim {claim} and has failed: {look}",
+                    True,
+                )
+            if not held(job, "Complete"):
+                return f"DataLoading: job {packs} fills claim {claim}", False
+        return "", False
+
+    def _shared(self) -> bool:
+        return self.spec.storage is not None and self.spec.storage.claim_name is not None
+
+    def _own_claim(self) -> bool:
+        return self.spec.storage is not None and not self._shared()
+
+    # Artifacts and shares.
+
+    def artifact(self, digest: str) -> Artifact | Damage | None:
+        """A stage's StageArtifact, if it lies on this chain's claim; nothing is trained over one
+        that does not.
+        """
+        record = self.facts.want("artifact", digest)
+        if record is None:
+            return None
+        name, spec = record["metadata"]["name"], record["spec"]
+        if spec["inputDigest"] != digest:
+            return Damage(
+                f"DigestConflict: {name} records {spec['inputDigest']}, not {digest}; rename it",
+                stalls=True,
+            )
+        claim = self.facts.want("claim")
+        if claim is None or uid(claim) != spec["claimUID"]:
+            return Damage(f"ArtifactMissing: {self._elsewhere(name, spec, claim)}", stalls=True)
+        ours = spec["chain"] == self.facts.spec.metadata.name
+        return Artifact(
+            digest=spec["artifactDigest"],
+            path=spec["path"],
+            macs=(
+                int(spec["macs"]) if ours else 0
+            ),  # what another chain has spent is in its own ledger
+            metrics={name: float(value) for name, value in spec.get("metrics", {}).items()},
+            gpu_seconds=float(spec["gpuSeconds"]) if ours else 0.0,
+            cost=spec.get("cost") if ours else None,
+            trainer_math=spec.get("trainerMath"),
+        )
+
+    def _elsewhere(self, name: str, record: Object, claim: Object | None) -> str:
+        """What to do about a record of a claim that this chain does not have."""
+        mine = requests.claim_name(self.facts.spec) if self.spec.storage else "none"
+        if record["chain"] != self.facts.spec.metadata.name:
+            return (
+                f"the same stage is chain {record['chain']}'s, on claim {record['claimName']}; to"
+                " share it, delete this chain and apply it with spec.storage.claimName:"
+                f" {record['claimName']}; to train it again for this chain, set the stage's rerun"
+                " to any text"
+            )
+        have = f"claim {mine} ({uid(claim)})" if claim else f"claim {mine}, which is not there"
+        return (
+            f"{name} lies on claim {record['claimName']} ({record['claimUID']}), and this chain has"
+            f" {have}; bring that claim back, or to train the stage again: kubectl delete sart"
+            f" {name} -n {self.facts.namespace}"
+        )
+
+    def outdated(self, launch: Launch) -> bool:
+        """The attempt's job would be made otherwise now: another pool, claim, image or queue."""
+        job = self.facts.jobs.get(launch.attempt.name)
+        if job is None or self.spec.storage is None:
+            return False  # it is gone, and its pods are going; or there is nothing to make it from
+        stamp = annotation(job, requests.MADE_FROM)
+        try:
+            _, now = requests.job_for(
+                self.runner, self.facts.spec, self.config, self.status.epochs, launch
+            )
+        except InputError:
+            return False  # not to be made at all; that is said where it is next asked for
+        return stamp is not None and stamp != now
+
+    def share(self, digest: str) -> str | None:
+        """Who trains this digest: "Mine", "" for nobody yet, or a chain; None: no claim is shared
+        and nobody does.
+        """
+        if self._shared():
+            if digest in (self.facts.want("shares") or {}):
+                return "Mine"
+            lease = self.facts.want("lease", digest)
+            if lease is not None:
+                return f"chain {lease['spec']['holderIdentity']}"
+        for rival in self.facts.want("rivals", digest) or []:
+            return f"chain {label(rival, CHAIN)}"
+        return "" if self._shared() else None
+
+    # Jobs nobody needs.
+
+    def _strays(self) -> Iterator[tuple[str, str]]:
+        """Unfinished jobs that no UID in the status and no open intent names (RULES section 6)."""
+        for name, job in self.facts.jobs.items():
+            if self.runner.state(job).finished is not None or is_deleting(job):
+                continue
+            _, attempt = self.attempts.get(name, (None, None))
+            intended = attempt is not None and attempt.uid is None and attempt.finished_at is None
+            if attempt is None or not (
+                attempt.uid == uid(job) or (intended and self.sightings.is_ours(job, attempt))
+            ):
+                yield uid(job), name
+
+    def _spent_jobs(self) -> Iterator[tuple[str, str]]:
+        """All finished jobs of a stage but the last three, which stay for their logs."""
+        finished: dict[str, list[tuple[int, str, str]]] = {}
+        for name, job in self.facts.jobs.items():
+            _, attempt = self.attempts.get(name, (None, None))
+            closed = attempt is None or attempt.finished_at is not None
+            if closed and self.runner.state(job).finished is not None and not is_deleting(job):
+                finished.setdefault(label(job, STAGE), []).append(
+                    (int(label(job, ATTEMPT)), uid(job), name)
+                )
+        for jobs in finished.values():
+            yield from ((uid, name) for _, uid, name in sorted(jobs)[:-KEPT_JOBS])
+
+    def _highest_number(self, stage: str, digest: str) -> int:
+        numbers = [
+            int(label(thing, ATTEMPT))
+            for thing in [*self.facts.jobs.values(), *self.facts.pods]
+            if label(thing, STAGE) == stage or label(thing, INPUT_DIGEST) == digest[:63]
+        ]
+        return max(numbers, default=0)
+
+
+def _retry(chain: Object) -> str | None:
+    """What tells one value of the annotation from another: a status has little room, an annotation
+    much.
+    """
+    value = annotation(chain, RETRY)
+    if value is None or len(value) <= LABEL_LENGTH:
+        return value
+    return hashlib.sha256(value.encode()).hexdigest()

@@ -1,0 +1,138 @@
+"""kopf, and all we use of it: it watches, logs in and answers probes. What it sees is handed on and
+decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import kopf
+
+from modelchain_operator.api.kube import JOBS, PODS, PYTORCHJOBS, Kube, Object, Resource
+from modelchain_operator.runners.template import CHAIN_UID
+
+Receiver = Callable[[Object], None]
+
+
+async def watch(
+    kube: Kube,
+    receivers: Mapping[Resource, Receiver],
+    namespaces: Sequence[str],
+    health: str | None = None,
+    alive: Callable[[], str | None] = lambda: None,
+) -> None:
+    """Call the receivers, in this loop, with every object of their kinds now and after each change,
+    until cancelled.
+
+    All kinds must be installed. `namespaces`: all when empty. `health`: the URL probes are answered
+    at, with status 500 when `alive` says why we are not. Raises what ends kopf, and RuntimeError
+    should it end without a reason.
+    """
+    loop = asyncio.get_running_loop()
+    stop = threading.Event()
+    registry = kopf.OperatorRegistry()
+    for resource, receiver in receivers.items():
+        handler = _handler(loop, receiver)
+        kopf.on.event(resource.group, resource.version, resource.plural, registry=registry)(handler)
+    kopf.on.login(registry=registry)(_login(kube))
+    # in any other mode of errors a failing probe hangs instead of answering
+    kopf.on.probe(registry=registry, id="alive", errors=kopf.ErrorsMode.PERMANENT)(_probe(alive))
+
+    async def operate() -> None:
+        try:
+            await kopf.operator(
+                registry=registry,
+                settings=_settings(),
+                stop_flag=stop,
+                standalone=True,
+                clusterwide=not namespaces,
+                namespaces=namespaces,
+                liveness_endpoint=health,
+            )
+        finally:
+            stop.set()  # a thread of kopf's waits for it
+
+    # kopf ends every task of its loop when it ends, so it gets a loop of its own
+    thread = asyncio.create_task(asyncio.to_thread(asyncio.run, operate()))
+    try:
+        await asyncio.shield(thread)
+        raise RuntimeError("kopf ended without being asked to")
+    finally:
+        stop.set()
+        await thread
+
+
+def _handler(loop: asyncio.AbstractEventLoop, receiver: Receiver) -> Callable[..., Any]:
+    async def on_event(event: Any, **_: Any) -> None:
+        loop.call_soon_threadsafe(receiver, event["object"])
+
+    return on_event
+
+
+def _login(kube: Kube) -> Callable[..., Awaitable[kopf.ConnectionInfo]]:
+    async def login(**_: Any) -> kopf.ConnectionInfo:
+        settings = kube.api.configuration
+        scheme, _space, token = (
+            await settings.get_api_key_with_prefix("BearerToken") or ""
+        ).partition(" ")
+        return kopf.ConnectionInfo(
+            server=settings.host,
+            ca_path=settings.ssl_ca_cert,
+            insecure=not settings.verify_ssl,
+            certificate_path=settings.cert_file,
+            private_key_path=settings.key_file,
+            scheme=scheme or None,
+            token=token or None,
+        )
+
+    return login
+
+
+def _probe(alive: Callable[[], str | None]) -> Callable[..., Awaitable[None]]:
+    async def probe(**_: Any) -> None:
+        if reason := alive():
+            raise kopf.PermanentError(reason)
+
+    return probe
+
+
+def _settings() -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    settings.peering.standalone = True
+    settings.posting.enabled = False
+    settings.scanning.disabled = True
+    settings.networking.connect_timeout = 5
+    settings.networking.request_timeout = 30
+    settings.networking.error_backoffs = _Forever()
+    settings.networking.enforce_retry_after = True
+    settings.watching.connect_timeout = 5
+    settings.watching.server_timeout = 290
+    settings.watching.client_timeout = 320
+    for kind in (PODS, JOBS, PYTORCHJOBS):
+        settings.watching.label_selectors[kind.group, kind.version, kind.plural] = CHAIN_UID
+    # nothing we register writes these; should kopf ever do so, the names are ours
+    settings.persistence.finalizer = "modelchain.dev/kopf"
+    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(
+        prefix="kopf.modelchain.dev"
+    )
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(
+        prefix="kopf.modelchain.dev"
+    )
+    return settings
+
+
+class _Forever:
+    """Pauses between tries, in seconds, without end: an API server that is away does not end the
+    operator.
+    """
+
+    def __iter__(self) -> Iterator[float]:
+        return (
+            min(30.0, 2.0**n) * random.uniform(0.5, 1.0)
+            for n in itertools.chain(range(5), itertools.repeat(5))
+        )
