@@ -5,11 +5,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict, Unpack
 
 from pydantic import BeforeValidator, Field
 
 from modelchain.api.contracts import FailureClass, Progress
+from modelchain.api.reasons import Code, known, plain
 from modelchain.api.spec import Record
 
 
@@ -89,6 +90,31 @@ class AttemptStatus(Record):
     pods: dict[str, PodTime] = {}
     gone: Spent = Spent()
 
+    def changed(self, **fields: Unpack[AttemptFields]) -> AttemptStatus:
+        """A copy in which these fields have these values."""
+        return self.model_copy(update=dict(fields))
+
+
+class AttemptFields(TypedDict, total=False):
+    """Fields of `AttemptStatus` that may change, with their types; a test compares the two."""
+
+    state: State
+    failure: FailureClass | None
+    message: str
+    started_at: str | None
+    finished_at: str | None
+    gpu_seconds: float
+    cost: str | None
+    macs: int
+    uid: str | None
+    ending: FailureClass | None
+    node: str | None
+    fault: str
+    checkpoint_step: int
+    stepped_at: float | None
+    pods: dict[str, PodTime]
+    gone: Spent
+
 
 class ArtifactRef(Record):
     """`path` is relative to the root, `digest` the SHA-256 of the weights."""
@@ -108,12 +134,16 @@ class StageStatus(Record):
 
     name: str
     state: State = State.PENDING
+    # A sentence; its code, of `modelchain.api.reasons.Code` or of a newer version's; and the
+    # command to type next, where there is one.
     reason: str = ""
-    stalled: bool = False  # it waits for somebody, as `reason` says
+    reason_code: str = ""
+    next: str = ""
+    # The stage waits for a person, as `reason` says.
+    stalled: bool = False
     input_digest: str | None = None
-    last_digest: str | None = (
-        None  # that it was last finished or launched with, kept while it waits
-    )
+    # With which it was last finished or launched; kept while it waits.
+    last_digest: str | None = None
     cache: Literal["Hit", "Miss"] | None = None
     epochs: int | None = None
     frozen: bool = False
@@ -121,24 +151,75 @@ class StageStatus(Record):
     attempt_count: int = 0
     retries: int = 0
     disruptions: int = 0
-    retried: dict[
-        FailureClass, int
-    ] = {}  # attempts made again, by why the one before ended; never renewed
+    # Attempts that were retried, by how the one before ended; never renewed.
+    retried: dict[FailureClass, int] = {}
     checkpoint_step: int = 0
     not_before: float | None = None
     progress: Progress | None = None
     results: dict[str, str] = {}
     inherits_at: float | None = None
-    transition_seconds: float | None = None  # from there to this stage's job
+    # From there until this stage had a job.
+    transition_seconds: float | None = None
     planned_macs: Macs = 0
     spent: Spent = Spent()
-    trained: Spent = (
-        Spent()
-    )  # of it, by closed attempts at `lastDigest`: what its StageArtifact will say
+    # The part of `spent` by closed attempts at `lastDigest`: what the StageArtifact will say.
+    trained: Spent = Spent()
     macs: Macs = 0
     gpu_seconds: float = 0.0
     cost: str | None = None
     artifact: ArtifactRef | None = None
+
+    def changed(self, **fields: Unpack[StageFields]) -> StageStatus:
+        """A copy in which these fields have these values."""
+        return self.model_copy(update=dict(fields))
+
+    @property
+    def code(self) -> Code | None:
+        """Why the stage is as it is; None where another version wrote the status.
+
+        An older version wrote no code; of a stage that has failed, its last attempt tells it.
+        """
+        if not self.reason_code and self.state is State.FAILED and self.attempts:
+            return known(self.attempts[-1].failure or "")
+        return known(self.reason_code)
+
+    @property
+    def message(self) -> str:
+        """`reason` without the code and the command that stand beside it."""
+        return plain(self.reason, self.reason_code, self.next)
+
+
+class StageFields(TypedDict, total=False):
+    """Fields of `StageStatus` that may change, with their types; a test compares the two."""
+
+    state: State
+    reason: str
+    reason_code: str
+    next: str
+    stalled: bool
+    input_digest: str | None
+    last_digest: str | None
+    cache: Literal["Hit", "Miss"] | None
+    epochs: int | None
+    frozen: bool
+    attempts: list[AttemptStatus]
+    attempt_count: int
+    retries: int
+    disruptions: int
+    retried: dict[FailureClass, int]
+    checkpoint_step: int
+    not_before: float | None
+    progress: Progress | None
+    results: dict[str, str]
+    inherits_at: float | None
+    transition_seconds: float | None
+    planned_macs: int
+    spent: Spent
+    trained: Spent
+    macs: int
+    gpu_seconds: float
+    cost: str | None
+    artifact: ArtifactRef | None
 
 
 class Condition(Record):

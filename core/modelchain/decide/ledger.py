@@ -8,11 +8,10 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_UP, Decimal
 from math import floor
-from typing import Any
 
 from modelchain.api.contracts import FailureClass
 from modelchain.api.messages import shortened
-from modelchain.api.status import AttemptStatus, PodTime, Spent, StageStatus, State
+from modelchain.api.status import AttemptStatus, PodTime, Spent, StageStatus, State, Total
 from modelchain.decide.observed import Seen
 
 KEPT_ATTEMPTS = 10
@@ -48,16 +47,14 @@ def account(attempt: AttemptStatus, seen: Seen, now: float, price: str | None) -
     gpu_seconds = gone.gpu_seconds + _gpu_seconds(pods.values(), now)
     if not pods and not gone.seconds:  # without pods (a laptop) the attempt's own figures count
         gpu_seconds = max(seen.gpu_seconds, word.gpu_seconds if word else 0.0)
-    return attempt.model_copy(
-        update={
-            "pods": pods,
-            "gone": gone,
-            "gpu_seconds": round(gpu_seconds, 3),
-            "cost": attempt.cost if price is None else money(gpu_seconds, price),
-            # A last word that had to be brief may hold less than what was seen before it.
-            "macs": max(attempt.macs, seen.macs, word.macs if word else 0),
-            "checkpoint_step": max(attempt.checkpoint_step, seen.checkpoint_step),
-        }
+    return attempt.changed(
+        pods=pods,
+        gone=gone,
+        gpu_seconds=round(gpu_seconds, 3),
+        cost=attempt.cost if price is None else money(gpu_seconds, price),
+        # A last word that had to be brief may hold less than what was seen before it.
+        macs=max(attempt.macs, seen.macs, word.macs if word else 0),
+        checkpoint_step=max(attempt.checkpoint_step, seen.checkpoint_step),
     )
 
 
@@ -96,21 +93,20 @@ def closed(
 ) -> AttemptStatus:
     """The attempt as it stays: ended, its spending final."""
     final = account(attempt, seen, now, price)
-    return final.model_copy(
-        update={
-            "state": state,
-            "failure": failure,
-            "message": shortened(message, MESSAGE_LENGTH),
-            "finished_at": timestamp(now),
-            "gone": Spent(seconds=running_seconds(final, now)),
-            "pods": {},
-            "ending": None,
-            "stepped_at": None,
-            "node": next(iter(seen.bad_nodes), None) if failure is FailureClass.HARDWARE else None,
-            "fault": next(iter(seen.bad_nodes.values()), "")
-            if failure is FailureClass.HARDWARE
-            else "",
-        }
+    node, fault = None, ""
+    if failure is FailureClass.HARDWARE:
+        node, fault = next(iter(seen.bad_nodes.items()), (None, ""))
+    return final.changed(
+        state=state,
+        failure=failure,
+        message=shortened(message, MESSAGE_LENGTH),
+        finished_at=timestamp(now),
+        gone=Spent(seconds=running_seconds(final, now)),
+        pods={},
+        ending=None,
+        stepped_at=None,
+        node=node,
+        fault=fault,
     )
 
 
@@ -128,19 +124,7 @@ def whole(stage: StageStatus, final: AttemptStatus) -> AttemptStatus:
         a.name != final.name and a.input_digest == final.input_digest for a in stage.attempts
     ):
         return final
-    return final.model_copy(
-        update={"macs": max(final.macs, stage.planned_macs - stage.trained.macs)}
-    )
-
-
-def booked(stage: StageStatus, attempts: list[AttemptStatus]) -> dict[str, Any]:
-    """A stage's new attempts and ledger: those closed in this step are added to it, once."""
-    was_open = {a.name for a in stage.attempts if a.finished_at is None}
-    over = [a for a in attempts if a.finished_at is not None and a.name in was_open]
-    spent = plus(stage.spent, over)
-    trained = plus(stage.trained, [a for a in over if a.input_digest == stage.last_digest])
-    attempts = attempts[-KEPT_ATTEMPTS:]
-    return {"attempts": attempts, "spent": spent, "trained": trained, **shown(spent, attempts)}
+    return final.changed(macs=max(final.macs, stage.planned_macs - stage.trained.macs))
 
 
 def plus(spent: Spent, attempts: Iterable[AttemptStatus]) -> Spent:
@@ -154,14 +138,14 @@ def plus(spent: Spent, attempts: Iterable[AttemptStatus]) -> Spent:
     )
 
 
-def shown(spent: Spent, attempts: Iterable[AttemptStatus]) -> dict[str, Any]:
+def open_spending(spent: Spent, attempts: Iterable[AttemptStatus]) -> Total:
     """A stage's figures: the ledger, and what the open attempt has spent so far."""
     running = [a for a in attempts if a.finished_at is None]
-    return {
-        "macs": spent.macs + sum(a.macs for a in running),
-        "gpu_seconds": spent.gpu_seconds + sum(a.gpu_seconds for a in running),
-        "cost": total_cost([spent.cost, *(a.cost for a in running)]),
-    }
+    return Total(
+        macs=spent.macs + sum(a.macs for a in running),
+        gpu_seconds=spent.gpu_seconds + sum(a.gpu_seconds for a in running),
+        cost=total_cost([spent.cost, *(a.cost for a in running)]),
+    )
 
 
 def money(gpu_seconds: float, price_per_hour: str | None) -> str | None:

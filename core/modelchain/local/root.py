@@ -24,6 +24,7 @@ from modelchain.api.contracts import (
     Results,
     Task,
 )
+from modelchain.api.reasons import Code, Reason
 from modelchain.api.spec import API_VERSION, KIND, ModelChain, Record
 from modelchain.api.status import AttemptStatus, ChainStatus, StageStatus
 from modelchain.decide.observed import Artifact, Damage
@@ -111,7 +112,8 @@ class Root:
         try:
             manifest, results = read_artifact(directory)
         except (WorkError, OSError, ValidationError) as error:
-            return Damage(" ".join(str(error).split()) + restore)
+            message = " ".join(str(error).split()) + restore
+            return Damage(Reason(Code.CORRUPT_ARTIFACT, digest, message))
         assert manifest.artifact_digest is not None
         metrics = dict(results.final.metrics)
         for added in self.added_evaluations(digest).values():
