@@ -362,7 +362,7 @@ class Code(StrEnum):
     )
     SUSPENDED = (
         "Suspended",
-        "`spec.suspend` is true",
+        "The chain's `spec.suspend` is true",
         "Resume the chain",
         RESUME,
         False,
