@@ -26,6 +26,7 @@ from markers import between
 from modelchain_bench.machine import processor
 from modelchain_trainer.checkpoint import Checkpointer
 from modelchain_trainer.models import Student, build
+from modelchain_trainer.state import TrainState
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 GOAL = 1.2  # stall / memcpy, on a CPU
@@ -56,7 +57,7 @@ def run(model: str, pairs: int, folder: Path) -> Json:
     memcpys: list[float] = []
     for step in range(1, pairs + 1):
         began = time.monotonic()
-        saver.save(step, student, optimizer, {})
+        saver.save(student, optimizer, TrainState(step=step))
         figures["stalls"].append(time.monotonic() - began)
         saver.wait()
         figures["durable"].append(time.monotonic() - began)

@@ -211,7 +211,8 @@ class Lab:
         trainer.meter.waiting = counted  # type: ignore[method-assign]
         with suppress(Preempted):
             trainer.train()
-        return task, getattr(trainer, "student", None)
+        stage = getattr(trainer, "stage", None)  # not built if the artifact was there
+        return task, stage and stage.student
 
     @torch.no_grad()
     def loss(self, clip: nn.Module) -> float:

@@ -147,14 +147,17 @@ def our_step(
     student = models.Student(clip, predecessor.embed_dim if predecessor else None).to(device)
     if runtime.compiles(device, CACHE, print):
         models.compile_layers(student, teacher)
-    inputs = {
-        "learningRate": "1e-4",
-        "weightDecay": "0.1",
-        "warmupSteps": 0,
-        "precision": precision,
-        "seed": 0,
-    }
-    return Step(student, teacher, inputs, steps=10_000, alpha=ALPHA)
+    return Step(
+        student=student,
+        teacher=teacher,
+        steps=10_000,
+        learning_rate=1e-4,
+        warmup_steps=0,
+        weight_decay=0.1,
+        precision=precision,
+        seed=0,
+        alpha=ALPHA,
+    )
 
 
 def switch_off(lever: str, step: Step, off: ExitStack, context: int) -> None:

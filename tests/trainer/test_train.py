@@ -54,7 +54,10 @@ def first(tmp_path_factory, folder):
     """
     task, rates = tiny.task(tiny.spec(), folder, tmp_path_factory.mktemp("first")), []
     word, _ = tiny.train(
-        task, lambda trainer, _: rates.append([g["lr"] for g in trainer.optimizer.param_groups])
+        task,
+        lambda trainer, _: rates.append(
+            [g["lr"] for g in trainer.stage.step.optimizer.param_groups]
+        ),
     )
     return task, word, rates
 
@@ -69,7 +72,7 @@ def second(first, folder):
             projections.update(
                 {
                     n: p.detach().clone()
-                    for n, p in trainer.student.named_parameters()
+                    for n, p in trainer.stage.student.named_parameters()
                     if "clip" not in n
                 }
             )
@@ -111,11 +114,11 @@ def test_weight_decay_groups_and_the_first_step_from_the_random_init(folder, tmp
 
     def look(trainer, done):
         if done == 1:
-            started.update(trainer.student.clip.state_dict())
-            decayed, free = trainer.optimizer.param_groups
+            started.update(trainer.stage.student.clip.state_dict())
+            decayed, free = trainer.stage.step.optimizer.param_groups
             assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
             assert all(p.ndim >= 2 for p in decayed["params"])
-            assert any(p is trainer.student.clip.logit_scale for p in free["params"])
+            assert any(p is trainer.stage.student.clip.logit_scale for p in free["params"])
             started.update({name: tensor.clone() for name, tensor in started.items()})
 
     tiny.train(task, look)
@@ -178,7 +181,10 @@ def test_without_alpha_there_is_growth_and_no_teacher(first, folder, tmp_path):
     )
     alive = []
     _, said = tiny.train(
-        task, lambda trainer, _: alive.append((trainer.teacher, trainer.student.image_projection))
+        task,
+        lambda trainer, _: alive.append(
+            (trainer.stage.teacher, trainer.stage.student.image_projection)
+        ),
     )
     assert alive == [(None, None)] * STEPS
     assert all(
@@ -235,7 +241,7 @@ def test_stopped_within_an_epoch_and_resumed_is_bitwise_the_undisturbed_run(
     with pytest.raises(Preempted, match=f"step 7 of {STEPS}"):
         tiny.train(tasks[1], stop_after(7))
     word, said = tiny.train(tasks[2])
-    assert any("goes on from step 7" in text for text in said)
+    assert any("resumes from step 7" in text for text in said)
     assert weights(tasks[2]) == weights(undisturbed)
     assert [[line["step"] for line in tiny.records(task)] for task in tasks] == [
         [1, 2],
@@ -323,9 +329,9 @@ def poison(at, name="visual.proj", times=None):
     def after(trainer, done):
         if done == at and left[0] != 0:
             left[0] = left[0] and left[0] - 1
-            trainer.saver.wait()
+            trainer.stage.saver.wait()
             with torch.no_grad():
-                dict(trainer.student.clip.named_parameters())[name].fill_(math.nan)
+                dict(trainer.stage.student.clip.named_parameters())[name].fill_(math.nan)
 
     return after
 
@@ -349,11 +355,11 @@ def test_a_loss_that_is_not_finite_ends_it_and_nothing_of_it_is_kept(folder, tmp
 
 
 def test_a_checkpoint_between_two_log_lines_holds_no_unseen_nan(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("modelchain_trainer.train.LOG_SECONDS", 1e9)
+    monkeypatch.setattr("modelchain_trainer.cadence.READ_SECONDS", 1e9)
     task = tiny.task(tiny.spec(evaluation=False), folder, tmp_path).model_copy(
         update={"checkpoint_seconds": 0}
     )
-    wait, poisoned = (lambda trainer, _: trainer.saver.wait()), poison(2)
+    wait, poisoned = (lambda trainer, _: trainer.stage.saver.wait()), poison(2)
     with pytest.raises(WorkError) as error:
         tiny.train(task, lambda *a: (wait(*a), poisoned(*a)))
     assert error.value.failure == "NonFinite"
@@ -500,7 +506,10 @@ def test_swin_trains_and_draws_the_same_paths_again(folder, tmp_path):
     def two_steps(trainer, done):
         if done == 2:
             found.append(
-                {name: p.detach().clone() for name, p in trainer.student.clip.named_parameters()}
+                {
+                    name: p.detach().clone()
+                    for name, p in trainer.stage.student.clip.named_parameters()
+                }
             )
             raise Enough
 
@@ -569,7 +578,7 @@ def test_sigterm_in_the_loop_is_preempted_with_a_true_last_word(folder, tmp_path
 
 
 @pytest.mark.parametrize(
-    "where", ["train.open_data", "train.growth.grow", "artifact.seal", "artifact.save_file"]
+    "where", ["train.open_data", "stage.growth.grow", "artifact.seal", "artifact.save_file"]
 )
 def test_sigterm_outside_the_loop_is_preempted_too(first, folder, tmp_path, monkeypatch, where):
     task = tiny.task(
@@ -656,7 +665,7 @@ def test_a_slow_disk_stops_no_step(folder, tmp_path, monkeypatch):
     seen = []
 
     def after(trainer, done):
-        seen.append(trainer.saver.saved_step)
+        seen.append(trainer.stage.saver.saved_step)
         if done == STEPS:
             assert set(seen) == {0}
             written.set()

@@ -125,8 +125,8 @@ def test_tensorboard_shows_every_number_once_also_of_an_attempt_that_is_killed_a
 
     def kill(trainer: Trainer, done: int) -> None:
         if done == 7:
-            trainer.saver.wait()
-            assert trainer.saver.saved_step == 4
+            trainer.stage.saver.wait()
+            assert trainer.stage.saver.saved_step == 4
             trainer._log()
             with (tmp_path / "artifacts" / task.input_digest / task.owner / "metrics.jsonl").open(
                 "a"

@@ -141,7 +141,7 @@ def test_a_step_that_hangs_in_c_with_the_interpreter_is_ended_and_the_next_attem
     assert begin(again, tmp_path / "b", stall_seconds=STALL).wait(180) == 0
     assert (
         word_of(tmp_path / "b").result == "Succeeded"
-        and "goes on from step" in (tmp_path / "b/log").read_text()
+        and "resumes from step" in (tmp_path / "b/log").read_text()
     )
 
 
