@@ -33,7 +33,8 @@ from modelchain.api.contracts import (
     TaskEvaluation,
     TrainFiles,
 )
-from modelchain.families.zoo import MODELS
+from modelchain.api.zoo import MODELS
+from modelchain.families import swin
 from modelchain.identity.digest import VERSION, digest_of
 from modelchain.io.files import sha256_of
 from modelchain.io.stop import Preempted, Stop
@@ -66,7 +67,7 @@ def small(name: str) -> Json:
     config["embed_dim"] //= SMALLER
     text |= {"width": text["width"] // SMALLER, "context_length": CONTEXT, "layers": TEXT_LAYERS}
     vision["image_size"] = IMAGE
-    if MODELS[name].config.vision_cfg.is_swin:
+    if MODELS[name].config.vision_cfg.family is swin:
         vision["timm_model_name"] = _trunk(name)
     else:
         vision |= {"width": vision["width"] // SMALLER, "head_width": HEAD}
@@ -76,7 +77,7 @@ def small(name: str) -> Json:
 def _trunk(name: str) -> str:
     """A Swin trunk that timm has no name for, made known to it."""
     vision = MODELS[name].config.vision_cfg
-    width, depths = vision.base_width // SMALLER, vision.depths
+    width, depths = vision.shape.width // SMALLER, vision.shape.depths
     known = name.lower().replace("-", "_") + "_eighth"
 
     def make(**_: Any) -> nn.Module:

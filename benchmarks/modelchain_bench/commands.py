@@ -139,7 +139,7 @@ def end_to_end(
 
 
 def _config(name: str, option: str) -> Any:
-    from modelchain.families.zoo import MODELS
+    from modelchain.api.zoo import MODELS
 
     if name not in MODELS:
         raise InputError(f"{name!r} is not known; the models are {', '.join(MODELS)}", field=option)

@@ -10,8 +10,8 @@ import torch
 from typer.testing import CliRunner
 
 from modelchain.api.modelconfig import ModelConfig
+from modelchain.api.zoo import MODELS
 from modelchain.errors import InputError
-from modelchain.families.zoo import MODELS
 from modelchain_bench import LEVERS, commands, end_to_end, step
 from modelchain_bench.captions import captions
 from modelchain_bench.stock import StockLoop

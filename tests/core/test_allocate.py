@@ -12,8 +12,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from modelchain.api.zoo import MODELS
 from modelchain.errors import InputError
-from modelchain.families.zoo import MODELS
 from modelchain.plan.plan import allocate
 
 FIELD = "spec.allocation.targetAcceleration"

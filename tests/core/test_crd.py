@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from modelchain.api.spec import ChainSpec
+from modelchain.cel import FIRST_TO_LAST, literal, quoted, sentence
 from modelchain.cli.crds import rendered
 from modelchain.crd import definitions
-from modelchain.crd.cel import FIRST_TO_LAST, literal, quoted, sentence
 from modelchain.crd.schema import nodes
 
 CRDS = Path(__file__).parents[2] / "crds"

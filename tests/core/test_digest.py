@@ -20,7 +20,7 @@ from specs import DELETE, config, with_changes
 
 from modelchain.api.modelconfig import ModelConfig
 from modelchain.api.spec import ModelChain
-from modelchain.families.zoo import MODELS
+from modelchain.api.zoo import MODELS
 from modelchain.identity.digest import canonical, differing_fields, digest_of, number, stage_inputs
 from modelchain.plan.plan import plan
 

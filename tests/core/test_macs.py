@@ -11,7 +11,7 @@ from timm.layers import set_fused_attn
 from torch.utils.flop_counter import FlopCounterMode
 
 from modelchain.api.modelconfig import ModelConfig
-from modelchain.families.zoo import MODELS
+from modelchain.api.zoo import MODELS
 from modelchain.plan import macs
 
 
@@ -198,6 +198,7 @@ def test_the_printed_training_macs_hold_nine_a_parameter_and_the_forward_ones_si
 def _patches(config: ModelConfig) -> None:
     """The patch embedding's forward pass of one picture."""
     vision = config.vision_cfg
-    patch, width = (4, vision.base_width) if vision.is_swin else (vision.patch_size, vision.width)
+    patch = 4 if vision.timm_model_name else vision.patch_size
+    width = vision.shape.width
     embed = torch.nn.Conv2d(3, width, patch, patch, device="meta")
     embed(torch.zeros(1, 3, vision.image_size, vision.image_size, device="meta"))

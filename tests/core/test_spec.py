@@ -321,4 +321,4 @@ def test_what_is_built_for_a_good_spec() -> None:
     first, second = load(with_changes(inline(config(), config(vision={"layers": 3})))).spec.stages
     assert first.config.resolved()["text_cfg"][
         "vocab_size"
-    ] == 49_408 and second.config.vision_cfg.depths == (3,)
+    ] == 49_408 and second.config.vision_cfg.shape.depths == (3,)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import interpolate, normalize
 
 from modelchain.api.spec import Transfer
-from modelchain.families.zoo import MODELS
+from modelchain.api.zoo import MODELS
 from modelchain_trainer.growth import agreement, depth, grow
 from modelchain_trainer.growth.copies import drawn
 from modelchain_trainer.growth.grow import WIDTH

@@ -6,7 +6,7 @@ import open_clip
 import pytest
 import torch
 
-from modelchain.families.zoo import MODELS
+from modelchain.api.zoo import MODELS
 from modelchain_trainer import models
 
 torch.set_num_threads(1)

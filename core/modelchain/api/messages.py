@@ -4,21 +4,14 @@ server.
 
 from __future__ import annotations
 
+from modelchain.families.registry import FAMILIES
+
 ONE_MODEL = "give exactly one of model and modelConfig"
 UNKNOWN_MODEL = "model '{name}' is not known; use one of {known}, or an inline modelConfig"
-HEADS = "width {w} is not divisible into heads of head_width {h}"
-PATCHES = "image_size {s} is not divisible by patch_size {p}"
 TEXT_HEADS = "width {w} is not divisible by heads {h}"
-MLP = "width {w} times mlp_ratio {r} is not a whole number"
-TIMM_ONLY = "timm_pool and timm_proj go with timm_model_name"
-UNKNOWN_TRUNK = "timm_model_name '{name}' is not supported; use one of {known}"
-BESIDE_TRUNK = (
-    "patch_size, layers, head_width, mlp_ratio and width cannot be set beside timm_model_name"
-)
-TRUNK_IMAGE = "a Swin trunk of this name takes image_size 224"
 
 NEIGHBOURS = "stage '{after}' after '{before}': {mismatch}"
-FAMILIES = "a ViT and a Swin tower cannot be neighbours"
+OTHER_FAMILY = f"a {' and a '.join(f.NAME for f in FAMILIES)} tower cannot be neighbours"
 EQUAL = "{name} must be equal along the chain ({x} then {y})"
 SHRINKS = "{name} shrinks ({x} then {y}); stages go from small to large"
 NO_GROWTH = "no tower grows in width or depth; each stage must be larger than its predecessor"

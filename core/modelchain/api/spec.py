@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from modelchain.api.messages import ONE_CLAIM, ONE_MODEL, RETRIEVAL, UNKNOWN_MODEL, ZERO_SHOT
 from modelchain.api.modelconfig import ModelConfig
-from modelchain.families.zoo import MODELS
+from modelchain.api.zoo import MODELS
 
 API_VERSION = "modelchain.dev/v1alpha1"
 KIND = "ModelChain"
@@ -113,7 +113,7 @@ class Stage(ApiModel):
 
     name: StageName = Field(description="of this chain alone; a part of the names of its jobs")
     model: str | None = Field(
-        None, max_length=63, description="ViT-{T,C,S,M,B,XB,L}-16 or Swin-{T,S,B,L}"
+        None, max_length=63, description=f"a model of Table G: {', '.join(MODELS)}"
     )
     # No defaults inside: named as in open_clip's own JSON files.
     model_config_: ModelConfig | None = Field(None, alias="modelConfig")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from modelchain.api.artifact import StageArtifactSpec
 from modelchain.api.spec import API_VERSION, ChainSpec
 from modelchain.api.status import ChainStatus
-from modelchain.crd.cel import Rule
+from modelchain.cel import Rule
 from modelchain.crd.rules import ARTIFACT, CHAIN
 from modelchain.crd.schema import Schema, nodes, structural
 

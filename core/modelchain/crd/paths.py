@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from modelchain.api import messages
 from modelchain.api.spec import BUILT_IN_CLASS_NAMES, BUILT_IN_TEMPLATES
-from modelchain.crd.cel import Rule, quoted, rule
+from modelchain.cel import Rule, quoted, rule
 from modelchain.identity.shards import MAX_DEPTH, MAX_SHARDS
 
 # A component `..`, as it stands or as an alternative of braces behind a slash.

@@ -8,9 +8,9 @@ that it refuses.
 from __future__ import annotations
 
 from modelchain.api import messages
+from modelchain.api.zoo import MODELS
+from modelchain.cel import FIRST_TO_LAST, Rule, quoted, rule
 from modelchain.crd import paths, shapes
-from modelchain.crd.cel import FIRST_TO_LAST, Rule, quoted, rule
-from modelchain.families.zoo import MODELS
 from modelchain.plan.check import DECIMAL_BOUNDS
 
 _STAGE = "spec.stages[]"

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import PurePosixPath
-from typing import Any
 
 from modelchain.api import messages
 from modelchain.api.modelconfig import ModelConfig
@@ -118,41 +117,48 @@ def mismatch(before: ModelConfig, after: ModelConfig) -> list[str]:
     """Why `after` cannot be grown from `before`, if so: no tower may shrink, one must grow, the
     rest must be equal.
     """
-    b, a = before.vision_cfg, after.vision_cfg
-    bt, at = before.text_cfg, after.text_cfg
-    if a.is_swin != b.is_swin:
-        return [messages.FAMILIES]
-    equal: list[tuple[str, Any, Any]] = [
-        ("vision image_size", b.image_size, a.image_size),
-        ("text head width", bt.head_width, at.head_width),
-        ("text context_length", bt.context_length, at.context_length),
-        ("text vocab_size", bt.vocab_size, at.vocab_size),
-        ("text mlp_ratio", bt.mlp_ratio, at.mlp_ratio),
-        ("quick_gelu", before.quick_gelu, after.quick_gelu),
-    ]
-    if not a.is_swin:
-        equal += [
-            ("vision head_width", b.head_width, a.head_width),
-            ("vision patch_size", b.patch_size, a.patch_size),
-            ("vision mlp_ratio", b.mlp_ratio, a.mlp_ratio),
-        ]
+    if after.vision_cfg.family is not before.vision_cfg.family:
+        return [messages.OTHER_FAMILY]
+    equal = zip(_equal(before), _equal(after), strict=True)
+    sizes = list(zip(_sizes(before), _sizes(after), strict=True))
     problems = [
         messages.EQUAL.format(name=name, x=_spelled(x), y=_spelled(y))
-        for name, x, y in equal
+        for (name, x), (_, y) in equal
         if x != y
     ]
-    sizes: list[tuple[str, int, int]] = [
-        ("vision width", b.base_width, a.base_width),
-        ("vision heads", b.heads, a.heads),
-        *(("vision depth", x, y) for x, y in zip(b.depths, a.depths, strict=True)),
-        ("text width", bt.width, at.width),
-        ("text heads", bt.heads, at.heads),
-        ("text depth", bt.layers, at.layers),
+    problems += [
+        messages.SHRINKS.format(name=name, x=x, y=y) for (name, x), (_, y) in sizes if y < x
     ]
-    problems += [messages.SHRINKS.format(name=name, x=x, y=y) for name, x, y in sizes if y < x]
-    if not problems and all(x == y for _, x, y in sizes):
+    if not problems and all(x == y for x, y in sizes):
         problems.append(messages.NO_GROWTH)
     return problems
+
+
+def _equal(config: ModelConfig) -> list[tuple[str, float]]:
+    """By name, what must be equal along a chain."""
+    vision, text = config.vision_cfg, config.text_cfg
+    return [
+        ("vision image_size", vision.image_size),
+        ("text head width", text.head_width),
+        ("text context_length", text.context_length),
+        ("text vocab_size", text.vocab_size),
+        ("text mlp_ratio", text.mlp_ratio),
+        ("quick_gelu", config.quick_gelu),
+        *((f"vision {name}", getattr(vision, name)) for name in vision.family.EQUAL),
+    ]
+
+
+def _sizes(config: ModelConfig) -> list[tuple[str, int]]:
+    """By name, what may grow along a chain and may not shrink."""
+    vision, text = config.vision_cfg.shape, config.text_cfg
+    return [
+        ("vision width", vision.width),
+        ("vision heads", vision.heads),
+        *(("vision depth", depth) for depth in vision.depths),
+        ("text width", text.width),
+        ("text heads", text.heads),
+        ("text depth", text.layers),
+    ]
 
 
 def _spelled(value: bool | float) -> str:

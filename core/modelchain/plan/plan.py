@@ -16,8 +16,8 @@ from math import floor
 from typing import Literal
 
 from modelchain.api.spec import ChainSpec, ModelChain, Record, Stage
+from modelchain.api.zoo import MODELS
 from modelchain.errors import InputError
-from modelchain.families.zoo import MODELS
 from modelchain.plan import macs
 from modelchain.plan.pools import NodePool
 
@@ -28,10 +28,10 @@ Convention = Literal["analytic", "paper"]
 END_RATIO = Fraction(5, 8)
 REACHED = Fraction(99, 100)  # the part of the target ratio that whole epochs must reach
 
-# Milliseconds a sample on one A100: four parameters, fitted to the 21 different GPU hours of the
-# paper's Table 2 (ViT-B in the chain on CC3M as 56, which its sums need; 54 is printed). Mean error
-# on printed cells 3.76 %, largest 10.2 %.
-A100_BASE, A100_PER_GMAC, A100_TEACHER, A100_SWIN = 1.301071, 0.02061039, 0.468171, 0.590171
+# Milliseconds a sample on one A100: these three and Swin's A100_MS, fitted to the 21 different GPU
+# hours of the paper's Table 2 (ViT-B in the chain on CC3M as 56, which its sums need; 54 is
+# printed). Mean error on printed cells 3.76 %, largest 10.2 %.
+A100_BASE, A100_PER_GMAC, A100_TEACHER = 1.301071, 0.02061039, 0.468171
 MS_PER_HOUR = 3_600_000
 
 
@@ -103,9 +103,11 @@ def plan(
     pool = None if spec.runner.kind == "Local" else pools.get(spec.runner.node_pool or "")
     stages = []
     for i, stage in enumerate(spec.stages):
-        swin, baseline = stage.config.vision_cfg.is_swin, spec.recipe.baseline_epochs
-        individual = _amount(baseline * per_epoch, alone[i], pool, teacher=False, swin=swin)
-        own = _amount(epochs[i] * per_epoch, chained[i], pool, teacher=pulled and i > 0, swin=swin)
+        more, baseline = stage.config.vision_cfg.family.A100_MS, spec.recipe.baseline_epochs
+        individual = _amount(baseline * per_epoch, alone[i], pool, more)
+        if pulled and i > 0:
+            more += A100_TEACHER
+        own = _amount(epochs[i] * per_epoch, chained[i], pool, more)
         stages.append(
             StagePlan(
                 name=stage.name,
@@ -278,17 +280,10 @@ def _samples_per_epoch(spec: ChainSpec, convention: Convention) -> int:
     return samples // batch * batch
 
 
-def _amount(
-    samples: int, per_sample: Fraction, pool: NodePool | None, *, teacher: bool, swin: bool
-) -> Amount:
+def _amount(samples: int, per_sample: Fraction, pool: NodePool | None, more_ms: float) -> Amount:
     hours = cost = None
     if pool is not None and pool.gpu == "A100":
-        ms = (
-            A100_BASE
-            + A100_PER_GMAC * float(per_sample) / 1e9
-            + A100_TEACHER * teacher
-            + A100_SWIN * swin
-        )
+        ms = A100_BASE + A100_PER_GMAC * float(per_sample) / 1e9 + more_ms
         hours = samples * ms / MS_PER_HOUR
         if pool.price is not None:
             cost = f"{Decimal(hours) * Decimal(pool.price.per_gpu_hour):.2f}"

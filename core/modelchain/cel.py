@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pydantic import BaseModel
+
 # CEL's comprehensions give values, not places: the places of a chain's stages after the first.
 FIRST_TO_LAST = f"[{', '.join(str(i) for i in range(1, 32))}]"
 
@@ -26,6 +28,19 @@ def literal(value: str | float | Sequence[str | float] | Mapping[str, Sequence[f
             return "{" + ", ".join(f"{quoted(k)}: {literal(v)}" for k, v in value.items()) + "}"
         case _:
             return f"[{', '.join(literal(v) for v in value)}]"
+
+
+def given(at: str, kind: type[BaseModel], name: str) -> str:
+    """CEL for a field of an object at `at`, its default filled in if it has one: a CRD has no
+    defaults inside lists.
+    """
+    default = kind.model_fields[name].default
+    return f"{at}.{name}" if default is None else f"(has({at}.{name}) ? {at}.{name} : {default})"
+
+
+def whole_product(width: str, ratio: str) -> str:
+    """CEL: whether the product of an integer and a double is whole."""
+    return f"double({width}) * {ratio} == double(int(double({width}) * {ratio}))"
 
 
 def sentence(template: str, **values: str) -> str:
