@@ -289,6 +289,7 @@ class Walk:
             name=f"{self.chain_name}-{stage.name}-a{number}",
             number=number,
             input_digest=digest,
+            runner=self.spec.runner.kind if self.seen.records else "Local",
             state=State.PENDING,
         )
         before = [a for a in stage.attempts if a.input_digest == digest]
