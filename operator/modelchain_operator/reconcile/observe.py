@@ -19,7 +19,7 @@ from modelchain_operator.reconcile.attempt import Sightings
 from modelchain_operator.reconcile.facts import RETRY, Facts, Inputs
 from modelchain_operator.reconcile.memory import Memory
 from modelchain_operator.runners import pods as podread
-from modelchain_operator.runners.registry import RUNNERS, UNNAMED, runner_of, state_of
+from modelchain_operator.runners.registry import RUNNERS, UNNAMED, state_of
 from modelchain_operator.runners.template import (
     ATTEMPT,
     CHAIN,
@@ -249,8 +249,6 @@ class View:
         runner = RUNNERS.get(self.spec.runner.kind)
         if runner is None or self.spec.runner.kind in self.facts.missing:
             return False  # there is nothing to make it with; that is said at the next launch
-        if runner is not runner_of(job):
-            return True
         stamp = annotation(job, requests.MADE_FROM)
         try:
             _, now = requests.job_for(
