@@ -20,9 +20,7 @@ from modelchain_operator.api.kube import (
     EVENTS,
     JOBS,
     LEASES,
-    LOCAL_QUEUES,
     PODS,
-    PYTORCHJOBS,
     AlreadyExists,
     Conflict,
     Forbidden,
@@ -32,7 +30,8 @@ from modelchain_operator.api.kube import (
 )  # fmt: skip
 from modelchain_operator.reconcile.facts import Facts
 from modelchain_operator.reconcile.job_requests import MADE_FROM
-from modelchain_operator.runners.pytorchjob import HELD, QUEUE, RELEASED
+from modelchain_operator.runners.kueue import LOCAL_QUEUES, QUEUE, RELEASED, UNRELEASED_QUEUE
+from modelchain_operator.runners.pytorchjob import PYTORCHJOBS
 from modelchain_operator.runners.template import CHAIN_UID, INPUT_DIGEST
 
 
@@ -118,7 +117,7 @@ class ApiServer:
         self._check_made(resource, owner, name)
         thing: Any
         if resource is PYTORCHJOBS:
-            assert body["spec"]["runPolicy"]["suspend"] and labels[QUEUE] == HELD, (
+            assert body["spec"]["runPolicy"]["suspend"] and labels[QUEUE] == UNRELEASED_QUEUE, (
                 "made suspended and in no queue"
             )
             notes = body["metadata"]["annotations"]

@@ -23,17 +23,16 @@ from modelchain.api.status import AttemptStatus, ChainStatus, State
 from modelchain.decide.decide import decide
 from modelchain.decide.observed import Launch, Step, Stop
 from modelchain.plan.pools import PoolFile
-from modelchain_operator.api.kube import PODS, PYTORCHJOBS, ApiError
+from modelchain_operator.api.kube import PODS, ApiError
 from modelchain_operator.api.objects import uid
 from modelchain_operator.reconcile.execute import Executor
 from modelchain_operator.reconcile.facts import Facts, Need
 from modelchain_operator.reconcile.memory import Memory
 from modelchain_operator.reconcile.observe import View
 from modelchain_operator.reconcile.reads import Reader
-from modelchain_operator.runners.pytorchjob import PyTorchJob
+from modelchain_operator.runners.pytorchjob import PYTORCHJOBS
 from modelchain_operator.runners.template import CHAIN, CHAIN_UID
 
-RUNNER = PyTorchJob()
 CONFIGS = [
     PoolFile.model_validate(
         {
@@ -103,9 +102,9 @@ class Cluster(World):
 
     def _decide(self, looker: Looker) -> None:
         facts = self._facts(looker)
-        reader = OneByOne(self, RUNNER, looker.memory, 30)  # type: ignore[arg-type]
+        reader = OneByOne(self, looker.memory, 30)  # type: ignore[arg-type]
         while True:
-            view = View(facts, RUNNER, CONFIGS[self.config], looker.memory, self.now)
+            view = View(facts, CONFIGS[self.config], looker.memory, self.now)
             step = decide(facts.spec, view.observed(), self.now)
             if not facts.needs:
                 break
@@ -140,7 +139,7 @@ class Cluster(World):
         self._decide(looker)
 
     def _land(self, facts: Facts, step: Step, memory: Memory) -> bool:
-        executor = Executor(self, RUNNER, CONFIGS[self.config], memory)  # type: ignore[arg-type]
+        executor = Executor(self, CONFIGS[self.config], memory)  # type: ignore[arg-type]
         facts.fresh = False
         if step.write:
             facts.chain, facts.status = (

@@ -67,7 +67,8 @@ def job(suspended: bool = False, queue: str | None = None) -> Object:
         "labels": labels,
         "creationTimestamp": at(0),
     }
-    return {"metadata": meta, "spec": {"runPolicy": {"suspend": suspended}}, "status": {}}
+    spec = {"runPolicy": {"suspend": suspended}}
+    return {"kind": "PyTorchJob", "metadata": meta, "spec": spec, "status": {}}
 
 
 def mine(pod: Object) -> Object:

@@ -30,7 +30,8 @@ from modelchain.identity.digest import TRAINER_MATH
 from modelchain_operator.api.kube import Object
 from modelchain_operator.explain.clues import Line, gpu_time
 from modelchain_operator.explain.explain import Explanation, document, explain
-from modelchain_operator.explain.read import Queue, Situation
+from modelchain_operator.explain.read import Situation
+from modelchain_operator.runners.kueue import KueueQueue
 
 
 def ask(thing: Object, **more: Any) -> Explanation:
@@ -377,25 +378,25 @@ def test_data_that_is_still_packed() -> None:
     ("queue", "reason", "cause", "then"),
     [
         (
-            Queue("q"),
+            KueueQueue("q"),
             "KueueMissing",
             "Kueue is not installed",
             "kubectl get crd localqueues.kueue.x-k8s.io",
         ),
         (
-            Queue("q", True),
+            KueueQueue("q", True),
             "LocalQueueMissing",
             "no LocalQueue q",
             "kubectl get localqueues -n team",
         ),
         (
-            Queue("q", True, {"metadata": {}}),
+            KueueQueue("q", True, {"metadata": {}}),
             "NoWorkload",
             "integrations.frameworks",
             "kubectl get configmap kueue-manager-config -n kueue-system -o yaml",
         ),
         (
-            Queue(
+            KueueQueue(
                 "q",
                 True,
                 {
@@ -417,7 +418,7 @@ def test_data_that_is_still_packed() -> None:
             "kubectl describe localqueue q -n team",
         ),
         (
-            Queue(
+            KueueQueue(
                 "q",
                 True,
                 {"metadata": {}},
@@ -428,7 +429,7 @@ def test_data_that_is_still_packed() -> None:
             "kubectl describe workload pytorchjob-family-b-a2 -n team",
         ),
         (
-            Queue(
+            KueueQueue(
                 "q",
                 True,
                 {"metadata": {}},
@@ -439,7 +440,7 @@ def test_data_that_is_still_packed() -> None:
             "kubectl describe workload pytorchjob-family-b-a2 -n team",
         ),
         (
-            Queue(
+            KueueQueue(
                 "q",
                 True,
                 {"metadata": {}},
@@ -451,13 +452,13 @@ def test_data_that_is_still_packed() -> None:
         ),
     ],
 )
-def test_queued(queue: Queue, reason: str, cause: str, then: str) -> None:
+def test_queued(queue: KueueQueue, reason: str, cause: str, then: str) -> None:
     found = ask(chain(current(State.QUEUED)), jobs=[job(True, "q")], queue=queue)
     check(found, reason, cause, then)
 
 
 def test_a_workload_that_may_not_be_seen() -> None:
-    queue = Queue("q", True, {"metadata": {}})
+    queue = KueueQueue("q", True, {"metadata": {}})
     found = ask(chain(current()), jobs=[job(True, "q")], queue=queue, unreadable=("workloads",))
     assert "your rights" in found.cause
     assert found.evidence[-1] == Line("workloads", "you may not read these, so this may not be all")

@@ -19,7 +19,6 @@ from modelchain_operator.api.kube import Object
 from modelchain_operator.reconcile import reads
 from modelchain_operator.reconcile.memory import MOST_IGNORED, Asked, Memory
 from modelchain_operator.reconcile.reads import Reader
-from modelchain_operator.runners.pytorchjob import PyTorchJob
 from modelchain_operator.runners.template import PROGRESS_PORT
 
 ANSWER = LiveProgress(
@@ -56,7 +55,7 @@ def listening(backlog: int = 8) -> Iterator[tuple[socket.socket, Object]]:
 def asked(pod: Object, times: int = 1, serve: Callable[[], Awaitable[Any]] | None = None) -> Asked:
     """What is remembered after asking it again and again, ten seconds apart."""
     memory = Memory(clock=Clock())
-    reader = Reader(None, PyTorchJob(), memory, 0.0)  # type: ignore[arg-type]
+    reader = Reader(None, memory, 0.0)  # type: ignore[arg-type]
 
     async def ask() -> None:
         server = await serve() if serve else None

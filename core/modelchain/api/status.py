@@ -65,14 +65,16 @@ class Spent(Record):
 class AttemptStatus(Record):
     """One launch of a stage. Immutable in name and digest; a retry is another attempt.
 
-    On a cluster `uid` is its job's: a job is released only once its UID is here. `ending` is the
-    deadline it is being ended for. `pods` are those of an open attempt, by UID; `gone` is what was
-    spent by pods no longer listed.
+    `runner` is the kind that launches it, whatever the spec says later. On a cluster `uid` is its
+    job's: a job is released only once its UID is here. `ending` is the deadline it is being ended
+    for. `pods` are those of an open attempt, by UID; `gone` is what was spent by pods no longer
+    listed.
     """
 
     name: str
     number: int
     input_digest: str
+    runner: str | None = None  # None: recorded before there was a second kind
     state: State
     failure: FailureClass | None = None
     message: str = ""

@@ -154,7 +154,13 @@ def _intend(turn: Turn, stage: StageStatus) -> Outcome:
         message = f"{MAX_ATTEMPTS} attempts were made; rename the stage to go on"
         return failed(turn, stage, FailureClass.ERROR, message)
     name = f"{turn.chain.metadata.name}-{stage.name}-a{number}"
-    intent = AttemptStatus(name=name, number=number, input_digest=digest, state=State.PENDING)
+    intent = AttemptStatus(
+        name=name,
+        number=number,
+        input_digest=digest,
+        runner=turn.chain.spec.runner.kind if turn.observed.records else "Local",
+        state=State.PENDING,
+    )
     frozen = turn.chain.spec.stages[turn.index].epochs is None
     return Outcome(
         transitions.intended(stage, intent, turn.miss, frozen=frozen),

@@ -47,6 +47,11 @@ class Resource:
     version: str
     plural: str
 
+    @property
+    def qualified(self) -> str:
+        """As `kubectl` and a CRD name it: the plural, and the group if it has one."""
+        return f"{self.plural}.{self.group}" if self.group else self.plural
+
     def path(self, namespace: str | None = None, *parts: str) -> str:
         root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
         return "/".join(
@@ -61,10 +66,6 @@ CLAIMS = Resource("", "v1", "persistentvolumeclaims")
 EVENTS = Resource("", "v1", "events")
 LEASES = Resource("coordination.k8s.io", "v1", "leases")
 JOBS = Resource("batch", "v1", "jobs")
-LOCAL_QUEUES = tuple(
-    Resource("kueue.x-k8s.io", version, "localqueues") for version in ("v1beta2", "v1beta1")
-)
-PYTORCHJOBS = Resource("kubeflow.org", "v1", "pytorchjobs")
 
 
 class ApiError(Exception):

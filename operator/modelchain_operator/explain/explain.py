@@ -32,8 +32,10 @@ from modelchain_operator.explain.clues import (
 )
 from modelchain_operator.explain.read import Situation
 from modelchain_operator.reconcile.facts import attempt_of
+from modelchain_operator.runners import kueue
 from modelchain_operator.runners import pods as podread
-from modelchain_operator.runners.pytorchjob import PyTorchJob
+from modelchain_operator.runners.port import Runner
+from modelchain_operator.runners.registry import RUNNERS, runner_for
 from modelchain_operator.runners.template import CHAIN, ROLE
 
 SOON = 60.0  # seconds in which an operator that works has looked at a change
@@ -111,7 +113,6 @@ class _Case:
     def __init__(self, s: Situation):
         self.s, self.clues, self.meta, self.status = s, Clues(s), s.chain["metadata"], s.status
         self.name, self.namespace = self.meta["name"], self.meta["namespace"]
-        self.runner = PyTorchJob()
         stages = self.status.stages
         self.stage = next((stage for stage in stages if stage.state is not State.SUCCEEDED), None)
         self.subject = f"Chain {self.name}"
@@ -125,10 +126,21 @@ class _Case:
                 (a for a in reversed(self.stage.attempts) if a.finished_at is None), None
             )
         attempt = self.attempt.name if self.attempt else ""
-        self.job = next((job for job in s.jobs or () if job["metadata"]["name"] == attempt), None)
+        self.runner = self._runner()
+        self.job = next((job for job in s.jobs if self._is_job_of(job, attempt)), None)
         self.training = [pod for pod in s.pods if label(pod, ROLE) == "train"]
         self.pods = [pod for pod in self.training if attempt_of(pod) == attempt]
         self.live = [pod for pod in s.pods if podread.is_live(pod)]
+
+    def _runner(self) -> Runner:
+        """The attempt's; else the one of the next launch, if the chain names one."""
+        if self.attempt is not None:
+            return runner_for(self.attempt.runner)
+        kind: str = (self.s.chain["spec"].get("runner") or {}).get("kind") or ""
+        return RUNNERS.get(kind) or runner_for(None)
+
+    def _is_job_of(self, job: Object, attempt: str) -> bool:
+        return objects.name(job) == attempt and job["kind"] == self.runner.kind
 
     # The looks, in the order in which they are asked.
 
@@ -234,9 +246,7 @@ class _Case:
         cause = text.removeprefix(f"{reason}: ")
         lines = [*self.clues.conditions("Stalled"), *self.clues.warnings(self.job, *self.pods)]
         attempt = self.attempt.name if self.attempt else ""
-        then = waits.after_stall(
-            reason, cause, self.name, self.namespace, attempt, self.runner.install
-        )
+        then = waits.after_stall(reason, cause, self.name, self.namespace, attempt, self.runner)
         return self._say(
             reason, f"{self.subject} is stalled: somebody has to act", cause, then, lines
         )
@@ -283,7 +293,13 @@ class _Case:
             return None
         if self.live or not job.suspended:
             return None
-        found = waits.in_queue(self.s.queue, self.job, self.namespace, self.s.unreadable)
+        found = kueue.why_queued(
+            self.s.queue,
+            self.job,
+            self.runner.framework,
+            self.namespace,
+            hidden="workloads" in self.s.unreadable,
+        )
         lines = [Line(thing, message, self.clues.ago(when)) for thing, message, when in found.lines]
         state = f"{self.subject} waits in queue {self.s.queue.name}"
         return self._say(
@@ -296,13 +312,13 @@ class _Case:
         state, name = f"{self.subject} was launched and has no pods", self.job["metadata"]["name"]
         if refused := self.clues.warnings(self.job):
             cause = refused[0].message
-            then = waits.after_refusal(cause, self.namespace) or self._kubectl(
-                "describe pytorchjob", name
-            )
+            describe = self.runner.describe(name, self.namespace)
+            then = waits.after_refusal(cause, self.namespace) or describe
             return self._say("PodsForbidden", state, cause, then, refused)
-        line = self.clues.thing("pytorchjob", self.job, "is there, with no pods and no events")
-        cause = "training-operator has made none yet; if that lasts, training-operator does not run"
-        return self._say("NoPods", state, cause, "kubectl get pods -n kubeflow", [line])
+        kind, controller = self.runner.kind.lower(), self.runner.controller
+        line = self.clues.thing(kind, self.job, "is there, with no pods and no events")
+        cause = f"{controller} has made none yet; if that lasts, {controller} does not run"
+        return self._say("NoPods", state, cause, self.runner.controller_pods, [line])
 
     def waiting(self) -> Explanation | None:
         """Pods that do not start: their claims first, of which a pod says little."""
@@ -311,7 +327,10 @@ class _Case:
         if claim := self._claim_that_holds(held):
             return claim
         warned = self.clues.warnings(*held)
-        cause = waits.of_pods(self.pods, self.job, self._nodes()) or "its pods have not started yet"
+        cause = (
+            waits.of_pods(self.pods, self.job, self._nodes(), self.runner)
+            or "its pods have not started yet"
+        )
         reason, what = waits.kind_of(cause)
         if reason == "Starting" and warned:
             cause = f"{warned[0].object} waits: {warned[0].message}"

@@ -19,7 +19,8 @@ from modelchain_operator.reconcile.memory import Asked, Memory
 from modelchain_operator.reconcile.pod_evidence import Evidence, evidence
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners import verify
-from modelchain_operator.runners.port import JobState, Runner
+from modelchain_operator.runners.port import JobState
+from modelchain_operator.runners.registry import runner_for, runner_of, state_of
 from modelchain_operator.runners.template import CHAIN_UID, INPUT_DIGEST, PROGRESS_PORT, ROLE
 
 PODS_COME_WITHIN = 5.0  # seconds after a release; then it is asked why not
@@ -38,13 +39,12 @@ class Sightings:
         self,
         facts: Facts,
         status: ChainStatus,
-        runner: Runner,
         config: PoolFile,
         pool: NodePool | None,
         memory: Memory,
         now: float,
     ):
-        self.facts, self.runner, self.config = facts, runner, config
+        self.facts, self.config = facts, config
         self.pool, self.memory, self.now = pool, memory, now
         self.spec = facts.spec.spec
         self.attempts = {a.name: (s, a) for s in status.stages for a in s.attempts}
@@ -65,12 +65,12 @@ class Sightings:
         if attempt.finished_at is not None:
             live = any(podread.is_live(pod) for pod in self.pods.get(name, ()))
             return Seen(
-                live=live or (job is not None and self.runner.state(job).finished is None),
+                live=live or (job is not None and state_of(job).finished is None),
                 started=True,
             )
         if job is None and attempt.uid is None:
             return self._not_started(attempt)
-        state = self.runner.state(job) if job is not None else GONE
+        state = state_of(job) if job is not None else GONE
         found = self.evidence(name)
         live = found.live or (
             job is not None and state.finished is None and (state.deleting or not state.suspended)
@@ -93,7 +93,8 @@ class Sightings:
         stalled = ""
         if idle:
             chain = f"{self.facts.spec.metadata.name} -n {self.facts.namespace}"
-            stalled = _SUSPENDED.format(kind=self.runner.kind, name=name, chain=chain)
+            kind = runner_for(attempt.runner).kind
+            stalled = _SUSPENDED.format(kind=kind, name=name, chain=chain)
         elif job is not None and live:
             stalled = self._refusal(attempt, job, state, found)
         elif left_something:
@@ -136,10 +137,11 @@ class Sightings:
                 live=True, started=False, waiting=f"waits until an earlier {attempt.name} is gone"
             )
         if taken is not None and not self.is_ours(taken, attempt):
+            runner = runner_for(attempt.runner)
             stalled = (
-                f"NameTaken: a {self.runner.kind} {attempt.name} is there that this chain did not"
-                f" make; rename the chain, or: kubectl delete {self.runner.crd} {attempt.name} -n"
-                f" {self.facts.namespace}"
+                f"NameTaken: a {runner.kind} {attempt.name} is there that this chain did not make;"
+                f" rename the chain, or: kubectl delete {runner.resource.qualified} {attempt.name}"
+                f" -n {self.facts.namespace}"
             )
         return Seen(
             live=False,
@@ -171,9 +173,9 @@ class Sightings:
         return evidence(
             self.pods.get(name, []),
             [pod for pod in self.memory.pods_of(self.facts.uid) if attempt_of(pod) == name],
-            job=self.runner.state(job) if job is not None else GONE,
+            job=state_of(job) if job is not None else GONE,
             nodes=nodes,
-            node_rank=self.runner.node_rank,
+            node_rank=runner_for(attempt.runner if attempt else None).node_rank,
             gpu_resource=self.pool.gpu_resource if self.pool else "nvidia.com/gpu",
             now=self.now,
             known=(
@@ -210,7 +212,8 @@ class Sightings:
         released = seconds(attempt.started_at)
         if released is None or self.now < released + PODS_COME_WITHIN:
             return ""
-        said = self.facts.want("refusal", uid(job))
+        uids = runner_of(job).event_uids(job)
+        said = next(filter(None, [self.facts.want("refusal", told) for told in uids]), "")
         return f"PodsForbidden: {said}" if said else ""
 
     def _lost(self, attempt: AttemptStatus, job: Object | None) -> str:
@@ -261,7 +264,7 @@ class Sightings:
 
     def _progress(self, attempt: AttemptStatus, found: Evidence) -> dict[str, Any]:
         """What rank 0 last answered, if it runs still, and how it is to be reached."""
-        rank_0 = next((p for p in self.pods.get(attempt.name, ()) if self._is_rank_0(p)), None)
+        rank_0 = next(self._rank_0(attempt), None)
         if rank_0 is None or not found.running:
             return {}
         asked = self.memory.progress.get(uid(rank_0), Asked())
@@ -290,14 +293,18 @@ class Sightings:
             "macs": live.macs,
         }
 
-    def _is_rank_0(self, pod: Object) -> bool:
-        return podread.is_running(pod) and self.runner.node_rank(pod) == 0
+    def _rank_0(self, attempt: AttemptStatus) -> Iterator[Object]:
+        """The pod of rank 0, if it runs."""
+        node_rank = runner_for(attempt.runner).node_rank
+        for pod in self.pods.get(attempt.name, ()):
+            if podread.is_running(pod) and node_rank(pod) == 0:
+                yield pod
 
     def rank_0_pods(self) -> Iterator[Object]:
         """Running pods that may be asked for their progress."""
-        for name, pods in self.pods.items():
-            if name in self.attempts and self.attempts[name][1].finished_at is None:
-                yield from (pod for pod in pods if self._is_rank_0(pod))
+        for _, attempt in self.attempts.values():
+            if attempt.finished_at is None:
+                yield from self._rank_0(attempt)
 
 
 def _unscheduled(found: Evidence) -> bool:

@@ -26,8 +26,7 @@ from modelchain_operator.reconcile.facts import Facts
 from modelchain_operator.reconcile.memory import Memory
 from modelchain_operator.reconcile.observe import View
 from modelchain_operator.reconcile.reads import Reader
-from modelchain_operator.runners.port import Runner
-from modelchain_operator.runners.pytorchjob import PyTorchJob
+from modelchain_operator.runners.registry import RUNNERS
 
 log = logging.getLogger(__name__)
 
@@ -45,17 +44,10 @@ class Controller:
     def __init__(
         self, kube: Kube, events: Events, config: PoolFile, clock: Callable[[], float] = time.time
     ):
-        runner: Runner = PyTorchJob()
-        self.kube, self.runner, self.config, self.events, self.clock = (
-            kube,
-            runner,
-            config,
-            events,
-            clock,
-        )
+        self.kube, self.events, self.config, self.clock = kube, events, config, clock
         self.memory = Memory(clock=clock)
-        self.reader = Reader(kube, runner, self.memory, config.progress_seconds)
-        self.executor = Executor(kube, runner, config, self.memory)
+        self.reader = Reader(kube, self.memory, config.progress_seconds)
+        self.executor = Executor(kube, config, self.memory)
 
     def remember(self, pod: Object) -> None:
         """Keep what a pod said at its end: it may be gone at the next look."""
@@ -122,7 +114,7 @@ class Controller:
     async def _decide(self, facts: Facts) -> Step:
         """Decide, reading what the decision turns out to need."""
         while True:
-            view = View(facts, self.runner, self.config, self.memory, self.clock())
+            view = View(facts, self.config, self.memory, self.clock())
             await self.reader.progress(view.sightings.rank_0_pods())
             step = decide(facts.spec, view.observed(), view.now)
             if not facts.needs:
@@ -182,12 +174,15 @@ def _status_of(chain: Object) -> ChainStatus:
     """The stored status. Raises RuntimeError for one this version cannot read: nothing is done on a
     guess.
     """
+    another = f"the status of {chain['metadata']['name']} was written by another version"
     try:
-        return ChainStatus.model_validate_json(json.dumps(chain.get("status") or {}))
+        status = ChainStatus.model_validate_json(json.dumps(chain.get("status") or {}))
     except ValidationError as error:
-        raise RuntimeError(
-            f"the status of {chain['metadata']['name']} was written by another version: {error}"
-        ) from error
+        raise RuntimeError(f"{another}: {error}") from error
+    for attempt in (a for stage in status.stages for a in stage.attempts):
+        if attempt.runner not in (None, *RUNNERS):
+            raise RuntimeError(f"{another}: it names the runner {attempt.runner}")
+    return status
 
 
 def _checked(chain: Object, status: ChainStatus) -> ModelChain:

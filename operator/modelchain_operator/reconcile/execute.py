@@ -14,7 +14,7 @@ from modelchain.api.artifact import (
     StageArtifactSpec,
     stage_artifact_name,
 )
-from modelchain.api.status import ChainStatus
+from modelchain.api.status import AttemptStatus, ChainStatus
 from modelchain.decide.ledger import timestamp
 from modelchain.decide.observed import (
     Action,
@@ -36,7 +36,6 @@ from modelchain_operator.api.kube import (
     CLAIMS,
     JOBS,
     LEASES,
-    LOCAL_QUEUES,
     AlreadyExists,
     ApiError,
     Conflict,
@@ -51,8 +50,8 @@ from modelchain_operator.api.objects import annotation, is_deleting, uid
 from modelchain_operator.reconcile import job_requests as requests
 from modelchain_operator.reconcile.facts import RETRY, Facts, Need, image_of, task_of
 from modelchain_operator.reconcile.memory import Memory
-from modelchain_operator.runners import verify
-from modelchain_operator.runners.port import Runner
+from modelchain_operator.runners import kueue, verify
+from modelchain_operator.runners.registry import runner_for, runner_of, state_of
 from modelchain_operator.runners.template import (
     CHAIN,
     CHAIN_UID,
@@ -62,7 +61,6 @@ from modelchain_operator.runners.template import (
 )
 
 QUEUE_REQUIRED = "QueueRequired: set spec.runner.queueName"
-DEFAULT_QUEUE = "default"  # the LocalQueue that Kueue's webhook gives to jobs that name none
 
 
 class Executor:
@@ -70,8 +68,8 @@ class Executor:
     answered.
     """
 
-    def __init__(self, kube: Kube, runner: Runner, config: PoolFile, memory: Memory):
-        self.kube, self.runner, self.config, self.memory = kube, runner, config, memory
+    def __init__(self, kube: Kube, config: PoolFile, memory: Memory):
+        self.kube, self.config, self.memory = kube, config, memory
 
     async def write_status(self, chain: Object, status: ChainStatus) -> Object:
         """PUT; the chain as it is then. A Conflict if it has changed since it was read."""
@@ -84,8 +82,8 @@ class Executor:
             case Launch():
                 await self._launch(facts, action)
             case Release(attempt):
-                await self._release(facts, attempt.name)
-                state = self.runner.state(facts.jobs[attempt.name])
+                await self._release(facts, attempt)
+                state = state_of(facts.jobs[attempt.name])
                 # The watch tells what its controller makes of it; a queue may leave it as it is for
                 # long.
                 return not state.released or state.suspended
@@ -115,12 +113,11 @@ class Executor:
         return True
 
     async def _launch(self, facts: Facts, launch: Launch) -> None:
-        name = launch.attempt.name
-        job, stamp = requests.job_for(
-            self.runner, facts.spec, self.config, facts.status.epochs, launch
-        )
+        runner = runner_for(launch.attempt.runner)
+        job, stamp = requests.job_for(runner, facts.spec, self.config, facts.status.epochs, launch)
         job["metadata"]["annotations"][requests.MADE_FROM] = stamp
-        facts.jobs[name] = await self._create(self.runner.resource, job, "LaunchRefused")
+        made = await self._create(runner.resource, job, "LaunchRefused")
+        facts.jobs[launch.attempt.name] = made
 
     async def _create(self, resource: Resource, body: Object, reason: str) -> Object:
         """POST; a refusal is said in the status, after `reason`."""
@@ -143,22 +140,23 @@ class Executor:
             raise
         self.memory.refused.pop(key, None)
 
-    async def _release(self, facts: Facts, name: str) -> None:
+    async def _release(self, facts: Facts, attempt: AttemptStatus) -> None:
         """One PATCH of what was just read: what a POST answered is outdated, its controller writes
         to a new job.
         """
+        runner, name = runner_for(attempt.runner), attempt.name
         known, queue = facts.jobs[name], await self._queue(facts)
         for last in (False, False, True):
-            job = await self.kube.get(self.runner.resource, facts.namespace, name)
+            job = await self.kube.get(runner.resource, facts.namespace, name)
             if uid(job) != uid(known) or is_deleting(job):
                 raise Conflict(f"{name} is not the job that is to be released, or it goes")
-            patch = self.runner.release(job, queue, timestamp(self.memory.clock()))
+            patch = runner.release(job, queue, timestamp(self.memory.clock()))
             try:
                 with self._told(
                     (facts.namespace, name), "ReleaseRefused" if queue else QUEUE_REQUIRED
                 ):
                     facts.jobs[name] = await self.kube.patch(
-                        self.runner.resource, facts.namespace, name, patch
+                        runner.resource, facts.namespace, name, patch
                     )
                 return
             except Conflict:
@@ -171,10 +169,10 @@ class Executor:
         """
         if (named := requests.queue_of(facts.spec, self.config)) is not None:
             return named
-        for resource in LOCAL_QUEUES:
+        for resource in kueue.LOCAL_QUEUES:
             with suppress(NotFound, Forbidden):
-                await self.kube.get(resource, facts.namespace, DEFAULT_QUEUE)
-                return DEFAULT_QUEUE
+                await self.kube.get(resource, facts.namespace, kueue.DEFAULT_QUEUE)
+                return kueue.DEFAULT_QUEUE
         return None
 
     async def _delete_job(self, facts: Facts, name: str, job_uid: str | None = None) -> None:
@@ -183,7 +181,8 @@ class Executor:
         """
         job = facts.jobs.get(name)
         if job is not None and not is_deleting(job):
-            await self.kube.delete(self.runner.resource, facts.namespace, name, job_uid or uid(job))
+            kind, job_name = runner_of(job).resource, job["metadata"]["name"]
+            await self.kube.delete(kind, facts.namespace, job_name, job_uid or uid(job))
 
     async def _verify(self, facts: Facts, launch: Launch) -> None:
         """Ask for the lost last word; a Job that could not answer makes room first."""

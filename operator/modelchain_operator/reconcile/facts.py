@@ -5,14 +5,15 @@ for one look.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import ChainStatus
 from modelchain_operator.api.kube import Object
-from modelchain_operator.api.objects import annotation, label
+from modelchain_operator.api.objects import annotation, label, name
+from modelchain_operator.runners.registry import runner_for
 from modelchain_operator.runners.template import ATTEMPT, CHAIN, INPUT_DIGEST, STAGE
 
 RETRY = "modelchain.dev/retry"
@@ -42,8 +43,8 @@ class Need(NamedTuple):
 
 @dataclass
 class Facts:
-    """What was read of one chain. `jobs` and `pods` carry its UID; `runner_missing`: jobs of this
-    kind do not exist.
+    """What was read of one chain. `jobs` are those of every kind, by name (see `by_name`); they and
+    `pods` carry the chain's UID. `missing`: kinds of runner that are not installed.
     """
 
     chain: Object
@@ -51,7 +52,7 @@ class Facts:
     status: ChainStatus
     jobs: dict[str, Object]
     pods: list[Object]
-    runner_missing: bool = False
+    missing: set[str] = field(default_factory=set)
     fresh: bool = False  # read since the intent was written
     read: dict[Need, Any] = field(default_factory=dict)
     needs: set[Need] = field(default_factory=set)
@@ -71,6 +72,19 @@ class Facts:
             self.needs.add(need)
             return None
         return self.read[need]
+
+
+def by_name(jobs: Iterable[Object], status: ChainStatus) -> dict[str, Object]:
+    """Jobs of all kinds by name. An attempt's name stands for the job of the attempt's own kind;
+    a job of another kind that has the same name stands under `<kind>/<name>`.
+    """
+    kinds = {a.name: runner_for(a.runner).kind for s in status.stages for a in s.attempts}
+    found = {}
+    for job in jobs:
+        job_name = name(job)
+        own = kinds.get(job_name, job["kind"]) == job["kind"]
+        found[job_name if own else f"{job['kind']}/{job_name}"] = job
+    return found
 
 
 class Inputs(Mapping[str, Mapping[str, Any]]):

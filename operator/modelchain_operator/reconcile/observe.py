@@ -19,7 +19,7 @@ from modelchain_operator.reconcile.attempt import Sightings
 from modelchain_operator.reconcile.facts import RETRY, Facts, Inputs
 from modelchain_operator.reconcile.memory import Memory
 from modelchain_operator.runners import pods as podread
-from modelchain_operator.runners.port import Runner
+from modelchain_operator.runners.registry import RUNNERS, UNNAMED, state_of
 from modelchain_operator.runners.template import (
     ATTEMPT,
     CHAIN,
@@ -35,12 +35,12 @@ LABEL_LENGTH = 63
 class View:
     """One chain as `decide` sees it."""
 
-    def __init__(self, facts: Facts, runner: Runner, config: PoolFile, memory: Memory, now: float):
-        self.facts, self.runner, self.config, self.now = facts, runner, config, now
+    def __init__(self, facts: Facts, config: PoolFile, memory: Memory, now: float):
+        self.facts, self.config, self.now = facts, config, now
         self.spec = facts.spec.spec
         self.pool = requests.known_pool(facts.spec, config)
         self.status = self._status()
-        self.sightings = Sightings(facts, self.status, runner, config, self.pool, memory, now)
+        self.sightings = Sightings(facts, self.status, config, self.pool, memory, now)
         self.attempts = self.sightings.attempts
 
     def observed(self) -> Observed:
@@ -50,7 +50,7 @@ class View:
         unfinished = {
             name
             for name, job in facts.jobs.items()
-            if self.runner.state(job).finished is None and uid(job) not in strays
+            if state_of(job).finished is None and uid(job) not in strays
         }
         pods = self.sightings.pods
         with_pods = {name for name in pods if any(podread.is_live(pod) for pod in pods[name])}
@@ -112,7 +112,7 @@ class View:
         """
         spec, facts = self.spec, self.facts
         try:
-            if spec.runner.kind == "Local":
+            if spec.runner.kind not in RUNNERS:
                 raise InputError(messages.LOCAL, field="spec.runner.kind")
             pool = requests.pool_of(facts.spec, self.config)
             requests.image_of(facts.spec, self.config)
@@ -134,9 +134,18 @@ class View:
             check_mount_path(spec.data.volume.mount_path)
         except InputError as error:
             return f"InvalidSpec: {error.problems[0]}"
-        if facts.runner_missing:
-            return f"RunnerMissing: {self.runner.kind} is not installed; {self.runner.install}"
+        if (kind := self._next_kind()) in facts.missing:
+            runner = RUNNERS[kind]
+            return f"RunnerMissing: {runner.kind} is not installed; {runner.install}"
         return self._claim_obstacle()
+
+    def _next_kind(self) -> str:
+        """The kind of the next launch: of an intent whose job is still to be made, else of the
+        spec.
+        """
+        intents = (a for _, a in self.attempts.values() if a.uid is None and a.finished_at is None)
+        intent = next(intents, None)
+        return self.spec.runner.kind if intent is None else intent.runner or UNNAMED
 
     def _claim_obstacle(self) -> str:
         claim, name = self.facts.want("claim"), requests.claim_name(self.facts.spec)
@@ -231,14 +240,19 @@ class View:
         )
 
     def outdated(self, launch: Launch) -> bool:
-        """The attempt's job would be made otherwise now: another pool, claim, image or queue."""
+        """The attempt's job would be made otherwise now: of another kind, or for another pool,
+        claim, image or queue.
+        """
         job = self.facts.jobs.get(launch.attempt.name)
         if job is None or self.spec.storage is None:
             return False  # it is gone, and its pods are going; or there is nothing to make it from
+        runner = RUNNERS.get(self.spec.runner.kind)
+        if runner is None or self.spec.runner.kind in self.facts.missing:
+            return False  # there is nothing to make it with; that is said at the next launch
         stamp = annotation(job, requests.MADE_FROM)
         try:
             _, now = requests.job_for(
-                self.runner, self.facts.spec, self.config, self.status.epochs, launch
+                runner, self.facts.spec, self.config, self.status.epochs, launch
             )
         except InputError:
             return False  # not to be made at all; that is said where it is next asked for
@@ -263,7 +277,7 @@ class View:
     def _strays(self) -> Iterator[tuple[str, str]]:
         """Unfinished jobs that no UID in the status and no open intent names (RULES section 6)."""
         for name, job in self.facts.jobs.items():
-            if self.runner.state(job).finished is not None or is_deleting(job):
+            if state_of(job).finished is not None or is_deleting(job):
                 continue
             _, attempt = self.attempts.get(name, (None, None))
             intended = attempt is not None and attempt.uid is None and attempt.finished_at is None
@@ -278,7 +292,7 @@ class View:
         for name, job in self.facts.jobs.items():
             _, attempt = self.attempts.get(name, (None, None))
             closed = attempt is None or attempt.finished_at is not None
-            if closed and self.runner.state(job).finished is not None and not is_deleting(job):
+            if closed and state_of(job).finished is not None and not is_deleting(job):
                 finished.setdefault(label(job, STAGE), []).append(
                     (int(label(job, ATTEMPT)), uid(job), name)
                 )

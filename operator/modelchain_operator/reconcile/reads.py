@@ -28,12 +28,12 @@ from modelchain_operator.api.kube import (
 )
 from modelchain_operator.api.objects import uid
 from modelchain_operator.reconcile import job_requests as requests
-from modelchain_operator.reconcile.facts import Facts, Need
+from modelchain_operator.reconcile.facts import Facts, Need, by_name
 from modelchain_operator.reconcile.memory import Asked, Cache, Memory
 from modelchain_operator.reconcile.pod_evidence import refusal
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners import verify
-from modelchain_operator.runners.port import Runner
+from modelchain_operator.runners.registry import RUNNERS, runner_for, state_of
 from modelchain_operator.runners.template import (
     CHAIN,
     CHAIN_UID,
@@ -53,22 +53,14 @@ class Reader:
     write renews.
     """
 
-    def __init__(self, kube: Kube, runner: Runner, memory: Memory, progress_seconds: float):
-        self.kube, self.runner, self.memory, self.progress_seconds = (
-            kube,
-            runner,
-            memory,
-            progress_seconds,
-        )
+    def __init__(self, kube: Kube, memory: Memory, progress_seconds: float):
+        self.kube, self.memory, self.progress_seconds = kube, memory, progress_seconds
 
     async def jobs_and_pods(self, facts: Facts) -> None:
         """Jobs before pods: a job that is gone makes no more pods, so none can be missed."""
         selector = f"{CHAIN_UID}={facts.uid}"
-        try:
-            jobs = await self.kube.list(self.runner.resource, facts.namespace, selector)
-        except NotFound:
-            jobs, facts.runner_missing = [], True
-        facts.jobs = {job["metadata"]["name"]: job for job in jobs}
+        jobs, facts.missing = await self._jobs(facts.namespace, f"{selector},{ROLE}=train")
+        facts.jobs = by_name(jobs, facts.status)
         for attempt in (a for stage in facts.status.stages for a in stage.attempts):
             if (
                 attempt.finished_at is None
@@ -76,12 +68,26 @@ class Reader:
                 and attempt.name not in facts.jobs
             ):
                 # That it is not in a list is not enough to call a job gone that was there.
-                job = await self._get(self.runner.resource, facts.namespace, attempt.name)
+                kind = runner_for(attempt.runner).resource
+                job = await self._get(kind, facts.namespace, attempt.name)
                 if job is not None and job["metadata"]["uid"] == attempt.uid:
                     facts.jobs[attempt.name] = job
         facts.pods = await self.kube.list(PODS, facts.namespace, selector)
         for pod in facts.pods:
             self.memory.remember(pod)
+
+    async def _jobs(self, namespace: str, selector: str) -> tuple[list[Object], set[str]]:
+        """Jobs of every kind of runner, whatever kind the chain asks for now; and the kinds that
+        are not installed.
+        """
+        jobs: list[Object] = []
+        missing = set()
+        for kind, runner in RUNNERS.items():
+            try:
+                jobs += await self.kube.list(runner.resource, namespace, selector)
+            except NotFound:
+                missing.add(kind)
+        return jobs, missing
 
     async def answer(self, facts: Facts) -> None:
         """Read what is needed; records first, for what else was asked for without them may not be
@@ -121,15 +127,17 @@ class Reader:
                 return {lease["metadata"]["annotations"][INPUT_DIGEST]: lease for lease in leases}
             case "rivals":
                 selector = f"{INPUT_DIGEST}={need.which[:63]},{CHAIN_UID}!={facts.uid},{ROLE}=train"
-                jobs = await self.kube.list(self.runner.resource, namespace, selector)
-                unfinished = [job for job in jobs if self.runner.state(job).finished is None]
+                jobs, _ = await self._jobs(namespace, selector)
+                unfinished = [job for job in jobs if state_of(job).finished is None]
                 return unfinished + [
                     pod
                     for pod in await self.kube.list(PODS, namespace, selector)
                     if podread.is_live(pod)
                 ]
             case "name":
-                return await self._get(self.runner.resource, namespace, need.which)
+                attempts = (a for stage in facts.status.stages for a in stage.attempts)
+                attempt = next(a for a in attempts if a.name == need.which)
+                return await self._get(runner_for(attempt.runner).resource, namespace, attempt.name)
             case "verify":
                 return await self._get(JOBS, namespace, verify.name(need.which))
             case "records":

@@ -10,6 +10,7 @@ from modelchain.api.spec import API_VERSION, KIND
 from modelchain.errors import InputError
 from modelchain.plan.pools import NodePool
 from modelchain_operator.api.kube import Object
+from modelchain_operator.runners import kueue
 from modelchain_operator.runners.port import JobRequest
 
 ARTIFACTS, PREDECESSORS = "/artifacts", "/predecessors"
@@ -121,7 +122,7 @@ def trainer_template(request: JobRequest, container: str, *, rank_0: bool) -> Ob
     template["spec"] |= {name: value for name, value in optional.items() if value}
     template["spec"]["terminationGracePeriodSeconds"] = pool.grace_seconds
     template["metadata"]["labels"] = {**pool.labels, **template["metadata"]["labels"]}
-    template["metadata"]["annotations"] |= {**pool.annotations, **_topology(pool)}
+    template["metadata"]["annotations"] |= {**pool.annotations, **kueue.topology(pool)}
     return template
 
 
@@ -246,15 +247,6 @@ def _away_from(nodes: tuple[str, ...]) -> Object:
     ]  # one value each
     terms = {"nodeSelectorTerms": [{"matchFields": fields}]}
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
-
-
-def _topology(pool: NodePool) -> dict[str, str]:
-    if pool.topology is None:
-        return {}
-    if pool.topology.required is not None:
-        return {"kueue.x-k8s.io/podset-required-topology": pool.topology.required}
-    assert pool.topology.preferred is not None
-    return {"kueue.x-k8s.io/podset-preferred-topology": pool.topology.preferred}
 
 
 def check_mount_path(path: str) -> None:

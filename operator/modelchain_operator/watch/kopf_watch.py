@@ -8,12 +8,12 @@ import asyncio
 import itertools
 import random
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import kopf
 
-from modelchain_operator.api.kube import JOBS, PODS, PYTORCHJOBS, Kube, Object, Resource
+from modelchain_operator.api.kube import ARTIFACTS, CHAINS, Kube, Object, Resource
 from modelchain_operator.runners.template import CHAIN_UID
 
 Receiver = Callable[[Object], None]
@@ -47,7 +47,7 @@ async def watch(
         try:
             await kopf.operator(
                 registry=registry,
-                settings=_settings(),
+                settings=_settings(receivers),
                 stop_flag=stop,
                 standalone=True,
                 clusterwide=not namespaces,
@@ -101,7 +101,7 @@ def _probe(alive: Callable[[], str | None]) -> Callable[..., Awaitable[None]]:
     return probe
 
 
-def _settings() -> kopf.OperatorSettings:
+def _settings(kinds: Iterable[Resource]) -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.peering.standalone = True
     settings.posting.enabled = False
@@ -113,8 +113,9 @@ def _settings() -> kopf.OperatorSettings:
     settings.watching.connect_timeout = 5
     settings.watching.server_timeout = 290
     settings.watching.client_timeout = 320
-    for kind in (PODS, JOBS, PYTORCHJOBS):
-        settings.watching.label_selectors[kind.group, kind.version, kind.plural] = CHAIN_UID
+    for kind in kinds:
+        if kind not in (CHAINS, ARTIFACTS):  # of pods and jobs, only those of a chain
+            settings.watching.label_selectors[kind.group, kind.version, kind.plural] = CHAIN_UID
     # nothing we register writes these; should kopf ever do so, the names are ours
     settings.persistence.finalizer = "modelchain.dev/kopf"
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(

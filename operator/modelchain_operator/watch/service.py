@@ -19,7 +19,6 @@ from modelchain_operator.api.kube import (
     CHAINS,
     JOBS,
     PODS,
-    PYTORCHJOBS,
     ApiError,
     Forbidden,
     Gone,
@@ -31,7 +30,7 @@ from modelchain_operator.api.kube import (
 from modelchain_operator.api.objects import held, is_true, label
 from modelchain_operator.reconcile.figures import Figures, figures
 from modelchain_operator.runners.pods import is_live
-from modelchain_operator.runners.pytorchjob import PyTorchJob
+from modelchain_operator.runners.registry import RUNNERS
 from modelchain_operator.runners.template import CHAIN
 from modelchain_operator.watch.kopf_watch import Receiver, watch
 from modelchain_operator.watch.leader import Leader
@@ -47,6 +46,8 @@ ECHO = 0.1
 WATCH_AGAIN = 5.0  # seconds after kopf has ended
 LIST_AGAIN = 5.0  # seconds after a LIST that took too long
 STOP_WITHIN = 15  # seconds
+
+JOB_ENDS = ("Succeeded", "Complete", "Failed")  # conditions
 
 log = logging.getLogger(__name__)
 
@@ -99,18 +100,18 @@ class Service:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, stop.set)
+        ours: dict[Resource, Receiver] = {
+            CHAINS: self._on_chain,
+            ARTIFACTS: self._on_artifact,
+            PODS: self._on_pod,
+            JOBS: self._on_job,
+        }
+        runners = {runner.resource for runner in RUNNERS.values()}
         parts = [
             self.queue.run(),
             self._resync(),
-            self._watch(
-                {
-                    CHAINS: self._on_chain,
-                    ARTIFACTS: self._on_artifact,
-                    PODS: self._on_pod,
-                    JOBS: self._on_child,
-                }
-            ),
-            self._watch({PYTORCHJOBS: self._on_child}),
+            self._watch(ours),
+            *(self._watch({kind: self._on_job}) for kind in runners - ours.keys()),
         ]
         if self.leader:
             parts.append(self.leader.run())
@@ -194,8 +195,9 @@ class Service:
             if key[0] == namespace and name in known.artifacts:
                 self.queue.add(key)
 
-    def _on_child(self, child: Object) -> None:
-        self._on_part(child, ended=any(held(child, kind) for kind in ("Succeeded", "Failed")))
+    def _on_job(self, job: Object) -> None:
+        """A verify Job, or a job of any runner."""
+        self._on_part(job, ended=any(held(job, kind) for kind in JOB_ENDS))
 
     def _on_pod(self, pod: Object) -> None:
         self.controller.remember(pod)
@@ -245,8 +247,9 @@ class Service:
             log.warning("the kinds of the API server could not be read: %s", error)
             return False
         if missing:
-            kinds = ", ".join(f"{resource.plural}.{resource.group}" for resource in missing)
-            install = PyTorchJob.install if PYTORCHJOBS in missing else "kubectl apply -f crds/"
+            kinds = ", ".join(resource.qualified for resource in missing)
+            installs = (r.install for r in RUNNERS.values() if r.resource in missing)
+            install = next(installs, "kubectl apply -f crds/")
             log.warning(
                 "not installed: %s; install: %s; looking again in %.0f s", kinds, install, DISCOVERY
             )
