@@ -188,7 +188,7 @@ def test_the_start_counts_from_the_first_running_pod() -> None:
     assert deadline(DEADLINES, StageStatus(name="a"), attempt(), seen, 1040.0) == 60.0
     for seen in (
         running(pods=pods, contact=Contact(answered=1100.0)),
-        running(pods=pods, waiting=Reason(Code.POD_STARTING, message="1 of 2 pods run")),
+        running(pods=pods, waiting=Reason(Code.STARTING, message="1 of 2 pods run")),
     ):
         late = deadline(DEADLINES, StageStatus(name="a"), attempt(), seen, 1100.0)
         assert (

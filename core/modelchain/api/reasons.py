@@ -152,13 +152,6 @@ class Code(StrEnum):
         "",
         False,
     )
-    POD_STARTING = (
-        "PodStarting",
-        "Pods are on their nodes and have not started their containers",
-        "Nothing; if it lasts, see the pod's events",
-        "kubectl describe pod {subject} -n {namespace}",
-        False,
-    )
     PROGRESS_UNKNOWN = (
         "ProgressUnknown",
         "The attempt runs, but rank 0 does not answer the operator; nothing is ended for it",
@@ -322,7 +315,7 @@ class Code(StrEnum):
         "NodeLost",
         "A node does not answer, and a pod on it may still run",
         "If the node is dead for certain, force-delete the pod as the message says",
-        DESCRIBE,
+        RETRY,
     )
     HARDWARE = (
         "Hardware",
@@ -452,12 +445,16 @@ def known(code: str) -> Code | None:
     return Code(code) if code in Code._value2member_map_ else None
 
 
-def plain(text: str, code: str, next_command: str) -> str:
-    """The message of a stored sentence: without the code and the command that stand beside it."""
-    message = text.removeprefix(f"{code}: ")
+def without_command(text: str, next_command: str) -> str:
+    """A stored sentence without the command that stands beside it."""
     for word in ("see", "look"):
-        message = message.removesuffix(f"; {word}: {next_command}")
-    return message
+        text = text.removesuffix(f"; {word}: {next_command}")
+    return text
+
+
+def without_code(text: str, code: str) -> str:
+    """A stored sentence without the code that stands beside it."""
+    return text.removeprefix(f"{code}: ")
 
 
 def filled(command: str, chain: str, namespace: str | None) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypedDict, Unpack
 from pydantic import BeforeValidator, Field
 
 from modelchain.api.contracts import FailureClass, Progress
-from modelchain.api.reasons import Code, known, plain
+from modelchain.api.reasons import Code, known, without_code, without_command
 from modelchain.api.spec import Record
 
 
@@ -188,7 +188,7 @@ class StageStatus(Record):
     @property
     def message(self) -> str:
         """`reason` without the code and the command that stand beside it."""
-        return plain(self.reason, self.reason_code, self.next)
+        return without_code(without_command(self.reason, self.next), self.reason_code)
 
 
 class StageFields(TypedDict, total=False):

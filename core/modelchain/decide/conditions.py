@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from modelchain.api.messages import shortened
-from modelchain.api.reasons import Code, filled
+from modelchain.api.reasons import Code, filled, without_command
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import (
     AvoidedNode,
@@ -92,12 +92,17 @@ def refused(old: ChainStatus, generation: int, message: str, now: float) -> Chai
     return old.model_copy(update=update).as_stored()
 
 
-def sentence(stage: StageStatus) -> str:
-    """What a stage does, and why, as events, conditions and tables show it."""
+def sentence(stage: StageStatus, *, command: bool = True) -> str:
+    """What a stage does, and why, as events, conditions and tables show it.
+
+    Args:
+        command: whether it may end with the command to type next.
+    """
     doing = _DOING.get(stage.state)
-    if doing is None or stage.code is not Code.MISS:
-        return f"stage {stage.name}: {stage.reason}"
-    return f"stage {stage.name} {doing} ({stage.message})"
+    if doing is not None and stage.code is Code.MISS:
+        return f"stage {stage.name} {doing} ({stage.message})"
+    why = stage.reason if command else without_command(stage.reason, stage.next)
+    return f"stage {stage.name}: {why}"
 
 
 _DOING = {State.STARTING: "starts", State.RUNNING: "trains", State.SUCCEEDED: "was trained"}

@@ -9,9 +9,11 @@ from typing import Any
 
 from modelchain.api.artifact import stage_artifact_name
 from modelchain.api.contracts import FailureClass, Progress
+from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import AttemptStatus, ChainStatus, State
 from modelchain.decide.observed import Contact, Seen
 from modelchain.plan.pools import NodePool, PoolFile
+from modelchain_operator.api import refusals
 from modelchain_operator.api.kube import Object
 from modelchain_operator.api.objects import annotation, held, is_deleting, label, seconds, uid
 from modelchain_operator.reconcile.facts import RETRY, Facts, attempt_of
@@ -20,16 +22,11 @@ from modelchain_operator.reconcile.pod_evidence import Evidence, evidence
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners import verify
 from modelchain_operator.runners.port import JobState
-from modelchain_operator.runners.registry import runner_for, runner_of, state_of
+from modelchain_operator.runners.registry import runner_for, state_of
 from modelchain_operator.runners.template import CHAIN_UID, INPUT_DIGEST, PROGRESS_PORT, ROLE
 
 PODS_COME_WITHIN = 5.0  # seconds after a release; then it is asked why not
 GONE = JobState(released=True, suspended=False, finished=None, deleting=False, message="")
-_SUSPENDED = (
-    "SuspendedByAnother: somebody else has suspended {kind} {name}, which is in no queue; nothing"
-    " is done against it. Set spec.runner.queueName if jobs have to be in a queue here; to launch"
-    " it anew: modelchain retry {chain}"
-)
 
 
 class Sightings:
@@ -90,11 +87,9 @@ class Sightings:
         )
         waits = (state.suspended and state.queue is not None) or _unscheduled(found)
         queued = not over and state.released and found.running == 0 and waits
-        stalled = ""
+        stalled = None
         if idle:
-            chain = f"{self.facts.spec.metadata.name} -n {self.facts.namespace}"
-            kind = runner_for(attempt.runner).kind
-            stalled = _SUSPENDED.format(kind=kind, name=name, chain=chain)
+            stalled = self._suspended_by_another(attempt)
         elif job is not None and live:
             stalled = self._refusal(attempt, job, state, found)
         elif left_something:
@@ -106,7 +101,7 @@ class Sightings:
             live=live,
             started=True,
             uid=uid(job) if job is not None else attempt.uid,
-            held=job is not None
+            unreleased=job is not None
             and not state.released
             and state.finished is None
             and not state.deleting,
@@ -131,23 +126,35 @@ class Sightings:
     def _not_started(self, attempt: AttemptStatus) -> Seen:
         """An intent alone. The name may be taken, by a job that goes or by one that is not ours."""
         taken = self.facts.want("name", attempt.name)
-        stalled = ""
         if taken is not None and is_deleting(taken):
-            return Seen(
-                live=True, started=False, waiting=f"waits until an earlier {attempt.name} is gone"
-            )
+            message = f"waits until an earlier {attempt.name} is gone"
+            waiting = Reason(Code.NAME_GOING, attempt.name, message)
+            return Seen(live=True, started=False, waiting=waiting)
+        stalled = None
         if taken is not None and not self.is_ours(taken, attempt):
-            runner = runner_for(attempt.runner)
-            stalled = (
-                f"NameTaken: a {runner.kind} {attempt.name} is there that this chain did not make;"
-                f" rename the chain, or: kubectl delete {runner.resource.qualified} {attempt.name}"
-                f" -n {self.facts.namespace}"
-            )
-        return Seen(
-            live=False,
-            started=False,
-            stalled=stalled,
-            waiting=self.memory.refused.get((self.facts.namespace, attempt.name), ""),
+            stalled = self._name_taken(attempt)
+        refused = self.memory.refused.get((self.facts.namespace, attempt.name))
+        return Seen(live=False, started=False, stalled=stalled, waiting=refused)
+
+    def _name_taken(self, attempt: AttemptStatus) -> Reason:
+        runner, namespace = runner_for(attempt.runner), self.facts.namespace
+        return Reason(
+            Code.NAME_TAKEN,
+            attempt.name,
+            f"a {runner.kind} {attempt.name} is there that this chain did not make; rename the"
+            f" chain, or: kubectl delete {runner.resource.qualified} {attempt.name} -n {namespace}",
+            runner.describe(attempt.name, namespace),
+        )
+
+    def _suspended_by_another(self, attempt: AttemptStatus) -> Reason:
+        chain = f"{self.facts.spec.metadata.name} -n {self.facts.namespace}"
+        kind = runner_for(attempt.runner).kind
+        return Reason(
+            Code.SUSPENDED_BY_ANOTHER,
+            attempt.name,
+            f"somebody else has suspended {kind} {attempt.name}, which is in no queue; nothing is"
+            " done against it. Set spec.runner.queueName if jobs have to be in a queue here; to"
+            f" launch it anew: modelchain retry {chain}",
         )
 
     def _job(self, attempt: AttemptStatus) -> Object | None:
@@ -186,47 +193,49 @@ class Sightings:
             going=self.memory.going,
         )
 
-    def _waiting(self, attempt: AttemptStatus, state: JobState, found: Evidence) -> str:
+    def _waiting(self, attempt: AttemptStatus, state: JobState, found: Evidence) -> Reason | None:
         if not state.released:
-            return self.memory.refused.get((self.facts.namespace, attempt.name), "")
+            return self.memory.refused.get((self.facts.namespace, attempt.name))
         if state.suspended:
             look = f"kubectl get workloads -n {self.facts.namespace}"
-            return f"Queued: waits for its turn in queue {state.queue}; look: {look}"
-        if _unscheduled(found):
-            return "Unschedulable: " + found.waiting.replace("Unschedulable: ", "")
+            message = f"waits for its turn in queue {state.queue}"
+            return Reason(Code.QUEUED, str(state.queue), message, look, shown="look")
         return found.waiting
 
-    def _unrecorded(self, attempt: AttemptStatus) -> str:
-        return self.memory.refused.get(
-            (self.facts.namespace, stage_artifact_name(attempt.input_digest)), ""
-        )
+    def _unrecorded(self, attempt: AttemptStatus) -> Reason | None:
+        record = stage_artifact_name(attempt.input_digest)
+        return self.memory.refused.get((self.facts.namespace, record))
 
     def _refusal(
         self, attempt: AttemptStatus, job: Object, state: JobState, found: Evidence
-    ) -> str:
-        """Pods that are refused at creation leave only an event; looked for where no pod has
+    ) -> Reason | None:
+        """Pods that are refused at creation leave an event alone; it is looked for while no pod has
         come.
         """
         if found.live or state.suspended or state.deleting or state.finished:
-            return ""
+            return None
         released = seconds(attempt.started_at)
         if released is None or self.now < released + PODS_COME_WITHIN:
-            return ""
-        uids = runner_of(job).event_uids(job)
-        said = next(filter(None, [self.facts.want("refusal", told) for told in uids]), "")
-        return f"PodsForbidden: {said}" if said else ""
+            return None
+        said = self.facts.want("refusal", uid(job))
+        if not said:
+            return None
+        look = refusals.next_command(said, self.facts.namespace)
+        return Reason(Code.PODS_FORBIDDEN, attempt.name, said, look)
 
-    def _lost(self, attempt: AttemptStatus, job: Object | None) -> str:
+    def _lost(self, attempt: AttemptStatus, job: Object | None) -> Reason | None:
         """What an attempt left is not on a claim that was made after it, and must not be recorded
         as if it were.
         """
         claim = self.facts.want("claim")
         began = podread.created_at(job) if job is not None else seconds(attempt.started_at)
         if claim is not None and (began is None or podread.created_at(claim) <= began):
-            return ""
-        return (
-            f"ArtifactMissing: attempt {attempt.name} succeeded, but its claim is gone or was"
-            " replaced since; bring it back, or set stages[].rerun to train the stage again"
+            return None
+        return Reason(
+            Code.ARTIFACT_MISSING,
+            attempt.name,
+            f"attempt {attempt.name} succeeded, but its claim is gone or was replaced since; bring"
+            " it back, or set stages[].rerun to train the stage again",
         )
 
     def _waits(self, name: str, found: Evidence) -> tuple[FailureClass, float] | None:
@@ -241,11 +250,8 @@ class Sightings:
         ]
         if not times:
             return None
-        return (
-            FailureClass.IMAGE
-            if "cannot be pulled" in found.waiting
-            else FailureClass.START_DEADLINE
-        ), min(times)
+        pulls = found.waiting is not None and found.waiting.code is Code.IMAGE
+        return FailureClass.IMAGE if pulls else FailureClass.START_DEADLINE, min(times)
 
     def _verify(self, attempt: AttemptStatus) -> Any:
         job = self.facts.want("verify", attempt.name)
@@ -308,4 +314,7 @@ class Sightings:
 
 
 def _unscheduled(found: Evidence) -> bool:
-    return "Unschedulable" in found.waiting or "scheduling gate" in found.waiting
+    return found.waiting is not None and found.waiting.code in (
+        Code.UNSCHEDULABLE,
+        Code.SCHEDULING_GATED,
+    )

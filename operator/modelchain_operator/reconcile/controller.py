@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 from pydantic import ValidationError
 
+from modelchain.api.reasons import Code
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import ChainStatus, StageStatus, State
-from modelchain.decide.conditions import constant, refused, sentence
+from modelchain.decide.conditions import refused, sentence
 from modelchain.decide.decide import decide
 from modelchain.decide.observed import Launch, Step
 from modelchain.errors import InputError
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 Key = tuple[str, str]  # namespace, name of a chain
 MOST_STEPS = 64  # in one look; a chain that wants more is looked at again
 SOON = 0.5
-WARNINGS = ("ProgressUnknown", "NodesAvoided")  # reasons of a stage that goes on, or would
+WARNINGS = (Code.PROGRESS_UNKNOWN, Code.NODES_AVOIDED)  # reasons of a stage that goes on, or would
 
 
 class Controller:
@@ -156,18 +157,18 @@ class Controller:
         )
         if said != status:
             chain = await self.executor.write_status(chain, said)
-            self.events.tell(chain, "Warning", "InvalidSpec", message)
+            self.events.tell(chain, "Warning", Code.INVALID_SPEC, message)
 
 
-def _news(stage: StageStatus) -> str:
-    """The reason constant of the event that tells of a stage's state."""
+def _news(stage: StageStatus) -> Code:
+    """The reason of the event that tells of a stage's state."""
     if stage.stalled:
-        return "StageStalled"
-    if stage.reason.startswith("stopping: "):
-        return "StageStopping"
-    if constant(stage.reason) in WARNINGS:
-        return constant(stage.reason)
-    return "StageRetrying" if stage.not_before is not None else f"Stage{stage.state}"
+        return Code.STAGE_STALLED
+    if stage.code is Code.STOPPING:
+        return Code.STAGE_STOPPING
+    if stage.code in WARNINGS:
+        return stage.code
+    return Code.STAGE_RETRYING if stage.not_before is not None else Code(f"Stage{stage.state}")
 
 
 def _status_of(chain: Object) -> ChainStatus:

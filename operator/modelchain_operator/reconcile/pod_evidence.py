@@ -10,8 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from modelchain.api.contracts import FailureClass, LastWord
+from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import PodTime
 from modelchain_operator.api import objects
 from modelchain_operator.api.objects import Read
@@ -40,9 +42,9 @@ class Evidence:
     running: int = 0
     word: LastWord | None = None
     failure: Failure | None = None
-    waiting: str = ""
+    waiting: Reason | None = None
     permanent: Failure | None = None
-    stalled: str = ""
+    stalled: Reason | None = None
     pods: Mapping[str, PodTime] = field(default_factory=dict)
     gone: frozenset[str] = frozenset()
     never_ran: frozenset[str] = frozenset()
@@ -348,100 +350,112 @@ _NEVER_AS_ROOT = ("runAsNonRoot", "non-numeric user")
 @dataclass(frozen=True)
 class _Wait:
     weight: int  # the most telling first
-    sentence: str
+    reason: Reason
     permanent: FailureClass | None = None
 
 
 def _why_waiting(
     live: Sequence[Read], nodes: int, node_rank: Callable[[Read], int | None]
-) -> tuple[str, Failure | None]:
-    waits = []
-    for pod in sorted(live, key=lambda pod: node_rank(pod) or 0):
-        waits += _waits(pod)
+) -> tuple[Reason | None, Failure | None]:
+    """Why the attempt does not run, and what it fails of if waiting longer cannot help."""
+    waits = [
+        wait
+        for pod in sorted(live, key=lambda pod: node_rank(pod) or 0)
+        if (wait := _wait(pod)) is not None
+    ]
     there = [pod for pod in live if podread.is_live(pod)]
-    running = sum(podread.is_running(pod) for pod in there)
     if not waits:
-        if going := next((pod for pod in there if objects.is_deleting(pod)), None):
-            return f"waits until {_where(going)}, which is being deleted, has ended", None
-        if there and len(there) == len(live) < nodes:
-            return (
-                f"{len(there)} of {nodes} pods are there; the others are still to be created",
-                None,
-            )
-        return "", None
+        return _incomplete(there, len(live), nodes), None
     wait = min(waits, key=lambda wait: wait.weight)
-    sentence = f"{running} of {nodes} pods run, {wait.sentence}" if nodes > 1 else wait.sentence
-    return sentence, (wait.permanent, sentence) if wait.permanent else None
+    reason = wait.reason
+    if nodes > 1:
+        running = sum(podread.is_running(pod) for pod in there)
+        reason = reason.with_message(f"{running} of {nodes} pods run, {reason.message}")
+    return reason, (wait.permanent, reason.text) if wait.permanent else None
 
 
-def _waits(pod: Read) -> list[_Wait]:
+def _incomplete(there: Sequence[Read], known: int, nodes: int) -> Reason | None:
+    """No pod waits, but pods are still going or still to come."""
+    if going := next((pod for pod in there if objects.is_deleting(pod)), None):
+        message = f"waits until {_where(going)}, which is being deleted, has ended"
+        return Reason(Code.PODS_ENDING, objects.name(going), message)
+    if there and len(there) == known < nodes:
+        message = f"{len(there)} of {nodes} pods are there; the others are still to be created"
+        return Reason(Code.PODS_MISSING, objects.name(there[0]), message)
+    return None
+
+
+def _wait(pod: Read) -> _Wait | None:
     if not podread.is_live(pod) or podread.started_at(pod) is not None or objects.is_deleting(pod):
-        return []
-    name, namespace = objects.name(pod), pod["metadata"]["namespace"]
+        return None
     scheduled = objects.condition(pod, "PodScheduled")
     if scheduled is not None and scheduled["status"] == "False":
-        said = _short(scheduled.get("message")) or "no node was found yet"
-        if scheduled.get("reason") == "SchedulingGated":
-            return [_Wait(3, f"{name} waits: held by a scheduling gate ({said})")]
-        # How preemption would not help either is as long again.
-        said = re.split(r"\.? (?:no new claims to deallocate, )?preemption: ", said)[0]
-        said = said.removesuffix(". not found")  # said twice where a claim is missing
-        look = f"see: kubectl describe pod {name} -n {namespace}"
-        return [
-            _Wait(2, f"{name} waits: {scheduled.get('reason', 'Unschedulable')}: {said}; {look}")
-        ]
-    statuses = [
-        *(pod["status"].get("initContainerStatuses") or []),
-        *(pod["status"].get("containerStatuses") or []),
-    ]
-    for status in statuses:
+        return _unscheduled(pod, scheduled)
+    inits = pod["status"].get("initContainerStatuses") or []
+    for status in [*inits, *(pod["status"].get("containerStatuses") or [])]:
         state = status.get("state", {})
-        if (waiting := state.get("waiting")) is not None and waiting.get(
-            "reason"
-        ) != "PodInitializing":
-            return [_container_wait(name, namespace, status, waiting)]
-        if (
-            status in (pod["status"].get("initContainerStatuses") or [])
-            and state.get("running") is not None
-        ):
-            return [
-                _Wait(
-                    5,
-                    f"{name} waits: init container {status['name']} runs until rank 0's pod can be"
-                    " reached",
-                )
-            ]
-    return [_Wait(6, f"{name} waits: not yet looked at by a node or the scheduler")]
+        waiting = state.get("waiting")
+        if waiting is not None and waiting.get("reason") != "PodInitializing":
+            return _container_wait(pod, status, waiting)
+        if status in inits and state.get("running") is not None:
+            text = f"init container {status['name']} runs until rank 0's pod can be reached"
+            return _Wait(5, _of_pod(Code.INIT, pod, text))
+    return _Wait(6, _of_pod(Code.STARTING, pod, "not yet looked at by a node or the scheduler"))
 
 
-def _container_wait(name: str, namespace: str, status: Read, waiting: Read) -> _Wait:
+def _of_pod(code: Code, pod: Read, text: str, *, see: bool = False) -> Reason:
+    """The reason of a pod that waits. `see`: the sentence ends with the command that shows it."""
+    name = objects.name(pod)
+    describe = f"kubectl describe pod {name} -n {pod['metadata']['namespace']}"
+    bare = code not in (Code.UNSCHEDULABLE, Code.SCHEDULING_GATED)
+    shown: Literal["", "see"] = "see" if see else ""
+    return Reason(code, name, f"{name} waits: {text}", describe, shown, bare)
+
+
+def _unscheduled(pod: Read, scheduled: Read) -> _Wait:
+    said = _short(scheduled.get("message")) or "no node was found yet"
+    if scheduled.get("reason") == "SchedulingGated":
+        return _Wait(3, _of_pod(Code.SCHEDULING_GATED, pod, f"held by a scheduling gate ({said})"))
+    # How preemption would not help either is as long again.
+    said = re.split(r"\.? (?:no new claims to deallocate, )?preemption: ", said)[0]
+    said = said.removesuffix(". not found")  # said twice where a claim is missing
+    why = scheduled.get("reason", "Unschedulable")
+    if why != "Unschedulable":  # the scheduler's own error, which is no lack of nodes
+        return _Wait(2, _of_pod(Code.STARTING, pod, f"{why}: {said}", see=True))
+    return _Wait(2, _of_pod(Code.UNSCHEDULABLE, pod, said, see=True))
+
+
+def _container_wait(pod: Read, status: Read, waiting: Read) -> _Wait:
     # The kubelet tells the same failure in turn as ErrImagePull and as ImagePullBackOff with a
     # preface.
     said = _short(str(waiting.get("message") or "").rsplit("ErrImagePull: ", 1)[-1])
     reason, image = waiting.get("reason", ""), status.get("image", "")
-    describe = f"see: kubectl describe pod {name} -n {namespace}"
     if reason == "InvalidImageName":
-        return _Wait(
-            0, f"{name} waits: {image} is no image name; correct runner.image", FailureClass.IMAGE
-        )
+        return _bad_image(pod, f"{image} is no image name; correct runner.image")
     if reason in _PULL or reason == "ErrImageNeverPull":
         if any(text in said.lower() for text in _NO_SUCH_IMAGE):
-            sentence = f"{name} waits: there is no image {image}; correct runner.image ({said})"
-            return _Wait(0, sentence, FailureClass.IMAGE)
-        return _Wait(1, f"{name} waits: image {image} cannot be pulled: {said or describe}")
+            return _bad_image(pod, f"there is no image {image}; correct runner.image ({said})")
+        return _Wait(1, _quoted(Code.IMAGE, pod, f"image {image} cannot be pulled", said))
     if reason == "CreateContainerConfigError" and any(text in said for text in _NEVER_AS_ROOT):
-        sentence = (
-            f"{name} waits: the image's user is root; set runAsUser of the node pool ({said})"
-        )
-        return _Wait(0, sentence, FailureClass.IMAGE)
+        return _bad_image(pod, f"the image's user is root; set runAsUser of the node pool ({said})")
     if reason in ("", "ContainerCreating"):
-        return _Wait(
-            4, f"{name} waits: its node pulls the image and mounts volumes; if for long, {describe}"
-        )
-    return _Wait(1, f"{name} waits: {reason}: {said or describe}")
+        text = "its node pulls the image and mounts volumes; if for long, see: "
+        describe = _of_pod(Code.STARTING, pod, "").next
+        return _Wait(4, _of_pod(Code.STARTING, pod, text + describe))
+    return _Wait(1, _quoted(Code.STARTING, pod, reason, said))
 
 
-def _stuck(live: Sequence[Read], now: float, going: Mapping[str, float] | None) -> str:
+def _bad_image(pod: Read, text: str) -> _Wait:
+    return _Wait(0, _of_pod(Code.IMAGE, pod, text), FailureClass.IMAGE)
+
+
+def _quoted(code: Code, pod: Read, what: str, said: str) -> Reason:
+    """With the kubelet's own words, or with the command that shows more."""
+    describe = _of_pod(code, pod, "").next
+    return _of_pod(code, pod, f"{what}: {said or f'see: {describe}'}")
+
+
+def _stuck(live: Sequence[Read], now: float, going: Mapping[str, float] | None) -> Reason | None:
     """A pod that outstays its grace: its node does not answer. The deletion's timestamp has the
     grace in it.
 
@@ -457,9 +471,10 @@ def _stuck(live: Sequence[Read], now: float, going: Mapping[str, float] | None) 
         waited = going is None or now - going.get(objects.uid(pod), now) > grace + STUCK_SECONDS
         if waited or now > due + STUCK_SECONDS + podread.CLOCKS_DIFFER:
             name, node = objects.name(pod), pod["spec"].get("nodeName", "unknown")
-            return (
+            message = (
                 f"pod {name} should have ended at {meta['deletionTimestamp']}; node {node} does not"
                 f" answer. If it is dead for certain: kubectl delete pod {name} -n"
                 f" {meta['namespace']} --force --grace-period=0"
             )
-    return ""
+            return Reason(Code.NODE_LOST, name, message, f"kubectl describe node {node}")
+    return None
