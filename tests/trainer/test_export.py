@@ -1,8 +1,8 @@
-"""export.py and docs/using-models.md: what others open has the artifact's features, and
-CLIP_benchmark its numbers.
+"""export.py and docs/using-models.md: what other libraries open has the artifact's features, and
+CLIP_benchmark measures the same numbers.
 
-CLIP_benchmark, transformers and the open_clip that SAN pins are installed once into a cache outside
-the tree.
+CLIP_benchmark, transformers and the open_clip version that SAN pins are installed once, into a
+cache outside the tree.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ TOWERS = {
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory):
-    """The artifact of each tower; weights far enough from their initial values that none hides
-    behind a zero.
+    """An artifact of each tower. Its weights differ so much from their initial values that none is
+    zero, so that a wrong one shows.
     """
     folder, measured = tmp_path_factory.mktemp("artifacts"), Measured(loss=1.0, metrics={})
     for name, tower in TOWERS.items():
@@ -93,7 +93,7 @@ def artifacts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def others():
-    """Where the packages of hand-over.txt lie, and in `san` the open_clip of SAN."""
+    """A folder with the packages of hand-over.txt, and in its `san` the open_clip of SAN."""
     pins = HERE / "hand-over.txt"
     key = hashlib.sha256(f"{pins.read_text()} {sys.version}".encode()).hexdigest()[:12]
     folder = (
@@ -122,13 +122,13 @@ def others():
 
 
 def blocks(language, heading):
-    """The page's blocks of one language below a heading."""
+    """The code blocks of one language in the page's section `heading`."""
     section = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     return re.findall(rf"^```{language}\n(.*?)^```$", section, re.M | re.S)
 
 
 def run(path, folder, code):
-    """Python code in `folder`, with the packages in `path` before our own."""
+    """Run Python code in `folder`, with the packages in `path` before our own."""
     environment = os.environ | {
         "PYTHONPATH": str(path),
         "HF_HUB_OFFLINE": "1",
@@ -206,7 +206,8 @@ def test_transformers_opens_the_tower_with_equal_features(artifacts, others, tmp
             )
         with torch.no_grad():
             expected = clip.encode_image(images)
-        assert torch.allclose(prepared, images, atol=0.02)  # a grey level: they resize in tensors
+        # Within a grey level, because transformers resizes tensors.
+        assert torch.allclose(prepared, images, atol=0.02)
         assert torch.allclose(pooled @ clip.visual.proj, expected, atol=1e-5)
         assert len(hidden) == len(layers) == 3
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(hidden, layers, strict=True))
@@ -239,7 +240,7 @@ torch.save((images, texts, hasattr(clip.visual, "input_patchnorm")), "theirs.pt"
 
 
 def test_clip_benchmark_measures_what_we_measure(artifacts, others, tmp_path):
-    """The page's own lines, on digits with captions that are all different."""
+    """Runs the page's own lines, on digits whose captions are all different."""
     data = tmp_path / "DIR"
     data.mkdir()
     (tmp_path / "ARTIFACT").symlink_to(artifacts["vit"])
