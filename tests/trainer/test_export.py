@@ -239,11 +239,9 @@ torch.save((images, texts, hasattr(clip.visual, "input_patchnorm")), "theirs.pt"
     assert as_san_expects
 
 
-def test_clip_benchmark_measures_what_we_measure(artifacts, others, tmp_path):
-    """Runs the page's own lines, on digits whose captions are all different."""
-    data = tmp_path / "DIR"
-    data.mkdir()
-    (tmp_path / "ARTIFACT").symlink_to(artifacts["vit"])
+def retrieval_data(folder):
+    """Digits with captions that are all different, and the lists a zero-shot evaluation needs."""
+    folder.mkdir()
     words = [
         f"{tone} {shape}" for tone in ("dark", "pale", "grey", "white") for shape in tiny.NAMES
     ]
@@ -251,9 +249,33 @@ def test_clip_benchmark_measures_what_we_measure(artifacts, others, tmp_path):
         [f"{w} number {i}", f"one more of {w}", f"{i} times {w}, again"]
         for i, w in enumerate(words)
     ]
-    tiny.shard(data / "val-000000.tar", [tiny.digit(i, texts) for i, texts in enumerate(captions)])
-    (data / "classnames.json").write_text(json.dumps(tiny.NAMES))
-    (data / "templates.json").write_text(json.dumps(["a handwritten {}.", "the digit {}", "{}"]))
+    samples = [tiny.digit(i, texts) for i, texts in enumerate(captions)]
+    tiny.shard(folder / "val-000000.tar", samples)
+    (folder / "classnames.json").write_text(json.dumps(tiny.NAMES))
+    (folder / "templates.json").write_text(json.dumps(["a handwritten {}.", "the digit {}", "{}"]))
+
+
+def measured_by_us(artifact, data, cache):
+    shard = {"shards": "/data/val-000000.tar", "files": [str(data / "val-000000.tar")]}
+    lists = {
+        "class_names": str(data / "classnames.json"),
+        "templates": str(data / "templates.json"),
+    }
+    evaluations = [
+        TaskEvaluation(name="top1", kind="ZeroShot", **shard, **lists),
+        TaskEvaluation(name="r1", kind="Retrieval", **shard),
+    ]
+    train = TrainFiles(files=[], samples=0, captions_per_sample=1, fingerprint=None)
+    return measure(
+        artifact,
+        DataRequest(cache=str(cache), file="chain.yaml", train=train, evaluation=evaluations),
+    )
+
+
+def test_clip_benchmark_measures_what_we_measure(artifacts, others, tmp_path):
+    """Runs the page's own lines, which name the folders ARTIFACT and DIR."""
+    retrieval_data(tmp_path / "DIR")
+    (tmp_path / "ARTIFACT").symlink_to(artifacts["vit"])
     lines = blocks("sh", "In CLIP_benchmark")[1].replace("\\\n", " ").splitlines()
     typed = [shlex.split(line) for line in lines]
     assert [words[0] for words in typed] == ["clip_benchmark"] * 2
@@ -264,27 +286,13 @@ def test_clip_benchmark_measures_what_we_measure(artifacts, others, tmp_path):
     classes, found = (
         json.loads((tmp_path / f"{n}.json").read_text())["metrics"] for n in ("classes", "captions")
     )
-
-    shard = {"shards": "/data/val-000000.tar", "files": [str(data / "val-000000.tar")]}
-    lists = {
-        "class_names": str(data / "classnames.json"),
-        "templates": str(data / "templates.json"),
-    }
-    asked = [
-        TaskEvaluation(name="top1", kind="ZeroShot", **shard, **lists),
-        TaskEvaluation(name="r1", kind="Retrieval", **shard),
-    ]
-    train = TrainFiles(files=[], samples=0, captions_per_sample=1, fingerprint=None)
-    request = DataRequest(
-        cache=str(tmp_path / "cache"), file="chain.yaml", train=train, evaluation=asked
-    )
-    ours = measure(artifacts["vit"], request)
     theirs = {"top1": classes["acc1"], "top1/top-5": classes["acc5"]}
     for k in (1, 5, 10):
         theirs[f"r1/image-to-text-r{k}"] = found[f"text_retrieval_recall@{k}"]
         theirs[f"r1/text-to-image-r{k}"] = found[f"image_retrieval_recall@{k}"]
+    ours = measured_by_us(artifacts["vit"], tmp_path / "DIR", tmp_path / "cache")
     del ours["r1"]
-    assert ours == pytest.approx({name: 100 * share for name, share in theirs.items()}, abs=1e-4)
+    assert ours == pytest.approx({name: 100 * part for name, part in theirs.items()}, abs=1e-4)
     assert 0 < ours["top1"] < ours["top1/top-5"] < 100 and 0 < ours["r1/text-to-image-r5"] < 100
 
 
