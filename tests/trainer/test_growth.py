@@ -1,4 +1,4 @@
-"""growth.py: every parameter has its place, and inserted values are where the paper says."""
+"""growth/: every parameter has its place, and inserted values are where the paper puts them."""
 
 import open_clip
 import pytest

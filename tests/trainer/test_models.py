@@ -1,4 +1,4 @@
-"""models.py: the contract with open_clip, text of any length, the student's projections."""
+"""models.py: agreement with open_clip, text of any length, the student's projections."""
 
 import warnings
 
@@ -37,7 +37,7 @@ def config(embed=12, width=16, layers=2, text=8, text_layers=2, context=77):
 
 
 def encode_text(model, tokens):
-    """All in one chunk."""
+    """Text features of all captions in one chunk."""
     return models.encode_text_chunks(model, [(tokens, torch.arange(len(tokens)))])
 
 

@@ -90,7 +90,7 @@ class Checkpointer:
             copied = torch.cuda.Event()
             copied.record()
         self.seconds = {"stall": time.monotonic() - began}
-        # As JSON now: the training goes on changing the state.
+        # As JSON now, because the training changes the state while the thread writes.
         self._pending = self._thread.submit(self._write, state.step, state.to_json(), copied)
 
     def wait(self) -> None:

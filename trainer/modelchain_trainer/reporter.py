@@ -43,7 +43,7 @@ class Reporter:
         """Of this attempt, until now."""
         return round(time.monotonic() - self.started, 3)
 
-    def time(self) -> dict[str, float]:
+    def time_spent(self) -> dict[str, float]:
         """Fields of a LastWord: seconds of this attempt, and those of all its GPUs."""
         seconds = self.seconds()
         return {"seconds": seconds, "gpu_seconds": seconds * self.gpus}
@@ -63,7 +63,7 @@ class Reporter:
             "step": state.step,
             "macs": macs,
             "checkpoint_step": checkpoint_step or None,
-            **self.time(),
+            **self.time_spent(),
         }
         watchdog.tell(self.last_word)
         live = LiveProgress(

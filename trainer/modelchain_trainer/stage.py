@@ -29,7 +29,7 @@ class Stage:
     saver: Checkpointer
 
 
-def build(
+def build_stage(
     task: Task,
     hyper: Hyperparameters,
     saver: Checkpointer,

@@ -29,12 +29,13 @@ from modelchain.io.stop import Preempted, Stop
 from modelchain_data.batches import Batch, Batches
 from modelchain_data.index import ShardSet
 from modelchain_data.request import IndexingLine, open_data
-from modelchain_trainer import artifact, checkpoint, progress, record, runtime, stage
+from modelchain_trainer import artifact, checkpoint, progress, record, runtime
 from modelchain_trainer.cadence import SKIPS, Action, Cadence, Moment
 from modelchain_trainer.evaluate import Evaluator
 from modelchain_trainer.hyperparameters import Hyperparameters
 from modelchain_trainer.metrics import Meter
 from modelchain_trainer.reporter import Reporter
+from modelchain_trainer.stage import Stage, build_stage, growth_cosines
 from modelchain_trainer.state import Spent, TrainState
 
 
@@ -105,8 +106,8 @@ class Trainer:
 
         try:
             with self.stop.loop():
-                # The loop also ends when it goes back to a checkpoint. It never begins in an
-                # attempt that resumes after the last step, before the artifact.
+                # `_loop` also returns when it has gone back to a checkpoint. There is no step left
+                # if an attempt was stopped between the last one and the artifact.
                 while self.state.step < self.hyper.steps:
                     self._loop(evaluate)
             watchdog.beat(watchdog.Phase.STEPPED)
@@ -129,10 +130,10 @@ class Trainer:
             message = f"{size} is not divisible by {self.world} processes"
             raise InputError(message, file=self.task.data.file, field=f"spec.recipe.{name}")
 
-    def _build(self) -> stage.Stage:
+    def _build(self) -> Stage:
         saver = checkpoint.Checkpointer(self.attempt, self.task.inputs, self.environment)
         self.meter.saver = saver
-        return stage.build(self.task, self.hyper, saver, self.device, self.world, self.say)
+        return build_stage(self.task, self.hyper, saver, self.device, self.world, self.say)
 
     def _resume(self) -> None:
         """Continue from the newest checkpoint of these inputs that verifies, whichever attempt
@@ -219,7 +220,7 @@ class Trainer:
             self.reporter.evaluation(self.state.step, metrics)
         if self.state.step == 0 and self.rank == 0 and self.stage.grown is not None:
             assert self.task.predecessor is not None
-            cosines = stage.growth_cosines(self.stage, self.task.predecessor, batch)
+            cosines = growth_cosines(self.stage, self.task.predecessor, batch)
             self.reporter.growth(self.stage.grown, self.task.predecessor.stage, cosines)
 
     def _step(self, batch: Batch) -> None:
@@ -383,5 +384,5 @@ class Trainer:
             return LastWord(result="Succeeded")
         manifest, results = found
         return success(
-            self.directory / "artifact", manifest, results, macs=macs, **self.reporter.time()
+            self.directory / "artifact", manifest, results, macs=macs, **self.reporter.time_spent()
         )
