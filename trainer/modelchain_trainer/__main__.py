@@ -31,7 +31,7 @@ from modelchain.errors import (
 from modelchain.io import watchdog
 from modelchain.io.guard import PARENT, die_with_parent
 from modelchain.io.lastword import blame, verify_artifact, write_last_word
-from modelchain.io.stop import Preempted, Stop
+from modelchain.io.stop import Preempted, StopRequest
 
 EXIT_SECONDS = 5  # before a trainer is killed, to give up by itself
 
@@ -84,7 +84,7 @@ def verify(task: Task) -> int:
 
 def train(task: Task) -> int:
     """Train, and say how it ended: 0, 1, 2 or 75."""
-    stop, report = Stop(), dict[str, Any]()
+    stop, report = StopRequest(), dict[str, Any]()
     preempted = partial(_failed, task, report, FailureClass.PREEMPTED)
     # torchrun, too, kills only after that time; in a pod it is longer (operator's template).
     seconds = float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")) - EXIT_SECONDS
@@ -97,7 +97,7 @@ def train(task: Task) -> int:
         return preempted(str(error))
 
 
-def _train(task: Task, stop: Stop, report: dict[str, Any]) -> int:
+def _train(task: Task, stop: StopRequest, report: dict[str, Any]) -> int:
     # Imported late: a worker must ask to die with its parent, and listen, before torch takes its
     # seconds to load.
     from modelchain_trainer.runtime import failure_of

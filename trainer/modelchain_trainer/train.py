@@ -28,7 +28,7 @@ from modelchain.errors import InputError, WorkError
 from modelchain.identity.digest import evaluation_key
 from modelchain.io import watchdog
 from modelchain.io.lastword import success
-from modelchain.io.stop import Preempted, Stop
+from modelchain.io.stop import Preempted, StopRequest
 from modelchain_data.batches import Batch, Batches
 from modelchain_data.request import IndexingLine, open_data
 from modelchain_trainer import artifact, checkpoint, growth, models, progress, runtime
@@ -48,7 +48,9 @@ class Trainer:
     order of use.
     """
 
-    def __init__(self, task: Task, stop: Stop, report: dict[str, Any], say: Callable[[str], None]):
+    def __init__(
+        self, task: Task, stop: StopRequest, report: dict[str, Any], say: Callable[[str], None]
+    ):
         self.task, self.stop, self.report = task, stop, report
         self.inputs = task.inputs
         self.directory = Path(task.root) / task.input_digest
