@@ -37,7 +37,7 @@ from modelchain.api.zoo import MODELS
 from modelchain.families import swin
 from modelchain.identity.digest import VERSION, digest_of
 from modelchain.io.files import sha256_of
-from modelchain.io.stop import Preempted, Stop
+from modelchain.io.stop import Preempted, StopRequest
 from modelchain_data.batches import Batch, Batches
 from modelchain_data.index import open_set
 from modelchain_trainer import artifact, growth, models
@@ -199,7 +199,7 @@ class Lab:
             start_seconds=604_800,
             stall_seconds=604_800,
         )
-        trainer = Trainer(task, Stop(), {}, lambda _: None)
+        trainer = Trainer(task, StopRequest(), {}, lambda _: None)
         waiting = trainer.meter.waiting
 
         def counted(batches: Iterator[Batch]) -> Iterator[Batch]:

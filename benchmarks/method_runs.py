@@ -22,7 +22,7 @@ from modelchain.api.contracts import LAST_WORD, MANIFEST, RESULTS
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import AttemptStatus, State
 from modelchain.decide.observed import Artifact, Launch
-from modelchain.decide.task import task_for
+from modelchain.decide.task import Placement, task_for
 from modelchain.errors import EXIT_PREEMPTED, WorkError
 from modelchain.identity.digest import TRAINER_MATH, canonical, digest_of, stage_inputs
 from modelchain.io.files import write_atomic
@@ -206,7 +206,7 @@ def train(stage: Stage, place: Place, before: Json | None) -> Json:
     `before` is its predecessor's record. A stage that is already there is only looked at. Raises
     KeyboardInterrupt when asked to stop; a checkpoint is kept.
     """
-    from modelchain.io.stop import Preempted, Stop
+    from modelchain.io.stop import Preempted, StopRequest
     from modelchain_trainer.train import Trainer
 
     root, chain, parent = place.of(stage.setup), stage.chain(), os.getppid()
@@ -227,11 +227,18 @@ def train(stage: Stage, place: Place, before: Json | None) -> Json:
     attempt = AttemptStatus(name=stage.model, number=1, input_digest=digest, state=State.RUNNING)
     directory = root / digest / f"{OWNER}-a1"
     directory.mkdir(parents=True, exist_ok=True)
-    where = {"root": str(root), "predecessors": str(root), "last_word": str(directory / LAST_WORD)}
-    launch = Launch(index, attempt, inputs, predecessor)
-    task = task_for(chain, {}, launch, owner=OWNER, data=data, threads=1, device="cpu", **where)
+    placement = Placement(
+        root=str(root),
+        predecessors=str(root),
+        owner=OWNER,
+        last_word=str(directory / LAST_WORD),
+        data=data,
+        threads=1,
+        device="cpu",
+    )
+    task = task_for(chain, {}, Launch(index, attempt, inputs, predecessor), placement)
 
-    stop = Stop()  # Ctrl-C: a checkpoint, from which the same command goes on
+    stop = StopRequest()  # Ctrl-C: a checkpoint, from which the same command goes on
     for sig in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sig, stop.on_signal)
     record: Json = {"digest": digest}

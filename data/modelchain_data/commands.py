@@ -9,13 +9,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
 from modelchain.errors import EXIT_INTERRUPTED
+
+if TYPE_CHECKING:
+    from modelchain_data.pack import Split
 
 BURST_SECONDS = 2.0  # signals this close together count as one
 
@@ -41,32 +44,35 @@ def pack(
 
     Example: [bold]modelchain pack digits --to runs/digits[/bold]
     """
-    with (
-        _stopped_as_by_ctrl_c() as check,
-        Progress(console=Console(stderr=True), transient=True) as progress,
-    ):
-        from modelchain_data.pack import pack as work
-
-        bar = progress.add_task(f"packing {source}", total=None)
-
-        def indexing(done: int, shards: int) -> None:
-            check()
-            progress.update(bar, description=f"indexing shard {done} of {shards}")
-
-        def packing(done: int) -> None:
-            check()
-            progress.update(bar, description=f"packing {source}", completed=done)
-
-        columns = None if captions is None else captions.split(",")
-        splits = work(
-            source, to, size=size, captions=columns, on_progress=packing, on_index=indexing
-        )
-    for split in splits:
+    for split in _pack(source, to, size, None if captions is None else captions.split(",")):
         skipped = f", {split.skipped} unusable left out" if split.skipped else ""
         bare = "" if split.captioned else ", none with a caption"
         counts = f"{split.samples} samples{bare}{skipped}"
         typer.echo(
             f"{split.name}: {counts}, shards {split.shards}, fingerprint {split.fingerprint}"
+        )
+
+
+def _pack(source: str, to: Path, size: int, captions: list[str] | None) -> list[Split]:
+    """Pack with a progress bar, and without a trace if interrupted."""
+    with (
+        _stopped_as_by_ctrl_c() as check,
+        Progress(console=Console(stderr=True), transient=True) as progress,
+    ):
+        from modelchain_data.pack import pack
+
+        bar = progress.add_task(f"packing {source}", total=None)
+
+        def on_index(done: int, shards: int) -> None:
+            check()
+            progress.update(bar, description=f"indexing shard {done} of {shards}")
+
+        def on_progress(done: int) -> None:
+            check()
+            progress.update(bar, description=f"packing {source}", completed=done)
+
+        return pack(
+            source, to, size=size, captions=captions, on_progress=on_progress, on_index=on_index
         )
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from modelchain.api.zoo import MODELS
 from modelchain.errors import InputError
-from modelchain.plan.plan import allocate
+from modelchain.plan.allocate import allocate
 
 FIELD = "spec.allocation.targetAcceleration"
 Chain = tuple[list[Fraction], Fraction, list[int | None], int]
@@ -65,8 +65,8 @@ def _largest(costs: list[Fraction], individual: Fraction, fixed: list[int | None
 def _line(
     costs: list[Fraction], individual: Fraction, fixed: list[int | None], target: Fraction
 ) -> dict[int, Fraction]:
-    """Written from RULES section 2 alone: epochs of the second stage, falling to 0.625 of them at
-    the last.
+    """Written from docs/plan.md alone: epochs of the second stage, falling to 0.625 of them at the
+    last.
     """
     n = len(costs)
     weights = {

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from modelchain.errors import WorkError
 from modelchain.identity.digest import TRAINER_MATH
 from modelchain.io.files import verify
-from modelchain.io.stop import Preempted, Stop
+from modelchain.io.stop import Preempted, StopRequest
 from modelchain_trainer import checkpoint, models
 from modelchain_trainer.state import TrainState
 
@@ -168,7 +168,7 @@ def test_after_a_signal_ends_a_wait_the_copies_still_belong_to_the_writer(tmp_pa
     train(*trained, 1)
     monkeypatch.setattr(writer, "_write", lambda *_: go.wait(30))
     writer.save(*trained, TrainState(step=1))
-    handler = signal.signal(signal.SIGALRM, Stop().on_signal)
+    handler = signal.signal(signal.SIGALRM, StopRequest().on_signal)
     try:
         with pytest.raises(Preempted):
             signal.setitimer(signal.ITIMER_REAL, 0.1)

@@ -36,7 +36,7 @@ from modelchain.api.contracts import (
 )
 from modelchain.io.files import sha256_of
 from modelchain.io.lastword import write_last_word
-from modelchain.io.stop import Preempted, Stop
+from modelchain.io.stop import Preempted, StopRequest
 from modelchain_trainer import __main__ as entry
 from modelchain_trainer import runtime
 
@@ -290,7 +290,7 @@ def waiting_rank(rank: int, port: int, files: list[str]) -> None:
     }
     dist.init_process_group("gloo")
     if rank == 1:
-        signal.signal(signal.SIGALRM, Stop().on_signal)
+        signal.signal(signal.SIGALRM, StopRequest().on_signal)
         signal.alarm(1)
     try:
         with runtime.rank_0_first():

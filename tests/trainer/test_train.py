@@ -25,7 +25,7 @@ from modelchain.api.contracts import RESULTS, WEIGHTS, FailureClass, LastWord, R
 from modelchain.errors import InputError, WorkError
 from modelchain.identity.digest import TRAINER_MATH
 from modelchain.io.lastword import verify_artifact, write_last_word
-from modelchain.io.stop import STOPS, Preempted, Stop
+from modelchain.io.stop import STOPS, Preempted, StopRequest
 from modelchain_data.batches import global_batch
 from modelchain_trainer import __main__ as entry
 from modelchain_trainer import checkpoint, evaluate, models, runtime
@@ -463,7 +463,7 @@ def test_evaluations_due_after_an_epoch_are_recorded(folder, tmp_path):
 def test_a_world_that_does_not_divide_the_batch_is_refused(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(runtime, "join", lambda *_: (0, 3, torch.device("cpu")))
     with pytest.raises(InputError, match="16 is not divisible by 3 processes"):
-        Trainer(tiny.task(tiny.spec(), folder, tmp_path), Stop(), {}, print)
+        Trainer(tiny.task(tiny.spec(), folder, tmp_path), StopRequest(), {}, print)
 
 
 def test_data_of_another_fingerprint_is_refused_before_anything_is_trained(folder, tmp_path):
@@ -615,7 +615,11 @@ def test_sigterm_in_evaluations_and_while_a_checkpoint_is_written_loses_no_step(
 
 
 def test_a_main_thread_that_handles_no_signal_is_ended_by_another(monkeypatch):
-    given_up, stop, handlers = [], Stop(), {s: signal.getsignal(s) for s in (*STOPS, signal.SIGINT)}
+    given_up, stop, handlers = (
+        [],
+        StopRequest(),
+        {s: signal.getsignal(s) for s in (*STOPS, signal.SIGINT)},
+    )
     try:
         with pytest.raises(Preempted), stop.heard(0.1, lambda: given_up.append(True)):
             threading.Timer(0.1, terminate).start()

@@ -18,7 +18,7 @@ from modelchain.api.spec import ModelChain
 from modelchain.identity.digest import digest_of, stage_inputs
 from modelchain.io.files import sha256_of
 from modelchain.io.paths import DataFolder
-from modelchain.io.stop import Stop
+from modelchain.io.stop import StopRequest
 from modelchain_data import digits
 from modelchain_data.batches import Batch
 from modelchain_trainer.step import Step
@@ -184,13 +184,13 @@ def evaluated_every(task: Task, epochs: int) -> Task:
 def train(
     task: Task,
     after_step: Callable[[Trainer, int], None] = lambda *_: None,
-    stop: Stop | None = None,
+    stop: StopRequest | None = None,
 ) -> tuple[LastWord, list[str]]:
     """Train in this process; `after_step(trainer, k)` is called when k steps are done. Returns the
     last word and the lines that were printed.
     """
     said: list[str] = []
-    trainer = Trainer(task, stop or Stop(), {}, said.append)
+    trainer = Trainer(task, stop or StopRequest(), {}, said.append)
     call = Step.__call__
 
     def counted(step: Step, batch: Batch) -> torch.Tensor:

@@ -34,7 +34,7 @@ from modelchain.errors import (
 from modelchain.io import watchdog
 from modelchain.io.guard import PARENT, die_with_parent
 from modelchain.io.lastword import blame, verify_artifact, write_last_word
-from modelchain.io.stop import Preempted, Stop
+from modelchain.io.stop import Preempted, StopRequest
 
 EXIT_SECONDS = 5  # a trainer that cannot stop gives up this long before it would be killed
 
@@ -95,7 +95,7 @@ def verify(task: Task) -> int:
 
 def train(task: Task) -> int:
     """Train, write the last word, and return the exit code: 0, 1, 2 or 75."""
-    stop = Stop()
+    stop = StopRequest()
     report: dict[str, Any] = {}  # the trainer keeps it up to date for the last word
     preempted = partial(_failed, task, report, FailureClass.PREEMPTED)
     # When torchrun would kill this process. In a pod the operator's template allows longer.
@@ -109,7 +109,7 @@ def train(task: Task) -> int:
         return preempted(str(error))
 
 
-def _train(task: Task, stop: Stop, report: dict[str, Any]) -> int:
+def _train(task: Task, stop: StopRequest, report: dict[str, Any]) -> int:
     # Imported late, because torch takes seconds to load. Before that the process has asked to die
     # with its parent, and handles signals.
     from modelchain_trainer.runtime import failure_of

@@ -25,7 +25,7 @@ from modelchain.api.contracts import (
 from modelchain.errors import InputError, WorkError
 from modelchain.io import watchdog
 from modelchain.io.lastword import success
-from modelchain.io.stop import Preempted, Stop
+from modelchain.io.stop import Preempted, StopRequest
 from modelchain_data.batches import Batch, Batches
 from modelchain_data.index import ShardSet
 from modelchain_data.request import IndexingLine, open_data
@@ -44,7 +44,9 @@ class Trainer:
     in the order of their use.
     """
 
-    def __init__(self, task: Task, stop: Stop, report: dict[str, Any], say: Callable[[str], None]):
+    def __init__(
+        self, task: Task, stop: StopRequest, report: dict[str, Any], say: Callable[[str], None]
+    ):
         """Join the other ranks and begin to serve progress.
 
         Args:

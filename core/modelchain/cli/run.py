@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from modelchain.api.contracts import DataRequest
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import ChainStatus, State
 from modelchain.cli.options import FileOption
@@ -21,7 +22,7 @@ from modelchain.io.stop import listen
 from modelchain.io.table import console as make_console
 from modelchain.io.table import report_table, stages_table
 from modelchain.local.drive import INTERRUPTED, as_ctrl_c, drive, prepare
-from modelchain.local.launch import STOPS, Trainer, processes_for
+from modelchain.local.launch import STOPS, TrainerProcess, processes_for
 from modelchain.local.lock import RootLock
 from modelchain.local.root import Root
 from modelchain.local.world import LocalWorld
@@ -59,16 +60,26 @@ def run(
     runs/digits[/bold]
     """
     console = make_console(stderr=True)
-    chain = load_chain(file)
-    status_name = "status.json"
+    chain, status_name = load_chain(file), "status.json"
     if alone is not None:
         chain, status_name = _alone(chain, alone, file), f"status-alone-{alone}.json"
     store = Root(root.absolute(), status_name)
+    request = _checked(chain, store, root, data, file)
+    root.mkdir(parents=True, exist_ok=True)
+    listen(STOPS, as_ctrl_c)  # until there is a trainer to stop first
+    status, interrupted = _train(chain, store, request, console)
+    _conclude(chain, store, status, interrupted, console)
+
+
+def _checked(
+    chain: ModelChain, store: Root, root: Path, data: Path | None, file: Path
+) -> DataRequest:
+    """What the trainer is to read. Raises InputError for all that can be wrong before anything is
+    written.
+    """
     folder = DataFolder(chain, data, file)
     request = folder.request(store.path / CACHE)
-    check_epochs(
-        chain, str(file), store.read_status(chain.metadata.name).frozen_epochs
-    )  # before anything is written
+    check_epochs(chain, str(file), store.read_status(chain.metadata.name).frozen_epochs)
     _check_processes(chain, file)
     if root.exists() and not root.is_dir():
         raise InputError("is not a folder", file=root)
@@ -76,19 +87,24 @@ def run(
         raise InputError(
             f"lies in the data folder {folder.folder}, where nothing is ever written", file=root
         )
-    root.mkdir(parents=True, exist_ok=True)
-    listen(STOPS, as_ctrl_c)  # until there is a trainer to stop first
+    return request
+
+
+def _train(
+    chain: ModelChain, store: Root, request: DataRequest, console: Console
+) -> tuple[ChainStatus, bool]:
+    """Drive the chain to its end; returns the status, and whether it was interrupted."""
     lock = RootLock.acquire(store.path, lambda text: console.print(text, style="yellow"))
     try:
         status = store.read_status(chain.metadata.name)
         fingerprint = prepare(request, store, console)
-        world = LocalWorld(chain, store, Trainer(lock), request, fingerprint)
+        world = LocalWorld(chain, store, TrainerProcess(lock), request, fingerprint)
         status = drive(chain, world, status, console)
         if not world.interrupted and world.evaluate_added(status, console.print):
             status = drive(chain, world, status, console)
     finally:
         lock.release()
-    _conclude(chain, store, status, world.interrupted, console)
+    return status, world.interrupted
 
 
 def _alone(chain: ModelChain, name: str, file: Path) -> ModelChain:

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 Schema = dict[str, Any]
 
 MAX_TEXT, MAX_ITEMS, MAX_KEYS, MAX_INT = 4096, 1024, 256, 2**53
+LARGE = ("macs", "plannedMacs")  # up to 1e24, beyond any integer of an API server
 KEPT = (
     "description",
     "type",
@@ -51,18 +52,10 @@ def _convert(
     source: Schema, defs: dict[str, Schema], nullable: bool, *, in_list: bool, name: str = ""
 ) -> Schema:
     source, optional = _resolve(source, defs)
-    out = {key: source[key] for key in KEPT if key in source}
-    if "description" in out:
-        out["description"] = out["description"].split("\n\n")[0].replace("\n", " ")
-    if "const" in source:
-        out["enum"] = [source["const"]]
-    if "exclusiveMinimum" in source:
-        out |= {"minimum": source["exclusiveMinimum"], "exclusiveMinimum": True}
+    out = _kept(source)
     if optional and nullable:
         out["nullable"] = True
-        out.pop(
-            "enum", None
-        )  # an API server takes null for no member of any enum, null's own included
+        out.pop("enum", None)  # an API server counts null as no member of any enum
     match out.get("type"):
         case "object":
             out |= _object(source, defs, nullable, in_list)
@@ -71,10 +64,7 @@ def _convert(
             out["items"] = _convert(source["items"], defs, nullable, in_list=True)
         case "string" if "enum" not in out:
             out.setdefault("maxLength", MAX_TEXT)
-        case "integer" if name in (
-            "macs",
-            "plannedMacs",
-        ):  # up to 1e24, beyond any integer of an API server
+        case "integer" if name in LARGE:
             out["type"] = "number"
         case "integer":
             out = {"format": "int64", **out}
@@ -84,6 +74,18 @@ def _convert(
     default = source.get("default")
     if default not in (None, []) and not nullable and not in_list:
         out["default"] = _without_nulls(default)
+    return out
+
+
+def _kept(source: Schema) -> Schema:
+    """What is taken over as it stands, spelled as OpenAPI 3.0 does."""
+    out = {key: source[key] for key in KEPT if key in source}
+    if "description" in out:
+        out["description"] = out["description"].split("\n\n")[0].replace("\n", " ")
+    if "const" in source:
+        out["enum"] = [source["const"]]
+    if "exclusiveMinimum" in source:
+        out |= {"minimum": source["exclusiveMinimum"], "exclusiveMinimum": True}
     return out
 
 

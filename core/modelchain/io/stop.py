@@ -36,7 +36,7 @@ class Preempted(BaseException):
 
 
 @dataclass
-class Stop:
+class StopRequest:
     """The request to stop. The loop obeys at the end of a step; the rest at once, as nothing is
     half done there.
     """

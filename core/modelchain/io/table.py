@@ -12,11 +12,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from modelchain.api.contracts import Measured, Results
+from modelchain.api.contracts import Growth, Measured, Results
 from modelchain.api.status import ChainStatus, StageStatus, State
 from modelchain.decide.conditions import sentence
 from modelchain.io.units import human
-from modelchain.plan.plan import Plan
+from modelchain.plan.plan import Plan, StagePlan
 
 COLOURS = {
     State.SUCCEEDED: "green",
@@ -91,16 +91,28 @@ def report_table(plan: Plan, status: ChainStatus, results: dict[str, Results]) -
     metric = next(
         (name for r in results.values() for name in r.final.metrics if "/" not in name), None
     )
-    total, alone = sum(r.macs for r in results.values()), plan.individual.macs
-    seconds = sum(r.seconds for r in results.values())
     table = Table(
         title=f"chain {plan.chain}: finished",
         title_justify="left",
         box=SIMPLE_HEAD,
         show_footer=True,
     )
-    measured = metric or "loss"
-    for header, footer in (
+    for header, footer in _report_columns(plan, results, metric or "loss"):
+        table.add_column(
+            header, footer=footer, justify="left" if header == "stage" else "right", no_wrap=True
+        )
+    for planned, stage in zip(plan.stages, status.stages, strict=True):
+        table.add_row(*_report_row(planned, stage, results[planned.name], metric))
+    return table
+
+
+def _report_columns(
+    plan: Plan, results: dict[str, Results], measured: str
+) -> list[tuple[str, str]]:
+    """The heading of each column and the sum below it."""
+    total, alone = sum(r.macs for r in results.values()), plan.individual.macs
+    seconds = sum(r.seconds for r in results.values())
+    return [
         ("stage", "together"),
         ("epochs", ""),
         ("inherited", ""),
@@ -111,30 +123,33 @@ def report_table(plan: Plan, status: ChainStatus, results: dict[str, Results]) -
         ("alone:\nepochs", ""),
         ("alone:\nMACs", human(alone)),
         ("times\nless", f"{alone / total:.2f}"),
-    ):
-        table.add_column(
-            header, footer=footer, justify="left" if header == "stage" else "right", no_wrap=True
-        )
-    for planned, stage in zip(plan.stages, status.stages, strict=True):
-        result, individual = results[planned.name], planned.individual
-        grown = result.growth
-        inherited = "nothing"
-        if grown is not None:
-            share = 1 - grown.new / (grown.inserted + grown.duplicated + grown.new)
-            inherited = f"{share:.0%}"
-        table.add_row(
-            planned.name,
-            str(stage.epochs),
-            inherited,
-            _measure(result.initial, metric),
-            _measure(result.final, metric),
-            f"{result.seconds:.0f}",
-            human(result.macs),
-            str(individual.epochs),
-            human(individual.macs),
-            f"{individual.macs / result.macs:.2f}",
-        )
-    return table
+    ]
+
+
+def _report_row(
+    planned: StagePlan, stage: StageStatus, result: Results, metric: str | None
+) -> list[str]:
+    individual = planned.individual
+    return [
+        planned.name,
+        str(stage.epochs),
+        _inherited(result.growth),
+        _measure(result.initial, metric),
+        _measure(result.final, metric),
+        f"{result.seconds:.0f}",
+        human(result.macs),
+        str(individual.epochs),
+        human(individual.macs),
+        f"{individual.macs / result.macs:.2f}",
+    ]
+
+
+def _inherited(growth: Growth | None) -> str:
+    """The share of the parameters that came from the predecessor."""
+    if growth is None:
+        return "nothing"
+    share = 1 - growth.new / (growth.inserted + growth.duplicated + growth.new)
+    return f"{share:.0%}"
 
 
 def _measure(measured: Measured, metric: str | None) -> str:

@@ -11,10 +11,10 @@ from modelchain.api.contracts import LAST_WORD, TASK, DataRequest, EvaluationReq
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import AttemptStatus, ChainStatus
 from modelchain.decide.observed import Launch, Observed, Seen, Step, Stop
-from modelchain.decide.task import task_for
+from modelchain.decide.task import Placement, task_for
 from modelchain.identity.digest import evaluation_key
 from modelchain.io.files import write_atomic
-from modelchain.local.launch import Trainer, gpus, measure, processes_for, threads_for
+from modelchain.local.launch import TrainerProcess, gpus, measure, processes_for, threads_for
 from modelchain.local.root import OWNER, Root, progress_of
 
 BACKOFF_SECONDS = 1.0
@@ -24,7 +24,12 @@ class LocalWorld:
     """Reads what is there into `Observed`, and carries a `Step` out."""
 
     def __init__(
-        self, chain: ModelChain, root: Root, trainer: Trainer, data: DataRequest, fingerprint: str
+        self,
+        chain: ModelChain,
+        root: Root,
+        trainer: TrainerProcess,
+        data: DataRequest,
+        fingerprint: str,
     ):
         self.chain, self.root, self.trainer = chain, root, trainer
         self.data, self.fingerprint = data, fingerprint
@@ -104,18 +109,16 @@ class LocalWorld:
         threads = threads_for(processes)
         directory = self.root.attempt_directory(launch.attempt)
         directory.mkdir(parents=True, exist_ok=True)
-        task = task_for(
-            self.chain,
-            epochs,
-            launch,
+        placement = Placement(
             root=str(self.root.path),
             predecessors=str(self.root.path),
             owner=OWNER,
+            last_word=str(directory / LAST_WORD),
             data=self.data,
             threads=threads,
             device="cuda" if gpus() else "cpu",
-            last_word=str(directory / LAST_WORD),
         )
+        task = task_for(self.chain, epochs, launch, placement)
         write_atomic(directory / TASK, task.model_dump_json(by_alias=True, indent=1).encode())
         self.inputs[task.input_digest] = task.inputs
         self.trainer.start(launch.attempt.name, directory / TASK, processes, threads)

@@ -1,13 +1,13 @@
 """What must hold between the fields of a spec: checked before the first stage, with the field that
 is at fault.
 
-The neighbours' rule is RULES section 3: a predecessor's weights are inserted into its successor, so
-nothing may shrink.
+Neighbours are compared because a predecessor's weights are inserted into its successor: no size may
+shrink, and what the growth cannot change must be equal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import PurePosixPath
 
@@ -70,37 +70,50 @@ def _decimals(spec: ChainSpec, report: Report) -> None:
 
 def _paths(spec: ChainSpec, report: Report) -> None:
     mount = spec.data.volume.mount_path
-    paths = [("spec.data.train.shards", spec.data.train.shards)]
-    for index, evaluation in enumerate(spec.evaluation):
-        where = f"spec.evaluation[{index}]"
-        paths.append((f"{where}.shards", evaluation.shards))
-        paths += [(f"{where}.{field}", path) for field, path in evaluation.list_files.items()]
     if ".." in PurePosixPath(mount).parts:
         report("spec.data.volume.mountPath", messages.DOTS)
         return
-    folder = mount.removesuffix("/") + "/"
-    for field, path in paths:
-        if "pipe:" in path:
-            report(field, messages.PIPE)
-            continue
-        if not path.startswith(folder):
-            report(field, messages.OUTSIDE.format(path=path, mount=mount))
-            continue
-        try:
-            names = expand(path) if field.endswith("shards") else [path]
-        except InputError as error:
-            report(field, error.problems[0].message)
-            continue
-        for name in names:
-            if ".." in PurePosixPath(name).parts:
-                report(field, messages.DOTS)
-            elif PurePosixPath(mount) not in PurePosixPath(name).parents:
-                report(field, messages.OUTSIDE.format(path=name, mount=mount))
-            else:
-                continue
-            break
-        if len(set(names)) != len(names):
-            report(field, messages.TWICE)
+    for field, path in _paths_of(spec):
+        for message in _path_problems(path, mount, is_pattern=field.endswith("shards")):
+            report(field, message)
+
+
+def _paths_of(spec: ChainSpec) -> Iterator[tuple[str, str]]:
+    """Every path of the spec, with its field."""
+    yield "spec.data.train.shards", spec.data.train.shards
+    for index, evaluation in enumerate(spec.evaluation):
+        where = f"spec.evaluation[{index}]"
+        yield f"{where}.shards", evaluation.shards
+        for field, path in evaluation.list_files.items():
+            yield f"{where}.{field}", path
+
+
+def _path_problems(path: str, mount: str, is_pattern: bool) -> Iterator[str]:
+    if "pipe:" in path:
+        yield messages.PIPE
+        return
+    if not path.startswith(mount.removesuffix("/") + "/"):
+        yield messages.OUTSIDE.format(path=path, mount=mount)
+        return
+    try:
+        names = expand(path) if is_pattern else [path]
+    except InputError as error:
+        yield error.problems[0].message
+        return
+    if misplaced := next(filter(None, (_misplaced(name, mount) for name in names)), None):
+        yield misplaced
+    if len(set(names)) != len(names):
+        yield messages.TWICE
+
+
+def _misplaced(name: str, mount: str) -> str | None:
+    """Why a file's name is not one below the mount."""
+    path = PurePosixPath(name)
+    if ".." in path.parts:
+        return messages.DOTS
+    if PurePosixPath(mount) not in path.parents:
+        return messages.OUTSIDE.format(path=name, mount=mount)
+    return None
 
 
 def _neighbours(spec: ChainSpec, report: Report) -> None:
@@ -195,9 +208,7 @@ def _recipe(spec: ChainSpec, report: Report) -> None:
 
 
 def warmup_too_long(spec: ChainSpec, index: int, epochs: int) -> tuple[str, str] | None:
-    """If stage `index` cannot warm up within its steps (RULES section 4), the field at fault and
-    why.
-    """
+    """If stage `index` cannot warm up within its steps, the field at fault and why."""
     steps = epochs * (spec.data.train.samples // spec.recipe.global_batch_size)
     field, warmup = "first", spec.recipe.warmup_steps.first
     if index > 0:
@@ -210,9 +221,7 @@ def warmup_too_long(spec: ChainSpec, index: int, epochs: int) -> tuple[str, str]
 
 
 def check_epochs(chain: ModelChain, file: str, frozen: dict[str, int]) -> None:
-    """Raise InputError if no epochs can be allocated, or a stage could not warm up within its
-    own.
-    """
+    """Raise InputError if no epochs can be allocated, or a stage could not warm up in its own."""
     try:
         planned = enumerate(plan(chain, "analytic", {}, frozen).stages)
     except InputError as error:
