@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from modelchain.api.contracts import DataRequest
+from modelchain.api.reasons import Code
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import ChainStatus, State
 from modelchain.cli.options import FileOption
@@ -155,7 +156,7 @@ def _conclude(
     if failed is not None:
         attempts = [a for a in failed.attempts if a.failure is not None]
         logs = f" (logs: {store.attempt_directory(attempts[-1])}/logs)" if attempts else ""
-        user_error = failed.reason.startswith("UserError: ")
+        user_error = failed.code is Code.USER_ERROR
         error = f"stage {failed.name}: {failed.reason}{'' if user_error else logs}"
         raise InputError(error) if user_error else WorkError(error)
     if interrupted:

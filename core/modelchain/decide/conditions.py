@@ -24,6 +24,7 @@ from modelchain.api.status import (
     Total,
 )
 from modelchain.decide.ledger import MESSAGE_LENGTH, timestamp, total_cost
+from modelchain.decide.verdict import NEVER_TRAINED
 
 # Of a status as JSON: an object of 64 KiB and more is slow to watch and to list.
 MAX_BYTES = 60_000
@@ -103,6 +104,13 @@ def sentence(stage: StageStatus, *, command: bool = True) -> str:
         return f"stage {stage.name} {doing} ({stage.message})"
     why = stage.reason if command else without_command(stage.reason, stage.next)
     return f"stage {stage.name}: {why}"
+
+
+def brief(stage: StageStatus) -> str:
+    """The same for a table of all stages, where a first training needs no reason."""
+    doing = _DOING.get(stage.state)
+    first = stage.code is Code.MISS and stage.message == NEVER_TRAINED
+    return f"stage {stage.name} {doing}" if doing and first else sentence(stage)
 
 
 _DOING = {State.STARTING: "starts", State.RUNNING: "trains", State.SUCCEEDED: "was trained"}

@@ -19,6 +19,7 @@ from modelchain.decide.observed import Contact, Seen
 from modelchain.identity.digest import differing_fields
 
 IGNORED = 10  # connections without an answer
+NEVER_TRAINED = "never trained"
 SILENT_SECONDS = 300  # a trainer takes a minute or two to load before it answers
 
 
@@ -221,7 +222,7 @@ def why_missed(
     known = [*(a.input_digest for a in stage.attempts), stage.last_digest]
     before = next((d for d in reversed(known) if d not in (digest, None)), None)
     if before is None:
-        return Reason(Code.MISS, stage.name, "never trained")
+        return Reason(Code.MISS, stage.name, NEVER_TRAINED)
     old = known_inputs.get(before)
     changed = ", ".join(differing_fields(old, inputs)) if old else "its inputs"
     return Reason(Code.MISS, stage.name, f"{changed} changed")

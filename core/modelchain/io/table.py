@@ -14,7 +14,7 @@ from rich.text import Text
 
 from modelchain.api.contracts import Growth, Measured, Results
 from modelchain.api.status import ChainStatus, StageStatus, State
-from modelchain.decide.conditions import sentence
+from modelchain.decide.conditions import brief
 from modelchain.io.units import human
 from modelchain.plan.plan import Plan, StagePlan
 
@@ -63,7 +63,7 @@ def stages_table(name: str, status: ChainStatus) -> RenderableType:
         )
     reasons = [
         Text(
-            f"  {sentence(s).removesuffix(' (never trained)')}",
+            f"  {brief(s)}",
             style="red" if s.state is State.FAILED else "dim",
         )
         for s in status.stages

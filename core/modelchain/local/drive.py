@@ -77,7 +77,7 @@ def drive(
         world.interrupted = True
 
     handlers = listen(STOPS, interrupt)
-    printed = ""
+    printed: dict[str, str] = {}
     try:
         with Live(console=console, auto_refresh=False, transient=True) as live:
             while True:
@@ -125,19 +125,20 @@ def _writable(stream: int) -> bool:
     return True
 
 
-def _print_changes(status: ChainStatus, before: str) -> str:
-    """Without a terminal: one line whenever a stage's state or tenth of progress changes."""
-    lines = []
+def _print_changes(status: ChainStatus, before: dict[str, str]) -> dict[str, str]:
+    """Without a terminal: one line whenever a stage's state, reason or tenth of progress changes.
+
+    Returns what was last printed of each stage, but for the time left, which always changes.
+    """
+    said = {}
     for stage in status.stages:
-        at = stage.progress
-        share = f" {10 * (10 * at.step // at.steps)} %, {at.eta_seconds:.0f} s left" if at else ""
-        lines.append(
-            f"{stage.name}: {stage.state}{share}{f' ({stage.reason})' if stage.reason else ''}"
-        )
-    known = before.splitlines()
-    for line in lines:
-        if line not in known and not (
-            " s left" in line and line.split(",")[0] in {k.split(",")[0] for k in known}
-        ):
-            print(line, file=sys.stderr, flush=True)
-    return "\n".join(lines)
+        at, left = stage.progress, ""
+        line = f"{stage.name}: {stage.state}"
+        if at is not None:
+            line += f" {10 * (10 * at.step // at.steps)} %"
+            left = f", {at.eta_seconds:.0f} s left"
+        why = f" ({stage.reason})" if stage.reason else ""
+        said[stage.name] = line + why
+        if before.get(stage.name) != said[stage.name]:
+            print(line + left + why, file=sys.stderr, flush=True)
+    return said
