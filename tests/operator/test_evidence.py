@@ -32,7 +32,7 @@ from podshapes import (
 )
 
 from modelchain.api.contracts import FailureClass
-from modelchain.api.reasons import Reason
+from modelchain.api.reasons import Code, Reason
 from modelchain_operator.api import objects
 from modelchain_operator.reconcile.pod_evidence import Evidence, evidence, refusal
 from modelchain_operator.runners import pods as podread
@@ -452,10 +452,10 @@ def test_long_messages_are_cut() -> None:
 
 
 def test_pods_still_to_be_made() -> None:
-    assert (
-        seen(running(0), nodes=4).waiting.text
-        == "1 of 4 pods are there; the others are still to be created"
-    )
+    reason = seen(running(0), nodes=4).waiting
+    assert reason.text == "1 of 4 pods are there; the others are still to be created"
+    assert reason.code is Code.PODS_MISSING
+    assert seen(deleted(running(0), grace_over=210)).waiting.code is Code.PODS_ENDING
 
 
 def test_refused_at_creation() -> None:

@@ -130,7 +130,7 @@ class Controller:
                 "the API server keeps less of a status than was written; apply this version's CRDs"
             )
         for stage in status.stages:
-            if _news(before.get(stage.name, StageStatus(name=stage.name))) != _news(stage):
+            if news(before.get(stage.name, StageStatus(name=stage.name))) != news(stage):
                 self._tell(facts.chain, stage)
 
     def _tell(self, chain: Object, stage: StageStatus) -> None:
@@ -138,13 +138,13 @@ class Controller:
         if stage.state is State.PENDING and not stage.attempts and not stage.stalled:
             return
         retrying = stage.state is State.PENDING and stage.retries > 0
-        bad = stage.stalled or stage.state is State.FAILED or retrying or _news(stage) in WARNINGS
+        bad = stage.stalled or stage.state is State.FAILED or retrying or news(stage) in WARNINGS
         text = sentence(stage)
         if stage.state is State.SUCCEEDED and stage.results:
             text += "; " + ", ".join(
                 f"{name} {value}" for name, value in stage.results.items() if "/" not in name
             )
-        self.events.tell(chain, "Warning" if bad else "Normal", _news(stage), text)
+        self.events.tell(chain, "Warning" if bad else "Normal", news(stage), text)
 
     async def _refuse(self, chain: Object, status: ChainStatus, error: InputError) -> None:
         """A spec that the CRD let through and that cannot be run: said in the status, and nothing
@@ -160,7 +160,7 @@ class Controller:
             self.events.tell(chain, "Warning", Code.INVALID_SPEC, message)
 
 
-def _news(stage: StageStatus) -> Code:
+def news(stage: StageStatus) -> Code:
     """The reason of the event that tells of a stage's state."""
     if stage.stalled:
         return Code.STAGE_STALLED
