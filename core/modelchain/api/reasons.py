@@ -395,16 +395,52 @@ class Code(StrEnum):
     # What only `explain` finds out.
     DELETING = "Deleting", "The chain is being deleted; artifacts stay"
     NOT_SEEN_YET = "NotSeenYet", "The operator has not reconciled the newest spec yet"
-    NOT_SEEN = "NotSeen", "The operator runs and has not reconciled the spec", "Read its logs"
+    NOT_SEEN = (
+        "NotSeen",
+        "The operator runs and has not reconciled the newest spec",
+        "Read its logs: it may serve other namespaces, or fail at this chain",
+    )
     NO_OPERATOR = "NoOperator", "No operator runs for this chain", "Install or start the operator"
     BACK_OFF = "BackOff", "The last attempt failed, and the next one waits a while"
-    NO_PODS = "NoPods", "The job was released, and its controller has made no pods"
-    CLAIM_PENDING = "ClaimPending", "A claim that the pods mount is not bound", "Describe the claim"
-    CLAIM_LOST = "ClaimLost", "A claim that the pods mount has lost its volume"
-    KUEUE_MISSING = "KueueMissing", "The chain names a queue, and Kueue is not installed"
-    LOCAL_QUEUE_MISSING = "LocalQueueMissing", "The queue that the chain names does not exist"
-    QUEUE_INACTIVE = "QueueInactive", "The LocalQueue admits nothing at present"
-    NO_WORKLOAD = "NoWorkload", "Kueue has made no Workload for the job"
+    NO_PODS = (
+        "NoPods",
+        "The job was released, and its controller has made no pods",
+        "See whether the controller of this kind of job runs",
+    )
+    CLAIM_PENDING = (
+        "ClaimPending",
+        "A claim that the pods mount is not bound",
+        "See the claim's events",
+        "kubectl describe pvc {subject} -n {namespace}",
+    )
+    CLAIM_LOST = (
+        "ClaimLost",
+        "A claim that the pods mount has lost its volume",
+        "Restore the volume",
+        "kubectl describe pvc {subject} -n {namespace}",
+    )
+    KUEUE_MISSING = (
+        "KueueMissing",
+        "The chain names a queue, and Kueue is not installed",
+        "Install Kueue, or leave out `spec.runner.queueName`",
+    )
+    LOCAL_QUEUE_MISSING = (
+        "LocalQueueMissing",
+        "The queue that the chain names does not exist in its namespace",
+        "Create the LocalQueue, or correct `spec.runner.queueName`",
+        "kubectl get localqueues -n {namespace}",
+    )
+    QUEUE_INACTIVE = (
+        "QueueInactive",
+        "The LocalQueue admits nothing at present",
+        "Ask the administrator of the queue",
+        "kubectl describe localqueue {subject} -n {namespace}",
+    )
+    NO_WORKLOAD = (
+        "NoWorkload",
+        "Kueue has made no Workload for the job",
+        "Enable this kind of job in Kueue's `integrations.frameworks`",
+    )
 
 
 @dataclass(frozen=True)
