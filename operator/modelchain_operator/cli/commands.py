@@ -150,7 +150,7 @@ def retry(
     with _packages():
         from modelchain_operator.api.kube import CHAINS
         from modelchain_operator.cli.session import Place, get_chain, on_cluster
-        from modelchain_operator.reconcile.facts import RETRY
+        from modelchain_operator.reconcile.snapshot import RETRY
 
     async def work(kube: Kube, space: str) -> str:
         chain = await get_chain(kube, space, name)

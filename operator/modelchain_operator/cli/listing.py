@@ -17,7 +17,7 @@ from rich.text import Text
 
 from modelchain.io.units import age
 from modelchain_operator.api.kube import Object, Throttled, Unavailable
-from modelchain_operator.api.objects import held, is_true
+from modelchain_operator.api.objects import is_true, true_condition
 
 POLL_SECONDS = 2.0
 COLUMNS = ("namespace", "name", "stage", "state", "progress", "accuracy", "cost", "age", "why")
@@ -73,7 +73,7 @@ def _why(chain: Object) -> str:
     if status.get("observedGeneration") != chain["metadata"]["generation"]:
         return "it was changed, and no operator has looked at it since"
     for kind in ("Stalled", "Suspended", "Reconciling"):
-        if (said := held(chain, kind)) is not None:
+        if (said := true_condition(chain, kind)) is not None:
             return without_commands(said["message"])
     return ""
 

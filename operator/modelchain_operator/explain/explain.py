@@ -31,12 +31,11 @@ from modelchain_operator.explain.clues import (
     phase,
 )
 from modelchain_operator.explain.read import Situation
-from modelchain_operator.reconcile.facts import attempt_of
 from modelchain_operator.runners import kueue
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners.port import Runner
 from modelchain_operator.runners.registry import RUNNERS, runner_for
-from modelchain_operator.runners.template import CHAIN, ROLE
+from modelchain_operator.runners.template import CHAIN, ROLE, attempt_of
 
 SOON = 60.0  # seconds in which an operator that works has looked at a change
 UNSEEN = 30.0  # seconds after which a change that nobody looked at shows that no operator works

@@ -13,15 +13,28 @@ from modelchain.api.status import AttemptStatus, ChainStatus, State
 from modelchain.decide.observed import Contact, Seen
 from modelchain.plan.pools import NodePool, PoolFile
 from modelchain_operator.api.kube import Object
-from modelchain_operator.api.objects import annotation, held, is_deleting, label, seconds, uid
-from modelchain_operator.reconcile.facts import RETRY, Facts, attempt_of
+from modelchain_operator.api.objects import (
+    annotation,
+    is_deleting,
+    label,
+    seconds,
+    true_condition,
+    uid,
+)
 from modelchain_operator.reconcile.memory import Asked, Memory
 from modelchain_operator.reconcile.pod_evidence import Evidence, evidence
+from modelchain_operator.reconcile.snapshot import RETRY, Snapshot
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners import verify
 from modelchain_operator.runners.port import JobState
 from modelchain_operator.runners.registry import runner_for, runner_of, state_of
-from modelchain_operator.runners.template import CHAIN_UID, INPUT_DIGEST, PROGRESS_PORT, ROLE
+from modelchain_operator.runners.template import (
+    CHAIN_UID,
+    INPUT_DIGEST,
+    PROGRESS_PORT,
+    ROLE,
+    attempt_of,
+)
 
 PODS_COME_WITHIN = 5.0  # seconds after a release; then it is asked why not
 GONE = JobState(released=True, suspended=False, finished=None, deleting=False, message="")
@@ -37,19 +50,19 @@ class Sightings:
 
     def __init__(
         self,
-        facts: Facts,
+        snapshot: Snapshot,
         status: ChainStatus,
         config: PoolFile,
         pool: NodePool | None,
         memory: Memory,
         now: float,
     ):
-        self.facts, self.config = facts, config
+        self.snapshot, self.config = snapshot, config
         self.pool, self.memory, self.now = pool, memory, now
-        self.spec = facts.spec.spec
+        self.spec = snapshot.spec.spec
         self.attempts = {a.name: (s, a) for s in status.stages for a in s.attempts}
         self.pods: dict[str, list[Object]] = {}
-        for pod in facts.pods:
+        for pod in snapshot.pods:
             if label(pod, ROLE) == "train":
                 self.pods.setdefault(attempt_of(pod), []).append(pod)
         self._seen: dict[str, Seen] = {}
@@ -92,7 +105,7 @@ class Sightings:
         queued = not over and state.released and found.running == 0 and waits
         stalled = ""
         if idle:
-            chain = f"{self.facts.spec.metadata.name} -n {self.facts.namespace}"
+            chain = f"{self.snapshot.spec.metadata.name} -n {self.snapshot.namespace}"
             kind = runner_for(attempt.runner).kind
             stalled = _SUSPENDED.format(kind=kind, name=name, chain=chain)
         elif job is not None and live:
@@ -130,7 +143,7 @@ class Sightings:
 
     def _not_started(self, attempt: AttemptStatus) -> Seen:
         """An intent alone. The name may be taken, by a job that goes or by one that is not ours."""
-        taken = self.facts.want("name", attempt.name)
+        taken = self.snapshot.want("name", attempt.name)
         stalled = ""
         if taken is not None and is_deleting(taken):
             return Seen(
@@ -141,17 +154,17 @@ class Sightings:
             stalled = (
                 f"NameTaken: a {runner.kind} {attempt.name} is there that this chain did not make;"
                 f" rename the chain, or: kubectl delete {runner.resource.qualified} {attempt.name}"
-                f" -n {self.facts.namespace}"
+                f" -n {self.snapshot.namespace}"
             )
         return Seen(
             live=False,
             started=False,
             stalled=stalled,
-            waiting=self.memory.refused.get((self.facts.namespace, attempt.name), ""),
+            waiting=self.memory.refused.get((self.snapshot.namespace, attempt.name), ""),
         )
 
     def _job(self, attempt: AttemptStatus) -> Object | None:
-        job = self.facts.jobs.get(attempt.name)
+        job = self.snapshot.jobs.get(attempt.name)
         if job is None or not self.is_ours(job, attempt) or attempt.uid not in (None, uid(job)):
             return None
         if attempt.uid is None and is_deleting(job):
@@ -160,19 +173,19 @@ class Sightings:
 
     def is_ours(self, job: Object, attempt: AttemptStatus) -> bool:
         return (
-            label(job, CHAIN_UID) == self.facts.uid
+            label(job, CHAIN_UID) == self.snapshot.uid
             and annotation(job, INPUT_DIGEST) == attempt.input_digest
         )
 
     def evidence(self, name: str) -> Evidence:
         stage, attempt = self.attempts.get(name, (None, None))
-        job = self.facts.jobs.get(name)
+        job = self.snapshot.jobs.get(name)
         nodes = next(
             (s.resources.nodes for s in self.spec.stages if stage and s.name == stage.name), 1
         )
         return evidence(
             self.pods.get(name, []),
-            [pod for pod in self.memory.pods_of(self.facts.uid) if attempt_of(pod) == name],
+            [pod for pod in self.memory.pods_of(self.snapshot.uid) if attempt_of(pod) == name],
             job=state_of(job) if job is not None else GONE,
             nodes=nodes,
             node_rank=runner_for(attempt.runner if attempt else None).node_rank,
@@ -188,9 +201,9 @@ class Sightings:
 
     def _waiting(self, attempt: AttemptStatus, state: JobState, found: Evidence) -> str:
         if not state.released:
-            return self.memory.refused.get((self.facts.namespace, attempt.name), "")
+            return self.memory.refused.get((self.snapshot.namespace, attempt.name), "")
         if state.suspended:
-            look = f"kubectl get workloads -n {self.facts.namespace}"
+            look = f"kubectl get workloads -n {self.snapshot.namespace}"
             return f"Queued: waits for its turn in queue {state.queue}; look: {look}"
         if _unscheduled(found):
             return "Unschedulable: " + found.waiting.replace("Unschedulable: ", "")
@@ -198,7 +211,7 @@ class Sightings:
 
     def _unrecorded(self, attempt: AttemptStatus) -> str:
         return self.memory.refused.get(
-            (self.facts.namespace, stage_artifact_name(attempt.input_digest)), ""
+            (self.snapshot.namespace, stage_artifact_name(attempt.input_digest)), ""
         )
 
     def _refusal(
@@ -213,14 +226,14 @@ class Sightings:
         if released is None or self.now < released + PODS_COME_WITHIN:
             return ""
         uids = runner_of(job).event_uids(job)
-        said = next(filter(None, [self.facts.want("refusal", told) for told in uids]), "")
+        said = next(filter(None, [self.snapshot.want("refusal", told) for told in uids]), "")
         return f"PodsForbidden: {said}" if said else ""
 
     def _lost(self, attempt: AttemptStatus, job: Object | None) -> str:
         """What an attempt left is not on a claim that was made after it, and must not be recorded
         as if it were.
         """
-        claim = self.facts.want("claim")
+        claim = self.snapshot.want("claim")
         began = podread.created_at(job) if job is not None else seconds(attempt.started_at)
         if claim is not None and (began is None or podread.created_at(claim) <= began):
             return ""
@@ -236,7 +249,7 @@ class Sightings:
             for pod in self.pods.get(name, ())
             if podread.is_live(pod)
             and podread.started_at(pod) is None
-            and (bound := held(pod, "PodScheduled")) is not None
+            and (bound := true_condition(pod, "PodScheduled")) is not None
             and (since := seconds(bound.get("lastTransitionTime"))) is not None
         ]
         if not times:
@@ -248,10 +261,10 @@ class Sightings:
         ), min(times)
 
     def _verify(self, attempt: AttemptStatus) -> Any:
-        job = self.facts.want("verify", attempt.name)
+        job = self.snapshot.want("verify", attempt.name)
         if job is None:
             return None
-        pods = [*self.facts.pods, *self.memory.pods_of(self.facts.uid)]
+        pods = [*self.snapshot.pods, *self.memory.pods_of(self.snapshot.uid)]
         mine = [
             pod for pod in pods if label(pod, ROLE) == "verify" and attempt_of(pod) == attempt.name
         ]
@@ -259,7 +272,7 @@ class Sightings:
             return answer
         if not verify.finished(job):
             return "Pending"
-        retry = annotation(self.facts.chain, RETRY)  # that it was taken away asks for nothing
+        retry = annotation(self.snapshot.chain, RETRY)  # that it was taken away asks for nothing
         return None if retry and annotation(job, RETRY) != retry else "Unanswered"
 
     def _progress(self, attempt: AttemptStatus, found: Evidence) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from modelchain.decide.observed import Artifact, Damage, Launch, Observed
 from modelchain.errors import InputError
 from modelchain.plan.pools import PoolFile
 from modelchain_operator.api.kube import Object
-from modelchain_operator.api.objects import annotation, held, is_deleting, label, uid
+from modelchain_operator.api.objects import annotation, is_deleting, label, true_condition, uid
 from modelchain_operator.reconcile import job_requests as requests
 from modelchain_operator.reconcile.attempt import Sightings
-from modelchain_operator.reconcile.facts import RETRY, Facts, Inputs
 from modelchain_operator.reconcile.memory import Memory
+from modelchain_operator.reconcile.snapshot import RETRY, Inputs, Snapshot
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners.registry import RUNNERS, UNNAMED, state_of
 from modelchain_operator.runners.template import (
@@ -35,21 +35,21 @@ LABEL_LENGTH = 63
 class View:
     """One chain as `decide` sees it."""
 
-    def __init__(self, facts: Facts, config: PoolFile, memory: Memory, now: float):
-        self.facts, self.config, self.now = facts, config, now
-        self.spec = facts.spec.spec
-        self.pool = requests.known_pool(facts.spec, config)
+    def __init__(self, snapshot: Snapshot, config: PoolFile, memory: Memory, now: float):
+        self.snapshot, self.config, self.now = snapshot, config, now
+        self.spec = snapshot.spec.spec
+        self.pool = requests.known_pool(snapshot.spec, config)
         self.status = self._status()
-        self.sightings = Sightings(facts, self.status, config, self.pool, memory, now)
+        self.sightings = Sightings(snapshot, self.status, config, self.pool, memory, now)
         self.attempts = self.sightings.attempts
 
     def observed(self) -> Observed:
-        facts = self.facts
+        snapshot = self.snapshot
         obstacle = self._obstacle()
         strays = dict(self._strays())
         unfinished = {
             name
-            for name, job in facts.jobs.items()
+            for name, job in snapshot.jobs.items()
             if state_of(job).finished is None and uid(job) not in strays
         }
         pods = self.sightings.pods
@@ -62,9 +62,9 @@ class View:
             artifact=self.artifact,
             attempt=self.sightings.seen,
             live=frozenset(unfinished | with_pods),
-            inputs=Inputs(facts),
+            inputs=Inputs(snapshot),
             fingerprint=self.spec.data.train.fingerprint,
-            retry=_retry(facts.chain),
+            retry=_retry(snapshot.chain),
             poll_seconds=float(self.config.progress_seconds),
             highest_number=self._highest_number,
             records=True,
@@ -72,12 +72,12 @@ class View:
             stuck=f"NodeLost: {stuck}" if stuck else "",
             strays=strays,
             spent_jobs=dict(self._spent_jobs()),
-            claim_missing=self._own_claim() and facts.want("claim") is None,
+            claim_missing=self._own_claim() and snapshot.want("claim") is None,
             loading=self.loading,
             share=self.share,
             outdated=self.outdated,
             shares=(
-                frozenset(facts.want("shares") or {})
+                frozenset(snapshot.want("shares") or {})
                 if self.spec.storage and self._shared()
                 else frozenset()
             ),
@@ -88,10 +88,10 @@ class View:
         """The stored status; of a chain that has none, the epochs its earlier StageArtifacts
         froze.
         """
-        status = self.facts.status
+        status = self.snapshot.status
         if status.stages:
             return status
-        records: list[Object] = self.facts.want("records") or []
+        records: list[Object] = self.snapshot.want("records") or []
         newest = {
             r["spec"]["stage"]: r["spec"]
             for r in sorted(records, key=lambda r: str(r["spec"]["finishedAt"]))
@@ -110,12 +110,12 @@ class View:
         """Why nothing can be launched, beginning with its reason; empty if nothing is in the
         way.
         """
-        spec, facts = self.spec, self.facts
+        spec, snapshot = self.spec, self.snapshot
         try:
             if spec.runner.kind not in RUNNERS:
                 raise InputError(messages.LOCAL, field="spec.runner.kind")
-            pool = requests.pool_of(facts.spec, self.config)
-            requests.image_of(facts.spec, self.config)
+            pool = requests.pool_of(snapshot.spec, self.config)
+            requests.image_of(snapshot.spec, self.config)
             for index, stage in enumerate(spec.stages):
                 try:
                     pool.processes(stage.resources.processes_per_node)
@@ -134,7 +134,7 @@ class View:
             check_mount_path(spec.data.volume.mount_path)
         except InputError as error:
             return f"InvalidSpec: {error.problems[0]}"
-        if (kind := self._next_kind()) in facts.missing:
+        if (kind := self._next_kind()) in snapshot.missing:
             runner = RUNNERS[kind]
             return f"RunnerMissing: {runner.kind} is not installed; {runner.install}"
         return self._claim_obstacle()
@@ -148,7 +148,7 @@ class View:
         return self.spec.runner.kind if intent is None else intent.runner or UNNAMED
 
     def _claim_obstacle(self) -> str:
-        claim, name = self.facts.want("claim"), requests.claim_name(self.facts.spec)
+        claim, name = self.snapshot.want("claim"), requests.claim_name(self.snapshot.spec)
         if claim is None:
             missing = (
                 f"ClaimMissing: there is no claim {name}; create it, or correct"
@@ -156,9 +156,9 @@ class View:
             )
             return missing if self._shared() else ""
         if is_deleting(claim):
-            look = f"kubectl describe pvc {name} -n {self.facts.namespace}"
+            look = f"kubectl describe pvc {name} -n {self.snapshot.namespace}"
             return f"ClaimMissing: claim {name} is being deleted; who holds it: {look}"
-        if not self._shared() and label(claim, CHAIN) != self.facts.spec.metadata.name:
+        if not self._shared() and label(claim, CHAIN) != self.snapshot.spec.metadata.name:
             return (
                 f"ClaimTaken: claim {name} was not made for this chain (label {CHAIN}); to use it"
                 " all the same, name it in spec.storage.claimName"
@@ -169,19 +169,19 @@ class View:
         """A Job with the label `modelchain.dev/fills` that has not packed the data yet, and whether
         it failed.
         """
-        claim, here = self.spec.data.volume.claim_name, f"-n {self.facts.namespace}"
+        claim, here = self.spec.data.volume.claim_name, f"-n {self.snapshot.namespace}"
         named = (
             claim is not None and len(claim) <= LABEL_LENGTH
         )  # no longer one can be a label's value
-        for job in self.facts.want("loaders", claim or "") or [] if named else []:
+        for job in self.snapshot.want("loaders", claim or "") or [] if named else []:
             packs = job["metadata"]["name"]
-            if held(job, "Failed"):
+            if true_condition(job, "Failed"):
                 look = f"kubectl logs job/{packs} {here}; then delete it, or make it anew"
                 return (
                     f"DataFailed: job {packs} was to fill claim {claim} and has failed: {look}",
                     True,
                 )
-            if not held(job, "Complete"):
+            if not true_condition(job, "Complete"):
                 return f"DataLoading: job {packs} fills claim {claim}", False
         return "", False
 
@@ -197,7 +197,7 @@ class View:
         """A stage's StageArtifact, if it lies on this chain's claim; nothing is trained over one
         that does not.
         """
-        record = self.facts.want("artifact", digest)
+        record = self.snapshot.want("artifact", digest)
         if record is None:
             return None
         name, spec = record["metadata"]["name"], record["spec"]
@@ -206,10 +206,10 @@ class View:
                 f"DigestConflict: {name} records {spec['inputDigest']}, not {digest}; rename it",
                 stalls=True,
             )
-        claim = self.facts.want("claim")
+        claim = self.snapshot.want("claim")
         if claim is None or uid(claim) != spec["claimUID"]:
             return Damage(f"ArtifactMissing: {self._elsewhere(name, spec, claim)}", stalls=True)
-        ours = spec["chain"] == self.facts.spec.metadata.name
+        ours = spec["chain"] == self.snapshot.spec.metadata.name
         return Artifact(
             digest=spec["artifactDigest"],
             path=spec["path"],
@@ -224,8 +224,8 @@ class View:
 
     def _elsewhere(self, name: str, record: Object, claim: Object | None) -> str:
         """What to do about a record of a claim that this chain does not have."""
-        mine = requests.claim_name(self.facts.spec) if self.spec.storage else "none"
-        if record["chain"] != self.facts.spec.metadata.name:
+        mine = requests.claim_name(self.snapshot.spec) if self.spec.storage else "none"
+        if record["chain"] != self.snapshot.spec.metadata.name:
             return (
                 f"the same stage is chain {record['chain']}'s, on claim {record['claimName']}; to"
                 " share it, delete this chain and apply it with spec.storage.claimName:"
@@ -236,23 +236,23 @@ class View:
         return (
             f"{name} lies on claim {record['claimName']} ({record['claimUID']}), and this chain has"
             f" {have}; bring that claim back, or to train the stage again: kubectl delete sart"
-            f" {name} -n {self.facts.namespace}"
+            f" {name} -n {self.snapshot.namespace}"
         )
 
     def outdated(self, launch: Launch) -> bool:
         """The attempt's job would be made otherwise now: of another kind, or for another pool,
         claim, image or queue.
         """
-        job = self.facts.jobs.get(launch.attempt.name)
+        job = self.snapshot.jobs.get(launch.attempt.name)
         if job is None or self.spec.storage is None:
             return False  # it is gone, and its pods are going; or there is nothing to make it from
         runner = RUNNERS.get(self.spec.runner.kind)
-        if runner is None or self.spec.runner.kind in self.facts.missing:
+        if runner is None or self.spec.runner.kind in self.snapshot.missing:
             return False  # there is nothing to make it with; that is said at the next launch
         stamp = annotation(job, requests.MADE_FROM)
         try:
             _, now = requests.job_for(
-                runner, self.facts.spec, self.config, self.status.epochs, launch
+                runner, self.snapshot.spec, self.config, self.status.epochs, launch
             )
         except InputError:
             return False  # not to be made at all; that is said where it is next asked for
@@ -263,12 +263,12 @@ class View:
         and nobody does.
         """
         if self._shared():
-            if digest in (self.facts.want("shares") or {}):
+            if digest in (self.snapshot.want("shares") or {}):
                 return "Mine"
-            lease = self.facts.want("lease", digest)
+            lease = self.snapshot.want("lease", digest)
             if lease is not None:
                 return f"chain {lease['spec']['holderIdentity']}"
-        for rival in self.facts.want("rivals", digest) or []:
+        for rival in self.snapshot.want("rivals", digest) or []:
             return f"chain {label(rival, CHAIN)}"
         return "" if self._shared() else None
 
@@ -276,7 +276,7 @@ class View:
 
     def _strays(self) -> Iterator[tuple[str, str]]:
         """Unfinished jobs that no UID in the status and no open intent names (RULES section 6)."""
-        for name, job in self.facts.jobs.items():
+        for name, job in self.snapshot.jobs.items():
             if state_of(job).finished is not None or is_deleting(job):
                 continue
             _, attempt = self.attempts.get(name, (None, None))
@@ -289,7 +289,7 @@ class View:
     def _spent_jobs(self) -> Iterator[tuple[str, str]]:
         """All finished jobs of a stage but the last three, which stay for their logs."""
         finished: dict[str, list[tuple[int, str, str]]] = {}
-        for name, job in self.facts.jobs.items():
+        for name, job in self.snapshot.jobs.items():
             _, attempt = self.attempts.get(name, (None, None))
             closed = attempt is None or attempt.finished_at is not None
             if closed and state_of(job).finished is not None and not is_deleting(job):
@@ -302,7 +302,7 @@ class View:
     def _highest_number(self, stage: str, digest: str) -> int:
         numbers = [
             int(label(thing, ATTEMPT))
-            for thing in [*self.facts.jobs.values(), *self.facts.pods]
+            for thing in [*self.snapshot.jobs.values(), *self.snapshot.pods]
             if label(thing, STAGE) == stage or label(thing, INPUT_DIGEST) == digest[:63]
         ]
         return max(numbers, default=0)

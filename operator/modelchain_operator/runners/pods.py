@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from modelchain.api.contracts import LastWord
 from modelchain_operator.api.kube import Object
-from modelchain_operator.api.objects import Read, annotation, held, seconds
+from modelchain_operator.api.objects import Read, annotation, seconds, true_condition
 from modelchain_operator.runners.template import MAIN_CONTAINER
 
 TERMINAL = ("Succeeded", "Failed")
@@ -51,7 +51,7 @@ def main_container(pod: Read) -> Read:
 
 def disruption(pod: Read) -> Read | None:
     """The condition that says the platform ended the pod, not its work."""
-    return held(pod, "DisruptionTarget")
+    return true_condition(pod, "DisruptionTarget")
 
 
 def created_at(pod: Read) -> float:
@@ -112,7 +112,7 @@ def _node_is_behind(pod: Read) -> float:
     """Seconds, from what the scheduler and the node give as the time the node took the pod; 0 if
     one says nothing.
     """
-    scheduled = seconds((held(pod, "PodScheduled") or {}).get("lastTransitionTime"))
+    scheduled = seconds((true_condition(pod, "PodScheduled") or {}).get("lastTransitionTime"))
     taken = seconds(pod["status"].get("startTime"))
     return 0.0 if scheduled is None or taken is None else scheduled - taken
 

@@ -4,19 +4,21 @@ Security Standard.
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
 from modelchain.api.spec import API_VERSION, KIND
 from modelchain.errors import InputError
 from modelchain.plan.pools import NodePool
 from modelchain_operator.api.kube import Object
+from modelchain_operator.api.objects import label
 from modelchain_operator.runners import kueue
 from modelchain_operator.runners.port import JobRequest
 
 ARTIFACTS, PREDECESSORS = "/artifacts", "/predecessors"
 HOME, SCRATCH, SHM = "/home/modelchain", "/tmp", "/dev/shm"
 TERMINATION_MESSAGE = "/dev/termination-log"
-NODE_VARIABLE = "MODELCHAIN_NODE"
+NODE_VARIABLE, TASK_VARIABLE = "MODELCHAIN_NODE", "MODELCHAIN_TASK"
 METRICS_PORT, PROGRESS_PORT = 9090, 9091
 SHUTDOWN_SECONDS = 15  # of the grace, kept for torchrun and the kubelet after the workers have gone
 
@@ -191,7 +193,7 @@ def environment(request: JobRequest, more: dict[str, str]) -> list[Object]:
         "TMPDIR": SCRATCH,
         "XDG_CACHE_HOME": f"{HOME}/.cache",
         **more,
-        "MODELCHAIN_TASK": request.task.replace("$", "$$"),  # Kubernetes would expand $(NAME)
+        TASK_VARIABLE: request.task.replace("$", "$$"),  # Kubernetes would expand $(NAME)
     }
     # A trainer whose device fails names its node. Not the pool's to say: the node is avoided by it.
     node = {"name": NODE_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
@@ -259,3 +261,39 @@ def check_mount_path(path: str) -> None:
                 f"{path} would cover {ours}, which the trainer's pods use; mount the data at /data",
                 field="spec.data.volume.mountPath",
             )
+
+
+# Reading back what was made.
+
+
+def task_of(job: Object) -> dict[str, Any]:
+    """The task a job was made with. Its dollars were doubled for Kubernetes."""
+    value: str = _trainer(job)[1]
+    return dict(json.loads(value.replace("$$", "$")))
+
+
+def image_of(job: Object) -> str:
+    """The image its trainers run."""
+    return str(_trainer(job)[0]["image"])
+
+
+def _trainer(job: Object) -> tuple[Object, str]:
+    """The container that trains and the text of its task, wherever this kind of job keeps its pod
+    templates.
+    """
+    stack: list[Any] = [job["spec"]]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, dict):
+            for variable in value.get("env") or []:
+                if variable["name"] == TASK_VARIABLE:
+                    return value, variable["value"]
+            stack += value.values()
+        elif isinstance(value, list):
+            stack += value
+    raise KeyError(TASK_VARIABLE)
+
+
+def attempt_of(thing: Object) -> str:
+    """The name of the attempt that a pod or job was made for."""
+    return f"{label(thing, CHAIN)}-{label(thing, STAGE)}-a{label(thing, ATTEMPT)}"
