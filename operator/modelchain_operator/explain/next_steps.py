@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from modelchain_operator.api.kube import Object
 from modelchain_operator.reconcile.attempt import GONE
 from modelchain_operator.reconcile.pod_evidence import evidence
+from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners.port import Runner
 
 # Reasons of stages that have not failed, and that a retry mends.
@@ -25,9 +26,7 @@ def of_pods(pods: Sequence[Object], job: Object | None, nodes: int, runner: Runn
         pods,
         (),
         job=state,
-        nodes=nodes,
-        node_rank=runner.node_rank,
-        gpu_resource="nvidia.com/gpu",
+        gang=podread.Gang(nodes, runner.node_rank),
         now=0.0,
     ).waiting
 

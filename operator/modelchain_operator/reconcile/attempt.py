@@ -5,6 +5,7 @@ those that are gone.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from modelchain.api.artifact import stage_artifact_name
@@ -36,13 +37,74 @@ from modelchain_operator.runners.template import (
     attempt_of,
 )
 
-PODS_COME_WITHIN = 5.0  # seconds after a release; then it is asked why not
+PODS_COME_WITHIN = 5.0  # seconds after a release; after that, events are read for the reason
 GONE = JobState(released=True, suspended=False, finished=None, deleting=False, message="")
 _SUSPENDED = (
     "SuspendedByAnother: somebody else has suspended {kind} {name}, which is in no queue; nothing"
     " is done against it. Set spec.runner.queueName if jobs have to be in a queue here; to launch"
     " it anew: modelchain retry {chain}"
 )
+
+
+@dataclass(frozen=True)
+class _Launched:
+    """An open attempt that has a job, or had one that is gone (`job` None)."""
+
+    attempt: AttemptStatus
+    job: Object | None
+    state: JobState
+    found: Evidence
+
+    @property
+    def live(self) -> bool:
+        """Pods are live, or its job may make some."""
+        makes_pods = self.state.finished is None and (
+            self.state.deleting or not self.state.suspended
+        )
+        return self.found.live or (self.job is not None and makes_pods)
+
+    @property
+    def over(self) -> bool:
+        return (self.job is None or self.state.finished is not None) and not self.found.live
+
+    @property
+    def succeeded(self) -> bool:
+        """As its job says. Once that is known it stays so, whatever becomes of the job."""
+        verifying = self.job is None and self.attempt.state is State.VERIFYING
+        return self.state.finished == "Succeeded" or verifying
+
+    @property
+    def left_artifact(self) -> bool:
+        """It is over and says that it succeeded: rank 0 in its last word, else the job."""
+        word = self.found.word
+        return self.over and (self.succeeded if word is None else word.result == "Succeeded")
+
+    @property
+    def unreleased(self) -> bool:
+        state = self.state
+        unfinished = state.finished is None and not state.deleting
+        return self.job is not None and not state.released and unfinished
+
+    @property
+    def idle(self) -> bool:
+        """Another client has suspended its job, which is in no queue."""
+        state = self.state
+        suspended = state.released and state.suspended and not state.deleting
+        return suspended and state.queue is None and not self.over
+
+    @property
+    def queued(self) -> bool:
+        """It was released and nothing runs: it waits in its queue or for the scheduler."""
+        in_queue = self.state.suspended and self.state.queue is not None
+        waits = in_queue or _unscheduled(self.found)
+        return waits and self.state.released and self.found.running == 0 and not self.over
+
+    @property
+    def failure(self) -> tuple[FailureClass, str] | None:
+        """What is known of a failure without a last word."""
+        if self.found.failure is None and self.job is None:
+            return FailureClass.KILLED, f"its job {self.attempt.name} was deleted"
+        return self.found.failure
 
 
 class Sightings:
@@ -69,80 +131,65 @@ class Sightings:
 
     def seen(self, name: str) -> Seen:
         if name not in self._seen:
-            self._seen[name] = self._look_at(name)
+            self._seen[name] = self._see(name)
         return self._seen[name]
 
-    def _look_at(self, name: str) -> Seen:
+    def _see(self, name: str) -> Seen:
         _, attempt = self.attempts[name]
         job = self._job(attempt)
         if attempt.finished_at is not None:
-            live = any(podread.is_live(pod) for pod in self.pods.get(name, ()))
-            return Seen(
-                live=live or (job is not None and state_of(job).finished is None),
-                started=True,
-            )
+            return self._closed(attempt, job)
         if job is None and attempt.uid is None:
             return self._not_started(attempt)
         state = state_of(job) if job is not None else GONE
-        found = self.evidence(name)
-        live = found.live or (
-            job is not None and state.finished is None and (state.deleting or not state.suspended)
-        )
-        over = (job is None or state.finished is not None) and not found.live
-        # Once it is known to have succeeded it stays so, whatever becomes of its job.
-        succeeded = state.finished == "Succeeded" or (
-            job is None and attempt.state is State.VERIFYING
-        )
-        left_something = over and (found.word.result == "Succeeded" if found.word else succeeded)
-        idle = (
-            not over
-            and state.released
-            and state.suspended
-            and state.queue is None
-            and not state.deleting
-        )
-        waits = (state.suspended and state.queue is not None) or _unscheduled(found)
-        queued = not over and state.released and found.running == 0 and waits
-        stalled = ""
-        if idle:
-            chain = f"{self.snapshot.spec.metadata.name} -n {self.snapshot.namespace}"
-            kind = runner_for(attempt.runner).kind
-            stalled = _SUSPENDED.format(kind=kind, name=name, chain=chain)
-        elif job is not None and live:
-            stalled = self._refusal(attempt, job, state, found)
-        elif left_something:
-            stalled = self._lost(attempt, job)
-        failure = found.failure
-        if failure is None and job is None:
-            failure = FailureClass.KILLED, f"its job {attempt.name} was deleted"
+        return self._launched(_Launched(attempt, job, state, self.evidence(name)))
+
+    def _closed(self, attempt: AttemptStatus, job: Object | None) -> Seen:
+        """Its account is closed; its job or its pods may still be ending."""
+        live = any(podread.is_live(pod) for pod in self.pods.get(attempt.name, ()))
+        unfinished = job is not None and state_of(job).finished is None
+        return Seen(live=live or unfinished, started=True)
+
+    def _launched(self, it: _Launched) -> Seen:
+        attempt, found = it.attempt, it.found
+        verified = it.left_artifact and found.word is None
         return Seen(
-            live=live,
+            live=it.live,
             started=True,
-            uid=uid(job) if job is not None else attempt.uid,
-            held=job is not None
-            and not state.released
-            and state.finished is None
-            and not state.deleting,
-            queued=queued,
-            waiting=self._unrecorded(attempt) if over else self._waiting(attempt, state, found),
-            stalled=stalled,
+            uid=uid(it.job) if it.job is not None else attempt.uid,
+            held=it.unreleased,
+            queued=it.queued,
+            waiting=self._unrecorded(attempt) if it.over else self._waiting(it),
+            stalled=self._stalled(it),
             running=found.running > 0,
-            waits=self._waits(name, found),
+            waits=self._waits(attempt.name, found),
             hopeless=found.permanent,
-            word=found.word if over else None,
-            evidence=failure,
-            succeeded=succeeded,
-            verify=self._verify(attempt) if left_something and found.word is None else None,
+            word=found.word if it.over else None,
+            evidence=it.failure,
+            succeeded=it.succeeded,
+            verify=self._verify(attempt) if verified else None,
             pods=found.pods,
             never_ran=found.never_ran,
             gone_pods=found.gone,
             bad_nodes=found.bad_nodes,
-            idle=idle,
+            idle=it.idle,
             **self._progress(attempt, found),
         )
 
+    def _stalled(self, it: _Launched) -> str:
+        """Why a user must act before this attempt can go on, beginning with its reason."""
+        if it.idle:
+            chain = f"{self.snapshot.spec.metadata.name} -n {self.snapshot.namespace}"
+            kind = runner_for(it.attempt.runner).kind
+            return _SUSPENDED.format(kind=kind, name=it.attempt.name, chain=chain)
+        if it.job is not None and it.live:
+            return self._refusal(it.job, it)
+        return self._lost(it) if it.left_artifact else ""
+
     def _not_started(self, attempt: AttemptStatus) -> Seen:
-        """An intent alone. The name may be taken, by a job that goes or by one that is not ours."""
+        """An intent alone. Its name may be taken, by a job that is being deleted or by one that is
+        not ours.
+        """
         taken = self.snapshot.want("name", attempt.name)
         stalled = ""
         if taken is not None and is_deleting(taken):
@@ -180,16 +227,17 @@ class Sightings:
     def evidence(self, name: str) -> Evidence:
         stage, attempt = self.attempts.get(name, (None, None))
         job = self.snapshot.jobs.get(name)
-        nodes = next(
-            (s.resources.nodes for s in self.spec.stages if stage and s.name == stage.name), 1
+        asked = (s.resources.nodes for s in self.spec.stages if stage and s.name == stage.name)
+        gang = podread.Gang(
+            nodes=next(asked, 1),
+            node_rank=runner_for(attempt.runner if attempt else None).node_rank,
+            gpu_resource=self.pool.gpu_resource if self.pool else "nvidia.com/gpu",
         )
         return evidence(
             self.pods.get(name, []),
             [pod for pod in self.memory.pods_of(self.snapshot.uid) if attempt_of(pod) == name],
             job=state_of(job) if job is not None else GONE,
-            nodes=nodes,
-            node_rank=runner_for(attempt.runner if attempt else None).node_rank,
-            gpu_resource=self.pool.gpu_resource if self.pool else "nvidia.com/gpu",
+            gang=gang,
             now=self.now,
             known=(
                 attempt.pods
@@ -199,46 +247,47 @@ class Sightings:
             going=self.memory.going,
         )
 
-    def _waiting(self, attempt: AttemptStatus, state: JobState, found: Evidence) -> str:
-        if not state.released:
-            return self.memory.refused.get((self.snapshot.namespace, attempt.name), "")
-        if state.suspended:
+    def _waiting(self, it: _Launched) -> str:
+        """Why nothing runs yet."""
+        if not it.state.released:
+            return self.memory.refused.get((self.snapshot.namespace, it.attempt.name), "")
+        if it.state.suspended:
             look = f"kubectl get workloads -n {self.snapshot.namespace}"
-            return f"Queued: waits for its turn in queue {state.queue}; look: {look}"
-        if _unscheduled(found):
-            return "Unschedulable: " + found.waiting.replace("Unschedulable: ", "")
-        return found.waiting
+            return f"Queued: waits for its turn in queue {it.state.queue}; look: {look}"
+        if _unscheduled(it.found):
+            return "Unschedulable: " + it.found.waiting.replace("Unschedulable: ", "")
+        return it.found.waiting
 
     def _unrecorded(self, attempt: AttemptStatus) -> str:
         return self.memory.refused.get(
             (self.snapshot.namespace, stage_artifact_name(attempt.input_digest)), ""
         )
 
-    def _refusal(
-        self, attempt: AttemptStatus, job: Object, state: JobState, found: Evidence
-    ) -> str:
-        """Pods that are refused at creation leave only an event; looked for where no pod has
+    def _refusal(self, job: Object, it: _Launched) -> str:
+        """Pods that are refused at creation leave only an event, which is read where no pod has
         come.
         """
-        if found.live or state.suspended or state.deleting or state.finished:
+        if it.found.live or it.state.suspended or it.state.deleting or it.state.finished:
             return ""
-        released = seconds(attempt.started_at)
+        released = seconds(it.attempt.started_at)
         if released is None or self.now < released + PODS_COME_WITHIN:
             return ""
         uids = runner_of(job).event_uids(job)
         said = next(filter(None, [self.snapshot.want("refusal", told) for told in uids]), "")
         return f"PodsForbidden: {said}" if said else ""
 
-    def _lost(self, attempt: AttemptStatus, job: Object | None) -> str:
+    def _lost(self, it: _Launched) -> str:
         """What an attempt left is not on a claim that was made after it, and must not be recorded
         as if it were.
         """
         claim = self.snapshot.want("claim")
-        began = podread.created_at(job) if job is not None else seconds(attempt.started_at)
+        began = seconds(it.attempt.started_at)
+        if it.job is not None:
+            began = podread.created_at(it.job)
         if claim is not None and (began is None or podread.created_at(claim) <= began):
             return ""
         return (
-            f"ArtifactMissing: attempt {attempt.name} succeeded, but its claim is gone or was"
+            f"ArtifactMissing: attempt {it.attempt.name} succeeded, but its claim is gone or was"
             " replaced since; bring it back, or set stages[].rerun to train the stage again"
         )
 

@@ -1,5 +1,5 @@
-"""The only writer: one action of `decide`, one call. Every write names what it expects to find
-(RULES section 6).
+"""The only writer: one action of `decide`, one call. Every write names the object it expects, by UID
+or resourceVersion, so that it fails if another is there.
 """
 
 from __future__ import annotations
@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
+
+from pydantic import BaseModel
 
 from modelchain.api.artifact import (
     ArtifactPredecessor,
@@ -18,6 +20,7 @@ from modelchain.api.status import AttemptStatus, ChainStatus
 from modelchain.decide.ledger import timestamp
 from modelchain.decide.observed import (
     Action,
+    Artifact,
     Discard,
     DropShare,
     Launch,
@@ -75,11 +78,10 @@ class Executor:
 
     async def write_status(self, chain: Object, status: ChainStatus) -> Object:
         """PUT; the chain as it is then. A Conflict if it has changed since it was read."""
-        body = status.model_dump(mode="json", by_alias=True, exclude_none=True)
-        return await self.kube.replace_status(CHAINS, {**chain, "status": body})
+        return await self.kube.replace_status(CHAINS, {**chain, "status": _dumped(status)})
 
     async def act(self, snapshot: Snapshot, action: Action) -> bool:
-        """True if something was written, so that a look at what it changed is due."""
+        """True if something was written whose consequences are to be decided in the same pass."""
         match action:
             case Launch():
                 await self._launch(snapshot, action)
@@ -131,7 +133,8 @@ class Executor:
     @contextmanager
     def _told(self, key: tuple[str, str], reason: str) -> Iterator[None]:
         """Around the write of an object (its namespace and name): remember a refusal, which the
-        status then says after `reason`. Other errors pass by themselves, and are not said.
+        status then says after `reason`. Other errors are temporary, and the status does not say
+        them.
         """
         try:
             yield
@@ -145,8 +148,8 @@ class Executor:
         self.memory.refused.pop(key, None)
 
     async def _release(self, snapshot: Snapshot, attempt: AttemptStatus) -> None:
-        """One PATCH of what was just read: what a POST answered is outdated, its controller writes
-        to a new job.
+        """One PATCH of what was just read: its controller writes to a new job, so what the POST
+        answered is outdated.
         """
         runner, name = runner_for(attempt.runner), attempt.name
         known, queue = snapshot.jobs[name], await self._queue(snapshot)
@@ -180,8 +183,8 @@ class Executor:
         return None
 
     async def _delete_job(self, snapshot: Snapshot, name: str, job_uid: str | None = None) -> None:
-        """Foreground: the job stays until its pods are gone, so that nobody makes a pod for a job
-        that is no more.
+        """Foreground: the job stays until its pods are gone, so that its controller makes no pod
+        for a job that is no more.
         """
         job = snapshot.jobs.get(name)
         if job is not None and not is_deleting(job):
@@ -209,38 +212,33 @@ class Executor:
             record = await self._create(
                 ARTIFACTS, self._stage_artifact(snapshot, action), "RecordRefused"
             )
-        except AlreadyExists:  # whoever wrote it: what it says decides
+        except AlreadyExists:  # by an earlier pass or another operator: what it says decides
             snapshot.read.pop(Need("artifact", digest), None)
             return
         snapshot.read[Need("artifact", digest)] = record
         self.memory.artifacts.put((snapshot.namespace, digest), record)
 
     def _stage_artifact(self, snapshot: Snapshot, action: RecordArtifact) -> Object:
-        launch, word = action.launch, action.word
-        stage = snapshot.spec.spec.stages[launch.stage]
+        attempt = action.launch.attempt
+        stage = snapshot.spec.spec.stages[action.launch.stage]
         claim = snapshot.read[Need("claim")]
-        before = launch.predecessor
-        job = snapshot.jobs.get(launch.attempt.name)
-        inputs = dict(launch.inputs) if job is None else task_of(job)["inputs"]
+        inputs, image = self._made_from(snapshot, action.launch)
+        word, before = action.word, action.launch.predecessor
         metrics = {name: f"{value:.2f}" for name, value in word.metrics.items()}
-        names = [e.name for e in snapshot.spec.spec.evaluation if e.name in metrics]
+        shown = [e.name for e in snapshot.spec.spec.evaluation if e.name in metrics]
         spec = StageArtifactSpec(
             chain=snapshot.spec.metadata.name,
             stage=stage.name,
             model=stage.model or "inline",
-            input_digest=launch.attempt.input_digest,
+            input_digest=attempt.input_digest,
             artifact_digest=str(word.left),
             manifest_digest=str(word.manifest_digest),
-            path=f"{launch.attempt.input_digest}/artifact",
+            path=f"{attempt.input_digest}/artifact",
             claim_name=claim["metadata"]["name"],
             claim_uid=claim["metadata"]["uid"],
-            image=image_of(job) if job else requests.image_of(snapshot.spec, self.config),
+            image=image,
             epochs=int(inputs["epochs"]),
-            predecessor=ArtifactPredecessor(
-                input_digest=before.input_digest, artifact_digest=before.digest
-            )
-            if before
-            else None,
+            predecessor=_predecessor(before) if before else None,
             inputs=inputs,
             steps=word.steps or word.step,
             macs=action.spent.macs,
@@ -248,16 +246,29 @@ class Executor:
             gpu_seconds=action.spent.gpu_seconds,
             cost=action.spent.cost,
             metrics=metrics,
-            accuracy=metrics[names[0]] if names else None,
-            attempt=launch.attempt.name,
+            accuracy=metrics[shown[0]] if shown else None,
+            attempt=attempt.name,
             trainer_math=word.trainer_math,
             finished_at=timestamp(self.memory.clock()),
         )
-        meta = _metadata(snapshot, stage_artifact_name(launch.attempt.input_digest))
-        meta["labels"] |= {STAGE: stage.name, INPUT_DIGEST: launch.attempt.input_digest[:63]}
-        return StageArtifact(metadata=meta, spec=spec).model_dump(
-            mode="json", by_alias=True, exclude_none=True
-        )
+        meta = _metadata(snapshot, stage_artifact_name(attempt.input_digest))
+        meta["labels"] |= {STAGE: stage.name, INPUT_DIGEST: attempt.input_digest[:63]}
+        return _dumped(StageArtifact(metadata=meta, spec=spec))
+
+    def _made_from(self, snapshot: Snapshot, launch: Launch) -> tuple[dict[str, Any], str]:
+        """The inputs and the image of an attempt: as its job says, else as they would be now."""
+        job = snapshot.jobs.get(launch.attempt.name)
+        if job is not None:
+            return task_of(job)["inputs"], image_of(job)
+        return dict(launch.inputs), requests.image_of(snapshot.spec, self.config)
+
+
+def _predecessor(before: Artifact) -> ArtifactPredecessor:
+    return ArtifactPredecessor(input_digest=before.input_digest, artifact_digest=before.digest)
+
+
+def _dumped(body: BaseModel) -> Object:
+    return body.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def _metadata(snapshot: Snapshot, name: str) -> dict[str, Any]:

@@ -1,21 +1,37 @@
-"""Reading pods as the API server gives them: what runs, since when, how it ended, and what it
-said.
+"""Reading pods as the API server gives them: what runs, since when, how it ended, what it said, and
+what it waits for.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from modelchain.api.contracts import LastWord
+from modelchain.api.contracts import FailureClass, LastWord
 from modelchain_operator.api.kube import Object
-from modelchain_operator.api.objects import Read, annotation, seconds, true_condition
+from modelchain_operator.api.objects import (
+    Read,
+    annotation,
+    condition,
+    is_deleting,
+    seconds,
+    true_condition,
+    uid,
+)
+from modelchain_operator.api.objects import name as name_of
 from modelchain_operator.runners.template import MAIN_CONTAINER
 
 TERMINAL = ("Succeeded", "Failed")
 NOT_STARTED = ("StartError", "ContainerCannotRun")
 CLOCKS_DIFFER = 600.0  # seconds: a node's clock and ours, each five minutes wrong
+STUCK_SECONDS = 60  # after a pod's grace is over
+QUOTED = 240  # characters of a message that is quoted
+
+Failure = tuple[FailureClass, str]  # the class, and a sentence
 
 
 def is_live(pod: Read) -> bool:
@@ -123,6 +139,18 @@ def _time(text: str | None) -> float | None:
     return found if found is not None and found > 0 else None
 
 
+def where(pod: Read) -> str:
+    """Its name and its node, for a sentence."""
+    node = pod["spec"].get("nodeName")
+    return f"pod {name_of(pod)}" + (f" on node {node}" if node else "")
+
+
+def short(text: str | None) -> str:
+    """A message of another program, as one line, cut to `QUOTED`."""
+    line = " ".join((text or "").split())
+    return line if len(line) <= QUOTED else f"{line[: QUOTED - 1]}…"
+
+
 def gpus(pod: Read, resource: str) -> int:
     limits = main_container(pod).get("resources", {}).get("limits") or {}
     return int(limits.get(resource, 0))
@@ -177,3 +205,142 @@ def remember(pod: Read) -> Object | None:
         "spec": {"containers": containers, "nodeName": pod["spec"].get("nodeName")},
         "status": {field: status[field] for field in kept_status if field in status},
     }
+
+
+# What pods wait for.
+
+
+@dataclass(frozen=True)
+class Gang:
+    """The pods an attempt should have. `nodes`: how many there are when all is well. `node_rank`:
+    the runner's. `gpu_resource`: the name of the GPUs they ask for.
+    """
+
+    nodes: int
+    node_rank: Callable[[Read], int | None]
+    gpu_resource: str = "nvidia.com/gpu"
+
+    def in_order(self, pods: Iterable[Read]) -> list[Read]:
+        """By node rank."""
+        return sorted(pods, key=lambda pod: self.node_rank(pod) or 0)
+
+
+_PULL = (
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "ImageInspectError",
+    "RegistryUnavailable",
+    "SignatureValidationFailed",
+)
+_NO_SUCH_IMAGE = ("not found", "notfound", "manifest unknown")
+_NEVER_AS_ROOT = ("runAsNonRoot", "non-numeric user")
+
+
+@dataclass(frozen=True)
+class _Wait:
+    weight: int  # the most telling first
+    sentence: str
+    permanent: FailureClass | None = None
+
+
+def why_waiting(live: Sequence[Read], gang: Gang) -> tuple[str, Failure | None]:
+    """A sentence, empty if there is nothing to wait for; and the failure if waiting cannot help."""
+    waits = [wait for pod in gang.in_order(live) if (wait := _wait_of(pod)) is not None]
+    there = [pod for pod in live if is_live(pod)]
+    if waits:
+        wait = min(waits, key=lambda wait: wait.weight)
+        sentence = wait.sentence
+        if gang.nodes > 1:
+            running = sum(is_running(pod) for pod in there)
+            sentence = f"{running} of {gang.nodes} pods run, {sentence}"
+        return sentence, (wait.permanent, sentence) if wait.permanent else None
+    if going := next((pod for pod in there if is_deleting(pod)), None):
+        return f"waits until {where(going)}, which is being deleted, has ended", None
+    if there and len(there) == len(live) < gang.nodes:
+        missing = f"{len(there)} of {gang.nodes} pods are there; the others are still to be created"
+        return missing, None
+    return "", None
+
+
+def _wait_of(pod: Read) -> _Wait | None:
+    """What a pod waits for that has not started; None for any other."""
+    if not is_live(pod) or started_at(pod) is not None or is_deleting(pod):
+        return None
+    scheduled = condition(pod, "PodScheduled")
+    if scheduled is not None and scheduled["status"] == "False":
+        return _scheduler_wait(pod, scheduled)
+    inits = pod["status"].get("initContainerStatuses") or []
+    for status in [*inits, *(pod["status"].get("containerStatuses") or [])]:
+        now = status.get("state", {})
+        waiting = now.get("waiting")
+        if waiting is not None and waiting.get("reason") != "PodInitializing":
+            return _container_wait(pod, status, waiting)
+        if status in inits and now.get("running") is not None:
+            runs = f"init container {status['name']} runs until rank 0's pod can be reached"
+            return _Wait(5, f"{name_of(pod)} waits: {runs}")
+    return _Wait(6, f"{name_of(pod)} waits: not yet looked at by a node or the scheduler")
+
+
+def _scheduler_wait(pod: Read, scheduled: Read) -> _Wait:
+    name = name_of(pod)
+    said = short(scheduled.get("message")) or "no node was found yet"
+    if scheduled.get("reason") == "SchedulingGated":
+        return _Wait(3, f"{name} waits: held by a scheduling gate ({said})")
+    # The scheduler goes on to say why preemption does not help either, which is as long again.
+    said = re.split(r"\.? (?:no new claims to deallocate, )?preemption: ", said)[0]
+    said = said.removesuffix(". not found")  # said twice where a claim is missing
+    reason = scheduled.get("reason", "Unschedulable")
+    return _Wait(2, f"{name} waits: {reason}: {said}; {_describe(pod)}")
+
+
+def _container_wait(pod: Read, status: Read, waiting: Read) -> _Wait:
+    # The kubelet tells the same failure in turn as ErrImagePull and as ImagePullBackOff with a
+    # preface.
+    said = short(str(waiting.get("message") or "").rsplit("ErrImagePull: ", 1)[-1])
+    reason, image, name = waiting.get("reason", ""), status.get("image", ""), name_of(pod)
+    if reason == "InvalidImageName":
+        sentence = f"{name} waits: {image} is no image name; correct runner.image"
+        return _Wait(0, sentence, FailureClass.IMAGE)
+    if reason in _PULL or reason == "ErrImageNeverPull":
+        if any(text in said.lower() for text in _NO_SUCH_IMAGE):
+            sentence = f"{name} waits: there is no image {image}; correct runner.image ({said})"
+            return _Wait(0, sentence, FailureClass.IMAGE)
+        said = said or _describe(pod)
+        return _Wait(1, f"{name} waits: image {image} cannot be pulled: {said}")
+    if reason == "CreateContainerConfigError" and any(text in said for text in _NEVER_AS_ROOT):
+        sentence = (
+            f"{name} waits: the image's user is root; set runAsUser of the node pool ({said})"
+        )
+        return _Wait(0, sentence, FailureClass.IMAGE)
+    if reason in ("", "ContainerCreating"):
+        does = "its node pulls the image and mounts volumes"
+        return _Wait(4, f"{name} waits: {does}; if for long, {_describe(pod)}")
+    return _Wait(1, f"{name} waits: {reason}: {said or _describe(pod)}")
+
+
+def _describe(pod: Read) -> str:
+    return f"see: kubectl describe pod {name_of(pod)} -n {pod['metadata']['namespace']}"
+
+
+def stuck(live: Sequence[Read], now: float, going: Mapping[str, float] | None) -> str:
+    """A pod that outstays its grace: its node does not answer. The deletion's timestamp has the
+    grace in it.
+
+    That is the API server's clock, and ours may be minutes ahead of it: then a pod within its grace
+    would be called stuck. So its grace must have passed by our own clock, too, since we first saw
+    it go.
+    """
+    for pod in live:
+        meta, due = pod["metadata"], seconds(pod["metadata"].get("deletionTimestamp"))
+        if not is_live(pod) or due is None or now <= due + STUCK_SECONDS:
+            continue
+        grace = meta.get("deletionGracePeriodSeconds") or 0
+        waited = going is None or now - going.get(uid(pod), now) > grace + STUCK_SECONDS
+        if waited or now > due + STUCK_SECONDS + CLOCKS_DIFFER:
+            name, node = name_of(pod), pod["spec"].get("nodeName", "unknown")
+            return (
+                f"pod {name} should have ended at {meta['deletionTimestamp']}; node {node} does not"
+                f" answer. If it is dead for certain: kubectl delete pod {name} -n"
+                f" {meta['namespace']} --force --grace-period=0"
+            )
+    return ""

@@ -74,37 +74,11 @@ def trainer_template(request: JobRequest, container: str, *, rank_0: bool) -> Ob
     PET_* variables.
     """
     pool = request.pool
-    claims = {"artifacts": request.artifacts_claim}
-    mounts = [mount("artifacts", ARTIFACTS), mount("artifacts", PREDECESSORS, read_only=True)]
-    if request.data_claim is not None:
-        check_mount_path(request.mount_path)
-        # One claim in two volumes of a pod would hang the kubelet.
-        volume = "artifacts" if request.data_claim == request.artifacts_claim else "data"
-        claims[volume] = request.data_claim
-        mounts.append(mount(volume, request.mount_path, read_only=True))
-    # Alone, a pod need not find itself by a name, which may not resolve; both flags win over the
-    # job's variables.
-    here = ["--master-addr=127.0.0.1", "--local-addr=127.0.0.1"] if request.nodes == 1 else []
+    claims, mounts = _trainer_claims(request)
     trainer: Object = {
         "name": container,
-        "command": [
-            "python",
-            "-m",
-            "torch.distributed.run",
-            "--max-restarts=0",
-            *here,
-            "-m",
-            "modelchain_trainer",
-        ],
-        "env": environment(
-            request,
-            {
-                **pool.env,
-                "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(pool.grace_seconds - SHUTDOWN_SECONDS),
-                "MODELCHAIN_METRICS_PORT": str(METRICS_PORT),  # rank 0 answers there
-                "MODELCHAIN_PROGRESS_PORT": str(PROGRESS_PORT),
-            },
-        ),
+        "command": _torchrun(request),
+        "env": environment(request, _trainer_variables(pool)),
         "resources": _resources(pool, request.processes_per_node),
         "volumeMounts": [*mounts, mount("shm", SHM)],
     }
@@ -113,6 +87,45 @@ def trainer_template(request: JobRequest, container: str, *, rank_0: bool) -> Ob
         trainer["ports"] = [{"name": name, "containerPort": port} for name, port in ports.items()]
     shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": pool.shm_size}}
     template = pod_template(request, "train", trainer, [*_claims(claims, read_only={"data"}), shm])
+    template["spec"] |= _placement(request)
+    template["metadata"]["labels"] = {**pool.labels, **template["metadata"]["labels"]}
+    template["metadata"]["annotations"] |= {**pool.annotations, **kueue.topology(pool)}
+    return template
+
+
+def _trainer_claims(request: JobRequest) -> tuple[dict[str, str], list[Object]]:
+    """Claims by the name of their volume, and where they are mounted."""
+    claims = {"artifacts": request.artifacts_claim}
+    mounts = [mount("artifacts", ARTIFACTS), mount("artifacts", PREDECESSORS, read_only=True)]
+    if request.data_claim is not None:
+        check_mount_path(request.mount_path)
+        # One claim in two volumes of a pod would hang the kubelet.
+        volume = "artifacts" if request.data_claim == request.artifacts_claim else "data"
+        claims[volume] = request.data_claim
+        mounts.append(mount(volume, request.mount_path, read_only=True))
+    return claims, mounts
+
+
+def _torchrun(request: JobRequest) -> list[str]:
+    # Alone, a pod need not find itself by a name, which may not resolve; both flags win over the
+    # job's variables.
+    here = ["--master-addr=127.0.0.1", "--local-addr=127.0.0.1"] if request.nodes == 1 else []
+    torchrun = ["python", "-m", "torch.distributed.run", "--max-restarts=0"]
+    return [*torchrun, *here, "-m", "modelchain_trainer"]
+
+
+def _trainer_variables(pool: NodePool) -> dict[str, str]:
+    return {
+        **pool.env,
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(pool.grace_seconds - SHUTDOWN_SECONDS),
+        "MODELCHAIN_METRICS_PORT": str(METRICS_PORT),  # rank 0 answers there
+        "MODELCHAIN_PROGRESS_PORT": str(PROGRESS_PORT),
+    }
+
+
+def _placement(request: JobRequest) -> Object:
+    """Where and with which rights the pods of the pool run, and how long they may take to end."""
+    pool = request.pool
     optional = {
         "nodeSelector": pool.node_selector,
         "priorityClassName": pool.priority_class_name,
@@ -121,11 +134,8 @@ def trainer_template(request: JobRequest, container: str, *, rank_0: bool) -> Ob
         "serviceAccountName": pool.service_account_name,
         "affinity": _away_from(request.avoid),
     }
-    template["spec"] |= {name: value for name, value in optional.items() if value}
-    template["spec"]["terminationGracePeriodSeconds"] = pool.grace_seconds
-    template["metadata"]["labels"] = {**pool.labels, **template["metadata"]["labels"]}
-    template["metadata"]["annotations"] |= {**pool.annotations, **kueue.topology(pool)}
-    return template
+    given = {name: value for name, value in optional.items() if value}
+    return given | {"terminationGracePeriodSeconds": pool.grace_seconds}
 
 
 def verify_template(request: JobRequest, arguments: list[str], resources: Object) -> Object:
