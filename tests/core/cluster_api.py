@@ -28,8 +28,8 @@ from modelchain_operator.api.kube import (
     Object,
     Resource,
 )  # fmt: skip
-from modelchain_operator.reconcile.facts import Facts
 from modelchain_operator.reconcile.job_requests import MADE_FROM
+from modelchain_operator.reconcile.snapshot import Snapshot
 from modelchain_operator.runners.kueue import LOCAL_QUEUES, QUEUE, RELEASED, UNRELEASED_QUEUE
 from modelchain_operator.runners.pytorchjob import PYTORCHJOBS
 from modelchain_operator.runners.template import CHAIN_UID, INPUT_DIGEST
@@ -51,7 +51,7 @@ class ApiServer:
     leases: dict[str, Thing] = field(default_factory=dict)
     disk: frozenset[tuple[str, str]] = frozenset()  # (claim UID, digest) with a whole artifact
     checkpoints: dict[str, int] = field(default_factory=dict)
-    flying: list[tuple[Facts, Step]] = field(
+    flying: list[tuple[Snapshot, Step]] = field(
         default_factory=list
     )  # writes of dead operators that may still land
     waits: int = 0  # how often time has passed since anything last changed

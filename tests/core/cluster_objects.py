@@ -15,7 +15,7 @@ from specs import config, inline, with_changes
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import ChainStatus
 from modelchain_operator.api.kube import Object
-from modelchain_operator.reconcile.facts import RETRY
+from modelchain_operator.reconcile.snapshot import RETRY
 from modelchain_operator.runners.kueue import QUEUE, RELEASED, UNRELEASED_QUEUE
 from modelchain_operator.runners.template import MAIN_CONTAINER, ROLE
 

@@ -5,9 +5,9 @@ operator with plain Jobs in the place of PyTorchJobs.
 from __future__ import annotations
 
 from modelchain_operator.api.kube import JOBS, Object
-from modelchain_operator.api.objects import Read, held, is_deleting, label, uid
+from modelchain_operator.api.objects import Read, label, uid
 from modelchain_operator.runners import kueue
-from modelchain_operator.runners.port import JobRequest, JobState
+from modelchain_operator.runners.port import JobRequest, JobState, job_state
 from modelchain_operator.runners.template import metadata, trainer_template
 
 INDEX = "batch.kubernetes.io/job-completion-index"
@@ -47,15 +47,7 @@ class PlainJob:
         return kueue.release(job, queue, now, suspended=suspended, unsuspend={"suspend": False})
 
     def state(self, job: Read) -> JobState:
-        failed = held(job, "Failed")
-        return JobState(
-            released=kueue.is_released(job),
-            suspended=bool(job["spec"]["suspend"]),
-            finished="Failed" if failed else "Succeeded" if held(job, "Complete") else None,
-            deleting=is_deleting(job),
-            message=failed.get("message", "") if failed else "",
-            queue=kueue.queue_of(job),
-        )
+        return job_state(job, suspended=bool(job["spec"]["suspend"]), success="Complete")
 
     def node_rank(self, pod: Read) -> int | None:
         index = label(pod, INDEX)

@@ -37,6 +37,7 @@ from modelchain_operator.reconcile.attempt import GONE
 from modelchain_operator.reconcile.execute import with_words
 from modelchain_operator.reconcile.pod_evidence import evidence
 from modelchain_operator.runners.kueue import KueueQueue
+from modelchain_operator.runners.pods import Gang
 from modelchain_operator.runners.pytorchjob import PyTorchJob
 
 
@@ -344,15 +345,8 @@ def test_a_code_that_a_newer_operator_wrote() -> None:
 
 def test_a_node_that_does_not_answer() -> None:
     pod = podshapes.deleted(podshapes.running(), grace_over=0)
-    found = evidence(
-        [pod],
-        (),
-        job=GONE,
-        nodes=1,
-        node_rank=RUNNER.node_rank,
-        now=NOW,
-        gpu_resource="nvidia.com/gpu",
-    )
+    gang = Gang(nodes=1, node_rank=RUNNER.node_rank)
+    found = evidence([pod], (), job=GONE, gang=gang, now=NOW)
     assert found.stalled is not None and found.stalled.code is Code.NODE_LOST
     thing = chain(current(State.RUNNING, found.stalled, stalled=True), condition("Stalled"))
     check(ask(thing), "NodeLost", "should have ended", "kubectl describe node node-0")

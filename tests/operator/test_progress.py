@@ -16,9 +16,9 @@ from podshapes import running
 
 from modelchain.api.contracts import LiveProgress
 from modelchain_operator.api.kube import Object
-from modelchain_operator.reconcile import reads
+from modelchain_operator.reconcile import snapshot
 from modelchain_operator.reconcile.memory import MOST_IGNORED, Asked, Memory
-from modelchain_operator.reconcile.reads import Reader
+from modelchain_operator.reconcile.snapshot import Reader
 from modelchain_operator.runners.template import PROGRESS_PORT
 
 ANSWER = LiveProgress(
@@ -72,7 +72,7 @@ def asked(pod: Object, times: int = 1, serve: Callable[[], Awaitable[Any]] | Non
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=0.2, sock_read=0.2)
-    monkeypatch.setattr(reads, "PROGRESS_TIMEOUT", timeout)
+    monkeypatch.setattr(snapshot, "PROGRESS_TIMEOUT", timeout)
 
 
 def test_it_answers() -> None:

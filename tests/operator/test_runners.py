@@ -30,11 +30,11 @@ from modelchain_operator.api.kube import (
     Resource,
 )
 from modelchain_operator.reconcile.controller import Controller
-from modelchain_operator.reconcile.facts import Facts, image_of, task_of
-from modelchain_operator.reconcile.reads import Reader
+from modelchain_operator.reconcile.snapshot import Reader, Snapshot
 from modelchain_operator.runners.port import Runner
 from modelchain_operator.runners.pytorchjob import REPLICA_INDEX, REPLICA_TYPE, PyTorchJob
 from modelchain_operator.runners.registry import RUNNERS, runner_for, runner_of
+from modelchain_operator.runners.template import image_of, task_of
 from modelchain_operator.watch import service
 from modelchain_operator.watch.service import Service
 
@@ -320,9 +320,9 @@ class Team:
         runner = spec.spec.runner.model_copy(update={"kind": self.kind})
         edited = spec.model_copy(update={"spec": spec.spec.model_copy(update={"runner": runner})})
         stored = ChainStatus.model_validate_json(json.dumps(chain.get("status") or {}))
-        facts = Facts(chain, edited, stored, jobs={}, pods=[])
-        asyncio.run(self.controller._steps(facts))
-        return facts.status
+        snapshot = Snapshot(chain, edited, stored, jobs={}, pods=[])
+        asyncio.run(self.controller._steps(snapshot))
+        return snapshot.status
 
     def attempts(self) -> list[tuple[str, str | None, bool]]:
         """Name, kind and whether it is open."""

@@ -20,7 +20,7 @@ from modelchain.api.status import StageStatus, State
 from modelchain.decide.conditions import current, sentence
 from modelchain.io.units import age
 from modelchain_operator.api.kube import Object, Throttled, Unavailable
-from modelchain_operator.api.objects import held, is_true
+from modelchain_operator.api.objects import is_true, true_condition
 
 POLL_SECONDS = 2.0
 COLUMNS = ("namespace", "name", "stage", "state", "progress", "accuracy", "cost", "age", "why")
@@ -74,13 +74,13 @@ def _why(chain: Object) -> str:
         return "no operator has looked at it yet"
     if status.get("observedGeneration") != chain["metadata"]["generation"]:
         return "it was changed, and no operator has looked at it since"
-    if (stalled := held(chain, "Stalled")) is not None:
+    if (stalled := true_condition(chain, "Stalled")) is not None:
         stage = _current(chain)
         of_stage = stage is not None and (stage.stalled or stage.state is State.FAILED)
         return sentence(stage, command=False) if stage and of_stage else str(stalled["message"])
-    if (suspended := held(chain, "Suspended")) is not None:
+    if (suspended := true_condition(chain, "Suspended")) is not None:
         return str(suspended["message"])
-    stage = _current(chain) if held(chain, "Reconciling") else None
+    stage = _current(chain) if true_condition(chain, "Reconciling") else None
     return sentence(stage, command=False) if stage else ""
 
 

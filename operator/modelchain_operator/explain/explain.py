@@ -18,7 +18,6 @@ from modelchain.io.units import age, human
 from modelchain_operator.api import objects, refusals
 from modelchain_operator.api.kube import Object
 from modelchain_operator.api.objects import condition, is_deleting, is_true, label
-from modelchain_operator.explain import next_steps
 from modelchain_operator.explain.clues import (
     Clues,
     Line,
@@ -29,12 +28,11 @@ from modelchain_operator.explain.clues import (
     phase,
 )
 from modelchain_operator.explain.read import Situation
-from modelchain_operator.reconcile.facts import attempt_of
 from modelchain_operator.runners import kueue
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners.port import Runner
 from modelchain_operator.runners.registry import RUNNERS, runner_for
-from modelchain_operator.runners.template import CHAIN, ROLE
+from modelchain_operator.runners.template import CHAIN, ROLE, attempt_of
 
 SOON = 60.0  # seconds in which an operator that works has looked at a change
 UNSEEN = 30.0  # seconds after which a change that nobody looked at shows that no operator works
@@ -339,7 +337,8 @@ class _Case:
         if claim := self._claim_not_bound(waiting):
             return claim
         warned = self.clues.warnings(*waiting)
-        reason = next_steps.of_pods(self.pods, self.job, self._nodes(), self.runner)
+        gang = podread.Gang(self._nodes(), self.runner.node_rank)
+        reason, _ = podread.why_waiting(self.pods, gang)
         if reason is None or reason.code not in WAITS_FOR:
             reason = Reason(Code.STARTING, message="its pods have not started yet")
         cause = reason.message

@@ -23,10 +23,9 @@ from modelchain_operator.api.kube import CHAINS, Forbidden, Kube, NotFound, Obje
 from modelchain_operator.api.objects import is_deleting
 from modelchain_operator.reconcile.events import Events
 from modelchain_operator.reconcile.execute import Executor
-from modelchain_operator.reconcile.facts import Facts
 from modelchain_operator.reconcile.memory import Memory
 from modelchain_operator.reconcile.observe import View
-from modelchain_operator.reconcile.reads import Reader
+from modelchain_operator.reconcile.snapshot import Reader, Snapshot
 from modelchain_operator.runners.registry import RUNNERS
 
 log = logging.getLogger(__name__)
@@ -80,58 +79,59 @@ class Controller:
     async def _look(self, chain: Object) -> float | None:
         status = _status_of(chain)
         try:
-            facts = Facts(chain, _checked(chain, status), status, jobs={}, pods=[])
+            snapshot = Snapshot(chain, _checked(chain, status), status, jobs={}, pods=[])
         except InputError as error:
             await self._refuse(chain, status, error)
             return None
         try:
-            return await self._steps(facts)
+            return await self._steps(snapshot)
         except InputError as error:
-            await self._refuse(facts.chain, facts.status, error)
+            await self._refuse(snapshot.chain, snapshot.status, error)
             return None
 
-    async def _steps(self, facts: Facts) -> float | None:
+    async def _steps(self, snapshot: Snapshot) -> float | None:
         """Decide and write, one thing at a time, until nothing is left to do now."""
-        await self.reader.jobs_and_pods(facts)
+        await self.reader.jobs_and_pods(snapshot)
         for _ in range(MOST_STEPS):
-            step = await self._decide(facts)
+            step = await self._decide(snapshot)
             if step.write:
-                facts.fresh = False
-                await self._write(facts, step.status)
+                snapshot.fresh = False
+                await self._write(snapshot, step.status)
             elif step.action is None:
                 return step.again
-            elif isinstance(step.action, Launch) and not facts.fresh:
+            elif isinstance(step.action, Launch) and not snapshot.fresh:
                 # An intent is there. What it rests on is read again before anything is made (RULES
                 # section 6).
-                await self.reader.jobs_and_pods(facts)
-                self.reader.forget(facts, step.action)
-                facts.fresh = True
+                await self.reader.jobs_and_pods(snapshot)
+                self.reader.forget(snapshot, step.action)
+                snapshot.fresh = True
             else:
-                facts.fresh = False
-                if not await self.executor.act(facts, step.action):
+                snapshot.fresh = False
+                if not await self.executor.act(snapshot, step.action):
                     return step.again
         return SOON
 
-    async def _decide(self, facts: Facts) -> Step:
+    async def _decide(self, snapshot: Snapshot) -> Step:
         """Decide, reading what the decision turns out to need."""
         while True:
-            view = View(facts, self.config, self.memory, self.clock())
+            view = View(snapshot, self.config, self.memory, self.clock())
             await self.reader.progress(view.sightings.rank_0_pods())
-            step = decide(facts.spec, view.observed(), view.now)
-            if not facts.needs:
+            step = decide(snapshot.spec, view.observed(), view.now)
+            if not snapshot.needs:
                 return step
-            await self.reader.answer(facts)
+            await self.reader.answer(snapshot)
 
-    async def _write(self, facts: Facts, status: ChainStatus) -> None:
-        before = {stage.name: stage for stage in facts.status.stages}
-        facts.chain, facts.status = await self.executor.write_status(facts.chain, status), status
-        if _status_of(facts.chain) != status:
+    async def _write(self, snapshot: Snapshot, status: ChainStatus) -> None:
+        before = {stage.name: stage for stage in snapshot.status.stages}
+        snapshot.chain = await self.executor.write_status(snapshot.chain, status)
+        snapshot.status = status
+        if _status_of(snapshot.chain) != status:
             raise RuntimeError(
                 "the API server keeps less of a status than was written; apply this version's CRDs"
             )
         for stage in status.stages:
             if news(before.get(stage.name, StageStatus(name=stage.name))) != news(stage):
-                self._tell(facts.chain, stage)
+                self._tell(snapshot.chain, stage)
 
     def _tell(self, chain: Object, stage: StageStatus) -> None:
         """One event a transition; what only waits for its turn is no news."""

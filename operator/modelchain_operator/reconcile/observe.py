@@ -14,11 +14,11 @@ from modelchain.decide.observed import Artifact, Damage, Launch, Observed
 from modelchain.errors import InputError
 from modelchain.plan.pools import PoolFile
 from modelchain_operator.api.kube import Object
-from modelchain_operator.api.objects import annotation, held, is_deleting, label, uid
+from modelchain_operator.api.objects import annotation, is_deleting, label, true_condition, uid
 from modelchain_operator.reconcile import job_requests as requests
 from modelchain_operator.reconcile.attempt import Sightings
-from modelchain_operator.reconcile.facts import RETRY, Facts, Inputs
 from modelchain_operator.reconcile.memory import Memory
+from modelchain_operator.reconcile.snapshot import RETRY, Inputs, Snapshot
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners.registry import RUNNERS, UNNAMED, state_of
 from modelchain_operator.runners.template import (
@@ -36,21 +36,21 @@ LABEL_LENGTH = 63
 class View:
     """One chain as `decide` sees it."""
 
-    def __init__(self, facts: Facts, config: PoolFile, memory: Memory, now: float):
-        self.facts, self.config, self.now = facts, config, now
-        self.spec = facts.spec.spec
-        self.pool = requests.known_pool(facts.spec, config)
+    def __init__(self, snapshot: Snapshot, config: PoolFile, memory: Memory, now: float):
+        self.snapshot, self.config, self.now = snapshot, config, now
+        self.spec = snapshot.spec.spec
+        self.pool = requests.known_pool(snapshot.spec, config)
         self.status = self._status()
-        self.sightings = Sightings(facts, self.status, config, self.pool, memory, now)
+        self.sightings = Sightings(snapshot, self.status, config, self.pool, memory, now)
         self.attempts = self.sightings.attempts
 
     def observed(self) -> Observed:
-        facts = self.facts
+        snapshot = self.snapshot
         obstacle = self._obstacle()
         strays = dict(self._strays())
         unfinished = {
             name
-            for name, job in facts.jobs.items()
+            for name, job in snapshot.jobs.items()
             if state_of(job).finished is None and uid(job) not in strays
         }
         pods = self.sightings.pods
@@ -63,9 +63,9 @@ class View:
             artifact=self.artifact,
             attempt=self.sightings.seen,
             live=frozenset(unfinished | with_pods),
-            inputs=Inputs(facts),
+            inputs=Inputs(snapshot),
             fingerprint=self.spec.data.train.fingerprint,
-            retry=_retry(facts.chain),
+            retry=_retry(snapshot.chain),
             poll_seconds=float(self.config.progress_seconds),
             highest_number=self._highest_number,
             records=True,
@@ -73,12 +73,12 @@ class View:
             stuck=stuck,
             strays=strays,
             spent_jobs=dict(self._spent_jobs()),
-            claim_missing=self._own_claim() and facts.want("claim") is None,
+            claim_missing=self._own_claim() and snapshot.want("claim") is None,
             loading=self.loading,
             share=self.share,
             outdated=self.outdated,
             shares=(
-                frozenset(facts.want("shares") or {})
+                frozenset(snapshot.want("shares") or {})
                 if self.spec.storage and self._shared()
                 else frozenset()
             ),
@@ -89,10 +89,10 @@ class View:
         """The stored status; of a chain that has none, the epochs its earlier StageArtifacts
         froze.
         """
-        status = self.facts.status
+        status = self.snapshot.status
         if status.stages:
             return status
-        records: list[Object] = self.facts.want("records") or []
+        records: list[Object] = self.snapshot.want("records") or []
         newest = {
             r["spec"]["stage"]: r["spec"]
             for r in sorted(records, key=lambda r: str(r["spec"]["finishedAt"]))
@@ -114,7 +114,7 @@ class View:
         except InputError as error:
             problem = error.problems[0]
             return Reason(Code.INVALID_SPEC, problem.field or "", str(problem))
-        if (kind := self._next_kind()) in self.facts.missing:
+        if (kind := self._next_kind()) in self.snapshot.missing:
             runner = RUNNERS[kind]
             message = f"{runner.kind} is not installed; {runner.install}"
             return Reason(Code.RUNNER_MISSING, runner.kind, message, runner.install)
@@ -130,7 +130,7 @@ class View:
 
     def _check_for_a_cluster(self) -> None:
         """Raises InputError for what a laptop does not need, or the configuration does not have."""
-        spec, chain = self.spec, self.facts.spec
+        spec, chain = self.spec, self.snapshot.spec
         if spec.runner.kind not in RUNNERS:
             raise InputError(messages.LOCAL, field="spec.runner.kind")
         pool = requests.pool_of(chain, self.config)
@@ -150,17 +150,17 @@ class View:
         check_mount_path(spec.data.volume.mount_path)
 
     def _claim_obstacle(self) -> Reason | None:
-        claim, name = self.facts.want("claim"), requests.claim_name(self.facts.spec)
+        claim, name = self.snapshot.want("claim"), requests.claim_name(self.snapshot.spec)
         if claim is None and not self._shared():
             return None  # it will be created
         if claim is None:
             message = f"there is no claim {name}; create it, or correct spec.storage.claimName"
             return Reason(Code.CLAIM_MISSING, name, message)
         if is_deleting(claim):
-            look = f"kubectl describe pvc {name} -n {self.facts.namespace}"
+            look = f"kubectl describe pvc {name} -n {self.snapshot.namespace}"
             message = f"claim {name} is being deleted; who holds it: {look}"
             return Reason(Code.CLAIM_MISSING, name, message, look)
-        if not self._shared() and label(claim, CHAIN) != self.facts.spec.metadata.name:
+        if not self._shared() and label(claim, CHAIN) != self.snapshot.spec.metadata.name:
             message = (
                 f"claim {name} was not made for this chain (label {CHAIN}); to use it all the same,"
                 " name it in spec.storage.claimName"
@@ -170,18 +170,18 @@ class View:
 
     def loading(self) -> Reason | None:
         """A Job with the label `modelchain.dev/fills` that has not packed the data yet."""
-        claim, here = self.spec.data.volume.claim_name, f"-n {self.facts.namespace}"
+        claim, here = self.spec.data.volume.claim_name, f"-n {self.snapshot.namespace}"
         if claim is None or len(claim) > LABEL_LENGTH:  # too long to be a label's value
             return None
-        for job in self.facts.want("loaders", claim) or []:
+        for job in self.snapshot.want("loaders", claim) or []:
             packs = job["metadata"]["name"]
-            if held(job, "Failed"):
+            if true_condition(job, "Failed"):
                 message = (
                     f"job {packs} was to fill claim {claim} and has failed: kubectl logs"
                     f" job/{packs} {here}; then delete it, or make it anew"
                 )
                 return Reason(Code.DATA_FAILED, packs, message)
-            if not held(job, "Complete"):
+            if not true_condition(job, "Complete"):
                 return Reason(Code.DATA_LOADING, packs, f"job {packs} fills claim {claim}")
         return None
 
@@ -197,18 +197,18 @@ class View:
         """A stage's StageArtifact, if it lies on this chain's claim; nothing is trained over one
         that does not.
         """
-        record = self.facts.want("artifact", digest)
+        record = self.snapshot.want("artifact", digest)
         if record is None:
             return None
         name, spec = record["metadata"]["name"], record["spec"]
         if spec["inputDigest"] != digest:
             message = f"{name} records {spec['inputDigest']}, not {digest}; rename it"
             return self._unusable(Code.DIGEST_CONFLICT, name, message)
-        claim = self.facts.want("claim")
+        claim = self.snapshot.want("claim")
         if claim is None or uid(claim) != spec["claimUID"]:
             return self._unusable(Code.ARTIFACT_MISSING, name, self._elsewhere(name, spec, claim))
         # What another chain has spent is in its own ledger.
-        ours = spec["chain"] == self.facts.spec.metadata.name
+        ours = spec["chain"] == self.snapshot.spec.metadata.name
         return Artifact(
             digest=spec["artifactDigest"],
             path=spec["path"],
@@ -220,13 +220,13 @@ class View:
         )
 
     def _unusable(self, code: Code, record: str, message: str) -> Damage:
-        describe = f"kubectl describe sart {record} -n {self.facts.namespace}"
+        describe = f"kubectl describe sart {record} -n {self.snapshot.namespace}"
         return Damage(Reason(code, record, message, describe), stalls=True)
 
     def _elsewhere(self, name: str, record: Object, claim: Object | None) -> str:
         """What to do about a record of a claim that this chain does not have."""
-        mine = requests.claim_name(self.facts.spec) if self.spec.storage else "none"
-        if record["chain"] != self.facts.spec.metadata.name:
+        mine = requests.claim_name(self.snapshot.spec) if self.spec.storage else "none"
+        if record["chain"] != self.snapshot.spec.metadata.name:
             return (
                 f"the same stage is chain {record['chain']}'s, on claim {record['claimName']}; to"
                 " share it, delete this chain and apply it with spec.storage.claimName:"
@@ -237,23 +237,23 @@ class View:
         return (
             f"{name} lies on claim {record['claimName']} ({record['claimUID']}), and this chain has"
             f" {have}; bring that claim back, or to train the stage again: kubectl delete sart"
-            f" {name} -n {self.facts.namespace}"
+            f" {name} -n {self.snapshot.namespace}"
         )
 
     def outdated(self, launch: Launch) -> bool:
         """The attempt's job would be made otherwise now: of another kind, or for another pool,
         claim, image or queue.
         """
-        job = self.facts.jobs.get(launch.attempt.name)
+        job = self.snapshot.jobs.get(launch.attempt.name)
         if job is None or self.spec.storage is None:
             return False  # it is gone, and its pods are going; or there is nothing to make it from
         runner = RUNNERS.get(self.spec.runner.kind)
-        if runner is None or self.spec.runner.kind in self.facts.missing:
+        if runner is None or self.spec.runner.kind in self.snapshot.missing:
             return False  # there is nothing to make it with; that is said at the next launch
         stamp = annotation(job, requests.MADE_FROM)
         try:
             _, now = requests.job_for(
-                runner, self.facts.spec, self.config, self.status.epochs, launch
+                runner, self.snapshot.spec, self.config, self.status.epochs, launch
             )
         except InputError:
             return False  # not to be made at all; that is said where it is next asked for
@@ -264,12 +264,12 @@ class View:
         no claim is shared and no other chain trains it.
         """
         if self._shared():
-            if digest in (self.facts.want("shares") or {}):
+            if digest in (self.snapshot.want("shares") or {}):
                 return "Mine"
-            lease = self.facts.want("lease", digest)
+            lease = self.snapshot.want("lease", digest)
             if lease is not None:
                 return str(lease["spec"]["holderIdentity"])
-        for rival in self.facts.want("rivals", digest) or []:
+        for rival in self.snapshot.want("rivals", digest) or []:
             return label(rival, CHAIN)
         return "" if self._shared() else None
 
@@ -277,7 +277,7 @@ class View:
 
     def _strays(self) -> Iterator[tuple[str, str]]:
         """Unfinished jobs that no UID in the status and no open intent names (RULES section 6)."""
-        for name, job in self.facts.jobs.items():
+        for name, job in self.snapshot.jobs.items():
             if state_of(job).finished is not None or is_deleting(job):
                 continue
             _, attempt = self.attempts.get(name, (None, None))
@@ -290,7 +290,7 @@ class View:
     def _spent_jobs(self) -> Iterator[tuple[str, str]]:
         """All finished jobs of a stage but the last three, which stay for their logs."""
         finished: dict[str, list[tuple[int, str, str]]] = {}
-        for name, job in self.facts.jobs.items():
+        for name, job in self.snapshot.jobs.items():
             _, attempt = self.attempts.get(name, (None, None))
             closed = attempt is None or attempt.finished_at is not None
             if closed and state_of(job).finished is not None and not is_deleting(job):
@@ -303,7 +303,7 @@ class View:
     def _highest_number(self, stage: str, digest: str) -> int:
         numbers = [
             int(label(thing, ATTEMPT))
-            for thing in [*self.facts.jobs.values(), *self.facts.pods]
+            for thing in [*self.snapshot.jobs.values(), *self.snapshot.pods]
             if label(thing, STAGE) == stage or label(thing, INPUT_DIGEST) == digest[:63]
         ]
         return max(numbers, default=0)

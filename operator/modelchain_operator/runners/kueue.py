@@ -11,7 +11,7 @@ from typing import NamedTuple
 from modelchain.api.reasons import Code
 from modelchain.plan.pools import NodePool
 from modelchain_operator.api.kube import Object, Resource
-from modelchain_operator.api.objects import Read, annotation, condition, held, label
+from modelchain_operator.api.objects import Read, annotation, condition, label, true_condition
 
 GROUP = "kueue.x-k8s.io"
 QUEUE, PRIORITY_CLASS = f"{GROUP}/queue-name", f"{GROUP}/priority-class"
@@ -177,9 +177,9 @@ def _of_workload(work: Read, namespace: str) -> Wait:
 
 
 def _why_not_admitted(work: Read) -> str:
-    if held(work, "QuotaReserved"):
+    if true_condition(work, "QuotaReserved"):
         return "its quota is reserved, and admission checks are still to pass"
-    if (evicted := held(work, "Evicted")) is not None:
+    if (evicted := true_condition(work, "Evicted")) is not None:
         why, message = evicted.get("reason"), evicted.get("message")
         return f"it was evicted ({why}) and waits for its turn again: {message}"
     if (quota := condition(work, "QuotaReserved")) is not None:

@@ -11,7 +11,8 @@ from typing import Literal, Protocol
 from modelchain.errors import InputError
 from modelchain.plan.pools import NodePool
 from modelchain_operator.api.kube import Object, Resource
-from modelchain_operator.api.objects import Read
+from modelchain_operator.api.objects import Read, is_deleting, true_condition
+from modelchain_operator.runners import kueue
 
 TASK_BYTES = 64 * 1024
 
@@ -67,6 +68,24 @@ class JobState:
     deleting: bool
     message: str
     queue: str | None = None
+
+
+def job_state(job: Read, *, suspended: bool, success: str) -> JobState:
+    """Of a kind whose conditions are `Failed` and `success`."""
+    failed = true_condition(job, "Failed")
+    finished: Literal["Succeeded", "Failed"] | None = None
+    if failed is not None:
+        finished = "Failed"
+    elif true_condition(job, success) is not None:
+        finished = "Succeeded"
+    return JobState(
+        released=kueue.is_released(job),
+        suspended=suspended,
+        finished=finished,
+        deleting=is_deleting(job),
+        message=failed.get("message", "") if failed is not None else "",
+        queue=kueue.queue_of(job),
+    )
 
 
 class Runner(Protocol):

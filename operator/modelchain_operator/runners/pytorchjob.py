@@ -5,9 +5,9 @@ left out of it.
 from __future__ import annotations
 
 from modelchain_operator.api.kube import Object, Resource
-from modelchain_operator.api.objects import Read, held, is_deleting, label, uid
+from modelchain_operator.api.objects import Read, label, uid
 from modelchain_operator.runners import kueue
-from modelchain_operator.runners.port import JobRequest, JobState
+from modelchain_operator.runners.port import JobRequest, JobState, job_state
 from modelchain_operator.runners.template import metadata, trainer_template
 
 PYTORCHJOBS = Resource("kubeflow.org", "v1", "pytorchjobs")
@@ -59,15 +59,7 @@ class PyTorchJob:
         return kueue.release(job, queue, now, suspended=_suspended(job), unsuspend=unsuspend)
 
     def state(self, job: Read) -> JobState:
-        failed = held(job, "Failed")
-        return JobState(
-            released=kueue.is_released(job),
-            suspended=_suspended(job),
-            finished="Failed" if failed else "Succeeded" if held(job, "Succeeded") else None,
-            deleting=is_deleting(job),
-            message=failed.get("message", "") if failed else "",
-            queue=kueue.queue_of(job),
-        )
+        return job_state(job, suspended=_suspended(job), success="Succeeded")
 
     def node_rank(self, pod: Read) -> int | None:
         match label(pod, REPLICA_TYPE):

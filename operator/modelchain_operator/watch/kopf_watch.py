@@ -33,21 +33,15 @@ async def watch(
     at, with status 500 when `alive` says why we are not. Raises what ends kopf, and RuntimeError
     should it end without a reason.
     """
-    loop = asyncio.get_running_loop()
     stop = threading.Event()
-    registry = kopf.OperatorRegistry()
-    for resource, receiver in receivers.items():
-        handler = _handler(loop, receiver)
-        kopf.on.event(resource.group, resource.version, resource.plural, registry=registry)(handler)
-    kopf.on.login(registry=registry)(_login(kube))
-    # in any other mode of errors a failing probe hangs instead of answering
-    kopf.on.probe(registry=registry, id="alive", errors=kopf.ErrorsMode.PERMANENT)(_probe(alive))
+    registry = _registry(kube, receivers, alive)
+    settings = _settings(receivers)
 
     async def operate() -> None:
         try:
             await kopf.operator(
                 registry=registry,
-                settings=_settings(receivers),
+                settings=settings,
                 stop_flag=stop,
                 standalone=True,
                 clusterwide=not namespaces,
@@ -65,6 +59,21 @@ async def watch(
     finally:
         stop.set()
         await thread
+
+
+def _registry(
+    kube: Kube, receivers: Mapping[Resource, Receiver], alive: Callable[[], str | None]
+) -> kopf.OperatorRegistry:
+    """The handlers of events, of kopf's login and of probes."""
+    loop = asyncio.get_running_loop()
+    registry = kopf.OperatorRegistry()
+    for kind, receiver in receivers.items():
+        on_event = kopf.on.event(kind.group, kind.version, kind.plural, registry=registry)
+        on_event(_handler(loop, receiver))
+    kopf.on.login(registry=registry)(_login(kube))
+    # in any other mode of errors a failing probe hangs instead of answering
+    kopf.on.probe(registry=registry, id="alive", errors=kopf.ErrorsMode.PERMANENT)(_probe(alive))
+    return registry
 
 
 def _handler(loop: asyncio.AbstractEventLoop, receiver: Receiver) -> Callable[..., Any]:

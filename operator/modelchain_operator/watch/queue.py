@@ -37,11 +37,11 @@ class _Entry:
     failures: int = 0  # in a row
 
 
-class Queue(Generic[K]):
+class WorkQueue(Generic[K]):
     """Calls `reconcile(key)` for keys that were added; it answers when to look again, in seconds,
     or None for "not".
 
-    All times are the running loop's, so `Queue` is made inside it, and `add` is called from it.
+    All times are the running loop's, so `WorkQueue` is made inside it, and `add` is called from it.
     Keys with nothing due are forgotten. `gate`, when given, holds all work back while it is clear;
     keys are kept meanwhile. `counts`: looks, failures, and requests that fell together with an
     earlier one (coalesced). `seconds`: how long looks took.

@@ -27,14 +27,14 @@ from modelchain_operator.api.kube import (
     Object,
     Resource,
 )
-from modelchain_operator.api.objects import held, is_true, label
+from modelchain_operator.api.objects import is_true, label, true_condition
 from modelchain_operator.reconcile.figures import Figures, figures
 from modelchain_operator.runners.pods import is_live
 from modelchain_operator.runners.registry import RUNNERS
 from modelchain_operator.runners.template import CHAIN
 from modelchain_operator.watch.kopf_watch import Receiver, watch
 from modelchain_operator.watch.leader import Leader
-from modelchain_operator.watch.queue import Queue
+from modelchain_operator.watch.queue import WorkQueue
 
 Key = tuple[str, str]  # a chain's namespace and name
 
@@ -80,7 +80,7 @@ class Service:
         self.namespaces = list(namespaces)
         self.leader = leader
         self.health = health
-        self.queue: Queue[Key] = Queue(
+        self.queue: WorkQueue[Key] = WorkQueue(
             controller.reconcile, gate=leader.leading if leader else None
         )
         self._loop = asyncio.get_running_loop()
@@ -197,7 +197,7 @@ class Service:
 
     def _on_job(self, job: Object) -> None:
         """A verify Job, or a job of any runner."""
-        self._on_part(job, ended=any(held(job, kind) for kind in JOB_ENDS))
+        self._on_part(job, ended=any(true_condition(job, kind) for kind in JOB_ENDS))
 
     def _on_pod(self, pod: Object) -> None:
         self.controller.remember(pod)
