@@ -1,5 +1,5 @@
-"""The only writer: one action of `decide`, one call. Every write names the object it expects, by UID
-or resourceVersion, so that it fails if another is there.
+"""The only writer: one action of `decide`, one call. Every write names the object it expects, by
+UID or resourceVersion, so that it fails if another is there.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""From what was read to what `decide` sees. Pure: what has not been read yet is asked for, and the
-look repeated.
+"""From what was read to what `decide` sees. Pure: what has not been read yet is asked for, and
+the caller decides again once it is.
 """
 
 from __future__ import annotations
@@ -259,8 +259,8 @@ class View:
         return stamp is not None and stamp != now
 
     def share(self, digest: str) -> str | None:
-        """Who trains this digest: "Mine", "" for nobody yet, or a chain; None: no claim is shared
-        and nobody does.
+        """Which chain trains this digest: "Mine", "" for none yet, or another one; None: no claim
+        is shared and no chain does.
         """
         if self._shared():
             if digest in (self.snapshot.want("shares") or {}):
@@ -272,10 +272,10 @@ class View:
             return f"chain {label(rival, CHAIN)}"
         return "" if self._shared() else None
 
-    # Jobs nobody needs.
+    # Jobs that are not needed.
 
     def _strays(self) -> Iterator[tuple[str, str]]:
-        """Unfinished jobs that no UID in the status and no open intent names (RULES section 6)."""
+        """Unfinished jobs that no UID in the status and no open intent names."""
         for name, job in self.snapshot.jobs.items():
             if state_of(job).finished is not None or is_deleting(job):
                 continue
