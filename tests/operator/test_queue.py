@@ -55,7 +55,7 @@ def test_a_burst_is_one_look_after_the_debounce() -> None:
                 await asyncio.sleep(0.01)
 
         assert await watch(queue, looks, 10, burst) == [("a", 0.5)]
-        assert (len(queue), queue.counts) == (0, {"looks": 1, "coalesced": 8})
+        assert (len(queue), queue.counts) == (0, {"passes": 1, "coalesced": 8})
 
     travel.run(main())
 

@@ -68,9 +68,8 @@ def get(
                 chains = await listing.follow(read, show)
             failed = any(is_true(chain, "Failed") for chain in chains)
             return EXIT_WORK_FAILED if failed else EXIT_DONE
-        where = "any namespace" if all_namespaces else f"namespace {space}"
         rows = [listing.row(chain, time.time()) for chain in await read()]
-        _print(rows, output, all_namespaces, where)
+        _print(rows, output, None if all_namespaces else space)
         return EXIT_DONE
 
     return on_cluster(Place(namespace, kubeconfig, context), work)
@@ -86,16 +85,17 @@ async def _read(kube: Kube, space: str | None, name: str | None) -> list[Object]
     return await list_chains(kube, space)
 
 
-def _print(rows: list[Row], output: str, namespaces: bool, where: str) -> None:
-    """Rows once, as a table or as JSON."""
+def _print(rows: list[Row], output: str, namespace: str | None) -> None:
+    """Rows once, as a table or as JSON. `namespace`: None for all."""
     from modelchain_operator.cli.listing import table
 
     if output == "json":
         typer.echo(json.dumps([row._asdict() for row in rows], indent=1))
     elif rows:
         console = _console(PIPE)
-        console.print(table(rows, namespaces, console.width))
+        console.print(table(rows, namespace is None, console.width))
     else:
+        where = "any namespace" if namespace is None else f"namespace {namespace}"
         typer.echo(f"no chains in {where}", err=True)
 
 

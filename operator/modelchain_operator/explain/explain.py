@@ -1,7 +1,7 @@
 """Why a chain is not running, or what it does: the state in a sentence, the cause in a sentence,
 what to type next.
 
-Pure. The looks below are asked in turn; the first that has something to say is the answer.
+Pure. The questions below are asked in turn; the first that has an answer gives it.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class Explanation:
 
 
 def explain(situation: Situation) -> Explanation:
-    """The answer of the first look that has one."""
+    """The first answer there is."""
     case = _Case(situation)
-    looks = (
+    questions = (
         case.deleting,
         case.unseen,
         case.complete,
@@ -82,7 +82,8 @@ def explain(situation: Situation) -> Explanation:
         case.unheard,
         case.running,
     )
-    found = next((answer for look in looks if (answer := look()) is not None), None) or case.other()
+    answers = (answer for ask in questions if (answer := ask()) is not None)
+    found = next(answers, None) or case.other()
     other_math = list(filter(None, map(case.clues.other_math, case.status.stages)))
     if found.reason == Code.COMPLETE:
         return replace(found, evidence=(*found.evidence, *other_math))
@@ -145,7 +146,7 @@ class _Case:
     def _is_job_of(self, job: Object, attempt: str) -> bool:
         return objects.name(job) == attempt and job["kind"] == self.runner.kind
 
-    # The looks, in the order in which they are asked.
+    # The questions, in the order in which they are asked.
 
     def deleting(self) -> Explanation | None:
         if not is_deleting(self.s.chain):
@@ -433,8 +434,8 @@ class _Case:
         )
 
     def silence(self, found: Explanation) -> list[Line]:
-        """A Lease that nobody renews, unless that is said. It proves nothing: an operator may do
-        without one.
+        """A Lease that no operator renews, unless that is said. It proves nothing: an operator may
+        work without one.
         """
         operator = self.clues.operator()
         if (

@@ -1,4 +1,4 @@
-"""All that `explain` looks at, read with the user's own rights. What they may not read is said, and
+"""All that `explain` needs, read with the user's own rights. What they may not read is said, and
 done without.
 """
 

@@ -1,4 +1,4 @@
-"""One look at one chain: read, decide, write one thing, and again until nothing is left to do."""
+"""One pass over one chain: read, decide, write one thing, and again until nothing is left to do."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from modelchain_operator.runners.registry import RUNNERS
 log = logging.getLogger(__name__)
 
 Key = tuple[str, str]  # namespace, name of a chain
-MOST_STEPS = 64  # in one look; a chain that wants more is looked at again
+MOST_STEPS = 64  # in one pass; a chain that needs more gets another pass soon
 SOON = 0.5
-WARNINGS = (Code.PROGRESS_UNKNOWN, Code.NODES_AVOIDED)  # reasons of a stage that goes on, or would
+WARNINGS = (Code.PROGRESS_UNKNOWN, Code.NODES_AVOIDED)  # of a stage that is not failing
 
 
 class Controller:
-    """Makes chains true. Any number of looks at different chains may be under way, one at a time at
-    each.
+    """Brings chains to what their specs say. Any number of passes may be under way, one at a time
+    for each chain.
     """
 
     def __init__(
@@ -50,17 +50,17 @@ class Controller:
         self.executor = Executor(kube, config, self.memory)
 
     def remember(self, pod: Object) -> None:
-        """Keep what a pod said at its end: it may be gone at the next look."""
+        """Keep what a pod said at its end: it may be gone at the next pass."""
         self.memory.remember(pod)
 
     def artifact_changed(self, record: Object) -> None:
         self.memory.artifacts.drop((record["metadata"]["namespace"], record["spec"]["inputDigest"]))
 
     async def reconcile(self, key: Key) -> float | None:
-        """Look at a chain. Seconds until it must be looked at again without an event, None for
+        """One pass over a chain. Seconds until the next is due without an event, None for
         never.
 
-        Raises any `ApiError`: nothing is half done, the same look is to be had again.
+        Raises any `ApiError`: nothing is half done, and the caller should retry.
         """
         namespace, name = key
         try:
@@ -70,13 +70,13 @@ class Controller:
         if is_deleting(chain):
             return None  # its children go with it; there is nothing to write any more
         try:
-            return await self._look(chain)
+            return await self._pass(chain)
         except Forbidden as error:
             if error.namespace_terminating:
                 return None
             raise
 
-    async def _look(self, chain: Object) -> float | None:
+    async def _pass(self, chain: Object) -> float | None:
         status = _status_of(chain)
         try:
             snapshot = Snapshot(chain, _checked(chain, status), status, jobs={}, pods=[])
@@ -100,8 +100,8 @@ class Controller:
             elif step.action is None:
                 return step.again
             elif isinstance(step.action, Launch) and not snapshot.fresh:
-                # An intent is there. What it rests on is read again before anything is made (RULES
-                # section 6).
+                # The intent is in the status. What it rests on is read again before the job is
+                # made: another client may have changed it since.
                 await self.reader.jobs_and_pods(snapshot)
                 self.reader.forget(snapshot, step.action)
                 snapshot.fresh = True

@@ -32,8 +32,8 @@ def claim_name(chain: ModelChain) -> str:
 
 
 def lease_name(claim_uid: str, digest: str) -> str:
-    """Of the Lease by which chains on one claim agree who trains the stage of an input digest
-    (RULES section 6).
+    """Of the Lease by which chains on one claim agree which of them trains the stage of an input
+    digest.
     """
     return f"mchain-{hashlib.sha256(f'{claim_uid}{digest}'.encode()).hexdigest()[:16]}"
 

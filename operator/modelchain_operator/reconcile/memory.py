@@ -1,4 +1,4 @@
-"""What the operator remembers between two looks. Losing all of it costs reads, never a wrong
+"""What the operator remembers between two passes. Losing all of it costs reads, never a wrong
 step.
 """
 
@@ -23,7 +23,7 @@ CACHED_SECONDS = 60.0  # a missed watch event heals within it
 
 
 class Cache:
-    """Objects by key, for at most a minute, without who owns which field: that is half of a small
+    """Objects by key, for at most a minute, without `managedFields`, which are half of a small
     object.
     """
 
@@ -61,8 +61,8 @@ class Asked:
 
 @dataclass
 class Memory:
-    """`pods`: terminated states by pod UID; a pod that goes with its job has its last word on a
-    watch event alone.
+    """`pods`: terminated states by pod UID; of a pod that is deleted with its job, a watch event
+    alone has the last word.
     """
 
     pods: OrderedDict[str, Object] = field(default_factory=OrderedDict)

@@ -42,7 +42,7 @@ CONDITIONS = (
 )
 RETRIED = [str(failure) for failure in FailureClass if not failure.permanent]
 
-disable_created_metrics()  # type: ignore[no-untyped-call] # when a counter was made is nobody's question
+disable_created_metrics()  # type: ignore[no-untyped-call] # no user needs when a counter was made
 
 Family = TypeVar("Family", GaugeMetricFamily, CounterMetricFamily)
 Sample = tuple[Sequence[str], float]  # label values and value

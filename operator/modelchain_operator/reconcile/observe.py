@@ -1,5 +1,5 @@
-"""From what was read to what `decide` sees. Pure: what has not been read yet is asked for, and the
-look repeated.
+"""From what was read to what `decide` sees. Pure: what has not been read yet is asked for, and
+the caller decides again once it is.
 """
 
 from __future__ import annotations
@@ -276,7 +276,7 @@ class View:
     # Jobs that are not needed.
 
     def _strays(self) -> Iterator[tuple[str, str]]:
-        """Unfinished jobs that no UID in the status and no open intent names (RULES section 6)."""
+        """Unfinished jobs that no UID in the status and no open intent names."""
         for name, job in self.snapshot.jobs.items():
             if state_of(job).finished is not None or is_deleting(job):
                 continue

@@ -83,8 +83,8 @@ def never_ran(pod: Read) -> bool:
 
 
 def started_at(pod: Read) -> float | None:
-    """When the main container started, on its node's clock; None if it has not, as far as anybody
-    knows.
+    """When the main container started, on its node's clock; None if it has not, as far as is
+    known.
     """
     found = state(pod, "running") or state(pod, "terminated") or {}
     return None if never_ran(pod) else _time(found.get("startedAt"))
@@ -109,8 +109,8 @@ def run_time(pod: Read, now: float) -> tuple[float, float | None] | None:
 
     Its node's clock may be wrong. Between a start and an end of the same node it measures right all
     the same; a start before the pod's creation or after `now` is corrected by what the scheduler's
-    clock says, or else is taken to be the creation. The answer does not move with `now`: every look
-    would write it.
+    clock says, or else is taken to be the creation. The answer does not move with `now`: every
+    pass would write it.
     """
     started, finished, created = started_at(pod), ended_at(pod), created_at(pod)
     if started is None or (
@@ -170,7 +170,7 @@ def last_word(pod: Read) -> LastWord | None:
 
 
 def remember(pod: Read) -> Object | None:
-    """What is worth keeping of a pod that may be gone at the next look, small; None while it has
+    """What is worth keeping of a pod that may be gone at the next pass, small; None while it has
     said nothing.
 
     Kept by UID from watch events: a pod deleted with its grace has its last word on that event

@@ -36,7 +36,7 @@ Role = Literal["train", "verify"]
 
 
 def metadata(request: JobRequest, name: str, role: Role) -> Object:
-    """Of a job, which goes with its chain."""
+    """Of a job, which is deleted with its chain."""
     return {
         "name": name,
         "namespace": request.namespace,
@@ -139,7 +139,7 @@ def _placement(request: JobRequest) -> Object:
 
 
 def verify_template(request: JobRequest, arguments: list[str], resources: Object) -> Object:
-    """The pod template of a CPU-only look at the artifacts, which it cannot write."""
+    """The pod template of a CPU-only check of the artifacts, which it cannot write."""
     container: Object = {
         "name": "verify",
         "command": ["python", "-m", "modelchain_trainer", *arguments],

@@ -40,7 +40,7 @@ Key = tuple[str, str]  # a chain's namespace and name
 
 RESYNC = 60.0  # seconds between two LISTs of all chains, which wake the unfinished ones
 RESYNC_ALL = 600.0  # seconds between two that wake all
-DISCOVERY = 30.0  # seconds between two looks for a kind that is not installed
+DISCOVERY = 30.0  # seconds between two tries to find a kind that is not installed
 # seconds; the event that tells of a status we wrote can be here before the answer to the PUT
 ECHO = 0.1
 WATCH_AGAIN = 5.0  # seconds after kopf has ended
@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 
 class Controller(Protocol):
-    """Who decides. `remember` and `artifact_changed` are quick and never raise."""
+    """What acts on a chain. `remember` and `artifact_changed` are quick and never raise."""
 
     async def reconcile(self, key: Key) -> float | None: ...
     def remember(self, pod: Object) -> None: ...
@@ -121,7 +121,7 @@ class Service:
                 await stop.wait()
                 log.info("told to stop")
             finally:
-                signal.alarm(STOP_WITHIN)  # the process does not stay, whatever hangs now
+                signal.alarm(STOP_WITHIN)  # the process ends, whatever hangs now
             for task in running:
                 task.cancel()
 
@@ -209,8 +209,8 @@ class Service:
             self._wake((part["metadata"]["namespace"], chain), part, first=ended)
 
     def _wake(self, key: Key, seen: Object, first: bool = False) -> None:
-        """Look at a chain, unless what was seen is what we wrote: the look that wrote it has gone
-        on from there.
+        """Reconcile a chain, unless what was seen is what we wrote: the pass that wrote it has
+        acted on it already.
         """
         if not self.kube.wrote(seen):
             self.queue.add(key, first=first)
@@ -230,7 +230,7 @@ class Service:
             except (
                 Exception
             ) as error:  # kopf gives up at any answer it does not know, such as a 409 to a LIST
-                if not self._refused:  # which has been said
+                if not self._refused:  # a refusal has been logged
                     log.warning(
                         "%s are not watched: %s; again in %.0f s", kinds, error, WATCH_AGAIN
                     )
@@ -241,7 +241,7 @@ class Service:
             missing = [
                 resource for resource in resources if not await self.kube.resource_exists(resource)
             ]
-        except Forbidden:  # the LIST says so
+        except Forbidden:  # logged by the LIST
             return False
         except ApiError as error:
             log.warning("the kinds of the API server could not be read: %s", error)
