@@ -39,7 +39,11 @@ class Hyperparameters:
     @classmethod
     def of(cls, inputs: Mapping[str, Any]) -> Hyperparameters:
         """Read them from a task's inputs, which core's `stage_inputs` has made."""
-        transfer = inputs.get("transfer")
+        transfer = None
+        if "transfer" in inputs:
+            given = inputs["transfer"]
+            alpha = float(given["distillation"]["alpha"])
+            transfer = Transfer(width=given["width"], depth=given["depth"], alpha=alpha)
         return cls(
             model_config=inputs["modelConfig"],
             samples=inputs["data"]["samples"],
@@ -52,12 +56,7 @@ class Hyperparameters:
             weight_decay=float(inputs["weightDecay"]),
             precision=inputs["precision"],
             seed=inputs["seed"],
-            transfer=transfer
-            and Transfer(
-                width=transfer["width"],
-                depth=transfer["depth"],
-                alpha=float(transfer["distillation"]["alpha"]),
-            ),
+            transfer=transfer,
         )
 
     @property
