@@ -140,6 +140,13 @@ def _values(node: Any, lines: list[str], path: str, above: str) -> Iterator[tupl
 def manifests() -> dict[Path, str]:
     """Manifests for `kubectl apply -f`, from the chart's templates and nothing else."""
     whole, one = _template(), _template(f"namespaces={{{SERVED}}}")
+    return _rights(whole, one) | _deployments(whole, one)
+
+
+def _rights(whole: list[str], one: list[str]) -> dict[Path, str]:
+    """Accounts and roles, without labels: of the objects that serve the whole cluster, and of those
+    that serve one namespace.
+    """
     account = [
         text
         for text in whole
@@ -150,36 +157,39 @@ def manifests() -> dict[Path, str]:
         for text in whole
         if re.search(r"^kind: ClusterRole", text, re.M) and "name: modelchain-operator" in text
     ]
-    namespaced = [
-        text.replace(f"  namespace: {SERVED}\n", "")
-        for text in one
-        if f"  namespace: {SERVED}\n" in text
-    ]
-    rbac, deploy = REPOSITORY / "operator" / "rbac", REPOSITORY / "deploy"
+    served = f"  namespace: {SERVED}\n"
+    namespaced = [text.replace(served, "") for text in one if served in text]
+    folder = REPOSITORY / "operator" / "rbac"
     return {
-        rbac / "account.yaml": _file(
+        folder / "account.yaml": _file(
             "The operator's account and its Lease of leader election: needed once, whether it"
             " serves a cluster or some namespaces.",
             [NAMESPACE, *account],
             labels=False,
         ),
-        rbac / "cluster.yaml": _file(
+        folder / "cluster.yaml": _file(
             "Rights to serve every namespace. Beside account.yaml: kubectl apply -f account.yaml -f"
             " cluster.yaml",
             cluster,
             labels=False,
         ),
-        rbac / "namespaced.yaml": _file(
+        folder / "namespaced.yaml": _file(
             "Rights to serve one namespace: kubectl apply -f account.yaml, then for each: "
             "kubectl apply -f namespaced.yaml -n NAMESPACE",
             namespaced,
             labels=False,
         ),
-        deploy / "cluster.yaml": _file(
+    }
+
+
+def _deployments(whole: list[str], one: list[str]) -> dict[Path, str]:
+    folder = REPOSITORY / "deploy"
+    return {
+        folder / "cluster.yaml": _file(
             "The operator, for every namespace: kubectl apply -f crds/ -f deploy/cluster.yaml",
             [NAMESPACE, *whole],
         ),
-        deploy / "namespaced.yaml": _file(
+        folder / "namespaced.yaml": _file(
             f"The operator, for the namespace {SERVED} alone; with yours in its place:\n"
             f"#   sed s/{SERVED}/YOURS/ deploy/namespaced.yaml | kubectl apply -f crds/ -f -",
             [NAMESPACE, *one],

@@ -61,24 +61,25 @@ def step(
 
     Example: [bold]modelchain bench step --model ViT-T-16 --batch 32 --captions 4[/bold]
     """
-    off = tuple(name for name in without.split(",") if name)
-    if unknown := set(off) - set(LEVERS):
+    config, off = _config(model, "--model"), _levers(without)
+    before = _config(predecessor, "--predecessor") if predecessor else None
+    # torch takes seconds to load: only for options that are right
+    from modelchain_bench.step import Options, measure
+
+    options = Options(
+        batch, captions, pad=pad, captions_file=captions_file, precision=precision,
+        pairs=pairs, without=off, predecessor=before,
+    )  # fmt: skip
+    _show({"model": model, "predecessor": predecessor} | measure(config, options), output)
+
+
+def _levers(names: str) -> tuple[str, ...]:
+    levers = tuple(name for name in names.split(",") if name)
+    if unknown := set(levers) - set(LEVERS):
         raise InputError(
             f"{min(unknown)!r} is no lever; they are {', '.join(LEVERS)}", field="--without"
         )
-    config, before = (
-        _config(model, "--model"),
-        _config(predecessor, "--predecessor") if predecessor else None,
-    )
-    from modelchain_bench.step import (
-        measure,  # torch, which takes its seconds, only for what is worth it
-    )
-
-    found = measure(
-        config, batch, captions, pad=pad, captions_file=captions_file, precision=precision,
-        pairs=pairs, without=off, predecessor=before,
-    )  # fmt: skip
-    _show({"model": model, "predecessor": predecessor} | found, output)
+    return levers
 
 
 Data = Annotated[
@@ -150,26 +151,8 @@ def _show(found: dict[str, Any], output: str) -> None:
     if output == "json":
         typer.echo(json.dumps(found, indent=1))
         return
-    table = Table(
-        "pair",
-        "ours",
-        "stock",
-        "ratio",
-        title=f"{found['model']}, samples a second",
-        title_justify="left",
-    )
-    samples = found["batch"] * found.get("stepsPerTurn", 1)
-    for number, pair in enumerate(found["pairs"], 1):
-        rates = (f"{samples / pair[who]:.2f}" for who in ("ours", "stock"))
-        table.add_row(str(number), *rates, f"{pair['ratio']:.3f}")
-    table.add_section()
-    table.add_row(
-        "median",
-        *(f"{rate:.2f}" for rate in found["samplesPerSecond"].values()),
-        f"[bold]{found['ratio']:.3f}[/bold]",
-    )
     console = Console()
-    console.print(table)
+    console.print(_pairs_table(found))
     if "tokens" in found:
         real, processed = found["tokens"]["real"], found["tokens"]["processed"]
         console.print(
@@ -185,3 +168,19 @@ def _show(found: dict[str, Any], output: str) -> None:
     if "packedSamplesPerSecond" in found:
         console.print(f"packed first: {found['packedSamplesPerSecond']:.0f} a second")
     console.print(", ".join(f"{name} {value}" for name, value in found["environment"].items()))
+
+
+def _pairs_table(found: dict[str, Any]) -> Table:
+    title = f"{found['model']}, samples a second"
+    table = Table("pair", "ours", "stock", "ratio", title=title, title_justify="left")
+    samples = found["batch"] * found.get("stepsPerTurn", 1)
+    for number, pair in enumerate(found["pairs"], 1):
+        rates = (f"{samples / pair[who]:.2f}" for who in ("ours", "stock"))
+        table.add_row(str(number), *rates, f"{pair['ratio']:.3f}")
+    table.add_section()
+    table.add_row(
+        "median",
+        *(f"{rate:.2f}" for rate in found["samplesPerSecond"].values()),
+        f"[bold]{found['ratio']:.3f}[/bold]",
+    )
+    return table

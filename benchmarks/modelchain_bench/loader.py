@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from modelchain_data.tars import read_at
 PICTURES, HEIGHT, WIDTH, QUALITY = 128, 480, 640, 90
 # of a picture's amplitudes with frequency; makes JPEGs of 0.25 bytes a pixel, as photographs are
 FALL = 1.5
+Sample = tuple[str, bytes, list[str]]  # key, encoded picture, captions
 WORDS = (
     "a the man woman dog two children girl boy in on with red blue black white shirt water grass"
     " runs stands"
@@ -56,48 +58,55 @@ def measure_loader(
     Seconds are CPU time of the whole process with one thread that decodes: what one core does, also
     where other work slows the clock on the wall. Both crop, resize, and make `captions` texts a
     picture into tokens; ours gives uint8, which the device normalises, the stock one floats.
+    `data` are tars (braces allowed) whose first pictures are taken; None: synthetic pictures of
+    640 x 480. A turn takes about `seconds`.
 
-    Args:
-        data: tars (braces allowed) whose first pictures are taken; None: synthetic pictures of 640
-            x 480.
-        seconds: of a turn, about.
     Raises:
         InputError: `data` cannot be read, or holds fewer samples than `batch`, or samples without
             captions.
     """
+    with _one_thread(), tempfile.TemporaryDirectory(prefix="modelchain-bench-") as folder:
+        shard, samples = sampled(data, batch, Path(folder))
+        packed = Path(pack(shard, Path(folder, "packed"))[0].shards)
+        options = {"global_batch_size": batch, "captions_per_sample": captions}
+        options |= {"image_size": image_size, "context_length": context_length}
+        stock = iter(stock_pipeline(str(shard), batch, captions, image_size, context_length))
+        makers = [_ours(shard, options), lambda: next(stock), _ours(packed, options)]
+        turns = _turns(makers, pairs, seconds)
+    return {
+        "batch": batch,
+        "captions": captions,
+        "imageSize": image_size,
+        **summary([Pair(ours, stock) for ours, stock, _ in turns], batch),
+        "packedSamplesPerSecond": round(statistics.median(batch / own for *_, own in turns), 3),
+        "pictures": _about(data, samples),
+        "environment": environment(torch.device("cpu")),
+    }
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with tempfile.TemporaryDirectory(prefix="modelchain-bench-") as folder:
-            there = Path(folder)
-            shard, samples = sampled(data, batch, there)
-            packed = Path(pack(shard, there / "packed")[0].shards)
-            options = {"global_batch_size": batch, "captions_per_sample": captions}
-            options |= {"image_size": image_size, "context_length": context_length}
-            stock = iter(stock_pipeline(str(shard), batch, captions, image_size, context_length))
-            makers = (
-                _ours(shard, there, options),
-                lambda: next(stock),
-                _ours(packed, there, options),
-            )
-            for make in makers:
-                make()
-            turns = [[_seconds(make, seconds) for make in makers] for _ in range(pairs)]
-            about = {"source": data or f"synthetic, {WIDTH} x {HEIGHT}", "count": len(samples)}
-            about["bytes"] = sum(len(picture) for _, picture, _ in samples) // len(samples)
-            return {
-                "batch": batch,
-                "captions": captions,
-                "imageSize": image_size,
-                **summary([Pair(ours, stock) for ours, stock, _ in turns], batch),
-                "packedSamplesPerSecond": round(
-                    statistics.median(batch / packed for *_, packed in turns), 3
-                ),
-                "pictures": about,
-                "environment": environment(torch.device("cpu")),
-            }
+        yield
     finally:
         torch.set_num_threads(threads)
+
+
+def _turns(makers: list[Callable[[], object]], pairs: int, seconds: float) -> list[list[float]]:
+    """CPU seconds a batch of each maker, in turns, after a first batch that is not counted."""
+    for make in makers:
+        make()
+    return [[_seconds(make, seconds) for make in makers] for _ in range(pairs)]
+
+
+def _about(data: str | None, samples: list[Sample]) -> dict[str, Any]:
+    return {
+        "source": data or f"synthetic, {WIDTH} x {HEIGHT}",
+        "count": len(samples),
+        "bytes": sum(len(picture) for _, picture, _ in samples) // len(samples),
+    }
 
 
 def sampled(data: str | None, batch: int, folder: Path) -> tuple[Path, list[Sample]]:
@@ -134,9 +143,6 @@ def synthetic(count: int = PICTURES, seed: int = 0) -> list[Sample]:
     return samples
 
 
-Sample = tuple[str, bytes, list[str]]  # key, encoded picture, captions
-
-
 def _first(data: str) -> Iterator[Sample]:
     """The first samples of the tars, at most as many as there are synthetic ones."""
     problems, shards = Problems(), [Path(name) for name in expand(data)]
@@ -165,8 +171,9 @@ def _write(shard: Path, samples: list[Sample]) -> Path:
     return shard
 
 
-def _ours(shard: Path, folder: Path, options: dict[str, int]) -> Callable[[], object]:
-    batches = Batches(data=open_set([shard], folder / "cache"), seed=0, threads=1, **options)
+def _ours(shard: Path, options: dict[str, int]) -> Callable[[], object]:
+    """Makes the next batch at each call."""
+    batches = Batches(data=open_set([shard], shard.parent / "cache"), seed=0, threads=1, **options)
     decoder, steps = ThreadPoolExecutor(1), itertools.count()
     return lambda: batches.batch(next(steps), decoder)
 

@@ -1,5 +1,5 @@
-"""The sentences that refuse a spec, said alike by the command line and, through CEL, by the API
-server.
+"""The messages that refuse a spec: the command line and, through CEL, the API server
+use the same.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ WARM_UP = (
 )
 NO_EPOCHS = "stage {stage} has no epochs: give them, or a target acceleration to allocate them by"
 
-# What only an API server asks, since `modelchain run` uses neither image nor storage.
+# Only an API server checks these: `modelchain run` uses neither image nor storage.
 CHAIN_NAME = "must be at most 24 of a-z, 0-9 and '-', a letter first and no '-' last (got '{name}')"
 LOCAL = (
     "kind Local is for `modelchain run -f FILE --root DIR` on your machine; on a cluster give kind"
@@ -58,8 +58,8 @@ ARTIFACT = (
 
 
 def shortened(text: str, length: int) -> str:
-    """At most `length` characters: where that is too few, the middle goes, since both ends of an
-    error say most.
+    """At most `length` characters. A longer text loses its middle, since the two ends of an error
+    message say most.
     """
     if len(text) <= length:
         return text

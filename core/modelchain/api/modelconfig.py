@@ -2,8 +2,8 @@
 text tower.
 
 Field names are open_clip's own (`open_clip/model_configs/*.json`, CLIPVisionCfg, CLIPTextCfg), not
-camelCase, so that a config can be pasted as it is. Anything that would change the arithmetic
-without being listed here is refused.
+camelCase, so that a config can be pasted unchanged. A key that is not listed here is refused, since
+it could change the arithmetic.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class VisionConfig(VisionFields):
         return self.family.shape(self)
 
     def resolved(self) -> dict[str, Any]:
-        """The keys open_clip is given and the digest is made of, every default written out."""
+        """The keys that open_clip is given and that are hashed, with every default filled in."""
         return self.family.resolved(self)
 
 

@@ -60,7 +60,7 @@ def plan(
 
 
 def _what_run_does(chain: ModelChain, shown: planning.Plan) -> str | None:
-    """`run` allocates epochs by the analytic convention, whatever is shown here."""
+    """The epochs that `run` will allocate, if another convention than its own is shown."""
     if shown.convention == "analytic" or all(stage.epochs for stage in chain.spec.stages[1:]):
         return None
     try:
@@ -74,7 +74,7 @@ def _what_run_does(chain: ModelChain, shown: planning.Plan) -> str | None:
 
 def _print(result: planning.Plan, price: Price | None, note: str | None) -> None:
     price = price if result.total.cost else None
-    # Wider than any terminal: a long line, rather than a number cut short.
+    # Wider than any terminal: a long line is better than a number that is cut.
     console = Console(width=250, markup=False, highlight=False, emoji=False)
     console.print(_table(result, price))
     if price:

@@ -1,6 +1,4 @@
-"""`modelchain run`: the whole chain on this machine, driven by the same `decide` as on a
-cluster.
-"""
+"""`modelchain run`: a chain on this machine, driven by the same `decide` as on a cluster."""
 
 from __future__ import annotations
 
@@ -38,7 +36,7 @@ def run(
     root: Annotated[
         Path,
         typer.Option(
-            "--root", help="Where artifacts and status go; one chain a root.", show_default=False
+            "--root", help="Folder for artifacts and status, of one chain.", show_default=False
         ),
     ],
     data: Annotated[
@@ -52,10 +50,10 @@ def run(
         ),
     ] = None,
 ) -> None:
-    """Train a chain on this machine, or go on where it stopped.
+    """Train a chain on this machine, or resume it.
 
-    Ctrl-C checkpoints first. The same command goes on after it, after a crash and after an edit of
-    the file: stages whose inputs did not change are not trained again.
+    Ctrl-C writes a checkpoint first. Run the same command to resume, also after a crash or an edit
+    of the file: stages whose inputs did not change are not trained again.
 
     Example: [bold]modelchain run -f examples/quickstart.yaml --root runs/quickstart --data
     runs/digits[/bold]
@@ -75,8 +73,10 @@ def run(
 def _checked(
     chain: ModelChain, store: Root, root: Path, data: Path | None, file: Path
 ) -> DataRequest:
-    """What the trainer is to read. Raises InputError for all that can be wrong before anything is
-    written.
+    """The data that the trainer is to read, after all checks that come before the first write.
+
+    Raises:
+        InputError: the spec, the root or the data cannot be used.
     """
     folder = DataFolder(chain, data, file)
     request = folder.request(store.path / CACHE)
@@ -109,7 +109,7 @@ def _train(
 
 
 def _alone(chain: ModelChain, name: str, file: Path) -> ModelChain:
-    """The baseline run of one model: random initialisation, baselineEpochs, no distillation."""
+    """The chain of one model's baseline: random initialisation, baselineEpochs, no distillation."""
     for stage in chain.spec.stages:
         if stage.name == name:
             one = stage.model_copy(update={"epochs": chain.spec.recipe.baseline_epochs})
@@ -123,8 +123,8 @@ def _alone(chain: ModelChain, name: str, file: Path) -> ModelChain:
 
 
 def _check_processes(chain: ModelChain, file: Path) -> None:
-    """On this machine a stage's processes may default to its GPUs: they must share the batch
-    evenly, too.
+    """Raise InputError if the processes of a stage, by default one for each GPU, cannot share a
+    batch evenly.
     """
     recipe = chain.spec.recipe
     for index, stage in enumerate(chain.spec.stages):
@@ -143,7 +143,7 @@ def _check_processes(chain: ModelChain, file: Path) -> None:
 def _conclude(
     chain: ModelChain, store: Root, status: ChainStatus, interrupted: bool, console: Console
 ) -> None:
-    """Say how it ended, on the last line and in the exit code."""
+    """Report how the run ended, on the last line and by the exit code."""
     if status.is_true("Complete"):
         found = {s.name: store.results(s.input_digest) for s in status.stages if s.input_digest}
         results = {name: result for name, result in found.items() if result is not None}

@@ -1,5 +1,5 @@
-"""From pydantic's JSON schema to a structural schema that an API server takes: no references,
-everything bounded.
+"""From pydantic's JSON schema to a structural schema, as API servers require it: without
+references, and with bounds on everything.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ KEPT = (
 def structural(model: type[BaseModel], *, nullable: bool) -> Schema:
     """The structural schema of an API type.
 
-    nullable: whether what is optional may be written as null. A server drops nulls of a spec that
-    may not be, which is what a user means; of a status it must keep what was written.
+    nullable: whether optional fields may be null. A server drops nulls where they are not allowed.
+    That is what a user means by null in a spec; a status must be kept as it was written.
     """
     whole = model.model_json_schema(by_alias=True, mode="validation")
     return _convert(whole, whole.get("$defs", {}), nullable, in_list=False)
@@ -78,7 +78,7 @@ def _convert(
 
 
 def _kept(source: Schema) -> Schema:
-    """What is taken over as it stands, spelled as OpenAPI 3.0 does."""
+    """The keys that are copied, spelled as in OpenAPI 3.0."""
     out = {key: source[key] for key in KEPT if key in source}
     if "description" in out:
         out["description"] = out["description"].split("\n\n")[0].replace("\n", " ")
@@ -115,8 +115,8 @@ def _object(source: Schema, defs: dict[str, Schema], nullable: bool, in_list: bo
 
 
 def _resolve(source: Schema, defs: dict[str, Schema]) -> tuple[Schema, bool]:
-    """Without `$ref` and without `anyOf` null, what stands beside them kept; and whether null was
-    allowed.
+    """The schema without `$ref` and without `anyOf` null, and whether null was allowed. Keys beside
+    them are kept.
     """
     optional = False
     if "anyOf" in source:

@@ -30,8 +30,8 @@ TOWERS: list[tuple[str, str, str, Mapping[str, str]]] = [
     ("text_cfg", whole_product(_WIDTH, _RATIO), WHOLE_MLP, {"w": _WIDTH, "r": _RATIO}),
 ]
 
-# A stage s as two lists that are compared place by place: sizes, which may not shrink, and what
-# must be equal.
+# A stage s is two lists, which are compared place by place with those of its neighbour: sizes that
+# may not shrink, and values that must be equal.
 _SIZES = [
     "vision width",
     "vision heads",
@@ -86,7 +86,7 @@ def _text(name: str) -> str:
 
 
 def _by_family(cel_of: Callable[[Family], str]) -> str:
-    """CEL: `cel_of` the family of the inline tower of stage s."""
+    """CEL: `cel_of(family)` for the family of the inline tower of stage s."""
     cel = cel_of(FAMILIES[0])
     for family in FAMILIES[1:]:
         cel = f"{family.is_of_cel(_V)} ? {cel_of(family)} : {cel}"
@@ -129,9 +129,10 @@ def _family_equals(family: Family) -> str:
 def _pairs(
     lists: str, wrong: str, places: int, mismatch: str, message: str
 ) -> tuple[str, str, str]:
-    """Rule, message and its expression for neighbours: `wrong` is CEL on v, the stages' lists, i, a
-    stage's place in the chain, and k, a place in its list; `mismatch` says it. The first one found
-    is said.
+    """A rule for neighbours: its CEL, message, and CEL of the message.
+
+    `wrong` is CEL on v, the stages' lists, i, a stage's place in the chain, and k, a place in its
+    list; `mismatch` is CEL that describes it. The first one found is reported.
     """
     ks = literal(list(range(places)))
     said = sentence(
@@ -146,7 +147,7 @@ def _pairs(
 
 
 def _value(at: str) -> str:
-    """CEL: the k-th of what must be equal, as it is written in YAML."""
+    """CEL: the k-th value that must be equal, spelled as in YAML."""
     return f"(k == {_EQUALS.index('quick_gelu')} ? string(v[{at}][k] == 2.0) : string(v[{at}][k]))"
 
 

@@ -14,7 +14,7 @@ from modelchain.plan.plan import plan
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an attempt runs, as its runner lays things out on the trainer's machine."""
+    """Where and on what an attempt runs, as its runner arranges it on the trainer's machine."""
 
     root: str  # where the attempt writes: an absolute path
     predecessors: str  # the same root, as artifacts are read from it
@@ -28,8 +28,8 @@ class Placement:
 def task_for(
     chain: ModelChain, epochs: dict[str, int], launch: Launch, placement: Placement
 ) -> Task:
-    """All that the trainer of this attempt is told; `epochs` of every stage, as the status holds
-    them.
+    """All that the trainer of this attempt needs. `epochs` are those of every stage in
+    the status.
     """
     spec, attempt = chain.spec, launch.attempt
     planned = plan(chain, "analytic", {}, epochs).stages[launch.stage]

@@ -1,5 +1,5 @@
-"""Reading spec files: YAML to a checked ModelChain, or one clear line for each thing that is
-wrong.
+"""Reading spec files: from YAML to a checked ModelChain, or one line for each thing
+that is wrong.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _TAG_ERRORS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticErr
 
 
 def load_yaml(path: Path, kind: str | None = None) -> Any:
-    """The YAML document of `path`, or of several the one of a `kind`; of bounded size even after
-    aliases expand.
+    """The YAML document of `path`, or of several documents the one of `kind`. Its size is bounded,
+    also after aliases expand.
     """
     raw = _read(path)
     try:
@@ -91,17 +91,15 @@ def load_model(kind: type[M], path: Path) -> M:
 
 
 def load_chain(path: Path) -> ModelChain:
-    """A spec file, checked in itself (`modelchain.plan.check`); what needs the data is checked by
-    `run`.
-    """
+    """A spec file, checked by `modelchain.plan.check`. What needs the data is checked by `run`."""
     chain = load_model(ModelChain, path)
     check(chain, str(path))
     return chain
 
 
 def parse(kind: type[M], value: Any, file: str) -> M:
-    """Validate `value`; pydantic's findings become problems with a field path and words for a
-    person.
+    """Validate `value`. Pydantic's errors become problems with a field path and a
+    readable message.
     """
     if not isinstance(value, dict):
         raise InputError(f"holds a {_type_name(value)}, not a {kind.__name__} object", file=file)
@@ -185,8 +183,8 @@ def _yaml_message(error: yaml.YAMLError) -> str:
 
 
 def _check_nodes(root: yaml.Node, path: Path) -> None:
-    """Before anything is built: no key twice, which PyYAML lets through, and a bound on what
-    aliases expand to.
+    """Checks before anything is built: no key is given twice, which PyYAML allows, and aliases
+    expand to a bounded size.
     """
     sizes: dict[int, int] = {}
     open_: set[int] = set()
@@ -228,8 +226,8 @@ def _check_keys(node: yaml.MappingNode) -> None:
 
 
 def status_of(chain: Mapping[str, Any]) -> ChainStatus:
-    """The status of a chain read from a cluster. Raises WorkError for one that another version
-    wrote.
+    """The status of a chain that was read from a cluster. Raises WorkError if another version wrote
+    it.
     """
     try:
         return ChainStatus.model_validate_json(json.dumps(chain.get("status") or {}))

@@ -1,5 +1,5 @@
-"""The table of stages that `run` keeps up to date and `status` prints once, and the report at a
-chain's end.
+"""The table of stages that `run` updates and `status` prints once, and the report of a finished
+chain.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ COLOURS = {
 
 
 def console(stderr: bool = False) -> Console:
-    """Tables are never folded to less than they need; a pipe has no width of its own."""
+    """A console for tables. A pipe has no width, so it gets one in which no table is folded."""
     made = Console(stderr=stderr)
     return made if made.is_terminal else Console(stderr=stderr, width=120)
 
 
 def stages_table(name: str, status: ChainStatus) -> RenderableType:
-    """One line a stage: state, progress with ETA, MACs spent, first metric; below it why each is as
-    it is.
+    """One line for each stage: state, progress with ETA, MACs spent, metrics; below, the reason of
+    each state.
     """
     running = any(stage.progress for stage in status.stages)
     table = Table(title=f"chain {name}", title_justify="left", box=SIMPLE_HEAD)

@@ -1,4 +1,4 @@
-"""The loop of a local chain: check the data once, then decide, write or act, and look again."""
+"""The loop of a local chain: check the data once, then repeat: observe, decide, write or act."""
 
 from __future__ import annotations
 
@@ -25,25 +25,22 @@ from modelchain.local.launch import STOPS
 from modelchain.local.root import Root
 from modelchain.local.world import LocalWorld
 
-INTERRUPTED = "modelchain: interrupted; the same command goes on"
+INTERRUPTED = "modelchain: interrupted; run the same command to resume"
 POLL_SECONDS = 0.5
 
 
 def prepare(request: DataRequest, store: Root, console: Console) -> str:
-    """Have the trainer index and check all data before the first stage; returns the training
-    data's fingerprint.
+    """Index and check all data in a process of the data room. Returns the training data's
+    fingerprint.
     """
     asked = store.path / ".data-request.json"
     write_atomic(asked, request.model_dump_json(by_alias=True).encode())
     console.print("checking the data", style="dim")
-    guard = [
-        sys.executable,
-        "-m",
-        "modelchain.io.guard",
-        os.devnull,
-    ]  # it ends with us, whatever ends us
+    # Under the guard it ends with this process. In a session of its own it gets no Ctrl-C, which
+    # this process handles.
+    guard = [sys.executable, "-m", "modelchain.io.guard", os.devnull]
     command = [*guard, sys.executable, "-m", "modelchain_data", str(asked)]
-    try:  # in a session of its own, so that Ctrl-C is ours to handle
+    try:
         done = subprocess.run(
             command, stdout=subprocess.PIPE, text=True, check=False, start_new_session=True
         )
@@ -70,7 +67,7 @@ def prepare(request: DataRequest, store: Root, console: Console) -> str:
 def drive(
     chain: ModelChain, world: LocalWorld, status: ChainStatus, console: Console
 ) -> ChainStatus:
-    """Decide, write or act, and look again, until nothing is left to do."""
+    """Observe, decide, and write or act, until nothing is left to do."""
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
         _hung_up(number)
@@ -106,8 +103,8 @@ def as_ctrl_c(number: int, _frame: FrameType | None) -> None:
 
 
 def _hung_up(number: int) -> None:
-    """The terminal has gone: a line written to it would be an error, and end what is to end in
-    peace.
+    """After SIGHUP the terminal is gone. Send output to nowhere, since a failing write would end
+    this process before its trainer has stopped.
     """
     if number == signal.SIGHUP:
         nowhere = os.open(os.devnull, os.O_WRONLY)

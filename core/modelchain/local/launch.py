@@ -45,7 +45,7 @@ class TrainerProcess:
         self.attempt: str | None = None
 
     def start(self, attempt: str, task: Path, processes: int, threads: int) -> None:
-        """Start `torchrun -m modelchain_trainer TASK`; it ends when this process ends."""
+        """Start `torchrun -m modelchain_trainer TASK`. It ends when this process ends."""
         directory = task.parent
         self._pid_file = directory / "pid"
         role = self._specs.Role(
@@ -69,7 +69,7 @@ class TrainerProcess:
         self._stopping_since = None
 
     def is_live(self) -> bool:
-        """True until every process of the attempt has ended, torchrun's orphans included."""
+        """Whether any process of the attempt runs, including orphans of torchrun."""
         if self._handle is None:
             return False
         status = self._runner.status(self._handle)
@@ -82,8 +82,8 @@ class TrainerProcess:
         return False
 
     def stop(self) -> None:
-        """Ask torchrun to stop: its workers checkpoint first. After the grace it is killed, and
-        they die with it.
+        """Ask torchrun to stop, which lets its workers write a checkpoint. After GRACE_SECONDS it
+        is killed, and they with it.
         """
         if self._handle is None or self._stopping_since is not None:
             return
@@ -98,7 +98,7 @@ class TrainerProcess:
             self._signal(signal.SIGKILL)
 
     def _signal(self, sig: signal.Signals) -> bool:
-        """False while the guard has not yet noted its pid."""
+        """Send a signal. False if the guard has not written its pid yet."""
         assert self._pid_file is not None
         with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
             os.kill(int(self._pid_file.read_text()), sig)
@@ -107,7 +107,7 @@ class TrainerProcess:
 
 
 def _arguments(pid_file: Path, task: Path, processes: int) -> list[str]:
-    """Of Python: torchrun under the guard, which notes its pid and ends it with this process."""
+    """Python's arguments to run torchrun under the guard, which ends it with this process."""
     return [
         "-m", "modelchain.io.guard", str(pid_file),
         sys.executable, "-m", "torch.distributed.run",
@@ -132,7 +132,7 @@ def _environment(threads: int) -> dict[str, str]:
 
 
 def measure(request: EvaluationRequest) -> dict[str, float]:
-    """Have the trainer measure a finished artifact."""
+    """Metrics of a finished artifact, measured by the trainer."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         file.write(request.model_dump_json(by_alias=True))
         file.flush()
@@ -146,7 +146,7 @@ def measure(request: EvaluationRequest) -> dict[str, float]:
 
 
 def processes_for(asked: int | None) -> int:
-    """Processes of a stage on this machine: as asked, else one a GPU that may be used, else one."""
+    """Processes of a stage on this machine: as asked, else one for each visible GPU, else one."""
     return asked or max(gpus(), 1)
 
 

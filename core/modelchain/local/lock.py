@@ -21,7 +21,7 @@ KILL_SECONDS = 15.0  # for killed processes to end
 
 
 class RootLock:
-    """Held from `acquire` until the process and every trainer it started have ended."""
+    """Held from `acquire` until this process and all trainers that it started have ended."""
 
     def __init__(self, root: Path, handle: int):
         self.path, self.handle = root / LOCK, handle
@@ -30,7 +30,8 @@ class RootLock:
     def acquire(cls, root: Path, say: Callable[[str], None]) -> RootLock:
         """Take the lock of `root`.
 
-        Trainers that outlived their runner hold it too: they are named and waited for, then ended.
+        Trainers that outlived their runner hold it, too. They are named, waited for, and in the end
+        killed.
 
         Raises:
             WorkError: another `modelchain run` works in this root.
@@ -51,8 +52,8 @@ class RootLock:
 
     @contextlib.contextmanager
     def as_stdin(self) -> Iterator[None]:
-        """Processes started inside inherit the lock, as their standard input: torchx closes every
-        other handle.
+        """Processes that are started in the block inherit the lock as their standard input, since
+        torchx closes all other handles.
         """
         try:
             saved = os.dup(0)

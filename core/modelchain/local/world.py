@@ -1,5 +1,5 @@
-"""The local world: a root directory and one trainer process tree, as `decide` sees them and acts on
-them.
+"""The local world that `decide` observes and acts on: a root directory and one process tree of a
+trainer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BACKOFF_SECONDS = 1.0
 
 
 class LocalWorld:
-    """Reads what is there into `Observed`, and carries a `Step` out."""
+    """Reads the state of this machine into `Observed`, and executes a `Step`."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class LocalWorld:
         self.chain, self.root, self.trainer = chain, root, trainer
         self.data, self.fingerprint = data, fingerprint
         self.inputs, self.numbers = root.known_inputs(), root.attempt_numbers()
-        self.retry = f"{time.time():.6f}"  # typing the command again renews budgets, once
+        self.retry = f"{time.time():.6f}"  # each run of the command renews the retry budgets once
         self.interrupted = False
 
     def observe(self, status: ChainStatus) -> Observed:
@@ -69,8 +69,8 @@ class LocalWorld:
         )
 
     def evaluate_added(self, status: ChainStatus, say: Callable[[str], None]) -> bool:
-        """Measure finished artifacts by evaluations the spec gained since; nothing is trained. True
-        if any was.
+        """Run evaluations that were added to the spec on finished artifacts, without training.
+        Returns whether there were any.
         """
         measured = False
         for stage in status.stages:

@@ -33,11 +33,12 @@ def allocate(
     """Whole epochs for every stage.
 
     `costs`: MACs of one epoch of each stage in the chain. `individual`: MACs of training each model
-    alone, in the same unit. `fixed`: epochs that are given; None is to be found, never for the
-    first stage. The free stages lie on a line that falls from the second stage to 0.625 of it at
-    the last and spends what `target` leaves; rounded, they reach 0.99 x target, never increase
-    along the chain, and stay within one epoch of the line (at least 1). Raises InputError for a
-    target that one epoch for every free stage misses, or that asks for more than `baseline_epochs`.
+    alone, in the same unit. `fixed`: epochs that are given; None for the stages to allocate, of
+    which the first is none. The free stages lie on a line that falls from the second stage to 0.625
+    of it at the last and spends what `target` leaves; rounded, they reach 0.99 x target, never
+    increase along the chain, and stay within one epoch of the line (at least 1). Raises InputError
+    for a target that one epoch for every free stage misses, or that asks for more than
+    `baseline_epochs`.
     """
     free = [i for i, e in enumerate(fixed) if e is None]
     given = sum((e * c for e, c in zip(fixed, costs, strict=True) if e is not None), Fraction(0))

@@ -1,5 +1,5 @@
-"""What must hold between the fields of a spec: checked before the first stage, with the field that
-is at fault.
+"""What must hold between the fields of a spec. It is checked before the first stage, and problems
+name the field at fault.
 
 Neighbours are compared because a predecessor's weights are inserted into its successor: no size may
 shrink, and what the growth cannot change must be equal.
@@ -20,7 +20,7 @@ from modelchain.plan.plan import plan
 
 
 def check(chain: ModelChain, file: str | None = None) -> None:
-    """Raise InputError with every problem of the spec that one field alone cannot show."""
+    """Raise InputError with every problem between fields of the spec."""
     problems: list[Problem] = []
 
     def report(field: str, message: str) -> None:
@@ -127,8 +127,8 @@ def _neighbours(spec: ChainSpec, report: Report) -> None:
 
 
 def mismatch(before: ModelConfig, after: ModelConfig) -> list[str]:
-    """Why `after` cannot be grown from `before`, if so: no tower may shrink, one must grow, the
-    rest must be equal.
+    """Why `after` cannot be grown from `before`; empty if it can. No tower may shrink, one must
+    grow, and the rest must be equal.
     """
     if after.vision_cfg.family is not before.vision_cfg.family:
         return [messages.OTHER_FAMILY]
@@ -175,7 +175,7 @@ def _sizes(config: ModelConfig) -> list[tuple[str, int]]:
 
 
 def _spelled(value: bool | float) -> str:
-    """As it is written in YAML, and as CEL's `string()` spells it."""
+    """Spelled as in YAML, and as by CEL's `string()`."""
     if isinstance(value, bool):
         return str(value).lower()
     return str(int(value)) if value == int(value) else str(value)
@@ -202,7 +202,7 @@ def _recipe(spec: ChainSpec, report: Report) -> None:
                 break
         epochs = stage.epochs or (recipe.baseline_epochs if index == 0 else None)
         if epochs is None:
-            continue  # allocated by the plan; `check_epochs` looks at it then
+            continue  # the plan allocates them; see `check_epochs`
         if too_long := warmup_too_long(spec, index, epochs):
             report(*too_long)
 

@@ -1,8 +1,8 @@
 """Multiply-accumulates and parameters of a model, from its config alone.
 
-Counted is what `torch.utils.flop_counter.FlopCounterMode` counts, halved: convolutions, linear
-layers, and attention's QKᵀ and AV over all pairs of tokens (also the causal text tower's). Norms,
-softmax, activations and look-ups are free.
+MACs are half of what `torch.utils.flop_counter.FlopCounterMode` counts: convolutions, linear
+layers, and attention's QKᵀ and AV over all pairs of tokens (also in the causal text tower). Norms,
+softmax, activations and table lookups count nothing.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def forward_macs(config: ModelConfig, captions: int) -> int:
 
 
 def parameters(config: ModelConfig) -> int:
-    """Parameters as Table G counts them: the image tower whole, of the text tower the transformer's
-    blocks alone.
+    """Parameters as Table G counts them: the whole image tower, and of the text tower only the
+    transformer's blocks.
 
-    They are Table G's to its two decimals, but for ViT-XB: its width of 1024 and 12 layers give
-    190.50 M, not 209.19.
+    They equal Table G's to its two decimals, except for ViT-XB: its width of 1024 and 12 layers
+    give 190.50 M, not 209.19.
     """
     vision, text = config.vision_cfg, config.text_cfg
     blocks = text.layers * block_parameters(text.width, hidden(text.width, text.mlp_ratio))

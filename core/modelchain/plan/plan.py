@@ -1,9 +1,9 @@
 """What a chain will cost before it runs: epochs, samples, MACs, GPU hours and money, against
 training each model alone.
 
-Two conventions. `analytic` counts what the trainer will really do (`modelchain.plan.macs`, samples
-in whole batches, the captions of the spec), in the ledger's terms. `paper` takes Table G's cells as
-printed and charges every sample.
+There are two conventions. `analytic` counts what the trainer will do (`modelchain.plan.macs`,
+samples in whole batches, the captions of the spec), as the ledger does. `paper` takes Table G's
+cells as printed and charges every sample.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ MS_PER_HOUR = 3_600_000
 
 
 class Amount(Record):
-    """MACs; hours of one GPU; money as a decimal string in the pool's currency. None: not known."""
+    """MACs, hours of one GPU, and money as a decimal string in the pool's currency. None is
+    unknown.
+    """
 
     macs: int
     gpu_hours: float | None
@@ -49,8 +51,8 @@ class IndividualPlan(Record):
 
 
 class StagePlan(Record):
-    """One stage. `macs_per_sample` holds the student's training and, where one pulls, the teacher's
-    forward pass.
+    """One stage. `macs_per_sample` counts the student's training and, with distillation, the
+    teacher's forward pass.
     """
 
     name: str
@@ -87,8 +89,8 @@ def plan(
 ) -> Plan:
     """The plan of a checked chain.
 
-    `frozen` holds the epochs that stages, by name, were launched with; they stand in for epochs the
-    spec leaves out. Raises InputError when the convention has no numbers for a model or the target
+    `frozen` holds, by stage, the epochs that it was launched with; they are used where the spec
+    gives none. Raises InputError when the convention has no numbers for a model or the target
     acceleration cannot be met.
     """
     spec = chain.spec
@@ -151,8 +153,8 @@ def _stage_plan(
 def _epochs(
     spec: ChainSpec, per_sample: Sequence[_PerSample], frozen: Mapping[str, int]
 ) -> list[int]:
-    """Given in the spec, else frozen by an earlier launch, else baselineEpochs (the first stage) or
-    allocated.
+    """Epochs of each stage: given in the spec, else frozen by an earlier launch, else
+    baselineEpochs for the first stage and allocated for the others.
     """
     baseline = spec.recipe.baseline_epochs
     fixed = [
@@ -224,8 +226,8 @@ def _amount(samples: int, per_sample: Fraction, pool: NodePool | None, extra_ms:
         hours = samples * ms / MS_PER_HOUR
         if pool.price is not None:
             cost = f"{Decimal(hours) * Decimal(pool.price.per_gpu_hour):.2f}"
-    # Whole: the update's fraction of a step comes in whole batches, and Table G's cells have two
-    # decimals.
+    # The product is whole: a sample's share of the update is a fraction of a batch, and samples
+    # come in whole batches; Table G's cells have two decimals.
     return Amount(macs=int(samples * per_sample), gpu_hours=hours, cost=cost)
 
 
