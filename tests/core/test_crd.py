@@ -1,6 +1,4 @@
-"""The CRDs are current, small, and keep the rules of strict API reviews (KAL's, DESIGN section
-4).
-"""
+"""The CRDs are current and small, and keep the rules of strict API reviews (kube-api-linter's)."""
 
 from __future__ import annotations
 

@@ -303,7 +303,7 @@ def test_no_bytes_raise_anything_else(content: bytes) -> None:
 
 
 def test_what_is_built_for_a_good_spec() -> None:
-    """Defaults as RULES section 3 lists them."""
+    """The defaults that docs/spec.md lists."""
     spec = load(
         with_changes({"spec.recipe.warmupSteps": DELETE, "spec.data.train.samples": 2_753_427})
     ).spec

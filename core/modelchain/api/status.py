@@ -1,5 +1,5 @@
-"""The status of a chain: the ledger, the same shape on a cluster and on a laptop (DESIGN section
-11).
+"""The status of a chain, which is also its ledger. It has the same shape on a cluster and on a
+laptop.
 """
 
 from __future__ import annotations
@@ -43,17 +43,18 @@ Macs = Annotated[int, BeforeValidator(_storable)]
 
 
 class PodTime(Record):
-    """When one pod's container ran (seconds since the epoch), on how many GPUs."""
+    """When one pod's container ran (seconds since the epoch), and on how many GPUs."""
 
     started: float
     finished: float | None = None
     gpus: int = 0
-    first: bool = False  # it holds rank 0: its time is the attempt's running time
+    # It is rank 0's pod; the attempt's running time is that of this pod.
+    first: bool = False
 
 
 class Spent(Record):
-    """What is over and will not change: money as a decimal string, None where no price was
-    named.
+    """What closed attempts have spent; it does not change any more. `cost` is a decimal string, or
+    None without a price.
     """
 
     macs: Macs = 0
@@ -85,7 +86,8 @@ class AttemptStatus(Record):
     macs: Macs = 0
     uid: str | None = None
     ending: FailureClass | None = None
-    node: str | None = None  # whose own device ended it, and what was wrong there
+    # The node whose own device ended it, and a short name of the fault.
+    node: str | None = None
     fault: str = ""
     checkpoint_step: int = 0
     stepped_at: float | None = None
@@ -127,11 +129,12 @@ class ArtifactRef(Record):
 
 
 class StageStatus(Record):
-    """`spent` is the ledger of closed attempts; `macs`, `gpuSeconds` and `cost` add the open one to
-    it.
+    """One stage. `spent` is the ledger of its closed attempts; `macs`, `gpuSeconds` and `cost` add
+    the open one.
 
-    Without an attempt of its own these three are those of the StageArtifact it found. `inheritsAt`
-    is the end of the predecessor's trainer (seconds since the epoch), until this stage has a job.
+    A stage without attempts of its own shows what the StageArtifact says that it found.
+    `inheritsAt` is when the predecessor's trainer ended (seconds since the epoch), until this stage
+    has a job.
     """
 
     name: str
@@ -248,11 +251,12 @@ class Summary(Record):
     accuracy: str = ""
 
 
-MOST_AVOIDED = 16  # nodes, the newest; a job cannot name nodes without end
+# The newest nodes that are kept; a job cannot name any number of nodes.
+MOST_AVOIDED = 16
 
 
 class AvoidedNode(Record):
-    """A node whose own device failed: the chain's attempts keep away from it `until` then (seconds
+    """A node whose own device failed. The chain's attempts keep away from it until `until` (seconds
     since the epoch).
     """
 
@@ -262,8 +266,8 @@ class AvoidedNode(Record):
 
 
 class ChainStatus(Record):
-    """`retry` is the newest value of the retry annotation that budgets were renewed for; it stays
-    when that goes.
+    """`retry` is the newest value of the retry annotation for which budgets were renewed. It stays
+    when the annotation is removed.
     """
 
     observed_generation: int = -1
@@ -275,17 +279,15 @@ class ChainStatus(Record):
     retry: str | None = None
 
     def as_stored(self) -> ChainStatus:
-        """As it is read back after it was written: `decide` compares with that, or it would write
-        for ever.
+        """As it is read back after it was written. `decide` compares with that form: otherwise it
+        would find a difference in every pass, and write for ever.
         """
         return ChainStatus.model_validate_json(
             self.model_dump_json(by_alias=True, exclude_none=True)
         )
 
     def is_over(self, stages: int) -> bool:
-        """Whether all stages have finished or one has failed; nothing more starts then by
-        itself.
-        """
+        """Whether all stages have finished or one has failed. Then nothing starts by itself."""
         done = [stage.state is State.SUCCEEDED for stage in self.stages]
         return (len(done) == stages and all(done)) or any(
             s.state is State.FAILED for s in self.stages
@@ -293,12 +295,12 @@ class ChainStatus(Record):
 
     @property
     def epochs(self) -> dict[str, int]:
-        """Of every stage whose epochs are settled, by name."""
+        """By stage, the epochs that are known."""
         return {s.name: s.epochs for s in self.stages if s.epochs is not None}
 
     @property
     def frozen_epochs(self) -> dict[str, int]:
-        """By stage, allocated epochs that a launch has fixed (RULES section 1)."""
+        """By stage, allocated epochs that a launch has fixed; an edit does not change them."""
         return {s.name: s.epochs for s in self.stages if s.frozen and s.epochs is not None}
 
     def condition(self, kind: str) -> Condition | None:

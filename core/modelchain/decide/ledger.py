@@ -1,5 +1,5 @@
-"""What attempts have spent: kept per pod, added once when an attempt closes; trimming the history
-loses nothing.
+"""What attempts have spent. It is kept for each pod, and added to the stage once, when the attempt
+closes; so the status may forget old attempts and loses no spending.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ def timestamp(now: float) -> str:
 
 
 def account(attempt: AttemptStatus, seen: Seen, now: float, price: str | None) -> AttemptStatus:
-    """The open attempt with what its pods have spent until `now`. A pod that vanished unseen has
-    run until `now`.
+    """The open attempt with what its pods have spent until `now` (seconds since the epoch).
 
-    It is counted anew from the times that are known by now, so a time that turns out wrong is
-    corrected. Pods stay listed after they are gone, so that one that is heard of again counts once;
-    of very many, those that are gone are summed up in `gone`.
+    A pod that vanished without an end is taken to have run until now. Everything is computed again
+    from the times that are known now, so a wrong time is corrected later. Pods stay listed after
+    they are gone: one that appears again then counts once. If there are too many, those that are
+    gone are summed up in `gone`.
     """
     left = {
         uid: _ended(pod, now)
@@ -59,10 +59,10 @@ def account(attempt: AttemptStatus, seen: Seen, now: float, price: str | None) -
 
 
 def _listed(pods: dict[str, PodTime], seen: Seen) -> tuple[dict[str, PodTime], list[PodTime]]:
-    """The pods to go on listing, and those to sum up: of too many, all that are gone.
+    """The pods to list, and those to sum up: if there are too many, all that are gone.
 
-    No gang has more pods than may be listed. If more are there all the same, the oldest are left
-    out and not summed up: they are read again at the next look, and would count twice.
+    No gang has more pods than may be listed. If more exist all the same, the oldest are left out
+    and not summed up, because the next pass reads them again and they would count twice.
     """
     if len(pods) <= MAX_PODS:
         return pods, []
@@ -72,12 +72,12 @@ def _listed(pods: dict[str, PodTime], seen: Seen) -> tuple[dict[str, PodTime], l
 
 
 def running_seconds(attempt: AttemptStatus, now: float) -> float:
-    """How long rank 0 has run, all pods of the attempt together; time in a queue is not in it."""
+    """Seconds that rank 0 has run, over all pods of the attempt; time in a queue is not counted."""
     return attempt.gone.seconds + _seconds(attempt.pods.values(), now)
 
 
 def ended(attempt: AttemptStatus, seen: Seen, now: float) -> float:
-    """When the last of its pods ended, no later than now; without pods, now."""
+    """When the attempt's last pod ended, but not later than now; without pods, now."""
     pods = {**attempt.pods, **seen.pods}.values()
     return min(now, max((pod.finished for pod in pods if pod.finished is not None), default=now))
 
@@ -91,7 +91,7 @@ def closed(
     failure: FailureClass | None = None,
     message: str = "",
 ) -> AttemptStatus:
-    """The attempt as it stays: ended, its spending final."""
+    """The attempt in its final form: it has ended, and its spending does not change any more."""
     final = account(attempt, seen, now, price)
     node, fault = None, ""
     if failure is FailureClass.HARDWARE:
@@ -111,14 +111,15 @@ def closed(
 
 
 def least(stage: StageStatus, steps: int | None) -> int:
-    """What a finished stage took at the least, as its trainer counts it: a whole number a step."""
+    """The least MACs of a finished stage, as its trainer counts them: a whole number each step."""
     return stage.planned_macs // (steps or 1) * (steps or 1)
 
 
 def whole(stage: StageStatus, final: AttemptStatus) -> AttemptStatus:
-    """The attempt that finished a stage, with the MACs that nobody told of: one before it was
-    killed outright some time after it was last asked, and this one went on from its checkpoint.
-    Together they have done the stage once, at least.
+    """The attempt that finished a stage, with MACs that no trainer could report.
+
+    An earlier attempt may have been killed some time after it last told its progress, and this one
+    resumed from its checkpoint. Together they have done at least the whole stage once.
     """
     if not any(
         a.name != final.name and a.input_digest == final.input_digest for a in stage.attempts
@@ -128,7 +129,7 @@ def whole(stage: StageStatus, final: AttemptStatus) -> AttemptStatus:
 
 
 def plus(spent: Spent, attempts: Iterable[AttemptStatus]) -> Spent:
-    """What is spent with these attempts added."""
+    """The spending with these attempts added."""
     more = list(attempts)
     return Spent(
         macs=spent.macs + sum(a.macs for a in more),
@@ -181,7 +182,7 @@ def _ended(pod: PodTime, now: float) -> PodTime:
 
 
 def _believed(attempt: AttemptStatus, seen: Seen) -> Mapping[str, PodTime]:
-    """The attempt's pods, without those that turned out never to have run."""
+    """The attempt's pods, without those that never ran, as is known by now."""
     return {
         uid: pod
         for uid, pod in attempt.pods.items()
@@ -190,8 +191,8 @@ def _believed(attempt: AttemptStatus, seen: Seen) -> Mapping[str, PodTime]:
 
 
 def same_pods(attempt: AttemptStatus, seen: Seen) -> bool:
-    """Nothing has started, ended or vanished since the attempt was accounted for, and no time was
-    corrected.
+    """Whether no pod has started, ended or vanished since the attempt was last accounted for, and
+    no time was corrected.
     """
     known = _believed(attempt, seen)
     vanished = [pod for uid, pod in known.items() if uid not in seen.pods]

@@ -18,28 +18,30 @@ from modelchain.decide.ledger import running_seconds
 from modelchain.decide.observed import Contact, Seen
 from modelchain.identity.digest import differing_fields
 
-IGNORED = 10  # connections without an answer
+# Unanswered connections after which a trainer is seen to stand still.
+IGNORED = 10
 NEVER_TRAINED = "never trained"
-SILENT_SECONDS = 300  # a trainer takes a minute or two to load before it answers
+# A trainer takes a minute or two to load before it answers.
+SILENT_SECONDS = 300
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How an attempt ended, and what its stage has left. `final`: why it is not tried again, if it
-    is not.
-
-    `advanced`: it left a newer checkpoint than the one before. `pays_retry`: it is charged to the
-    retries, so the next one waits; a stage that is launched at once would burn them all in seconds.
-    """
+    """How an attempt ended, and what its stage has left of its budgets."""
 
     failure: FailureClass
     message: str
+    # It was asked to stop, so it charges no budget.
     stopped: bool
     checkpoint_step: int
     retries: int
     disruptions: int
+    # Why the stage is not tried again, if it is not.
     final: str | None = None
+    # It left a newer checkpoint than the attempt before.
     advanced: bool = False
+    # It charges a retry, so the next attempt waits. Without a wait, a stage that fails at once
+    # would use up its retries in seconds.
     pays_retry: bool = False
 
 
@@ -48,8 +50,8 @@ def judge(
 ) -> Verdict:
     """An attempt that ended and left no valid artifact.
 
-    A disruption with no newer checkpoint than the last charges the retries: it would otherwise go
-    on for ever. What was stopped by us charges nobody.
+    A disruption that brought no newer checkpoint charges a retry as well: otherwise the stage could
+    be disrupted for ever. An attempt that we stopped charges no budget.
     """
     failure, message = _cause(attempt, seen)
     if failure is FailureClass.HARDWARE and _fails_again(stage, attempt, seen):
@@ -85,8 +87,8 @@ def judge(
 
 
 def _fails_again(stage: StageStatus, attempt: AttemptStatus, seen: Seen) -> bool:
-    """A launch failure that names no cause is the device's once; a program that goes wrong fails
-    everywhere.
+    """The first launch failure without a cause is blamed on the device. A second one is blamed on
+    the program, which fails on every node.
     """
     before = any(a.fault == LAUNCH_FAILURE for a in stage.attempts if a.name != attempt.name)
     return before and LAUNCH_FAILURE in seen.bad_nodes.values()
@@ -99,14 +101,14 @@ def _allowed(count: int, what: str) -> str:
 
 
 def _cause(attempt: AttemptStatus, seen: Seen) -> tuple[FailureClass, str]:
-    """The deadline it was ended for, its own last word, what its pods say, or nothing at all."""
+    """The deadline it was ended for, else its last word, else what its pods tell."""
     word = seen.verify if isinstance(seen.verify, LastWord) else seen.word
     if attempt.ending is not None:
         return attempt.ending, attempt.message
     if word is not None and word.result == "Succeeded":
         return FailureClass.NO_ARTIFACT, "reported success, but left no artifact"
     if word is not None and word.failure is FailureClass.PREEMPTED and seen.evidence is not None:
-        return word.failure, seen.evidence[1]  # it only knows that it was told to stop
+        return word.failure, seen.evidence[1]  # the trainer knows only that it was told to stop
     if word is not None:
         return word.failure or FailureClass.ERROR, word.message
     return seen.evidence or (FailureClass.KILLED, "died without a last word")
