@@ -1,10 +1,10 @@
-"""`python benchmarks/growth.py`: what growth is worth before and soon after the first step, on real
+"""`python benchmarks/growth.py`: what growth gains before and soon after the first step, on real
 data.
 
-Both families of Table G, an eighth as wide (text towers of three layers, pictures of 32 pixels), on
-Fashion-MNIST. Every predecessor is trained by the shipped trainer; on every edge the grown student
-is compared with the same one at random. The results file is added to edge by edge, and what it has
-is not run again. `--write` puts the tables into docs/growth.md.
+It takes both families of Table G, an eighth as wide (with text towers of three layers and pictures
+of 32 pixels), on Fashion-MNIST. The trainer trains every predecessor. On every edge the grown
+student is compared with the same student at random. Results are added to the results file edge by
+edge, and an edge that it has is not run again. `--write` puts the tables into docs/growth.md.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def small(name: str) -> Json:
 
 
 def _trunk(name: str) -> str:
-    """A Swin trunk that timm has no name for, made known to it."""
+    """A Swin trunk that timm has no name for, registered with timm."""
     vision = MODELS[name].config.vision_cfg
     width, depths = vision.shape.width // SMALLER, vision.shape.depths
     known = name.lower().replace("-", "_") + "_eighth"
@@ -146,8 +146,8 @@ class Lab:
         alpha: str = "500",
         stop: int | None = None,
     ) -> tuple[Task, models.Student | None]:
-        """By the shipped trainer, to the end or for `stop` steps: its task, and the student if it
-        was not there yet.
+        """Train to the end, or for `stop` steps. Returns the task, and the student unless it was
+        trained before.
         """
         inputs: Json = {
             "v": VERSION,
@@ -217,7 +217,7 @@ class Lab:
 
     @torch.no_grad()
     def loss(self, clip: nn.Module) -> float:
-        """The task loss of held-out batches, as in training but for stochastic depth."""
+        """The task loss of held-out batches, as in training but without stochastic depth."""
         clip.eval()
         losses = []
         for batch in self.held_out:
@@ -229,7 +229,7 @@ class Lab:
 
 
 def of_edge(lab: Lab, before: Task, name: str, trained: bool) -> Json:
-    """Losses on held-out pictures: at random, grown, and, if `trained`, after an epoch."""
+    """Losses on held-out pictures: at random, after growth, and if `trained` after an epoch."""
     config, weights = artifact.load_artifact(Path(before.root) / before.input_digest / "artifact")
     student = small(name)
     found: Json = {
@@ -261,7 +261,7 @@ def of_edge(lab: Lab, before: Task, name: str, trained: bool) -> Json:
 
 
 def tables(found: dict[str, Json]) -> str:
-    """Of all edges, and of those whose embedding changes its size."""
+    """Means over all edges, and over those whose embedding changes its size."""
     first = (
         "| edge | at random | " + " | ".join(METHODS) + " | `Insert`, an epoch later | `Released` |"
     )

@@ -23,7 +23,7 @@ from modelchain_data.index import open_set
 from modelchain_trainer.devices import this_device
 from modelchain_trainer.step import Step
 
-STEPS = 4  # a turn, for each worker: twice what the stock loop's have ready when its turn begins
+STEPS = 4  # in a turn, for each worker: twice what the stock loop's workers have prefetched
 
 
 def measure(
@@ -36,14 +36,14 @@ def measure(
     pairs: int,
     workers: int,
 ) -> dict[str, Any]:
-    """Ratio of samples a second over turns of STEPS steps a worker, and the part of ours that waits
-    for data.
+    """Ratio of samples a second over turns of STEPS steps a worker, and the part of our turns that
+    waits for data.
 
     `data` are tars (braces allowed); None: synthetic pictures of 640 x 480. `workers` are threads
     that decode for ours, processes for the stock loop.
 
     Raises:
-        InputError: as `modelchain_bench.loader.sampled`.
+        InputError: what `modelchain_bench.loader.sampled` raises.
     """
     device, steps = this_device(), STEPS * workers
     with tempfile.TemporaryDirectory(prefix="modelchain-bench-") as folder:

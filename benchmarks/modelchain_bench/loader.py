@@ -1,5 +1,5 @@
-"""`modelchain bench loader`: what one core loads, ours against open_clip's own pipeline on the same
-files.
+"""`modelchain bench loader`: samples that one core loads, ours against open_clip's pipeline on the
+same files.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from modelchain_data.samples import Problems, read_shard
 from modelchain_data.tars import read_at
 
 PICTURES, HEIGHT, WIDTH, QUALITY = 128, 480, 640, 90
-# of a picture's amplitudes with frequency; makes JPEGs of 0.25 bytes a pixel, as photographs are
+# Exponent by which amplitudes fall with frequency. It makes JPEGs of 0.25 bytes a pixel, like
+# photographs.
 FALL = 1.5
 Sample = tuple[str, bytes, list[str]]  # key, encoded picture, captions
 WORDS = (
@@ -55,11 +56,11 @@ def measure_loader(
     """Turns of ours and of the stock pipeline on the same files, and of ours on the same pictures
     packed.
 
-    Seconds are CPU time of the whole process with one thread that decodes: what one core does, also
-    where other work slows the clock on the wall. Both crop, resize, and make `captions` texts a
-    picture into tokens; ours gives uint8, which the device normalises, the stock one floats.
-    `data` are tars (braces allowed) whose first pictures are taken; None: synthetic pictures of
-    640 x 480. A turn takes about `seconds`.
+    Seconds are CPU time of the whole process, which decodes with one thread: so other work on the
+    machine does not count. Both crop and resize a picture and tokenise `captions` texts of it. Ours
+    gives uint8, which the device normalises; the stock pipeline gives floats. `data` are tars
+    (braces allowed) whose first pictures are taken; None: synthetic pictures of 640 x 480. A turn
+    takes about `seconds`.
 
     Raises:
         InputError: `data` cannot be read, or holds fewer samples than `batch`, or samples without
@@ -110,8 +111,8 @@ def _about(data: str | None, samples: list[Sample]) -> dict[str, Any]:
 
 
 def sampled(data: str | None, batch: int, folder: Path) -> tuple[Path, list[Sample]]:
-    """A tar in `folder` of the first pictures of `data`, or of synthetic ones; raises as
-    `measure_loader` does.
+    """A tar in `folder` of the first pictures of `data`, or of synthetic ones. Raises what
+    `measure_loader` raises.
     """
     samples = list(_first(data)) if data else synthetic(max(batch, PICTURES))
     if len(samples) < batch:
@@ -144,7 +145,7 @@ def synthetic(count: int = PICTURES, seed: int = 0) -> list[Sample]:
 
 
 def _first(data: str) -> Iterator[Sample]:
-    """The first samples of the tars, at most as many as there are synthetic ones."""
+    """The first samples of the tars, at most PICTURES."""
     problems, shards = Problems(), [Path(name) for name in expand(data)]
     if gone := [shard for shard in shards if not shard.is_file()]:
         raise InputError("no such file", file=gone[0])
@@ -179,7 +180,7 @@ def _ours(shard: Path, options: dict[str, int]) -> Callable[[], object]:
 
 
 def _seconds(make: Callable[[], object], least: float) -> float:
-    """CPU seconds a batch, over batches that take `least` together."""
+    """CPU seconds a batch, over batches that together take `least`."""
     made, start = 0, time.process_time()
     while (spent := time.process_time() - start) < least:
         make()

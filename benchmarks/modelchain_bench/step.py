@@ -1,8 +1,8 @@
 """`modelchain bench step`: one update of our trainer against one of the stock loop, on synthetic
 pictures.
 
-Both have the same model from the same weights, see the same pictures and captions, and compute the
-same loss; only the captions' lengths are real.
+Both start from the same weights, get the same pictures and captions, and compute the same loss. Of
+the data only the captions' lengths are real.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def without_determinism(device: torch.device) -> Iterator[None]:
 def _teacher_share(
     step: Step, teacher: nn.Module, made: list[Batch], pairs: int, device: torch.device
 ) -> float:
-    """The part of a step with the teacher that goes away without it."""
+    """The part of a step with the teacher that it takes less without it."""
     alone, together = itertools.cycle(made), itertools.cycle(made)  # both meet every batch
 
     def pulled() -> None:
@@ -156,7 +156,9 @@ def _teacher_share(
 
 
 def _warm_up(device: torch.device) -> int:
-    """Each batch once before it counts where layers are compiled for its captions' lengths."""
+    """Turns before the first that counts: on a GPU one of each batch, since layers are compiled for
+    the lengths of its captions.
+    """
     return DISTINCT if device.type == "cuda" else 1
 
 
@@ -212,7 +214,7 @@ def switch_off(lever: str, step: Step, off: ExitStack, context: int) -> None:
 
 
 class _PlainAdamW(torch.optim.AdamW):
-    found_inf = property(lambda _: None, lambda *_: None)  # the fused kernel alone can skip a batch
+    found_inf = property(lambda _: None, lambda *_: None)  # only the fused kernel can skip a batch
 
 
 def _whole_layer(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -240,7 +242,7 @@ def _batch(
     side, context = config.vision_cfg.image_size, config.text_cfg.context_length
     generator = torch.Generator().manual_seed(index)
     pictures = torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8, generator=generator)
-    if pad:  # zeros after the end of a text change nothing but the length
+    if pad:  # zeros after the end of a text change only its length
         texts = [np.pad(text, (0, max(pad - len(text), 0))) for text in texts]
     return Batch(index, np.arange(size), pictures, texts, context)
 
@@ -258,8 +260,8 @@ def _mfu(
     steps_per_second: float,
     device: torch.device,
 ) -> float | None:
-    """Useful FLOP a second over the device's peak: forward and twice that backward, over real
-    tokens alone.
+    """Useful FLOP a second over the device's peak: the forward pass and twice that backward, over
+    real tokens only.
     """
     peak = peak_flops(device)
     if peak is None:

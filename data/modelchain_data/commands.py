@@ -1,4 +1,4 @@
-"""The data room's command `modelchain pack`, found by the entry points of pyproject.toml."""
+"""The command `modelchain pack`, which an entry point in pyproject.toml names."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def pack(
     captions: Annotated[
         str | None,
         typer.Option(
-            metavar="NAMES", help="Of a caption table: columns to take captions from, by commas."
+            metavar="NAMES", help="For a caption table: the columns of captions, parted by commas."
         ),
     ] = None,
 ) -> None:
-    """Make shards: pictures shrunk and captions tokenised once, the fingerprint printed for
+    """Make shards with pictures shrunk and captions tokenised once, and print their fingerprint for
     `data.train.fingerprint`.
 
     SRC may be a caption table as DreamLIP publishes it for CC3M and CC12M, or the word digits.
@@ -54,7 +54,7 @@ def pack(
 
 
 def _pack(source: str, to: Path, size: int, captions: list[str] | None) -> list[Split]:
-    """Pack with a progress bar, and without a trace if interrupted."""
+    """Pack with a progress bar. An interruption leaves nothing behind."""
     with (
         _stopped_as_by_ctrl_c() as check,
         Progress(console=Console(stderr=True), transient=True) as progress,
@@ -78,13 +78,13 @@ def _pack(source: str, to: Path, size: int, captions: list[str] | None) -> list[
 
 @contextlib.contextmanager
 def _stopped_as_by_ctrl_c() -> Iterator[Callable[[], None]]:
-    """SIGTERM and SIGHUP end the block as Ctrl-C does, so that nothing is left behind; what nohup
-    ignores stays so.
+    """SIGTERM and SIGHUP end the block as Ctrl-C does, so that nothing is left behind. A signal
+    that nohup ignores stays ignored.
 
-    Services and terminals send several at once; only the first counts. If it interrupts code that
-    holds a lock, another exception may follow, so after a signal every exception counts as the
-    interruption. What interrupts a destructor is dropped by Python: call what is yielded now and
-    then, it raises again.
+    Services and terminals send several signals at once, of which only the first counts. It may
+    interrupt code that holds a lock, and another exception may follow, so after a signal every
+    exception counts as the interruption. Python drops an exception that is raised in a destructor.
+    So call the yielded function from time to time: after a signal it raises again.
     """
     heard = 0.0
 

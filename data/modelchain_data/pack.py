@@ -1,5 +1,5 @@
-"""Make shards of other shards, a caption table or handwritten digits: shrunk and tokenised once for
-all.
+"""Make shards of other shards, a caption table or handwritten digits, with pictures shrunk and
+captions tokenised once.
 """
 
 from __future__ import annotations
@@ -30,14 +30,12 @@ from modelchain_data.temporary import temporary_folder
 
 PER_SHARD = 10_000  # samples
 AT_ONCE = 256  # rows whose pictures are decoded in parallel
-Note = Callable[[int], None]  # called with the rows of the split that are done
-Rows = Callable[[], Iterator[Row]]  # from the first one on, each time
+Note = Callable[[int], None]  # called with the number of finished rows of the split
+Rows = Callable[[], Iterator[Row]]  # each call starts at the first row
 
 
 class Split(NamedTuple):
-    """What was made of one split: its shards in brace notation, and the fingerprint a spec may ask
-    for.
-    """
+    """What was made of one split: its shards in brace notation, and the fingerprint for a spec."""
 
     name: str
     samples: int
@@ -57,8 +55,8 @@ def pack(
     on_progress: Note = lambda _: None,
     on_index: Progress = lambda *_: None,
 ) -> list[Split]:
-    """Write `to`/<split>-000000.tar ..., sizes.json (samples of each shard) and the splits' indexes
-    in index/.
+    """Write `to`/<split>-000000.tar and so on, sizes.json (the samples of each shard), and the
+    splits' indexes in index/.
 
     The same source gives the same bytes.
 
@@ -208,8 +206,8 @@ def _sample(row: Row, suffix: str, picture: bytes) -> dict[str, str | bytes]:
 
 
 def _picture(size: int | None, captioned: bool, row: Row) -> tuple[str, bytes] | Exception:
-    """Suffix and bytes of the row's picture: unchanged if small enough, else a smaller JPEG; or why
-    it is unusable.
+    """Suffix and bytes of a row's picture, unchanged if small enough and else a smaller JPEG; or
+    the exception that tells why the row is unusable.
     """
     try:
         data = row.read()

@@ -1,5 +1,5 @@
-"""What `modelchain bench` measures with: captions of known lengths, and both loaders on the same
-files.
+"""What `modelchain bench` measures: captions of known lengths, and both loaders on the
+same files.
 """
 
 from __future__ import annotations

@@ -1,4 +1,10 @@
+<<<<<<< HEAD
 """The CRDs are current and small, and keep the rules of strict API reviews (kube-api-linter's)."""
+=======
+"""The CRDs are current, small, and keep the rules of strict API reviews (those of
+kube-api-linter).
+"""
+>>>>>>> misc
 
 from __future__ import annotations
 
@@ -62,7 +68,7 @@ def test_everything_is_bounded(path: str, node: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("path", "node"), NODES)
 def test_no_default_within_a_list(path: str, node: dict[str, Any]) -> None:
-    """Argo CD compares lists whole: a default within would be a difference for ever."""
+    """Argo CD compares whole lists, so a default inside would always be a difference."""
     assert "default" not in node or not (
         "[]" in path or (path.startswith("status") and path != "status")
     )

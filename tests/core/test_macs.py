@@ -101,8 +101,8 @@ def _build(config: ModelConfig, device: str) -> CLIP:
 
 
 def _counted(model: CLIP, config: ModelConfig, device: str) -> tuple[int, int]:
-    """MACs of one image and of one caption; in training mode, since evaluation takes a fused path
-    nobody counts.
+    """MACs of one image and of one caption. In training mode, since evaluation takes a fused path
+    that torch does not count.
     """
     side, length = config.vision_cfg.image_size, config.text_cfg.context_length
     out = []

@@ -1,4 +1,4 @@
-"""The plan against every number that `paper/facts.json` recomputes, and its own rules."""
+"""The plan against all numbers that `paper/facts.json` recomputes, and its own rules."""
 
 from __future__ import annotations
 
@@ -172,8 +172,8 @@ def test_the_printed_ratios_are_quotients_of_printed_cells_three_of_which_roundi
 
 
 def _hours() -> list[tuple[str, float, float, bool, bool]]:
-    """Of each of Table 2's 21 different GPU hours: chain and stage, milliseconds a sample as
-    printed, GMACs a sample, whether a successor, whether Swin.
+    """For each of Table 2's 21 different GPU hours: chain and stage, milliseconds a sample as
+    printed, GMACs a sample, whether it is a successor, whether it is a Swin.
     """
     rows = []
     for name, (alone, chained) in PRINTED_HOURS.items():
@@ -394,7 +394,7 @@ def test_cost_is_hours_times_a_named_price() -> None:
 
 @pytest.mark.parametrize("convention", ["analytic", "paper"])
 def test_without_distillation_no_predecessor_runs_or_is_counted(convention: Any) -> None:
-    """Without alpha a stage costs an epoch what the model alone does."""
+    """Without alpha an epoch of a stage costs as much as one of the model alone."""
     runner, transfer = {"nodePool": "mine"}, {"distillation": {"alpha": "0.0"}}
     chain = _chain(["ViT-T-16", "ViT-S-16"], [128, 128], runner=runner, transfer=transfer)
     for stage in plan(chain, convention, _pools()).stages:

@@ -1,4 +1,4 @@
-"""Where `pack` looks for tars, which split they are, and that no two samples share a key."""
+"""Which tars `pack` finds, their splits, and unique keys of samples."""
 
 from __future__ import annotations
 
