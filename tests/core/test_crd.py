@@ -1,10 +1,4 @@
-<<<<<<< HEAD
 """The CRDs are current and small, and keep the rules of strict API reviews (kube-api-linter's)."""
-=======
-"""The CRDs are current, small, and keep the rules of strict API reviews (those of
-kube-api-linter).
-"""
->>>>>>> misc
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The input digest must never change: golden digests, and for each field of the spec the stages
-that a change of it retrains.
+"""The input digest is a promise: golden digests, and for every field of the spec the stages that
+it retrains.
 """
 
 from __future__ import annotations

@@ -303,11 +303,7 @@ def test_no_bytes_raise_anything_else(content: bytes) -> None:
 
 
 def test_what_is_built_for_a_good_spec() -> None:
-<<<<<<< HEAD
     """The defaults that docs/spec.md lists."""
-=======
-    """Its defaults, as docs/spec.md lists them."""
->>>>>>> misc
     spec = load(
         with_changes({"spec.recipe.warmupSteps": DELETE, "spec.data.train.samples": 2_753_427})
     ).spec

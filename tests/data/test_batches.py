@@ -117,11 +117,7 @@ def test_order(samples: int, batch: int, seed: int, step: int) -> None:
 
 
 def test_order_changes_with_epoch_and_seed_and_is_golden() -> None:
-<<<<<<< HEAD
     """Golden: another order would end in other weights for the same digest."""
-=======
-    """Golden: another order would give other weights under the same input digest."""
->>>>>>> misc
     orders = [epoch_order(10, 0, 0), epoch_order(10, 0, 1), epoch_order(10, 1, 0)]
     assert len({tuple(order) for order in orders}) == 3
     assert [order.tolist() for order in orders] == GOLDEN_ORDERS

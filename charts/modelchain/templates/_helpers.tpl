@@ -30,11 +30,7 @@ app.kubernetes.io/component: operator
 {{- .Values.image.repository }}{{ .Values.image.digest | empty | ternary (printf ":%s" $tag) (printf "@%s" .Values.image.digest) -}}
 {{- end -}}
 
-<<<<<<< HEAD
 {{/* The operator's configuration file; core/modelchain/plan/pools.py defines its fields. */}}
-=======
-{{/* The operator's configuration file. core/modelchain/plan/pools.py has its type. */}}
->>>>>>> misc
 {{- define "modelchain.config" -}}
 {{- $config := pick .Values "namespaces" "progressSeconds" "defaults" -}}
 {{- with .Values.nodePools -}}
@@ -49,11 +45,7 @@ app.kubernetes.io/component: operator
 {{- toYaml $config -}}
 {{- end -}}
 
-<<<<<<< HEAD
 {{/* Prometheus' pods, as a peer of a network policy. */}}
-=======
-{{/* The pods of Prometheus, as a peer of a network policy. */}}
->>>>>>> misc
 {{- define "modelchain.prometheus" -}}
 {{- $standard := dict "matchLabels" (dict "app.kubernetes.io/name" "prometheus") -}}
 {{- with .Values.networkPolicies.prometheus -}}
@@ -61,11 +53,7 @@ app.kubernetes.io/component: operator
 {{- end -}}
 {{- end -}}
 
-<<<<<<< HEAD
 {{/* Name servers at any address: a node-local DNS cache is not a pod. */}}
-=======
-{{/* Name servers at any address, since a cache on the node is not a pod. */}}
->>>>>>> misc
 {{- define "modelchain.dns" -}}
 - ports:
     - port: 53
