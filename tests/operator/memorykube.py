@@ -7,9 +7,25 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from specs import with_changes
+
 from modelchain_operator.api.kube import AlreadyExists, NotFound, Object, Resource
 
 MOMENT = "2026-01-01T00:00:00Z"
+IMAGE = "registry.example/trainer@sha256:" + "0" * 64
+
+
+def chain() -> Object:
+    """A chain of two stages on claims that exist."""
+    spec = with_changes(
+        {
+            "metadata": {"name": "vit", "namespace": "team", "uid": "c" * 36, "generation": 1},
+            "spec.runner": {"nodePool": "a100-80gb", "image": IMAGE},
+            "spec.storage.claimName": "artifacts",
+            "spec.data.volume.claimName": "data",
+        }
+    )
+    return {**spec, "metadata": {**spec["metadata"], "creationTimestamp": "2026-01-01T00:00:00Z"}}
 
 
 class MemoryKube:
@@ -56,6 +72,11 @@ class MemoryKube:
         stored = self.objects[resource.plural, obj["metadata"]["name"]]
         self.wrote_status(obj["status"])
         return self.put(resource, stored | {"status": obj["status"]})
+
+    async def delete(
+        self, resource: Resource, namespace: str, name: str, uid: str, propagation: str = ""
+    ) -> None:
+        del self.objects[resource.plural, name]
 
     def wrote(self, obj: Object) -> bool:
         return False

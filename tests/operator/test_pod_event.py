@@ -12,8 +12,7 @@ from types import FrameType, SimpleNamespace
 from typing import Any
 
 import podshapes
-from memorykube import MemoryKube
-from specs import with_changes
+from memorykube import MemoryKube, chain
 
 from modelchain.plan.pools import PoolFile
 from modelchain_operator.api.kube import CHAINS, CLAIMS, PODS, Object
@@ -25,19 +24,6 @@ from modelchain_operator.watch.service import Service
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
 NOW = 1_767_225_700.0
-IMAGE = "registry.example/trainer@sha256:" + "0" * 64
-
-
-def chain() -> Object:
-    spec = with_changes(
-        {
-            "metadata": {"name": "vit", "namespace": "team", "uid": "c" * 36, "generation": 1},
-            "spec.runner": {"nodePool": "a100-80gb", "image": IMAGE},
-            "spec.storage.claimName": "artifacts",
-            "spec.data.volume.claimName": "data",
-        }
-    )
-    return {**spec, "metadata": {**spec["metadata"], "creationTimestamp": "2026-01-01T00:00:00Z"}}
 
 
 @dataclass
