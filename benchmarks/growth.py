@@ -204,9 +204,8 @@ class Lab:
 
         def counted(batches: Iterator[Batch]) -> Iterator[Batch]:
             for batch in waiting(batches):
-                trainer.stop.asked = (
-                    stop is not None and batch.step + 1 >= stop
-                )  # met at the end of this step
+                # The loop obeys at the end of this step.
+                trainer.stop.asked = stop is not None and batch.step + 1 >= stop
                 yield batch
 
         trainer.meter.waiting = counted  # type: ignore[method-assign]

@@ -189,9 +189,8 @@ def chain(
     steps = setup.warmup[1] if warmup is None else warmup
     for other, few in zip(others, epochs, strict=True):
         before = stages[-1]
-        same_space = (
-            setup.models[other]["embed_dim"] == setup.models[before.model]["embed_dim"]
-        )  # then there is no T
+        # Between embeddings of one size there is no T.
+        same_space = setup.models[other]["embed_dim"] == setup.models[before.model]["embed_dim"]
         own = "" if variant == "random T" and same_space else variant
         stages.append(Stage(setup, other, few, seed, setup.rate, steps, before, width, alpha, own))
     return Arm(part, name, tuple(stages), ifd=alpha != NO_PULL)
@@ -308,10 +307,8 @@ def tuning(setup: Setup) -> Iterator[Arm]:
         yield started("choice", "Insert", True, setup, TUNING_SEED, few)
 
 
-TABLE_EPOCHS, FLICKR_EPOCHS = (
-    (17, 10),
-    (2, 2),
-)  # of m and l; the first as `allocation: {targetAcceleration: "4"}` says
+# Epochs of m and l. The first are those that `allocation: {targetAcceleration: "4"}` gives.
+TABLE_EPOCHS, FLICKR_EPOCHS = (17, 10), (2, 2)
 SWEEP = {
     "Released": ((8, 8), TABLE_EPOCHS),
     "Insert": ((4, 4), (8, 8), TABLE_EPOCHS, (24, 8), (24, 24)),

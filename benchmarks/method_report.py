@@ -15,18 +15,11 @@ from modelchain.io.files import write_atomic
 from modelchain_bench.machine import processor
 
 Json = dict[str, Any]
-Kind = tuple[
-    str, bool, tuple[int, ...]
-]  # name, with distillation, epochs of stages: all but the seed
+Kind = tuple[str, bool, tuple[int, ...]]  # name, distillation, epochs of stages: all but the seed
 CLOSER = 3  # points of accuracy, in the picture's right half
 TOLERANCE = 0.5  # fewer points below the baseline are no loss (paper, section 4)
-T_95 = {
-    2: 12.706,
-    3: 4.303,
-    4: 3.182,
-    5: 2.776,
-    6: 2.571,
-}  # by number of seeds: two-sided 95 % of Student's t
+# Student's t, two-sided 95 %, by the number of seeds.
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}
 
 
 def document(arms: Sequence[Json], workers: int) -> Json:

@@ -112,9 +112,8 @@ def _run(plane: Audited, folder: Path, chains: int, stages: int, seconds: float)
     space, trainers = Space(plane, "scale"), Trainers(seconds)
     made = [chain(f"chain-{i:03d}", stages, spec__recipe__seed=i) for i in range(chains)]
     kubeconfig = plane.kubeconfig_for(USER, ["system:masters"])
-    settings = CONFIG | {
-        "progressSeconds": 3600
-    }  # requests for progress depend only on how long a stage trains
+    # Without requests for progress, whose number depends only on how long a stage trains.
+    settings = CONFIG | {"progressSeconds": 3600}
     operator = Operator(kubeconfig, folder, leader_election=True, settings=settings)
     operator.command.remove("--verbose")
     with (

@@ -222,10 +222,8 @@ def _file(about: str, objects: list[str], *, labels: bool = True) -> str:
 
 if __name__ == "__main__":
     sys.path.append(str(REPOSITORY / "tests" / "cluster"))
-    for files in (
-        inside,
-        manifests,
-    ):  # in this order: the chart has to be current before it is rendered
+    # In this order, since the chart must be current before it is rendered.
+    for files in (inside, manifests):
         for path, text in files().items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)

@@ -93,9 +93,8 @@ def _one_thread() -> None:
 
 
 def _build(config: ModelConfig, device: str) -> CLIP:
-    set_fused_attn(
-        True, experimental=True
-    )  # what the trainer uses; unfused counts the same (test below)
+    # What the trainer uses. Without it the count is the same (see the test below).
+    set_fused_attn(True, experimental=True)
     with torch.device(device):
         return CLIP(**config.resolved())
 
@@ -168,9 +167,8 @@ def test_training_is_three_forwards_less_the_patch_embedding_plus_the_update() -
 @pytest.mark.parametrize("name", PRINTED_PARAMETERS)
 def test_the_printed_parameters_are_ours_but_for_vit_xb(name: str) -> None:
     image, overall = map(float, PRINTED_PARAMETERS[name])
-    close = pytest.approx(
-        macs.parameters(MODELS[name].config) / 1e6, abs=0.011
-    )  # Table G adds rounded cells
+    # Table G adds rounded cells.
+    close = pytest.approx(macs.parameters(MODELS[name].config) / 1e6, abs=0.011)
     assert (overall == close) == (name != "ViT-XB-16")
     assert (image == pytest.approx(TABLE_G[name][1] / 1e6, abs=0.005)) == (name != "ViT-XB-16")
 
