@@ -35,9 +35,8 @@ class Checkpointer:
 
     def __init__(self, attempt: Path, inputs: dict[str, Any], environment: dict[str, Any]):
         self.attempt = attempt
-        self.saved_step = (
-            0  # the newest step on the disk, this attempt's or the one it resumed from
-        )
+        # The newest step on the disk, this attempt's or the one it resumed from.
+        self.saved_step = 0
         self.saved_at = 0.0  # when this attempt last completed one, in seconds since the epoch
         # What the last save took: `stall` of the loop, then `write` in the thread. Other threads
         # read it, so it is replaced and never changed.

@@ -35,7 +35,7 @@ from modelchain_operator.runners.registry import RUNNERS, runner_for
 from modelchain_operator.runners.template import CHAIN, ROLE, attempt_of
 
 SOON = 60.0  # seconds in which an operator that works has looked at a change
-UNSEEN = 30.0  # seconds after which a change that nobody looked at shows that no operator works
+UNSEEN = 30.0  # seconds; an operator that works has seen a change by then
 SLOW = 600.0  # seconds without a step that are worth saying
 MOST_LINES = 8
 # What pods wait for that have not started.
@@ -253,7 +253,7 @@ class _Case:
             then = self.stage.next
         then = then or self._command(known(code))
         lines = [*self.clues.conditions("Stalled"), *self.clues.warnings(self.job, *self.pods)]
-        state = f"{self.subject} is stalled: somebody has to act"
+        state = f"{self.subject} is stalled: a person has to act"
         return self._say(code, state, cause, then, lines)
 
     def backing_off(self) -> Explanation | None:

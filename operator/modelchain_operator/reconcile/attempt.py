@@ -212,7 +212,7 @@ class Sightings:
         return Reason(
             Code.SUSPENDED_BY_ANOTHER,
             attempt.name,
-            f"somebody else has suspended {kind} {attempt.name}, which is in no queue; nothing is"
+            f"another client has suspended {kind} {attempt.name}, which is in no queue; nothing is"
             " done against it. Set spec.runner.queueName if jobs have to be in a queue here; to"
             f" launch it anew: modelchain retry {chain}",
         )

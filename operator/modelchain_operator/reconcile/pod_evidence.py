@@ -142,7 +142,7 @@ _TAKEN = {  # reasons of the condition DisruptionTarget
     "PreemptionByScheduler": (FailureClass.PREEMPTED, "was preempted by a pod of higher priority"),
     "EvictionByEvictionAPI": (
         FailureClass.PREEMPTED,
-        "was evicted (a node is drained, or somebody asked for it)",
+        "was evicted (a node is drained, or an eviction was requested)",
     ),
     "TerminationByKubelet": (FailureClass.PREEMPTED, "was ended by its node"),
     "DeletionByTaintManager": (
