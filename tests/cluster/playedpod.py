@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 GROUP = "modelchain.dev"
 JOB, REPLICA = "training.kubeflow.org/job-name", "training.kubeflow.org/replica-type"
+INDEX = "batch.kubernetes.io/job-completion-index"  # of a pod of an Indexed Job
 METRICS_PORT, PROGRESS_PORT = 9090, 9091
 TORCHRUN_FAILED = 1  # whatever code its worker left with
 _addresses = itertools.count(random.randrange(2**22))  # other test processes begin elsewhere
@@ -81,7 +82,8 @@ class Pod:
             self.labels.get(f"{GROUP}/stage"),
         )
         self.attempt = int(self.labels.get(f"{GROUP}/attempt", 0))
-        self.rank = 0 if self.labels.get(REPLICA) == "master" else int(self.env.get("RANK", 0))
+        rank = self.labels.get(INDEX) or self.env.get("RANK", 0)
+        self.rank = 0 if self.labels.get(REPLICA) == "master" else int(rank)
         text = self.env.get("MODELCHAIN_TASK")
         self.task = Task.model_validate_json(text) if text and self.role == "train" else None
         self.digest = (

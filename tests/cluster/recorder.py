@@ -25,11 +25,13 @@ from typing import Any
 
 import aiohttp
 from apiclient import LINE_BYTES, Json, cancel, run
+from playedpod import INDEX, REPLICA
 
 GROUP = "modelchain.dev"
 RELEASED = f"{GROUP}/released"  # of a job: that it was told to run, and when
-JOBS, PODS, ARTIFACTS = (
+JOBS, PLAIN_JOBS, PODS, ARTIFACTS = (
     "/registry/kubeflow.org/pytorchjobs/",
+    "/registry/jobs/",
     "/registry/pods/",
     f"/registry/{GROUP}/stageartifacts/",
 )
@@ -51,7 +53,7 @@ Attempt = tuple[str, str, str]  # chain UID, stage, number
 
 @dataclass
 class Job:
-    """A PyTorchJob at one revision."""
+    """A job of a runner at one revision."""
 
     key: str
     uid: str
@@ -97,6 +99,33 @@ class Job:
             predecessor=json.loads(task).get("predecessor"),
         )
 
+    @classmethod
+    def of_plain(cls, key: str, value: bytes) -> Job | None:
+        """Of a `batch/v1` Job in protobuf (k8s.io/api batch/v1 generated.proto), if it is a
+        trainer's.
+        """
+        body = _message(value)
+        meta, spec = _fields(body[1][0]), _fields(body[2][0])
+        labels, annotations = _named(meta)
+        attempt = _attempt(labels)
+        if attempt is None or labels.get(f"{GROUP}/role") != "train":
+            return None
+        suspended = bool(spec.get(10, [0])[0])
+        conditions = map(_fields, _fields(body[3][0]).get(1, []) if 3 in body else [])
+        ended = {c[1][0].decode() for c in conditions if c[2][0] == b"True"}
+        pod_spec = _fields(_fields(spec[6][0])[2][0])
+        variables = [v for c in pod_spec[2] for v in _fields(c).get(7, [])]
+        task = _map(variables).get("MODELCHAIN_TASK", "{}")
+        return cls(
+            key=key,
+            uid=meta[5][0].decode(),
+            attempt=attempt,
+            digest=annotations.get(f"{GROUP}/input-digest", ""),
+            released=not suspended or RELEASED in annotations,
+            live=not suspended and not ended & {"Complete", "Failed"},
+            predecessor=json.loads(task).get("predecessor"),
+        )
+
 
 @dataclass
 class Pod:
@@ -112,16 +141,15 @@ class Pod:
         """From the API server's protobuf (k8s.io/api core/v1 generated.proto); None of a pod that
         is no trainer.
         """
-        envelope = _fields(body.removeprefix(b"k8s\x00"))
-        pod = _fields(envelope[2][0])
+        pod = _message(body)
         meta, status = _fields(pod[1][0]), _fields(pod[3][0]) if 3 in pod else {}
-        labels, annotations = (_map(meta.get(number, [])) for number in (11, 12))
+        labels, annotations = _named(meta)
         attempt = _attempt(labels)
         if attempt is None or labels.get(f"{GROUP}/role") != "train":
             return None
         phase = status[1][0].decode() if 1 in status else "Pending"
         digest = annotations.get(f"{GROUP}/input-digest") or labels.get(f"{GROUP}/input-digest", "")
-        rank_0 = labels.get("training.kubeflow.org/replica-type") == "master"
+        rank_0 = labels.get(REPLICA) == "master" or labels.get(INDEX) == "0"
         return cls(attempt, digest, phase not in ("Succeeded", "Failed"), rank_0)
 
 
@@ -153,8 +181,9 @@ class History:
         namespace = key.split("/")[-2]
         if key.startswith(ARTIFACTS):
             self._artifacts[namespace][key] = json.loads(value)["spec"]
-        elif key.startswith(JOBS):
-            if job := Job.of(key, json.loads(value)):
+        elif key.startswith((JOBS, PLAIN_JOBS)):
+            plain = key.startswith(PLAIN_JOBS)
+            if job := Job.of_plain(key, value) if plain else Job.of(key, json.loads(value)):
                 self._on_job(revision, namespace, job, at)
                 self._count(revision, key, job.attempt, job.live)
         elif key.startswith(PODS) and (pod := Pod.of(value)):
@@ -342,6 +371,16 @@ class Recorder:
 def _attempt(labels: dict[str, str]) -> Attempt | None:
     parts = tuple(labels.get(f"{GROUP}/{name}") for name in ("chain-uid", "stage", "attempt"))
     return None if None in parts else parts  # type: ignore[return-value]
+
+
+def _message(value: bytes) -> dict[int, list[Any]]:
+    """The object in the API server's envelope."""
+    return _fields(_fields(value.removeprefix(b"k8s\x00"))[2][0])
+
+
+def _named(meta: dict[int, list[Any]]) -> tuple[dict[str, str], dict[str, str]]:
+    """Labels and annotations."""
+    return _map(meta.get(11, [])), _map(meta.get(12, []))
 
 
 def _fields(message: bytes) -> dict[int, list[Any]]:

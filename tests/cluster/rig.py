@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -70,7 +70,9 @@ def apply_all(space: Space, things: list[Object]) -> None:
 
 
 class Operator:
-    """A `modelchain-operator` process. `restart` starts it again after `kill`."""
+    """A `modelchain-operator` process. `start` starts it again after `kill`. `program` is what
+    Python is told to run.
+    """
 
     def __init__(
         self,
@@ -81,14 +83,14 @@ class Operator:
         leader_election: bool = False,
         settings: Mapping[str, Any] = CONFIG,
         name: str = "operator",
+        program: Sequence[str] = ("-m", "modelchain_operator"),
     ):
         self.log = directory / f"{name}.log"
         file = directory / f"{name}.json"
         file.write_text(json.dumps(settings))
         self.command = [
             sys.executable,
-            "-m",
-            "modelchain_operator",
+            *program,
             "--config",
             str(file),
             "--kubeconfig",

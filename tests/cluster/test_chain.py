@@ -1,5 +1,5 @@
-"""A chain from `kubectl apply` to Complete, on a real control plane with the real
-training-operator.
+"""A chain from `kubectl apply` to Complete, on a real control plane: by the real training-operator,
+and by plain Jobs, a second runner.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import urllib.request
 from pathlib import Path
 
+import pytest
 from controlplane import ControlPlane
 from kubelet import Kubelet
 from plays import preempt
@@ -14,20 +15,39 @@ from prometheus_client.parser import text_string_to_metric_families
 from recorder import Recorder
 from rig import Object, Operator, Space, chain
 
+PLAIN_JOBS = str(Path(__file__).parents[1] / "operator" / "plainjob.py")
+# The kind of the jobs, and what Python is told to run for an operator that makes them.
+both = pytest.mark.parametrize(
+    ("jobs", "program"),
+    [("pytorchjobs", ("-m", "modelchain_operator")), ("jobs", (PLAIN_JOBS,))],
+    ids=["PyTorchJob", "PlainJob"],
+)
 
-def test_three_stages_in_order(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> None:
+
+@both
+def test_three_stages_in_order(
+    control_plane: ControlPlane,
+    namespace: str,
+    tmp_path: Path,
+    jobs: str,
+    program: tuple[str, ...],
+) -> None:
     space = Space(control_plane, namespace)
     with (
         Kubelet(control_plane.kubeconfig) as kubelet,
-        Operator(control_plane.kubeconfig, tmp_path, (namespace,)),
+        Operator(control_plane.kubeconfig, tmp_path, (namespace,), program=program),
         Recorder(control_plane.etcd) as recorder,
     ):
         space.apply(chain())
         status = space.until("Complete")
         assert [s["state"] for s in status["stages"]] == ["Succeeded"] * 3
-        assert space.names("pytorchjobs") == ["family-a-a1", "family-b-a1", "family-c-a1"]
+        assert space.names(jobs) == ["family-a-a1", "family-b-a1", "family-c-a1"]
         assert len(space.list("sart")) == 3 and len(kubelet.trained) == 3
         recorder.verify()
+        uid = space.get("mchain", "family")["metadata"]["uid"]
+        found = recorder.history.jobs_of[uid].values()
+        assert [f"/{jobs}/" in job.key for job in found if job.released] == [True] * 3
+        assert [job.predecessor is not None for job in found] == [False, True, True]
 
 
 Series = dict[tuple[str, str, str], float]  # by metric, stage, and what else there is
@@ -70,14 +90,19 @@ def agrees(series: Series, status: Object) -> bool:
     return True
 
 
+@both
 def test_what_is_scraped_is_the_status_before_and_after_a_restart(
-    control_plane: ControlPlane, namespace: str, tmp_path: Path
+    control_plane: ControlPlane,
+    namespace: str,
+    tmp_path: Path,
+    jobs: str,
+    program: tuple[str, ...],
 ) -> None:
     space = Space(control_plane, namespace)
     script = lambda pod: preempt() if (pod.stage, pod.attempt) == ("b", 1) else None  # noqa: E731
     with (
         Kubelet(control_plane.kubeconfig, script=script),
-        Operator(control_plane.kubeconfig, tmp_path, (namespace,)) as operator,
+        Operator(control_plane.kubeconfig, tmp_path, (namespace,), program=program) as operator,
     ):
         space.apply(chain(spec__runner__nodePool="a100"))
         status = space.until("Complete")
@@ -99,4 +124,5 @@ def test_what_is_scraped_is_the_status_before_and_after_a_restart(
         operator.start()
         again = space.wait(lambda: scrape(operator), "an answer", 30)
         assert again == series
+        assert space.names(jobs) == ["family-a-a1", "family-b-a1", "family-b-a2", "family-c-a1"]
         space.kubectl("delete", "mchain", "family")

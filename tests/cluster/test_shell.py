@@ -27,12 +27,13 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import asyncio, json, sys, threading
 from pathlib import Path
-from modelchain_operator.watch import service, kopf_watch as shell
+from modelchain_operator.watch import service
 from modelchain_operator.api.kube import Resource, Unavailable, connect
+from modelchain_operator.runners.registry import RUNNERS
 from modelchain_operator.watch.leader import Leader
 
 given = json.loads(sys.argv[1])
-service.PYTORCHJOBS = shell.PYTORCHJOBS = Resource("shell.test", "v1", "latecomers")
+RUNNERS["PyTorchJob"].resource = Resource("shell.test", "v1", "latecomers")
 service.DISCOVERY = 1.0
 
 def say(*words):

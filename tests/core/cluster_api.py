@@ -20,9 +20,7 @@ from modelchain_operator.api.kube import (
     EVENTS,
     JOBS,
     LEASES,
-    LOCAL_QUEUES,
     PODS,
-    PYTORCHJOBS,
     AlreadyExists,
     Conflict,
     Forbidden,
@@ -30,9 +28,10 @@ from modelchain_operator.api.kube import (
     Object,
     Resource,
 )  # fmt: skip
-from modelchain_operator.reconcile.facts import Facts
 from modelchain_operator.reconcile.job_requests import MADE_FROM
-from modelchain_operator.runners.pytorchjob import HELD, QUEUE, RELEASED
+from modelchain_operator.reconcile.snapshot import Snapshot
+from modelchain_operator.runners.kueue import LOCAL_QUEUES, QUEUE, RELEASED, UNRELEASED_QUEUE
+from modelchain_operator.runners.pytorchjob import PYTORCHJOBS
 from modelchain_operator.runners.template import CHAIN_UID, INPUT_DIGEST
 
 
@@ -52,7 +51,7 @@ class ApiServer:
     leases: dict[str, Thing] = field(default_factory=dict)
     disk: frozenset[tuple[str, str]] = frozenset()  # (claim UID, digest) with a whole artifact
     checkpoints: dict[str, int] = field(default_factory=dict)
-    flying: list[tuple[Facts, Step]] = field(
+    flying: list[tuple[Snapshot, Step]] = field(
         default_factory=list
     )  # writes of dead operators that may still land
     waits: int = 0  # how often time has passed since anything last changed
@@ -118,7 +117,7 @@ class ApiServer:
         self._check_made(resource, owner, name)
         thing: Any
         if resource is PYTORCHJOBS:
-            assert body["spec"]["runPolicy"]["suspend"] and labels[QUEUE] == HELD, (
+            assert body["spec"]["runPolicy"]["suspend"] and labels[QUEUE] == UNRELEASED_QUEUE, (
                 "made suspended and in no queue"
             )
             notes = body["metadata"]["annotations"]

@@ -15,8 +15,8 @@ from specs import config, inline, with_changes
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import ChainStatus
 from modelchain_operator.api.kube import Object
-from modelchain_operator.reconcile.facts import RETRY
-from modelchain_operator.runners.pytorchjob import HELD, QUEUE, RELEASED
+from modelchain_operator.reconcile.snapshot import RETRY
+from modelchain_operator.runners.kueue import QUEUE, RELEASED, UNRELEASED_QUEUE
 from modelchain_operator.runners.template import MAIN_CONTAINER, ROLE
 
 NAMESPACE = "team"
@@ -90,7 +90,7 @@ class Job:
     created: float
     version: int = 1
     suspended: bool = True
-    queue: str | None = HELD
+    queue: str | None = UNRELEASED_QUEUE
     released: bool = False
     finished: str | None = None
     deleting: bool = False
@@ -98,7 +98,7 @@ class Job:
 
     @property
     def queued(self) -> bool:
-        return self.queue not in (None, HELD)
+        return self.queue not in (None, UNRELEASED_QUEUE)
 
     def changed(self, **update: Any) -> Job:
         return replace(self, version=self.version + 1, **update)

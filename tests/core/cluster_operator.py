@@ -14,8 +14,8 @@ from cluster_objects import Chain
 from modelchain.api.status import ChainStatus
 from modelchain.decide.observed import Step
 from modelchain_operator.api.kube import Object
-from modelchain_operator.reconcile.facts import Facts
 from modelchain_operator.reconcile.memory import Cache, Memory
+from modelchain_operator.reconcile.snapshot import Snapshot
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class Looker:
     chain: str
     standby: bool = False  # looks only when it is made to
     phase: str = "idle"  # then jobs, pods, write
-    facts: Facts | None = None
+    facts: Snapshot | None = None
     step: Step | None = None
     steps: int = 0
     memory: Memory = field(default_factory=lambda: Memory(artifacts=Kept(), claims=Kept()))
@@ -114,7 +114,7 @@ class Looker:
         return self.phase, known, step, pods, caches, refused, self.rested, self.again, self.steps
 
 
-def copied(facts: Facts) -> Facts:
+def copied(facts: Snapshot) -> Snapshot:
     """Its own dicts; what they hold is never changed."""
     read = {
         need: dict(value) if need.what == "shares" else value for need, value in facts.read.items()

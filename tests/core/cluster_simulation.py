@@ -23,17 +23,15 @@ from modelchain.api.status import AttemptStatus, ChainStatus, State
 from modelchain.decide.decide import decide
 from modelchain.decide.observed import Launch, Step, Stop
 from modelchain.plan.pools import PoolFile
-from modelchain_operator.api.kube import PODS, PYTORCHJOBS, ApiError
+from modelchain_operator.api.kube import PODS, ApiError
 from modelchain_operator.api.objects import uid
 from modelchain_operator.reconcile.execute import Executor
-from modelchain_operator.reconcile.facts import Facts, Need
 from modelchain_operator.reconcile.memory import Memory
 from modelchain_operator.reconcile.observe import View
-from modelchain_operator.reconcile.reads import Reader
-from modelchain_operator.runners.pytorchjob import PyTorchJob
+from modelchain_operator.reconcile.snapshot import Need, Reader, Snapshot
+from modelchain_operator.runners.pytorchjob import PYTORCHJOBS
 from modelchain_operator.runners.template import CHAIN, CHAIN_UID
 
-RUNNER = PyTorchJob()
 CONFIGS = [
     PoolFile.model_validate(
         {
@@ -61,9 +59,9 @@ REASONS = (
 class OneByOne(Reader):
     """Nothing here ever waits, so nothing goes on beside it."""
 
-    async def each(self, facts: Facts, needs: Sequence[Need]) -> None:
+    async def each(self, facts: Snapshot, needs: Sequence[Need]) -> None:
         for need in needs:
-            facts.read[need] = await self._answer(facts, need)
+            facts.read[need] = await self.one(facts, need)
 
 
 @dataclass
@@ -79,7 +77,7 @@ class Cluster(World):
                 chain = self.chains.get(looker.chain)
                 looker.rested, looker.again, looker.steps = True, None, 0
                 if chain is not None:
-                    looker.facts = Facts(chain.shown(), chain.spec(), chain.status, {}, [])
+                    looker.facts = Snapshot(chain.shown(), chain.spec(), chain.status, {}, [])
                     looker.phase = "jobs"
             case "jobs":
                 facts = self._facts(looker)
@@ -97,15 +95,15 @@ class Cluster(World):
             case "write":
                 self._write(looker)
 
-    def _facts(self, looker: Looker) -> Facts:
+    def _facts(self, looker: Looker) -> Snapshot:
         assert looker.facts is not None
         return looker.facts
 
     def _decide(self, looker: Looker) -> None:
         facts = self._facts(looker)
-        reader = OneByOne(self, RUNNER, looker.memory, 30)  # type: ignore[arg-type]
+        reader = OneByOne(self, looker.memory, 30)  # type: ignore[arg-type]
         while True:
-            view = View(facts, RUNNER, CONFIGS[self.config], looker.memory, self.now)
+            view = View(facts, CONFIGS[self.config], looker.memory, self.now)
             step = decide(facts.spec, view.observed(), self.now)
             if not facts.needs:
                 break
@@ -139,8 +137,8 @@ class Cluster(World):
         looker.rested = True
         self._decide(looker)
 
-    def _land(self, facts: Facts, step: Step, memory: Memory) -> bool:
-        executor = Executor(self, RUNNER, CONFIGS[self.config], memory)  # type: ignore[arg-type]
+    def _land(self, facts: Snapshot, step: Step, memory: Memory) -> bool:
+        executor = Executor(self, CONFIGS[self.config], memory)  # type: ignore[arg-type]
         facts.fresh = False
         if step.write:
             facts.chain, facts.status = (
@@ -153,7 +151,7 @@ class Cluster(World):
             self._note_stop(facts, step.action)
         return answer_of(executor.act(facts, step.action))
 
-    def _note_stop(self, facts: Facts, stop: Stop) -> None:
+    def _note_stop(self, facts: Snapshot, stop: Stop) -> None:
         """What ends by itself before the stop comes, or of a deadline, is judged by how it
         ended.
         """
@@ -347,7 +345,7 @@ class Cluster(World):
         )
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
 
-    def _is_current(self, facts: Facts) -> bool:
+    def _is_current(self, facts: Snapshot) -> bool:
         chain = self.chains.get(facts.chain["metadata"]["name"])
         return (
             chain is not None and str(chain.version) == facts.chain["metadata"]["resourceVersion"]

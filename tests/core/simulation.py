@@ -17,6 +17,7 @@ from typing import Any
 from specs import DELETE, config, inline, with_changes
 
 from modelchain.api.contracts import FailureClass, LastWord, Progress
+from modelchain.api.reasons import Code, Reason
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import AttemptStatus, ChainStatus, StageStatus, State
 from modelchain.decide.decide import decide
@@ -103,7 +104,7 @@ class World:
             case None:
                 return None
             case "damaged":
-                return Damage("a byte is flipped")
+                return Damage(Reason(Code.CORRUPT_ARTIFACT, digest, "a byte is flipped"))
         return Artifact(weights_of(digest), f"{digest}/artifact", macs=1000, metrics={"top1": 91.5})
 
     def seen(self, name: str) -> Seen:

@@ -1,4 +1,4 @@
-"""Rule 3 with whole epochs: what must hold for any chain and target, and epochs for the paper's
+"""Rule 3 with whole epochs: properties for any chain and target, and the epochs for the paper's
 three targets.
 """
 
@@ -12,9 +12,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from modelchain.api.zoo import MODELS
 from modelchain.errors import InputError
-from modelchain.families.zoo import MODELS
-from modelchain.plan.plan import allocate
+from modelchain.plan.allocate import allocate
 
 FIELD = "spec.allocation.targetAcceleration"
 Chain = tuple[list[Fraction], Fraction, list[int | None], int]
@@ -22,8 +22,8 @@ Chain = tuple[list[Fraction], Fraction, list[int | None], int]
 
 @st.composite
 def chains(draw: st.DrawFn) -> Chain:
-    """Costs of an epoch, cost of all alone, given epochs (None: free), baseline epochs; at least
-    one free stage.
+    """Costs of an epoch, cost of all models alone, given epochs (None: free) and baseline epochs,
+    with at least one free stage.
     """
     count = draw(st.integers(2, 9))
     baseline = draw(st.integers(1, 300))
@@ -65,8 +65,8 @@ def _largest(costs: list[Fraction], individual: Fraction, fixed: list[int | None
 def _line(
     costs: list[Fraction], individual: Fraction, fixed: list[int | None], target: Fraction
 ) -> dict[int, Fraction]:
-    """Written from RULES section 2 alone: epochs of the second stage, falling to 0.625 of them at
-    the last.
+    """Written from docs/plan.md alone: epochs of the second stage, falling to 0.625 of them at the
+    last.
     """
     n = len(costs)
     weights = {
@@ -103,7 +103,7 @@ def test_allocation(chain: Chain, part: Fraction) -> None:
     assert all(given in (None, e) for given, e in zip(fixed, epochs, strict=True))
     assert ratio(epochs) >= needed
     assert all(epochs[a] >= epochs[b] for a, b in pairwise(free))
-    # A line below 0 is the given stages' doing: one epoch is the least there is.
+    # Where the given stages push the line below 0, one epoch is the minimum.
     assert all(abs(epochs[i] - max(line[i], Fraction(0))) <= 1 for i in free)
     for i in free:
         rounded = max(1, floor(line[i] + Fraction(1, 2)))
@@ -133,7 +133,7 @@ def _refusal(chain: Chain, target: Fraction) -> str | None:
 
 
 def _named(message: str) -> Fraction:
-    """The ratio a refusal offers, after the one it refuses."""
+    """The ratio that a refusal offers: the second one in it."""
     return Fraction([word for word in message.split() if word[0].isdigit()][1])
 
 

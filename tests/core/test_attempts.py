@@ -10,6 +10,7 @@ import pytest
 from modelchain.api.contracts import FailureClass as F
 from modelchain.api.contracts import LastWord, Progress
 from modelchain.api.faults import LAUNCH_FAILURE
+from modelchain.api.reasons import Code, Reason
 from modelchain.api.spec import Deadlines, Retry
 from modelchain.api.status import AttemptStatus, PodTime, Spent, StageStatus, State
 from modelchain.decide.observed import Contact, Seen
@@ -187,7 +188,7 @@ def test_the_start_counts_from_the_first_running_pod() -> None:
     assert deadline(DEADLINES, StageStatus(name="a"), attempt(), seen, 1040.0) == 60.0
     for seen in (
         running(pods=pods, contact=Contact(answered=1100.0)),
-        running(pods=pods, waiting="1 of 2 pods run"),
+        running(pods=pods, waiting=Reason(Code.STARTING, message="1 of 2 pods run")),
     ):
         late = deadline(DEADLINES, StageStatus(name="a"), attempt(), seen, 1100.0)
         assert (
@@ -249,14 +250,14 @@ def test_silence_is_no_stall(contact: Contact | None, ends: bool) -> None:
 def test_a_trainer_that_cannot_be_asked_is_told_of() -> None:
     pods = {"m": PodTime(started=1000.0, first=True)}
     silent = running(pods=pods, contact=Contact(silent=1000.0, address="10.0.0.1:9091, pod x"))
-    assert progress_unknown(DEADLINES, silent, 1049.0) == "", "it may still load"
-    said = progress_unknown(DEADLINES, silent, 1050.0)
+    assert progress_unknown(DEADLINES, silent, 1049.0) is None, "it may still load"
+    reason = progress_unknown(DEADLINES, silent, 1050.0)
+    assert reason is not None and reason.text.startswith("ProgressUnknown: ")
+    assert "10.0.0.1:9091" in reason.text and "NetworkPolicy" in reason.text
+    assert progress_unknown(DEADLINES, silent, 9999.0) == reason, "it is written once"
     assert (
-        said.startswith("ProgressUnknown: ") and "10.0.0.1:9091" in said and "NetworkPolicy" in said
-    )
-    assert progress_unknown(DEADLINES, silent, 9999.0) == said, "it is written once"
-    assert (
-        progress_unknown(DEADLINES, running(pods=pods, contact=Contact(answered=1.0)), 9999.0) == ""
+        progress_unknown(DEADLINES, running(pods=pods, contact=Contact(answered=1.0)), 9999.0)
+        is None
     )
 
 
@@ -272,7 +273,10 @@ def test_a_stage_has_all_its_attempts_time_and_none_of_its_queues() -> None:
 
 def test_nodes_held_by_pods_that_do_not_start() -> None:
     seen = Seen(
-        live=True, started=True, waiting="image x cannot be pulled", waits=(F.IMAGE, 1000.0)
+        live=True,
+        started=True,
+        waiting=Reason(Code.IMAGE, message="image x cannot be pulled", bare=True),
+        waits=(F.IMAGE, 1000.0),
     )
     assert deadline(DEADLINES, StageStatus(name="a"), attempt(), seen, 1090.0) == 10.0
     late = deadline(DEADLINES, StageStatus(name="a"), attempt(), seen, 1100.0)

@@ -12,6 +12,7 @@ from rich.console import Console
 from specs import config, inline, with_changes
 
 from modelchain.api.contracts import FailureClass, Progress
+from modelchain.api.reasons import Code, Reason
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import (
     AttemptStatus,
@@ -22,7 +23,7 @@ from modelchain.api.status import (
     StageStatus,
     State,
 )
-from modelchain.decide.conditions import MAX_BYTES, completed, constant, refused
+from modelchain.decide.conditions import MAX_BYTES, completed, refused
 from modelchain.io.table import stages_table
 
 NOW = 1_700_000_000.0
@@ -41,8 +42,12 @@ def status(
     return completed(chain(len(stages)), before or ChainStatus(), list(stages), None, now)
 
 
-def stage(name: str, state: State, reason: str = "why", **more: Any) -> StageStatus:
-    return StageStatus(name=name, state=state, reason=reason, **more)
+def stage(name: str, state: State, reason: Reason | str = "why", **more: Any) -> StageStatus:
+    """A stage as `decide` leaves it: the sentence of a reason with its code beside it."""
+    one = StageStatus(name=name, state=state, **more)
+    if isinstance(reason, str):
+        return one.changed(reason=reason)
+    return one.changed(reason=reason.text, reason_code=reason.code, next=reason.next)
 
 
 def kstatus(generation: int, status: ChainStatus) -> str:
@@ -62,22 +67,34 @@ DONE = stage("a", State.SUCCEEDED)
 PHASES: dict[str, tuple[StageStatus, str, str]] = {
     "pending": (stage("b", State.PENDING), "InProgress", "Pending"),
     "waits to try again": (
-        stage("b", State.PENDING, "Error: it broke; tries again"),
+        stage("b", State.PENDING, Reason(Code.ERROR, message="it broke; tries again")),
         "InProgress",
         "Error",
     ),
-    "queued": (stage("b", State.QUEUED, "Queued: waits for its turn"), "InProgress", "Queued"),
+    "queued": (
+        stage("b", State.QUEUED, Reason(Code.QUEUED, message="waits for its turn")),
+        "InProgress",
+        "Queued",
+    ),
     "shared": (
-        stage("b", State.QUEUED, "SharedStage: chain x trains it"),
+        stage("b", State.QUEUED, Reason(Code.SHARED_STAGE, message="chain x trains it")),
         "InProgress",
         "SharedStage",
     ),
-    "starting": (stage("b", State.STARTING, "Miss: never trained"), "InProgress", "Starting"),
+    "starting": (
+        stage("b", State.STARTING, Reason(Code.MISS, message="never trained")),
+        "InProgress",
+        "Starting",
+    ),
     "running": (stage("b", State.RUNNING), "InProgress", "Running"),
     "verifying": (stage("b", State.VERIFYING), "InProgress", "Verifying"),
-    "failed": (stage("b", State.FAILED, "OutOfMemory: limit 8Gi"), "Failed", "OutOfMemory"),
+    "failed": (
+        stage("b", State.FAILED, Reason(Code.OUT_OF_MEMORY, message="limit 8Gi")),
+        "Failed",
+        "OutOfMemory",
+    ),
     "blocked": (
-        stage("b", State.STARTING, "NameTaken: by another", stalled=True),
+        stage("b", State.STARTING, Reason(Code.NAME_TAKEN, message="by another"), stalled=True),
         "Failed",
         "NameTaken",
     ),
@@ -177,11 +194,12 @@ def test_a_complete_chain_whose_spec_is_refused_is_not_complete() -> None:
 @pytest.mark.parametrize("length", [10, 5000])
 def test_texts_of_any_length_fit_the_crd(length: int) -> None:
     """Both ends stay: the beginning has the reason, and the end what somebody else said last."""
-    text = "LaunchRefused: " + "policy says no; " * length + "the end"
+    text = "policy says no; " * length + "the end"
+    reason = Reason(Code.LAUNCH_REFUSED, message=text)
     failed = AttemptStatus(
         name="family-a-a1", number=1, input_digest="d", state=State.FAILED, message=text
     )
-    one = stage("a", State.STARTING, text, stalled=True, attempts=[failed])
+    one = stage("a", State.STARTING, reason, stalled=True, attempts=[failed])
     found = status(one)
     assert len(found.stages[0].reason) <= 2000 and len(found.stages[0].attempts[0].message) <= 512
     assert all(len(condition.message) < 4096 for condition in found.conditions)
@@ -190,20 +208,6 @@ def test_texts_of_any_length_fit_the_crd(length: int) -> None:
     )
     assert completed(chain(1), found, found.stages, None, NOW) == found
     assert len(refused(found, 4, text, NOW).condition("Stalled").message) < 4096  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize(
-    ("reason", "expected"),
-    [
-        ("NameTaken: by x", "NameTaken"),
-        ("waits for b", ""),
-        ("why: not", ""),
-        ("Two words: x", ""),
-        ("Alone", ""),
-    ],
-)
-def test_constant(reason: str, expected: str) -> None:
-    assert constant(reason) == expected
 
 
 def test_summary() -> None:
@@ -283,7 +287,7 @@ def test_a_status_of_32_stages_with_long_histories_is_bounded() -> None:
 
 
 def test_every_condition_has_a_message_that_names_the_next_command() -> None:
-    failed = status(DONE, stage("b", State.FAILED, "Error: it broke"))
+    failed = status(DONE, stage("b", State.FAILED, Reason(Code.ERROR, message="it broke")))
     stalled: Condition | None = failed.condition("Stalled")
     assert (
         stalled is not None
@@ -291,15 +295,16 @@ def test_every_condition_has_a_message_that_names_the_next_command() -> None:
         and "modelchain retry family -n team" in stalled.message
     )
     blocked = status(
-        DONE, stage("b", State.PENDING, "ClaimMissing: no claim", stalled=True)
+        DONE,
+        stage("b", State.PENDING, Reason(Code.CLAIM_MISSING, message="no claim"), stalled=True),
     ).condition("Stalled")
     assert blocked is not None and "modelchain explain family -n team" in blocked.message
 
 
 def test_the_table_says_what_a_stage_did_and_not_what_was_in_the_cache() -> None:
     stages = [
-        StageStatus(name="a", state=State.SUCCEEDED, reason="Miss: never trained"),
-        StageStatus(name="b", state=State.RUNNING, reason="Miss: epochs changed"),
+        stage("a", State.SUCCEEDED, Reason(Code.MISS, message="never trained")),
+        stage("b", State.RUNNING, Reason(Code.MISS, message="epochs changed")),
     ]
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(stages_table("family", ChainStatus(stages=stages)))

@@ -1,6 +1,4 @@
-"""The CRDs are current, small, and keep the rules of strict API reviews (KAL's, DESIGN section
-4).
-"""
+"""The CRDs are current and small, and keep the rules of strict API reviews (kube-api-linter's)."""
 
 from __future__ import annotations
 
@@ -12,9 +10,9 @@ from typing import Any
 import pytest
 
 from modelchain.api.spec import ChainSpec
+from modelchain.cel import FIRST_TO_LAST, literal, quoted, sentence
 from modelchain.cli.crds import rendered
 from modelchain.crd import definitions
-from modelchain.crd.cel import FIRST_TO_LAST, literal, quoted, sentence
 from modelchain.crd.schema import nodes
 
 CRDS = Path(__file__).parents[2] / "crds"
@@ -64,7 +62,7 @@ def test_everything_is_bounded(path: str, node: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("path", "node"), NODES)
 def test_no_default_within_a_list(path: str, node: dict[str, Any]) -> None:
-    """Argo CD compares lists whole: a default within would be a difference for ever."""
+    """Argo CD compares whole lists, so a default inside would always be a difference."""
     assert "default" not in node or not (
         "[]" in path or (path.startswith("status") and path != "status")
     )

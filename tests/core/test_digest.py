@@ -1,5 +1,5 @@
-"""The input digest is a promise: goldens, and for every field of the spec the stages it retrains
-(RULES section 1).
+"""The input digest is a promise: golden digests, and for every field of the spec the stages that
+it retrains.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from specs import DELETE, config, with_changes
 
 from modelchain.api.modelconfig import ModelConfig
 from modelchain.api.spec import ModelChain
-from modelchain.families.zoo import MODELS
+from modelchain.api.zoo import MODELS
 from modelchain.identity.digest import canonical, differing_fields, digest_of, number, stage_inputs
 from modelchain.plan.plan import plan
 
@@ -191,7 +191,7 @@ def weights_of(digest: str) -> str:
 
 
 def chain_inputs(chain: ModelChain) -> list[dict[str, Any]]:
-    """The inputs of every stage of a chain whose every stage was trained."""
+    """The inputs of every stage of a chain, after all stages were trained."""
     out: list[dict[str, Any]] = []
     for index, stage in enumerate(plan(chain, "analytic", {}).stages):
         predecessor = weights_of(digest_of(out[-1])) if out else None
@@ -242,7 +242,7 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def test_every_field_of_the_spec_has_a_row() -> None:
-    """A new field is hashed, or not hashed, on purpose."""
+    """Whether a new field is hashed must be decided."""
     rows = {re.sub(r"\[\d\]", "[]", row.path) for row in ROWS}
     fields = set(_fields(ModelChain))
     assert len(fields) > 60
@@ -273,13 +273,13 @@ GOLDEN = {
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_digests(name: str) -> None:
-    """If this fails, every artifact in the world is retrained: raise `v`, and say so."""
+    """If this fails, every existing artifact would be retrained: raise `v`, and document it."""
     base, expected = GOLDEN[name]
     assert digests(parse(base)) == expected
 
 
 def test_golden_text() -> None:
-    """What is hashed, letter by letter, for somebody who computes it in another language."""
+    """The exact text that is hashed, for implementations in other languages."""
     shards = hashlib.sha256(b'["train-00.tar","train-01.tar"]').hexdigest()
     text = (
         '{"captionsPerSample":4,"data":{"count":2,"fingerprint":null,"samples":100000,"shards":"'
@@ -348,8 +348,8 @@ def test_equal_decimals_hash_alike(spellings: tuple[str, ...]) -> None:
 
 
 def test_equal_pulls_hash_alike_however_alpha_is_meant() -> None:
-    """alpha of Eq. 1 times half the predecessor's embed_dim is the authors'; ViT-T has 512 and
-    ViT-S 384.
+    """alpha of Equation 1 times half the predecessor's embed_dim is the authors' alpha. ViT-T has
+    512 and ViT-S 384.
     """
 
     def of(alpha: str, convention: str) -> ModelChain:

@@ -1,4 +1,4 @@
-"""What is said to somebody at a terminal."""
+"""Error messages on a terminal."""
 
 from __future__ import annotations
 

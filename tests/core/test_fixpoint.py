@@ -106,7 +106,7 @@ class Life:
             live=live,
             started=True,
             uid=f"uid-{name}",
-            held=not run.released and not run.over,
+            unreleased=not run.released and not run.over,
             running=live,
             progress=progress if live else None,
             macs=run.macs if live else 0,

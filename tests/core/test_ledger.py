@@ -15,15 +15,15 @@ from modelchain.api.status import AttemptStatus, ChainStatus, PodTime, StageStat
 from modelchain.decide import ledger
 from modelchain.decide.ledger import (
     account,
-    booked,
     closed,
     money,
+    open_spending,
     running_seconds,
     same_pods,
-    shown,
     total_cost,
 )
 from modelchain.decide.observed import Seen
+from modelchain.decide.transitions import booked
 
 PRICE = "3.60"  # an hour: a tenth of a cent a second
 
@@ -190,15 +190,15 @@ def test_an_attempt_is_closed_once_and_trimming_loses_nothing(spent: list[tuple[
         opened = attempt(
             number, macs=some_macs, gpu_seconds=float(seconds), cost=money(seconds, PRICE)
         )
-        stage = stage.model_copy(update=booked(stage, [*stage.attempts, opened]))
+        stage = booked(stage, [*stage.attempts, opened])
         over = opened.model_copy(update={"finished_at": "2026-01-01T00:00:00Z"})
         for _ in range(3):  # the same look again adds nothing
-            stage = stage.model_copy(update=booked(stage, [*stage.attempts[:-1], over]))
+            stage = booked(stage, [*stage.attempts[:-1], over])
         macs, gpu_seconds = macs + over.macs, gpu_seconds + seconds
     assert len(stage.attempts) == min(len(spent), ledger.KEPT_ATTEMPTS)
     assert abs(stage.macs - macs) <= 1e-12 * macs and stage.gpu_seconds == gpu_seconds
     assert (
-        shown(stage.spent, stage.attempts)["cost"]
+        open_spending(stage.spent, stage.attempts).cost
         == stage.cost
         == total_cost(money(s, PRICE) for _, s in spent)
     )

@@ -11,7 +11,7 @@ from timm.layers import set_fused_attn
 from torch.utils.flop_counter import FlopCounterMode
 
 from modelchain.api.modelconfig import ModelConfig
-from modelchain.families.zoo import MODELS
+from modelchain.api.zoo import MODELS
 from modelchain.plan import macs
 
 
@@ -93,16 +93,15 @@ def _one_thread() -> None:
 
 
 def _build(config: ModelConfig, device: str) -> CLIP:
-    set_fused_attn(
-        True, experimental=True
-    )  # what the trainer uses; unfused counts the same (test below)
+    # What the trainer uses. Without it the count is the same (see the test below).
+    set_fused_attn(True, experimental=True)
     with torch.device(device):
         return CLIP(**config.resolved())
 
 
 def _counted(model: CLIP, config: ModelConfig, device: str) -> tuple[int, int]:
-    """MACs of one image and of one caption; in training mode, since evaluation takes a fused path
-    nobody counts.
+    """MACs of one image and of one caption. In training mode, since evaluation takes a fused path
+    that torch does not count.
     """
     side, length = config.vision_cfg.image_size, config.text_cfg.context_length
     out = []
@@ -168,9 +167,8 @@ def test_training_is_three_forwards_less_the_patch_embedding_plus_the_update() -
 @pytest.mark.parametrize("name", PRINTED_PARAMETERS)
 def test_the_printed_parameters_are_ours_but_for_vit_xb(name: str) -> None:
     image, overall = map(float, PRINTED_PARAMETERS[name])
-    close = pytest.approx(
-        macs.parameters(MODELS[name].config) / 1e6, abs=0.011
-    )  # Table G adds rounded cells
+    # Table G adds rounded cells.
+    close = pytest.approx(macs.parameters(MODELS[name].config) / 1e6, abs=0.011)
     assert (overall == close) == (name != "ViT-XB-16")
     assert (image == pytest.approx(TABLE_G[name][1] / 1e6, abs=0.005)) == (name != "ViT-XB-16")
 
@@ -198,6 +196,7 @@ def test_the_printed_training_macs_hold_nine_a_parameter_and_the_forward_ones_si
 def _patches(config: ModelConfig) -> None:
     """The patch embedding's forward pass of one picture."""
     vision = config.vision_cfg
-    patch, width = (4, vision.base_width) if vision.is_swin else (vision.patch_size, vision.width)
+    patch = 4 if vision.timm_model_name else vision.patch_size
+    width = vision.shape.width
     embed = torch.nn.Conv2d(3, width, patch, patch, device="meta")
     embed(torch.zeros(1, 3, vision.image_size, vision.image_size, device="meta"))

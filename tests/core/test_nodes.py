@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from test_fixpoint import Life, life_of
 
 from modelchain.api.contracts import FailureClass, LastWord
+from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import MOST_AVOIDED, AvoidedNode, StageStatus, State
 from modelchain.decide.nodes import (
     AVOIDED_SECONDS,
@@ -173,17 +174,20 @@ def test_the_newest_stand_once(failures: list[tuple[str, str]]) -> None:
 
 def test_two_nodes_of_one_gang_that_fail_alike() -> None:
     known = avoided([], {"n1": "NoDevice", "n2": "NoDevice"}, NOW)
-    assert same_everywhere(still_avoided(known, NOW + 1)).startswith("SameDeviceError: ")
+    reason = same_everywhere(still_avoided(known, NOW + 1))
+    assert reason is not None and reason.text.startswith("SameDeviceError: ")
     assert still_avoided(known, NOW + AVOIDED_SECONDS) == []
-    assert same_everywhere(without_faults(known)) == ""
+    assert same_everywhere(without_faults(known)) is None
 
 
 def test_nothing_else_fits() -> None:
     known = [AvoidedNode(node="n1", until=NOW)]
-    said = nodes_avoided(known, "Unschedulable: 0/4 nodes are available")
+    unschedulable = Reason(Code.UNSCHEDULABLE, message="0/4 nodes are available")
+    said = nodes_avoided(known, unschedulable).text
     assert (
         said.startswith("NodesAvoided: no node is left but n1, ")
         and "0/4 nodes are available" in said
     )
-    assert nodes_avoided(known, "Queued: waits for its turn") == "Queued: waits for its turn"
-    assert nodes_avoided([], "Unschedulable: 0/4") == "Unschedulable: 0/4"
+    queued = Reason(Code.QUEUED, message="waits for its turn")
+    assert nodes_avoided(known, queued) == queued
+    assert nodes_avoided([], unschedulable) == unschedulable

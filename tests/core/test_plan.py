@@ -1,4 +1,4 @@
-"""The plan against every number that `paper/facts.json` recomputes, and its own rules."""
+"""The plan against all numbers that `paper/facts.json` recomputes, and its own rules."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 from modelchain.api.spec import ModelChain
 from modelchain.cli.plan import plan as plan_command
 from modelchain.errors import InputError
+from modelchain.families import swin
 from modelchain.plan.plan import (
     A100_BASE,
     A100_PER_GMAC,
-    A100_SWIN,
     A100_TEACHER,
     MS_PER_HOUR,
     Plan,
@@ -172,8 +172,8 @@ def test_the_printed_ratios_are_quotients_of_printed_cells_three_of_which_roundi
 
 
 def _hours() -> list[tuple[str, float, float, bool, bool]]:
-    """Of each of Table 2's 21 different GPU hours: chain and stage, milliseconds a sample as
-    printed, GMACs a sample, whether a successor, whether Swin.
+    """For each of Table 2's 21 different GPU hours: chain and stage, milliseconds a sample as
+    printed, GMACs a sample, whether it is a successor, whether it is a Swin.
     """
     rows = []
     for name, (alone, chained) in PRINTED_HOURS.items():
@@ -207,7 +207,7 @@ def test_the_laws_errors_are_those_that_docs_plan_says() -> None:
         [[1, gmacs, successor, swin] for _, _, gmacs, successor, swin in rows], dtype=float
     )
     printed = np.array([row[1] for row in rows])
-    law = np.array([A100_BASE, A100_PER_GMAC, A100_TEACHER, A100_SWIN])
+    law = np.array([A100_BASE, A100_PER_GMAC, A100_TEACHER, swin.A100_MS])
     errors = np.abs(design @ law / printed - 1)
     assert (round(100 * errors.mean(), 2), round(100 * errors.max(), 1)) == (3.76, 10.2)
     # 54 is printed for ViT-B in the chain on CC3M; the printed sum (2.06 to 2.62) and ratio (3.45 /
@@ -394,7 +394,7 @@ def test_cost_is_hours_times_a_named_price() -> None:
 
 @pytest.mark.parametrize("convention", ["analytic", "paper"])
 def test_without_distillation_no_predecessor_runs_or_is_counted(convention: Any) -> None:
-    """Without alpha a stage costs an epoch what the model alone does."""
+    """Without alpha an epoch of a stage costs as much as one of the model alone."""
     runner, transfer = {"nodePool": "mine"}, {"distillation": {"alpha": "0.0"}}
     chain = _chain(["ViT-T-16", "ViT-S-16"], [128, 128], runner=runner, transfer=transfer)
     for stage in plan(chain, convention, _pools()).stages:

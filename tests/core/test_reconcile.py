@@ -490,7 +490,7 @@ def test_a_hit_whose_artifact_vanishes_is_not_called_edited() -> None:
 
 @pytest.mark.parametrize("stage", [0, 1])
 def test_a_finished_chain_starts_work_only_when_asked(stage: int) -> None:
-    """RULES section 9; that the artifact is gone is said."""
+    """A finished chain trains nothing unasked; it says that the artifact is gone."""
     world = settle(World(2))
     world.hurt(stage, None)
     settle(world)

@@ -1,4 +1,4 @@
-"""Every good spec loads; every bad one is one clear line for each thing that is wrong, and never a
+"""Every good spec loads. Every bad one gives one line for each thing that is wrong, and never a
 traceback.
 """
 
@@ -26,14 +26,14 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 
 
 def load(value: Any) -> ModelChain:
-    """As `load_chain`, from an object instead of a file."""
+    """Does what `load_chain` does, with an object instead of a file."""
     chain = parse(ModelChain, value, "chain.yaml")
     check(chain, "chain.yaml")
     return chain
 
 
 def refused(tmp_path: Path, content: str | bytes) -> InputError:
-    """The error for a file of this content; each of its lines names the file and is not long."""
+    """The error for a file of this content. Each of its lines names the file and is short."""
     file = tmp_path / "chain.yaml"
     file.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(InputError) as caught:
@@ -303,7 +303,7 @@ def test_no_bytes_raise_anything_else(content: bytes) -> None:
 
 
 def test_what_is_built_for_a_good_spec() -> None:
-    """Defaults as RULES section 3 lists them."""
+    """The defaults that docs/spec.md lists."""
     spec = load(
         with_changes({"spec.recipe.warmupSteps": DELETE, "spec.data.train.samples": 2_753_427})
     ).spec
@@ -321,4 +321,4 @@ def test_what_is_built_for_a_good_spec() -> None:
     first, second = load(with_changes(inline(config(), config(vision={"layers": 3})))).spec.stages
     assert first.config.resolved()["text_cfg"][
         "vocab_size"
-    ] == 49_408 and second.config.vision_cfg.depths == (3,)
+    ] == 49_408 and second.config.vision_cfg.shape.depths == (3,)

@@ -22,7 +22,6 @@ from modelchain_operator.api.kube import (
     JOBS,
     LEASES,
     PODS,
-    PYTORCHJOBS,
     AlreadyExists,
     Ambiguous,
     ApiError,
@@ -35,6 +34,7 @@ from modelchain_operator.api.kube import (
     Throttled,
     Unavailable,
 )
+from modelchain_operator.runners.pytorchjob import PYTORCHJOBS
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 CHAIN = {"metadata": {"namespace": "ns", "name": "c", "resourceVersion": "7"}, "status": {}}

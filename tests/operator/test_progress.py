@@ -16,10 +16,9 @@ from podshapes import running
 
 from modelchain.api.contracts import LiveProgress
 from modelchain_operator.api.kube import Object
-from modelchain_operator.reconcile import reads
+from modelchain_operator.reconcile import snapshot
 from modelchain_operator.reconcile.memory import MOST_IGNORED, Asked, Memory
-from modelchain_operator.reconcile.reads import Reader
-from modelchain_operator.runners.pytorchjob import PyTorchJob
+from modelchain_operator.reconcile.snapshot import Reader
 from modelchain_operator.runners.template import PROGRESS_PORT
 
 ANSWER = LiveProgress(
@@ -56,7 +55,7 @@ def listening(backlog: int = 8) -> Iterator[tuple[socket.socket, Object]]:
 def asked(pod: Object, times: int = 1, serve: Callable[[], Awaitable[Any]] | None = None) -> Asked:
     """What is remembered after asking it again and again, ten seconds apart."""
     memory = Memory(clock=Clock())
-    reader = Reader(None, PyTorchJob(), memory, 0.0)  # type: ignore[arg-type]
+    reader = Reader(None, memory, 0.0)  # type: ignore[arg-type]
 
     async def ask() -> None:
         server = await serve() if serve else None
@@ -73,7 +72,7 @@ def asked(pod: Object, times: int = 1, serve: Callable[[], Awaitable[Any]] | Non
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=0.2, sock_read=0.2)
-    monkeypatch.setattr(reads, "PROGRESS_TIMEOUT", timeout)
+    monkeypatch.setattr(snapshot, "PROGRESS_TIMEOUT", timeout)
 
 
 def test_it_answers() -> None:

@@ -12,13 +12,13 @@ import pytest
 import travel
 
 from modelchain_operator.api.kube import Throttled
-from modelchain_operator.watch.queue import Queue
+from modelchain_operator.watch.queue import WorkQueue
 
 Looks = list[tuple[str, float]]
 
 
 async def watch(
-    queue: Queue[str],
+    queue: WorkQueue[str],
     looks: Looks,
     seconds: float,
     script: Callable[[], Awaitable[None]] | None = None,
@@ -47,7 +47,7 @@ def recorder(
 def test_a_burst_is_one_look_after_the_debounce() -> None:
     async def main() -> None:
         looks: Looks = []
-        queue: Queue[str] = Queue(recorder(looks))
+        queue: WorkQueue[str] = WorkQueue(recorder(looks))
 
         async def burst() -> None:
             for _ in range(9):
@@ -55,7 +55,7 @@ def test_a_burst_is_one_look_after_the_debounce() -> None:
                 await asyncio.sleep(0.01)
 
         assert await watch(queue, looks, 10, burst) == [("a", 0.5)]
-        assert (len(queue), queue.counts) == (0, {"looks": 1, "coalesced": 8})
+        assert (len(queue), queue.counts) == (0, {"passes": 1, "coalesced": 8})
 
     travel.run(main())
 
@@ -63,7 +63,7 @@ def test_a_burst_is_one_look_after_the_debounce() -> None:
 def test_events_during_a_look_are_one_more_look_and_never_two_at_once() -> None:
     async def main() -> None:
         looks: Looks = []
-        queue: Queue[str] = Queue(recorder(looks, takes=3.0))
+        queue: WorkQueue[str] = WorkQueue(recorder(looks, takes=3.0))
 
         async def script() -> None:
             queue.add("a")
@@ -79,7 +79,7 @@ def test_events_during_a_look_are_one_more_look_and_never_two_at_once() -> None:
 def test_the_answer_and_the_earlier_request_win() -> None:
     async def main() -> None:
         looks: Looks = []
-        queue: Queue[str] = Queue(recorder(looks, lambda key: 30.0))
+        queue: WorkQueue[str] = WorkQueue(recorder(looks, lambda key: 30.0))
 
         async def script() -> None:
             queue.add("a", 100)
@@ -99,7 +99,7 @@ def test_failures_wait_longer_each_time_and_events_do_not_shorten_that() -> None
         def fail(key: str) -> float | None:
             raise ValueError("poison")
 
-        queue: Queue[str] = Queue(recorder(looks, fail))
+        queue: WorkQueue[str] = WorkQueue(recorder(looks, fail))
 
         async def script() -> None:
             for _ in range(6000):
@@ -124,7 +124,7 @@ def test_a_success_ends_the_backoff() -> None:
                 raise ValueError("poison")
             return None
 
-        queue: Queue[str] = Queue(recorder(looks, fail_twice))
+        queue: WorkQueue[str] = WorkQueue(recorder(looks, fail_twice))
 
         async def script() -> None:
             queue.add("a")
@@ -146,7 +146,7 @@ def test_retry_after_is_obeyed() -> None:
                 raise Throttled("429", retry_after=17)
             return None
 
-        queue: Queue[str] = Queue(recorder(looks, busy))
+        queue: WorkQueue[str] = WorkQueue(recorder(looks, busy))
         queue.add("a")
         assert await watch(queue, looks, 60) == [("a", 0.5), ("a", 17.5)]
 
@@ -163,7 +163,7 @@ def test_a_stalled_handler_is_cut_and_others_go_on() -> None:
                 await asyncio.Event().wait()
             return 10.0
 
-        queue: Queue[str] = Queue(reconcile, workers=2)
+        queue: WorkQueue[str] = WorkQueue(reconcile, workers=2)
         queue.add("stuck")
         queue.add("good")
         await watch(queue, looks, 130)
@@ -183,7 +183,7 @@ def test_poisoned_keys_do_not_starve_others() -> None:
                 raise ValueError(key)
             return 1.0
 
-        queue: Queue[str] = Queue(recorder(looks, answer, takes=0.01), workers=2)
+        queue: WorkQueue[str] = WorkQueue(recorder(looks, answer, takes=0.01), workers=2)
         for number in range(20):
             queue.add(f"bad{number}")
         queue.add("good")
@@ -196,7 +196,7 @@ def test_poisoned_keys_do_not_starve_others() -> None:
 def test_what_comes_first_goes_before_what_is_due_already() -> None:
     async def main() -> None:
         looks: Looks = []
-        queue: Queue[str] = Queue(recorder(looks, takes=2.0), workers=1)
+        queue: WorkQueue[str] = WorkQueue(recorder(looks, takes=2.0), workers=1)
         for key in "abc":
             queue.add(key)
         queue.add("d", first=True)
@@ -217,7 +217,7 @@ def test_nothing_is_done_while_the_gate_is_closed() -> None:
     async def main() -> None:
         looks: Looks = []
         gate = asyncio.Event()
-        queue: Queue[str] = Queue(recorder(looks), gate=gate)
+        queue: WorkQueue[str] = WorkQueue(recorder(looks), gate=gate)
 
         async def script() -> None:
             queue.add("a")
@@ -243,7 +243,7 @@ def test_cancelling_ends_the_work_under_way() -> None:
                 ended.set()
             return None
 
-        queue: Queue[str] = Queue(reconcile)
+        queue: WorkQueue[str] = WorkQueue(reconcile)
         queue.add("a")
         task = asyncio.create_task(queue.run())
         await asyncio.sleep(1)

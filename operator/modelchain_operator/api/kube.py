@@ -47,6 +47,11 @@ class Resource:
     version: str
     plural: str
 
+    @property
+    def qualified(self) -> str:
+        """As `kubectl` and a CRD name it: the plural, and the group if it has one."""
+        return f"{self.plural}.{self.group}" if self.group else self.plural
+
     def path(self, namespace: str | None = None, *parts: str) -> str:
         root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
         return "/".join(
@@ -61,10 +66,6 @@ CLAIMS = Resource("", "v1", "persistentvolumeclaims")
 EVENTS = Resource("", "v1", "events")
 LEASES = Resource("coordination.k8s.io", "v1", "leases")
 JOBS = Resource("batch", "v1", "jobs")
-LOCAL_QUEUES = tuple(
-    Resource("kueue.x-k8s.io", version, "localqueues") for version in ("v1beta2", "v1beta1")
-)
-PYTORCHJOBS = Resource("kubeflow.org", "v1", "pytorchjobs")
 
 
 class ApiError(Exception):
@@ -146,9 +147,8 @@ class Kube:
         self.api = api
         self.calls: Counter[tuple[str, str, int]] = Counter()
         self._behind = 0.0  # our clock, in seconds, as the answers' dates tell
-        self._written: OrderedDict[tuple[str, str], None] = (
-            OrderedDict()
-        )  # UIDs and resourceVersions
+        # UIDs and resourceVersions.
+        self._written: OrderedDict[tuple[str, str], None] = OrderedDict()
         api.user_agent = f"modelchain-operator/{version('modelchain')}"
         # aiohttp repeats a PUT or DELETE once when a kept connection dies, which would hide an
         # `Ambiguous`
@@ -315,8 +315,21 @@ class Kube:
         body: Object | None = None,
         content: str = "",
     ) -> Object:
+        """The answer to one request. `verb` and `resource` are what it is counted as."""
         status = 0
-        lost: type[Unavailable] = Unavailable if method == "GET" else Ambiguous
+        try:
+            status, retry_after, text = await self._request(method, path, query, body, content)
+        finally:
+            self.calls[verb, resource.plural, status] += 1
+        answer = _parsed(method, path, status, text)
+        if status < 300:
+            return answer
+        raise _error(method, path, status, answer, retry_after)
+
+    async def _request(
+        self, method: str, path: str, query: dict[str, str], body: Object | None, content: str
+    ) -> tuple[int, str | None, bytes]:
+        """Status, `Retry-After` and body of the answer. Raises `Unavailable` if none came."""
         headers = {"Accept": "application/json"} | ({"Content-Type": content} if content else {})
         try:
             response: aiohttp.ClientResponse = await self.api.call_api(
@@ -332,26 +345,11 @@ class Kube:
             async with response:
                 self._dated(response.headers.get("Date"))  # before a large body has taken its time
                 text = await response.read()
-            status = response.status
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise Unavailable(f"{method} {path}: {error}") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise lost(f"{method} {path}: {str(error) or type(error).__name__}") from error
-        finally:
-            self.calls[verb, resource.plural, status] += 1
-        try:
-            answer = json.loads(text)
-        except ValueError:  # a proxy's page instead of the server's JSON
-            answer = {
-                "message": text[:500].decode(errors="replace").strip().removeprefix(f"{status} ")
-            }
-            if status < 300:
-                raise lost(
-                    f"{method} {path}: the answer is not JSON: {answer['message']}"
-                ) from None
-        if status < 300:
-            return dict(answer)
-        raise _error(method, path, status, answer, response.headers.get("Retry-After"))
+            raise _lost(method)(f"{method} {path}: {str(error) or type(error).__name__}") from error
+        return response.status, response.headers.get("Retry-After"), text
 
 
 @asynccontextmanager
@@ -393,6 +391,22 @@ def _own_path(resource: Resource, obj: Object) -> str:
     return resource.path(_namespace(obj), obj["metadata"]["name"])
 
 
+def _lost(method: str) -> type[Unavailable]:
+    """What an answer that did not come, or cannot be read, means for a request of this method."""
+    return Unavailable if method == "GET" else Ambiguous
+
+
+def _parsed(method: str, path: str, status: int, text: bytes) -> Object:
+    """The answer's JSON; of an error whose body is a proxy's page, that page as its message."""
+    try:
+        return dict(json.loads(text))
+    except ValueError:
+        said = text[:500].decode(errors="replace").strip().removeprefix(f"{status} ")
+    if status < 300:
+        raise _lost(method)(f"{method} {path}: the answer is not JSON: {said}")
+    return {"message": said}
+
+
 def _error(method: str, path: str, code: int, status: Object, retry_after: str | None) -> ApiError:
     """The exception for a `metav1.Status` answer."""
     reason = str(status.get("reason") or "")
@@ -411,7 +425,7 @@ def _error(method: str, path: str, code: int, status: Object, retry_after: str |
         case 429:
             kind = Throttled
         case _ if code >= 500:
-            kind = Unavailable if method == "GET" else Ambiguous
+            kind = _lost(method)
         case _:
             kind = ApiError
     seconds = float(retry_after) if retry_after and retry_after.isdigit() else None

@@ -40,7 +40,7 @@ def condition(thing: Read, kind: str) -> Read | None:
     return next((c for c in conditions if c["type"] == kind), None)
 
 
-def held(thing: Read, kind: str) -> Read | None:
+def true_condition(thing: Read, kind: str) -> Read | None:
     """A condition that is there and holds."""
     found = condition(thing, kind)
     return found if found is not None and found["status"] == "True" else None
@@ -49,7 +49,7 @@ def held(thing: Read, kind: str) -> Read | None:
 def is_true(thing: Read, kind: str) -> bool:
     """Whether a condition holds for the spec as it is now."""
     seen = (thing.get("status") or {}).get("observedGeneration")
-    return held(thing, kind) is not None and seen == thing["metadata"].get("generation")
+    return true_condition(thing, kind) is not None and seen == thing["metadata"].get("generation")
 
 
 def seconds(timestamp: str | None) -> float | None:

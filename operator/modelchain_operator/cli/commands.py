@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,7 +22,6 @@ from rich.text import Text
 
 from modelchain.api.status import StageStatus, State
 from modelchain.cli.options import NEEDS_OPERATOR, Context, Kubeconfig, Name, Namespace, Output
-from modelchain.decide.conditions import constant
 from modelchain.errors import EXIT_DONE, EXIT_WORK_FAILED, InputError
 from modelchain.io.load import status_of
 
@@ -29,6 +29,7 @@ PIPE = 160  # characters of a table's line where no terminal says how many
 
 if TYPE_CHECKING:
     from modelchain_operator.api.kube import Kube, Object
+    from modelchain_operator.cli.listing import Row
     from modelchain_operator.explain.explain import Explanation
 
 
@@ -58,34 +59,44 @@ def get(
     with _packages():
         from modelchain_operator.api.objects import is_true
         from modelchain_operator.cli import listing
-        from modelchain_operator.cli.session import Place, get_chain, list_chains, on_cluster
+        from modelchain_operator.cli.session import Place, on_cluster
 
     async def work(kube: Kube, space: str) -> int:
-        async def read() -> list[Object]:
-            if name is not None:
-                return [await get_chain(kube, space, name)]
-            return await list_chains(kube, None if all_namespaces else space)
-
+        read = partial(_read, kube, None if all_namespaces else space, name)
         if watch:
             with _shown(all_namespaces) as show:
                 chains = await listing.follow(read, show)
-            return (
-                EXIT_WORK_FAILED if any(is_true(chain, "Failed") for chain in chains) else EXIT_DONE
-            )
+            failed = any(is_true(chain, "Failed") for chain in chains)
+            return EXIT_WORK_FAILED if failed else EXIT_DONE
         rows = [listing.row(chain, time.time()) for chain in await read()]
-        if output == "json":
-            typer.echo(json.dumps([r._asdict() for r in rows], indent=1))
-        elif rows:
-            console = _console(PIPE)
-            console.print(listing.table(rows, all_namespaces, console.width))
-        else:
-            typer.echo(
-                f"no chains in {'any namespace' if all_namespaces else f'namespace {space}'}",
-                err=True,
-            )
+        _print(rows, output, None if all_namespaces else space)
         return EXIT_DONE
 
     return on_cluster(Place(namespace, kubeconfig, context), work)
+
+
+async def _read(kube: Kube, space: str | None, name: str | None) -> list[Object]:
+    """One chain, or all of a namespace, or of all namespaces."""
+    from modelchain_operator.cli.session import get_chain, list_chains
+
+    if name is not None:
+        assert space is not None
+        return [await get_chain(kube, space, name)]
+    return await list_chains(kube, space)
+
+
+def _print(rows: list[Row], output: str, namespace: str | None) -> None:
+    """Rows once, as a table or as JSON. `namespace`: None for all."""
+    from modelchain_operator.cli.listing import table
+
+    if output == "json":
+        typer.echo(json.dumps([row._asdict() for row in rows], indent=1))
+    elif rows:
+        console = _console(PIPE)
+        console.print(table(rows, namespace is None, console.width))
+    else:
+        where = "any namespace" if namespace is None else f"namespace {namespace}"
+        typer.echo(f"no chains in {where}", err=True)
 
 
 def explain(
@@ -150,46 +161,44 @@ def retry(
     with _packages():
         from modelchain_operator.api.kube import CHAINS
         from modelchain_operator.cli.session import Place, get_chain, on_cluster
-        from modelchain_operator.reconcile.facts import RETRY
+        from modelchain_operator.reconcile.snapshot import RETRY
 
     async def work(kube: Kube, space: str) -> str:
         chain = await get_chain(kube, space, name)
-        status = status_of(chain)
-        waits = [
-            s
-            for s in status.stages
-            if s.state is State.FAILED or s.not_before is not None or _retry_helps(s)
-        ]
-        stalled = status.condition("Stalled")
-        if not waits and stalled is not None and stalled.status == "True":
-            raise InputError(
-                f"a retry does not help {name}: {stalled.reason} has to be corrected, and then it"
-                f" goes on by itself; look: modelchain explain {name} -n {space}"
-            )
-        if not waits:
-            raise InputError(
-                f"{name} has nothing to try again: no stage has failed or stalled; "
-                f"look: modelchain explain {name} -n {space}"
-            )
-        body = {
-            "metadata": {
-                "annotations": {RETRY: datetime.now(UTC).isoformat().replace("+00:00", "Z")}
-            }
-        }
-        await kube.patch(CHAINS, space, name, body)
+        stage = _to_retry(chain, f"modelchain explain {name} -n {space}")
+        asked = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        await kube.patch(CHAINS, space, name, {"metadata": {"annotations": {RETRY: asked}}})
         when = "once the chain is resumed" if chain["spec"].get("suspend") else "at once"
         return (
-            f"stage {waits[0].name} of {name} is tried again {when}, with its budgets renewed;"
+            f"stage {stage} of {name} is tried again {when}, with its budgets renewed;"
             f" {_watch(name, space)}"
         )
 
     typer.echo(on_cluster(Place(namespace, kubeconfig, context), work))
 
 
-def _retry_helps(stage: StageStatus) -> bool:
-    from modelchain_operator.explain.next_steps import RETRY_HELPS
+def _to_retry(chain: Object, look: str) -> str:
+    """The stage that a retry tries again. Raises InputError if there is none, with the command
+    `look` that says more.
+    """
+    name, status = chain["metadata"]["name"], status_of(chain)
+    for stage in status.stages:
+        failed = stage.state is State.FAILED or stage.not_before is not None
+        if failed or _retry_helps(stage):
+            return stage.name
+    stalled = status.condition("Stalled")
+    if stalled is not None and stalled.status == "True":
+        raise InputError(
+            f"a retry does not help {name}: {stalled.reason} has to be corrected, and then it"
+            f" goes on by itself; look: {look}"
+        )
+    raise InputError(
+        f"{name} has nothing to try again: no stage has failed or stalled; look: {look}"
+    )
 
-    return constant(stage.reason) in RETRY_HELPS
+
+def _retry_helps(stage: StageStatus) -> bool:
+    return stage.code is not None and stage.code.retry_helps
 
 
 def _set_suspend(

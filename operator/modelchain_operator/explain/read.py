@@ -1,4 +1,4 @@
-"""All that `explain` looks at, read with the user's own rights. What they may not read is said, and
+"""All that `explain` needs, read with the user's own rights. What they may not read is said, and
 done without.
 """
 
@@ -18,52 +18,39 @@ from modelchain_operator.api.kube import (
     JOBS,
     LEASES,
     PODS,
-    PYTORCHJOBS,
     Forbidden,
     Kube,
     NotFound,
     Object,
     Resource,
 )
-from modelchain_operator.runners.pytorchjob import PyTorchJob
-from modelchain_operator.runners.template import CHAIN_UID
+from modelchain_operator.runners import kueue
+from modelchain_operator.runners.kueue import KueueQueue
+from modelchain_operator.runners.registry import RUNNERS
+from modelchain_operator.runners.template import CHAIN_UID, ROLE
 from modelchain_operator.watch.leader import NAME as LEASE
 
 T = TypeVar("T")
-
-KUEUE = "kueue.x-k8s.io"
-
-
-@dataclass(frozen=True)
-class Queue:
-    """Kueue as it is for one chain. `local`: the LocalQueue, None if there is none. `workloads`: of
-    its namespace.
-    """
-
-    name: str
-    installed: bool = False
-    local: Object | None = None
-    workloads: Sequence[Object] = ()
 
 
 @dataclass(frozen=True)
 class Situation:
     """One chain and what is around it. `now`: seconds since the epoch.
 
-    `jobs`: its PyTorchJobs, None where that kind is not installed. `verifies`: its verify Jobs.
-    `claims`: by name, None for one that is not there. `events`: of its namespace. `leases`: of
-    operators, in all namespaces that may be read. `unreadable`: kinds the user may not read.
+    `jobs`: its jobs, of every kind of runner. `verifies`: its verify Jobs. `claims`: by name, None
+    for one that is not there. `events`: of its namespace. `leases`: of operators, in all namespaces
+    that may be read. `unreadable`: kinds the user may not read.
     """
 
     chain: Object
     now: float
-    jobs: Sequence[Object] | None = ()
+    jobs: Sequence[Object] = ()
     pods: Sequence[Object] = ()
     verifies: Sequence[Object] = ()
     claims: Mapping[str, Object | None] = field(default_factory=dict)
     events: Sequence[Object] = ()
     leases: Sequence[Object] = ()
-    queue: Queue | None = None
+    queue: KueueQueue | None = None
     unreadable: tuple[str, ...] = ()
 
     @property
@@ -76,23 +63,23 @@ async def read(kube: Kube, chain: Object) -> Situation:
     reader = _Reader(kube, chain["metadata"]["namespace"])
     selector = f"{CHAIN_UID}={chain['metadata']['uid']}"
     jobs, pods, verifies, events, leases = await asyncio.gather(
-        reader.list_all(PYTORCHJOBS, selector),
+        reader.jobs(f"{selector},{ROLE}=train"),
         reader.list_all(PODS, selector),
-        reader.list_all(JOBS, selector),
+        reader.list_all(JOBS, f"{selector},{ROLE}=verify"),
         reader.list_all(EVENTS),
         reader.leases(),
     )
     claims = {name: await reader.get(CLAIMS, name) for name in _claims(chain)}
-    name = _queue_name(chain, jobs or [])
+    name = _queue_name(chain, jobs)
     queue = await reader.queue(name) if name else None
     return Situation(
         chain=chain,
         now=time.time(),
         jobs=jobs,
-        pods=pods or [],
-        verifies=verifies or [],
+        pods=pods,
+        verifies=verifies,
         claims={name: claim for name, claim in claims.items() if claim is not reader.HIDDEN},
-        events=events or [],
+        events=events,
         leases=leases,
         queue=queue,
         unreadable=tuple(sorted(reader.forbidden)),
@@ -106,14 +93,22 @@ class _Reader:
         self.kube, self.namespace = kube, namespace
         self.forbidden: set[str] = set()
 
-    async def list_all(self, resource: Resource, selector: str = "") -> list[Object] | None:
-        """None where the kind is not installed."""
+    async def list_all(self, resource: Resource, selector: str = "") -> list[Object]:
+        """Empty where the kind is not installed."""
         try:
             return await self._allowed(
                 resource, self.kube.list(resource, self.namespace, selector), []
             )
         except NotFound:
-            return None
+            return []
+
+    async def jobs(self, selector: str) -> list[Object]:
+        """Of every kind of runner."""
+        return [
+            job
+            for runner in RUNNERS.values()
+            for job in await self.list_all(runner.resource, selector)
+        ]
 
     async def get(self, resource: Resource, name: str) -> Object | None:
         try:
@@ -133,13 +128,12 @@ class _Reader:
                 LEASES, self.kube.list(LEASES, self.namespace, fields=fields), []
             )
 
-    async def queue(self, name: str) -> Queue:
-        for version in ("v1beta2", "v1beta1"):
-            kinds = [Resource(KUEUE, version, plural) for plural in ("localqueues", "workloads")]
-            if await self.kube.resource_exists(kinds[0]):
-                local, workloads = await self.get(kinds[0], name), await self.list_all(kinds[1])
-                return Queue(name, True, local, workloads or [])
-        return Queue(name)
+    async def queue(self, name: str) -> KueueQueue:
+        for queues, workloads in zip(kueue.LOCAL_QUEUES, kueue.WORKLOADS, strict=True):
+            if await self.kube.resource_exists(queues):
+                local = await self.get(queues, name)
+                return KueueQueue(name, True, local, await self.list_all(workloads))
+        return KueueQueue(name)
 
     async def _allowed(self, resource: Resource, reading: Awaitable[T], otherwise: T) -> T:
         try:
@@ -160,5 +154,5 @@ def _claims(chain: Object) -> list[str]:
 
 def _queue_name(chain: Object, jobs: Sequence[Object]) -> str | None:
     """As its jobs were labelled, else as the chain asks."""
-    labelled = [queue for job in jobs if (queue := PyTorchJob().state(job).queue)]
+    labelled = [queue for job in jobs if (queue := kueue.queue_of(job))]
     return labelled[-1] if labelled else (chain["spec"].get("runner") or {}).get("queueName")

@@ -5,30 +5,103 @@ those that are gone.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from modelchain.api.artifact import stage_artifact_name
 from modelchain.api.contracts import FailureClass, Progress
+from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import AttemptStatus, ChainStatus, State
 from modelchain.decide.observed import Contact, Seen
 from modelchain.plan.pools import NodePool, PoolFile
+from modelchain_operator.api import refusals
 from modelchain_operator.api.kube import Object
-from modelchain_operator.api.objects import annotation, held, is_deleting, label, seconds, uid
-from modelchain_operator.reconcile.facts import RETRY, Facts, attempt_of
+from modelchain_operator.api.objects import (
+    annotation,
+    is_deleting,
+    label,
+    seconds,
+    true_condition,
+    uid,
+)
 from modelchain_operator.reconcile.memory import Asked, Memory
 from modelchain_operator.reconcile.pod_evidence import Evidence, evidence
+from modelchain_operator.reconcile.snapshot import RETRY, Snapshot
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners import verify
-from modelchain_operator.runners.port import JobState, Runner
-from modelchain_operator.runners.template import CHAIN_UID, INPUT_DIGEST, PROGRESS_PORT, ROLE
-
-PODS_COME_WITHIN = 5.0  # seconds after a release; then it is asked why not
-GONE = JobState(released=True, suspended=False, finished=None, deleting=False, message="")
-_SUSPENDED = (
-    "SuspendedByAnother: somebody else has suspended {kind} {name}, which is in no queue; nothing"
-    " is done against it. Set spec.runner.queueName if jobs have to be in a queue here; to launch"
-    " it anew: modelchain retry {chain}"
+from modelchain_operator.runners.port import JobState
+from modelchain_operator.runners.registry import runner_for, runner_of, state_of
+from modelchain_operator.runners.template import (
+    CHAIN_UID,
+    INPUT_DIGEST,
+    PROGRESS_PORT,
+    ROLE,
+    attempt_of,
 )
+
+PODS_COME_WITHIN = 5.0  # seconds after a release; after that, events are read for the reason
+GONE = JobState(released=True, suspended=False, finished=None, deleting=False, message="")
+
+
+@dataclass(frozen=True)
+class _Launched:
+    """An open attempt that has a job, or had one that is gone (`job` None)."""
+
+    attempt: AttemptStatus
+    job: Object | None
+    state: JobState
+    found: Evidence
+
+    @property
+    def live(self) -> bool:
+        """Pods are live, or its job may make some."""
+        makes_pods = self.state.finished is None and (
+            self.state.deleting or not self.state.suspended
+        )
+        return self.found.live or (self.job is not None and makes_pods)
+
+    @property
+    def over(self) -> bool:
+        return (self.job is None or self.state.finished is not None) and not self.found.live
+
+    @property
+    def succeeded(self) -> bool:
+        """As its job says. Once that is known it stays so, whatever becomes of the job."""
+        verifying = self.job is None and self.attempt.state is State.VERIFYING
+        return self.state.finished == "Succeeded" or verifying
+
+    @property
+    def left_artifact(self) -> bool:
+        """It is over and says that it succeeded: rank 0 in its last word, else the job."""
+        word = self.found.word
+        return self.over and (self.succeeded if word is None else word.result == "Succeeded")
+
+    @property
+    def unreleased(self) -> bool:
+        state = self.state
+        unfinished = state.finished is None and not state.deleting
+        return self.job is not None and not state.released and unfinished
+
+    @property
+    def idle(self) -> bool:
+        """Another client has suspended its job, which is in no queue."""
+        state = self.state
+        suspended = state.released and state.suspended and not state.deleting
+        return suspended and state.queue is None and not self.over
+
+    @property
+    def queued(self) -> bool:
+        """It was released and nothing runs: it waits in its queue or for the scheduler."""
+        in_queue = self.state.suspended and self.state.queue is not None
+        waits = in_queue or _unscheduled(self.found)
+        return waits and self.state.released and self.found.running == 0 and not self.over
+
+    @property
+    def failure(self) -> tuple[FailureClass, str] | None:
+        """What is known of a failure without a last word."""
+        if self.found.failure is None and self.job is None:
+            return FailureClass.KILLED, f"its job {self.attempt.name} was deleted"
+        return self.found.failure
 
 
 class Sightings:
@@ -36,120 +109,116 @@ class Sightings:
 
     def __init__(
         self,
-        facts: Facts,
+        snapshot: Snapshot,
         status: ChainStatus,
-        runner: Runner,
         config: PoolFile,
         pool: NodePool | None,
         memory: Memory,
         now: float,
     ):
-        self.facts, self.runner, self.config = facts, runner, config
+        self.snapshot, self.config = snapshot, config
         self.pool, self.memory, self.now = pool, memory, now
-        self.spec = facts.spec.spec
+        self.spec = snapshot.spec.spec
         self.attempts = {a.name: (s, a) for s in status.stages for a in s.attempts}
         self.pods: dict[str, list[Object]] = {}
-        for pod in facts.pods:
+        for pod in snapshot.pods:
             if label(pod, ROLE) == "train":
                 self.pods.setdefault(attempt_of(pod), []).append(pod)
         self._seen: dict[str, Seen] = {}
 
     def seen(self, name: str) -> Seen:
         if name not in self._seen:
-            self._seen[name] = self._look_at(name)
+            self._seen[name] = self._see(name)
         return self._seen[name]
 
-    def _look_at(self, name: str) -> Seen:
+    def _see(self, name: str) -> Seen:
         _, attempt = self.attempts[name]
         job = self._job(attempt)
         if attempt.finished_at is not None:
-            live = any(podread.is_live(pod) for pod in self.pods.get(name, ()))
-            return Seen(
-                live=live or (job is not None and self.runner.state(job).finished is None),
-                started=True,
-            )
+            return self._closed(attempt, job)
         if job is None and attempt.uid is None:
             return self._not_started(attempt)
-        state = self.runner.state(job) if job is not None else GONE
-        found = self.evidence(name)
-        live = found.live or (
-            job is not None and state.finished is None and (state.deleting or not state.suspended)
-        )
-        over = (job is None or state.finished is not None) and not found.live
-        # Once it is known to have succeeded it stays so, whatever becomes of its job.
-        succeeded = state.finished == "Succeeded" or (
-            job is None and attempt.state is State.VERIFYING
-        )
-        left_something = over and (found.word.result == "Succeeded" if found.word else succeeded)
-        idle = (
-            not over
-            and state.released
-            and state.suspended
-            and state.queue is None
-            and not state.deleting
-        )
-        waits = (state.suspended and state.queue is not None) or _unscheduled(found)
-        queued = not over and state.released and found.running == 0 and waits
-        stalled = ""
-        if idle:
-            chain = f"{self.facts.spec.metadata.name} -n {self.facts.namespace}"
-            stalled = _SUSPENDED.format(kind=self.runner.kind, name=name, chain=chain)
-        elif job is not None and live:
-            stalled = self._refusal(attempt, job, state, found)
-        elif left_something:
-            stalled = self._lost(attempt, job)
-        failure = found.failure
-        if failure is None and job is None:
-            failure = FailureClass.KILLED, f"its job {attempt.name} was deleted"
+        state = state_of(job) if job is not None else GONE
+        return self._launched(_Launched(attempt, job, state, self.evidence(name)))
+
+    def _closed(self, attempt: AttemptStatus, job: Object | None) -> Seen:
+        """Its account is closed; its job or its pods may still be ending."""
+        live = any(podread.is_live(pod) for pod in self.pods.get(attempt.name, ()))
+        unfinished = job is not None and state_of(job).finished is None
+        return Seen(live=live or unfinished, started=True)
+
+    def _launched(self, it: _Launched) -> Seen:
+        attempt, found = it.attempt, it.found
+        verified = it.left_artifact and found.word is None
         return Seen(
-            live=live,
+            live=it.live,
             started=True,
-            uid=uid(job) if job is not None else attempt.uid,
-            held=job is not None
-            and not state.released
-            and state.finished is None
-            and not state.deleting,
-            queued=queued,
-            waiting=self._unrecorded(attempt) if over else self._waiting(attempt, state, found),
-            stalled=stalled,
+            uid=uid(it.job) if it.job is not None else attempt.uid,
+            unreleased=it.unreleased,
+            queued=it.queued,
+            waiting=self._unrecorded(attempt) if it.over else self._waiting(it),
+            stalled=self._stalled(it),
             running=found.running > 0,
-            waits=self._waits(name, found),
+            waits=self._waits(attempt.name, found),
             hopeless=found.permanent,
-            word=found.word if over else None,
-            evidence=failure,
-            succeeded=succeeded,
-            verify=self._verify(attempt) if left_something and found.word is None else None,
+            word=found.word if it.over else None,
+            evidence=it.failure,
+            succeeded=it.succeeded,
+            verify=self._verify(attempt) if verified else None,
             pods=found.pods,
             never_ran=found.never_ran,
             gone_pods=found.gone,
             bad_nodes=found.bad_nodes,
-            idle=idle,
+            idle=it.idle,
             **self._progress(attempt, found),
         )
 
+    def _stalled(self, it: _Launched) -> Reason | None:
+        """Why a user must act before this attempt can go on."""
+        if it.idle:
+            return self._suspended_by_another(it.attempt)
+        if it.job is not None and it.live:
+            return self._refusal(it.job, it)
+        return self._lost(it) if it.left_artifact else None
+
     def _not_started(self, attempt: AttemptStatus) -> Seen:
-        """An intent alone. The name may be taken, by a job that goes or by one that is not ours."""
-        taken = self.facts.want("name", attempt.name)
-        stalled = ""
+        """An intent alone. Its name may be taken, by a job that is being deleted or by one that is
+        not ours.
+        """
+        taken = self.snapshot.want("name", attempt.name)
         if taken is not None and is_deleting(taken):
-            return Seen(
-                live=True, started=False, waiting=f"waits until an earlier {attempt.name} is gone"
-            )
+            message = f"waits until an earlier {attempt.name} is gone"
+            waiting = Reason(Code.NAME_GOING, attempt.name, message)
+            return Seen(live=True, started=False, waiting=waiting)
+        stalled = None
         if taken is not None and not self.is_ours(taken, attempt):
-            stalled = (
-                f"NameTaken: a {self.runner.kind} {attempt.name} is there that this chain did not"
-                f" make; rename the chain, or: kubectl delete {self.runner.crd} {attempt.name} -n"
-                f" {self.facts.namespace}"
-            )
-        return Seen(
-            live=False,
-            started=False,
-            stalled=stalled,
-            waiting=self.memory.refused.get((self.facts.namespace, attempt.name), ""),
+            stalled = self._name_taken(attempt)
+        refused = self.memory.refused.get((self.snapshot.namespace, attempt.name))
+        return Seen(live=False, started=False, stalled=stalled, waiting=refused)
+
+    def _name_taken(self, attempt: AttemptStatus) -> Reason:
+        runner, namespace = runner_for(attempt.runner), self.snapshot.namespace
+        return Reason(
+            Code.NAME_TAKEN,
+            attempt.name,
+            f"a {runner.kind} {attempt.name} is there that this chain did not make; rename the"
+            f" chain, or: kubectl delete {runner.resource.qualified} {attempt.name} -n {namespace}",
+            runner.describe(attempt.name, namespace),
+        )
+
+    def _suspended_by_another(self, attempt: AttemptStatus) -> Reason:
+        chain = f"{self.snapshot.spec.metadata.name} -n {self.snapshot.namespace}"
+        kind = runner_for(attempt.runner).kind
+        return Reason(
+            Code.SUSPENDED_BY_ANOTHER,
+            attempt.name,
+            f"another client has suspended {kind} {attempt.name}, which is in no queue; nothing is"
+            " done against it. Set spec.runner.queueName if jobs have to be in a queue here; to"
+            f" launch it anew: modelchain retry {chain}",
         )
 
     def _job(self, attempt: AttemptStatus) -> Object | None:
-        job = self.facts.jobs.get(attempt.name)
+        job = self.snapshot.jobs.get(attempt.name)
         if job is None or not self.is_ours(job, attempt) or attempt.uid not in (None, uid(job)):
             return None
         if attempt.uid is None and is_deleting(job):
@@ -158,23 +227,24 @@ class Sightings:
 
     def is_ours(self, job: Object, attempt: AttemptStatus) -> bool:
         return (
-            label(job, CHAIN_UID) == self.facts.uid
+            label(job, CHAIN_UID) == self.snapshot.uid
             and annotation(job, INPUT_DIGEST) == attempt.input_digest
         )
 
     def evidence(self, name: str) -> Evidence:
         stage, attempt = self.attempts.get(name, (None, None))
-        job = self.facts.jobs.get(name)
-        nodes = next(
-            (s.resources.nodes for s in self.spec.stages if stage and s.name == stage.name), 1
+        job = self.snapshot.jobs.get(name)
+        asked = (s.resources.nodes for s in self.spec.stages if stage and s.name == stage.name)
+        gang = podread.Gang(
+            nodes=next(asked, 1),
+            node_rank=runner_for(attempt.runner if attempt else None).node_rank,
+            gpu_resource=self.pool.gpu_resource if self.pool else "nvidia.com/gpu",
         )
         return evidence(
             self.pods.get(name, []),
-            [pod for pod in self.memory.pods_of(self.facts.uid) if attempt_of(pod) == name],
-            job=self.runner.state(job) if job is not None else GONE,
-            nodes=nodes,
-            node_rank=self.runner.node_rank,
-            gpu_resource=self.pool.gpu_resource if self.pool else "nvidia.com/gpu",
+            [pod for pod in self.memory.pods_of(self.snapshot.uid) if attempt_of(pod) == name],
+            job=state_of(job) if job is not None else GONE,
+            gang=gang,
             now=self.now,
             known=(
                 attempt.pods
@@ -184,46 +254,51 @@ class Sightings:
             going=self.memory.going,
         )
 
-    def _waiting(self, attempt: AttemptStatus, state: JobState, found: Evidence) -> str:
-        if not state.released:
-            return self.memory.refused.get((self.facts.namespace, attempt.name), "")
-        if state.suspended:
-            look = f"kubectl get workloads -n {self.facts.namespace}"
-            return f"Queued: waits for its turn in queue {state.queue}; look: {look}"
-        if _unscheduled(found):
-            return "Unschedulable: " + found.waiting.replace("Unschedulable: ", "")
-        return found.waiting
+    def _waiting(self, it: _Launched) -> Reason | None:
+        """Why nothing runs yet."""
+        if not it.state.released:
+            return self.memory.refused.get((self.snapshot.namespace, it.attempt.name))
+        if it.state.suspended:
+            look = f"kubectl get workloads -n {self.snapshot.namespace}"
+            message = f"waits for its turn in queue {it.state.queue}"
+            return Reason(Code.QUEUED, str(it.state.queue), message, look, shown="look")
+        return it.found.waiting
 
-    def _unrecorded(self, attempt: AttemptStatus) -> str:
-        return self.memory.refused.get(
-            (self.facts.namespace, stage_artifact_name(attempt.input_digest)), ""
-        )
+    def _unrecorded(self, attempt: AttemptStatus) -> Reason | None:
+        record = stage_artifact_name(attempt.input_digest)
+        return self.memory.refused.get((self.snapshot.namespace, record))
 
-    def _refusal(
-        self, attempt: AttemptStatus, job: Object, state: JobState, found: Evidence
-    ) -> str:
-        """Pods that are refused at creation leave only an event; looked for where no pod has
+    def _refusal(self, job: Object, it: _Launched) -> Reason | None:
+        """Pods that are refused at creation leave only an event, which is read where no pod has
         come.
         """
-        if found.live or state.suspended or state.deleting or state.finished:
-            return ""
-        released = seconds(attempt.started_at)
+        if it.found.live or it.state.suspended or it.state.deleting or it.state.finished:
+            return None
+        released = seconds(it.attempt.started_at)
         if released is None or self.now < released + PODS_COME_WITHIN:
-            return ""
-        said = self.facts.want("refusal", uid(job))
-        return f"PodsForbidden: {said}" if said else ""
+            return None
+        uids = runner_of(job).event_uids(job)
+        said = next(filter(None, [self.snapshot.want("refusal", told) for told in uids]), "")
+        if not said:
+            return None
+        look = refusals.next_command(said, self.snapshot.namespace)
+        return Reason(Code.PODS_FORBIDDEN, it.attempt.name, said, look)
 
-    def _lost(self, attempt: AttemptStatus, job: Object | None) -> str:
+    def _lost(self, it: _Launched) -> Reason | None:
         """What an attempt left is not on a claim that was made after it, and must not be recorded
         as if it were.
         """
-        claim = self.facts.want("claim")
-        began = podread.created_at(job) if job is not None else seconds(attempt.started_at)
+        claim = self.snapshot.want("claim")
+        began = seconds(it.attempt.started_at)
+        if it.job is not None:
+            began = podread.created_at(it.job)
         if claim is not None and (began is None or podread.created_at(claim) <= began):
-            return ""
-        return (
-            f"ArtifactMissing: attempt {attempt.name} succeeded, but its claim is gone or was"
-            " replaced since; bring it back, or set stages[].rerun to train the stage again"
+            return None
+        return Reason(
+            Code.ARTIFACT_MISSING,
+            it.attempt.name,
+            f"attempt {it.attempt.name} succeeded, but its claim is gone or was replaced since;"
+            " bring it back, or set stages[].rerun to train the stage again",
         )
 
     def _waits(self, name: str, found: Evidence) -> tuple[FailureClass, float] | None:
@@ -233,22 +308,19 @@ class Sightings:
             for pod in self.pods.get(name, ())
             if podread.is_live(pod)
             and podread.started_at(pod) is None
-            and (bound := held(pod, "PodScheduled")) is not None
+            and (bound := true_condition(pod, "PodScheduled")) is not None
             and (since := seconds(bound.get("lastTransitionTime"))) is not None
         ]
         if not times:
             return None
-        return (
-            FailureClass.IMAGE
-            if "cannot be pulled" in found.waiting
-            else FailureClass.START_DEADLINE
-        ), min(times)
+        pulls = found.waiting is not None and found.waiting.code is Code.IMAGE
+        return FailureClass.IMAGE if pulls else FailureClass.START_DEADLINE, min(times)
 
     def _verify(self, attempt: AttemptStatus) -> Any:
-        job = self.facts.want("verify", attempt.name)
+        job = self.snapshot.want("verify", attempt.name)
         if job is None:
             return None
-        pods = [*self.facts.pods, *self.memory.pods_of(self.facts.uid)]
+        pods = [*self.snapshot.pods, *self.memory.pods_of(self.snapshot.uid)]
         mine = [
             pod for pod in pods if label(pod, ROLE) == "verify" and attempt_of(pod) == attempt.name
         ]
@@ -256,12 +328,12 @@ class Sightings:
             return answer
         if not verify.finished(job):
             return "Pending"
-        retry = annotation(self.facts.chain, RETRY)  # that it was taken away asks for nothing
+        retry = annotation(self.snapshot.chain, RETRY)  # that it was taken away asks for nothing
         return None if retry and annotation(job, RETRY) != retry else "Unanswered"
 
     def _progress(self, attempt: AttemptStatus, found: Evidence) -> dict[str, Any]:
         """What rank 0 last answered, if it runs still, and how it is to be reached."""
-        rank_0 = next((p for p in self.pods.get(attempt.name, ()) if self._is_rank_0(p)), None)
+        rank_0 = next(self._rank_0(attempt), None)
         if rank_0 is None or not found.running:
             return {}
         asked = self.memory.progress.get(uid(rank_0), Asked())
@@ -290,15 +362,22 @@ class Sightings:
             "macs": live.macs,
         }
 
-    def _is_rank_0(self, pod: Object) -> bool:
-        return podread.is_running(pod) and self.runner.node_rank(pod) == 0
+    def _rank_0(self, attempt: AttemptStatus) -> Iterator[Object]:
+        """The pod of rank 0, if it runs."""
+        node_rank = runner_for(attempt.runner).node_rank
+        for pod in self.pods.get(attempt.name, ()):
+            if podread.is_running(pod) and node_rank(pod) == 0:
+                yield pod
 
     def rank_0_pods(self) -> Iterator[Object]:
         """Running pods that may be asked for their progress."""
-        for name, pods in self.pods.items():
-            if name in self.attempts and self.attempts[name][1].finished_at is None:
-                yield from (pod for pod in pods if self._is_rank_0(pod))
+        for _, attempt in self.attempts.values():
+            if attempt.finished_at is None:
+                yield from self._rank_0(attempt)
 
 
 def _unscheduled(found: Evidence) -> bool:
-    return "Unschedulable" in found.waiting or "scheduling gate" in found.waiting
+    return found.waiting is not None and found.waiting.code in (
+        Code.UNSCHEDULABLE,
+        Code.SCHEDULING_GATED,
+    )

@@ -1,4 +1,4 @@
-"""What the operator remembers between two looks. Losing all of it costs reads, never a wrong
+"""What the operator remembers between two passes. Losing all of it costs reads, never a wrong
 step.
 """
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from modelchain.api.contracts import LiveProgress
+from modelchain.api.reasons import Reason
 from modelchain_operator.api.kube import Object
 from modelchain_operator.api.objects import is_deleting, label, uid
 from modelchain_operator.runners import pods as podread
@@ -22,7 +23,7 @@ CACHED_SECONDS = 60.0  # a missed watch event heals within it
 
 
 class Cache:
-    """Objects by key, for at most a minute, without who owns which field: that is half of a small
+    """Objects by key, for at most a minute, without `managedFields`, which are half of a small
     object.
     """
 
@@ -60,8 +61,8 @@ class Asked:
 
 @dataclass
 class Memory:
-    """`pods`: terminated states by pod UID; a pod that goes with its job has its last word on a
-    watch event alone.
+    """`pods`: terminated states by pod UID; of a pod that is deleted with its job, a watch event
+    alone has the last word.
     """
 
     pods: OrderedDict[str, Object] = field(default_factory=OrderedDict)
@@ -72,7 +73,7 @@ class Memory:
         default_factory=dict
     )  # by pod UID, since when it is known to be deleted
     clock: Callable[[], float] = time.time
-    refused: dict[tuple[str, str], str] = field(
+    refused: dict[tuple[str, str], Reason] = field(
         default_factory=dict
     )  # why, by namespace and name of a job or record
     _of: dict[str, dict[str, None]] = field(
@@ -109,7 +110,7 @@ class Memory:
                 self.going.clear()
             self.going.setdefault(uid(pod), self.clock())
 
-    def refuse(self, key: tuple[str, str], why: str) -> None:
+    def refuse(self, key: tuple[str, str], why: Reason) -> None:
         """An object of that namespace and name may not be made, or not be released."""
         if len(self.refused) > MAX_PODS:
             self.refused.clear()

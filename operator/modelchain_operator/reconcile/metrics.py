@@ -42,7 +42,7 @@ CONDITIONS = (
 )
 RETRIED = [str(failure) for failure in FailureClass if not failure.permanent]
 
-disable_created_metrics()  # type: ignore[no-untyped-call] # when a counter was made is nobody's question
+disable_created_metrics()  # type: ignore[no-untyped-call] # no user needs when a counter was made
 
 Family = TypeVar("Family", GaugeMetricFamily, CounterMetricFamily)
 Sample = tuple[Sequence[str], float]  # label values and value
@@ -128,61 +128,9 @@ class ChainCollector(Collector):
             [*CHAIN, "node_pool", "queue"],
             [((*_of(c), *self._where(c)), 1) for c in chains],
         )
-        yield _gauge(
-            "modelchain_condition",
-            "Whether a condition of the chain is True; absent ones count as not",
-            [*CHAIN, "condition"],
-            [((*_of(c), kind), kind in c.true) for c in chains for kind in CONDITIONS],
-        )
-        yield _gauge(
-            "modelchain_stages", "Stages of a chain by state", [*CHAIN, "state"], _states(chains)
-        )
-        yield _gauge(
-            "modelchain_stage_planned_macs",
-            "Multiply-accumulates the stage takes if nothing is repeated",
-            STAGE,
-            _each(chains, lambda stage: stage.planned_macs),
-        )
-        yield _gauge(
-            "modelchain_stage_progress_ratio",
-            "Steps done of the stage's steps, 0 to 1; absent while nothing is known",
-            STAGE,
-            _each(chains, lambda stage: stage.progress),
-        )
-        yield _gauge(
-            "modelchain_stage_transition_seconds",
-            "From the end of the predecessor's trainer to the job of this stage, when it was last"
-            " handed over",
-            STAGE,
-            _each(chains, lambda stage: stage.transition_seconds),
-        )
-        yield _counter(
-            "modelchain_stage_macs_total",
-            "Multiply-accumulates spent; " + _SOURCE,
-            [*STAGE, "source"],
-            _spent(chains, lambda stage: stage.macs),
-        )
-        yield _counter(
-            "modelchain_stage_gpu_seconds_total",
-            "GPU time allocated, first container start to last end; " + _SOURCE,
-            [*STAGE, "source"],
-            _spent(chains, lambda stage: stage.gpu_seconds),
-        )
-        yield _counter(
-            "modelchain_stage_cost_total",
-            "GPU time at the pool's price; " + _SOURCE,
-            [*STAGE, "source", "currency"],
-            [
-                ((*labels, self.currency), value)
-                for labels, value in _spent(chains, lambda stage: stage.cost)
-            ],
-        )
-        yield _counter(
-            "modelchain_stage_retries_total",
-            "Attempts that were made again, by why the one before ended",
-            [*STAGE, "class"],
-            _retries(chains),
-        )
+        yield from _of_chains(chains)
+        yield from _of_stages(chains)
+        yield from _of_spending(chains, self.currency)
 
     def _where(self, chain: Figures) -> tuple[str, str]:
         pool, queue = self.defaults.node_pool or "", self.defaults.queue_name or ""
@@ -197,6 +145,74 @@ _SOURCE = (
 
 def _of(chain: Figures) -> tuple[str, str]:
     return chain.namespace, chain.name
+
+
+def _of_chains(chains: Sequence[Figures]) -> Iterator[Metric]:
+    yield _gauge(
+        "modelchain_condition",
+        "Whether a condition of the chain is True; absent ones count as not",
+        [*CHAIN, "condition"],
+        [((*_of(c), kind), kind in c.true) for c in chains for kind in CONDITIONS],
+    )
+    yield _gauge(
+        "modelchain_stage_reason",
+        "1 for the reason of each stage; docs/reasons.md says what the codes mean",
+        [*CHAIN, "stage", "reason"],
+        [((*_of(c), s.name, s.reason), 1) for c in chains for s in c.stages if s.reason],
+    )
+    yield _gauge(
+        "modelchain_stages", "Stages of a chain by state", [*CHAIN, "state"], _states(chains)
+    )
+
+
+def _of_stages(chains: Sequence[Figures]) -> Iterator[Metric]:
+    yield _gauge(
+        "modelchain_stage_planned_macs",
+        "Multiply-accumulates the stage takes if nothing is repeated",
+        STAGE,
+        _each(chains, lambda stage: stage.planned_macs),
+    )
+    yield _gauge(
+        "modelchain_stage_progress_ratio",
+        "Steps done of the stage's steps, 0 to 1; absent while nothing is known",
+        STAGE,
+        _each(chains, lambda stage: stage.progress),
+    )
+    yield _gauge(
+        "modelchain_stage_transition_seconds",
+        "From the end of the predecessor's trainer to the job of this stage, when it was last"
+        " handed over",
+        STAGE,
+        _each(chains, lambda stage: stage.transition_seconds),
+    )
+
+
+def _of_spending(chains: Sequence[Figures], currency: str) -> Iterator[Metric]:
+    yield _counter(
+        "modelchain_stage_macs_total",
+        "Multiply-accumulates spent; " + _SOURCE,
+        [*STAGE, "source"],
+        _spent(chains, lambda stage: stage.macs),
+    )
+    yield _counter(
+        "modelchain_stage_gpu_seconds_total",
+        "GPU time allocated, first container start to last end; " + _SOURCE,
+        [*STAGE, "source"],
+        _spent(chains, lambda stage: stage.gpu_seconds),
+    )
+    costs = _spent(chains, lambda stage: stage.cost)
+    yield _counter(
+        "modelchain_stage_cost_total",
+        "GPU time at the pool's price; " + _SOURCE,
+        [*STAGE, "source", "currency"],
+        [((*labels, currency), value) for labels, value in costs],
+    )
+    yield _counter(
+        "modelchain_stage_retries_total",
+        "Attempts that were made again, by why the one before ended",
+        [*STAGE, "class"],
+        _retries(chains),
+    )
 
 
 def _states(chains: Iterable[Figures]) -> Iterator[Sample]:

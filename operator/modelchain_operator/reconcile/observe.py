@@ -1,5 +1,5 @@
-"""From what was read to what `decide` sees. Pure: what has not been read yet is asked for, and the
-look repeated.
+"""From what was read to what `decide` sees. Pure: what has not been read yet is asked for, and
+the caller decides again once it is.
 """
 
 from __future__ import annotations
@@ -8,18 +8,19 @@ import hashlib
 from collections.abc import Iterator
 
 from modelchain.api import messages
+from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import ChainStatus, StageStatus
 from modelchain.decide.observed import Artifact, Damage, Launch, Observed
 from modelchain.errors import InputError
 from modelchain.plan.pools import PoolFile
 from modelchain_operator.api.kube import Object
-from modelchain_operator.api.objects import annotation, held, is_deleting, label, uid
+from modelchain_operator.api.objects import annotation, is_deleting, label, true_condition, uid
 from modelchain_operator.reconcile import job_requests as requests
 from modelchain_operator.reconcile.attempt import Sightings
-from modelchain_operator.reconcile.facts import RETRY, Facts, Inputs
 from modelchain_operator.reconcile.memory import Memory
+from modelchain_operator.reconcile.snapshot import RETRY, Inputs, Snapshot
 from modelchain_operator.runners import pods as podread
-from modelchain_operator.runners.port import Runner
+from modelchain_operator.runners.registry import RUNNERS, UNNAMED, state_of
 from modelchain_operator.runners.template import (
     ATTEMPT,
     CHAIN,
@@ -35,49 +36,49 @@ LABEL_LENGTH = 63
 class View:
     """One chain as `decide` sees it."""
 
-    def __init__(self, facts: Facts, runner: Runner, config: PoolFile, memory: Memory, now: float):
-        self.facts, self.runner, self.config, self.now = facts, runner, config, now
-        self.spec = facts.spec.spec
-        self.pool = requests.known_pool(facts.spec, config)
+    def __init__(self, snapshot: Snapshot, config: PoolFile, memory: Memory, now: float):
+        self.snapshot, self.config, self.now = snapshot, config, now
+        self.spec = snapshot.spec.spec
+        self.pool = requests.known_pool(snapshot.spec, config)
         self.status = self._status()
-        self.sightings = Sightings(facts, self.status, runner, config, self.pool, memory, now)
+        self.sightings = Sightings(snapshot, self.status, config, self.pool, memory, now)
         self.attempts = self.sightings.attempts
 
     def observed(self) -> Observed:
-        facts = self.facts
+        snapshot = self.snapshot
         obstacle = self._obstacle()
         strays = dict(self._strays())
         unfinished = {
             name
-            for name, job in facts.jobs.items()
-            if self.runner.state(job).finished is None and uid(job) not in strays
+            for name, job in snapshot.jobs.items()
+            if state_of(job).finished is None and uid(job) not in strays
         }
         pods = self.sightings.pods
         with_pods = {name for name in pods if any(podread.is_live(pod) for pod in pods[name])}
         stalled = (self.sightings.evidence(name).stalled for name in pods if name in with_pods)
-        stuck = next(filter(None, stalled), "")
+        stuck = next(filter(None, stalled), None)
         price = self.pool.price.per_gpu_hour if self.pool and self.pool.price else None
         return Observed(
             status=self.status,
             artifact=self.artifact,
             attempt=self.sightings.seen,
             live=frozenset(unfinished | with_pods),
-            inputs=Inputs(facts),
+            inputs=Inputs(snapshot),
             fingerprint=self.spec.data.train.fingerprint,
-            retry=_retry(facts.chain),
+            retry=_retry(snapshot.chain),
             poll_seconds=float(self.config.progress_seconds),
             highest_number=self._highest_number,
             records=True,
             obstacle=obstacle,
-            stuck=f"NodeLost: {stuck}" if stuck else "",
+            stuck=stuck,
             strays=strays,
             spent_jobs=dict(self._spent_jobs()),
-            claim_missing=self._own_claim() and facts.want("claim") is None,
+            claim_missing=self._own_claim() and snapshot.want("claim") is None,
             loading=self.loading,
             share=self.share,
             outdated=self.outdated,
             shares=(
-                frozenset(facts.want("shares") or {})
+                frozenset(snapshot.want("shares") or {})
                 if self.spec.storage and self._shared()
                 else frozenset()
             ),
@@ -88,10 +89,10 @@ class View:
         """The stored status; of a chain that has none, the epochs its earlier StageArtifacts
         froze.
         """
-        status = self.facts.status
+        status = self.snapshot.status
         if status.stages:
             return status
-        records: list[Object] = self.facts.want("records") or []
+        records: list[Object] = self.snapshot.want("records") or []
         newest = {
             r["spec"]["stage"]: r["spec"]
             for r in sorted(records, key=lambda r: str(r["spec"]["finishedAt"]))
@@ -106,75 +107,83 @@ class View:
 
     # What is in the way.
 
-    def _obstacle(self) -> str:
-        """Why nothing can be launched, beginning with its reason; empty if nothing is in the
-        way.
-        """
-        spec, facts = self.spec, self.facts
+    def _obstacle(self) -> Reason | None:
+        """Why nothing can be launched; None if nothing is in the way."""
         try:
-            if spec.runner.kind == "Local":
-                raise InputError(messages.LOCAL, field="spec.runner.kind")
-            pool = requests.pool_of(facts.spec, self.config)
-            requests.image_of(facts.spec, self.config)
-            for index, stage in enumerate(spec.stages):
-                try:
-                    pool.processes(stage.resources.processes_per_node)
-                except InputError as error:
-                    raise InputError(
-                        error.problems[0].message, field=f"spec.stages[{index}].resources"
-                    ) from error
-            if spec.storage is None:
-                raise InputError(
-                    "say where artifacts are kept: claimTemplate or claimName", field="spec.storage"
-                )
-            if spec.data.volume.claim_name is None:
-                raise InputError(
-                    "name the claim that holds the data", field="spec.data.volume.claimName"
-                )
-            check_mount_path(spec.data.volume.mount_path)
+            self._check_for_a_cluster()
         except InputError as error:
-            return f"InvalidSpec: {error.problems[0]}"
-        if facts.runner_missing:
-            return f"RunnerMissing: {self.runner.kind} is not installed; {self.runner.install}"
+            problem = error.problems[0]
+            return Reason(Code.INVALID_SPEC, problem.field or "", str(problem))
+        if (kind := self._next_kind()) in self.snapshot.missing:
+            runner = RUNNERS[kind]
+            message = f"{runner.kind} is not installed; {runner.install}"
+            return Reason(Code.RUNNER_MISSING, runner.kind, message, runner.install)
         return self._claim_obstacle()
 
-    def _claim_obstacle(self) -> str:
-        claim, name = self.facts.want("claim"), requests.claim_name(self.facts.spec)
-        if claim is None:
-            missing = (
-                f"ClaimMissing: there is no claim {name}; create it, or correct"
-                " spec.storage.claimName"
-            )
-            return missing if self._shared() else ""
-        if is_deleting(claim):
-            look = f"kubectl describe pvc {name} -n {self.facts.namespace}"
-            return f"ClaimMissing: claim {name} is being deleted; who holds it: {look}"
-        if not self._shared() and label(claim, CHAIN) != self.facts.spec.metadata.name:
-            return (
-                f"ClaimTaken: claim {name} was not made for this chain (label {CHAIN}); to use it"
-                " all the same, name it in spec.storage.claimName"
-            )
-        return ""
-
-    def loading(self) -> tuple[str, bool]:
-        """A Job with the label `modelchain.dev/fills` that has not packed the data yet, and whether
-        it failed.
+    def _next_kind(self) -> str:
+        """The kind of the next launch: of an intent whose job is still to be made, else of the
+        spec.
         """
-        claim, here = self.spec.data.volume.claim_name, f"-n {self.facts.namespace}"
-        named = (
-            claim is not None and len(claim) <= LABEL_LENGTH
-        )  # no longer one can be a label's value
-        for job in self.facts.want("loaders", claim or "") or [] if named else []:
+        intents = (a for _, a in self.attempts.values() if a.uid is None and a.finished_at is None)
+        intent = next(intents, None)
+        return self.spec.runner.kind if intent is None else intent.runner or UNNAMED
+
+    def _check_for_a_cluster(self) -> None:
+        """Raises InputError for what a laptop does not need, or the configuration does not have."""
+        spec, chain = self.spec, self.snapshot.spec
+        if spec.runner.kind not in RUNNERS:
+            raise InputError(messages.LOCAL, field="spec.runner.kind")
+        pool = requests.pool_of(chain, self.config)
+        requests.image_of(chain, self.config)
+        for index, stage in enumerate(spec.stages):
+            try:
+                pool.processes(stage.resources.processes_per_node)
+            except InputError as error:
+                field = f"spec.stages[{index}].resources"
+                raise InputError(error.problems[0].message, field=field) from error
+        if spec.storage is None:
+            message = "say where artifacts are kept: claimTemplate or claimName"
+            raise InputError(message, field="spec.storage")
+        if spec.data.volume.claim_name is None:
+            message = "name the claim that holds the data"
+            raise InputError(message, field="spec.data.volume.claimName")
+        check_mount_path(spec.data.volume.mount_path)
+
+    def _claim_obstacle(self) -> Reason | None:
+        claim, name = self.snapshot.want("claim"), requests.claim_name(self.snapshot.spec)
+        if claim is None and not self._shared():
+            return None  # it will be created
+        if claim is None:
+            message = f"there is no claim {name}; create it, or correct spec.storage.claimName"
+            return Reason(Code.CLAIM_MISSING, name, message)
+        if is_deleting(claim):
+            look = f"kubectl describe pvc {name} -n {self.snapshot.namespace}"
+            message = f"claim {name} is being deleted; who holds it: {look}"
+            return Reason(Code.CLAIM_MISSING, name, message, look)
+        if not self._shared() and label(claim, CHAIN) != self.snapshot.spec.metadata.name:
+            message = (
+                f"claim {name} was not made for this chain (label {CHAIN}); to use it all the same,"
+                " name it in spec.storage.claimName"
+            )
+            return Reason(Code.CLAIM_TAKEN, name, message)
+        return None
+
+    def loading(self) -> Reason | None:
+        """A Job with the label `modelchain.dev/fills` that has not packed the data yet."""
+        claim, here = self.spec.data.volume.claim_name, f"-n {self.snapshot.namespace}"
+        if claim is None or len(claim) > LABEL_LENGTH:  # too long to be a label's value
+            return None
+        for job in self.snapshot.want("loaders", claim) or []:
             packs = job["metadata"]["name"]
-            if held(job, "Failed"):
-                look = f"kubectl logs job/{packs} {here}; then delete it, or make it anew"
-                return (
-                    f"DataFailed: job {packs} was to fill claim {claim} and has failed: {look}",
-                    True,
+            if true_condition(job, "Failed"):
+                message = (
+                    f"job {packs} was to fill claim {claim} and has failed: kubectl logs"
+                    f" job/{packs} {here}; then delete it, or make it anew"
                 )
-            if not held(job, "Complete"):
-                return f"DataLoading: job {packs} fills claim {claim}", False
-        return "", False
+                return Reason(Code.DATA_FAILED, packs, message)
+            if not true_condition(job, "Complete"):
+                return Reason(Code.DATA_LOADING, packs, f"job {packs} fills claim {claim}")
+        return None
 
     def _shared(self) -> bool:
         return self.spec.storage is not None and self.spec.storage.claim_name is not None
@@ -188,35 +197,36 @@ class View:
         """A stage's StageArtifact, if it lies on this chain's claim; nothing is trained over one
         that does not.
         """
-        record = self.facts.want("artifact", digest)
+        record = self.snapshot.want("artifact", digest)
         if record is None:
             return None
         name, spec = record["metadata"]["name"], record["spec"]
         if spec["inputDigest"] != digest:
-            return Damage(
-                f"DigestConflict: {name} records {spec['inputDigest']}, not {digest}; rename it",
-                stalls=True,
-            )
-        claim = self.facts.want("claim")
+            message = f"{name} records {spec['inputDigest']}, not {digest}; rename it"
+            return self._unusable(Code.DIGEST_CONFLICT, name, message)
+        claim = self.snapshot.want("claim")
         if claim is None or uid(claim) != spec["claimUID"]:
-            return Damage(f"ArtifactMissing: {self._elsewhere(name, spec, claim)}", stalls=True)
-        ours = spec["chain"] == self.facts.spec.metadata.name
+            return self._unusable(Code.ARTIFACT_MISSING, name, self._elsewhere(name, spec, claim))
+        # What another chain has spent is in its own ledger.
+        ours = spec["chain"] == self.snapshot.spec.metadata.name
         return Artifact(
             digest=spec["artifactDigest"],
             path=spec["path"],
-            macs=(
-                int(spec["macs"]) if ours else 0
-            ),  # what another chain has spent is in its own ledger
+            macs=int(spec["macs"]) if ours else 0,
             metrics={name: float(value) for name, value in spec.get("metrics", {}).items()},
             gpu_seconds=float(spec["gpuSeconds"]) if ours else 0.0,
             cost=spec.get("cost") if ours else None,
             trainer_math=spec.get("trainerMath"),
         )
 
+    def _unusable(self, code: Code, record: str, message: str) -> Damage:
+        describe = f"kubectl describe sart {record} -n {self.snapshot.namespace}"
+        return Damage(Reason(code, record, message, describe), stalls=True)
+
     def _elsewhere(self, name: str, record: Object, claim: Object | None) -> str:
         """What to do about a record of a claim that this chain does not have."""
-        mine = requests.claim_name(self.facts.spec) if self.spec.storage else "none"
-        if record["chain"] != self.facts.spec.metadata.name:
+        mine = requests.claim_name(self.snapshot.spec) if self.spec.storage else "none"
+        if record["chain"] != self.snapshot.spec.metadata.name:
             return (
                 f"the same stage is chain {record['chain']}'s, on claim {record['claimName']}; to"
                 " share it, delete this chain and apply it with spec.storage.claimName:"
@@ -227,43 +237,48 @@ class View:
         return (
             f"{name} lies on claim {record['claimName']} ({record['claimUID']}), and this chain has"
             f" {have}; bring that claim back, or to train the stage again: kubectl delete sart"
-            f" {name} -n {self.facts.namespace}"
+            f" {name} -n {self.snapshot.namespace}"
         )
 
     def outdated(self, launch: Launch) -> bool:
-        """The attempt's job would be made otherwise now: another pool, claim, image or queue."""
-        job = self.facts.jobs.get(launch.attempt.name)
+        """The attempt's job would be made otherwise now: of another kind, or for another pool,
+        claim, image or queue.
+        """
+        job = self.snapshot.jobs.get(launch.attempt.name)
         if job is None or self.spec.storage is None:
             return False  # it is gone, and its pods are going; or there is nothing to make it from
+        runner = RUNNERS.get(self.spec.runner.kind)
+        if runner is None or self.spec.runner.kind in self.snapshot.missing:
+            return False  # there is nothing to make it with; that is said at the next launch
         stamp = annotation(job, requests.MADE_FROM)
         try:
             _, now = requests.job_for(
-                self.runner, self.facts.spec, self.config, self.status.epochs, launch
+                runner, self.snapshot.spec, self.config, self.status.epochs, launch
             )
         except InputError:
             return False  # not to be made at all; that is said where it is next asked for
         return stamp is not None and stamp != now
 
     def share(self, digest: str) -> str | None:
-        """Who trains this digest: "Mine", "" for nobody yet, or a chain; None: no claim is shared
-        and nobody does.
+        """Who trains this digest: "Mine", another chain's name, or "" for no chain yet. None where
+        no claim is shared and no other chain trains it.
         """
         if self._shared():
-            if digest in (self.facts.want("shares") or {}):
+            if digest in (self.snapshot.want("shares") or {}):
                 return "Mine"
-            lease = self.facts.want("lease", digest)
+            lease = self.snapshot.want("lease", digest)
             if lease is not None:
-                return f"chain {lease['spec']['holderIdentity']}"
-        for rival in self.facts.want("rivals", digest) or []:
-            return f"chain {label(rival, CHAIN)}"
+                return str(lease["spec"]["holderIdentity"])
+        for rival in self.snapshot.want("rivals", digest) or []:
+            return label(rival, CHAIN)
         return "" if self._shared() else None
 
-    # Jobs nobody needs.
+    # Jobs that are not needed.
 
     def _strays(self) -> Iterator[tuple[str, str]]:
-        """Unfinished jobs that no UID in the status and no open intent names (RULES section 6)."""
-        for name, job in self.facts.jobs.items():
-            if self.runner.state(job).finished is not None or is_deleting(job):
+        """Unfinished jobs that no UID in the status and no open intent names."""
+        for name, job in self.snapshot.jobs.items():
+            if state_of(job).finished is not None or is_deleting(job):
                 continue
             _, attempt = self.attempts.get(name, (None, None))
             intended = attempt is not None and attempt.uid is None and attempt.finished_at is None
@@ -275,10 +290,10 @@ class View:
     def _spent_jobs(self) -> Iterator[tuple[str, str]]:
         """All finished jobs of a stage but the last three, which stay for their logs."""
         finished: dict[str, list[tuple[int, str, str]]] = {}
-        for name, job in self.facts.jobs.items():
+        for name, job in self.snapshot.jobs.items():
             _, attempt = self.attempts.get(name, (None, None))
             closed = attempt is None or attempt.finished_at is not None
-            if closed and self.runner.state(job).finished is not None and not is_deleting(job):
+            if closed and state_of(job).finished is not None and not is_deleting(job):
                 finished.setdefault(label(job, STAGE), []).append(
                     (int(label(job, ATTEMPT)), uid(job), name)
                 )
@@ -288,7 +303,7 @@ class View:
     def _highest_number(self, stage: str, digest: str) -> int:
         numbers = [
             int(label(thing, ATTEMPT))
-            for thing in [*self.facts.jobs.values(), *self.facts.pods]
+            for thing in [*self.snapshot.jobs.values(), *self.snapshot.pods]
             if label(thing, STAGE) == stage or label(thing, INPUT_DIGEST) == digest[:63]
         ]
         return max(numbers, default=0)

@@ -1,27 +1,22 @@
 """What the pods of one attempt say: its last word, or why there is none; what it waits for; how
 long it ran.
 
-Pure. Pods come as dicts: those read now, and those remembered from the watch, which may add
-evidence and never make an attempt look ended (RULES section 7).
+Pure. Pods come as dicts: those read now, and those remembered from the watch. A remembered pod may
+add evidence, and never makes an attempt look ended.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from modelchain.api.contracts import FailureClass, LastWord
+from modelchain.api.reasons import Reason
 from modelchain.api.status import PodTime
 from modelchain_operator.api import objects
 from modelchain_operator.api.objects import Read
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners.port import JobState
-
-STUCK_SECONDS = 60  # after a pod's grace is over
-QUOTED = 240  # characters of a message that is quoted
-
-Failure = tuple[FailureClass, str]
 
 
 @dataclass(frozen=True)
@@ -29,20 +24,20 @@ class Evidence:
     """Of one attempt.
 
     `word`: rank 0's success, or the word of the failure that came first; None while nothing has
-    ended, or if nobody left one. `failure`: what pods say of a failure without a word. `waiting`:
-    why pods do not run, `permanent` if waiting longer cannot help. `stalled`: a pod that will not
-    go, and what to type. `pods`: running times by UID, of pods that are there and of those that are
-    gone (`gone`); `never_ran`: UIDs of pods whose container could not start. `bad_nodes`: nodes
+    ended, or if no pod left one. `failure`: what pods say of a failure without a word. `waiting`:
+    why pods do not run, `permanent` if waiting longer cannot help. `stalled`: a pod that does not
+    end, and what to type. `pods`: running times by UID, of pods that are there and of those that
+    are gone (`gone`); `never_ran`: UIDs of pods whose container could not start. `bad_nodes`: nodes
     whose own device failed, with a short name of what was wrong.
     """
 
     live: bool = False
     running: int = 0
     word: LastWord | None = None
-    failure: Failure | None = None
-    waiting: str = ""
-    permanent: Failure | None = None
-    stalled: str = ""
+    failure: podread.Failure | None = None
+    waiting: Reason | None = None
+    permanent: podread.Failure | None = None
+    stalled: Reason | None = None
     pods: Mapping[str, PodTime] = field(default_factory=dict)
     gone: frozenset[str] = frozenset()
     never_ran: frozenset[str] = frozenset()
@@ -54,21 +49,15 @@ def evidence(
     remembered: Iterable[Read],
     *,
     job: JobState,
-    nodes: int,
-    node_rank: Callable[[Read], int | None],
-    gpu_resource: str,
+    gang: podread.Gang,
     now: float,
     known: Container[str] | None = None,
     going: Mapping[str, float] | None = None,
 ) -> Evidence:
-    """What is known of an attempt from its pods.
+    """What is known of an attempt from its pods, `live` as just read, `remembered` as seen before.
 
     Args:
-        live: the attempt's pods, just read.
-        remembered: `pods.remember` of the attempt's pods, seen earlier.
         job: of the attempt; it tells a failure whose pods are all gone.
-        nodes: how many pods the attempt has when all is well.
-        node_rank: the runner's.
         now: seconds since the epoch.
         known: UIDs whose running time the status still carries, where it has summed up others: a
             remembered pod that is in the sum must not come back. None while nothing was summed up.
@@ -77,23 +66,11 @@ def evidence(
     """
     read = {objects.uid(pod): pod for pod in live}
     gone = {objects.uid(pod): pod for pod in remembered if objects.uid(pod) not in read}
-    everything = {**gone, **read}
-    run = _current_run(list(everything.values()), node_rank)
-    word, failure = _how_it_ended(run, node_rank)
-    if job.finished == "Failed" and word is None and failure is None:
-        failure = FailureClass.UNKNOWN, f"the job failed and its pods are gone ({job.message})"
-    waiting, permanent = _why_waiting(live, nodes, node_rank)
-    times = {
-        uid: PodTime(
-            started=ran[0],
-            finished=ran[1],
-            gpus=podread.gpus(pod, gpu_resource),
-            first=node_rank(pod) == 0,
-        )
-        for uid, pod in everything.items()
-        if (ran := podread.run_time(pod, now)) is not None
-        and (uid in read or known is None or uid in known)
-    }
+    pods = {**gone, **read}
+    timed = [pod for uid, pod in pods.items() if uid in read or known is None or uid in known]
+    run = _current_run(list(pods.values()), gang)
+    word, failure = _how_it_ended(run, job, gang)
+    waiting, permanent = podread.why_waiting(live, gang)
     return Evidence(
         live=any(podread.is_live(pod) for pod in live),
         running=sum(podread.is_running(pod) for pod in live),
@@ -101,12 +78,25 @@ def evidence(
         failure=failure,
         waiting=waiting,
         permanent=permanent,
-        stalled=_stuck(live, now, going),
-        pods=times,
+        stalled=podread.stuck(live, now, going),
+        pods=_run_times(timed, gang, now),
         gone=frozenset(gone),
-        never_ran=frozenset(uid for uid, pod in everything.items() if podread.never_ran(pod)),
+        never_ran=frozenset(uid for uid, pod in pods.items() if podread.never_ran(pod)),
         bad_nodes=_bad_nodes(run),
     )
+
+
+def _run_times(pods: Iterable[Read], gang: podread.Gang, now: float) -> dict[str, PodTime]:
+    """By UID, of the pods that ran."""
+    times = {}
+    for pod in pods:
+        if (ran := podread.run_time(pod, now)) is not None:
+            started, finished = ran
+            gpus, first = podread.gpus(pod, gang.gpu_resource), gang.node_rank(pod) == 0
+            times[objects.uid(pod)] = PodTime(
+                started=started, finished=finished, gpus=gpus, first=first
+            )
+    return times
 
 
 def refusal(events: Iterable[Read]) -> str:
@@ -125,13 +115,13 @@ def refusal(events: Iterable[Read]) -> str:
     return str(newest["message"]).removeprefix("Error creating: ")
 
 
-def _current_run(pods: list[Read], node_rank: Callable[[Read], int | None]) -> list[Read]:
+def _current_run(pods: list[Read], gang: podread.Gang) -> list[Read]:
     """Those of the newest start. A queue may evict a job and start it again: same job, same pod
     names, new pods.
     """
     run: list[Read] = []
     for pod in sorted(pods, key=podread.created_at):
-        again = any(node_rank(other) == node_rank(pod) for other in run)
+        again = any(gang.node_rank(other) == gang.node_rank(pod) for other in run)
         if again and all(
             (podread.ended_at(other) or 0.0) <= podread.created_at(pod) for other in run
         ):
@@ -152,7 +142,7 @@ _TAKEN = {  # reasons of the condition DisruptionTarget
     "PreemptionByScheduler": (FailureClass.PREEMPTED, "was preempted by a pod of higher priority"),
     "EvictionByEvictionAPI": (
         FailureClass.PREEMPTED,
-        "was evicted (a node is drained, or somebody asked for it)",
+        "was evicted (a node is drained, or an eviction was requested)",
     ),
     "TerminationByKubelet": (FailureClass.PREEMPTED, "was ended by its node"),
     "DeletionByTaintManager": (
@@ -173,17 +163,23 @@ class _Cause:
 
 
 def _how_it_ended(
-    run: Sequence[Read], node_rank: Callable[[Read], int | None]
-) -> tuple[LastWord | None, Failure | None]:
+    run: Sequence[Read], job: JobState, gang: podread.Gang
+) -> tuple[LastWord | None, podread.Failure | None]:
+    """The last word that counts, or else a failure without one; neither while nothing has ended."""
     causes, first_word = [], None
-    for pod in sorted(run, key=lambda pod: node_rank(pod) or 0):
+    for pod in gang.in_order(run):
         word = podread.last_word(pod)
         if word is not None and word.result == "Succeeded":
-            if node_rank(pod) == 0:
+            if gang.node_rank(pod) == 0:
                 return word, None
             word = None  # success is rank 0's to report
         first_word = first_word or word
         causes += _causes(pod, word)
+    if not causes and job.finished == "Failed":
+        return None, (
+            FailureClass.UNKNOWN,
+            f"the job failed and its pods are gone ({job.message})",
+        )
     if not causes:
         return None, None
     cause = min(causes, key=lambda cause: (cause.weight, cause.at))
@@ -210,9 +206,9 @@ def _causes(pod: Read, word: LastWord | None) -> list[_Cause]:
     if word is not None:
         failure = word.failure or FailureClass.ERROR
         weight = 2 if failure in _CONSEQUENCES else 1 if failure in _PLAIN_ERROR else 0
-        said = word.message if failure.permanent else f"{_where(pod)}: {word.message}"
+        said = word.message if failure.permanent else f"{podread.where(pod)}: {word.message}"
         if failure is FailureClass.PREEMPTED and objects.is_deleting(pod):
-            said = f"{_where(pod)} was deleted"
+            said = f"{podread.where(pod)} was deleted"
         word = word.model_copy(update={"failure": failure, "message": said})
         causes.append(_Cause(at, weight, failure, said, word))
     if (known := _by_platform(pod)) is not None:
@@ -245,65 +241,90 @@ def _refused_device(pod: Read) -> bool:
     return pod["status"].get("reason") == "UnexpectedAdmissionError" and "healthy devices" in said
 
 
-def _where(pod: Read) -> str:
-    node = pod["spec"].get("nodeName")
-    return f"pod {objects.name(pod)}" + (f" on node {node}" if node else "")
-
-
-def _by_platform(pod: Read) -> Failure | None:
-    status, name, where = pod["status"], objects.name(pod), _where(pod)
-    said = _short(status.get("message"))
-    terminated = podread.state(pod, "terminated") or {}
-    if status.get("phase") == "Succeeded":
+def _by_platform(pod: Read) -> podread.Failure | None:
+    """Why the pod failed, as its node or the control plane says; None if they say nothing."""
+    if pod["status"].get("phase") == "Succeeded":
         return None
-    if status.get("reason") == "Evicted" and "exceeds the" in said:
-        return (
-            FailureClass.VOLUME_FULL,
-            f"{where} was evicted: {said} Raise ephemeralStorage of the node pool",
-        )
-    if status.get("reason") == "Evicted":
-        storage = "ephemeral-storage" in said
-        advice = (
-            "; raise ephemeralStorage of the node pool, or free the node's disk" if storage else ""
-        )
-        return (
-            FailureClass.PREEMPTED,
-            f"{where} was evicted by its node: {said or 'no reason given'}{advice}",
-        )
-    if status.get("reason") in _LOST:
-        return FailureClass.NODE_LOST, f"{where} lost its node: {said or status['reason']}"
-    if _refused_device(pod):
-        return FailureClass.HARDWARE, f"{where} got no device: {said}"
-    if (taken := podread.disruption(pod)) is not None:
-        failure, how = _TAKEN.get(
-            taken["reason"], (FailureClass.PREEMPTED, f"was taken away ({taken['reason']})")
-        )
-        return failure, f"{where} {how}"
-    if terminated.get("reason") == "OOMKilled":
-        limits = podread.main_container(pod).get("resources", {}).get("limits") or {}
-        limit = limits.get("memory", "none, so the node's")
-        return (
-            FailureClass.OUT_OF_MEMORY,
-            (
-                f"{where} ran out of memory (limit: {limit}); raise memory of the node pool, or"
-                " lower recipe.microBatchSize"
-            ),
-        )
-    if terminated.get("reason") in podread.NOT_STARTED:
-        return (
-            FailureClass.IMAGE,
-            f"the image of {where} cannot be started: {_short(terminated.get('message'))}",
-        )
-    for init in status.get("initContainerStatuses") or []:
+    causes = (
+        _evicted(pod),
+        _node_lost(pod),
+        _no_device(pod),
+        _taken_away(pod),
+        _out_of_memory(pod),
+        _not_started(pod),
+        _init_failed(pod),
+    )
+    return next((cause for cause in causes if cause is not None), None)
+
+
+def _evicted(pod: Read) -> podread.Failure | None:
+    if pod["status"].get("reason") != "Evicted":
+        return None
+    said = podread.short(pod["status"].get("message"))
+    if "exceeds the" in said:
+        advice = "Raise ephemeralStorage of the node pool"
+        return FailureClass.VOLUME_FULL, f"{podread.where(pod)} was evicted: {said} {advice}"
+    advice = ""
+    if "ephemeral-storage" in said:
+        advice = "; raise ephemeralStorage of the node pool, or free the node's disk"
+    said = said or "no reason given"
+    return FailureClass.PREEMPTED, f"{podread.where(pod)} was evicted by its node: {said}{advice}"
+
+
+def _node_lost(pod: Read) -> podread.Failure | None:
+    reason = pod["status"].get("reason")
+    if reason not in _LOST:
+        return None
+    said = podread.short(pod["status"].get("message")) or reason
+    return FailureClass.NODE_LOST, f"{podread.where(pod)} lost its node: {said}"
+
+
+def _no_device(pod: Read) -> podread.Failure | None:
+    if not _refused_device(pod):
+        return None
+    said = podread.short(pod["status"].get("message"))
+    return FailureClass.HARDWARE, f"{podread.where(pod)} got no device: {said}"
+
+
+def _taken_away(pod: Read) -> podread.Failure | None:
+    taken = podread.disruption(pod)
+    if taken is None:
+        return None
+    other = FailureClass.PREEMPTED, f"was taken away ({taken['reason']})"
+    failure, how = _TAKEN.get(taken["reason"], other)
+    return failure, f"{podread.where(pod)} {how}"
+
+
+def _out_of_memory(pod: Read) -> podread.Failure | None:
+    terminated = podread.state(pod, "terminated") or {}
+    if terminated.get("reason") != "OOMKilled":
+        return None
+    limits = podread.main_container(pod).get("resources", {}).get("limits") or {}
+    limit = limits.get("memory", "none, so the node's")
+    return (
+        FailureClass.OUT_OF_MEMORY,
+        f"{podread.where(pod)} ran out of memory (limit: {limit}); raise memory of the node pool,"
+        " or lower recipe.microBatchSize",
+    )
+
+
+def _not_started(pod: Read) -> podread.Failure | None:
+    if not podread.never_ran(pod):
+        return None
+    said = podread.short((podread.state(pod, "terminated") or {}).get("message"))
+    return FailureClass.IMAGE, f"the image of {podread.where(pod)} cannot be started: {said}"
+
+
+def _init_failed(pod: Read) -> podread.Failure | None:
+    for init in pod["status"].get("initContainerStatuses") or []:
         ended = init.get("state", {}).get("terminated") or {}
         if ended.get("exitCode", 0) != 0:
+            name, namespace = objects.name(pod), pod["metadata"]["namespace"]
             return (
                 FailureClass.INIT,
-                (
-                    f"init container {init['name']} of {where} failed with exit code"
-                    f" {ended['exitCode']}: rank 0's pod was not reachable in time; see: kubectl"
-                    f" logs {name} -c {init['name']} -n {pod['metadata']['namespace']}"
-                ),
+                f"init container {init['name']} of {podread.where(pod)} failed with exit code"
+                f" {ended['exitCode']}: rank 0's pod was not reachable in time; see: kubectl"
+                f" logs {name} -c {init['name']} -n {namespace}",
             )
     return None
 
@@ -312,7 +333,9 @@ def _unknown(pod: Read, terminated: Read) -> str:
     name, namespace = objects.name(pod), pod["metadata"]["namespace"]
     if not terminated:
         said = (
-            _short(pod["status"].get("message")) or pod["status"].get("reason") or "no reason given"
+            podread.short(pod["status"].get("message"))
+            or pod["status"].get("reason")
+            or "no reason given"
         )
         return (
             f"pod {name} failed before its container ran: {said}; see: kubectl describe pod {name}"
@@ -324,142 +347,3 @@ def _unknown(pod: Read, terminated: Read) -> str:
         f"pod {name} left no last word, exit code {code}{killed}; see: kubectl logs {name} -n"
         f" {namespace}"
     )
-
-
-def _short(text: str | None) -> str:
-    """One line of somebody else's, cut."""
-    line = " ".join((text or "").split())
-    return line if len(line) <= QUOTED else f"{line[: QUOTED - 1]}…"
-
-
-# -- what it waits for -----------------------------------------------------------------------------
-
-_PULL = (
-    "ErrImagePull",
-    "ImagePullBackOff",
-    "ImageInspectError",
-    "RegistryUnavailable",
-    "SignatureValidationFailed",
-)
-_NO_SUCH_IMAGE = ("not found", "notfound", "manifest unknown")
-_NEVER_AS_ROOT = ("runAsNonRoot", "non-numeric user")
-
-
-@dataclass(frozen=True)
-class _Wait:
-    weight: int  # the most telling first
-    sentence: str
-    permanent: FailureClass | None = None
-
-
-def _why_waiting(
-    live: Sequence[Read], nodes: int, node_rank: Callable[[Read], int | None]
-) -> tuple[str, Failure | None]:
-    waits = []
-    for pod in sorted(live, key=lambda pod: node_rank(pod) or 0):
-        waits += _waits(pod)
-    there = [pod for pod in live if podread.is_live(pod)]
-    running = sum(podread.is_running(pod) for pod in there)
-    if not waits:
-        if going := next((pod for pod in there if objects.is_deleting(pod)), None):
-            return f"waits until {_where(going)}, which is being deleted, has ended", None
-        if there and len(there) == len(live) < nodes:
-            return (
-                f"{len(there)} of {nodes} pods are there; the others are still to be created",
-                None,
-            )
-        return "", None
-    wait = min(waits, key=lambda wait: wait.weight)
-    sentence = f"{running} of {nodes} pods run, {wait.sentence}" if nodes > 1 else wait.sentence
-    return sentence, (wait.permanent, sentence) if wait.permanent else None
-
-
-def _waits(pod: Read) -> list[_Wait]:
-    if not podread.is_live(pod) or podread.started_at(pod) is not None or objects.is_deleting(pod):
-        return []
-    name, namespace = objects.name(pod), pod["metadata"]["namespace"]
-    scheduled = objects.condition(pod, "PodScheduled")
-    if scheduled is not None and scheduled["status"] == "False":
-        said = _short(scheduled.get("message")) or "no node was found yet"
-        if scheduled.get("reason") == "SchedulingGated":
-            return [_Wait(3, f"{name} waits: held by a scheduling gate ({said})")]
-        # How preemption would not help either is as long again.
-        said = re.split(r"\.? (?:no new claims to deallocate, )?preemption: ", said)[0]
-        said = said.removesuffix(". not found")  # said twice where a claim is missing
-        look = f"see: kubectl describe pod {name} -n {namespace}"
-        return [
-            _Wait(2, f"{name} waits: {scheduled.get('reason', 'Unschedulable')}: {said}; {look}")
-        ]
-    statuses = [
-        *(pod["status"].get("initContainerStatuses") or []),
-        *(pod["status"].get("containerStatuses") or []),
-    ]
-    for status in statuses:
-        state = status.get("state", {})
-        if (waiting := state.get("waiting")) is not None and waiting.get(
-            "reason"
-        ) != "PodInitializing":
-            return [_container_wait(name, namespace, status, waiting)]
-        if (
-            status in (pod["status"].get("initContainerStatuses") or [])
-            and state.get("running") is not None
-        ):
-            return [
-                _Wait(
-                    5,
-                    f"{name} waits: init container {status['name']} runs until rank 0's pod can be"
-                    " reached",
-                )
-            ]
-    return [_Wait(6, f"{name} waits: not yet looked at by a node or the scheduler")]
-
-
-def _container_wait(name: str, namespace: str, status: Read, waiting: Read) -> _Wait:
-    # The kubelet tells the same failure in turn as ErrImagePull and as ImagePullBackOff with a
-    # preface.
-    said = _short(str(waiting.get("message") or "").rsplit("ErrImagePull: ", 1)[-1])
-    reason, image = waiting.get("reason", ""), status.get("image", "")
-    describe = f"see: kubectl describe pod {name} -n {namespace}"
-    if reason == "InvalidImageName":
-        return _Wait(
-            0, f"{name} waits: {image} is no image name; correct runner.image", FailureClass.IMAGE
-        )
-    if reason in _PULL or reason == "ErrImageNeverPull":
-        if any(text in said.lower() for text in _NO_SUCH_IMAGE):
-            sentence = f"{name} waits: there is no image {image}; correct runner.image ({said})"
-            return _Wait(0, sentence, FailureClass.IMAGE)
-        return _Wait(1, f"{name} waits: image {image} cannot be pulled: {said or describe}")
-    if reason == "CreateContainerConfigError" and any(text in said for text in _NEVER_AS_ROOT):
-        sentence = (
-            f"{name} waits: the image's user is root; set runAsUser of the node pool ({said})"
-        )
-        return _Wait(0, sentence, FailureClass.IMAGE)
-    if reason in ("", "ContainerCreating"):
-        return _Wait(
-            4, f"{name} waits: its node pulls the image and mounts volumes; if for long, {describe}"
-        )
-    return _Wait(1, f"{name} waits: {reason}: {said or describe}")
-
-
-def _stuck(live: Sequence[Read], now: float, going: Mapping[str, float] | None) -> str:
-    """A pod that outstays its grace: its node does not answer. The deletion's timestamp has the
-    grace in it.
-
-    That is the API server's clock, and ours may be minutes ahead of it: then a pod within its grace
-    would be called stuck. So its grace must have passed by our own clock, too, since we first saw
-    it go.
-    """
-    for pod in live:
-        meta, due = pod["metadata"], objects.seconds(pod["metadata"].get("deletionTimestamp"))
-        if not podread.is_live(pod) or due is None or now <= due + STUCK_SECONDS:
-            continue
-        grace = meta.get("deletionGracePeriodSeconds") or 0
-        waited = going is None or now - going.get(objects.uid(pod), now) > grace + STUCK_SECONDS
-        if waited or now > due + STUCK_SECONDS + podread.CLOCKS_DIFFER:
-            name, node = objects.name(pod), pod["spec"].get("nodeName", "unknown")
-            return (
-                f"pod {name} should have ended at {meta['deletionTimestamp']}; node {node} does not"
-                f" answer. If it is dead for certain: kubectl delete pod {name} -n"
-                f" {meta['namespace']} --force --grace-period=0"
-            )
-    return ""

@@ -1,6 +1,6 @@
-"""What a runner is: the one place that knows how a kind of training job is made, released and read.
+"""What a runner is: all that the operator knows of one kind of training job.
 
-Kinds differ in this alone. A second one is a second file beside `pytorchjob`.
+A second kind is a second file beside `pytorchjob` and a second entry of `registry`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Literal, Protocol
 from modelchain.errors import InputError
 from modelchain.plan.pools import NodePool
 from modelchain_operator.api.kube import Object, Resource
-from modelchain_operator.api.objects import Read
+from modelchain_operator.api.objects import Read, is_deleting, true_condition
+from modelchain_operator.runners import kueue
 
 TASK_BYTES = 64 * 1024
 
@@ -69,18 +70,43 @@ class JobState:
     queue: str | None = None
 
 
+def job_state(job: Read, *, suspended: bool, success: str) -> JobState:
+    """Of a kind whose conditions are `Failed` and `success`."""
+    failed = true_condition(job, "Failed")
+    finished: Literal["Succeeded", "Failed"] | None = None
+    if failed is not None:
+        finished = "Failed"
+    elif true_condition(job, success) is not None:
+        finished = "Succeeded"
+    return JobState(
+        released=kueue.is_released(job),
+        suspended=suspended,
+        finished=finished,
+        deleting=is_deleting(job),
+        message=failed.get("message", "") if failed is not None else "",
+        queue=kueue.queue_of(job),
+    )
+
+
 class Runner(Protocol):
-    """A kind of training job. All methods are pure."""
+    """A kind of training job. All methods are pure.
+
+    `kind` is the job's own in the API, `resource` its URL. `install` is the command that installs
+    the kind. `controller` makes its pods, and `controller_pods` is the command that shows whether
+    it runs. `framework` is Kueue's name of the kind.
+    """
 
     resource: Resource
     kind: str
-    crd: str
-    install: str  # the command that installs the kind
+    install: str
+    controller: str
+    controller_pods: str
+    framework: str
 
     def build(self, request: JobRequest) -> Object:
-        """The job to create: suspended and in a queue that is not there.
+        """The job to create: suspended, and in a queue that does not exist.
 
-        So nothing runs before its UID is recorded, and no webhook can give it a queue of its own.
+        So nothing runs before its UID is recorded, and no webhook can give it another queue.
         """
         ...
 
@@ -97,7 +123,17 @@ class Runner(Protocol):
     def state(self, job: Read) -> JobState: ...
 
     def node_rank(self, pod: Read) -> int | None:
-        """Which node of its job a pod is; 0 holds rank 0. None for a pod that this runner did not
+        """Which node of its job a pod is; 0 holds rank 0. None for a pod that this kind did not
         make.
         """
+        ...
+
+    def event_uids(self, job: Read) -> tuple[str, ...]:
+        """UIDs of the objects whose events say why pods of this job are refused: of the job itself,
+        or of what it makes its pods through.
+        """
+        ...
+
+    def describe(self, name: str, namespace: str) -> str:
+        """The command that shows a job and its events."""
         ...

@@ -4,18 +4,21 @@ Security Standard.
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
 from modelchain.api.spec import API_VERSION, KIND
 from modelchain.errors import InputError
 from modelchain.plan.pools import NodePool
 from modelchain_operator.api.kube import Object
+from modelchain_operator.api.objects import label
+from modelchain_operator.runners import kueue
 from modelchain_operator.runners.port import JobRequest
 
 ARTIFACTS, PREDECESSORS = "/artifacts", "/predecessors"
 HOME, SCRATCH, SHM = "/home/modelchain", "/tmp", "/dev/shm"
 TERMINATION_MESSAGE = "/dev/termination-log"
-NODE_VARIABLE = "MODELCHAIN_NODE"
+NODE_VARIABLE, TASK_VARIABLE = "MODELCHAIN_NODE", "MODELCHAIN_TASK"
 METRICS_PORT, PROGRESS_PORT = 9090, 9091
 SHUTDOWN_SECONDS = 15  # of the grace, kept for torchrun and the kubelet after the workers have gone
 
@@ -25,15 +28,14 @@ CHAIN, CHAIN_UID, STAGE, ATTEMPT, INPUT_DIGEST, ROLE = (
 )
 # of a Job that packs data: the claim that no stage is trained from before
 FILLS = "modelchain.dev/fills"
-MAIN_CONTAINER = (
-    "kubectl.kubernetes.io/default-container"  # `kubectl logs` follows it, and so do we
-)
+# `kubectl logs` follows it, and so do we.
+MAIN_CONTAINER = "kubectl.kubernetes.io/default-container"
 
 Role = Literal["train", "verify"]
 
 
 def metadata(request: JobRequest, name: str, role: Role) -> Object:
-    """Of a job, which goes with its chain."""
+    """Of a job, which is deleted with its chain."""
     return {
         "name": name,
         "namespace": request.namespace,
@@ -71,37 +73,11 @@ def trainer_template(request: JobRequest, container: str, *, rank_0: bool) -> Ob
     PET_* variables.
     """
     pool = request.pool
-    claims = {"artifacts": request.artifacts_claim}
-    mounts = [mount("artifacts", ARTIFACTS), mount("artifacts", PREDECESSORS, read_only=True)]
-    if request.data_claim is not None:
-        check_mount_path(request.mount_path)
-        # One claim in two volumes of a pod would hang the kubelet.
-        volume = "artifacts" if request.data_claim == request.artifacts_claim else "data"
-        claims[volume] = request.data_claim
-        mounts.append(mount(volume, request.mount_path, read_only=True))
-    # Alone, a pod need not find itself by a name, which may not resolve; both flags win over the
-    # job's variables.
-    here = ["--master-addr=127.0.0.1", "--local-addr=127.0.0.1"] if request.nodes == 1 else []
+    claims, mounts = _trainer_claims(request)
     trainer: Object = {
         "name": container,
-        "command": [
-            "python",
-            "-m",
-            "torch.distributed.run",
-            "--max-restarts=0",
-            *here,
-            "-m",
-            "modelchain_trainer",
-        ],
-        "env": environment(
-            request,
-            {
-                **pool.env,
-                "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(pool.grace_seconds - SHUTDOWN_SECONDS),
-                "MODELCHAIN_METRICS_PORT": str(METRICS_PORT),  # rank 0 answers there
-                "MODELCHAIN_PROGRESS_PORT": str(PROGRESS_PORT),
-            },
-        ),
+        "command": _torchrun(request),
+        "env": environment(request, _trainer_variables(pool)),
         "resources": _resources(pool, request.processes_per_node),
         "volumeMounts": [*mounts, mount("shm", SHM)],
     }
@@ -110,6 +86,45 @@ def trainer_template(request: JobRequest, container: str, *, rank_0: bool) -> Ob
         trainer["ports"] = [{"name": name, "containerPort": port} for name, port in ports.items()]
     shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": pool.shm_size}}
     template = pod_template(request, "train", trainer, [*_claims(claims, read_only={"data"}), shm])
+    template["spec"] |= _placement(request)
+    template["metadata"]["labels"] = {**pool.labels, **template["metadata"]["labels"]}
+    template["metadata"]["annotations"] |= {**pool.annotations, **kueue.topology(pool)}
+    return template
+
+
+def _trainer_claims(request: JobRequest) -> tuple[dict[str, str], list[Object]]:
+    """Claims by the name of their volume, and where they are mounted."""
+    claims = {"artifacts": request.artifacts_claim}
+    mounts = [mount("artifacts", ARTIFACTS), mount("artifacts", PREDECESSORS, read_only=True)]
+    if request.data_claim is not None:
+        check_mount_path(request.mount_path)
+        # One claim in two volumes of a pod would hang the kubelet.
+        volume = "artifacts" if request.data_claim == request.artifacts_claim else "data"
+        claims[volume] = request.data_claim
+        mounts.append(mount(volume, request.mount_path, read_only=True))
+    return claims, mounts
+
+
+def _torchrun(request: JobRequest) -> list[str]:
+    # Alone, a pod need not find itself by a name, which may not resolve; both flags win over the
+    # job's variables.
+    here = ["--master-addr=127.0.0.1", "--local-addr=127.0.0.1"] if request.nodes == 1 else []
+    torchrun = ["python", "-m", "torch.distributed.run", "--max-restarts=0"]
+    return [*torchrun, *here, "-m", "modelchain_trainer"]
+
+
+def _trainer_variables(pool: NodePool) -> dict[str, str]:
+    return {
+        **pool.env,
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(pool.grace_seconds - SHUTDOWN_SECONDS),
+        "MODELCHAIN_METRICS_PORT": str(METRICS_PORT),  # rank 0 answers there
+        "MODELCHAIN_PROGRESS_PORT": str(PROGRESS_PORT),
+    }
+
+
+def _placement(request: JobRequest) -> Object:
+    """Where and with which rights the pods of the pool run, and how long they may take to end."""
+    pool = request.pool
     optional = {
         "nodeSelector": pool.node_selector,
         "priorityClassName": pool.priority_class_name,
@@ -118,15 +133,12 @@ def trainer_template(request: JobRequest, container: str, *, rank_0: bool) -> Ob
         "serviceAccountName": pool.service_account_name,
         "affinity": _away_from(request.avoid),
     }
-    template["spec"] |= {name: value for name, value in optional.items() if value}
-    template["spec"]["terminationGracePeriodSeconds"] = pool.grace_seconds
-    template["metadata"]["labels"] = {**pool.labels, **template["metadata"]["labels"]}
-    template["metadata"]["annotations"] |= {**pool.annotations, **_topology(pool)}
-    return template
+    given = {name: value for name, value in optional.items() if value}
+    return given | {"terminationGracePeriodSeconds": pool.grace_seconds}
 
 
 def verify_template(request: JobRequest, arguments: list[str], resources: Object) -> Object:
-    """The pod template of a CPU-only look at the artifacts, which it cannot write."""
+    """The pod template of a CPU-only check of the artifacts, which it cannot write."""
     container: Object = {
         "name": "verify",
         "command": ["python", "-m", "modelchain_trainer", *arguments],
@@ -190,7 +202,7 @@ def environment(request: JobRequest, more: dict[str, str]) -> list[Object]:
         "TMPDIR": SCRATCH,
         "XDG_CACHE_HOME": f"{HOME}/.cache",
         **more,
-        "MODELCHAIN_TASK": request.task.replace("$", "$$"),  # Kubernetes would expand $(NAME)
+        TASK_VARIABLE: request.task.replace("$", "$$"),  # Kubernetes would expand $(NAME)
     }
     # A trainer whose device fails names its node. Not the pool's to say: the node is avoided by it.
     node = {"name": NODE_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
@@ -248,15 +260,6 @@ def _away_from(nodes: tuple[str, ...]) -> Object:
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
 
 
-def _topology(pool: NodePool) -> dict[str, str]:
-    if pool.topology is None:
-        return {}
-    if pool.topology.required is not None:
-        return {"kueue.x-k8s.io/podset-required-topology": pool.topology.required}
-    assert pool.topology.preferred is not None
-    return {"kueue.x-k8s.io/podset-preferred-topology": pool.topology.preferred}
-
-
 def check_mount_path(path: str) -> None:
     """Raises InputError for a path of the data that would cover one that the trainer's pods use."""
     for ours in (ARTIFACTS, PREDECESSORS, SCRATCH, HOME, SHM):
@@ -267,3 +270,39 @@ def check_mount_path(path: str) -> None:
                 f"{path} would cover {ours}, which the trainer's pods use; mount the data at /data",
                 field="spec.data.volume.mountPath",
             )
+
+
+# Reading back what was made.
+
+
+def task_of(job: Object) -> dict[str, Any]:
+    """The task a job was made with. Its dollars were doubled for Kubernetes."""
+    value: str = _trainer(job)[1]
+    return dict(json.loads(value.replace("$$", "$")))
+
+
+def image_of(job: Object) -> str:
+    """The image its trainers run."""
+    return str(_trainer(job)[0]["image"])
+
+
+def _trainer(job: Object) -> tuple[Object, str]:
+    """The container that trains and the text of its task, wherever this kind of job keeps its pod
+    templates.
+    """
+    stack: list[Any] = [job["spec"]]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, dict):
+            for variable in value.get("env") or []:
+                if variable["name"] == TASK_VARIABLE:
+                    return value, variable["value"]
+            stack += value.values()
+        elif isinstance(value, list):
+            stack += value
+    raise KeyError(TASK_VARIABLE)
+
+
+def attempt_of(thing: Object) -> str:
+    """The name of the attempt that a pod or job was made for."""
+    return f"{label(thing, CHAIN)}-{label(thing, STAGE)}-a{label(thing, ATTEMPT)}"

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from modelchain.api.contracts import LastWord
 from modelchain_operator.api.kube import Object
-from modelchain_operator.api.objects import Read, held
+from modelchain_operator.api.objects import Read, true_condition
 from modelchain_operator.runners.pods import ended_at, last_word
 from modelchain_operator.runners.port import JobRequest
 from modelchain_operator.runners.template import metadata, verify_template
@@ -45,7 +45,7 @@ def build(request: JobRequest) -> Object:
 
 def finished(job: Read) -> bool:
     """The Job will try no more; without an answer from its pods, there is none."""
-    return any(held(job, kind) for kind in ("Complete", "Failed"))
+    return any(true_condition(job, kind) for kind in ("Complete", "Failed"))
 
 
 def answer(pods: Iterable[Read]) -> LastWord | None:

@@ -8,12 +8,12 @@ import asyncio
 import itertools
 import random
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import kopf
 
-from modelchain_operator.api.kube import JOBS, PODS, PYTORCHJOBS, Kube, Object, Resource
+from modelchain_operator.api.kube import ARTIFACTS, CHAINS, Kube, Object, Resource
 from modelchain_operator.runners.template import CHAIN_UID
 
 Receiver = Callable[[Object], None]
@@ -33,21 +33,15 @@ async def watch(
     at, with status 500 when `alive` says why we are not. Raises what ends kopf, and RuntimeError
     should it end without a reason.
     """
-    loop = asyncio.get_running_loop()
     stop = threading.Event()
-    registry = kopf.OperatorRegistry()
-    for resource, receiver in receivers.items():
-        handler = _handler(loop, receiver)
-        kopf.on.event(resource.group, resource.version, resource.plural, registry=registry)(handler)
-    kopf.on.login(registry=registry)(_login(kube))
-    # in any other mode of errors a failing probe hangs instead of answering
-    kopf.on.probe(registry=registry, id="alive", errors=kopf.ErrorsMode.PERMANENT)(_probe(alive))
+    registry = _registry(kube, receivers, alive)
+    settings = _settings(receivers)
 
     async def operate() -> None:
         try:
             await kopf.operator(
                 registry=registry,
-                settings=_settings(),
+                settings=settings,
                 stop_flag=stop,
                 standalone=True,
                 clusterwide=not namespaces,
@@ -65,6 +59,21 @@ async def watch(
     finally:
         stop.set()
         await thread
+
+
+def _registry(
+    kube: Kube, receivers: Mapping[Resource, Receiver], alive: Callable[[], str | None]
+) -> kopf.OperatorRegistry:
+    """The handlers of events, of kopf's login and of probes."""
+    loop = asyncio.get_running_loop()
+    registry = kopf.OperatorRegistry()
+    for kind, receiver in receivers.items():
+        on_event = kopf.on.event(kind.group, kind.version, kind.plural, registry=registry)
+        on_event(_handler(loop, receiver))
+    kopf.on.login(registry=registry)(_login(kube))
+    # in any other mode of errors a failing probe hangs instead of answering
+    kopf.on.probe(registry=registry, id="alive", errors=kopf.ErrorsMode.PERMANENT)(_probe(alive))
+    return registry
 
 
 def _handler(loop: asyncio.AbstractEventLoop, receiver: Receiver) -> Callable[..., Any]:
@@ -101,7 +110,7 @@ def _probe(alive: Callable[[], str | None]) -> Callable[..., Awaitable[None]]:
     return probe
 
 
-def _settings() -> kopf.OperatorSettings:
+def _settings(kinds: Iterable[Resource]) -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.peering.standalone = True
     settings.posting.enabled = False
@@ -113,8 +122,9 @@ def _settings() -> kopf.OperatorSettings:
     settings.watching.connect_timeout = 5
     settings.watching.server_timeout = 290
     settings.watching.client_timeout = 320
-    for kind in (PODS, JOBS, PYTORCHJOBS):
-        settings.watching.label_selectors[kind.group, kind.version, kind.plural] = CHAIN_UID
+    for kind in kinds:
+        if kind not in (CHAINS, ARTIFACTS):  # of pods and jobs, only those of a chain
+            settings.watching.label_selectors[kind.group, kind.version, kind.plural] = CHAIN_UID
     # nothing we register writes these; should kopf ever do so, the names are ours
     settings.persistence.finalizer = "modelchain.dev/kopf"
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(

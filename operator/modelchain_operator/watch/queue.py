@@ -1,4 +1,4 @@
-"""A work queue of keys: each key at most once at a time, bursts become one look, failures wait
+"""A work queue of keys: each key at most once at a time, bursts become one pass, failures wait
 longer each time.
 """
 
@@ -21,7 +21,7 @@ K = TypeVar("K", bound=Hashable)
 
 log = logging.getLogger(__name__)
 
-DEBOUNCE = 0.5  # seconds a burst of events is given to become one look
+DEBOUNCE = 0.5  # seconds a burst of events is given to become one pass
 BACKOFF_MIN, BACKOFF_MAX = 1.0, 60.0  # seconds; between them each failure doubles the wait
 HANDLER_TIMEOUT = 120.0  # seconds
 BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, HANDLER_TIMEOUT)  # seconds
@@ -29,22 +29,22 @@ BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, HANDLER
 
 @dataclass
 class _Entry:
-    timer: asyncio.TimerHandle | None = None  # the next look, while none is under way
+    timer: asyncio.TimerHandle | None = None  # the next pass, while none is under way
     busy: bool = False  # in the hands of a worker, or waiting for one
-    again: float | None = None  # when to look again, asked for while busy
+    again: float | None = None  # when the next pass is due, if asked for while busy
     first: bool = False  # goes before others that are due
     not_before: float = 0.0  # the end of the back-off
     failures: int = 0  # in a row
 
 
-class Queue(Generic[K]):
-    """Calls `reconcile(key)` for keys that were added; it answers when to look again, in seconds,
-    or None for "not".
+class WorkQueue(Generic[K]):
+    """Calls `reconcile(key)` for keys that were added; it answers in how many seconds the next
+    pass is due, or None for no other.
 
-    All times are the running loop's, so `Queue` is made inside it, and `add` is called from it.
+    All times are the running loop's, so `WorkQueue` is made inside it, and `add` is called from it.
     Keys with nothing due are forgotten. `gate`, when given, holds all work back while it is clear;
-    keys are kept meanwhile. `counts`: looks, failures, and requests that fell together with an
-    earlier one (coalesced). `seconds`: how long looks took.
+    keys are kept meanwhile. `counts`: passes, failures, and requests that fell together with an
+    earlier one (coalesced). `seconds`: how long passes took.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Queue(Generic[K]):
         self.counts: Counter[str] = Counter()
         self.seconds = Histogram(
             "modelchain_operator_reconcile_duration_seconds",
-            "How long a look at a chain took; result: ok or failed",
+            "How long a pass over a chain took; result: ok or failed",
             ["result"],
             buckets=BUCKETS,
             registry=None,
@@ -71,7 +71,7 @@ class Queue(Generic[K]):
         self._turn = itertools.count()
 
     def __len__(self) -> int:
-        """Keys that are due, waiting or being looked at."""
+        """Keys that are due, waiting or in a pass."""
         return len(self._entries)
 
     @property
@@ -80,7 +80,7 @@ class Queue(Generic[K]):
         return self._ready.qsize()
 
     def add(self, key: K, after: float = 0.0, first: bool = False) -> None:
-        """Look at `key` in `after` seconds, never sooner than the debounce or the key's back-off;
+        """Reconcile `key` in `after` seconds, never sooner than the debounce or the key's back-off;
         the earliest wins.
 
         When more keys are due than there are workers, those added as `first` go before the others.
@@ -120,8 +120,8 @@ class Queue(Generic[K]):
             entry.again, entry.first = (
                 None,
                 False,
-            )  # what was asked for until now is answered by this look
-            after = await self._look(key, entry)
+            )  # what was asked for until now is answered by this pass
+            after = await self._pass(key, entry)
             entry.busy = False
             if entry.again is not None:
                 self.add(key, entry.again - self._loop.time())
@@ -130,8 +130,8 @@ class Queue(Generic[K]):
             if entry.timer is None:
                 del self._entries[key]
 
-    async def _look(self, key: K, entry: _Entry) -> float | None:
-        self.counts["looks"] += 1
+    async def _pass(self, key: K, entry: _Entry) -> float | None:
+        self.counts["passes"] += 1
         start, result = self._loop.time(), "failed"
         try:
             async with asyncio.timeout(HANDLER_TIMEOUT):

@@ -19,7 +19,6 @@ from modelchain_operator.api.kube import (
     CHAINS,
     JOBS,
     PODS,
-    PYTORCHJOBS,
     ApiError,
     Forbidden,
     Gone,
@@ -28,31 +27,33 @@ from modelchain_operator.api.kube import (
     Object,
     Resource,
 )
-from modelchain_operator.api.objects import held, is_true, label
+from modelchain_operator.api.objects import is_true, label, true_condition
 from modelchain_operator.reconcile.figures import Figures, figures
 from modelchain_operator.runners.pods import is_live
-from modelchain_operator.runners.pytorchjob import PyTorchJob
+from modelchain_operator.runners.registry import RUNNERS
 from modelchain_operator.runners.template import CHAIN
 from modelchain_operator.watch.kopf_watch import Receiver, watch
 from modelchain_operator.watch.leader import Leader
-from modelchain_operator.watch.queue import Queue
+from modelchain_operator.watch.queue import WorkQueue
 
 Key = tuple[str, str]  # a chain's namespace and name
 
 RESYNC = 60.0  # seconds between two LISTs of all chains, which wake the unfinished ones
 RESYNC_ALL = 600.0  # seconds between two that wake all
-DISCOVERY = 30.0  # seconds between two looks for a kind that is not installed
+DISCOVERY = 30.0  # seconds between two tries to find a kind that is not installed
 # seconds; the event that tells of a status we wrote can be here before the answer to the PUT
 ECHO = 0.1
 WATCH_AGAIN = 5.0  # seconds after kopf has ended
 LIST_AGAIN = 5.0  # seconds after a LIST that took too long
 STOP_WITHIN = 15  # seconds
 
+JOB_ENDS = ("Succeeded", "Complete", "Failed")  # conditions
+
 log = logging.getLogger(__name__)
 
 
 class Controller(Protocol):
-    """Who decides. `remember` and `artifact_changed` are quick and never raise."""
+    """What acts on a chain. `remember` and `artifact_changed` are quick and never raise."""
 
     async def reconcile(self, key: Key) -> float | None: ...
     def remember(self, pod: Object) -> None: ...
@@ -79,7 +80,7 @@ class Service:
         self.namespaces = list(namespaces)
         self.leader = leader
         self.health = health
-        self.queue: Queue[Key] = Queue(
+        self.queue: WorkQueue[Key] = WorkQueue(
             controller.reconcile, gate=leader.leading if leader else None
         )
         self._loop = asyncio.get_running_loop()
@@ -99,18 +100,18 @@ class Service:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, stop.set)
+        ours: dict[Resource, Receiver] = {
+            CHAINS: self._on_chain,
+            ARTIFACTS: self._on_artifact,
+            PODS: self._on_pod,
+            JOBS: self._on_job,
+        }
+        runners = {runner.resource for runner in RUNNERS.values()}
         parts = [
             self.queue.run(),
             self._resync(),
-            self._watch(
-                {
-                    CHAINS: self._on_chain,
-                    ARTIFACTS: self._on_artifact,
-                    PODS: self._on_pod,
-                    JOBS: self._on_child,
-                }
-            ),
-            self._watch({PYTORCHJOBS: self._on_child}),
+            self._watch(ours),
+            *(self._watch({kind: self._on_job}) for kind in runners - ours.keys()),
         ]
         if self.leader:
             parts.append(self.leader.run())
@@ -120,7 +121,7 @@ class Service:
                 await stop.wait()
                 log.info("told to stop")
             finally:
-                signal.alarm(STOP_WITHIN)  # the process does not stay, whatever hangs now
+                signal.alarm(STOP_WITHIN)  # the process ends, whatever hangs now
             for task in running:
                 task.cancel()
 
@@ -194,12 +195,13 @@ class Service:
             if key[0] == namespace and name in known.artifacts:
                 self.queue.add(key)
 
-    def _on_child(self, child: Object) -> None:
-        self._on_part(child, ended=any(held(child, kind) for kind in ("Succeeded", "Failed")))
+    def _on_job(self, job: Object) -> None:
+        """A verify Job, or a job of any runner."""
+        self._on_part(job, ended=any(true_condition(job, kind) for kind in JOB_ENDS))
 
     def _on_pod(self, pod: Object) -> None:
-        self.controller.remember(pod)
         self._on_part(pod, ended=not is_live(pod))
+        self.controller.remember(pod)
 
     def _on_part(self, part: Object, ended: bool) -> None:
         """A job or pod; one that ended leaves a node idle."""
@@ -207,8 +209,8 @@ class Service:
             self._wake((part["metadata"]["namespace"], chain), part, first=ended)
 
     def _wake(self, key: Key, seen: Object, first: bool = False) -> None:
-        """Look at a chain, unless what was seen is what we wrote: the look that wrote it has gone
-        on from there.
+        """Reconcile a chain, unless what was seen is what we wrote: the pass that wrote it has
+        acted on it already.
         """
         if not self.kube.wrote(seen):
             self.queue.add(key, first=first)
@@ -228,7 +230,7 @@ class Service:
             except (
                 Exception
             ) as error:  # kopf gives up at any answer it does not know, such as a 409 to a LIST
-                if not self._refused:  # which has been said
+                if not self._refused:  # a refusal has been logged
                     log.warning(
                         "%s are not watched: %s; again in %.0f s", kinds, error, WATCH_AGAIN
                     )
@@ -239,14 +241,15 @@ class Service:
             missing = [
                 resource for resource in resources if not await self.kube.resource_exists(resource)
             ]
-        except Forbidden:  # the LIST says so
+        except Forbidden:  # logged by the LIST
             return False
         except ApiError as error:
             log.warning("the kinds of the API server could not be read: %s", error)
             return False
         if missing:
-            kinds = ", ".join(f"{resource.plural}.{resource.group}" for resource in missing)
-            install = PyTorchJob.install if PYTORCHJOBS in missing else "kubectl apply -f crds/"
+            kinds = ", ".join(resource.qualified for resource in missing)
+            installs = (r.install for r in RUNNERS.values() if r.resource in missing)
+            install = next(installs, "kubectl apply -f crds/")
             log.warning(
                 "not installed: %s; install: %s; looking again in %.0f s", kinds, install, DISCOVERY
             )

@@ -1,0 +1,335 @@
+"""What one pass has read of a chain: the chain, its jobs and pods always, the rest when a decision
+turns out to depend on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import aiohttp
+
+from modelchain.api.artifact import stage_artifact_name
+from modelchain.api.contracts import LiveProgress
+from modelchain.api.spec import ModelChain
+from modelchain.api.status import AttemptStatus, ChainStatus
+from modelchain.decide.observed import Launch
+from modelchain_operator.api.kube import (
+    ARTIFACTS,
+    CLAIMS,
+    EVENTS,
+    JOBS,
+    LEASES,
+    PODS,
+    Kube,
+    NotFound,
+    Object,
+    Resource,
+)
+from modelchain_operator.api.objects import annotation, name, uid
+from modelchain_operator.reconcile import job_requests as requests
+from modelchain_operator.reconcile.memory import Asked, Cache, Memory
+from modelchain_operator.reconcile.pod_evidence import refusal
+from modelchain_operator.runners import pods as podread
+from modelchain_operator.runners import verify
+from modelchain_operator.runners.registry import RUNNERS, runner_for, state_of
+from modelchain_operator.runners.template import (
+    CHAIN,
+    CHAIN_UID,
+    FILLS,
+    INPUT_DIGEST,
+    PROGRESS_PORT,
+    ROLE,
+    task_of,
+)
+
+RETRY = "modelchain.dev/retry"
+# A trainer that sends a byte now and then has not answered: `total` ends that.
+PROGRESS_TIMEOUT = aiohttp.ClientTimeout(total=6, sock_connect=2, sock_read=2)
+
+What = Literal[
+    "artifact",
+    "claim",
+    "lease",
+    "rivals",
+    "name",
+    "verify",
+    "refusal",
+    "records",
+    "shares",
+    "loaders",
+]
+
+
+class Need(NamedTuple):
+    """Something a decision turned out to depend on: one read, whose answer is kept for this pass.
+
+    `which` is a name or a digest, as the read of `what` in `Reader` takes it.
+    """
+
+    what: What
+    which: str = ""
+
+
+@dataclass
+class Snapshot:
+    """What was read of one chain.
+
+    `jobs` are those of every kind of runner, by name (see `by_name`); they and `pods` carry the
+    chain's UID. `missing`: kinds of runner that are not installed. `fresh`: read since the intent
+    was written.
+    """
+
+    chain: Object
+    spec: ModelChain
+    status: ChainStatus
+    jobs: dict[str, Object]
+    pods: list[Object]
+    missing: set[str] = field(default_factory=set)
+    fresh: bool = False
+    read: dict[Need, Any] = field(default_factory=dict)
+    needs: set[Need] = field(default_factory=set)
+
+    @property
+    def uid(self) -> str:
+        return str(self.chain["metadata"]["uid"])
+
+    @property
+    def namespace(self) -> str:
+        return str(self.chain["metadata"]["namespace"])
+
+    @property
+    def attempts(self) -> Iterator[AttemptStatus]:
+        """All attempts that the status names."""
+        return (attempt for stage in self.status.stages for attempt in stage.attempts)
+
+    def want(self, what: What, which: str = "") -> Any:
+        """The answer to a need; None, and noted in `needs`, if it was not read yet."""
+        need = Need(what, which)
+        if need not in self.read:
+            self.needs.add(need)
+            return None
+        return self.read[need]
+
+
+class Inputs(Mapping[str, Mapping[str, Any]]):
+    """By input digest, what earlier work was made from: in the task of a job that is left, or in a
+    StageArtifact.
+    """
+
+    def __init__(self, snapshot: Snapshot):
+        self.snapshot = snapshot
+
+    def __getitem__(self, digest: str) -> Mapping[str, Any]:
+        for job in self.snapshot.jobs.values():
+            if annotation(job, INPUT_DIGEST) == digest:
+                inputs: Mapping[str, Any] = task_of(job)["inputs"]
+                return inputs
+        record = self.snapshot.want("artifact", digest)
+        if record is None:
+            raise KeyError(digest)
+        found: Mapping[str, Any] = record["spec"]["inputs"]
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+def by_name(jobs: Iterable[Object], attempts: Iterable[AttemptStatus]) -> dict[str, Object]:
+    """Jobs of all kinds by name. An attempt's name stands for the job of the attempt's own kind;
+    a job of another kind that has the same name stands under `<kind>/<name>`.
+    """
+    kinds = {attempt.name: runner_for(attempt.runner).kind for attempt in attempts}
+    found = {}
+    for job in jobs:
+        own = kinds.get(name(job), job["kind"]) == job["kind"]
+        found[name(job) if own else f"{job['kind']}/{name(job)}"] = job
+    return found
+
+
+class Reader:
+    """All reads of a pass. They are quorum reads, except what the memory holds for a minute: a
+    watch event or a write of ours renews that.
+    """
+
+    def __init__(self, kube: Kube, memory: Memory, progress_seconds: float):
+        self.kube, self.memory, self.progress_seconds = kube, memory, progress_seconds
+        self._reads: dict[What, Callable[[Snapshot, str], Awaitable[Any]]] = {
+            "artifact": self._artifact,
+            "claim": self._claim,
+            "lease": self._lease,
+            "rivals": self._rivals,
+            "name": self._job_of_intent,
+            "verify": self._verify,
+            "refusal": self._refusal,
+            "records": self._records,
+            "shares": self._shares,
+            "loaders": self._loaders,
+        }
+
+    async def jobs_and_pods(self, snapshot: Snapshot) -> None:
+        """Jobs before pods: a job that is gone makes no more pods, so none can be missed."""
+        namespace, selector = snapshot.namespace, f"{CHAIN_UID}={snapshot.uid}"
+        jobs, snapshot.missing = await self._jobs(namespace, f"{selector},{ROLE}=train")
+        snapshot.jobs = by_name(jobs, snapshot.attempts)
+        for attempt in snapshot.attempts:
+            known = attempt.finished_at is None and attempt.uid is not None
+            if known and attempt.name not in snapshot.jobs:
+                # A job that was there is only called gone if a read of it alone agrees with the
+                # list.
+                kind = runner_for(attempt.runner).resource
+                job = await self._get(kind, namespace, attempt.name)
+                if job is not None and uid(job) == attempt.uid:
+                    snapshot.jobs[attempt.name] = job
+        snapshot.pods = await self.kube.list(PODS, namespace, selector)
+        for pod in snapshot.pods:
+            self.memory.remember(pod)
+
+    async def _jobs(self, namespace: str, selector: str) -> tuple[list[Object], set[str]]:
+        """Jobs of every kind of runner, whatever kind the chain asks for now; and the kinds that
+        are not installed.
+        """
+        jobs: list[Object] = []
+        missing = set()
+        for kind, runner in RUNNERS.items():
+            try:
+                jobs += await self.kube.list(runner.resource, namespace, selector)
+            except NotFound:
+                missing.add(kind)
+        return jobs, missing
+
+    # What a decision turned out to need.
+
+    async def answer(self, snapshot: Snapshot) -> None:
+        """Read what is needed. Records come first: once they are known, the rest may not be needed.
+        Then the claim, since a Lease is named after it.
+        """
+        records = {need for need in snapshot.needs if need.what == "artifact"}
+        claim = snapshot.needs & {Need("claim")}
+        for needs in (records,) if records else (claim, snapshot.needs - claim):
+            await self.each(snapshot, sorted(needs))
+        snapshot.needs.clear()
+
+    async def each(self, snapshot: Snapshot, needs: Sequence[Need]) -> None:
+        """Read side by side what does not depend on one another."""
+        answers = await asyncio.gather(*(self.one(snapshot, need) for need in needs))
+        snapshot.read.update(zip(needs, answers, strict=True))
+
+    async def one(self, snapshot: Snapshot, need: Need) -> Any:
+        return await self._reads[need.what](snapshot, need.which)
+
+    async def _artifact(self, snapshot: Snapshot, digest: str) -> Object | None:
+        key, record = (snapshot.namespace, digest), stage_artifact_name(digest)
+        return await self._cached(self.memory.artifacts, key, ARTIFACTS, record)
+
+    async def _claim(self, snapshot: Snapshot, _: str) -> Object | None:
+        if snapshot.spec.spec.storage is None:
+            return None
+        claim = requests.claim_name(snapshot.spec)
+        return await self._cached(self.memory.claims, (snapshot.namespace, claim), CLAIMS, claim)
+
+    async def _lease(self, snapshot: Snapshot, digest: str) -> Object | None:
+        lease = requests.lease_name(uid(snapshot.read[Need("claim")]), digest)
+        return await self._get(LEASES, snapshot.namespace, lease)
+
+    async def _shares(self, snapshot: Snapshot, _: str) -> dict[str, Object]:
+        """By input digest, the Leases that the chain holds."""
+        selector = f"{CHAIN_UID}={snapshot.uid}"
+        leases = await self.kube.list(LEASES, snapshot.namespace, selector)
+        return {lease["metadata"]["annotations"][INPUT_DIGEST]: lease for lease in leases}
+
+    async def _rivals(self, snapshot: Snapshot, digest: str) -> list[Object]:
+        """Unfinished jobs and live pods of other chains that train this input digest."""
+        selector = f"{INPUT_DIGEST}={digest[:63]},{CHAIN_UID}!={snapshot.uid},{ROLE}=train"
+        jobs, _ = await self._jobs(snapshot.namespace, selector)
+        pods = await self.kube.list(PODS, snapshot.namespace, selector)
+        unfinished = [job for job in jobs if state_of(job).finished is None]
+        return unfinished + [pod for pod in pods if podread.is_live(pod)]
+
+    async def _job_of_intent(self, snapshot: Snapshot, attempt: str) -> Object | None:
+        """The job that has the name of an attempt, of whichever chain it is."""
+        intent = next(a for a in snapshot.attempts if a.name == attempt)
+        return await self._get(runner_for(intent.runner).resource, snapshot.namespace, attempt)
+
+    async def _verify(self, snapshot: Snapshot, attempt: str) -> Object | None:
+        return await self._get(JOBS, snapshot.namespace, verify.name(attempt))
+
+    async def _records(self, snapshot: Snapshot, _: str) -> list[Object]:
+        """All StageArtifacts of a chain of this name."""
+        selector = f"{CHAIN}={snapshot.spec.metadata.name}"
+        return await self.kube.list(ARTIFACTS, snapshot.namespace, selector)
+
+    async def _loaders(self, snapshot: Snapshot, claim: str) -> list[Object]:
+        return await self.kube.list(JOBS, snapshot.namespace, f"{FILLS}={claim}")
+
+    async def _refusal(self, snapshot: Snapshot, of: str) -> str:
+        fields = f"involvedObject.uid={of}"
+        return refusal(await self.kube.list(EVENTS, snapshot.namespace, fields=fields))
+
+    async def _get(self, resource: Resource, namespace: str, name: str) -> Object | None:
+        try:
+            return await self.kube.get(resource, namespace, name)
+        except NotFound:
+            return None
+
+    async def _cached(
+        self, cache: Cache, key: tuple[str, str], resource: Resource, name: str
+    ) -> Object | None:
+        """Only what is there is remembered: that nothing is there must be true now."""
+        found = cache.get(key)
+        if found is None:
+            found = await self._get(resource, key[0], name)
+            if found is not None:
+                cache.put(key, found)
+        return found
+
+    def forget(self, snapshot: Snapshot, launch: Launch) -> None:
+        """Before a launch, what it rests on is read afresh: its own and its predecessor's records,
+        claim and rivals.
+        """
+        artifacts = {launch.attempt.input_digest}
+        if launch.predecessor is not None:
+            artifacts.add(launch.predecessor.input_digest)
+        for digest in artifacts:
+            snapshot.read.pop(Need("artifact", digest), None)
+            self.memory.artifacts.drop((snapshot.namespace, digest))
+        for need in [n for n in snapshot.read if n.what in ("claim", "lease", "rivals", "name")]:
+            del snapshot.read[need]
+        self.memory.claims.drop((snapshot.namespace, requests.claim_name(snapshot.spec)))
+
+    # The progress of trainers.
+
+    async def progress(self, pods: Iterable[Object]) -> None:
+        """Ask running rank 0s for their progress, each at most once in `progress_seconds`."""
+        due = []
+        for pod in pods:
+            asked = self.memory.progress.get(uid(pod), Asked()).at
+            if time.monotonic() - asked >= self.progress_seconds:
+                self.memory.asks(uid(pod))
+                due.append(self._ask(pod))
+        await asyncio.gather(*due)
+
+    async def _ask(self, pod: Object) -> None:
+        """Remember what it answers. A trainer is only to blame for silence on a connection that was
+        accepted.
+        """
+        address = pod["status"].get("podIP")
+        host = f"[{address}]" if address and ":" in address else address
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=PROGRESS_TIMEOUT) as session,
+                session.get(f"http://{host}:{PROGRESS_PORT}/progress") as response,
+            ):
+                answer = LiveProgress.model_validate_json(await response.content.read(4096))
+        except aiohttp.SocketTimeoutError:
+            self.memory.unheard(uid(pod), accepted=True)
+        except (aiohttp.ClientError, OSError, ValueError):
+            self.memory.unheard(uid(pod), accepted=False)
+        else:
+            self.memory.told(uid(pod), answer)
