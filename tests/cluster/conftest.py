@@ -14,6 +14,17 @@ import pytest
 from build import Unavailable, find_or_build
 from controlplane import CRDS, Cluster, ControlPlane, new_directory
 
+LONGEST = [
+    *("two_operators", "life", "cases", "failures", "faults", "crashes", "idle", "commands"),
+    *("scale", "rbac", "docs", "kueue", "shell", "refused", "controlplane"),
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that the workers end at about the same time."""
+    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Build what is missing before the first test's time limit runs, and show its progress."""

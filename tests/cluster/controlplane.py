@@ -106,6 +106,9 @@ class ControlPlane(Cluster):
     )
     controller_options: Sequence[str] = (
         *("--concurrent-gc-syncs=50", "--concurrent-job-syncs=20"),
+        # No traffic goes through Services here, and each pod would cost them several writes.
+        "--controllers=*,-endpoints-controller,-endpointslice-controller,"
+        "-endpointslice-mirroring-controller",
         # A node is lost after 20 seconds without a heartbeat (a busy machine has held them up for
         # 8), its pods 3 later.
         *(

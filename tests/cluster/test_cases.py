@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 CHAINS = "/apis/modelchain.dev/v1alpha1/namespaces/%s/modelchains/%s"
 RETRY = "modelchain.dev/retry"
-SAMPLED = 14
+SAMPLED = 8
 
 # Nodes by pool.
 NODES = {"main": 2, "gpu": 4, "pair": 2, "single": 1}

@@ -19,7 +19,7 @@ from trial import STORIES, Bench, Story, Trial
 
 Way = Literal["killed before it is sent", "killed before its answer", "its answer is lost"]
 WAYS: tuple[Way, ...] = Way.__args__  # type: ignore[attr-defined]
-SAMPLED = 8
+SAMPLED = 4
 
 
 class Point(NamedTuple):

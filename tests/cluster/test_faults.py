@@ -19,7 +19,7 @@ from controlplane import ControlPlane
 from faults import Action, Answer, Exchange, Match, Request, answer, failure, reset, stall
 from trial import STORIES, WITHIN, Bench, Story, Trial
 
-SAMPLED = 12
+SAMPLED = 6
 AT_ONCE = 12  # mostly they wait
 TIMES = 5  # requests that meet the fault
 

@@ -6,23 +6,22 @@ import json
 import os
 import pty
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
-from harness import Chain, one_stage, wait_until
+from harness import Chain, InPieces, TwoRanks, one_stage, wait_until
 
 from modelchain.local import launch
 
 
 def test_two_processes_train_where_the_hosts_name_does_not_resolve(
-    two_ranks: tuple[Chain, bool],
+    two_ranks: TwoRanks,
 ) -> None:
     """torchrun and gloo would look each other up by it, for ten minutes."""
-    chain, renamed = two_ranks
-    if not renamed:
+    if not two_ranks.renamed:
         pytest.skip("a host name of one's own needs root and `unshare`")
-    log = "".join(path.read_text() for path in chain.root.glob("*/local-a1/logs/**/combined.log"))
+    root = two_ranks.chain.root
+    log = "".join(path.read_text() for path in root.glob("*/local-a1/logs/**/combined.log"))
     assert "Unable to resolve" not in log and "cannot be retrieved" not in log
 
 
@@ -104,15 +103,9 @@ def test_a_sighup_while_the_data_is_checked(chain: Chain) -> None:
     assert not chain.processes()
 
 
-def test_under_nohup_it_goes_on(chain: Chain) -> None:
-    one_stage(chain)
-    runner = subprocess.Popen(
-        ["nohup", *chain.command()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    wait_until(lambda: chain.step("one") > 0)
-    os.kill(runner.pid, signal.SIGHUP)
-    _, err = runner.communicate(timeout=120)
-    assert runner.returncode == 0, err
+def test_under_nohup_it_goes_on(in_pieces: InPieces) -> None:
+    assert in_pieces.hung_up_at_step > 0
+    assert in_pieces.done.returncode == 0, in_pieces.done.stderr
 
 
 @pytest.mark.parametrize(

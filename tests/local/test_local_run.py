@@ -13,7 +13,7 @@ import open_clip
 import pytest
 import sweeps
 import torch
-from harness import Chain, one_stage, wait_until
+from harness import Chain, wait_until
 
 WEIGHTS = "open_clip_model.safetensors"
 
@@ -132,6 +132,7 @@ EPOCHS = {"one": 2, "two": 1}  # of the stages
 MOMENTS = ["before a stage trains", "one", "two"]
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("who", ["tree", "runner"])
 def test_killed_at_any_moment_it_goes_on_and_ends_bitwise_equal(
     finished: Chain, chain: Chain, who: str
@@ -193,19 +194,11 @@ def losses(chain: Chain) -> list[float]:
     ]
 
 
-def micro_batches(chain: Chain) -> Chain:
-    one_stage(chain).spec["spec"]["recipe"]["microBatchSize"] = 8
-    done = chain.run()
-    assert done.returncode == 0, done.stderr
-    return chain
-
-
-@pytest.mark.parametrize("how", ["ranks", "pieces"])
+@pytest.mark.parametrize("how", ["two_ranks", "in_pieces"])
 def test_ranks_and_micro_batches_change_nothing(
-    finished: Chain, chain: Chain, how: str, request: pytest.FixtureRequest
+    finished: Chain, how: str, request: pytest.FixtureRequest
 ) -> None:
-    other = request.getfixturevalue("two_ranks")[0] if how == "ranks" else micro_batches(chain)
-    mine, reference = losses(other), losses(finished)
+    mine, reference = losses(request.getfixturevalue(how).chain), losses(finished)
     assert len(mine) == len(reference)
     assert max(abs(a - b) for a, b in zip(mine[:20], reference[:20], strict=True)) <= 1e-5
     assert max(abs(a - b) / b for a, b in zip(mine[:100], reference[:100], strict=True)) <= 1e-3
