@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
-from specs import MINIMAL
+from specs import MINIMAL, with_changes
 
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.spec import ModelChain
@@ -90,3 +91,39 @@ def test_a_stall_without_a_code_of_its_own() -> None:
     stage = StageStatus(name="a", state=State.PENDING, reason="x", stalled=True)
     stalled = completed(CHAIN, ChainStatus(), [stage], None, NOW).condition("Stalled")
     assert stalled is not None and stalled.reason == Code.BLOCKED
+
+
+OLD = Path(__file__).with_name("status-without-codes.json")
+
+
+def test_a_status_of_the_version_before_goes_on() -> None:
+    """It has no codes, no next commands and no runner. Its running attempt is neither launched
+    again nor stopped; only what is new is written.
+    """
+    old = ChainStatus.model_validate_json(OLD.read_text())
+    running = old.stages[1].attempts[-1]
+    first = old.stages[0]
+    assert running.runner is None and first.artifact is not None and first.input_digest is not None
+    made = Artifact(first.artifact.digest, first.artifact.path, first.macs, {"top1": 30.0})
+    seen = Seen(
+        live=True,
+        started=True,
+        uid=running.uid,
+        running=True,
+        progress=old.stages[1].progress,
+        macs=running.macs,
+        pods=running.pods,
+    )
+    observed = Observed(
+        status=old,
+        artifact={first.input_digest: made}.get,
+        attempt=lambda name: seen,
+        live=frozenset({running.name}),
+        records=True,
+        price="2.21",
+    )
+    meta = {"name": "vit", "namespace": "team", "generation": old.observed_generation}
+    spec = with_changes({"metadata": meta})
+    step = decide(ModelChain.model_validate(spec), observed, NOW)
+    assert [stage.attempts for stage in step.status.stages] == [s.attempts for s in old.stages]
+    assert step.action is None and codes(step.status)[0] is not None

@@ -58,7 +58,7 @@ ROWS: dict[str, tuple[waits.Wait, Turn, tuple[State, Code, bool, float | None]]]
     "an earlier attempt": (
         waits.for_an_earlier_attempt,
         turn(seen={"live": frozenset({"vit-t-a1"})}),
-        (State.PENDING, Code.WAITS_FOR_STOP, False, 30.0),
+        (State.PENDING, Code.MISS, False, 30.0),
     ),
     "an earlier attempt on a lost node": (
         waits.for_an_earlier_attempt,
