@@ -59,19 +59,19 @@ def changed(what: Callable[[Cluster], object]) -> Callable[[Cluster], None]:
 
 def faults(world: Cluster) -> Iterator[Event]:
     """Everything that may go wrong, be slow, or be asked for, at this moment."""
-    current = world.lookers[world.turn]
+    current = world.operators[world.turn]
     if current.phase == "write":
         for how in ("unsent", "sent", "answered"):
-            yield f"dies, {how}", lambda w, h=how: w.die(w.lookers[w.turn], h)
+            yield f"dies, {how}", lambda w, h=how: w.die(w.operators[w.turn], h)
         if current.step is not None and isinstance(current.step.action, Launch | RecordArtifact):
             yield "what it makes is refused twice", lambda w: setattr(w, "refusals", 2)
     elif current.memory.pods:
-        yield "dies", lambda w: w.lookers[w.turn].crash()
-    for index, looker in enumerate(world.lookers):
-        if index != world.turn and (looker.phase != "idle" or current.phase != "idle"):
+        yield "dies", lambda w: w.operators[w.turn].crash()
+    for index, operator in enumerate(world.operators):
+        if index != world.turn and (operator.phase != "idle" or current.phase != "idle"):
             yield (
                 f"operator {index} goes on",
-                lambda w, i=index: (setattr(w, "turn", i), w.advance(w.lookers[i])),
+                lambda w, i=index: (setattr(w, "turn", i), w.advance(w.operators[i])),
             )
     for index in range(len(world.flying)):
         yield f"write {index} lands", lambda w, i=index: w.land(i)
@@ -344,7 +344,7 @@ def test_an_operator_of_other_arithmetic_trains_nothing_again(
     world = settle(alone(2)) if moment == "complete" else until(alone(2), running)
     jobs, digests = set(world.jobs), [s.input_digest for s in world.chains["family"].status.stages]
     monkeypatch.setattr("modelchain.identity.digest.TRAINER_MATH", 99)
-    world.lookers[0].crash()
+    world.operators[0].crash()
     settle(world)
     status = world.chains["family"].status
     assert status.is_true("Complete") and list(attempts(world)) == ["family-a-a1", "family-b-a1"]
