@@ -1,4 +1,4 @@
-"""The code that `decide` gives a stage beside each of its sentences, and those of conditions."""
+"""The codes that `decide` gives stages beside their reasons, and the codes of conditions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOW = 1000.0
 
 
 def after(status: ChainStatus, **seen: Any) -> ChainStatus:
-    """The status that `decide` writes of what is seen."""
+    """The status that `decide` writes for what it observes."""
     absent = Seen(live=False, started=False)
     defaults: dict[str, Any] = {"artifact": lambda d: None, "attempt": lambda name: absent}
     return decide(CHAIN, Observed(status=status, **defaults | seen), NOW).status
@@ -30,22 +30,22 @@ def codes(status: ChainStatus) -> list[Code | None]:
     return [stage.code for stage in status.stages]
 
 
-def test_a_first_stage_and_one_behind_it() -> None:
+def test_the_codes_of_a_new_chain() -> None:
     assert codes(after(ChainStatus())) == [Code.MISS, Code.WAITS_FOR_STAGE]
 
 
-def test_an_artifact_that_is_there() -> None:
+def test_the_code_of_a_hit() -> None:
     found = Artifact("w", "d/artifact", macs=1, metrics={})
     assert codes(after(ChainStatus(), artifact=lambda d: found)) == [Code.UNCHANGED] * 2
 
 
-def test_a_command_that_is_interrupted() -> None:
+def test_the_code_of_an_interrupted_command() -> None:
     status = after(ChainStatus(), interrupted=True)
     assert codes(status)[0] is Code.INTERRUPTED and status.stages[0].state is State.SUSPENDED
 
 
 @pytest.mark.parametrize(("interrupted", "code"), [(True, Code.INTERRUPTED), (False, Code.RESUMES)])
-def test_an_attempt_that_was_stopped(interrupted: bool, code: Code) -> None:
+def test_the_codes_of_an_attempt_that_is_stopped(interrupted: bool, code: Code) -> None:
     status = after(ChainStatus())
     name = status.stages[0].attempts[0].name
     running = {"attempt": lambda _: Seen(live=True, started=True), "live": frozenset({name})}
