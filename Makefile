@@ -1,24 +1,21 @@
 # `make quickstart` and `make test` need Python >= 3.11, make and git; they install the rest into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+export PIP_RETRIES ?= 10
 
-.PHONY: quickstart test e2e e2e-faults e2e-clean lint crds chart clean
+.PHONY: quickstart test test-all e2e e2e-faults e2e-clean lint crds chart clean
 
 quickstart: .venv/installed
 	$(BIN)/modelchain pack digits --to runs/digits
 	$(BIN)/modelchain run -f examples/quickstart.yaml --root runs/quickstart --data runs/digits
 
+# Every level, each with its time; of sweeps a sample, by a seed that is printed.
 test: lint
-	@.ci/timed "core tests" $(BIN)/pytest tests/core
-	@.ci/timed "data tests" $(BIN)/pytest tests/data
-	@.ci/timed "trainer tests" $(BIN)/pytest tests/trainer
-	@.ci/timed "benchmark tests" $(BIN)/pytest tests/bench
-	@.ci/timed "local runner tests" $(BIN)/pytest tests/local
-	@.ci/timed "operator tests" $(BIN)/pytest tests/operator
-	@.ci/timed "control plane, built once" $(BIN)/python tests/cluster/build.py
-	@.ci/timed "chart tests" $(BIN)/pytest tests/charts
-	@.ci/timed "control plane tests" $(BIN)/pytest tests/cluster
-	@.ci/timed "documentation tests" $(BIN)/pytest tests/docs
+	@.ci/levels
+
+# The same with nothing sampled: hours.
+test-all: lint
+	@MODELCHAIN_SWEEPS=all .ci/levels
 
 # A node of its own, on which pods really train; needs Linux, root and 30 GB. See CONTRIBUTING.md.
 e2e: .venv/installed
@@ -27,7 +24,7 @@ e2e: .venv/installed
 
 e2e-faults: .venv/installed
 	@.ci/timed "packages, programs, images" $(BIN)/python tests/e2e/prepare.py
-	@MODELCHAIN_FAULTS=all .ci/timed "all faults" $(BIN)/pytest tests/e2e/test_stage_faults.py
+	@MODELCHAIN_SWEEPS=all .ci/timed "all faults" $(BIN)/pytest tests/e2e/test_stage_faults.py
 
 # What a run that was killed has left, and everything kept for the next one.
 e2e-clean: .venv/installed

@@ -1,8 +1,8 @@
-"""`python benchmarks/checkpoint.py`: what a checkpoint of ViT-L costs the training loop, beside a
-memcpy of its bytes.
+"""`python benchmarks/checkpoint.py`: how long a checkpoint of ViT-L stops the training loop,
+compared with a memcpy of its bytes.
 
-The stall is `Checkpointer.save`, as the loop calls it; the memcpy is libc's, tensor by tensor, from
-and to the same memory. Pairs are interleaved, each checkpoint is waited for until it is durable.
+The stall is `Checkpointer.save`, as the loop calls it. The memcpy is libc's, tensor by tensor, from
+and to the same memory. Both are measured in turns, each after the checkpoint before is durable.
 `--write` puts the table into docs/performance.md.
 """
 
@@ -26,6 +26,7 @@ from markers import between
 from modelchain_bench.machine import processor
 from modelchain_trainer.checkpoint import Checkpointer
 from modelchain_trainer.models import Student, build
+from modelchain_trainer.state import TrainState
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 GOAL = 1.2  # stall / memcpy, on a CPU
@@ -56,7 +57,7 @@ def run(model: str, pairs: int, folder: Path) -> Json:
     memcpys: list[float] = []
     for step in range(1, pairs + 1):
         began = time.monotonic()
-        saver.save(step, student, optimizer, {})
+        saver.save(student, optimizer, TrainState(step=step))
         figures["stalls"].append(time.monotonic() - began)
         saver.wait()
         figures["durable"].append(time.monotonic() - began)
@@ -79,7 +80,7 @@ def run(model: str, pairs: int, folder: Path) -> Json:
 
 
 def _memcpy(saver: Checkpointer, student: Student, optimizer: torch.optim.Optimizer) -> float:
-    """Seconds of libc's, over what `save` has just copied."""
+    """Seconds of libc's memcpy of what `save` has just copied."""
     names = {parameter: name for name, parameter in student.named_parameters()}
     model, moments = saver._copies.values()
     pairs = [(model[name], tensor) for name, tensor in student.state_dict().items()]

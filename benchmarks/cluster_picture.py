@@ -1,9 +1,9 @@
 """`python benchmarks/cluster_picture.py CHAIN -n NAMESPACE`: draw a chain's life as
 docs/cluster.svg.
 
-Start it when the chain was just applied. It types the commands that the picture shows, in the
-cluster of the current
-context: some while the second stage runs, the others when the chain has finished.
+Start it just after the chain was applied. It runs the commands that the picture shows in the
+cluster of the current context: some while the second stage runs, the others when the chain has
+finished.
 """
 
 from __future__ import annotations

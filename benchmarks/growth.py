@@ -1,10 +1,10 @@
-"""`python benchmarks/growth.py`: what growth is worth before and soon after the first step, on real
+"""`python benchmarks/growth.py`: what growth gains before and soon after the first step, on real
 data.
 
-Both families of Table G, an eighth as wide (text towers of three layers, pictures of 32 pixels), on
-Fashion-MNIST. Every predecessor is trained by the shipped trainer; on every edge the grown student
-is compared with the same one at random. The results file is added to edge by edge, and what it has
-is not run again. `--write` puts the tables into docs/growth.md.
+It takes both families of Table G, an eighth as wide (with text towers of three layers and pictures
+of 32 pixels), on Fashion-MNIST. The trainer trains every predecessor. On every edge the grown
+student is compared with the same student at random. Results are added to the results file edge by
+edge, and an edge that it has is not run again. `--write` puts the tables into docs/growth.md.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ from modelchain.api.contracts import (
     TaskEvaluation,
     TrainFiles,
 )
-from modelchain.families.zoo import MODELS
+from modelchain.api.zoo import MODELS
+from modelchain.families import swin
 from modelchain.identity.digest import VERSION, digest_of
 from modelchain.io.files import sha256_of
-from modelchain.io.stop import Preempted, Stop
+from modelchain.io.stop import Preempted, StopRequest
 from modelchain_data.batches import Batch, Batches
 from modelchain_data.index import open_set
 from modelchain_trainer import artifact, growth, models
@@ -66,7 +67,7 @@ def small(name: str) -> Json:
     config["embed_dim"] //= SMALLER
     text |= {"width": text["width"] // SMALLER, "context_length": CONTEXT, "layers": TEXT_LAYERS}
     vision["image_size"] = IMAGE
-    if MODELS[name].config.vision_cfg.is_swin:
+    if MODELS[name].config.vision_cfg.family is swin:
         vision["timm_model_name"] = _trunk(name)
     else:
         vision |= {"width": vision["width"] // SMALLER, "head_width": HEAD}
@@ -74,9 +75,9 @@ def small(name: str) -> Json:
 
 
 def _trunk(name: str) -> str:
-    """A Swin trunk that timm has no name for, made known to it."""
+    """A Swin trunk that timm has no name for, registered with timm."""
     vision = MODELS[name].config.vision_cfg
-    width, depths = vision.base_width // SMALLER, vision.depths
+    width, depths = vision.shape.width // SMALLER, vision.shape.depths
     known = name.lower().replace("-", "_") + "_eighth"
 
     def make(**_: Any) -> nn.Module:
@@ -145,8 +146,8 @@ class Lab:
         alpha: str = "500",
         stop: int | None = None,
     ) -> tuple[Task, models.Student | None]:
-        """By the shipped trainer, to the end or for `stop` steps: its task, and the student if it
-        was not there yet.
+        """Train to the end, or for `stop` steps. Returns the task, and the student unless it was
+        trained before.
         """
         inputs: Json = {
             "v": VERSION,
@@ -198,24 +199,24 @@ class Lab:
             start_seconds=604_800,
             stall_seconds=604_800,
         )
-        trainer = Trainer(task, Stop(), {}, lambda _: None)
+        trainer = Trainer(task, StopRequest(), {}, lambda _: None)
         waiting = trainer.meter.waiting
 
         def counted(batches: Iterator[Batch]) -> Iterator[Batch]:
             for batch in waiting(batches):
-                trainer.stop.asked = (
-                    stop is not None and batch.step + 1 >= stop
-                )  # met at the end of this step
+                # The loop obeys at the end of this step.
+                trainer.stop.asked = stop is not None and batch.step + 1 >= stop
                 yield batch
 
         trainer.meter.waiting = counted  # type: ignore[method-assign]
         with suppress(Preempted):
             trainer.train()
-        return task, getattr(trainer, "student", None)
+        stage = getattr(trainer, "stage", None)  # not built if the artifact was there
+        return task, stage and stage.student
 
     @torch.no_grad()
     def loss(self, clip: nn.Module) -> float:
-        """The task loss of held-out batches, as in training but for stochastic depth."""
+        """The task loss of held-out batches, as in training but without stochastic depth."""
         clip.eval()
         losses = []
         for batch in self.held_out:
@@ -227,7 +228,7 @@ class Lab:
 
 
 def of_edge(lab: Lab, before: Task, name: str, trained: bool) -> Json:
-    """Losses on held-out pictures: at random, grown, and, if `trained`, after an epoch."""
+    """Losses on held-out pictures: at random, after growth, and if `trained` after an epoch."""
     config, weights = artifact.load_artifact(Path(before.root) / before.input_digest / "artifact")
     student = small(name)
     found: Json = {
@@ -259,7 +260,7 @@ def of_edge(lab: Lab, before: Task, name: str, trained: bool) -> Json:
 
 
 def tables(found: dict[str, Json]) -> str:
-    """Of all edges, and of those whose embedding changes its size."""
+    """Means over all edges, and over those whose embedding changes its size."""
     first = (
         "| edge | at random | " + " | ".join(METHODS) + " | `Insert`, an epoch later | `Released` |"
     )

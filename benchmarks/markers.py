@@ -1,13 +1,13 @@
-"""Where a benchmark's table stands in a page."""
+"""The place of a benchmark's table in a page."""
 
 from __future__ import annotations
 
 
 def between(page: str, script: str, table: str) -> str:
-    """`page` with `table` between the markers `<!-- script -->` and `<!-- end -->`, instead of what
-    stood there.
+    """`page` with its text between the markers `<!-- script -->` and `<!-- end -->` replaced by
+    `table`.
 
-    Without such a marker both are appended.
+    Markers that are missing are appended with the table.
     """
     begin, end = f"<!-- {script} -->", "<!-- end -->"
     before, found, rest = page.partition(begin)

@@ -1,10 +1,9 @@
-"""`python benchmarks/method.py`: what chain training is worth, measured on Fashion-MNIST and
-Flickr8k.
+"""`python benchmarks/method.py`: what chain training gains, measured on Fashion-MNIST and Flickr8k.
 
-Models trained alone against chains, by initialisation, distillation and epochs, with ablations:
-every training is the trainer's own, though in two rows one thing of it is replaced
-(`method_runs.replaced`). A stage that is finished is not run again, a stopped one goes on: Ctrl-C
-and the same command lose nothing. `--write` puts figures, tables and pictures into docs/.
+It compares models trained alone with chains, by initialisation, distillation and epochs, with
+ablations. The trainer trains all of them; for two rows one part of it is replaced
+(`method_runs.replaced`). A finished stage is not run again and a stopped one resumes, so after
+Ctrl-C run the same command. `--write` puts figures, tables and pictures into docs/.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ def model(
     text: tuple[int, int],
     scale: int = 1,
 ) -> Json:
-    """An open_clip config: sizes of picture and patch and tokens of a caption; towers as (width,
-    layers).
+    """An open_clip config from the sizes of picture and patch, the tokens of a caption, and towers
+    as (width, layers).
     """
     image, patch, context = sizes
     return {
@@ -74,8 +73,8 @@ PHRASES = [
 
 
 def fashion(scale: int = 1) -> Setup:
-    """28 x 28 in 16 patches; its longest caption has 12 tokens. Templates are those of val's
-    captions.
+    """Pictures of 28 x 28 in 16 patches. The longest caption has 12 tokens. Templates are those of
+    the captions of val.
     """
     sizes = (28, 7, 12)
     top1 = {
@@ -108,7 +107,7 @@ def fashion(scale: int = 1) -> Setup:
 
 
 def flickr(scale: int = 1, split: str = "test") -> Setup:
-    """112 x 112 shrunk to 56, in 16 patches; most captions have fewer than 24 tokens."""
+    """Pictures of 112 x 112 shrunk to 56, in 16 patches. Most captions have under 24 tokens."""
     sizes = (56, 14, 24)
     return Setup(
         name="flickr8k",
@@ -133,7 +132,7 @@ def flickr(scale: int = 1, split: str = "test") -> Setup:
 
 
 def smoke(scale: int = 1) -> Setup:
-    """Three tiny models on fifty photos: whether all of this works, in seconds."""
+    """Three tiny models on fifty photos, to test all of this in seconds."""
     sizes = (16, 8, 12)
     return Setup(
         name="smoke",
@@ -157,7 +156,7 @@ def smoke(scale: int = 1) -> Setup:
 
 @dataclass(frozen=True)
 class Arm:
-    """Some models of a data set, each trained somehow; `part` is where the report shows it."""
+    """Models of one data set and how each is trained. `part` is its place in the report."""
 
     # individual, table, sweep (of epochs), two (models), fresh (seeds), ablation, tuning, choice
     part: str
@@ -190,17 +189,16 @@ def chain(
     steps = setup.warmup[1] if warmup is None else warmup
     for other, few in zip(others, epochs, strict=True):
         before = stages[-1]
-        same_space = (
-            setup.models[other]["embed_dim"] == setup.models[before.model]["embed_dim"]
-        )  # then there is no T
+        # Between embeddings of one size there is no T.
+        same_space = setup.models[other]["embed_dim"] == setup.models[before.model]["embed_dim"]
         own = "" if variant == "random T" and same_space else variant
         stages.append(Stage(setup, other, few, seed, setup.rate, steps, before, width, alpha, own))
     return Arm(part, name, tuple(stages), ifd=alpha != NO_PULL)
 
 
 def started(part: str, init: str, ifd: bool, setup: Setup, seed: int, epochs: Sequence[int]) -> Arm:
-    """One cell of the table. From random weights without distillation is training alone, only
-    shorter.
+    """One cell of the table. Random weights without distillation are training alone, with fewer
+    epochs.
     """
     if init != "random init":
         return chain(part, init, setup, seed, epochs, ALPHA if ifd else NO_PULL, width=init)
@@ -237,7 +235,7 @@ def fashion_arms(scale: int) -> Iterator[Arm]:
 
 
 def fresh_arms(scale: int) -> Iterator[Arm]:
-    """The best chain of Fashion-MNIST's table, with seeds by which it was not chosen."""
+    """The best chain of Fashion-MNIST's table, with seeds that did not choose it."""
     setup = fashion(scale)
     for seed in FRESH_SEEDS:
         yield individual(setup, seed, "fresh")
@@ -255,7 +253,7 @@ def flickr_arms(scale: int) -> Iterator[Arm]:
 
 
 def ablations(setup: Setup, seed: int) -> Iterator[Arm]:
-    """Each changes one thing of the paper's chain: Insert with distillation."""
+    """Chains that change one thing of the paper's chain, Insert with distillation."""
     for alpha in ("60", "4000"):
         yield chain("ablation", f"α = {alpha}", setup, seed, TABLE_EPOCHS, alpha)
     for steps in (0, 100):
@@ -296,7 +294,7 @@ def smoke_arms(scale: int) -> Iterator[Arm]:
 
 
 def tuning(setup: Setup) -> Iterator[Arm]:
-    """What the epochs were chosen by, with a seed that the report does not use."""
+    """The trainings that chose the epochs, with a seed that the report does not use."""
     for name, epochs in (
         ("s", setup.epochs),
         ("m", setup.epochs // 2),
@@ -309,10 +307,8 @@ def tuning(setup: Setup) -> Iterator[Arm]:
         yield started("choice", "Insert", True, setup, TUNING_SEED, few)
 
 
-TABLE_EPOCHS, FLICKR_EPOCHS = (
-    (17, 10),
-    (2, 2),
-)  # of m and l; the first as `allocation: {targetAcceleration: "4"}` says
+# Epochs of m and l. The first are those that `allocation: {targetAcceleration: "4"}` gives.
+TABLE_EPOCHS, FLICKR_EPOCHS = (17, 10), (2, 2)
 SWEEP = {
     "Released": ((8, 8), TABLE_EPOCHS),
     "Insert": ((4, 4), (8, 8), TABLE_EPOCHS, (24, 8), (24, 24)),
@@ -320,7 +316,7 @@ SWEEP = {
 
 
 def figures(arm: Arm, records: dict[Stage, Json]) -> Json:
-    """What is kept of an arm: by stage its model, how it was trained, what it reached."""
+    """The record of an arm: of each stage its model, how it was trained, what it reached."""
     kept = ("digest", "macs", "seconds", "initial", "final", "failure")
     stages = []
     for stage in arm.stages:
@@ -390,10 +386,10 @@ def main() -> None:
         place = Place(given.data, given.root.absolute())
         records = run(stages, place, given.workers, lambda text: print(text, flush=True))
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr, flush=True)
-        os._exit(EXIT_INTERRUPTED)  # the workers keep a checkpoint and end
+        print("stopped; run the same command to resume", file=sys.stderr, flush=True)
+        os._exit(EXIT_INTERRUPTED)  # the workers write a checkpoint and end
     except BrokenProcessPool:
-        print("a worker has died; the same command goes on", file=sys.stderr, flush=True)
+        print("a worker has died; run the same command to resume", file=sys.stderr, flush=True)
         os._exit(EXIT_WORK_FAILED)
     except (InputError, WorkError) as error:
         print(error, file=sys.stderr, flush=True)

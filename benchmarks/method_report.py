@@ -1,4 +1,4 @@
-"""From the figures of all arms to docs/: one JSON document, tables between markers, pictures."""
+"""Writing the figures of all arms to docs/: a JSON document, tables between markers, pictures."""
 
 from __future__ import annotations
 
@@ -15,18 +15,11 @@ from modelchain.io.files import write_atomic
 from modelchain_bench.machine import processor
 
 Json = dict[str, Any]
-Kind = tuple[
-    str, bool, tuple[int, ...]
-]  # name, with distillation, epochs of stages: all but the seed
+Kind = tuple[str, bool, tuple[int, ...]]  # name, distillation, epochs of stages: all but the seed
 CLOSER = 3  # points of accuracy, in the picture's right half
 TOLERANCE = 0.5  # fewer points below the baseline are no loss (paper, section 4)
-T_95 = {
-    2: 12.706,
-    3: 4.303,
-    4: 3.182,
-    5: 2.776,
-    6: 2.571,
-}  # by number of seeds: two-sided 95 % of Student's t
+# Student's t, two-sided 95 %, by the number of seeds.
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}
 
 
 def document(arms: Sequence[Json], workers: int) -> Json:
@@ -38,8 +31,8 @@ def document(arms: Sequence[Json], workers: int) -> Json:
 
 
 def write(report: Json, folder: Path) -> None:
-    """method.json, the tables of method.md, a picture of each data set; parts that were not run
-    stay as they are.
+    """Write method.json, the tables of method.md, and a picture of each data set. Parts that were
+    not run stay as they are.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "method.json"
@@ -66,7 +59,7 @@ def write(report: Json, folder: Path) -> None:
 
 
 def tables(report: Json) -> dict[str, str]:
-    """By name, as Markdown."""
+    """The tables by name, as Markdown."""
     found = {}
     for setup in _setups(report):
         arms = [arm for arm in report["arms"] if arm["setup"] == setup]
@@ -90,7 +83,7 @@ def tables(report: Json) -> dict[str, str]:
 
 
 def score(metrics: Mapping[str, float], name: str) -> float:
-    """A metric of `results.json`; R@10 is the mean of both directions'."""
+    """A metric of `results.json`. R@10 is the mean of both directions."""
     if name in metrics:
         return metrics[name]
     return statistics.fmean(value for key, value in metrics.items() if key.endswith("-r10"))
@@ -108,8 +101,8 @@ def interval(differences: Sequence[float]) -> tuple[float, float | None]:
 
 
 def verdict(differences: Sequence[float]) -> str:
-    """Of one model against the same one trained alone, over seeds: lossless, undecided, or not
-    lossless.
+    """The verdict on one model against the same model trained alone, over seeds: lossless,
+    undecided, or not lossless.
     """
     mean, half = interval(differences)
     if half is not None and abs(mean + TOLERANCE) <= half:
@@ -122,7 +115,7 @@ def worst(verdicts: Iterable[str]) -> str:
 
 
 def acceleration(arm: Json, base: Json) -> float:
-    """MACs of training the arm's models each alone over those of the arm."""
+    """MACs of training each of the arm's models alone, over those of the arm."""
     own = {stage["model"]: stage["macs"] for stage in base["stages"]}
     return sum(own[s["model"]] for s in arm["stages"]) / sum(s["macs"] for s in arm["stages"])
 
@@ -130,7 +123,7 @@ def acceleration(arm: Json, base: Json) -> float:
 def differences(
     arms: Sequence[Json], base: Mapping[int, Json], model: str, metric: str
 ) -> list[float]:
-    """Of one model, seed by seed, points above the same model trained alone with that seed."""
+    """For each seed, points of one model above the same model trained alone with that seed."""
     return [
         score(_of(a, model)["final"], metric) - score(_of(base[a["seed"]], model)["final"], metric)
         for a in arms
@@ -150,7 +143,7 @@ def _kind(arm: Json) -> Kind:
 
 
 def _kinds(arms: Iterable[Json]) -> dict[Kind, list[Json]]:
-    """Arms that differ in the seed alone, together."""
+    """Arms grouped so that those of a group differ only in their seed."""
     kinds: dict[Kind, list[Json]] = defaultdict(list)
     for arm in arms:
         kinds[_kind(arm)].append(arm)
@@ -200,8 +193,8 @@ def _individual(arms: Sequence[Json]) -> str:
 
 
 def _compared(arms: Sequence[Json], base: Mapping[int, Json]) -> str:
-    """A row for each kind of chain: cheapness, points above the baseline of both successors, the
-    paper's test.
+    """A row for each kind of chain: how many times cheaper it is, points of both successors above
+    their baselines, and the paper's test.
     """
     metric, successors = shown(arms[0]), [stage["model"] for stage in arms[0]["stages"][1:]]
     head = ["start", "IFD", "epochs", "MACs, times fewer"]
@@ -226,9 +219,7 @@ def _compared(arms: Sequence[Json], base: Mapping[int, Json]) -> str:
 
 
 def _ablation(arms: Sequence[Json], table: Sequence[Json], base: Mapping[int, Json]) -> str:
-    """One seed: accuracy of each arm's last two models, and points above the arm that nothing was
-    changed of.
-    """
+    """With one seed: accuracy of each arm's last two models, and points above the unchanged arm."""
     seed = arms[0]["seed"]
     plain = next(a for a in table if a["seed"] == seed and a["name"] == "Insert" and a["ifd"])
     metric = shown(plain)
@@ -255,8 +246,8 @@ def _ablation(arms: Sequence[Json], table: Sequence[Json], base: Mapping[int, Js
 
 
 def picture(setup: str, arms: Sequence[Json], path: Path) -> None:
-    """Accuracy of each model against the MACs spent up to it, means over seeds; on the right the
-    best points closer.
+    """A picture: accuracy of each model against the MACs spent up to it, means over seeds. On the
+    right the best points, enlarged.
     """
     import matplotlib
 
@@ -319,7 +310,7 @@ def picture(setup: str, arms: Sequence[Json], path: Path) -> None:
 
 
 def _point(arms: Sequence[Json], at: int, metric: str) -> tuple[float, list[float]]:
-    """MACs spent up to the end of a stage, in 10¹², and what it reached by seed."""
+    """MACs spent up to the end of a stage, in 10¹², and the accuracy that it reached, by seed."""
     spent = sum(stage["macs"] for stage in arms[0]["stages"][: at + 1]) / 1e12
     return spent, [score(arm["stages"][at]["final"], metric) for arm in arms]
 

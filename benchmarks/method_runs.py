@@ -1,5 +1,5 @@
-"""One stage of an arm through the trainer, in a worker process; and all stages of a report, in
-order of need.
+"""Training one stage of an arm in a worker process, and all stages of a report,
+predecessors first.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from modelchain.api.contracts import LAST_WORD, MANIFEST, RESULTS
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import AttemptStatus, State
 from modelchain.decide.observed import Artifact, Launch
-from modelchain.decide.task import task_for
+from modelchain.decide.task import Placement, task_for
 from modelchain.errors import EXIT_PREEMPTED, WorkError
 from modelchain.identity.digest import TRAINER_MATH, canonical, digest_of, stage_inputs
 from modelchain.io.files import write_atomic
@@ -36,7 +36,7 @@ OWNER = "method"
 
 @dataclass(frozen=True)
 class Setup:
-    """A data set, what is measured on it, and what all its trainings have in common."""
+    """A data set, its evaluation, and what all trainings on it have in common."""
 
     name: str
     folder: str  # of --data
@@ -57,7 +57,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Stage:
-    """One training. Equal stages of several arms are one: it is trained once."""
+    """One training. Equal stages of several arms are trained once."""
 
     setup: Setup
     model: str
@@ -68,11 +68,11 @@ class Stage:
     before: Stage | None = None
     width: str = "Insert"
     alpha: str = "500"
-    variant: str = ""  # what of the product is replaced, see `replaced`
+    variant: str = ""  # the part of the trainer that is replaced, see `replaced`
 
     @property
     def key(self) -> str:
-        """Of all that decides its figures."""
+        """A digest of all that decides its figures."""
         setup = self.setup
         about = [
             setup.folder,
@@ -96,7 +96,7 @@ class Stage:
         return f"{self.setup.name} {self.model} seed {self.seed}, {self.epochs} epochs{grown}"
 
     def chain(self) -> ModelChain:
-        """A chain that ends in this stage, in the words a user would write it."""
+        """A chain that ends in this stage, as a user would write it."""
         setup, path = self.setup, [self] if self.before is None else [self.before, self]
         warmup = {"first": self.warmup, "successors": self.warmup}
         return ModelChain.model_validate(
@@ -134,7 +134,7 @@ class Stage:
 
 @contextmanager
 def replaced(variant: str) -> Iterator[None]:
-    """The trainer with one thing replaced that no spec can ask for."""
+    """Replace one part of the trainer, which no spec can change."""
     import torch
 
     from modelchain_trainer import growth, models
@@ -175,7 +175,7 @@ class Place:
         return self.root / setup.name
 
     def prepare(self, setup: Setup) -> Path:
-        """The folder that stands for mountPath: the shards, linked, and the lists beside them."""
+        """The folder that stands for mountPath: links to the shards, and the lists beside them."""
         folder = self.of(setup) / "data"
         folder.mkdir(parents=True, exist_ok=True)
         for source in (self.data / setup.folder).resolve().iterdir():
@@ -189,7 +189,7 @@ class Place:
         return self.root / "records" / f"{stage.key}.json"
 
     def known(self, stage: Stage) -> Json | None:
-        """What is recorded of a stage whose artifact is still there, or that failed."""
+        """The record of a stage that failed, or whose artifact still exists."""
         if not self.record(stage).is_file():
             return None
         record: Json = json.loads(self.record(stage).read_bytes())
@@ -201,12 +201,13 @@ class Place:
 
 
 def train(stage: Stage, place: Place, before: Json | None) -> Json:
-    """The record of a stage: `digest`, `artifact`, and of `results.json` the figures; or `failure`.
+    """Train a stage. Returns its record: `digest`, `artifact` and the figures of `results.json`; or
+    `failure`.
 
-    `before` is its predecessor's record. A stage that is already there is only looked at. Raises
-    KeyboardInterrupt when asked to stop; a checkpoint is kept.
+    `before` is its predecessor's record. The trainer finds a stage that is already trained. Raises
+    KeyboardInterrupt when asked to stop, after a checkpoint.
     """
-    from modelchain.io.stop import Preempted, Stop
+    from modelchain.io.stop import Preempted, StopRequest
     from modelchain_trainer.train import Trainer
 
     root, chain, parent = place.of(stage.setup), stage.chain(), os.getppid()
@@ -227,11 +228,18 @@ def train(stage: Stage, place: Place, before: Json | None) -> Json:
     attempt = AttemptStatus(name=stage.model, number=1, input_digest=digest, state=State.RUNNING)
     directory = root / digest / f"{OWNER}-a1"
     directory.mkdir(parents=True, exist_ok=True)
-    where = {"root": str(root), "predecessors": str(root), "last_word": str(directory / LAST_WORD)}
-    launch = Launch(index, attempt, inputs, predecessor)
-    task = task_for(chain, {}, launch, owner=OWNER, data=data, threads=1, device="cpu", **where)
+    placement = Placement(
+        root=str(root),
+        predecessors=str(root),
+        owner=OWNER,
+        last_word=str(directory / LAST_WORD),
+        data=data,
+        threads=1,
+        device="cpu",
+    )
+    task = task_for(chain, {}, Launch(index, attempt, inputs, predecessor), placement)
 
-    stop = Stop()  # Ctrl-C: a checkpoint, from which the same command goes on
+    stop = StopRequest()  # on Ctrl-C: a checkpoint, which the same command resumes
     for sig in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sig, stop.on_signal)
     record: Json = {"digest": digest}
@@ -239,7 +247,7 @@ def train(stage: Stage, place: Place, before: Json | None) -> Json:
         with replaced(stage.variant):
             word = Trainer(task, stop, {}, lambda _: None).train()
     except Preempted:
-        if os.getppid() != parent:  # nobody is left to be told
+        if os.getppid() != parent:  # the parent has ended
             os._exit(EXIT_PREEMPTED)
         raise KeyboardInterrupt from None
     except WorkError as error:
@@ -263,9 +271,7 @@ def train(stage: Stage, place: Place, before: Json | None) -> Json:
 def run(
     stages: Sequence[Stage], place: Place, workers: int, say: Callable[[str], None]
 ) -> dict[Stage, Json]:
-    """Records of all these stages and of those before them; what is recorded already is not run
-    again.
-    """
+    """The records of these stages and of those before them. A recorded stage is not run again."""
     wanted = list(dict.fromkeys(s for stage in stages for s in lineage(stage)))
     (place.root / "records").mkdir(parents=True, exist_ok=True)
     for setup in {stage.setup for stage in wanted}:
@@ -306,13 +312,13 @@ def run(
 
 
 def lineage(stage: Stage) -> list[Stage]:
-    """The stages that lead to this one, the first first."""
+    """The stages that lead to this one, in order."""
     return [*(lineage(stage.before) if stage.before else []), stage]
 
 
 def estimate(stage: Stage) -> float:
-    """Seconds on one core of the machine that the report was made on, evaluations included,
-    about.
+    """About how many seconds a stage takes, with evaluations, on one core of the
+    report's machine.
     """
     planned = plan(stage.chain(), "analytic", {}).stages[-1]
     return 8 + planned.samples * 6e-4 + planned.macs * 3.9e-11
@@ -324,5 +330,5 @@ def _worker(parent: int) -> None:
 
 
 def _idle() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's is its parent's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # its parent handles a terminal's Ctrl-C
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,7 +1,7 @@
-"""`python benchmarks/metrics_table.py --write`: docs/metrics.md's table, from what an operator and
-a trainer serve.
+"""`python benchmarks/metrics_table.py --write`: the table of docs/metrics.md, from what an operator
+and a trainer serve.
 
-They tell of an example that has a sample of every metric.
+Both serve an example that has a sample of every metric.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ STAGE = {
     "progress": {"step": 1, "steps": 4},
     "transitionSeconds": 1.0,
     "retried": {"Preempted": 1},
+    "reasonCode": "Miss",
 }
 LAST = {"taskLoss": 2.0, "distillationLoss": 1.0, "ratio": 0.5, "tokenEfficiency": 0.7}
 META = {"namespace": "vision", "name": "vit", "resourceVersion": "1"}
@@ -43,7 +44,7 @@ CHAIN = {"metadata": META, "spec": {}, "status": {"stages": [STAGE]}}
 
 
 def of_operator() -> str:
-    """What an operator answers that knows one chain."""
+    """The metrics of an operator that knows one chain."""
 
     async def page() -> str:
         kube, look = (
@@ -60,7 +61,7 @@ def of_operator() -> str:
 
 
 def of_trainer() -> str:
-    """What rank 0 answers during a successor's training."""
+    """The metrics of rank 0 during a successor's training."""
     task: Any = SimpleNamespace(
         chain="vit",
         stage="s1",

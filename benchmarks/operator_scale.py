@@ -1,9 +1,9 @@
-"""`python benchmarks/operator_scale.py --chains 200`: chains side by side on a real control plane,
-with the figures.
+"""`python benchmarks/operator_scale.py --chains 200`: figures of an operator with many chains on a
+real control plane.
 
-API server, etcd, controllers, scheduler and training-operator are the real ones, on this machine
-beside the operator; pods are played. Calls are counted by the API server's own audit log. `--write`
-puts the table into docs/performance.md.
+API server, etcd, controllers, scheduler and training-operator are real, on the operator's machine.
+Pods are played. The API server's audit log counts the calls. `--write` puts the table into
+docs/performance.md.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ Json = dict[str, Any]
 
 
 class Audited(ControlPlane):
-    """The API server writes down every request of the operator's user, when it was answered and
-    how.
+    """The API server's audit log: every request of the operator's user, with the time and code of
+    its answer.
     """
 
     def _api_server(self, port: int) -> Any:
@@ -64,7 +64,7 @@ class Audited(ControlPlane):
         return self.directory / "audit.log"
 
     def audit(self, start: int = 0) -> Iterator[Json]:
-        """From that byte on."""
+        """The requests from that byte on."""
         with self.audit_log.open() as log:
             log.seek(start)
             lines = (json.loads(line) for line in log if line.endswith("\n"))
@@ -72,9 +72,7 @@ class Audited(ControlPlane):
 
 
 class Trainers:
-    """Plays of trainers that take a given time; `ended` has the moment, by the clock, at which each
-    one ended.
-    """
+    """Plays trainers that take a given time. `ended` holds the time at which each one ended."""
 
     def __init__(self, seconds: float):
         self.seconds = seconds
@@ -95,8 +93,8 @@ class Trainers:
 
 
 def run(chains: int, stages: int, seconds: float) -> Json:
-    """All figures of one run of `chains` chains with `stages` stages that train for about `seconds`
-    each.
+    """The figures of one run of `chains` chains with `stages` stages, each training for about
+    `seconds`.
     """
     plane = Audited(new_directory()).start()
     try:
@@ -114,9 +112,8 @@ def _run(plane: Audited, folder: Path, chains: int, stages: int, seconds: float)
     space, trainers = Space(plane, "scale"), Trainers(seconds)
     made = [chain(f"chain-{i:03d}", stages, spec__recipe__seed=i) for i in range(chains)]
     kubeconfig = plane.kubeconfig_for(USER, ["system:masters"])
-    settings = CONFIG | {
-        "progressSeconds": 3600
-    }  # looks at progress depend on how long a stage trains, nothing else
+    # Without requests for progress, whose number depends only on how long a stage trains.
+    settings = CONFIG | {"progressSeconds": 3600}
     operator = Operator(kubeconfig, folder, leader_election=True, settings=settings)
     operator.command.remove("--verbose")
     with (
@@ -125,7 +122,7 @@ def _run(plane: Audited, folder: Path, chains: int, stages: int, seconds: float)
     ):
         began = time.time()
         space.apply({"apiVersion": "v1", "kind": "List", "items": made})
-        trained = kubelet.finished  # kubectl takes the cores it asks about, so it is asked last
+        trained = kubelet.finished  # kubectl takes CPU time itself, so it runs last
         _until(
             lambda: trained.total() >= chains * stages and _complete(space) == chains,
             120 + 4 * stages * (seconds + chains / 2),
@@ -165,7 +162,7 @@ def _complete(space: Space) -> int:
 
 
 def _memory(operator: Operator) -> float:
-    """The most the operator has held, in MB."""
+    """The largest resident size of the operator, in MB."""
     assert operator.process is not None
     status = Path(f"/proc/{operator.process.pid}/status").read_text()
     found = re.search(r"VmHWM:\s+(\d+) kB", status)
@@ -178,7 +175,7 @@ def _at(line: Json) -> float:
 
 
 def _looked_at(lines: Iterator[Json]) -> dict[str, float]:
-    """When each chain was last read on its own."""
+    """For each chain, when it was last read by a request of its own."""
     return {
         line["objectRef"]["name"]: _at(line)
         for line in lines
@@ -187,9 +184,7 @@ def _looked_at(lines: Iterator[Json]) -> dict[str, float]:
 
 
 def _handovers(lines: list[Json], ended: dict[str, float], stages: int) -> Json:
-    """Seconds from the end of a trainer to the moment at which the API server had its successor's
-    job.
-    """
+    """Seconds from the end of a trainer until the API server had its successor's job."""
     created = {
         line["objectRef"]["name"]: _at(line)
         for line in lines
@@ -207,7 +202,7 @@ def _handovers(lines: list[Json], ended: dict[str, float], stages: int) -> Json:
 
 
 def _calls(lines: list[Json], stages: int) -> Json:
-    """Per stage; watches, Events and the Lease of leader election left out."""
+    """Calls for each stage, without watches, Events and the Lease of leader election."""
     reads, writes = Counter[str](), Counter[str]()
     for line in lines:
         about, verb = line["objectRef"], line["verb"]

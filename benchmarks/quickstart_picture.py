@@ -1,5 +1,5 @@
-"""`python benchmarks/quickstart_picture.py`: draw the end of the quickstart, from its root, as
-docs/quickstart.svg.
+"""`python benchmarks/quickstart_picture.py`: draw the end of the quickstart as docs/quickstart.svg,
+from its root.
 """
 
 from __future__ import annotations

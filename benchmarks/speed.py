@@ -1,10 +1,8 @@
-"""The trainer's tables in docs/performance.md: `modelchain bench`, for the models that the goals
-name.
+"""`python benchmarks/speed.py --write`: the trainer's tables in docs/performance.md, by `modelchain
+bench` for the models that have goals.
 
-.venv/bin/python benchmarks/speed.py --write
-
-Each figure is kept in runs/speed and not measured again: remove the folder to begin anew. Ctrl-C
-leaves a table of what there is.
+Each figure is kept in runs/speed and not measured again; remove the folder to start anew. After
+Ctrl-C the table has the figures measured so far.
 """
 
 from __future__ import annotations
@@ -49,14 +47,14 @@ def bench(*arguments: str) -> Json:
 
 
 def measure(pairs: int) -> Iterator[tuple[str, str, Json]]:
-    """Group, name and figures, one after another."""
+    """Yields group, name and figures."""
     turns, first = ["--pairs", str(pairs)], next(iter(GOALS))
     for name in GOALS:
         yield "step", name, bench("step", "--model", name, *STEP, *turns)
     yield "loader", "", bench("loader")
     for name in GOALS:
         yield "padded", name, bench("step", "--model", name, *STEP, "--pad", "77", *turns)
-    for lever in [name for name in LEVERS if name != "compiled"]:  # which acts on a GPU alone
+    for lever in [name for name in LEVERS if name != "compiled"]:  # it acts only on a GPU
         yield "levers", lever, bench("step", "--model", first, *STEP, "--without", lever, *turns)
     yield (
         "endToEnd",
@@ -112,7 +110,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
     given = parser.parse_args()
     found: dict[str, dict[str, Json]] = defaultdict(dict)
-    with suppress(KeyboardInterrupt):  # the table is then of what there is
+    with suppress(KeyboardInterrupt):  # the table then has the figures so far
         for group, name, figures in measure(given.pairs):
             found[group][name] = figures
     print(json.dumps(found, indent=1) if given.json else table(found))

@@ -1,8 +1,8 @@
-"""Everything made from the chart or copied into it: `make chart`. A test says when something is not
-current.
+"""`make chart`: write all files that are made from the chart or copied into it. A test fails when
+one is not current.
 
-The CRDs' copies, the schema of the operator's configuration, the README's table, and manifests for
-`kubectl apply`.
+They are copies of the CRDs, the schema of the operator's configuration, the README's table, and
+manifests for `kubectl apply`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ REPOSITORY = Path(__file__).parents[1]
 CHART = REPOSITORY / "charts" / "modelchain"
 HOME = "modelchain-system"
 SERVED = "team-a"  # the namespace in the manifests that serve one
-# Of Helm's own; a `kubectl apply` is not Helm.
+# Labels that say Helm manages the object, which is not so after `kubectl apply`.
 HELM_LINES = re.compile(r"^ *(helm\.sh/chart|app\.kubernetes\.io/managed-by): .*\n", re.M)
 LABELS = re.compile(r"^  labels:\n(    .*\n)+", re.M)
 Schema = dict[str, Any]
 
 
 def helm(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Helm of $HELM, else the one the tests build."""
+    """Run Helm: that of $HELM, else the one that the tests build."""
     given = os.environ.get("HELM")
     if not given:
-        from build import program  # not for those who give one
+        from build import program  # not needed with $HELM
 
         given = str(program("helm"))
     done = subprocess.run([given, *arguments], capture_output=True, text=True)
@@ -44,7 +44,7 @@ def helm(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str
 
 
 def inside() -> dict[Path, str]:
-    """What each generated file within the chart has to hold."""
+    """The content of each generated file in the chart."""
     files = {
         CHART / "files" / "crds" / crd.name: crd.read_text()
         for crd in (REPOSITORY / "crds").iterdir()
@@ -53,20 +53,18 @@ def inside() -> dict[Path, str]:
 
 
 def schema() -> str:
-    """The chart's schema: written by hand, but for what goes to the operator's configuration
-    file.
-    """
+    """The chart's schema. It is written by hand, except for the operator's configuration."""
     whole = json.loads((CHART / "values.schema.json").read_text())
     types = PoolFile.model_json_schema(by_alias=True)
     for name, inner in types["properties"].items():
         whole["properties"][name] = _strict(inner, types["$defs"])
-    whole["properties"]["nodePools"].pop("minProperties")  # none: the operator's own
+    whole["properties"]["nodePools"].pop("minProperties")  # none: the operator's defaults
     whole |= _required(whole, yaml.safe_load((CHART / "values.yaml").read_text()))
     return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
 
 
 def _strict(source: Schema, defs: dict[str, Schema]) -> Schema:
-    """Without references, titles, defaults and nulls; of a map, only keys of its pattern."""
+    """A schema without references, titles, defaults, nulls, and keys not of a map's pattern."""
     if "anyOf" in source:
         (choice,) = (choice for choice in source["anyOf"] if choice != {"type": "null"})
         source = choice | {key: value for key, value in source.items() if key != "anyOf"}
@@ -91,9 +89,8 @@ def _strict(source: Schema, defs: dict[str, Schema]) -> Schema:
 
 
 def _required(schema: Schema, defaults: dict[str, Any]) -> Schema:
-    """With the keys that have a default required: Helm takes away those that somebody gives as
-    null, and a template that reads nothing may say nothing. But to have no limits is somebody's
-    choice.
+    """A schema that requires the keys that have a default. Helm removes keys that are given as
+    null, and a template may not notice. `resources` may lack keys, since users may want no limits.
     """
     out = {key: value for key, value in schema.items() if key != "required"} | {
         "required": sorted(defaults)
@@ -110,7 +107,7 @@ def _required(schema: Schema, defaults: dict[str, Any]) -> Schema:
 
 
 def readme() -> str:
-    """The README with the table of values between its two marks."""
+    """The README, with the table of values between its two marks."""
     path = CHART / "README.md"
     table = "".join(f"| `{key}` | {about} | `{default}` |\n" for key, about, default in values())
     table = f"<!-- values -->\n| value | | default |\n|---|---|---|\n{table}<!-- end -->"
@@ -118,7 +115,7 @@ def readme() -> str:
 
 
 def values() -> Iterator[tuple[str, str, str]]:
-    """Every value: its path, the comment above it, its default."""
+    """Of every value its path, the comment above it, and its default."""
     text = (CHART / "values.yaml").read_text()
     yield from _values(yaml.compose(text), text.splitlines(), "", "")
 
@@ -140,6 +137,13 @@ def _values(node: Any, lines: list[str], path: str, above: str) -> Iterator[tupl
 def manifests() -> dict[Path, str]:
     """Manifests for `kubectl apply -f`, from the chart's templates and nothing else."""
     whole, one = _template(), _template(f"namespaces={{{SERVED}}}")
+    return _rights(whole, one) | _deployments(whole, one)
+
+
+def _rights(whole: list[str], one: list[str]) -> dict[Path, str]:
+    """Accounts and roles, without labels: of the objects that serve the whole cluster, and of those
+    that serve one namespace.
+    """
     account = [
         text
         for text in whole
@@ -150,36 +154,39 @@ def manifests() -> dict[Path, str]:
         for text in whole
         if re.search(r"^kind: ClusterRole", text, re.M) and "name: modelchain-operator" in text
     ]
-    namespaced = [
-        text.replace(f"  namespace: {SERVED}\n", "")
-        for text in one
-        if f"  namespace: {SERVED}\n" in text
-    ]
-    rbac, deploy = REPOSITORY / "operator" / "rbac", REPOSITORY / "deploy"
+    served = f"  namespace: {SERVED}\n"
+    namespaced = [text.replace(served, "") for text in one if served in text]
+    folder = REPOSITORY / "operator" / "rbac"
     return {
-        rbac / "account.yaml": _file(
+        folder / "account.yaml": _file(
             "The operator's account and its Lease of leader election: needed once, whether it"
             " serves a cluster or some namespaces.",
             [NAMESPACE, *account],
             labels=False,
         ),
-        rbac / "cluster.yaml": _file(
+        folder / "cluster.yaml": _file(
             "Rights to serve every namespace. Beside account.yaml: kubectl apply -f account.yaml -f"
             " cluster.yaml",
             cluster,
             labels=False,
         ),
-        rbac / "namespaced.yaml": _file(
+        folder / "namespaced.yaml": _file(
             "Rights to serve one namespace: kubectl apply -f account.yaml, then for each: "
             "kubectl apply -f namespaced.yaml -n NAMESPACE",
             namespaced,
             labels=False,
         ),
-        deploy / "cluster.yaml": _file(
+    }
+
+
+def _deployments(whole: list[str], one: list[str]) -> dict[Path, str]:
+    folder = REPOSITORY / "deploy"
+    return {
+        folder / "cluster.yaml": _file(
             "The operator, for every namespace: kubectl apply -f crds/ -f deploy/cluster.yaml",
             [NAMESPACE, *whole],
         ),
-        deploy / "namespaced.yaml": _file(
+        folder / "namespaced.yaml": _file(
             f"The operator, for the namespace {SERVED} alone; with yours in its place:\n"
             f"#   sed s/{SERVED}/YOURS/ deploy/namespaced.yaml | kubectl apply -f crds/ -f -",
             [NAMESPACE, *one],
@@ -197,7 +204,7 @@ metadata:
 
 
 def _template(*settings: str) -> list[str]:
-    """The chart's objects as it renders them; the CRDs apart, which lie in crds/."""
+    """The objects that the chart renders, without the CRDs, which lie in crds/."""
     options = [
         option for setting in ("crds.enabled=false", *settings) for option in ("--set", setting)
     ]
@@ -215,7 +222,8 @@ def _file(about: str, objects: list[str], *, labels: bool = True) -> str:
 
 if __name__ == "__main__":
     sys.path.append(str(REPOSITORY / "tests" / "cluster"))
-    for files in (inside, manifests):  # the manifests are rendered from what the chart holds then
+    # In this order, since the chart must be current before it is rendered.
+    for files in (inside, manifests):
         for path, text in files().items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)

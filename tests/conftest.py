@@ -1,14 +1,19 @@
-"""For every level: where things are, and skips that are seen. On CI a skip is a failure: nothing is
-missing there.
+"""For every level: where things are, skips that are seen, and sweeps that are sampled.
+
+On CI a skip is a failure: nothing is missing there. What a sample leaves out is deselected, not
+skipped, and counted.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sweeps
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -27,6 +32,27 @@ def shared_data() -> Path:
     return folder
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    sweeps.seed()  # before the workers of pytest-xdist start: they inherit it
+
+
+@pytest.hookimpl(trylast=True)  # after -k, which may ask for one case
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    swept: defaultdict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("sweep"):
+            swept[item.nodeid.partition("[")[0]].append(item)
+    kept: set[pytest.Item] = set()
+    for name, cases in swept.items():
+        mark = cases[0].get_closest_marker("sweep")
+        assert mark is not None
+        kept.update(sweeps.sample(name, cases, *mark.args))
+    dropped = [item for cases in swept.values() for item in cases if item not in kept]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if item not in set(dropped)]
+
+
 _skipped: list[str] = []
 
 
@@ -40,7 +66,27 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if _skipped and os.environ.get("CI"):
+    told = getattr(session.config, "workeroutput", None)
+    if told is not None:  # a worker of pytest-xdist; the next function is the controller's
+        told.update(skipped=_skipped, left=dict(sweeps.left))
+    elif _skipped and os.environ.get("CI"):
         for line in _skipped:
             print(f"\nskipped on CI: {line}")
         session.exitstatus = 1
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker has ended. All of them leave the same cases, or one of them what it sampled."""
+    told = getattr(node, "workeroutput", {})
+    _skipped.extend(told.get("skipped", []))
+    sweeps.left |= Counter(told.get("left", {}))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if left := sweeps.left.total():
+        line = f"[sweep] {left} cases are left to `make test-all`; SEED={sweeps.seed()}"
+        terminalreporter.write_line(line)
+        if summary := os.environ.get("SUMMARY"):
+            with Path(summary).open("a") as lines:
+                lines.write(line + "\n")

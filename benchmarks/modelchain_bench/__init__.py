@@ -2,6 +2,5 @@
 one run.
 """
 
-# What makes a step fast and nothing else; the benchmark alone can switch them off, to see what each
-# is worth.
+# Parts of a step that change its speed only. The benchmark can switch them off, to measure each.
 LEVERS = ("chunks", "pooled", "lookup", "fused", "compiled")

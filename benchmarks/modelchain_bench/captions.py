@@ -1,4 +1,4 @@
-"""Captions to measure with: of the lengths of Flickr8k's training captions, or those of a file."""
+"""Captions for benchmarks: random words with the lengths of Flickr8k's captions, or from a file."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from open_clip.tokenizer import SimpleTokenizer
 
 from modelchain.errors import InputError
 
-# Tokens of a caption, start and end of text included: how many of Flickr8k's 29,995 training
-# captions are that long. fmt: off
+# By the number of tokens, start and end of text included: how many of Flickr8k's 29,995 training
+# captions have it. fmt: off
 LENGTHS = {
     4: 8,
     5: 24,
@@ -61,8 +61,8 @@ def captions(
     """`count` captions as the loader gives them: uint16, from start to end of text, at most
     `context_length` tokens.
 
-    Random words of the lengths above, drawn without replacement as long as there are any; or lines
-    of `file`. Raises InputError: `file` cannot be read, or holds no caption.
+    They are random words with the lengths above, drawn without replacement while there are any, or
+    lines of `file`. Raises InputError if `file` cannot be read or holds no caption.
     """
     rng, tokenizer = np.random.default_rng(seed), _tokenizer()
     start, end = tokenizer.sot_token_id, tokenizer.eot_token_id
@@ -82,7 +82,7 @@ _tokenizer = cache(SimpleTokenizer)
 
 
 def _draw(rng: np.random.Generator, population: np.ndarray, count: int) -> list[Any]:
-    """`count` members, each once before any is drawn twice."""
+    """`count` members. Each is drawn once before any is drawn twice."""
     rounds = -(-count // len(population))
     return np.concatenate([rng.permutation(population) for _ in range(rounds)])[:count].tolist()
 

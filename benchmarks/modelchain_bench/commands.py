@@ -1,4 +1,4 @@
-"""`modelchain bench step|loader|end-to-end`, found by the entry points of pyproject.toml."""
+"""`modelchain bench step|loader|end-to-end`, which an entry point in pyproject.toml names."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rich.table import Table
 from modelchain.errors import InputError
 from modelchain_bench import LEVERS
 
-# Threads that wait must not spin: on a machine that does anything else they cost both loops many
-# times their work.
+# Waiting threads must not spin: as soon as another process wants a core, both loops would take many
+# times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 bench = typer.Typer(
@@ -27,7 +27,9 @@ Model = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option("--batch", min=2, max=65_536, help="Pictures a step.")]
 Captions = Annotated[int, typer.Option("--captions", min=1, max=64, help="Captions a picture.")]
-Pairs = Annotated[int, typer.Option("--pairs", min=5, max=1000, help="Turns of each, interleaved.")]
+Pairs = Annotated[
+    int, typer.Option("--pairs", min=5, max=1000, help="Turns of each loop, interleaved.")
+]
 Precision = Annotated[
     Literal["bf16", "fp32"], typer.Option("--precision", help="bf16: by autocast, both loops.")
 ]
@@ -40,11 +42,12 @@ def step(
     batch: BatchSize = 32,
     captions: Captions = 4,
     pad: Annotated[
-        int | None, typer.Option("--pad", min=1, help="Shortest length a caption is processed at.")
+        int | None,
+        typer.Option("--pad", min=1, help="Process each caption with at least this many tokens."),
     ] = None,
     captions_file: Annotated[
         Path | None,
-        typer.Option("--captions-file", help="A caption a line; else Flickr8k's lengths."),
+        typer.Option("--captions-file", help="One caption per line. Default: Flickr8k's lengths."),
     ] = None,
     precision: Precision = "fp32",
     without: Annotated[
@@ -52,7 +55,7 @@ def step(
     ] = "",
     predecessor: Annotated[
         str | None,
-        typer.Option("--predecessor", help="Tell what distilling from it would add."),
+        typer.Option("--predecessor", help="Measure, too, what distilling from it would add."),
     ] = None,
     pairs: Pairs = 5,
     output: Output = "table",
@@ -61,24 +64,25 @@ def step(
 
     Example: [bold]modelchain bench step --model ViT-T-16 --batch 32 --captions 4[/bold]
     """
-    off = tuple(name for name in without.split(",") if name)
-    if unknown := set(off) - set(LEVERS):
+    config, off = _config(model, "--model"), _levers(without)
+    before = _config(predecessor, "--predecessor") if predecessor else None
+    # After the options were checked, since torch takes seconds to load.
+    from modelchain_bench.step import Options, measure
+
+    options = Options(
+        batch, captions, pad=pad, captions_file=captions_file, precision=precision,
+        pairs=pairs, without=off, predecessor=before,
+    )  # fmt: skip
+    _show({"model": model, "predecessor": predecessor} | measure(config, options), output)
+
+
+def _levers(names: str) -> tuple[str, ...]:
+    levers = tuple(name for name in names.split(",") if name)
+    if unknown := set(levers) - set(LEVERS):
         raise InputError(
             f"{min(unknown)!r} is no lever; they are {', '.join(LEVERS)}", field="--without"
         )
-    config, before = (
-        _config(model, "--model"),
-        _config(predecessor, "--predecessor") if predecessor else None,
-    )
-    from modelchain_bench.step import (
-        measure,  # torch, which takes its seconds, only for what is worth it
-    )
-
-    found = measure(
-        config, batch, captions, pad=pad, captions_file=captions_file, precision=precision,
-        pairs=pairs, without=off, predecessor=before,
-    )  # fmt: skip
-    _show({"model": model, "predecessor": predecessor} | found, output)
+    return levers
 
 
 Data = Annotated[
@@ -95,8 +99,8 @@ def loader(
     pairs: Pairs = 5,
     output: Output = "table",
 ) -> None:
-    """Pictures and captions made ready by one core: ours over open_clip's pipeline on the same
-    files, and packed.
+    """Pictures and captions that one core loads: ours over open_clip's pipeline on the same files,
+    and ours on packed files.
 
     Example: [bold]modelchain bench loader --data
     '../shared/data/coco-mini/train/train-000000.tar'[/bold]
@@ -119,7 +123,10 @@ def end_to_end(
     data: Data = None,
     precision: Precision = "fp32",
     workers: Annotated[
-        int, typer.Option("--workers", min=1, max=256, help="That decode, for each loop.")
+        int,
+        typer.Option(
+            "--workers", min=1, max=256, help="Threads or processes that decode, for each loop."
+        ),
     ] = 2,
     pairs: Pairs = 5,
     output: Output = "table",
@@ -139,7 +146,7 @@ def end_to_end(
 
 
 def _config(name: str, option: str) -> Any:
-    from modelchain.families.zoo import MODELS
+    from modelchain.api.zoo import MODELS
 
     if name not in MODELS:
         raise InputError(f"{name!r} is not known; the models are {', '.join(MODELS)}", field=option)
@@ -150,26 +157,8 @@ def _show(found: dict[str, Any], output: str) -> None:
     if output == "json":
         typer.echo(json.dumps(found, indent=1))
         return
-    table = Table(
-        "pair",
-        "ours",
-        "stock",
-        "ratio",
-        title=f"{found['model']}, samples a second",
-        title_justify="left",
-    )
-    samples = found["batch"] * found.get("stepsPerTurn", 1)
-    for number, pair in enumerate(found["pairs"], 1):
-        rates = (f"{samples / pair[who]:.2f}" for who in ("ours", "stock"))
-        table.add_row(str(number), *rates, f"{pair['ratio']:.3f}")
-    table.add_section()
-    table.add_row(
-        "median",
-        *(f"{rate:.2f}" for rate in found["samplesPerSecond"].values()),
-        f"[bold]{found['ratio']:.3f}[/bold]",
-    )
     console = Console()
-    console.print(table)
+    console.print(_pairs_table(found))
     if "tokens" in found:
         real, processed = found["tokens"]["real"], found["tokens"]["processed"]
         console.print(
@@ -185,3 +174,19 @@ def _show(found: dict[str, Any], output: str) -> None:
     if "packedSamplesPerSecond" in found:
         console.print(f"packed first: {found['packedSamplesPerSecond']:.0f} a second")
     console.print(", ".join(f"{name} {value}" for name, value in found["environment"].items()))
+
+
+def _pairs_table(found: dict[str, Any]) -> Table:
+    title = f"{found['model']}, samples a second"
+    table = Table("pair", "ours", "stock", "ratio", title=title, title_justify="left")
+    samples = found["batch"] * found.get("stepsPerTurn", 1)
+    for number, pair in enumerate(found["pairs"], 1):
+        rates = (f"{samples / pair[who]:.2f}" for who in ("ours", "stock"))
+        table.add_row(str(number), *rates, f"{pair['ratio']:.3f}")
+    table.add_section()
+    table.add_row(
+        "median",
+        *(f"{rate:.2f}" for rate in found["samplesPerSecond"].values()),
+        f"[bold]{found['ratio']:.3f}[/bold]",
+    )
+    return table

@@ -1,5 +1,5 @@
-"""`modelchain bench loader`: what one core loads, ours against open_clip's own pipeline on the same
-files.
+"""`modelchain bench loader`: samples that one core loads, ours against open_clip's pipeline on the
+same files.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,10 @@ from modelchain_data.samples import Problems, read_shard
 from modelchain_data.tars import read_at
 
 PICTURES, HEIGHT, WIDTH, QUALITY = 128, 480, 640, 90
-# of a picture's amplitudes with frequency; makes JPEGs of 0.25 bytes a pixel, as photographs are
+# Exponent by which amplitudes fall with frequency. It makes JPEGs of 0.25 bytes a pixel, like
+# photographs.
 FALL = 1.5
+Sample = tuple[str, bytes, list[str]]  # key, encoded picture, captions
 WORDS = (
     "a the man woman dog two children girl boy in on with red blue black white shirt water grass"
     " runs stands"
@@ -53,56 +56,63 @@ def measure_loader(
     """Turns of ours and of the stock pipeline on the same files, and of ours on the same pictures
     packed.
 
-    Seconds are CPU time of the whole process with one thread that decodes: what one core does, also
-    where other work slows the clock on the wall. Both crop, resize, and make `captions` texts a
-    picture into tokens; ours gives uint8, which the device normalises, the stock one floats.
+    Seconds are CPU time of the whole process, which decodes with one thread: so other work on the
+    machine does not count. Both crop and resize a picture and tokenise `captions` texts of it. Ours
+    gives uint8, which the device normalises; the stock pipeline gives floats. `data` are tars
+    (braces allowed) whose first pictures are taken; None: synthetic pictures of 640 x 480. A turn
+    takes about `seconds`.
 
-    Args:
-        data: tars (braces allowed) whose first pictures are taken; None: synthetic pictures of 640
-            x 480.
-        seconds: of a turn, about.
     Raises:
         InputError: `data` cannot be read, or holds fewer samples than `batch`, or samples without
             captions.
     """
+    with _one_thread(), tempfile.TemporaryDirectory(prefix="modelchain-bench-") as folder:
+        shard, samples = sampled(data, batch, Path(folder))
+        packed = Path(pack(shard, Path(folder, "packed"))[0].shards)
+        options = {"global_batch_size": batch, "captions_per_sample": captions}
+        options |= {"image_size": image_size, "context_length": context_length}
+        stock = iter(stock_pipeline(str(shard), batch, captions, image_size, context_length))
+        makers = [_ours(shard, options), lambda: next(stock), _ours(packed, options)]
+        turns = _turns(makers, pairs, seconds)
+    return {
+        "batch": batch,
+        "captions": captions,
+        "imageSize": image_size,
+        **summary([Pair(ours, stock) for ours, stock, _ in turns], batch),
+        "packedSamplesPerSecond": round(statistics.median(batch / own for *_, own in turns), 3),
+        "pictures": _about(data, samples),
+        "environment": environment(torch.device("cpu")),
+    }
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with tempfile.TemporaryDirectory(prefix="modelchain-bench-") as folder:
-            there = Path(folder)
-            shard, samples = sampled(data, batch, there)
-            packed = Path(pack(shard, there / "packed")[0].shards)
-            options = {"global_batch_size": batch, "captions_per_sample": captions}
-            options |= {"image_size": image_size, "context_length": context_length}
-            stock = iter(stock_pipeline(str(shard), batch, captions, image_size, context_length))
-            makers = (
-                _ours(shard, there, options),
-                lambda: next(stock),
-                _ours(packed, there, options),
-            )
-            for make in makers:
-                make()
-            turns = [[_seconds(make, seconds) for make in makers] for _ in range(pairs)]
-            about = {"source": data or f"synthetic, {WIDTH} x {HEIGHT}", "count": len(samples)}
-            about["bytes"] = sum(len(picture) for _, picture, _ in samples) // len(samples)
-            return {
-                "batch": batch,
-                "captions": captions,
-                "imageSize": image_size,
-                **summary([Pair(ours, stock) for ours, stock, _ in turns], batch),
-                "packedSamplesPerSecond": round(
-                    statistics.median(batch / packed for *_, packed in turns), 3
-                ),
-                "pictures": about,
-                "environment": environment(torch.device("cpu")),
-            }
+        yield
     finally:
         torch.set_num_threads(threads)
 
 
+def _turns(makers: list[Callable[[], object]], pairs: int, seconds: float) -> list[list[float]]:
+    """CPU seconds a batch of each maker, in turns, after a first batch that is not counted."""
+    for make in makers:
+        make()
+    return [[_seconds(make, seconds) for make in makers] for _ in range(pairs)]
+
+
+def _about(data: str | None, samples: list[Sample]) -> dict[str, Any]:
+    return {
+        "source": data or f"synthetic, {WIDTH} x {HEIGHT}",
+        "count": len(samples),
+        "bytes": sum(len(picture) for _, picture, _ in samples) // len(samples),
+    }
+
+
 def sampled(data: str | None, batch: int, folder: Path) -> tuple[Path, list[Sample]]:
-    """A tar in `folder` of the first pictures of `data`, or of synthetic ones; raises as
-    `measure_loader` does.
+    """A tar in `folder` of the first pictures of `data`, or of synthetic ones. Raises what
+    `measure_loader` raises.
     """
     samples = list(_first(data)) if data else synthetic(max(batch, PICTURES))
     if len(samples) < batch:
@@ -134,11 +144,8 @@ def synthetic(count: int = PICTURES, seed: int = 0) -> list[Sample]:
     return samples
 
 
-Sample = tuple[str, bytes, list[str]]  # key, encoded picture, captions
-
-
 def _first(data: str) -> Iterator[Sample]:
-    """The first samples of the tars, at most as many as there are synthetic ones."""
+    """The first samples of the tars, at most PICTURES."""
     problems, shards = Problems(), [Path(name) for name in expand(data)]
     if gone := [shard for shard in shards if not shard.is_file()]:
         raise InputError("no such file", file=gone[0])
@@ -165,14 +172,15 @@ def _write(shard: Path, samples: list[Sample]) -> Path:
     return shard
 
 
-def _ours(shard: Path, folder: Path, options: dict[str, int]) -> Callable[[], object]:
-    batches = Batches(data=open_set([shard], folder / "cache"), seed=0, threads=1, **options)
+def _ours(shard: Path, options: dict[str, int]) -> Callable[[], object]:
+    """Makes the next batch at each call."""
+    batches = Batches(data=open_set([shard], shard.parent / "cache"), seed=0, threads=1, **options)
     decoder, steps = ThreadPoolExecutor(1), itertools.count()
     return lambda: batches.batch(next(steps), decoder)
 
 
 def _seconds(make: Callable[[], object], least: float) -> float:
-    """CPU seconds a batch, over batches that take `least` together."""
+    """CPU seconds a batch, over batches that together take `least`."""
     made, start = 0, time.process_time()
     while (spent := time.process_time() - start) < least:
         make()

@@ -1,4 +1,4 @@
-"""On what machine a benchmark ran. Knows no torch."""
+"""The machine that a benchmark ran on. This imports no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def processor() -> str:
-    """The processor's name, as Linux gives it; else its architecture."""
+    """The processor's name from Linux, else its architecture."""
     file = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", file.read_text()) if file.exists() else None
     return found[1] if found else platform.machine()

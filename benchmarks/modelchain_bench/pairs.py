@@ -1,6 +1,4 @@
-"""Timing two things against each other on a machine that is never quite quiet, and saying on what
-machine.
-"""
+"""Timing two loops against each other on a machine with other work, and describing the machine."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ PEAK = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "L40S": 362e12}
 
 
 class Pair(NamedTuple):
-    """Seconds of one turn of each."""
+    """Seconds of one turn of each loop."""
 
     ours: float
     stock: float
@@ -37,9 +35,7 @@ def interleaved(
     device: torch.device,
     warm_up: int = 1,
 ) -> list[Pair]:
-    """Turns of both, one after the other, after `warm_up` that are not counted; who goes first
-    alternates.
-    """
+    """Turns of both loops in alternating order, after `warm_up` turns that are not counted."""
     found: list[Pair] = []
     for turn in range(-warm_up, pairs):
         first, second = (ours, stock) if turn % 2 else (stock, ours)
@@ -50,7 +46,7 @@ def interleaved(
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """What a turn takes, the device's part included."""
+    """Seconds of one turn, including the device's work."""
     start = time.perf_counter()
     work()
     if device.type == "cuda":
@@ -75,11 +71,11 @@ def summary(pairs: list[Pair], per_turn: float) -> dict[str, Any]:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What the numbers depend on."""
+    """The versions and hardware that the figures depend on."""
     return {**runtime.environment(1, device), "processor": processor(), "cores": os.cpu_count()}
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Dense bf16 FLOP/s of the device, where they are known."""
+    """Dense bf16 FLOP/s of the device, if known."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((peak for part, peak in PEAK.items() if part in name), None)

@@ -1,8 +1,8 @@
 """`modelchain bench step`: one update of our trainer against one of the stock loop, on synthetic
 pictures.
 
-Both have the same model from the same weights, see the same pictures and captions, and compute the
-same loss; only the captions' lengths are real.
+Both start from the same weights, get the same pictures and captions, and compute the same loss. Of
+the data only the captions' lengths are real.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,7 +25,7 @@ from modelchain.api.modelconfig import ModelConfig
 from modelchain.errors import InputError
 from modelchain.plan.macs import image_macs, text_macs
 from modelchain_bench.captions import captions as draw
-from modelchain_bench.pairs import environment, interleaved, peak_flops, summary
+from modelchain_bench.pairs import Pair, environment, interleaved, peak_flops, summary
 from modelchain_bench.stock import StockLoop
 from modelchain_data import batches as data
 from modelchain_data.batches import Batch
@@ -37,73 +38,103 @@ ALPHA = 500.0
 CACHE = Path.home() / ".cache" / "modelchain"
 
 
-def measure(
-    config: ModelConfig,
-    batch: int,
-    captions: int,
-    *,
-    pad: int | None = None,
-    captions_file: Path | None = None,
-    precision: str = "fp32",
-    pairs: int = 5,
-    without: tuple[str, ...] = (),
-    predecessor: ModelConfig | None = None,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Options:
+    """How the two loops are compared."""
+
+    batch: int  # pictures a step
+    captions: int  # of each picture
+    pad: int | None = None  # no caption is processed shorter than this
+    captions_file: Path | None = None  # None: texts of Flickr8k's lengths
+    precision: str = "fp32"
+    pairs: int = 5  # turns of each loop
+    without: tuple[str, ...] = ()  # of LEVERS, those that are switched off
+    # Measures, too, what distilling from a model of this config would add. The ratio is without it.
+    predecessor: ModelConfig | None = None
+
+
+def measure(config: ModelConfig, options: Options) -> dict[str, Any]:
     """Ratio of samples a second, ours over the stock loop's: the median of interleaved pairs.
 
-    Args:
-        batch: pictures a step, `captions` texts each.
-        pad: no caption is processed shorter than this.
-        without: of LEVERS, those that are switched off.
-        predecessor: tell, too, what distilling from a model of this config would add; the ratio is
-            without it.
     Raises:
         InputError: `captions_file` cannot be read, or `pad` is longer than the model's context.
     """
-    resolved, context = config.resolved(), config.text_cfg.context_length
-    if pad is not None and pad > context:
-        raise InputError(f"{pad} is longer than the model's context of {context}", field="--pad")
-    device = this_device()
-    stock = StockLoop(resolved, device, precision, captions)
-    ours = our_step(resolved, device, precision, predecessor, stock.model)
-    teacher, ours.teacher = ours.teacher, None
-    texts = [draw(batch * captions, index, captions_file, context) for index in range(DISTINCT)]
-    lengths = [len(text) for some in texts for text in some]
+    context, device = config.text_cfg.context_length, this_device()
+    if options.pad is not None and options.pad > context:
+        raise InputError(
+            f"{options.pad} is longer than the model's context of {context}", field="--pad"
+        )
+    stock = StockLoop(config.resolved(), device, options.precision, options.captions)
+    ours = our_step(config.resolved(), device, options.precision, options.predecessor, stock.model)
+    texts = _texts(options, context)
     with ExitStack() as off:
-        for lever in without:
+        for lever in options.without:
             switch_off(lever, ours, off, context)
-        made = [_batch(config, index, batch, some, pad) for index, some in enumerate(texts)]
-        for_stock = [(models.normalise(b.images), _padded(b.captions, context)) for b in made]
-        turn, stock_turn = itertools.cycle(made), itertools.cycle(for_stock)
+        made = [
+            _batch(config, index, options.batch, some, options.pad)
+            for index, some in enumerate(texts)
+        ]
+        found, teacher_share = _compared(ours, stock, made, options.pairs, device)
+    about = summary(found, options.batch)
+    steps_per_second = about["samplesPerSecond"]["ours"] / options.batch
+    lengths = [len(text) for some in texts for text in some]
+    return {
+        **_named(options),
+        **about,
+        "tokens": _tokens(lengths, made),
+        "mfu": _mfu(config, options.batch, lengths, steps_per_second, device),
+        "teacherShare": teacher_share,
+        "environment": environment(device),
+    }
 
-        @without_determinism(device)
-        def theirs() -> None:
-            stock.step(*next(stock_turn))
 
-        found = interleaved(lambda: ours(next(turn)), theirs, pairs, device, _warm_up(device))
-        about = summary(found, batch)
-        return {
-            "batch": batch,
-            "captions": captions,
-            "precision": precision,
-            "pad": pad,
-            "without": list(without),
-            **about,
-            "tokens": {
-                "real": sum(lengths) / DISTINCT,
-                "processed": sum(b.processed_tokens for b in made) / DISTINCT,
-            },
-            "mfu": _mfu(config, batch, lengths, about["samplesPerSecond"]["ours"] / batch, device),
-            "teacherShare": _teacher_share(ours, teacher, made, pairs, device) if teacher else None,
-            "environment": environment(device),
-        }
+def _texts(options: Options, context: int) -> list[list[np.ndarray]]:
+    """Captions as tokens, for each of the batches."""
+    count = options.batch * options.captions
+    return [draw(count, index, options.captions_file, context) for index in range(DISTINCT)]
+
+
+def _named(options: Options) -> dict[str, Any]:
+    return {
+        "batch": options.batch,
+        "captions": options.captions,
+        "precision": options.precision,
+        "pad": options.pad,
+        "without": list(options.without),
+    }
+
+
+def _tokens(lengths: list[int], made: list[Batch]) -> dict[str, float]:
+    """Tokens a step: of the captions, and of those that are computed."""
+    return {
+        "real": sum(lengths) / DISTINCT,
+        "processed": sum(batch.processed_tokens for batch in made) / DISTINCT,
+    }
+
+
+def _compared(
+    ours: Step, stock: StockLoop, made: list[Batch], pairs: int, device: torch.device
+) -> tuple[list[Pair], float | None]:
+    """Seconds of both loops on the same batches, ours without its teacher; and if it has one, the
+    teacher's share.
+    """
+    teacher, ours.teacher = ours.teacher, None
+    context = made[0].context_length
+    for_stock = [(models.normalise(b.images), _padded(b.captions, context)) for b in made]
+    turn, stock_turn = itertools.cycle(made), itertools.cycle(for_stock)
+
+    @without_determinism(device)
+    def theirs() -> None:
+        stock.step(*next(stock_turn))
+
+    found = interleaved(lambda: ours(next(turn)), theirs, pairs, device, _warm_up(device))
+    share = _teacher_share(ours, teacher, made, pairs, device) if teacher else None
+    return found, share
 
 
 @contextmanager
 def without_determinism(device: torch.device) -> Iterator[None]:
-    """The stock loop as a lab runs it: what makes ours repeatable to the bit is not its to pay
-    for.
-    """
+    """Runs the stock loop as a lab does, without what makes ours repeatable to the bit."""
     torch.use_deterministic_algorithms(False)
     yield
     torch.use_deterministic_algorithms(device.type == "cpu")
@@ -112,11 +143,8 @@ def without_determinism(device: torch.device) -> Iterator[None]:
 def _teacher_share(
     step: Step, teacher: nn.Module, made: list[Batch], pairs: int, device: torch.device
 ) -> float:
-    """The part of a step with the teacher that goes away without it."""
-    alone, together = (
-        itertools.cycle(made),
-        itertools.cycle(made),
-    )  # of their own: both meet every batch
+    """The part of a step with the teacher that it takes less without it."""
+    alone, together = itertools.cycle(made), itertools.cycle(made)  # both meet every batch
 
     def pulled() -> None:
         step.teacher = teacher
@@ -128,7 +156,9 @@ def _teacher_share(
 
 
 def _warm_up(device: torch.device) -> int:
-    """Each batch once before it counts where layers are compiled for its captions' lengths."""
+    """Turns before the first that counts: on a GPU one of each batch, since layers are compiled for
+    the lengths of its captions.
+    """
     return DISTINCT if device.type == "cuda" else 1
 
 
@@ -147,14 +177,17 @@ def our_step(
     student = models.Student(clip, predecessor.embed_dim if predecessor else None).to(device)
     if runtime.compiles(device, CACHE, print):
         models.compile_layers(student, teacher)
-    inputs = {
-        "learningRate": "1e-4",
-        "weightDecay": "0.1",
-        "warmupSteps": 0,
-        "precision": precision,
-        "seed": 0,
-    }
-    return Step(student, teacher, inputs, steps=10_000, alpha=ALPHA)
+    return Step(
+        student=student,
+        teacher=teacher,
+        steps=10_000,
+        learning_rate=1e-4,
+        warmup_steps=0,
+        weight_decay=0.1,
+        precision=precision,
+        seed=0,
+        alpha=ALPHA,
+    )
 
 
 def switch_off(lever: str, step: Step, off: ExitStack, context: int) -> None:
@@ -181,7 +214,7 @@ def switch_off(lever: str, step: Step, off: ExitStack, context: int) -> None:
 
 
 class _PlainAdamW(torch.optim.AdamW):
-    found_inf = property(lambda _: None, lambda *_: None)  # the fused kernel alone can skip a batch
+    found_inf = property(lambda _: None, lambda *_: None)  # only the fused kernel can skip a batch
 
 
 def _whole_layer(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -209,7 +242,7 @@ def _batch(
     side, context = config.vision_cfg.image_size, config.text_cfg.context_length
     generator = torch.Generator().manual_seed(index)
     pictures = torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8, generator=generator)
-    if pad:  # zeros after the end of a text change nothing but the length
+    if pad:  # zeros after the end of a text change only its length
         texts = [np.pad(text, (0, max(pad - len(text), 0))) for text in texts]
     return Batch(index, np.arange(size), pictures, texts, context)
 
@@ -227,8 +260,8 @@ def _mfu(
     steps_per_second: float,
     device: torch.device,
 ) -> float | None:
-    """Useful FLOP a second over the device's peak: forward and twice that backward, over real
-    tokens alone.
+    """Useful FLOP a second over the device's peak: the forward pass and twice that backward, over
+    real tokens only.
     """
     peak = peak_flops(device)
     if peak is None:

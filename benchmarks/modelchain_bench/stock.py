@@ -1,9 +1,9 @@
-"""What a lab writes today: open_clip's public pieces and a loop around them. Ours is measured
-against it.
+"""The loop that a lab would write from open_clip's public pieces, for our trainer to be measured
+against.
 
-Its transforms, its tokenizer at the whole context, its towers, its loss and torch's AdamW as
-open_clip's own script calls it. A picture's captions are M texts; the loss is the mean over the M
-slots, which is what our trainer computes.
+It has open_clip's transforms, tokenizer at the whole context, towers and loss, and torch's AdamW as
+open_clip's own script calls it. A picture has M captions. The loss is the mean over the M slots, as
+our trainer computes it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor
 def stock_pipeline(
     shards: str, batch: int, captions: int, image_size: int, context_length: int
 ) -> Any:
-    """Pictures [N, 3, H, W] and captions [N, M, context], without end, as open_clip's
-    get_wds_dataset makes them.
+    """Batches without end, as from open_clip's get_wds_dataset: pictures [N, 3, H, W] and captions
+    [N, M, context].
     """
     tokenizer, drawing = open_clip.SimpleTokenizer(context_length=context_length), random.Random(0)
     transform = open_clip.image_transform(image_size, is_train=True)
@@ -36,7 +36,7 @@ def stock_pipeline(
         )
         return tokenizer(drawn)  # type: ignore[no-any-return]
 
-    # Not split: of a single shard, every worker of a loader reads all.
+    # Not split between workers: each reads the whole of a single shard.
     pipeline = (
         webdataset.WebDataset(shards, shardshuffle=False, workersplitter=None)
         .repeat()
@@ -72,19 +72,15 @@ class StockLoop:
         self.optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.98), eps=1e-8)
 
     def step(self, images: Tensor, texts: Tensor) -> Tensor:
-        """One update on captions [N * M, L] or [N, M, L]; the loss, still on the device."""
+        """One update on captions [N * M, L] or [N, M, L]. Returns the loss, on the device."""
         images = images.to(self.device, non_blocking=True)
         texts = texts.to(self.device, non_blocking=True).flatten(0, -2)
         self.optimizer.zero_grad()
         with self.autocast:
-            image, text = (
-                self.model.encode_image(images, normalize=True),
-                self.model.encode_text(texts, normalize=True),
-            )
-            scale, slots = (
-                self.model.logit_scale.exp(),
-                text.unflatten(0, (len(image), self.captions)).unbind(1),
-            )
+            image = self.model.encode_image(images, normalize=True)
+            text = self.model.encode_text(texts, normalize=True)
+            scale = self.model.logit_scale.exp()
+            slots = text.unflatten(0, (len(image), self.captions)).unbind(1)
             loss = torch.stack([self.loss(image, slot, scale) for slot in slots]).mean()
         loss.backward()
         self.optimizer.step()

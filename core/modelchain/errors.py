@@ -1,5 +1,5 @@
-"""The two ways a command fails on purpose: the input is wrong (exit 2) or the work failed (exit
-1).
+"""The two errors that a command reports: the input is wrong (exit 2), or the work
+failed (exit 1).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ EXIT_DONE, EXIT_WORK_FAILED, EXIT_BAD_INPUT, EXIT_PREEMPTED, EXIT_INTERRUPTED = 
 class Problem:
     """One thing that is wrong: what, in which file, at which field, in one line.
 
-    Names of files and members are somebody else's: what a terminal would obey is shown as an escape
-    instead.
+    Names of files and of tar members are not under our control, so control characters are shown as
+    escapes: a terminal would obey them.
     """
 
     message: str
@@ -29,9 +29,7 @@ class Problem:
 
 
 class InputError(Exception):
-    """What the user gave is wrong. Carries every problem found, each with its place; exit code
-    2.
-    """
+    """What the user gave is wrong. Carries every problem found, with its place; exit code 2."""
 
     exit_code = EXIT_BAD_INPUT
 
@@ -45,14 +43,14 @@ class InputError(Exception):
         super().__init__("\n".join(str(p) for p in self.problems))
 
     def in_file(self, file: str | Path) -> InputError:
-        """The same problems, said of `file` where no file is named."""
+        """The same problems, with `file` where a problem names no file."""
         return InputError(*(replace(p, file=p.file or str(file)) for p in self.problems))
 
 
 class WorkError(Exception):
     """The work itself failed: a corrupt file, a diverged loss, a root in use. Exit code 1.
 
-    `failure` is the class that retry budgets are charged by
+    `failure` is the class that decides which retry budget is charged
     (`modelchain.api.contracts.FailureClass`).
     """
 

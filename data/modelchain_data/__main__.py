@@ -1,7 +1,7 @@
 """`python -m modelchain_data REQUEST.json`: index and check all data of a chain before its first
 stage.
 
-Answers with one DataAnswer on standard output; exit code 0, 1 or 2.
+It writes one DataAnswer to standard output. Its exit code is 0, 1 or 2.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main(request: DataRequest) -> int:
         answer, code = DataAnswer(fingerprint=train_set.fingerprint, notes=notes), EXIT_DONE
     except (InputError, WorkError) as error:
         answer, code = DataAnswer(problems=str(error).splitlines()), error.exit_code
-    except OSError as error:  # of the root: a full disk, say
+    except OSError as error:  # of the root, such as a full disk
         problem = f"{error.filename or request.cache}: {error.strerror or error}"
         answer, code = DataAnswer(problems=[problem]), EXIT_WORK_FAILED
     print(answer.model_dump_json(by_alias=True))

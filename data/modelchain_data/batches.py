@@ -1,5 +1,5 @@
-"""Batches whose content is a pure function of (seed, step): the whole state of the loader is one
-integer.
+"""Batches whose content is a pure function of (seed, step), so that the loader's only state is the
+step.
 """
 
 from __future__ import annotations
@@ -24,48 +24,44 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 from modelchain.errors import WorkError
 from modelchain_data.index import ShardSet
 
-SCALE, RATIO = (
-    (0.9, 1.0),
-    (3 / 4, 4 / 3),
-)  # open_clip's AugmentationCfg, torchvision's RandomResizedCrop
+SCALE = (0.9, 1.0)  # of open_clip's AugmentationCfg
+RATIO = (3 / 4, 4 / 3)  # of torchvision's RandomResizedCrop
 LOG_RATIO = (math.log(RATIO[0]), math.log(RATIO[1]))
 CHUNKS, CHUNK_ROWS, PAD_MULTIPLE = 4, 128, 4
-PREFETCH, MAKING = 3, 2  # batches ahead of the step, and those of them that are being made at once
+PREFETCH, MAKING = 3, 2  # batches ahead of the step, and how many of them are made at once
 
-# Pillow warns at half the pixels that it refuses, and of transparency in a palette, which we drop
-# on purpose.
+# Pillow warns at half the number of pixels that it refuses. It also warns of transparency in a
+# palette, which we drop on purpose.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", "Palette images with Transparency", UserWarning)
 
 
 def _generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
-    """Stream 0 orders the epoch, stream 1 + i belongs to sample i; each has 2^128 numbers of its
-    own.
+    """The random numbers of a stream, of which each has 2^128. Stream 0 orders the epoch, and
+    stream 1 + i belongs to sample i.
     """
     key, counter = np.array([seed, epoch], np.uint64), np.array([0, 0, stream, 0], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-@lru_cache(maxsize=2)  # batches of two epochs are in flight where one ends
+@lru_cache(maxsize=2)  # at the end of an epoch batches of the next are made, too
 def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation of 0 .. samples-1 (int64, read-only) in which an epoch goes through the
-    samples.
-    """
+    """The order of the samples in an epoch: a permutation of 0 .. samples-1 (int64, read-only)."""
     order = _generator(seed, epoch, 0).permutation(samples)
     order.setflags(write=False)
     return order
 
 
 def global_batch(step: int, samples: int, global_batch_size: int, seed: int) -> np.ndarray:
-    """Sample ids int64 [global_batch_size] of `step`, before replacement; the rest of an epoch is
-    dropped.
+    """Sample ids int64 [global_batch_size] of `step`, before unusable ones are replaced. Samples at
+    the end of an epoch that fill no batch are dropped.
     """
     epoch, batch = divmod(step, samples // global_batch_size)
     return epoch_order(samples, seed, epoch)[batch * global_batch_size :][:global_batch_size]
 
 
 def crop_box(rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
-    """Top, left, height, width of a random crop, by the algorithm of torchvision's
+    """Top, left, height and width of a random crop, by the algorithm of torchvision's
     RandomResizedCrop.get_params.
     """
     for _ in range(10):
@@ -74,29 +70,26 @@ def crop_box(rng: np.random.Generator, height: int, width: int) -> tuple[int, in
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return int((height - h + 1) * rng.random()), int((width - w + 1) * rng.random()), h, w
-    # Too tall or too wide for every allowed ratio: the largest central box.
+    # The picture is too tall or too wide for every allowed ratio: take the largest central box.
     h, w = min(height, round(width / RATIO[0])), min(width, round(height * RATIO[1]))
     return (height - h) // 2, (width - w) // 2, h, w
 
 
 def decode(data: bytes) -> Tensor:
-    """An encoded JPEG, PNG or WebP as RGB uint8 [3, height, width]; ValueError if it is not a whole
-    one.
+    """An encoded JPEG, PNG or WebP as RGB uint8 [3, height, width]. Raises ValueError if it cannot
+    be decoded.
 
-    `open` reads only the header, and refuses more than 178,956,970 pixels in any format.
-    Transparency is dropped; the EXIF orientation is ignored.
+    Pictures of more than 178,956,970 pixels are refused by their header. Transparency is dropped,
+    and the EXIF orientation is ignored.
     """
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
-            if data.startswith(b"\xff\xd8") and image.mode in (
-                "RGB",
-                "L",
-            ):  # twice as fast as Pillow
-                return decode_jpeg(
-                    torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB
-                )
-            # torchvision's PNG decoder ends the whole process (SIGSEGV, seen with 0.29) on a
-            # damaged file; PIL raises.
+            if data.startswith(b"\xff\xd8") and image.mode in ("RGB", "L"):
+                # twice as fast as Pillow
+                encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+                return decode_jpeg(encoded, mode=ImageReadMode.RGB)
+            # On a damaged file torchvision's PNG decoder ends the process (SIGSEGV, seen with
+            # 0.29), while Pillow raises.
             return torch.from_numpy(_rgb(image)).permute(2, 0, 1)
     except Image.DecompressionBombError as error:
         raise ValueError(f"too large a picture: {error}") from error
@@ -107,8 +100,8 @@ def decode(data: bytes) -> Tensor:
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-    """uint8 [height, width, 3]. Of 16 bits the upper 8 are kept; so does Pillow, except for grey,
-    which it clips.
+    """The picture as uint8 [height, width, 3]. Of 16 bits the upper 8 are kept, as Pillow does
+    except for grey, which it clips.
     """
     if image.mode.startswith("I"):
         grey = (np.asarray(image) >> 8).astype(np.uint8)
@@ -117,11 +110,11 @@ def _rgb(image: Image.Image) -> np.ndarray:
 
 
 def resized(picture: Tensor, box: tuple[int, int, int, int], size: int) -> Tensor:
-    """The box (top, left, height, width) of a decoded picture as uint8 [3, size, size]: bicubic,
-    antialias.
+    """The box (top, left, height, width) of a decoded picture as uint8 [3, size, size], resized
+    bicubic with antialias.
 
-    Copied by numpy: torch copies a window with as many threads as a matrix product gets, of its own
-    in each decoder.
+    numpy copies the window: torch would use as many threads as for a matrix product, in each of the
+    decoding threads.
     """
     top, left, height, width = box
     window = np.ascontiguousarray(
@@ -132,8 +125,8 @@ def resized(picture: Tensor, box: tuple[int, int, int, int], size: int) -> Tenso
 
 
 def evaluation_image(data: bytes, size: int) -> Tensor:
-    """uint8 [3, size, size]: shortest side to `size`, centre crop; by PIL, as open_clip does it, to
-    the last bit.
+    """A picture for evaluation as uint8 [3, size, size]: the shorter side is resized to `size`,
+    then the centre is cropped. PIL does it, so that all bits equal open_clip's.
     """
     image = functional.resize(
         functional.to_pil_image(decode(data)), [size], InterpolationMode.BICUBIC
@@ -141,18 +134,17 @@ def evaluation_image(data: bytes, size: int) -> Tensor:
     return functional.pil_to_tensor(functional.center_crop(image, [size, size]))
 
 
-Chunk = tuple[
-    Tensor, Tensor
-]  # tokens int64 [n, L] padded with 0, and the captions' rows [n] (int64) in the batch
+# Tokens int64 [n, L], padded with 0, and the captions' rows in the batch, int64 [n].
+Chunk = tuple[Tensor, Tensor]
 
 
 def cut_chunks(captions: list[np.ndarray], context_length: int) -> list[Chunk]:
-    """Sort captions by length and cut them into equal chunks, each padded to its own longest.
+    """Sort captions by length and cut them into equal chunks, each padded to its longest caption.
 
-    Four chunks, up to twice as many where each still has 128 captions. Lengths are rounded up to a
-    multiple of 4, from 33 of 8, from 65 of 16 ...: a compiled text tower meets at most 13 of them
-    in a context of 77. Chunks differ by one caption where their number does not divide the
-    captions'.
+    There are four chunks, or up to eight if each then has at least 128 captions. Lengths are
+    rounded up to a multiple of 4, from 33 tokens on of 8, from 65 on of 16, and so on, so that a
+    compiled text tower meets at most 13 lengths in a context of 77. If the number of chunks does
+    not divide the number of captions, chunks differ by one caption.
     """
     lengths, chunks = np.array([len(caption) for caption in captions]), []
     count = min(max(CHUNKS, min(2 * CHUNKS, len(captions) // CHUNK_ROWS)), len(captions))
@@ -170,12 +162,12 @@ def cut_chunks(captions: list[np.ndarray], context_length: int) -> list[Chunk]:
 
 @dataclass
 class Batch:
-    """One rank's part of a step: n pictures with M captions each; caption `slot` of picture i is
+    """One rank's part of a step: n pictures with M captions each. Caption `slot` of picture i is
     row i * M + slot.
 
-    `ids` int64 [n] (after replacement), `images` uint8 [n, 3, S, S], `captions` n * M arrays of
-    tokens, cut to length. With `pinned` the chunks are in page-locked memory, from which a GPU
-    copies while the host goes on.
+    `ids` is int64 [n], after unusable samples were replaced; `images` is uint8 [n, 3, S, S];
+    `captions` are n * M arrays of tokens, not padded. With `pinned` the chunks lie in page-locked
+    memory, from which a GPU copies while the host computes.
     """
 
     step: int
@@ -196,7 +188,7 @@ class Batch:
         self.processed_tokens = sum(tokens.numel() for tokens, _ in self.chunks)
 
     def pieces(self, size: int | None) -> list[Batch]:
-        """Micro-batches of `size` pictures, each with chunks of its own; the whole batch if `size`
+        """Micro-batches of `size` pictures, each with its own chunks, or the whole batch if `size`
         is None.
         """
         n, m = len(self.ids), len(self.captions) // len(self.ids)
@@ -211,7 +203,9 @@ class Batch:
 
 @dataclass(kw_only=True)
 class Batches:
-    """The training batches of one rank, alike for every number of ranks and threads."""
+    """The training batches of one rank. The number of ranks and threads does not change the global
+    batch.
+    """
 
     data: ShardSet
     image_size: int
@@ -222,27 +216,29 @@ class Batches:
     rank: int = 0
     world_size: int = 1
     threads: int = 2
-    pinned: bool = False  # see Batch; a GPU must be there
+    pinned: bool = False  # see Batch; needs a GPU
     _bad: set[int] = field(default_factory=set, init=False)
 
     @property
     def replaced(self) -> int:
-        """Distinct undecodable pictures this rank has met; the next in order stands in for each."""
+        """How many undecodable pictures this rank has met. Each is replaced by the next
+        in order.
+        """
         return len(self._bad)
 
     @cached_property
     def scarce(self) -> int:
-        """Samples with fewer captions than are drawn: theirs are drawn with replacement, those with
-        none left out.
+        """How many samples have fewer captions than are drawn. Theirs are drawn with replacement;
+        samples with none are left out.
         """
         return int((self.data.caption_counts < self.captions_per_sample).sum())
 
     def from_step(self, step: int) -> Iterator[Batch]:
-        """Batches of `step`, `step` + 1 ... without end, made ahead by threads; closing the
-        generator ends them.
+        """Batches of `step`, `step` + 1 and so on without end. Threads make them ahead; closing the
+        generator ends the threads.
 
-        Raises WorkError of class Data: over 0.1 % of the samples are undecodable, or a shard is
-        gone or has changed.
+        Raises WorkError of class Data if over 0.1 % of the samples are undecodable, or a shard is
+        missing or has changed.
         """
         with ThreadPoolExecutor(self.threads) as decoders, ThreadPoolExecutor(MAKING) as conductor:
             ahead = deque(conductor.submit(self.batch, step + i, decoders) for i in range(PREFETCH))
@@ -255,17 +251,12 @@ class Batches:
                 conductor.shutdown(cancel_futures=True)
 
     def batch(self, step: int, decoders: ThreadPoolExecutor) -> Batch:
-        """The batch of `step`, made here and now by these threads; raises as `from_step` does."""
+        """The batch of `step`, made now by these threads. Raises what `from_step` raises."""
         epoch, batch = divmod(step, len(self.data) // self.global_batch_size)
-        n, m, size = (
-            self.global_batch_size // self.world_size,
-            self.captions_per_sample,
-            self.image_size,
-        )
-        ids, images = (
-            np.empty(n, np.int64),
-            torch.empty((n, 3, size, size), dtype=torch.uint8, pin_memory=self.pinned),
-        )
+        n, m = self.global_batch_size // self.world_size, self.captions_per_sample
+        shape = (n, 3, self.image_size, self.image_size)
+        ids = np.empty(n, np.int64)
+        images = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pinned)
         captions: list[np.ndarray] = [ids] * (n * m)
         pixels = images.numpy()
 
@@ -278,8 +269,8 @@ class Batches:
         return Batch(step, ids, images, captions, self.context_length, self.pinned)
 
     def _sample(self, epoch: int, position: int) -> tuple[int, np.ndarray, list[np.ndarray]]:
-        """Id, crop and captions of the first sample from `position` on in the epoch's order that
-        can be used.
+        """Id, crop and captions of the first usable sample from `position` on in the
+        epoch's order.
         """
         order = epoch_order(len(self.data), self.seed, epoch)
         for at in itertools.count(position):

@@ -1,4 +1,4 @@
-"""The data room's command `modelchain pack`, found by the entry points of pyproject.toml."""
+"""The command `modelchain pack`, which an entry point in pyproject.toml names."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
 from modelchain.errors import EXIT_INTERRUPTED
+
+if TYPE_CHECKING:
+    from modelchain_data.pack import Split
 
 BURST_SECONDS = 2.0  # signals this close together count as one
 
@@ -30,38 +33,18 @@ def pack(
     captions: Annotated[
         str | None,
         typer.Option(
-            metavar="NAMES", help="Of a caption table: columns to take captions from, by commas."
+            metavar="NAMES", help="For a caption table: the columns of captions, parted by commas."
         ),
     ] = None,
 ) -> None:
-    """Make shards: pictures shrunk and captions tokenised once, the fingerprint printed for
+    """Make shards with pictures shrunk and captions tokenised once, and print their fingerprint for
     `data.train.fingerprint`.
 
     SRC may be a caption table as DreamLIP publishes it for CC3M and CC12M, or the word digits.
 
     Example: [bold]modelchain pack digits --to runs/digits[/bold]
     """
-    with (
-        _stopped_as_by_ctrl_c() as check,
-        Progress(console=Console(stderr=True), transient=True) as progress,
-    ):
-        from modelchain_data.pack import pack as work
-
-        bar = progress.add_task(f"packing {source}", total=None)
-
-        def indexing(done: int, shards: int) -> None:
-            check()
-            progress.update(bar, description=f"indexing shard {done} of {shards}")
-
-        def packing(done: int) -> None:
-            check()
-            progress.update(bar, description=f"packing {source}", completed=done)
-
-        columns = None if captions is None else captions.split(",")
-        splits = work(
-            source, to, size=size, captions=columns, on_progress=packing, on_index=indexing
-        )
-    for split in splits:
+    for split in _pack(source, to, size, None if captions is None else captions.split(",")):
         skipped = f", {split.skipped} unusable left out" if split.skipped else ""
         bare = "" if split.captioned else ", none with a caption"
         counts = f"{split.samples} samples{bare}{skipped}"
@@ -70,15 +53,38 @@ def pack(
         )
 
 
+def _pack(source: str, to: Path, size: int, captions: list[str] | None) -> list[Split]:
+    """Pack with a progress bar. An interruption leaves nothing behind."""
+    with (
+        _stopped_as_by_ctrl_c() as check,
+        Progress(console=Console(stderr=True), transient=True) as progress,
+    ):
+        from modelchain_data.pack import pack
+
+        bar = progress.add_task(f"packing {source}", total=None)
+
+        def on_index(done: int, shards: int) -> None:
+            check()
+            progress.update(bar, description=f"indexing shard {done} of {shards}")
+
+        def on_progress(done: int) -> None:
+            check()
+            progress.update(bar, description=f"packing {source}", completed=done)
+
+        return pack(
+            source, to, size=size, captions=captions, on_progress=on_progress, on_index=on_index
+        )
+
+
 @contextlib.contextmanager
 def _stopped_as_by_ctrl_c() -> Iterator[Callable[[], None]]:
-    """SIGTERM and SIGHUP end the block as Ctrl-C does, so that nothing is left behind; what nohup
-    ignores stays so.
+    """SIGTERM and SIGHUP end the block as Ctrl-C does, so that nothing is left behind. A signal
+    that nohup ignores stays ignored.
 
-    Services and terminals send several at once; only the first counts. If it interrupts code that
-    holds a lock, another exception may follow, so after a signal every exception counts as the
-    interruption. What interrupts a destructor is dropped by Python: call what is yielded now and
-    then, it raises again.
+    Services and terminals send several signals at once, of which only the first counts. It may
+    interrupt code that holds a lock, and another exception may follow, so after a signal every
+    exception counts as the interruption. Python drops an exception that is raised in a destructor.
+    So call the yielded function from time to time: after a signal it raises again.
     """
     heard = 0.0
 

@@ -32,14 +32,14 @@ TEMPLATES = [
 
 
 class Row(NamedTuple):
-    """A sample to be packed. `read` raises OSError or ValueError where there is no picture, or the
-    row is unusable.
+    """A sample to be packed. `read` raises OSError or ValueError if there is no picture or the row
+    is unusable.
     """
 
     key: str
     where: str  # for errors
     read: Callable[[], bytes]
-    meta: dict[str, Any]  # the json; `captions` is a list, or not there
+    meta: dict[str, Any]  # the json; `captions` is a list, or absent
 
 
 def load() -> tuple[np.ndarray, list[int]]:
@@ -53,16 +53,9 @@ def splits() -> tuple[dict[str, list[Row]], dict[str, list[str]]]:
     found: dict[str, list[Row]] = {"train": [], "val": []}
     seen: Counter[int] = Counter()
     for number, (image, label) in enumerate(zip(*load(), strict=True)):
-        seen[label] += (
-            1  # every fifth of each class: every fifth of all would be 21 ones and 52 threes
-        )
-        grey = (
-            torch.from_numpy(image * 255 / 16)
-            .round()
-            .byte()
-            .repeat_interleave(4, 0)
-            .repeat_interleave(4, 1)
-        )
+        seen[label] += 1
+        small = torch.from_numpy(image * 255 / 16).round().byte()
+        grey = small.repeat_interleave(4, 0).repeat_interleave(4, 1)
         captions = [template.format(CLASSES[label]) for template in TEMPLATES]
         meta = {"captions": captions, "label": label, "classname": CLASSES[label]}
         row = Row(
@@ -71,5 +64,6 @@ def splits() -> tuple[dict[str, list[Row]], dict[str, list[str]]]:
             partial(bytes, encode_png(grey[None]).numpy()),
             meta,
         )
+        # Every fifth of each class, since every fifth of all would be 21 ones and 52 threes.
         found["train" if seen[label] % 5 else "val"].append(row)
     return found, {"classnames.json": CLASSES, "templates.json": TEMPLATES}

@@ -1,5 +1,5 @@
-"""Shard sets: WebDataset tars read by offset, their captions tokenised once: by `pack`, or into a
-cache elsewhere.
+"""Shard sets: WebDataset tars that are read by offset. Their captions are tokenised once, by `pack`
+or into a cache.
 """
 
 from __future__ import annotations
@@ -35,27 +35,20 @@ Progress = Callable[[int, int], None]  # called with (done, all)
 
 MAX_OPEN = 512  # a process may usually open 1,024 files
 VERSION = 3  # of the index's files; another version is rebuilt
-PACKED = "index"  # the folder of indexes that `pack` leaves beside its shards
-PARALLEL, MAX_PROCESSES = (
-    1 << 32,
-    8,
-)  # bytes of shards from which processes pay; each takes 350 MB of memory
-_NOT_WHOLE = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-)  # what reading a damaged index may raise
+PACKED = "index"  # the folder of indexes that `pack` writes beside its shards
+PARALLEL = 1 << 32  # bytes of shards from which several processes index them
+MAX_PROCESSES = 8  # each takes 350 MB of memory
+# What reading a damaged index may raise.
+_NOT_WHOLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 _PICTURE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)
 
 
 class ShardSet:
-    """Samples 0 .. len-1 of a list of shards, in their order; may be used from many threads.
+    """Samples 0 .. len-1 of a list of shards, in their order. Threads may share it.
 
-    `labels` int64 [len], -1 where there is none, -2 where it is no whole number from 0;
-    `caption_counts` int64 [len]; `keys` and `classnames` are lists, these with None where there is
-    none, False where it is no text.
+    `labels` is int64 [len]: -1 if there is none, -2 if it is not a whole number from 0.
+    `caption_counts` is int64 [len]. `keys` and `classnames` are lists; a class name is None if
+    there is none, and False if it is not a text.
     """
 
     def __init__(self, shards: Sequence[Path], place: Path, arrays: Sequence[np.ndarray]):
@@ -63,10 +56,9 @@ class ShardSet:
         self._samples, self._bounds, self._tokens = arrays
         self.labels, self.caption_counts = self._samples[:, 3], self._samples[:, 5]
         self.without_caption = np.flatnonzero(self.caption_counts == 0)
-        self.unreadable = np.flatnonzero(
-            self._samples[:, 6] == 0
-        )  # by their first bytes; others may turn out so later
-        # A file put out of the cache is closed once the last thread that reads it lets go.
+        # By their first bytes. Others may prove undecodable later.
+        self.unreadable = np.flatnonzero(self._samples[:, 6] == 0)
+        # A file that leaves the cache is closed when the last thread has finished reading it.
         self._open = lru_cache(MAX_OPEN)(lambda shard: shards[shard].open("rb", buffering=0))
 
     keys = cached_property(lambda self: json.loads((self._place / "keys.json").read_bytes()))
@@ -81,17 +73,15 @@ class ShardSet:
         return int(self.caption_counts[i])
 
     def picture(self, i: int) -> bytes:
-        """The encoded picture of sample `i`; WorkError if its shard cannot be read, of class Data
-        if it has changed.
+        """The encoded picture of sample `i`. Raises WorkError if its shard cannot be read, of class
+        Data if it has changed.
         """
         shard, offset, size = self._samples[i, :3].tolist()
         try:
             file = self._open(shard)
             data = os.pread(file.fileno(), size, offset)
-        except OSError as error:
-            raise WorkError(
-                f"sample {self.keys[i]!r}: {error}"
-            ) from error  # a file system may come back
+        except OSError as error:  # not of class Data: a file system may recover
+            raise WorkError(f"sample {self.keys[i]!r}: {error}") from error
         if len(data) != size:
             raise WorkError(
                 f"{file.name}: sample {self.keys[i]!r} is cut off; the shard has changed", "Data"
@@ -102,8 +92,8 @@ class ShardSet:
         """Caption `j` of sample `i`, uint16 [<= context_length], from start to end of text, not
         padded.
 
-        A longer caption is cut and its last token made end of text, as open_clip's SimpleTokenizer
-        does.
+        A longer caption is cut, and its last token becomes end of text, as in open_clip's
+        SimpleTokenizer.
         """
         start, end = self._bounds[self._samples[i, 4] + j :][:2].tolist()
         if end - start <= context_length:
@@ -114,13 +104,13 @@ class ShardSet:
 def open_set(
     shards: Sequence[Path], cache: Path, on_progress: Progress = lambda *_: None
 ) -> ShardSet:
-    """Open `shards` by the index that `pack` left beside them, or else the one in
+    """Open `shards` with the index that `pack` wrote beside them, else with the one in
     `cache/<fingerprint>/`.
 
-    If neither is whole, it is built in the cache, reporting (done, all) shards. Processes may race:
-    one builds, the others wait and use its index; where the file system knows no locks, the first
-    to finish wins. Raises InputError with up to five things that are wrong with the shards, each
-    with file and member.
+    If neither is whole, an index is built in the cache, reporting (done, all) shards. Of several
+    processes one builds it, and the others wait for it. On a file system without locks all build
+    it, and the first to finish wins. Raises InputError with up to five things that are wrong with
+    the shards, each with file and member.
     """
     place = cache / fingerprint(shards, cache)
     there = place.exists()
@@ -128,9 +118,7 @@ def open_set(
         with contextlib.suppress(*_NOT_WHOLE):
             return ShardSet(shards, found, _load(found))
     with _alone(place):
-        with contextlib.suppress(
-            *_NOT_WHOLE
-        ):  # another process has built it, or mended it, and reads it
+        with contextlib.suppress(*_NOT_WHOLE):  # another process may have built it meanwhile
             return ShardSet(shards, place, _load(place))
         if there:
             shutil.rmtree(place, ignore_errors=True)
@@ -141,8 +129,8 @@ def open_set(
 
 @contextlib.contextmanager
 def _alone(place: Path) -> Iterator[None]:
-    """Only to save work: without a lock, or with one that is lost, renames still keep an index
-    whole or absent.
+    """Lock the building of an index. This only saves work: without the lock, renames still keep an
+    index whole or absent.
     """
     lock = place.with_name(f".{place.name}.lock")
     with lock.open("ab") as file:
@@ -155,8 +143,8 @@ def _alone(place: Path) -> Iterator[None]:
 
 
 def fingerprint(shards: Sequence[Path], cache: Path) -> str:
-    """SHA-256 (hex) over the shards' SHA-256 in order, never their names; each is cached by path,
-    size and mtime.
+    """SHA-256 (hex) over the shards' SHA-256 in order, without their names. Each shard's is cached
+    by path, size and mtime.
     """
     file, problems, found = cache / "sha256.json", Problems(), []
     try:
@@ -180,8 +168,8 @@ def fingerprint(shards: Sequence[Path], cache: Path) -> str:
 
 
 def _load(place: Path) -> list[np.ndarray]:
-    """The index if every file of it is whole: samples, bounds and tokens, as `build` writes
-    them.
+    """The samples, bounds and tokens of an index, as `build` writes them, if all its files are
+    whole.
     """
     index = json.loads((place / "index.json").read_bytes())
     if index["v"] != VERSION or any(
@@ -189,7 +177,7 @@ def _load(place: Path) -> list[np.ndarray]:
     ):
         raise ValueError("another version, or damaged")
     names = ("samples.npy", "bounds.npy", "tokens.npy")
-    # As plain arrays: slicing a memmap is slow.
+    # Viewed as plain arrays, since slicing a memmap is slow.
     return [
         np.load(place / name, mmap_mode="r", allow_pickle=False).view(np.ndarray) for name in names
     ]
@@ -218,10 +206,8 @@ def _encoder() -> tuple[SimpleTokenizer, Callable[[str], list[int]]]:
 def _read(shard: Path) -> _Part:
     part, problems, (tokenizer, encode) = _Part(), Problems(), _encoder()
     file = None
-    with (
-        contextlib.ExitStack() as stack,
-        contextlib.suppress(InputError),
-    ):  # enough problems to stop at
+    # InputError: there are so many problems that reading stops.
+    with contextlib.ExitStack() as stack, contextlib.suppress(InputError):
         for key, offset, size, captions, label, meta in read_shard(shard, problems):
             file = file or stack.enter_context(shard.open("rb"))
             picture = bool(_PICTURE.match(os.pread(file.fileno(), 12, offset)))
@@ -240,7 +226,9 @@ def _read(shard: Path) -> _Part:
 
 
 def _read_all(shards: Sequence[Path]) -> Iterator[_Part]:
-    """The parts of the shards in order; by processes where there is much to tokenise."""
+    """The parts of the shards in order. Several processes read them if there is much to
+    tokenise.
+    """
     processes = min(len(shards), len(os.sched_getaffinity(0)), MAX_PROCESSES)
     if processes == 1 or sum(shard.stat().st_size for shard in shards) < PARALLEL:
         yield from map(_read, shards)
@@ -256,11 +244,11 @@ def _read_all(shards: Sequence[Path]) -> Iterator[_Part]:
 
 
 def build(shards: Sequence[Path], place: Path, on_progress: Progress) -> list[int]:
-    """Write samples int64 [n, 7] (shard, offset, size, label, first caption, captions, picture?),
-    bounds and tokens.
+    """Write the index of `shards` to `place`: samples int64 [n, 7] (shard, offset, size, label,
+    first caption, captions, picture?), the bounds of captions, and tokens.
 
-    Returns the samples of each shard. Raises InputError with up to five things that are wrong with
-    them.
+    Returns the number of samples in each shard. Raises InputError with up to five things that are
+    wrong with them.
     """
     problems, samples, keys, classnames = Problems(), [], [], []
     lengths, tokens, captions = array("q", [0]), array("H"), 0
@@ -295,7 +283,7 @@ def build(shards: Sequence[Path], place: Path, on_progress: Progress) -> list[in
 
 
 def check_pictures(data: ShardSet, allowed: int, file: str | Path, field: str) -> None:
-    """Refuse (InputError) more than `allowed` members that are no JPEG, PNG or WebP by their first
+    """Raise InputError if more than `allowed` members are no JPEG, PNG or WebP by their first
     bytes.
     """
     bad = data.unreadable
@@ -310,19 +298,17 @@ def check_pictures(data: ShardSet, allowed: int, file: str | Path, field: str) -
 
 
 def check_training(data: ShardSet, samples: int, captions_per_sample: int, file: str | Path) -> int:
-    """How many samples have captions, but fewer than asked (theirs are drawn with replacement).
+    """How many samples have captions, but fewer than are drawn (so that theirs are drawn with
+    replacement).
 
-    Raises InputError naming the spec's field: not exactly `samples`, over 0.1 % of them with none,
-    or with too few.
+    Raises InputError, with the spec's field, if there are not exactly `samples`, or if over 0.1 %
+    of them have no captions or too few.
     """
     if len(data) != samples:
         message = f"the shards hold {len(data)} samples, not {samples}"
         raise InputError(message, file=file, field="spec.data.train.samples")
-    counts, bare, most = (
-        data.caption_counts,
-        data.without_caption,
-        f"(at most {samples // 1000} may)",
-    )
+    counts, bare = data.caption_counts, data.without_caption
+    most = f"(at most {samples // 1000} may)"
     if len(bare) * 1000 > samples:
         message = (
             f"{len(bare)} of {samples} samples have no caption {most}; the first is"
@@ -344,8 +330,8 @@ def check_training(data: ShardSet, samples: int, captions_per_sample: int, file:
 def check_labels(
     data: ShardSet, class_names: Sequence[str], file: str | Path, field: str | None = None
 ) -> None:
-    """Refuse (InputError) samples with no label among `class_names`, or whose class name stands
-    there elsewhere.
+    """Raise InputError for samples whose label is not in `class_names`, or whose class name has
+    another label there.
     """
     named = {name for name in data.classnames if name}
     if named and not named & set(class_names) and len(class_names) != len(named):

@@ -1,5 +1,5 @@
-"""Make shards of other shards, a caption table or handwritten digits: shrunk and tokenised once for
-all.
+"""Make shards of other shards, a caption table or handwritten digits, with pictures shrunk and
+captions tokenised once.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -28,14 +29,13 @@ from modelchain_data.table import read_table
 from modelchain_data.temporary import temporary_folder
 
 PER_SHARD = 10_000  # samples
-Note = Callable[[int], None]  # called with the rows of the split that are done
-Rows = Callable[[], Iterator[Row]]  # from the first one on, each time
+AT_ONCE = 256  # rows whose pictures are decoded in parallel
+Note = Callable[[int], None]  # called with the number of finished rows of the split
+Rows = Callable[[], Iterator[Row]]  # each call starts at the first row
 
 
 class Split(NamedTuple):
-    """What was made of one split: its shards in brace notation, and the fingerprint a spec may ask
-    for.
-    """
+    """What was made of one split: its shards in brace notation, and the fingerprint for a spec."""
 
     name: str
     samples: int
@@ -55,8 +55,8 @@ def pack(
     on_progress: Note = lambda _: None,
     on_index: Progress = lambda *_: None,
 ) -> list[Split]:
-    """Write `to`/<split>-000000.tar ..., sizes.json (samples of each shard) and the splits' indexes
-    in index/.
+    """Write `to`/<split>-000000.tar and so on, sizes.json (the samples of each shard), and the
+    splits' indexes in index/.
 
     The same source gives the same bytes.
 
@@ -70,6 +70,20 @@ def pack(
         InputError: a bad source, over 0.1 % unusable rows in a split, or a folder `to` that holds
             something else.
     """
+    _check(source, to, captions)
+    splits, lists = _source(source, captions)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(to.parent, to.name) as folder:
+        packer = _Packer(source, folder / "new", size, per_shard, on_progress, on_index)
+        made = [packer.split(name, rows, to) for name, rows in splits.items()]
+        sizes = {shard: count for _, counts in made for shard, count in counts.items()}
+        for name, content in (lists | {"sizes.json": sizes}).items():
+            (packer.folder / name).write_text(json.dumps(content))
+        _move(packer.folder, to)
+    return [split for split, _ in made]
+
+
+def _check(source: str | Path, to: Path, captions: Sequence[str] | None) -> None:
     if captions is not None and not _is_table(source):
         raise InputError(
             "only a caption table (.csv, .tsv) has columns to choose from",
@@ -78,47 +92,25 @@ def pack(
         )
     if str(source) != "digits" and to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise InputError("exists already; remove it or choose another folder", file=to)
-    splits, lists = _source(source, captions)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(to.parent, to.name) as folder:
-        new, sizes, report = folder / "new", {}, []
-        (new / PACKED).mkdir(parents=True)
-        for name, rows in splits.items():
-            captioned = any(row.meta.get("captions") for row in rows())
-            picture = partial(_picture, size, captioned)
-            shards, skipped = _write(
-                rows(), f"{new / name}-", picture, per_shard, source, on_progress
-            )
-            mark = fingerprint(shards, folder)
-            counts = build(shards, new / PACKED / mark, on_index)
-            numbers = f"{{000000..{len(shards) - 1:06d}}}" if len(shards) > 1 else "000000"
-            report.append(
-                Split(
-                    name, sum(counts), skipped, str(to / f"{name}-{numbers}.tar"), mark, captioned
-                )
-            )
-            sizes |= {shard.name: count for shard, count in zip(shards, counts, strict=True)}
-        for name, content in (lists | {"sizes.json": sizes}).items():
-            (new / name).write_text(json.dumps(content))
-        names = _files(new)
-        for name in names:
-            fsync(new / name)
-        try:
-            new.rename(to)
-            fsync(to.parent)
-        except OSError as error:
-            there = _files(to)
-            earlier = [
-                name for name in names if not name.startswith(f"{PACKED}/")
-            ]  # by a version without an index
-            if (
-                there not in (names, earlier)
-                or filecmp.cmpfiles(new, to, there, shallow=False)[0] != there
-            ):
-                raise InputError(
-                    "exists and holds something else; choose another folder", file=to
-                ) from error
-    return report
+
+
+def _move(new: Path, to: Path) -> None:
+    """Make `new` be `to` at once, or leave `to` alone if it holds the same."""
+    names = _files(new)
+    for name in names:
+        fsync(new / name)
+    try:
+        new.rename(to)
+        fsync(to.parent)
+    except OSError as error:
+        there = _files(to)
+        # An earlier version packed the same shards without an index.
+        without_index = [name for name in names if not name.startswith(f"{PACKED}/")]
+        same = filecmp.cmpfiles(new, to, there, shallow=False)[0] == there
+        if there not in (names, without_index) or not same:
+            raise InputError(
+                "exists and holds something else; choose another folder", file=to
+            ) from error
 
 
 def _files(folder: Path) -> list[str]:
@@ -141,58 +133,81 @@ def _source(
     return {name: partial(rows_of, tars) for name, tars in tars_of(Path(source)).items()}, {}
 
 
-def _write(
-    rows: Iterator[Row],
-    prefix: str,
-    picture: Callable[[Row], tuple[str, bytes] | Exception],
-    per_shard: int,
-    source: str | Path,
-    on_progress: Note,
-) -> tuple[list[Path], int]:
-    """Write the usable rows as shards; returns these and how many rows are not usable (InputError
-    over 0.1 %).
-    """
-    done, bad, written = 0, [], []
-    options = {
-        "maxsize": float("inf"),
-        "encoder": False,
-        "mtime": 0,
-        "format": "PAX_FORMAT",
-        "verbose": 0,
-    }
-    options["post"] = lambda name: written.append(Path(name))
-    with (
-        ShardWriter(prefix.replace("%", "%%") + "%06d.tar", per_shard, **options) as shards,
-        ThreadPoolExecutor() as pool,
-    ):
-        while some := list(itertools.islice(rows, 256)):
-            for row, found in zip(some, pool.map(picture, some), strict=True):
-                if isinstance(found, Exception):
-                    bad.append(f"{row.where}: {found}")
-                else:
-                    shards.write(
-                        {
-                            "__key__": row.key,
-                            found[0]: found[1],
-                            "json": json.dumps(row.meta).encode(),
-                        }
-                    )
-            done += len(some)
-            on_progress(done)
-    if not done:
-        raise InputError("holds no sample", file=source)
-    if len(bad) * 1000 > done:
-        message = (
-            f"{len(bad)} of {done} rows are unusable, at most {done // 1000} may be; the first is"
-            f" {bad[0]}"
+@dataclass(frozen=True)
+class _Packer:
+    """Writes splits of `source` as shards with their index, in `folder`."""
+
+    source: str | Path
+    folder: Path
+    size: int | None
+    per_shard: int
+    on_progress: Note
+    on_index: Progress
+
+    def split(self, name: str, rows: Rows, to: Path) -> tuple[Split, dict[str, int]]:
+        """Write one split. Returns what was made, where it will lie in `to`, and the samples of
+        each shard.
+        """
+        (self.folder / PACKED).mkdir(parents=True, exist_ok=True)
+        captioned = any(row.meta.get("captions") for row in rows())
+        shards, skipped = self._write(name, rows(), captioned)
+        mark = fingerprint(shards, self.folder.parent)
+        counts = build(shards, self.folder / PACKED / mark, self.on_index)
+        last = len(shards) - 1
+        numbers = f"{{000000..{last:06d}}}" if last else "000000"
+        pattern = str(to / f"{name}-{numbers}.tar")
+        split = Split(name, sum(counts), skipped, pattern, mark, captioned)
+        return split, dict(zip((shard.name for shard in shards), counts, strict=True))
+
+    def _write(self, name: str, rows: Iterator[Row], captioned: bool) -> tuple[list[Path], int]:
+        """Write the usable rows; returns the shards, and how many rows are not usable."""
+        done, written, unusable = 0, list[Path](), list[str]()
+        picture = partial(_picture, self.size, captioned)
+        with self._writer(name, written) as shards, ThreadPoolExecutor() as pool:
+            while some := list(itertools.islice(rows, AT_ONCE)):
+                for row, found in zip(some, pool.map(picture, some), strict=True):
+                    if isinstance(found, Exception):
+                        unusable.append(f"{row.where}: {found}")
+                    else:
+                        shards.write(_sample(row, *found))
+                done += len(some)
+                self.on_progress(done)
+        self._check(done, unusable)
+        return written, len(unusable)
+
+    def _writer(self, name: str, written: list[Path]) -> ShardWriter:
+        """Adds each shard that it has finished to `written`."""
+        return ShardWriter(
+            f"{self.folder / name}-".replace("%", "%%") + "%06d.tar",
+            self.per_shard,
+            maxsize=float("inf"),
+            post=lambda shard: written.append(Path(shard)),
+            encoder=False,
+            mtime=0,
+            format="PAX_FORMAT",
+            verbose=0,
         )
-        raise InputError(message, file=source)
-    return written, len(bad)
+
+    def _check(self, done: int, unusable: list[str]) -> None:
+        """Raise InputError if there are no rows, or over 0.1 % of them are unusable."""
+        if not done:
+            raise InputError("holds no sample", file=self.source)
+        if len(unusable) * 1000 > done:
+            raise InputError(
+                f"{len(unusable)} of {done} rows are unusable, at most {done // 1000} may be; the"
+                f" first is {unusable[0]}",
+                file=self.source,
+            )
+
+
+def _sample(row: Row, suffix: str, picture: bytes) -> dict[str, str | bytes]:
+    """A row as webdataset's writer takes it."""
+    return {"__key__": row.key, suffix: picture, "json": json.dumps(row.meta).encode()}
 
 
 def _picture(size: int | None, captioned: bool, row: Row) -> tuple[str, bytes] | Exception:
-    """Suffix and bytes of the row's picture: unchanged if small enough, else a smaller JPEG; or why
-    it is unusable.
+    """Suffix and bytes of a row's picture, unchanged if small enough and else a smaller JPEG; or
+    the exception that tells why the row is unusable.
     """
     try:
         data = row.read()

@@ -1,6 +1,4 @@
-"""Class names and prompt templates of a zero-shot evaluation: open_clip's own, or JSON lists of
-texts.
-"""
+"""Class names and prompt templates of a zero-shot evaluation: open_clip's own, or JSON lists."""
 
 from __future__ import annotations
 
@@ -22,9 +20,7 @@ def class_names(evaluation: TaskEvaluation) -> list[str]:
 
 
 def prompt_templates(evaluation: TaskEvaluation) -> list[Callable[[str], str]]:
-    """Functions from a class name to a prompt; only `{}` is special, so that other braces do no
-    harm.
-    """
+    """Functions from a class name to a prompt. Only `{}` is replaced; other braces stay."""
     if evaluation.templates == BUILT_IN_TEMPLATES:
         return list(OPENAI_IMAGENET_TEMPLATES)
     texts = _json_list(str(evaluation.templates), "templates", inner="val_template")
@@ -37,8 +33,8 @@ def prompt_templates(evaluation: TaskEvaluation) -> list[Callable[[str], str]]:
 
 
 def _json_list(path: str, field: str, inner: str | None = None) -> list[str]:
-    """A JSON list of texts; with `inner`, also an object that holds one under that key, as some
-    data sets ship it.
+    """A JSON list of texts. With `inner`, an object with such a list under that key is accepted,
+    too, as some data sets have it.
     """
     try:
         value = json.loads(Path(path).read_bytes())

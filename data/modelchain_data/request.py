@@ -1,4 +1,4 @@
-"""All data of a chain, opened and checked before the first step of anything."""
+"""All data of a chain, opened and checked before its first step."""
 
 from __future__ import annotations
 
@@ -21,13 +21,11 @@ from modelchain_data.index import (
 )
 from modelchain_data.prompts import class_names, prompt_templates
 
-SECONDS = 3.0
+SECONDS = 3.0  # between two lines of progress
 
 
 class IndexingLine:
-    """A line on standard error every few seconds while captions are tokenised, with the time that
-    is left.
-    """
+    """Prints the progress of indexing and the time left to standard error, every few seconds."""
 
     def __init__(self) -> None:
         self.started = self.said = time.monotonic()
@@ -45,11 +43,10 @@ def open_data(
     note: Callable[[str], None] = lambda _: None,
     on_progress: Progress = lambda *_: None,
 ) -> tuple[ShardSet, list[tuple[TaskEvaluation, ShardSet]]]:
-    """Open the training and evaluation shards, building their indexes in `request.cache` where
-    needed.
+    """Open the training and evaluation shards. Missing indexes are built in `request.cache`.
 
     Raises:
-        InputError: anything about the data that contradicts the spec, with file and field.
+        InputError: the data contradicts the spec; with file and field.
     """
     cache, train = Path(request.cache), request.train
     train_set = open_set([Path(f) for f in paths(train.files)], cache, on_progress)
@@ -75,7 +72,7 @@ def open_data(
 
 
 def open_evaluations(request: DataRequest) -> list[tuple[TaskEvaluation, ShardSet]]:
-    """The evaluation sets alone, their labels checked against the class names."""
+    """Open the evaluation shards only, and check their labels against the class names."""
     opened = []
     for index, evaluation in enumerate(request.evaluation):
         samples = open_set([Path(f) for f in paths(evaluation.files)], Path(request.cache))

@@ -1,5 +1,5 @@
-"""From the members of a tar to samples: keys as webdataset makes them, captions, labels, and what
-is wrong.
+"""From the members of a tar to samples, with webdataset's keys, captions and labels,
+and problems.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ from modelchain_data.tars import DamagedTar, Member, members
 
 PICTURES, TEXTS = ("jpg", "jpeg", "png", "webp"), ("json", "txt", "cls")
 MAX_PROBLEMS = 5
-NO_LABEL, BAD_LABEL = -1, -2  # none is given; what is given is no whole number from 0
-_NAME = re.compile(
-    r"(?!__[^/]*__(?:$|/))((?:.*/)?[^./]+)[.]([^/]*)", re.DOTALL
-)  # as webdataset's base_plus_ext
+NO_LABEL, BAD_LABEL = -1, -2  # none is given; it is not a whole number from 0
+# Key and suffix, as by webdataset's base_plus_ext.
+_NAME = re.compile(r"(?!__[^/]*__(?:$|/))((?:.*/)?[^./]+)[.]([^/]*)", re.DOTALL)
 _WHOLE = re.compile(r"\s*-?[0-9]{1,12}\s*")
 
 
 class Problems(list[Problem]):
-    """What is wrong so far; raises InputError at the fifth problem, or with those there are on
-    `stop`.
+    """The problems found so far. The fifth raises InputError with all of them, and so does `stop`
+    if there are any.
     """
 
     def add(self, message: str, file: str | Path, field: str | None = None) -> None:
@@ -40,11 +39,10 @@ class Problems(list[Problem]):
 
 
 class Sample(NamedTuple):
-    """A picture by its place in the tar (bytes), and what is said of it.
+    """A picture by its place in the tar (in bytes), with its captions and label.
 
-    `captions` may be empty: whether that is wrong depends on the use, as it does of `label`, which
-    is NO_LABEL or BAD_LABEL where there is no number. `meta` is all that the json held, and the
-    label of a .cls.
+    `captions` may be empty, and `label` may be NO_LABEL or BAD_LABEL: the use decides whether that
+    is wrong. `meta` is the whole json, with the label of a .cls.
     """
 
     key: str
@@ -56,8 +54,8 @@ class Sample(NamedTuple):
 
 
 def read_shard(path: Path, problems: Problems) -> Iterator[Sample]:
-    """The samples of a plain tar in order; what is wrong with it goes to `problems`, naming the
-    member.
+    """The samples of a plain tar in order. What is wrong is added to `problems`, with
+    the member.
     """
     member, seen = None, set()
     try:
@@ -90,8 +88,8 @@ def read_shard(path: Path, problems: Problems) -> Iterator[Sample]:
 
 
 def _check_dots(parts: dict[str, Member]) -> None:
-    """Refuse names with a dot too many: `a.0.jpg` beside `a.0.txt`, or without `a.jpg`, is not
-    meant as part of `a`.
+    """Raise ValueError for a picture whose name has one dot too many: `a.0.jpg` beside `a.0.txt`,
+    or without `a.jpg`, is not meant as part of sample `a`.
     """
     dotted = {suffix: suffix.rpartition(".")[::2] for suffix in parts if "." in suffix}
     own = {stem for stem, last in dotted.values() if last in TEXTS}
@@ -105,7 +103,7 @@ def _check_dots(parts: dict[str, Member]) -> None:
 
 
 def _sample(file: BinaryIO, key: str, parts: dict[str, Member]) -> Sample:
-    """A sample of its members by suffix; ValueError says what is wrong with them."""
+    """The sample of these members, by suffix. Raises ValueError with what is wrong with them."""
     for suffix in PICTURES + TEXTS:
         if suffix in parts and parts[suffix].fault:
             raise ValueError(f"{parts[suffix].name!r} {parts[suffix].fault}")
@@ -126,8 +124,8 @@ def _sample(file: BinaryIO, key: str, parts: dict[str, Member]) -> Sample:
 
 
 def _captions(meta: dict[str, Any], txt: str) -> list[str]:
-    """The first that holds any text, without blank ones, of the json's `captions`, its `caption`,
-    the txt's lines.
+    """The json's `captions`, else its `caption`, else the lines of the txt: the first of them that
+    has any text, without blank texts.
     """
     for given in (meta.get("captions"), [meta.get("caption")], re.split(r"\r?\n", txt)):
         texts = [] if _nothing(given) else given
@@ -141,7 +139,7 @@ def _captions(meta: dict[str, Any], txt: str) -> list[str]:
 
 
 def _nothing(value: object) -> bool:
-    """Null or NaN: so tables write that there is no caption."""
+    """Whether the value is null or NaN, by which tables say that there is no caption."""
     return value is None or value != value
 
 

@@ -1,6 +1,4 @@
-"""Where `pack` finds tars, which split each belongs to, and their samples under keys that occur
-once.
-"""
+"""The tars that `pack` reads, by split, and their samples under unique keys."""
 
 from __future__ import annotations
 
@@ -17,24 +15,23 @@ from modelchain_data.digits import Row
 from modelchain_data.samples import Problems, read_shard
 from modelchain_data.tars import is_hidden, read_at
 
-_NUMBER = re.compile(
-    r"[-_.]?\d+([-_.]?of[-_.]?\d+)?$", re.IGNORECASE
-)  # train-000000, train_7, train-00000-of-00002
+# The end of train-000000, train_7, train-00000-of-00002.
+_NUMBER = re.compile(r"[-_.]?\d+([-_.]?of[-_.]?\d+)?$", re.IGNORECASE)
 _COMPRESSED = re.compile(r"\.(tgz|tbz2?|txz|tzst|tar\.\w+)$", re.IGNORECASE)
 
 
 def tars_of(source: Path) -> dict[str, list[Path]]:
-    """The tars of each split: those in a folder and below, or those that a pattern names, in order.
+    """The tars of each split, in order: those in and below a folder, or those that a pattern names.
 
     Raises:
         InputError: there is none, or one in the folder is compressed.
     """
     splits = defaultdict(list)
-    for shard in (
-        sorted(_in_folder(source, set()))
-        if source.is_dir()
-        else [Path(name) for name in expand(str(source))]
-    ):
+    if source.is_dir():
+        shards = sorted(_in_folder(source, set()))
+    else:
+        shards = [Path(name) for name in expand(str(source))]
+    for shard in shards:
         splits[_NUMBER.sub("", shard.stem) or "train"].append(shard)
     if not splits:
         raise InputError("holds no .tar file", file=source)
@@ -42,7 +39,7 @@ def tars_of(source: Path) -> dict[str, list[Path]]:
 
 
 def _in_folder(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
-    """The tars in and below a folder, without hidden ones; links to folders are followed, each
+    """The tars in and below a folder, without hidden ones. Links to folders are followed, and each
     folder is read once.
     """
     state = folder.stat()
@@ -66,8 +63,8 @@ def _in_folder(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
 
 
 def rows_of(shards: list[Path]) -> Iterator[Row]:
-    """The samples of one split. To a key that was used before, the number of its own tar (from 0)
-    is appended.
+    """The samples of one split. If a key was used before, the number of the tar (from 0) is
+    appended.
 
     Raises:
         InputError: up to five things that are wrong with the tars, with file and member.

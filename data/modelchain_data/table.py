@@ -1,5 +1,5 @@
-"""Caption tables as DreamLIP publishes them for CC3M and CC12M: a picture, a raw caption, six of
-three models.
+"""Caption tables as DreamLIP publishes them for CC3M and CC12M: of each picture the raw caption,
+and six captions of three models.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _NOT_UTF8 = re.compile("[\ud800-\udfff]")
 
 
 def read_table(path: Path, captions: Sequence[str] | None = None) -> Iterator[Row]:
-    """The rows of a table in order, a key for each by its line.
+    """The rows of a table in order. A row's key is the number of its line.
 
     Args:
         captions: the columns whose captions are taken, by their names in the header or those of
             COLUMNS; None: all.
     Raises:
-        InputError: no such file, not 8 columns, or no such column; before the first row.
+        InputError: before the first row; no such file or column, or not 8 columns.
     """
     if not path.is_file():
         raise InputError("no such file", file=path)
@@ -54,7 +54,7 @@ def read_table(path: Path, captions: Sequence[str] | None = None) -> Iterator[Ro
 
 
 def _chosen(header: list[str], names: Sequence[str] | None, path: Path) -> list[int]:
-    """The numbers of the columns that are named, in the table's order."""
+    """The numbers of the named columns, in the table's order."""
     known = {name.lower(): number for number, name in enumerate(COLUMNS) if number}
     known |= {name.strip().lower(): number for number, name in enumerate(header) if number}
     for name in names or ():
@@ -87,11 +87,11 @@ def _refuse(fault: str) -> bytes:
 
 
 def captions_of(raw: str, *others: str) -> list[str]:
-    """The raw caption, then sentences of the others in order, sixteen in all; empty ones are
-    dropped.
+    """The raw caption, then sentences of the others in order, at most sixteen in all, without empty
+    ones.
 
-    Where there are more, one of each in turn is taken from its beginning on, so that every source
-    has an even share.
+    If there are more, sentences are taken from each caption in turn, from its beginning on, so that
+    every source has an equal share.
     """
     first = [text for text in [raw.strip()] if re.search(r"\w", text)]
     split = [
@@ -108,9 +108,9 @@ def captions_of(raw: str, *others: str) -> list[str]:
 def _records(file: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Line number and fields of each row.
 
-    In the published tables quotes mean nothing, and some are never closed; in tables by a csv
-    writer they enclose fields. Quotes enclose fields where a csv writer would write the row exactly
-    so, or where the row goes over several lines, none of which is a row by itself.
+    In the published tables quotes mean nothing, and some are never closed. In tables by a csv
+    writer they enclose fields. So quotes are taken to enclose fields if a csv writer would write
+    the row exactly so, or if the row takes several lines of which none is a row by itself.
     """
     ahead: deque[str] = deque()
     number = 0
@@ -138,10 +138,10 @@ def _records(file: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[st
 def _quoted(
     line: str, ahead: deque[str], file: Iterator[str], delimiter: str
 ) -> tuple[list[str], int]:
-    """The fields of the csv row that begins with `line`, and how many more lines it takes; no
-    fields if there is none.
+    """The fields of the csv row that begins with `line`, and how many more lines it takes. There
+    are no fields if it is not a csv row.
 
-    Lines that are read to find out are left in `ahead`.
+    Lines that had to be read are left in `ahead`.
     """
     more = 0
 

@@ -1,5 +1,5 @@
-"""What a plain tar holds, by offset: every archive in it, links followed, hidden files passed
-over.
+"""The files of a plain tar, by offset: of every archive in it, with links followed, and without
+hidden files.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 BLOCK, CHUNK = 512, 1 << 20
+SPARSE = "is stored as a sparse file; write the tar without --sparse"
 _HIDDEN = re.compile(
     r"(?:.*/)?(?:\.[^/]+/?|thumbs\.db|desktop\.ini|__MACOSX/.*)", re.DOTALL | re.IGNORECASE
 )
 
 
 class Member(NamedTuple):
-    """A file in a tar. `fault` says why its bytes cannot be read at `offset`, if so."""
+    """A file in a tar. `fault` says why its bytes cannot be read, if they cannot."""
 
-    archive: int  # 0, 1 ... where tars were put one behind the other in one file
+    archive: int  # 0, 1 and so on, in a file of several concatenated tars
     name: str
     offset: int  # of its bytes in the file
     size: int
@@ -33,12 +34,12 @@ class Member(NamedTuple):
 
 
 class DamagedTar(tarfile.TarError):
-    """It begins as a tar, but does not go on or end as one."""
+    """The file begins as a tar, but is damaged or cut off."""
 
 
 def is_hidden(name: str) -> bool:
-    """Whether this is a file that systems leave beside others (`._x`, .DS_Store, __MACOSX/,
-    Thumbs.db ...).
+    """Whether this is a file that operating systems add (`._x`, .DS_Store, __MACOSX/, Thumbs.db and
+    the like).
     """
     return _HIDDEN.fullmatch(name) is not None
 
@@ -47,8 +48,7 @@ def members(file: BinaryIO) -> Iterator[Member]:
     """The files of a plain tar in order, of all its archives, without hidden ones.
 
     Raises:
-        DamagedTar, tarfile.TarError, OSError: it is no tar, is cut off, or holds something that is
-        no member.
+        DamagedTar, tarfile.TarError, OSError: it is no tar, or is cut off or damaged.
     """
     start: int | None = 0
     for archive in itertools.count():
@@ -58,20 +58,15 @@ def members(file: BinaryIO) -> Iterator[Member]:
 
 
 def _archive(file: BinaryIO, number: int, start: int) -> Iterator[Member]:
-    """The files of one archive; returns where its end mark begins."""
+    """The files of one archive. Returns the offset of its end mark."""
     file.seek(start)
     known: dict[str, Member] = {}
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for info in tar:
-            name = info.name.encode(
-                errors="backslashreplace"
-            ).decode()  # so that one that is not UTF-8 can be shown
+            # escaped, so that a name that is not UTF-8 can be shown
+            name = info.name.encode(errors="backslashreplace").decode()
             if info.isreg():
-                fault = (
-                    "is stored as a sparse file; write the tar without --sparse"
-                    if info.issparse()
-                    else None
-                )
+                fault = SPARSE if info.issparse() else None
                 member = Member(number, name, info.offset_data, info.size, fault)
             elif info.islnk() or info.issym():
                 member = _linked(number, name, info, known)
@@ -81,9 +76,8 @@ def _archive(file: BinaryIO, number: int, start: int) -> Iterator[Member]:
             if not is_hidden(name):
                 yield member
         end = tar.offset
-    file.seek(
-        end
-    )  # tarfile takes any header it cannot read for the end; only a block of zeros is one
+    # tarfile takes a header that it cannot read for the end, but only a block of zeros is the end.
+    file.seek(end)
     if file.read(BLOCK) != bytes(BLOCK):
         if start and end == start:
             raise DamagedTar(f"damaged tar: what follows its end mark, at byte {start}, is no tar")
@@ -92,7 +86,9 @@ def _archive(file: BinaryIO, number: int, start: int) -> Iterator[Member]:
 
 
 def _linked(number: int, name: str, info: tarfile.TarInfo, known: dict[str, Member]) -> Member:
-    """A link has the bytes of the file it leads to, which must come before it in the tar."""
+    """The member of a link: it has the bytes of its target, which must come before it
+    in the tar.
+    """
     folder = posixpath.dirname(info.name) if info.issym() else ""
     target = known.get(posixpath.normpath(posixpath.join(folder, info.linkname)))
     if target is not None:

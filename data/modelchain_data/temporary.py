@@ -1,5 +1,5 @@
-"""Hidden folders for what is being made: gone at the end, and those of processes that were killed
-at the next start.
+"""Hidden folders for unfinished work. They are removed at the end of the work, and after a kill at
+the next start.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# locked by the process that works in the folder; the kernel unlocks it when that dies
+# The process that works in the folder locks this file, and the kernel unlocks it when that ends.
 MARK = ".modelchain-in-use"
 
 
 @contextlib.contextmanager
 def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """A new folder in `parent`, removed with all in it at the end of the block, also by Ctrl-C.
+    """A new folder in `parent`, which is removed with its content at the end of the block, also
+    after Ctrl-C.
 
-    Folders of this kind whose process has ended are removed first; where the file system knows no
-    locks, they stay.
+    Such folders of processes that have ended are removed first. On a file system without locks they
+    stay.
     """
     _remove_dead(parent)
     folder = Path(tempfile.mkdtemp(prefix=f".{prefix}-", dir=parent.resolve()))
@@ -33,8 +34,8 @@ def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _in_use(folder: Path) -> Iterator[None]:
-    """The mark is locked before it gets its name, so that nobody finds it unlocked while this
-    process lives.
+    """Hold the folder's mark. It is locked before it gets its name, so that no process finds it
+    unlocked while this one lives.
     """
     draft = folder / f"{MARK}.new"
     with draft.open("wb") as file:
@@ -46,10 +47,8 @@ def _in_use(folder: Path) -> Iterator[None]:
 
 def _remove_dead(parent: Path) -> None:
     for mark in parent.glob(f".*/{MARK}"):
-        with (
-            contextlib.suppress(OSError),
-            mark.open("rb") as file,
-        ):  # BlockingIOError: somebody works there
+        # BlockingIOError: a process works in this folder
+        with contextlib.suppress(OSError), mark.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(mark.parent, ignore_errors=True)
 
@@ -57,8 +56,6 @@ def _remove_dead(parent: Path) -> None:
 def _remove(folder: Path) -> None:
     try:
         shutil.rmtree(folder, ignore_errors=True)
-    except (
-        KeyboardInterrupt
-    ):  # a terminal that closes, or a service that stops, sends more than one signal
+    except KeyboardInterrupt:  # a closing terminal or a stopping service sends several signals
         _remove(folder)
         raise

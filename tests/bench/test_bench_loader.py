@@ -1,5 +1,5 @@
-"""What `modelchain bench` measures with: captions of known lengths, and both loaders on the same
-files.
+"""What `modelchain bench` measures: captions of known lengths, and both loaders on the
+same files.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def test_both_loaders_give_the_same_kind_of_batch(tmp_path: Path) -> None:
     }
     images, tokens = next(iter(stock_pipeline(str(shard), 4, 3, 32, 77)))
     assert images.shape == (4, 3, 32, 32) and tokens.shape == (4, 3, 77)
-    ours = loader._ours(shard, tmp_path, options)()
+    ours = loader._ours(shard, options)()
     assert ours.images.shape == images.shape and len(ours.captions) == 12  # type: ignore[attr-defined]
     found = loader.measure_loader(4, 3, str(shard), image_size=32, pairs=2, seconds=0.01)
     assert found["ratio"] > 0 and found["packedSamplesPerSecond"] > 0

@@ -1,6 +1,4 @@
-"""benchmarks/growth.py in small: the shipped trainer, stopped after the steps asked for, and what
-is measured of it.
-"""
+"""benchmarks/growth.py on a tiny case: the trainer stops after the given steps, and is measured."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""benchmarks/method.py in small: one command trains individual models and chains, and writes the
-report.
+"""benchmarks/method.py on a tiny case: one command trains models alone and as chains, and writes
+the report.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import method_report  # noqa: E402
 
 
 def test_the_report_in_small(shared_data: Path, tmp_path: Path) -> None:
-    """Nothing is trained twice: not within a report, and not by the same command again."""
+    """Nothing is trained twice, neither in one report nor when the command runs again."""
     script, root, docs = (
         REPOSITORY / "benchmarks" / "method.py",
         tmp_path / "root",

@@ -1,4 +1,6 @@
-"""Without Helm, and without Go to build it, this level is skipped; CI does not allow that."""
+"""Without Helm, and without Go to build it, this level is skipped. With CI set that is
+a failure.
+"""
 
 from __future__ import annotations
 

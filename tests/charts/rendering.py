@@ -1,4 +1,4 @@
-"""The chart as Helm renders it, each set of values once."""
+"""The chart as Helm renders it, once for each set of values."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ HOME = "modelchain-system"
 
 
 def options(name: str) -> list[str]:
-    """That choose the values of one file here, or none."""
+    """Helm's options that choose the values of one file here, or none."""
     return [] if name == "default" else ["--values", str(VALUES / f"{name}.yaml")]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """`helm template` of the chart; what it says when it refuses, too."""
+    """`helm template` of the chart, also where it refuses the values."""
     return helm("template", "modelchain", str(CHART), "--namespace", HOME, *arguments, check=False)
 
 
@@ -40,7 +40,7 @@ def rendered(name: str) -> tuple[Object, ...]:
 
 
 def find(things: tuple[Object, ...], kind: str, name: str = "") -> list[Object]:
-    """Those of one kind whose names end so."""
+    """The objects of one kind whose names end with a suffix."""
     return [t for t in things if t["kind"] == kind and t["metadata"]["name"].endswith(name)]
 
 

@@ -1,5 +1,5 @@
-"""Whatever is made from the chart, or copied into it, is as `make chart` would make it; versions
-and commands agree.
+"""All that is made from the chart or copied into it is as `make chart` makes it. Versions and
+commands agree.
 """
 
 from __future__ import annotations

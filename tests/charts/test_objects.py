@@ -1,4 +1,4 @@
-"""What is rendered for each set of values: pods, rights, monitors, CRDs."""
+"""The objects that each set of values renders: pods, rights, monitors, CRDs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Network policies, by who may reach which port."""
+"""Network policies: which pods may reach which ports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ANY = "any"
 
 
 def opened(rules: list[Object], peers: str) -> list[tuple[object, list[object]]]:
-    """Who, and at which ports."""
+    """Every peer of the rules, with its ports."""
     return [
         (who, [(port["port"]) for port in rule.get("ports", [{"port": ANY}])])
         for rule in rules
@@ -76,7 +76,7 @@ def test_of_the_operator() -> None:
     assert opened(spaces["egress"], "to")[-1] == (served, [9091])
 
 
-def test_verify_pods_talk_to_nobody() -> None:
+def test_verify_pods_have_no_connections() -> None:
     for policy in find(rendered("full"), "NetworkPolicy", "-verify"):
         assert policy["spec"]["podSelector"] == {"matchLabels": {"modelchain.dev/role": "verify"}}
         assert sorted(policy["spec"]["policyTypes"]) == ["Egress", "Ingress"]

@@ -1,4 +1,4 @@
-"""What the values say reaches the operator; a typo anywhere is refused by its name."""
+"""Values reach the operator's configuration, and a misspelt key is refused by its name."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_examples_in_the_comments_are_valid() -> None:
 
 
 def fields(model: type[BaseModel]) -> dict[str, Any]:
-    """Names of a type's fields, nested; what is not a type of ours ends there."""
+    """The names of a type's fields, nested as far as types are ours."""
     found = {}
     for field in model.model_fields.values():
         kinds = [field.annotation, *get_args(field.annotation)]
@@ -152,13 +152,13 @@ NULLS = """namespaces image crds logFormat podLabels trainingOperator metrics
 
 @pytest.mark.parametrize("path", NULLS.split())
 def test_null_is_refused_by_its_name(path: str) -> None:
-    """Helm takes such a key away, and a policy without its ports would open them all."""
+    """Helm removes such a key, and a policy without its ports would open all."""
     done = run("--set", f"{path}=null")
     assert done.returncode != 0
     assert re.search(f"missing propert(y|ies) .*'{path.split('.')[-1]}'", done.stderr), done.stderr
 
 
-def test_no_limits_and_the_operators_pools_by_name_are_somebodys_choice() -> None:
+def test_no_limits_and_the_operators_pools_by_name_may_be_chosen() -> None:
     done = run("--set", "resources.limits=null", "--set", "defaults.nodePool=a100-40gb")
     assert done.returncode == 0, done.stderr
     operator = next(o for o in yaml.safe_load_all(done.stdout) if o and o["kind"] == "Deployment")

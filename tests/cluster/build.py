@@ -25,6 +25,8 @@ TOOLS = Path(__file__).parent / "tools"
 TRAINING_OPERATOR = "github.com/kubeflow/training-operator"
 TRAINING_OPERATOR_VERSION = "v1.9.4"
 
+DOWNLOADS = 3  # how often a command that downloads is tried
+
 _VERSION = {"gitVersion": "v1.34.4", "gitMajor": "1", "gitMinor": "34", "gitTreeState": "clean"}
 _LINK = " ".join(
     [
@@ -160,15 +162,20 @@ def _copy_manifest(path: Path, name: Path) -> None:
 
 
 def _go(*args: str, **environment: str) -> str:
-    command = subprocess.run(
-        ["go", *args],
-        cwd=TOOLS,
-        env={**os.environ, "CGO_ENABLED": "0", **environment},
-        text=True,
-        capture_output=True,
-    )
-    if command.returncode:
-        raise RuntimeError(f"go {' '.join(args)}: {command.stderr[-2000:]}")
+    """Its output. Modules are downloaded on the way, so it is tried again, from what is there."""
+    for attempt in range(1, DOWNLOADS + 1):
+        command = subprocess.run(
+            ["go", *args],
+            cwd=TOOLS,
+            env={**os.environ, "CGO_ENABLED": "0", **environment},
+            text=True,
+            capture_output=True,
+        )
+        if command.returncode == 0:
+            break
+        if attempt == DOWNLOADS:
+            raise RuntimeError(f"go {' '.join(args)}: {command.stderr[-2000:]}")
+        time.sleep(5 * attempt)
     return command.stdout
 
 

@@ -23,7 +23,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import aiohttp
 import training_operator
+from apiclient import Api, ApiError, Json, run
 from build import find_or_build
 from certificates import Authority
 
@@ -55,6 +57,18 @@ class Cluster:
     def __init__(self, kubeconfig: Path, kubectl: Path) -> None:
         self.kubeconfig = kubeconfig
         self._kubectl = kubectl
+        self._api: Api | None = None
+
+    def read(self, path: str, **params: str) -> Json:
+        """An object or a list, as admin. A process of kubectl takes a tenth of a second of a core,
+        so what is asked again and again is asked here. Raises `KubectlError`, as kubectl would.
+        """
+        if self._api is None:
+            self._api = Api(self.kubeconfig)
+        try:
+            return run(self._api.request("GET", path, params=params))
+        except (ApiError, aiohttp.ClientError, OSError) as error:
+            raise KubectlError(str(error)) from error
 
     def kubectl(self, *args: str, input: str | None = None) -> str:
         """The output of `kubectl ARGS`, as admin. Raises `KubectlError`."""
@@ -132,6 +146,8 @@ class ControlPlane(Cluster):
 
     def stop(self) -> None:
         """Kill everything and remove the directory."""
+        if self._api is not None:
+            run(self._api.close())
         self._kill_all()
         self._launcher.shutdown()
         shutil.rmtree(self.directory, ignore_errors=True)
@@ -178,7 +194,7 @@ class ControlPlane(Cluster):
 
     def _start(self) -> None:
         self._prepare()
-        webhook, metrics, probe = _free_ports(3)
+        webhook, metrics, probe = free_ports(3)
         self._components["training-operator"] = self._training_operator(webhook, metrics, probe)
         self._start_api()
         # The garbage collector looks for new kinds only every 30 seconds, so they all come before
@@ -205,7 +221,7 @@ class ControlPlane(Cluster):
         (self.directory / "processes").write_text(f"{os.getpid()} {_started(os.getpid())}\n")
         self.authority = Authority(self.directory / "pki")
         self.ca = self.authority.certificate
-        etcd, peer, api, controllers, scheduler = _free_ports(5)
+        etcd, peer, api, controllers, scheduler = free_ports(5)
         self.etcd = f"http://127.0.0.1:{etcd}"
         self.server = f"https://{self.address}:{api}"
         self.client_certificate, self.client_key = self.authority.client(
@@ -422,7 +438,7 @@ def _started(pid: int) -> str | None:
         return None
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports nobody listens on, below those the kernel gives to outgoing connections."""
     ports: list[int] = []
     for port in random.sample(range(20000, 32768), 500):

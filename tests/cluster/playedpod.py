@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
-import os
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,9 +30,7 @@ JOB, REPLICA = "training.kubeflow.org/job-name", "training.kubeflow.org/replica-
 INDEX = "batch.kubernetes.io/job-completion-index"  # of a pod of an Indexed Job
 METRICS_PORT, PROGRESS_PORT = 9090, 9091
 TORCHRUN_FAILED = 1  # whatever code its worker left with
-_addresses = itertools.count(
-    os.getpid() * 256 % 2**22
-)  # another test run of this machine begins elsewhere
+_addresses = itertools.count(random.randrange(2**22))  # other test processes begin elsewhere
 
 
 @dataclass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from controlplane import Cluster, KubectlError
+from controlplane import Cluster, KubectlError, free_ports
 from specs import MINIMAL, config, inline, with_changes
 
 Object = dict[str, Any]
@@ -111,10 +110,7 @@ class Operator:
 
     def start(self) -> None:
         """In a process group of its own, with free ports for probes and metrics."""
-        with socket.socket() as probe, socket.socket() as metrics:
-            for one in (probe, metrics):
-                one.bind(("127.0.0.1", 0))
-            self.port, self.metrics_port = probe.getsockname()[1], metrics.getsockname()[1]
+        self.port, self.metrics_port = free_ports(2)
         with self.log.open("ab") as log:
             ports = [f"--liveness-port={self.port}", f"--metrics-port={self.metrics_port}"]
             command = ["setpriv", "--pdeathsig", "KILL", *self.command, *ports]
@@ -142,6 +138,20 @@ class Operator:
         return self.log.read_text(errors="replace")
 
 
+# Where the API server has what the tests read, by kubectl's singular words.
+PATHS = {
+    "mchain": "/apis/modelchain.dev/v1alpha1/namespaces/{}/modelchains",
+    "sart": "/apis/modelchain.dev/v1alpha1/namespaces/{}/stageartifacts",
+    "pytorchjob": "/apis/kubeflow.org/v1/namespaces/{}/pytorchjobs",
+    "job": "/apis/batch/v1/namespaces/{}/jobs",
+    "lease": "/apis/coordination.k8s.io/v1/namespaces/{}/leases",
+    "pod": "/api/v1/namespaces/{}/pods",
+    "pvc": "/api/v1/namespaces/{}/persistentvolumeclaims",
+    "event": "/api/v1/namespaces/{}/events",
+    "quota": "/api/v1/namespaces/{}/resourcequotas",
+}
+
+
 class Space:
     """One namespace with a claim of data, and what is seen in it."""
 
@@ -165,14 +175,15 @@ class Space:
         self.kubectl("apply", "-f", "-", input=json.dumps(thing))
 
     def get(self, kind: str, name: str) -> Object:
-        found: Object = json.loads(self.kubectl("get", kind, name, "-o", "json"))
-        return found
+        """Raises `KubectlError` if it is not there."""
+        return self.cluster.read(f"{self._path(kind)}/{name}")
 
     def list(self, kind: str, selector: str = "") -> list[Object]:
-        found: list[Object] = json.loads(
-            self.kubectl("get", kind, "-o", "json", f"--selector={selector}")
-        )["items"]
+        found: list[Object] = self.cluster.read(self._path(kind), labelSelector=selector)["items"]
         return found
+
+    def _path(self, kind: str) -> str:
+        return PATHS[kind.removesuffix("s")].format(self.namespace)
 
     def names(self, kind: str) -> list[str]:
         return sorted(item["metadata"]["name"] for item in self.list(kind))
@@ -197,6 +208,22 @@ class Space:
 
     def condition(self, kind: str, name: str = "family") -> Object | None:
         return next((c for c in self.status(name).get("conditions", []) if c["type"] == kind), None)
+
+    def version(self, name: str = "family") -> str:
+        """It changes with each write."""
+        return str(self.get("mchain", name)["metadata"]["resourceVersion"])
+
+    def at_rest(self, name: str = "family", seconds: float = 2.0) -> str:
+        """Wait until a chain has not been written for some seconds; its version then. What is
+        written late, on a busy machine, belongs to what was done before.
+        """
+
+        def still() -> str | None:
+            before = self.version(name)
+            time.sleep(seconds)
+            return before if before == self.version(name) else None
+
+        return self.wait(still, f"no more writes of {name}")
 
     def until(self, kind: str, name: str = "family", timeout: float = PATIENCE) -> Object:
         """Wait for a condition to be true; the status then."""

@@ -1,9 +1,8 @@
 """What went wrong once on somebody's cluster: a chain each, all side by side, behind one operator
 and a fault proxy.
 
-`MODELCHAIN_LAUNCH=all pytest tests/cluster/test_cases.py -k launch` tries every change at every
-request of a launch; without it a few are tried, by a seed that is printed and may be given as
-MODELCHAIN_SEED.
+`MODELCHAIN_SWEEPS=all pytest tests/cluster/test_cases.py -k launch` tries every change at every
+request of a launch; without it a few are tried, by a seed that is printed and may be given as SEED.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import plays
 import pytest
+import sweeps
 from aiohttp import web
 from apiclient import Api, loop, run
 from controlplane import ControlPlane, KubectlError
@@ -35,7 +35,6 @@ from proxy import FaultProxy
 from recorder import Recorder
 from rig import CONFIG, IMAGE, Object, Operator, Space, apply_all, chain, fresh_namespace
 from specs import config
-from trial import sample
 
 from modelchain.api.contracts import FailureClass, LastWord, Progress
 from modelchain.api.spec import ModelChain
@@ -302,7 +301,7 @@ class World:
         self.operator, self.recorder = operator, recorder
         self.api = Api(space.cluster.kubeconfig)
         self.done = asyncio.Event()
-        self.points, self.title = sample(POINTS, SAMPLED, "MODELCHAIN_LAUNCH")
+        self.points = sweeps.sample("changes of a launch", POINTS, SAMPLED)
         first: dict[str, Play] = STARTS | {"mute": mute(), "still": plays.stall()}
         self.scripts: dict[str, Callable[[Pod], Play | None]] = {
             name: lambda pod, play=play: play if pod.attempt == 1 else None
@@ -574,7 +573,7 @@ def test_changes_of_a_launch(world: World, capsys: pytest.CaptureFixture[str]) -
         undisturbed = point.change == "retry"
         assert not undisturbed or attempts == [f"{point.name}-a-a1"], said[-1]
     with capsys.disabled():
-        print(f"\n{world.title}", *said, sep="\n")
+        print(f"\n{len(said)} of {len(POINTS)} points", *said, sep="\n")
 
 
 # -- times that cannot be --------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import build
 import pytest
 import yaml
 from controlplane import COMPONENTS, Cluster, ControlPlane, KubectlError, new_directory
+from rig import PATHS
 
 TRAINING_JOB = """
 apiVersion: kubeflow.org/v1
@@ -47,7 +48,7 @@ def eventually(what: str, holds: Callable[[], bool], seconds: float = 60) -> Non
 
 def seen_by_scheduler(cluster: Cluster, namespace: str) -> list[str]:
     """The container names of the pods that the scheduler has bound or has found no node for."""
-    pods = json.loads(cluster.kubectl("get", "pods", "-n", namespace, "-o", "json"))["items"]
+    pods = cluster.read(PATHS["pod"].format(namespace))["items"]
     seen = [
         p
         for p in pods
@@ -109,9 +110,8 @@ def test_what_an_owner_owns_goes_with_it(cluster: Cluster, namespace: str) -> No
         cluster.kubectl("create", "-n", namespace, "-f", "-", input=owned)
 
     def count() -> int:
-        return len(
-            cluster.kubectl("get", "pytorchjobs,jobs,pods", "-n", namespace, "-o", "name").split()
-        )
+        kinds = (PATHS[kind].format(namespace) for kind in ("pytorchjob", "job", "pod"))
+        return sum(len(cluster.read(path)["items"]) for path in kinds)
 
     eventually("two jobs, each with its pod", lambda: count() == 4)
     cluster.kubectl("delete", "configmap", "owner", "-n", namespace)

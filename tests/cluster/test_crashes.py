@@ -1,9 +1,8 @@
 """The operator dies at every write it makes, and is started again: the chain completes, and nothing
 is done twice.
 
-`MODELCHAIN_CRASHES=all pytest tests/cluster/test_crashes.py` tries every write of both stories in
-every way; without it a few are tried, by a seed that is printed and may be given as
-MODELCHAIN_SEED.
+`MODELCHAIN_SWEEPS=all pytest tests/cluster/test_crashes.py` tries every write of both stories in
+every way; without it a few are tried, by a seed that is printed and may be given as SEED.
 """
 
 from __future__ import annotations
@@ -13,9 +12,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import pytest
+import sweeps
 from controlplane import ControlPlane
 from faults import Action, kill, nth_write, reset
-from trial import STORIES, Bench, Story, Trial, sample
+from trial import STORIES, Bench, Story, Trial
 
 Way = Literal["killed before it is sent", "killed before its answer", "its answer is lost"]
 WAYS: tuple[Way, ...] = Way.__args__  # type: ignore[attr-defined]
@@ -63,10 +63,11 @@ def test_every_write(
             for k in range(1, count + 1)
             for way in WAYS
         ]
-        chosen, title = sample(points, SAMPLED, "MODELCHAIN_CRASHES")
+        chosen = sweeps.sample("crashes", points, SAMPLED)
         lines += bench.each(crash, chosen)
     with capsys.disabled():
-        print(f"\n{title}, {time.monotonic() - start:.0f} s", *lines, sep="\n")
+        title = f"{len(chosen)} of {len(points)} points, {time.monotonic() - start:.0f} s"
+        print(f"\n{title}", *lines, sep="\n")
 
 
 def _action(trial: Trial, way: Way) -> Action:

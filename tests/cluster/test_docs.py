@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ import pages
 import pytest
 import yaml
 from build import TRAINING_OPERATOR_VERSION, find_or_build, program, training_operator_source
-from controlplane import ControlPlane
+from controlplane import ControlPlane, free_ports
 from kubelet import Kubelet
 from pages import REPOSITORY, commands
 from playedpod import Pod
@@ -145,13 +144,8 @@ class Typist:
         ].values()
         file = self.directory / "config.yaml"
         file.write_text(settings)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            ours = {
-                "--config": str(file),
-                "--liveness-port": str(free.getsockname()[1]),
-                "--metrics-port": "0",
-            }
+        (port,) = free_ports(1)
+        ours = {"--config": str(file), "--liveness-port": str(port), "--metrics-port": "0"}
         given = dict(word.partition("=")[::2] for word in container["args"])
         assert given.keys() >= ours.keys()
         words = [f"{name}={value}" for name, value in (given | ours).items()]

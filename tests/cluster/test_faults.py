@@ -1,9 +1,9 @@
 """Every kind of request the operator makes meets every fault, a few times each: the chain completes
 soon after.
 
-`MODELCHAIN_FAULTS=all pytest tests/cluster/test_faults.py` tries all of them; without it a few are
-tried, by a seed that is printed and may be given as MODELCHAIN_SEED. Kinds are those that an
-undisturbed run was seen to make.
+`MODELCHAIN_SWEEPS=all pytest tests/cluster/test_faults.py` tries all of them; without it a few are
+tried, by a seed that is printed and may be given as SEED. Kinds are those that an undisturbed run
+was seen to make.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import sweeps
 from controlplane import ControlPlane
 from faults import Action, Answer, Exchange, Match, Request, answer, failure, reset, stall
-from trial import STORIES, WITHIN, Bench, Story, Trial, sample
+from trial import STORIES, WITHIN, Bench, Story, Trial
 
 SAMPLED = 12
 AT_ONCE = 12  # mostly they wait
@@ -122,10 +123,11 @@ def test_every_request(
             for kind, story in sorted(kinds.items())
             for fault in _faults(kind[0])
         ]
-        chosen, title = sample(points, SAMPLED, "MODELCHAIN_FAULTS")
+        chosen = sweeps.sample("faults", points, SAMPLED)
         lines += bench.each(lambda point: _try(bench, point), chosen, AT_ONCE)
     with capsys.disabled():
-        print(f"\n{title}, {time.monotonic() - start:.0f} s", *lines, sep="\n")
+        title = f"{len(chosen)} of {len(points)} points, {time.monotonic() - start:.0f} s"
+        print(f"\n{title}", *lines, sep="\n")
 
 
 def _faults(verb: str) -> list[str]:

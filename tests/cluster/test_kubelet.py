@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from controlplane import ControlPlane
+from controlplane import ControlPlane, KubectlError
 from kubelet import Kubelet
 from playedpod import Pod
 from plays import Play, evict, hang, image_error, init_error, node_loss, oom, preempt, stall, stuck
+from rig import PATHS
 
 from modelchain.api.contracts import (
     DataRequest,
@@ -119,14 +120,14 @@ class Bench:
         self.apply("v1", "Pod", {"name": name, **made["metadata"]}, made["spec"])
 
     def get(self, what: str) -> dict[str, Any]:
-        return dict(
-            json.loads(
-                self.plane.kubectl(
-                    "get", "-n", self.namespace, what, "-o", "json", "--ignore-not-found"
-                )
-                or "{}"
-            )
-        )
+        """An object by `kind/name`; empty if it is not there."""
+        kind, _, name = what.partition("/")
+        try:
+            return self.plane.read(f"{PATHS[kind].format(self.namespace)}/{name}")
+        except KubectlError as error:
+            if not str(error).startswith("404"):
+                raise
+            return {}
 
     def delete(self, *what: str) -> None:
         self.plane.kubectl("delete", "-n", self.namespace, *what)

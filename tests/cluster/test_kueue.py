@@ -289,14 +289,6 @@ def test_an_eviction_charges_nobody(world: World) -> None:
     assert tenant.ways("evicted-a-a1") == [*held("vision"), *held("vision")[1:]]
 
 
-def _unchanged(space: Space, name: str, seconds: float) -> bool:
-    """Whether a chain stays as it is for that long, with no pods."""
-    before = space.get("mchain", name)["metadata"]["resourceVersion"]
-    time.sleep(seconds)
-    pods = space.list("pods", f"modelchain.dev/chain={name}")
-    return space.get("mchain", name)["metadata"]["resourceVersion"] == before and not pods
-
-
 def test_suspended_by_another(world: World) -> None:
     """manageJobsWithoutQueueName: a job that is in no queue is suspended again. Nothing is fought
     or charged.
@@ -307,15 +299,11 @@ def test_suspended_by_another(world: World) -> None:
     assert f"modelchain retry other -n {space.namespace}" in says
     job = space.get("pytorchjob", "other-a-a1")
     assert tenant.ways("other-a-a1") == [*UNQUEUED, (None, True, True)]
-    # Its pod may still be ending, and how long it ran is written once: wait until nothing changes.
-    space.wait(lambda: _unchanged(space, "other", 2.0), "a status that stays")
-    writes, status = len(tenant.log("other-a-a1")), space.get("mchain", "other")
+    version = space.at_rest("other")
+    writes = len(tenant.log("other-a-a1"))
     time.sleep(4)
     assert len(tenant.log("other-a-a1")) == writes and world.touches(tenant, "other-a-a1") <= 4
-    assert (
-        space.get("mchain", "other")["metadata"]["resourceVersion"]
-        == status["metadata"]["resourceVersion"]
-    )
+    assert space.version("other") == version
     assert space.names("pytorchjobs") == ["other-a-a1"]
     assert space.list("pods", "modelchain.dev/chain=other") == []
     (state,), *charged = spent(space.stage("a", "other"))

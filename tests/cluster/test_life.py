@@ -1,4 +1,4 @@
-"""The life of a chain (RULES section 9): stopped, edited, finished, deleted, made again; one
+"""The life of a chain: stopped, edited, finished, deleted, made again; one
 namespace for all.
 """
 

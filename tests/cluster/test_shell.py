@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import yaml
-from controlplane import ControlPlane
+from controlplane import ControlPlane, free_ports
 
 ROOT = Path(__file__).parents[2]
 
@@ -270,8 +270,4 @@ def health(port: int) -> int | None:
 
 @pytest.fixture
 def unused_tcp_port() -> int:
-    import socket
-
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    return free_ports(1)[0]

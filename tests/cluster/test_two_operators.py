@@ -1,7 +1,7 @@
 """Two operators on the same chains: what one of them does twice, late or on old news does no harm.
 
-`MODELCHAIN_HELD=all pytest tests/cluster/test_two_operators.py` holds back every write; without it
-a few are held, by a seed that is printed and may be given as MODELCHAIN_SEED.
+`MODELCHAIN_SWEEPS=all pytest tests/cluster/test_two_operators.py` holds back every write; without
+it a few are held, by a seed that is printed and may be given as SEED.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import sweeps
 from apiclient import Json
 from controlplane import ControlPlane
 from faults import Hold, Match, Request, nth_write, request, stale
-from trial import SHARED, STORIES, Bench, Story, Trial, sample
+from trial import SHARED, STORIES, Bench, Story, Trial
 
 SAMPLED = 8
 AT_ONCE = 8
@@ -101,10 +102,11 @@ def test_a_write_that_comes_late(
             for k in range(1, writes[name] + 1)
             for until in UNTIL
         ]
-        chosen, title = sample(points, SAMPLED, "MODELCHAIN_HELD")
+        chosen = sweeps.sample("writes held back", points, SAMPLED)
         lines += bench.each(hold_back, chosen, AT_ONCE)
     with capsys.disabled():
-        print(f"\n{title}, {time.monotonic() - start:.0f} s", *lines, sep="\n")
+        title = f"{len(chosen)} of {len(points)} points, {time.monotonic() - start:.0f} s"
+        print(f"\n{title}", *lines, sep="\n")
 
 
 OLD: dict[str, Match] = {

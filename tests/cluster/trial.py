@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import random
 import re
 import time
 import traceback
@@ -300,15 +299,3 @@ def _created(requests: Iterable[Request]) -> Counter[str]:
 def _ended(job: Json) -> bool:
     conditions = job.get("status", {}).get("conditions") or []
     return any(c["type"] in ("Succeeded", "Failed") and c["status"] == "True" for c in conditions)
-
-
-def sample(points: list[T], count: int, variable: str) -> tuple[list[T], str]:
-    """All points if the environment variable says "all", else `count` of them by a seed; and what
-    was chosen.
-    """
-    seed = int(os.environ.get("MODELCHAIN_SEED") or random.randrange(10**6))
-    everything = os.environ.get(variable) == "all"
-    chosen = random.Random(seed).sample(
-        points, len(points) if everything else min(count, len(points))
-    )
-    return chosen, f"{len(chosen)} of {len(points)} points, MODELCHAIN_SEED={seed}"

@@ -1,8 +1,7 @@
-"""One table of good and bad specs, as data. The core's tests and a real API server are given the
-same.
+"""One table of good and bad specs, as data, for the tests of core and of a real API server.
 
-A spec is `MINIMAL` with changes: `{"spec.stages[1].model": "ViT-S-16", "spec.recipe.seed":
-DELETE}`.
+A spec is `MINIMAL` with changes by path, such as
+`{"spec.stages[1].model": "ViT-S-16", "spec.recipe.seed": DELETE}`.
 """
 
 from __future__ import annotations
@@ -47,8 +46,8 @@ _TEXT: Object = {"context_length": 16, "width": 64, "heads": 2, "layers": 2}
 
 
 def with_changes(changes: Mapping[str, Any], base: Object = MINIMAL) -> Object:
-    """A copy of `base` with every path set, or removed where the value is DELETE; mappings on the
-    way are made.
+    """A copy of `base` with these paths set, or removed where the value is DELETE. Missing mappings
+    are created.
     """
     out = copy.deepcopy(base)
     for path, value in changes.items():
@@ -69,9 +68,7 @@ def with_changes(changes: Mapping[str, Any], base: Object = MINIMAL) -> Object:
 
 
 def config(*, vision: Object | None = None, text: Object | None = None, **top: Any) -> Object:
-    """A tiny inline modelConfig: 2 heads of 32 in the picture's tower, 2 heads of 32 in the
-    text's.
-    """
+    """A tiny inline modelConfig, with 2 heads of 32 in each tower."""
     return {
         "embed_dim": 32,
         "vision_cfg": _VISION | (vision or {}),
@@ -81,7 +78,7 @@ def config(*, vision: Object | None = None, text: Object | None = None, **top: A
 
 
 def inline(*configs: Object, **changes: Any) -> dict[str, Any]:
-    """Changes that make the stages those configs, named a, b, c..."""
+    """Changes that give the stages these configs, and the names a, b, c and so on."""
     stages = [
         {"name": "abcdefgh"[i], "modelConfig": c, "epochs": 20} for i, c in enumerate(configs)
     ]
@@ -209,7 +206,7 @@ GOOD: dict[str, Object] = {name: with_changes(changes) for name, changes in _GOO
 
 
 class Bad(NamedTuple):
-    """A spec that is refused: the field that is named, and words its message holds."""
+    """A spec that is refused, the field that the message names, and a part of the message."""
 
     name: str
     spec: Object
@@ -222,12 +219,12 @@ def _bad(name: str, changes: Mapping[str, Any], field: str, message: str) -> Bad
 
 
 def _one(name: str, path: str, value: Any, message: str) -> Bad:
-    """One path changed, and that path is the one to be named."""
+    """A spec with one changed path, which the message must name."""
     return _bad(name, {path: value}, path, message)
 
 
 def _pair(name: str, before: Object, after: Object, message: str) -> Bad:
-    """Two neighbours that do not go together; both are named."""
+    """A chain of two stages that cannot be neighbours; the message names the second stage."""
     return _bad(name, inline(before, after), "spec.stages[1]", message)
 
 

@@ -1,4 +1,4 @@
-"""Conditions as kstatus reads them, the one-line summary, and the bound on a status."""
+"""Conditions as kstatus reads them, the one-line summary, and the size limit of a status."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from specs import config, inline, with_changes
 
 from modelchain.api.contracts import FailureClass, Progress
+from modelchain.api.reasons import Code, Reason
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import (
     AttemptStatus,
@@ -22,7 +23,7 @@ from modelchain.api.status import (
     StageStatus,
     State,
 )
-from modelchain.decide.conditions import MAX_BYTES, completed, constant, refused
+from modelchain.decide.conditions import MAX_BYTES, completed, refused
 from modelchain.io.table import stages_table
 
 NOW = 1_700_000_000.0
@@ -41,15 +42,22 @@ def status(
     return completed(chain(len(stages)), before or ChainStatus(), list(stages), None, now)
 
 
-def stage(name: str, state: State, reason: str = "why", **more: Any) -> StageStatus:
-    return StageStatus(name=name, state=state, reason=reason, **more)
+def stage(name: str, state: State, reason: Reason | str = "why", **more: Any) -> StageStatus:
+    """A stage as `decide` writes it: the text of a reason with its code beside it."""
+    one = StageStatus(name=name, state=state, **more)
+    if isinstance(reason, str):
+        return one.changed(reason=reason)
+    return one.changed(reason=reason.text, reason_code=reason.code, next=reason.next)
 
 
 def kstatus(generation: int, status: ChainStatus) -> str:
-    """What `sigs.k8s.io/cli-utils` computes of any object: notes/ecosystem.md, section 2."""
+    """What kstatus (`sigs.k8s.io/cli-utils/pkg/kstatus`) computes for any custom resource: an old
+    observedGeneration is InProgress, Stalled is Failed, Reconciling is InProgress, and Ready must
+    not be false.
+    """
     if status.observed_generation != generation:
         return "InProgress"
-    for condition in status.conditions:  # the first in the list's order
+    for condition in status.conditions:  # the first in list order decides
         if condition.type == "Stalled" and condition.status == "True":
             return "Failed"
         if condition.type == "Reconciling" and condition.status == "True":
@@ -62,22 +70,34 @@ DONE = stage("a", State.SUCCEEDED)
 PHASES: dict[str, tuple[StageStatus, str, str]] = {
     "pending": (stage("b", State.PENDING), "InProgress", "Pending"),
     "waits to try again": (
-        stage("b", State.PENDING, "Error: it broke; tries again"),
+        stage("b", State.PENDING, Reason(Code.ERROR, message="it broke; tries again")),
         "InProgress",
         "Error",
     ),
-    "queued": (stage("b", State.QUEUED, "Queued: waits for its turn"), "InProgress", "Queued"),
+    "queued": (
+        stage("b", State.QUEUED, Reason(Code.QUEUED, message="waits for its turn")),
+        "InProgress",
+        "Queued",
+    ),
     "shared": (
-        stage("b", State.QUEUED, "SharedStage: chain x trains it"),
+        stage("b", State.QUEUED, Reason(Code.SHARED_STAGE, message="chain x trains it")),
         "InProgress",
         "SharedStage",
     ),
-    "starting": (stage("b", State.STARTING, "Miss: never trained"), "InProgress", "Starting"),
+    "starting": (
+        stage("b", State.STARTING, Reason(Code.MISS, message="never trained")),
+        "InProgress",
+        "Starting",
+    ),
     "running": (stage("b", State.RUNNING), "InProgress", "Running"),
     "verifying": (stage("b", State.VERIFYING), "InProgress", "Verifying"),
-    "failed": (stage("b", State.FAILED, "OutOfMemory: limit 8Gi"), "Failed", "OutOfMemory"),
+    "failed": (
+        stage("b", State.FAILED, Reason(Code.OUT_OF_MEMORY, message="limit 8Gi")),
+        "Failed",
+        "OutOfMemory",
+    ),
     "blocked": (
-        stage("b", State.STARTING, "NameTaken: by another", stalled=True),
+        stage("b", State.STARTING, Reason(Code.NAME_TAKEN, message="by another"), stalled=True),
         "Failed",
         "NameTaken",
     ),
@@ -91,7 +111,7 @@ def test_kstatus_of_every_phase(phase: str) -> None:
     last, verdict, reason = PHASES[phase]
     found = status(DONE, last)
     assert kstatus(3, found) == verdict
-    assert kstatus(4, found) == "InProgress", "an edit that nobody has seen yet"
+    assert kstatus(4, found) == "InProgress", "no pass has seen the edit yet"
     said = found.condition("Stalled") or found.condition("Reconciling")
     assert (said.reason if said else "") == reason
     assert (found.condition("Ready") is None) == (phase == "suspended")
@@ -102,14 +122,14 @@ def test_kstatus_of_every_phase(phase: str) -> None:
     assert found.is_true("Admitted")
 
 
-def test_a_status_nobody_has_written_is_not_current() -> None:
+def test_a_status_that_was_never_written_is_not_current() -> None:
     assert kstatus(1, ChainStatus()) == "InProgress"
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(State), st.booleans()), min_size=1, max_size=5))
 def test_conditions_never_contradict_each_other(stages: list[tuple[State, bool]]) -> None:
-    ended = (State.SUCCEEDED, State.FAILED)  # waits for nobody
+    ended = (State.SUCCEEDED, State.FAILED)  # such a stage waits for nothing
     found = status(
         *(
             stage("abcde"[i], state, stalled=stalled and state not in ended)
@@ -142,7 +162,7 @@ def test_times_change_only_with_the_status() -> None:
     assert changed == {"Ready", "Complete", "Finished"}
 
 
-def test_a_refused_spec_fails_at_once_and_keeps_what_is_known() -> None:
+def test_a_refused_spec_fails_at_once_and_keeps_the_stages() -> None:
     before = status(DONE, stage("b", State.RUNNING))
     found = refused(before, 4, "spec.stages[0]: no", NOW + 60)
     assert kstatus(4, found) == "Failed" and found.stages == before.stages
@@ -150,14 +170,16 @@ def test_a_refused_spec_fails_at_once_and_keeps_what_is_known() -> None:
         found.condition("Reconciling") is None
         and found.condition("Stalled").message == "spec.stages[0]: no"
     )  # type: ignore[union-attr]
-    assert refused(found, 4, "spec.stages[0]: no", NOW + 120) == found, "said once"
+    assert refused(found, 4, "spec.stages[0]: no", NOW + 120) == found, (
+        "the refusal is written once"
+    )
     mended = completed(chain(), found, before.stages, None, NOW + 180)
     assert kstatus(3, mended) == "InProgress" and mended.condition("Stalled") is None
 
 
 def test_a_complete_chain_whose_spec_is_refused_is_not_complete() -> None:
-    """What has finished is not what is asked for now; its stages are known all the same, and
-    nothing starts unasked.
+    """The stages that finished are not those of the spec now. They stay in the status, and nothing
+    starts by itself.
     """
     before = status(DONE)
     assert before.is_true("Complete") and before.is_true("Finished")
@@ -169,19 +191,24 @@ def test_a_complete_chain_whose_spec_is_refused_is_not_complete() -> None:
             "InvalidSpec",
         )
     assert found.stages == before.stages and found.is_over(1)
-    assert refused(found, 4, "spec.stages[0]: no", NOW + 120) == found, "said once"
+    assert refused(found, 4, "spec.stages[0]: no", NOW + 120) == found, (
+        "the refusal is written once"
+    )
     mended = completed(chain(), found, before.stages, None, NOW + 180)
     assert mended.is_true("Complete")
 
 
 @pytest.mark.parametrize("length", [10, 5000])
 def test_texts_of_any_length_fit_the_crd(length: int) -> None:
-    """Both ends stay: the beginning has the reason, and the end what somebody else said last."""
-    text = "LaunchRefused: " + "policy says no; " * length + "the end"
+    """Both ends of a long text stay: the beginning has the reason's code, and the end what the API
+    server or a webhook said last.
+    """
+    text = "policy says no; " * length + "the end"
+    reason = Reason(Code.LAUNCH_REFUSED, message=text)
     failed = AttemptStatus(
         name="family-a-a1", number=1, input_digest="d", state=State.FAILED, message=text
     )
-    one = stage("a", State.STARTING, text, stalled=True, attempts=[failed])
+    one = stage("a", State.STARTING, reason, stalled=True, attempts=[failed])
     found = status(one)
     assert len(found.stages[0].reason) <= 2000 and len(found.stages[0].attempts[0].message) <= 512
     assert all(len(condition.message) < 4096 for condition in found.conditions)
@@ -190,20 +217,6 @@ def test_texts_of_any_length_fit_the_crd(length: int) -> None:
     )
     assert completed(chain(1), found, found.stages, None, NOW) == found
     assert len(refused(found, 4, text, NOW).condition("Stalled").message) < 4096  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize(
-    ("reason", "expected"),
-    [
-        ("NameTaken: by x", "NameTaken"),
-        ("waits for b", ""),
-        ("why: not", ""),
-        ("Two words: x", ""),
-        ("Alone", ""),
-    ],
-)
-def test_constant(reason: str, expected: str) -> None:
-    assert constant(reason) == expected
 
 
 def test_summary() -> None:
@@ -278,12 +291,12 @@ def test_a_status_of_32_stages_with_long_histories_is_bounded() -> None:
     )
     again = completed(chain(8), found, found.stages, None, NOW)
     assert completed(chain(8), again, again.stages, None, NOW) == again, (
-        "bounding it again changes nothing"
+        "a status that was shortened is not shortened further"
     )
 
 
 def test_every_condition_has_a_message_that_names_the_next_command() -> None:
-    failed = status(DONE, stage("b", State.FAILED, "Error: it broke"))
+    failed = status(DONE, stage("b", State.FAILED, Reason(Code.ERROR, message="it broke")))
     stalled: Condition | None = failed.condition("Stalled")
     assert (
         stalled is not None
@@ -291,15 +304,16 @@ def test_every_condition_has_a_message_that_names_the_next_command() -> None:
         and "modelchain retry family -n team" in stalled.message
     )
     blocked = status(
-        DONE, stage("b", State.PENDING, "ClaimMissing: no claim", stalled=True)
+        DONE,
+        stage("b", State.PENDING, Reason(Code.CLAIM_MISSING, message="no claim"), stalled=True),
     ).condition("Stalled")
     assert blocked is not None and "modelchain explain family -n team" in blocked.message
 
 
 def test_the_table_says_what_a_stage_did_and_not_what_was_in_the_cache() -> None:
     stages = [
-        StageStatus(name="a", state=State.SUCCEEDED, reason="Miss: never trained"),
-        StageStatus(name="b", state=State.RUNNING, reason="Miss: epochs changed"),
+        stage("a", State.SUCCEEDED, Reason(Code.MISS, message="never trained")),
+        stage("b", State.RUNNING, Reason(Code.MISS, message="epochs changed")),
     ]
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(stages_table("family", ChainStatus(stages=stages)))

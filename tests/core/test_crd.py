@@ -1,6 +1,4 @@
-"""The CRDs are current, small, and keep the rules of strict API reviews (KAL's, DESIGN section
-4).
-"""
+"""The CRDs are current and small, and keep the rules of kube-api-linter."""
 
 from __future__ import annotations
 
@@ -12,9 +10,9 @@ from typing import Any
 import pytest
 
 from modelchain.api.spec import ChainSpec
+from modelchain.cel import FIRST_TO_LAST, literal, quoted, sentence
 from modelchain.cli.crds import rendered
 from modelchain.crd import definitions
-from modelchain.crd.cel import FIRST_TO_LAST, literal, quoted, sentence
 from modelchain.crd.schema import nodes
 
 CRDS = Path(__file__).parents[2] / "crds"
@@ -41,7 +39,7 @@ def test_the_files_are_current() -> None:
 
 
 @pytest.mark.parametrize("name", DEFINITIONS)
-def test_plain_kubectl_apply_can_keep_it_in_an_annotation(name: str) -> None:
+def test_each_crd_fits_the_annotation_of_plain_kubectl_apply(name: str) -> None:
     assert len(rendered()[name].encode()) < 80_000
     assert len(json.dumps(DEFINITIONS[name])) < 60_000
 
@@ -64,7 +62,7 @@ def test_everything_is_bounded(path: str, node: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("path", "node"), NODES)
 def test_no_default_within_a_list(path: str, node: dict[str, Any]) -> None:
-    """Argo CD compares lists whole: a default within would be a difference for ever."""
+    """Argo CD compares whole lists, so a default inside a list would always be a difference."""
     assert "default" not in node or not (
         "[]" in path or (path.startswith("status") and path != "status")
     )
@@ -107,7 +105,7 @@ def test_rules_say_what_to_do() -> None:
         assert 10 < len(rule["message"]) < 400 and "\n" not in rule["message"]
 
 
-def test_cel_knows_as_many_places_as_there_can_be_stages() -> None:
+def test_cel_lists_an_index_for_every_possible_stage() -> None:
     [most] = [
         m.max_length for m in ChainSpec.model_fields["stages"].metadata if hasattr(m, "max_length")
     ]

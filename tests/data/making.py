@@ -24,13 +24,13 @@ def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
 
 
 def picture(number: int = 0, size: tuple[int, int] = (20, 16), form: str = "PNG") -> bytes:
-    """An encoded picture of noise, another one for each number."""
+    """An encoded picture of noise, different for each number."""
     pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), np.uint8)
     return encoded(Image.fromarray(pixels), form)
 
 
 def pairs(*keys: str, start: int = 0) -> Members:
-    """A picture and a caption for each key, the picture's number in the caption."""
+    """A picture and a caption for each key. The caption has the picture's number."""
     both = [
         ((f"{k}.png", picture(i)), (f"{k}.txt", b"picture %d" % i))
         for i, k in enumerate(keys, start)
@@ -55,7 +55,7 @@ def tar_of(path: Path, members: Members, format: int = tarfile.PAX_FORMAT) -> Pa
 def packed(
     source: Path, split: str = "train", to: str = "packed"
 ) -> tuple[Split, dict[str, tuple[bytes, dict]]]:
-    """The one split of a packed source: picture and json of each key."""
+    """The only split of a packed source: picture and json of each key."""
     [report] = pack(source, source.parent / to, size=None)
     shards = sorted((source.parent / to).glob(f"{split}-*.tar"))
     found = list(

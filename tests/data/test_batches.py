@@ -1,5 +1,5 @@
-"""Batches: order, captions and crops are functions of (seed, step) alone, whatever reads them and
-from wherever.
+"""Batches: order, captions and crops depend only on (seed, step), and not on ranks, threads or the
+step that is read first.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def test_order(samples: int, batch: int, seed: int, step: int) -> None:
 
 
 def test_order_changes_with_epoch_and_seed_and_is_golden() -> None:
-    """Golden: another order would end in other weights for the same digest (RULES section 1)."""
+    """Golden: another order would end in other weights for the same digest."""
     orders = [epoch_order(10, 0, 0), epoch_order(10, 0, 1), epoch_order(10, 1, 0)]
     assert len({tuple(order) for order in orders}) == 3
     assert [order.tolist() for order in orders] == GOLDEN_ORDERS
@@ -242,7 +242,7 @@ def test_crop_boxes_lie_inside(seed: int, height: int, width: int) -> None:
 
 
 def test_crop_boxes_are_golden() -> None:
-    """Another crop would end in other weights for the same digest, as another order would."""
+    """Golden: another crop would give other weights under the same input digest."""
     rng = np.random.Generator(np.random.Philox(key=np.array([5, 1], np.uint64)))
     assert [crop_box(rng, 256, 341) for _ in range(3)] == GOLDEN_BOXES
 
@@ -280,7 +280,7 @@ def test_decoding(form: str) -> None:
 
 
 def test_damaged_pictures_never_end_the_process() -> None:
-    """torchvision's own PNG decoder does (SIGSEGV): hence in a process of its own."""
+    """torchvision's PNG decoder would (SIGSEGV), so this runs in a process of its own."""
     code = f"""
 import random, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})

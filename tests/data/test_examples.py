@@ -1,6 +1,4 @@
-"""What the examples say can be run: their shards are those that `pack` writes for so many
-samples.
-"""
+"""The examples fit the data: their shards are those that `pack` writes for their samples."""
 
 from __future__ import annotations
 
@@ -32,7 +30,7 @@ SAMPLES = {
 
 
 def shards_of(example: Path) -> dict[str, list[Path]]:
-    """Of each folder and split the paths that the example names, in order."""
+    """By folder and split, the paths that the example names, in order."""
     [spec] = [
         d["spec"] for d in yaml.safe_load_all(example.read_text()) if d["kind"] == "ModelChain"
     ]

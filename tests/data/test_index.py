@@ -1,4 +1,4 @@
-"""Shard sets: what is read, what is refused, and a cache that races and damage cannot spoil."""
+"""Shard sets: what is read and refused, and a cache that survives races and damage."""
 
 from __future__ import annotations
 
@@ -341,7 +341,7 @@ def test_what_is_no_plain_tar(tmp_path: Path, data: bytes) -> None:
 
 
 def test_a_tar_cut_anywhere_is_refused(shards: list[Path], tmp_path: Path) -> None:
-    """Also between two members, where tarfile itself would take the rest for not there."""
+    """Also between two members, where tarfile itself would silently ignore the rest."""
     whole = shards[0].read_bytes()
     with tarfile.open(shards[0]) as tar:
         members = tar.getmembers()

@@ -1,6 +1,4 @@
-"""Packing: shards of shards, of DreamLIP tables and of the digits; all or nothing, and the same
-bytes each time.
-"""
+"""Packing shards, DreamLIP tables and the digits: all or nothing, and the same bytes each time."""
 
 from __future__ import annotations
 
@@ -148,7 +146,7 @@ def test_the_index_beside_the_shards_is_used_while_it_is_theirs_and_whole(tmp_pa
     assert built(shards) == (True, given[1]) and built(shards) == (
         False,
         given[1],
-    )  # into the cache, not mended
+    )  # into the cache, without repair
     assert bytes_of(to).keys() == before.keys() and bytes_of(to) != before
 
 

@@ -1,6 +1,4 @@
-"""Pictures of every kind become the pixels that Pillow makes of them; too large ones are not
-decoded.
-"""
+"""Pictures of every kind decode to Pillow's pixels, and too large ones are refused."""
 
 from __future__ import annotations
 

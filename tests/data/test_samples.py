@@ -1,5 +1,5 @@
-"""Captions and labels as they come: what is left out is counted, what is not read is not
-checked.
+"""Captions and labels in their forms. Samples that are left out are counted, and fields that are
+not read are not checked.
 """
 
 from __future__ import annotations

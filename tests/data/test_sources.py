@@ -1,4 +1,4 @@
-"""Where `pack` looks for tars, which split they are, and that no two samples share a key."""
+"""Which tars `pack` finds, their splits, and unique keys of samples."""
 
 from __future__ import annotations
 
@@ -31,9 +31,8 @@ def test_keys_that_repeat_over_tars_are_made_unique(
     expected = [picture(i) for i in range(len(places) * len(keys))]
     assert [image for image, _ in found.values()] == expected
     assert list(found)[: len(keys)] == keys and list(found)[len(keys)].startswith(f"{keys[0]}-1")
-    data = opened(
-        *sorted((tmp_path / "src").rglob("*.tar"))
-    )  # unpacked they are told apart by their place
+    # Before packing, their place tells them apart.
+    data = opened(*sorted((tmp_path / "src").rglob("*.tar")))
     assert [data.picture(i) for i in range(len(data))] == expected
     pack(tmp_path / "src", tmp_path / "again", size=None)
     assert (tmp_path / "again" / "train-000000.tar").read_bytes() == (

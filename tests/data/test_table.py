@@ -1,6 +1,4 @@
-"""Caption tables: which rows they have, which captions are taken of them, and what is refused with
-its line.
-"""
+"""Caption tables: their rows, the captions that are taken, and what is refused with its line."""
 
 from __future__ import annotations
 
@@ -184,8 +182,8 @@ def row(raw: str, last: str = "", short: str = "") -> str:
     ],
 )
 def test_quotes_in_a_table(tmp_path: Path, rows: list[str], captions: list[list[str]]) -> None:
-    """As csv writes them they part fields; else they are signs as others, so that no row gets lost
-    in one before it.
+    """Quotes enclose fields where csv would write them so. Else they are plain characters, so that
+    no row is swallowed by the one before.
     """
     assert raw_table(tmp_path / "t.csv", *rows) == captions
 

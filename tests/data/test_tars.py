@@ -1,5 +1,5 @@
-"""What a tar may look like: put together of several, with links, with what systems leave in it;
-nothing gets lost.
+"""Forms of tars: concatenated, with links, with files that operating systems add. No sample is
+lost.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def joined(path: Path, *parts: Path, between: bytes = b"") -> Path:
 
 
 def check(data: ShardSet, count: int) -> None:
-    """All `count` samples of `pairs` are there, each with the bytes of its own picture."""
+    """All `count` samples of `pairs` exist, each with the bytes of its own picture."""
     assert len(data) == count and data.caption_counts.tolist() == [1] * count
     assert [data.picture(i) for i in range(count)] == [picture(i) for i in range(count)]
 

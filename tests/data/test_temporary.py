@@ -1,5 +1,5 @@
-"""A packing that is stopped leaves nothing behind; one that is killed, nothing beyond the next
-start.
+"""A packing that is stopped leaves nothing behind. What a killed one leaves, the next start
+removes.
 """
 
 from __future__ import annotations

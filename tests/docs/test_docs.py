@@ -322,7 +322,7 @@ def test_every_class_of_failure_has_its_row(tmp_path: Path) -> None:
     for name, (what, pays, alone, todo, command) in rows.items():
         failure = FailureClass(name)
         budget = "`maxDisruptions`" if failure.disruption else "`maxRetries`"
-        assert pays == ("nobody: the stage fails at once" if failure.permanent else budget), name
+        assert pays == ("no budget: the stage fails at once" if failure.permanent else budget), name
         assert what and alone and todo
         words = command.strip("`").replace("NAME", "family").replace("NS", "vision").split()
         if words[0] == "modelchain":

@@ -81,8 +81,9 @@ def install() -> None:
     """Debian's packages that are missing. Raises CalledProcessError."""
     if packages := missing_packages():
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        run("apt-get", "update", "-q")
-        command = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *packages]
+        apt = ["apt-get", "-q", "-o", "Acquire::Retries=5"]
+        run(*apt, "update")
+        command = [*apt, "install", "-y", "--no-install-recommends", *packages]
         subprocess.run(command, check=True, env=environment, capture_output=True)
 
 

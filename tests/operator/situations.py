@@ -6,6 +6,7 @@ from typing import Any
 
 from podshapes import T0, at
 
+from modelchain.api.reasons import Reason, filled
 from modelchain.api.status import AttemptStatus, ChainStatus, Condition, StageStatus, State
 from modelchain_operator.api.kube import Object
 
@@ -49,8 +50,18 @@ def chain(
     }
 
 
-def current(state: State = State.STARTING, reason: str = "", **more: Any) -> StageStatus:
-    return StageStatus(name="b", state=state, reason=reason, attempts=[ATTEMPT], **more)
+def current(
+    state: State = State.STARTING, reason: Reason | None = None, **more: Any
+) -> StageStatus:
+    """The stage that the chain is at, as the operator leaves it in the status."""
+    return told(StageStatus(name="b", state=state, attempts=[ATTEMPT], **more), reason)
+
+
+def told(stage: StageStatus, reason: Reason | None) -> StageStatus:
+    if reason is None:
+        return stage
+    then = filled(reason.next, "family", "team")
+    return stage.changed(reason=reason.text, reason_code=reason.code, next=then)
 
 
 def lease(renewed: float = 3590, holder: str = "operator-7d_0a1b2c3d") -> Object:

@@ -16,6 +16,7 @@ import situations
 from podshapes import T0, at
 from rich.console import Console
 
+from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import StageStatus, State
 from modelchain.errors import InputError
 from modelchain_operator.api.kube import Object, Unavailable
@@ -84,15 +85,41 @@ def chain(observed: int = 1, *conditions: tuple[str, str], stages: Any = ({},)) 
     return {"metadata": meta, "status": status}
 
 
+IN_QUEUE = {
+    "name": "b",
+    "state": "Queued",
+    "reason": "Queued: in q; look: kubectl get workloads -n y",
+    "reasonCode": "Queued",
+    "next": "kubectl get workloads -n y",
+}
+
+
+def stalled(reason: str) -> dict[str, Any]:
+    return {"name": "b", "state": "Failed", "reason": reason, "reasonCode": "Error"}
+
+
 @pytest.mark.parametrize(
     ("thing", "why"),
     [
         (chain(-1, stages=()), "no operator has looked at it yet"),
         (chain(0), "it was changed, and no operator has looked at it since"),
-        (chain(1, ("Stalled", "stage b: no; then: modelchain retry x -n y")), "stage b: no"),
         (
-            chain(1, ("Reconciling", "stage b: Queued: in q; look: kubectl get workloads -n y")),
+            chain(
+                1, ("Stalled", "stage b: no; then: modelchain retry x -n y"), stages=[stalled("no")]
+            ),
+            "stage b: no",
+        ),
+        (
+            chain(
+                1,
+                ("Reconciling", "stage b: Queued: in q; look: kubectl get workloads -n y"),
+                stages=[IN_QUEUE],
+            ),
             "stage b: Queued: in q",
+        ),
+        (
+            chain(1, ("Stalled", "spec.stages: too few"), stages=[IN_QUEUE]),
+            "spec.stages: too few",
         ),
         (chain(1, ("Complete", "3 of 3 stages have finished")), ""),
     ],
@@ -124,22 +151,32 @@ def retry(monkeypatch: pytest.MonkeyPatch, thing: Object) -> str:
     return said[0]
 
 
-UNANSWERED = "VerifyUnanswered: nobody knows"
+UNANSWERED = Reason(Code.VERIFY_UNANSWERED, message="nobody knows")
 
 
 @pytest.mark.parametrize(
     "stage",
     [
-        situations.current(State.FAILED, "NonFinite: the loss is nan"),
+        situations.current(State.FAILED, Reason(Code.NON_FINITE, message="the loss is nan")),
         situations.current(
-            State.PENDING, "NonFinite: the loss is nan; tries again", not_before=T0 + 40
+            State.PENDING,
+            Reason(Code.NON_FINITE, message="the loss is nan; tries again"),
+            not_before=T0 + 40,
         ),
         situations.current(State.VERIFYING, UNANSWERED, stalled=True),
-        situations.current(State.RUNNING, "SuspendedByAnother: somebody else", stalled=True),
         situations.current(
-            State.PENDING, "SameDeviceError: the devices of nodes a, b failed alike", stalled=True
+            State.RUNNING,
+            Reason(Code.SUSPENDED_BY_ANOTHER, message="somebody else"),
+            stalled=True,
         ),
-        situations.current(State.QUEUED, "NodesAvoided: node-1 failed lately"),
+        situations.current(
+            State.PENDING,
+            Reason(Code.SAME_DEVICE_ERROR, message="the devices of nodes a, b failed alike"),
+            stalled=True,
+        ),
+        situations.current(
+            State.QUEUED, Reason(Code.NODES_AVOIDED, message="node-1 failed lately")
+        ),
     ],
 )
 def test_retry_where_it_helps(stage: StageStatus, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +192,7 @@ def test_retry_where_it_helps(stage: StageStatus, monkeypatch: pytest.MonkeyPatc
 )
 def test_retry_where_somebody_has_to_correct(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = (
-        situations.current(State.PENDING, f"{reason}: no", stalled=True)
+        situations.current(State.PENDING, Reason(Code(reason), message="no"), stalled=True)
         if reason != "InvalidSpec"
         else None
     )

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 import travel
 
+from modelchain.api.reasons import Code
+from modelchain.api.status import StageStatus, State
 from modelchain_operator.api.kube import AlreadyExists, ApiError, Forbidden, NotFound
+from modelchain_operator.reconcile.controller import news
 from modelchain_operator.reconcile.events import Events
 
 CHAIN = {
@@ -120,3 +124,34 @@ def test_failures_are_counted_and_waited_for_briefly() -> None:
         assert (ours.counts["failed"], round(travel.now() - start)) == (2, 5)
 
     travel.run(main())
+
+
+STATES = {
+    State.PENDING: Code.STAGE_PENDING,
+    State.QUEUED: Code.STAGE_QUEUED,
+    State.STARTING: Code.STAGE_STARTING,
+    State.RUNNING: Code.STAGE_RUNNING,
+    State.VERIFYING: Code.STAGE_VERIFYING,
+    State.SUCCEEDED: Code.STAGE_SUCCEEDED,
+    State.FAILED: Code.STAGE_FAILED,
+    State.SUSPENDED: Code.STAGE_SUSPENDED,
+}
+
+
+@pytest.mark.parametrize("state", State)
+def test_the_event_of_a_state(state: State) -> None:
+    assert news(StageStatus(name="a", state=state)) is STATES[state]
+
+
+@pytest.mark.parametrize(
+    ("stage", "code"),
+    [
+        (StageStatus(name="a", stalled=True), Code.STAGE_STALLED),
+        (StageStatus(name="a", reason_code="Stopping"), Code.STAGE_STOPPING),
+        (StageStatus(name="a", not_before=1.0), Code.STAGE_RETRYING),
+        (StageStatus(name="a", reason_code="NodesAvoided"), Code.NODES_AVOIDED),
+        (StageStatus(name="a", reason_code="ProgressUnknown"), Code.PROGRESS_UNKNOWN),
+    ],
+)
+def test_the_event_of_what_befell_a_stage(stage: StageStatus, code: Code) -> None:
+    assert news(stage) is code

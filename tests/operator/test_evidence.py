@@ -32,6 +32,7 @@ from podshapes import (
 )
 
 from modelchain.api.contracts import FailureClass
+from modelchain.api.reasons import Code, Reason
 from modelchain_operator.api import objects
 from modelchain_operator.reconcile.pod_evidence import Evidence, evidence, refusal
 from modelchain_operator.runners import pods as podread
@@ -59,6 +60,10 @@ def seen(
         known=more.pop("known", ()),
         going=more.pop("going", None),
     )
+
+
+def text(reason: Reason | None) -> str:
+    return reason.text if reason else ""
 
 
 def told(found: Evidence) -> tuple[FailureClass | None, str]:
@@ -347,7 +352,7 @@ WAITS: dict[str, tuple[list[Pod], str, FailureClass | None]] = {
     ),
     "no room": (
         [unschedulable(message=NO_GPU)],
-        f"vit-b-a1-master-0 waits: Unschedulable: {NO_GPU}",
+        f"^Unschedulable: vit-b-a1-master-0 waits: {NO_GPU}",
         None,
     ),
     "gated": (
@@ -400,7 +405,7 @@ WAITS: dict[str, tuple[list[Pod], str, FailureClass | None]] = {
     ),
     "half a gang": (
         [running(0), running(1), running(2), unschedulable(3, message=NO_GPU)],
-        "^3 of 4 pods run, vit-b-a1-worker-2 waits: Unschedulable",
+        "^Unschedulable: 3 of 4 pods run, vit-b-a1-worker-2 waits: ",
         None,
     ),
     "init": (
@@ -422,7 +427,9 @@ WAITS: dict[str, tuple[list[Pod], str, FailureClass | None]] = {
 def test_waiting(name: str) -> None:
     pods, sentence, failure = WAITS[name]
     found = seen(*pods)
-    assert re.search(sentence, found.waiting) if sentence else not found.waiting, found.waiting
+    assert re.search(sentence, text(found.waiting)) if sentence else not found.waiting, (
+        found.waiting
+    )
     assert (found.permanent and found.permanent[0]) == failure
 
 
@@ -437,16 +444,16 @@ def test_a_pull_that_is_tried_and_backed_off_from_is_told_in_one_way() -> None:
 
 def test_long_messages_are_cut() -> None:
     assert (
-        len(seen(unschedulable(message="0/5000 nodes are available: " + "x, " * 2000)).waiting)
+        len(seen(unschedulable(message="0/5000 nodes are available: " + "x, " * 2000)).waiting.text)
         < 340
     )
 
 
 def test_pods_still_to_be_made() -> None:
-    assert (
-        seen(running(0), nodes=4).waiting
-        == "1 of 4 pods are there; the others are still to be created"
-    )
+    reason = seen(running(0), nodes=4).waiting
+    assert reason.text == "1 of 4 pods are there; the others are still to be created"
+    assert reason.code is Code.PODS_MISSING
+    assert seen(deleted(running(0), grace_over=210)).waiting.code is Code.PODS_ENDING
 
 
 def test_refused_at_creation() -> None:
@@ -479,14 +486,14 @@ def test_live_is_what_was_read_alone() -> None:
 
 def test_a_pod_that_outstays_its_grace() -> None:
     pod = deleted(running(), grace_over=150)
-    assert seen(pod, now=209).stalled == ""
+    assert seen(pod, now=209).stalled is None
     stalled = seen(pod, now=211).stalled
     assert (
-        "kubectl delete pod vit-b-a1-master-0 -n team --force --grace-period=0" in stalled
-        and "node-0" in stalled
+        "kubectl delete pod vit-b-a1-master-0 -n team --force --grace-period=0" in stalled.text
+        and "node-0" in stalled.text
     )
     assert seen(pod, now=999).stalled == stalled, "the same words, so that nothing is written again"
-    assert seen(deleted(ended(), grace_over=150), now=999).stalled == ""
+    assert seen(deleted(ended(), grace_over=150), now=999).stalled is None
 
 
 def test_a_pod_within_its_grace_on_a_clock_that_is_ahead() -> None:
@@ -496,14 +503,14 @@ def test_a_pod_within_its_grace_on_a_clock_that_is_ahead() -> None:
     pod, ahead = deleted(running(), grace_over=150), 300.0
     first_seen = {objects.uid(pod): T0 + 30 + ahead}  # deleted at 30 with a grace of 120
     for now in (31, 150, 200):
-        assert seen(pod, now=now + ahead, going=first_seen).stalled == ""
-    assert "--force" in seen(pod, now=30 + 120 + 61 + ahead, going=first_seen).stalled, (
+        assert seen(pod, now=now + ahead, going=first_seen).stalled is None
+    assert "--force" in seen(pod, now=30 + 120 + 61 + ahead, going=first_seen).stalled.text, (
         "its grace is over by any clock"
     )
-    assert seen(pod, now=211, going={}).stalled == "", (
+    assert seen(pod, now=211, going={}).stalled is None, (
         "an operator that has just come has seen no grace pass"
     )
-    assert "--force" in seen(pod, now=150 + 60 + 601, going={}).stalled, (
+    assert "--force" in seen(pod, now=150 + 60 + 601, going={}).stalled.text, (
         "no two clocks differ so much"
     )
 
@@ -666,7 +673,7 @@ def test_whatever_pods_hold(live: list[Pod], gone: list[Pod], chance: Any) -> No
     )
     if nothing_failed:
         assert (found.word, found.failure) == (None, None)
-    assert "\n" not in found.waiting + found.stalled
+    assert "\n" not in text(found.waiting) + text(found.stalled)
 
 
 @pytest.mark.parametrize("ahead", [-3600, -5, 0, 5, 3600])

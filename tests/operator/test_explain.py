@@ -21,17 +21,24 @@ from situations import (
     job,
     lease,
     mine,
+    told,
     workload,
 )
 
 from modelchain.api.contracts import FailureClass, Progress
+from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import ChainStatus, StageStatus, State, Total
 from modelchain.identity.digest import TRAINER_MATH
 from modelchain_operator.api.kube import Object
 from modelchain_operator.explain.clues import Line, gpu_time
 from modelchain_operator.explain.explain import Explanation, document, explain
 from modelchain_operator.explain.read import Situation
+from modelchain_operator.reconcile.attempt import GONE
+from modelchain_operator.reconcile.execute import with_words
+from modelchain_operator.reconcile.pod_evidence import evidence
 from modelchain_operator.runners.kueue import KueueQueue
+from modelchain_operator.runners.pods import Gang
+from modelchain_operator.runners.pytorchjob import PyTorchJob
 
 
 def ask(thing: Object, **more: Any) -> Explanation:
@@ -109,7 +116,9 @@ def test_a_change_of_a_moment_ago_and_no_operator_to_be_seen(leases: list[Object
 
 def test_an_old_lease_hides_no_cause() -> None:
     """An operator may do without one, and leave that of an earlier one as it is."""
-    stage = current(State.PENDING, "ClaimMissing: there is no claim data", stalled=True)
+    stage = current(
+        State.PENDING, Reason(Code.CLAIM_MISSING, "data", "there is no claim data"), stalled=True
+    )
     found = ask(chain(stage, condition("Stalled")), leases=[lease(3534)])
     check(found, "ClaimMissing", "there is no claim data", "kubectl get pvc -n team")
     silent = "last renewed by operator-7d; if no operator runs, nothing goes on"
@@ -164,19 +173,15 @@ def test_failed(failure: str, then: str) -> None:
     ended = ATTEMPT.model_copy(
         update={"failure": FailureClass(failure), "message": "it broke", "finished_at": at(3540)}
     )
-    stage = StageStatus(
-        name="b",
-        state=State.FAILED,
-        reason=f"{failure}: it broke; 3 retries are allowed",
-        attempts=[ended],
-    )
+    reason = Reason(Code(failure), message="it broke; 3 retries are allowed")
+    stage = told(StageStatus(name="b", state=State.FAILED, attempts=[ended]), reason)
     found = ask(chain(stage, condition("Stalled"), condition("Failed")))
     check(found, failure, "it broke; 3 retries are allowed.", then)
     assert found.evidence == (Line("attempt family-b-a2", f"{failure}: it broke", 60.0),)
 
 
 def test_failed_and_suspended() -> None:
-    thing = chain(StageStatus(name="b", state=State.FAILED, reason="Error: no"), suspend=True)
+    thing = chain(current(State.FAILED, Reason(Code.ERROR, message="no")), suspend=True)
     assert "besides, the chain is suspended" in ask(thing).cause
 
 
@@ -213,70 +218,138 @@ def test_deleting() -> None:
 # Stalled: the operator's own reasons.
 
 
+RUNNER = PyTorchJob()
+LAUNCH_REFUSED = Reason(Code.LAUNCH_REFUSED, "family-b-a2", next_command=RUNNER.controller_pods)
+
+
+def refused(code: Code, said: str) -> Reason:
+    """As the operator remembers a refusal of the API server."""
+    reason = LAUNCH_REFUSED if code is Code.LAUNCH_REFUSED else Reason(code)
+    return with_words(reason, "team", said)
+
+
 @pytest.mark.parametrize(
     ("reason", "cause", "then"),
     [
         (
-            "InvalidSpec",
+            Reason(Code.INVALID_SPEC, message="spec.data.volume.claimName: name it"),
             "spec.data.volume.claimName: name it",
             "kubectl edit mchain family -n team",
         ),
         (
-            "RunnerMissing",
+            Reason(
+                Code.RUNNER_MISSING,
+                "PyTorchJob",
+                "PyTorchJob is not installed; kubectl apply",
+                RUNNER.install,
+            ),
             "PyTorchJob is not installed; kubectl apply",
             (
                 "kubectl apply --server-side -k"
                 " 'github.com/kubeflow/trainer.git/manifests/overlays/standalone?ref=v1.9.4'"
             ),
         ),
-        ("ClaimMissing", "there is no claim data", "kubectl get pvc -n team"),
-        ("ClaimTaken", "claim x was not made for this chain", "kubectl edit mchain family -n team"),
         (
-            "ArtifactMissing",
-            "sa-00112233445566778899 lies on claim old",
-            "kubectl describe sart sa-00112233445566778899 -n team",
+            Reason(Code.CLAIM_MISSING, "data", "there is no claim data"),
+            "there is no claim data",
+            "kubectl get pvc -n team",
         ),
         (
-            "NameTaken",
+            Reason(Code.CLAIM_TAKEN, "x", "claim x was not made for this chain"),
+            "claim x was not made for this chain",
+            "kubectl edit mchain family -n team",
+        ),
+        (
+            Reason(
+                Code.NAME_TAKEN,
+                "family-b-a2",
+                "a PyTorchJob family-b-a2 is there",
+                RUNNER.describe("family-b-a2", "team"),
+            ),
             "a PyTorchJob family-b-a2 is there",
             "kubectl describe pytorchjob family-b-a2 -n team",
         ),
-        ("LaunchRefused", "500 failed calling webhook validator", "kubectl get pods -n kubeflow"),
-        ("LaunchRefused", "403 exceeded quota: count", "kubectl describe resourcequota -n team"),
-        ("LaunchRefused", "422 the object is bad", "kubectl describe mchain family -n team"),
-        ("RecordRefused", "403 exceeded quota: count", "kubectl describe resourcequota -n team"),
         (
-            "PodsForbidden",
+            refused(Code.LAUNCH_REFUSED, "500 failed calling webhook validator"),
+            "500 failed calling webhook validator",
+            "kubectl get pods -n kubeflow",
+        ),
+        (
+            refused(Code.LAUNCH_REFUSED, "403 exceeded quota: count"),
+            "403 exceeded quota: count",
+            "kubectl describe resourcequota -n team",
+        ),
+        (
+            refused(Code.LAUNCH_REFUSED, "422 the object is bad"),
+            "422 the object is bad",
+            "kubectl describe mchain family -n team",
+        ),
+        (
+            refused(Code.RECORD_REFUSED, "403 exceeded quota: count"),
+            "403 exceeded quota: count",
+            "kubectl describe resourcequota -n team",
+        ),
+        (
+            refused(Code.RELEASE_REFUSED, "422 the object is bad"),
+            "422 the object is bad",
+            "kubectl describe mchain family -n team",
+        ),
+        (
+            refused(Code.PODS_FORBIDDEN, 'violates PodSecurity "restricted"'),
             'violates PodSecurity "restricted"',
             "kubectl get namespace team --show-labels",
         ),
         (
-            "PodsForbidden",
+            refused(Code.PODS_FORBIDDEN, "maximum cpu usage per Container is 1"),
             "maximum cpu usage per Container is 1",
             "kubectl describe limitrange -n team",
         ),
         (
-            "NodeLost",
-            "pod p should have ended; node n-1 does not answer. If it",
-            "kubectl describe node n-1",
+            Reason(Code.VERIFY_UNANSWERED, message="nothing is trained again"),
+            "nothing is trained again",
+            "modelchain retry family -n team",
         ),
-        ("VerifyUnanswered", "nothing is trained again", "modelchain retry family -n team"),
-        ("QueueRequired", "every job names a queue", "kubectl edit mchain family -n team"),
-        ("SuspendedByAnother", "somebody else has suspended it", "modelchain retry family -n team"),
         (
-            "SameDeviceError",
+            Reason(Code.QUEUE_REQUIRED, message="every job names a queue"),
+            "every job names a queue",
+            "kubectl edit mchain family -n team",
+        ),
+        (
+            Reason(Code.SUSPENDED_BY_ANOTHER, message="somebody else has suspended it"),
+            "somebody else has suspended it",
+            "modelchain retry family -n team",
+        ),
+        (
+            Reason(
+                Code.SAME_DEVICE_ERROR,
+                "n1, n2",
+                "the devices of nodes n1, n2 failed alike",
+            ),
             "the devices of nodes n1, n2 failed alike",
             "modelchain retry family -n team",
         ),
-        ("SomethingNew", "who knows", "kubectl describe mchain family -n team"),
     ],
 )
-def test_stalled(reason: str, cause: str, then: str) -> None:
-    stage = current(State.PENDING, f"{reason}: {cause}", stalled=True)
-    thing = chain(
-        stage, condition("Stalled", reason, f"stage b: {reason}: {cause}; look: modelchain explain")
-    )
-    check(ask(thing), reason, cause, then)
+def test_stalled(reason: Reason, cause: str, then: str) -> None:
+    stage = current(State.PENDING, reason, stalled=True)
+    said = f"stage b: {reason.text}; look: modelchain explain"
+    thing = chain(stage, condition("Stalled", reason.code, said))
+    check(ask(thing), reason.code, cause, then)
+
+
+def test_a_code_that_a_newer_operator_wrote() -> None:
+    stage = current(State.PENDING, stalled=True).changed(reason="who knows", reason_code="NewOne")
+    thing = chain(stage, condition("Stalled", "NewOne", "stage b: who knows"))
+    check(ask(thing), "NewOne", "who knows", "kubectl describe mchain family -n team")
+
+
+def test_a_node_that_does_not_answer() -> None:
+    pod = podshapes.deleted(podshapes.running(), grace_over=0)
+    gang = Gang(nodes=1, node_rank=RUNNER.node_rank)
+    found = evidence([pod], (), job=GONE, gang=gang, now=NOW)
+    assert found.stalled is not None and found.stalled.code is Code.NODE_LOST
+    thing = chain(current(State.RUNNING, found.stalled, stalled=True), condition("Stalled"))
+    check(ask(thing), "NodeLost", "should have ended", "kubectl describe node node-0")
 
 
 def test_a_refused_spec_has_no_stage_to_blame() -> None:
@@ -291,7 +364,10 @@ def test_a_refused_spec_has_no_stage_to_blame() -> None:
 
 
 def test_nodes_that_are_avoided_and_nothing_else_fits() -> None:
-    stage = current(State.QUEUED, "NodesAvoided: no node is left but n1 (0/4 nodes are available)")
+    stage = current(
+        State.QUEUED,
+        Reason(Code.NODES_AVOIDED, message="no node is left but n1 (0/4 nodes are available)"),
+    )
     held = mine(podshapes.unschedulable())
     check(
         ask(chain(stage), pods=[held]),
@@ -303,7 +379,11 @@ def test_nodes_that_are_avoided_and_nothing_else_fits() -> None:
 
 def test_a_trainer_that_cannot_be_asked() -> None:
     stage = current(
-        State.RUNNING, "ProgressUnknown: rank 0 does not tell its progress at 10.0.0.1:9091, pod x"
+        State.RUNNING,
+        Reason(
+            Code.PROGRESS_UNKNOWN,
+            message="rank 0 does not tell its progress at 10.0.0.1:9091, pod x",
+        ),
     )
     found = ask(chain(stage), pods=[mine(podshapes.running())])
     check(found, "ProgressUnknown", "10.0.0.1:9091", "kubectl get networkpolicies -n team")
@@ -337,12 +417,9 @@ def test_back_off() -> None:
     ended = ATTEMPT.model_copy(
         update={"failure": FailureClass.ERROR, "message": "it broke", "finished_at": at(3590)}
     )
-    stage = StageStatus(
-        name="b",
-        state=State.PENDING,
-        reason="Error: it broke; tries again",
-        attempts=[ended],
-        not_before=NOW + 20,
+    stage = told(
+        StageStatus(name="b", state=State.PENDING, attempts=[ended], not_before=NOW + 20),
+        Reason(Code.ERROR, message="it broke; tries again"),
     )
     found = ask(chain(stage), pods=[mine(podshapes.ended())])
     check(found, "BackOff", "it broke.", "kubectl logs vit-b-a1-master-0 -n team")
@@ -351,18 +428,16 @@ def test_back_off() -> None:
 
 
 def test_shared_stage() -> None:
-    stage = StageStatus(
-        name="b",
-        state=State.QUEUED,
-        reason="SharedStage: chain other trains the same stage on the same claim",
-    )
+    message = "chain other trains the same stage on the same claim"
+    stage = current(State.QUEUED, Reason(Code.SHARED_STAGE, "other", message))
     check(
         ask(chain(stage)), "SharedStage", "chain other trains", "modelchain explain other -n team"
     )
 
 
 def test_data_that_is_still_packed() -> None:
-    stage = StageStatus(name="b", reason="DataLoading: job pack fills claim photos")
+    loading = Reason(Code.DATA_LOADING, "pack", "job pack fills claim photos")
+    stage = told(StageStatus(name="b"), loading)
     check(
         ask(chain(stage)),
         "DataLoading",
@@ -534,7 +609,10 @@ def test_a_claim_holds_the_pod(phase: str) -> None:
     claims = {"data": claim("data", "Bound"), "family-artifacts": volume}
     found = ask(chain(current()), jobs=[job()], pods=[pod], claims=claims, events=[said])
     check(
-        found, f"Claim{phase}", '"rwx" not found', "kubectl describe pvc family-artifacts -n team"
+        found,
+        {"Pending": Code.CLAIM_PENDING, "Lost": Code.CLAIM_LOST}[phase],
+        '"rwx" not found',
+        "kubectl describe pvc family-artifacts -n team",
     )
 
 
@@ -581,7 +659,12 @@ def test_running_and_stuck() -> None:
 
 def test_verifying() -> None:
     found = ask(
-        chain(current(State.VERIFYING, "its last word was lost; its artifact is re-hashed")),
+        chain(
+            current(
+                State.VERIFYING,
+                Reason(Code.VERIFIES, message="its last word was lost; its artifact is re-hashed"),
+            )
+        ),
         jobs=[job()],
         pods=[mine(podshapes.ended(code=0))],
     )

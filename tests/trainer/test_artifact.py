@@ -1,5 +1,5 @@
-"""artifact.py: what a stage leaves opens in open_clip, is never overwritten, and is refused when it
-changed.
+"""artifact.py: what a stage leaves opens in open_clip, is never overwritten, and is refused if it
+has changed.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def test_a_whole_artifact_stays_and_ours_is_dropped(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["artifact"]
 
 
-def test_a_torso_without_manifest_is_put_aside(tmp_path):
+def test_an_artifact_without_manifest_is_put_aside(tmp_path):
     path = export(tmp_path)
     (path / "manifest.json").unlink()
     assert artifact.find(path.parent) is None
@@ -190,7 +190,7 @@ def test_a_missing_file_and_a_torn_manifest_are_refused(tmp_path):
         artifact.find(path.parent)
 
 
-def test_another_stages_artifact_in_this_place_is_refused(tmp_path):
+def test_an_artifact_of_another_stage_in_this_place_is_refused(tmp_path):
     other = export(tmp_path, digest="cd" * 32)
     shutil.copytree(other, tmp_path / DIGEST / "artifact")
     with pytest.raises(WorkError, match="other inputs") as error:
@@ -221,16 +221,16 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, where):
     assert error.value.failure == "VolumeFull" and not list((tmp_path / DIGEST).iterdir())
 
 
-def test_what_a_killed_attempt_left_is_no_hindrance(tmp_path):
-    torso = tmp_path / DIGEST / ".artifact-local-a1"
-    torso.mkdir(parents=True)
-    (torso / "open_clip_model.safetensors").write_bytes(b"half")
+def test_what_a_killed_attempt_left_half_written_does_not_prevent_an_export(tmp_path):
+    half = tmp_path / DIGEST / ".artifact-local-a1"
+    half.mkdir(parents=True)
+    (half / "open_clip_model.safetensors").write_bytes(b"half")
     assert artifact.find(tmp_path / DIGEST) is None
     export(tmp_path)
     assert [p.name for p in (tmp_path / DIGEST).iterdir()] == ["artifact"]
 
 
-def test_a_predecessor_is_loaded_if_it_is_the_very_one(tmp_path):
+def test_a_predecessor_is_loaded_if_its_bytes_are_those_named(tmp_path):
     path = export(tmp_path)
     config, weights = artifact.load_predecessor(predecessor(path))
     assert (
@@ -239,7 +239,7 @@ def test_a_predecessor_is_loaded_if_it_is_the_very_one(tmp_path):
     )
 
 
-def test_one_flipped_byte_of_a_predecessor_is_refused_with_file_and_both_digests(tmp_path):
+def test_a_predecessor_with_one_flipped_byte_is_refused_with_file_and_both_digests(tmp_path):
     path = export(tmp_path)
     weights = path / "open_clip_model.safetensors"
     wanted = predecessor(path)
@@ -253,7 +253,7 @@ def test_one_flipped_byte_of_a_predecessor_is_refused_with_file_and_both_digests
     )
 
 
-def test_a_replaced_predecessor_whole_in_itself_is_refused_too(tmp_path):
+def test_a_predecessor_that_was_replaced_by_a_whole_artifact_is_refused_too(tmp_path):
     path = export(tmp_path)
     wanted = predecessor(path)
     shutil.rmtree(path)
@@ -268,7 +268,7 @@ def test_a_replaced_predecessor_whole_in_itself_is_refused_too(tmp_path):
     )
 
 
-def test_no_predecessor_and_no_artifact(tmp_path):
+def test_where_there_is_no_artifact(tmp_path):
     with pytest.raises(WorkError, match="holds no artifact") as error:
         artifact.load_predecessor(predecessor(tmp_path, "0" * 64))
     assert error.value.failure == "CorruptPredecessor"

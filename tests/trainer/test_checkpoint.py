@@ -1,4 +1,4 @@
-"""checkpoint.py: what is saved comes back to the bit, and nothing else is ever loaded."""
+"""checkpoint.py: what is saved comes back bit for bit, and nothing else is ever loaded."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from modelchain.errors import WorkError
 from modelchain.identity.digest import TRAINER_MATH
 from modelchain.io.files import verify
-from modelchain.io.stop import Preempted, Stop
+from modelchain.io.stop import Preempted, StopRequest
 from modelchain_trainer import checkpoint, models
+from modelchain_trainer.state import TrainState
 
 torch.set_num_threads(1)
 DIGEST = "ab" * 32
@@ -32,7 +33,7 @@ CONFIG = {
 
 
 def student(seed=0, fused=True):
-    """A student with T, and its optimizer in two groups as the trainer's."""
+    """A student with T, and its optimizer with two parameter groups, like the trainer's."""
     model = models.Student(models.build(CONFIG, seed), 8)
     groups = {True: [], False: []}
     for name, parameter in model.named_parameters():
@@ -68,18 +69,19 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def saver(root, attempt="local-a1", digest=DIGEST, **options):
+def saver(root, attempt="local-a1", digest=DIGEST):
     directory = root / digest / attempt
     directory.mkdir(parents=True, exist_ok=True)
-    return checkpoint.Checkpointer(directory, {"seed": 0}, {"trainerMath": TRAINER_MATH}, **options)
+    return checkpoint.Checkpointer(directory, {"seed": 0}, {"trainerMath": TRAINER_MATH})
 
 
 def save(root, step, attempt="local-a1", digest=DIGEST, trained=None, **state):
+    """Save a checkpoint of `trained`, by default a student after one step; returns its path."""
     model, optimizer = trained or student()
     if trained is None:
         train(model, optimizer, 1)
     writer = saver(root, attempt, digest)
-    writer.save(step, model, optimizer, state)
+    writer.save(model, optimizer, TrainState(step=step, **state))
     writer.wait()
     assert writer.saved_step == step
     return root / digest / attempt / f"step-{step}"
@@ -92,18 +94,18 @@ def steps(root):
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_what_is_saved_comes_back_to_the_bit_optimizer_and_all(tmp_path, fused):
+def test_weights_optimizer_and_state_come_back_bit_for_bit(tmp_path, fused):
     model, optimizer = trained = student(fused=fused)
     train(*trained, 3)
-    state = {"seconds": 1.5, "initial": {"loss": 0.1 + 0.2, "metrics": {}}}
+    state = {"seconds": 1.5, "initial_loss": 0.1 + 0.2, "initial_metrics": {}}
     path = save(tmp_path, 3, trained=trained, **state)
     other, others_optimizer = student(seed=1, fused=fused)
-    assert checkpoint.restore(path, other, others_optimizer) == {**state, "step": 3}
+    assert checkpoint.restore(path, other, others_optimizer) == TrainState(step=3, **state)
     assert same(everything(other, others_optimizer), everything(model, optimizer))
     train(*trained, 3, first=3)
     train(other, others_optimizer, 3, first=3)
     assert same(everything(other, others_optimizer), everything(model, optimizer)), (
-        "and goes on as if nothing happened"
+        "training continues as if it had not been interrupted"
     )
 
 
@@ -114,22 +116,25 @@ def test_the_copy_is_taken_at_once_and_written_later(tmp_path, monkeypatch):
     writer = saver(tmp_path)
     go, write = threading.Event(), writer._write
     monkeypatch.setattr(writer, "_write", lambda *a: go.wait(30) and write(*a))
-    writer.save(1, model, optimizer, {})
+    state = TrainState(step=1)
+    writer.save(model, optimizer, state)
     train(model, optimizer, 2, first=1)
+    state.count(task_loss=2.0, skipped=False)
     assert steps(tmp_path) == [] and writer.saved_step == 0, "not saved before it is on the disk"
     go.set()
     end = time.monotonic() + 30
     while writer.saved_step != 1:
-        assert time.monotonic() < end, (
-            "known as soon as it is on the disk, not only when somebody waits"
-        )
+        assert time.monotonic() < end, "known as soon as it is on the disk, without a call of wait"
     writer.wait()
     other, others_optimizer = student(seed=1)
-    checkpoint.restore(tmp_path / DIGEST / "local-a1" / "step-1", other, others_optimizer)
+    path = tmp_path / DIGEST / "local-a1" / "step-1"
+    assert checkpoint.restore(path, other, others_optimizer) == TrainState(step=1)
     assert same(everything(other, others_optimizer), before)
 
 
-def test_copies_go_where_the_ones_before_went_and_a_busy_writer_is_told(tmp_path, monkeypatch):
+def test_the_memory_for_copies_is_allocated_once_and_a_write_in_progress_shows_as_busy(
+    tmp_path, monkeypatch
+):
     trained = student()
     writer = saver(tmp_path)
     writer.prepare(trained[0])
@@ -141,7 +146,7 @@ def test_copies_go_where_the_ones_before_went_and_a_busy_writer_is_told(tmp_path
     monkeypatch.setattr(writer, "_write", lambda *a: go.wait(30) and write(*a))
     for step in (1, 2):
         train(*trained, 1, first=step)
-        writer.save(step, *trained, {})
+        writer.save(*trained, TrainState(step=step))
         assert writer.busy
         go.set()
         writer.wait()
@@ -158,23 +163,23 @@ def test_copies_go_where_the_ones_before_went_and_a_busy_writer_is_told(tmp_path
     assert same(everything(*other), everything(*trained))
 
 
-def test_a_wait_that_a_signal_ends_leaves_the_copies_to_the_writer(tmp_path, monkeypatch):
+def test_after_a_signal_ends_a_wait_the_copies_still_belong_to_the_writer(tmp_path, monkeypatch):
     trained, writer, go = student(), saver(tmp_path), threading.Event()
     train(*trained, 1)
     monkeypatch.setattr(writer, "_write", lambda *_: go.wait(30))
-    writer.save(1, *trained, {})
-    handler = signal.signal(signal.SIGALRM, Stop().on_signal)
+    writer.save(*trained, TrainState(step=1))
+    handler = signal.signal(signal.SIGALRM, StopRequest().on_signal)
     try:
         with pytest.raises(Preempted):
             signal.setitimer(signal.ITIMER_REAL, 0.1)
             writer.wait()
     finally:
         signal.signal(signal.SIGALRM, handler)
-        assert writer.busy, "the next save waits for it"
+        assert writer.busy, "the next save has to wait for it"
         go.set()
 
 
-def test_a_checkpoint_is_safetensors_and_json_and_covers_itself(tmp_path):
+def test_a_checkpoint_is_safetensors_and_json_and_its_manifest_covers_all_files(tmp_path):
     path = save(tmp_path, 4)
     manifest = verify(path)
     names = {"model.safetensors", "optimizer.safetensors", "state.json"}
@@ -256,7 +261,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_what_does_not_verify_is_passed_over_with_a_word_and_left(tmp_path, damage):
+def test_what_does_not_verify_is_passed_over_with_a_message_and_not_removed(tmp_path, damage):
     good = save(tmp_path, 20)
     bad = save(tmp_path, 30, "local-a2")
     damage(bad)
@@ -268,14 +273,14 @@ def test_what_does_not_verify_is_passed_over_with_a_word_and_left(tmp_path, dama
     assert checkpoint.newest(tmp_path / DIGEST, said.append) is None
 
 
-def test_names_that_are_no_steps_are_no_checkpoints(tmp_path):
+def test_directories_with_other_names_are_not_checkpoints(tmp_path):
     path = save(tmp_path, 5)
     for name in (".step-9", "step-", "step-x", "step-7.tmp", "artifact"):
         shutil.copytree(path, path.parent / name)
     assert checkpoint.newest(tmp_path / DIGEST, print) == path
 
 
-def test_the_newest_two_that_verify_are_kept_whoever_wrote_them(tmp_path):
+def test_the_newest_two_that_verify_are_kept_of_any_attempt(tmp_path):
     trained = student()
     train(*trained, 1)
     for step in (10, 20, 30):
@@ -284,7 +289,7 @@ def test_the_newest_two_that_verify_are_kept_whoever_wrote_them(tmp_path):
     damage_flipped(tmp_path / DIGEST / "local-a1" / "step-30")
     save(tmp_path, 25, "local-a2", trained=trained)
     assert steps(tmp_path) == ["local-a1/step-20", "local-a1/step-30", "local-a2/step-25"], (
-        "a damaged one is no copy"
+        "a damaged one does not count"
     )
     for step in (28, 40, 50):
         save(tmp_path, step, "local-a2", trained=trained)
@@ -292,8 +297,8 @@ def test_the_newest_two_that_verify_are_kept_whoever_wrote_them(tmp_path):
 
 
 def of_math(path, math):
-    """The checkpoint as a trainer with another TRAINER_MATH would have left it; None: as one that
-    recorded none.
+    """Make it a checkpoint of a trainer with TRAINER_MATH `math`; None: of one that recorded no
+    such number.
     """
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["environment"] = {} if math is None else {"trainerMath": math}
@@ -302,7 +307,7 @@ def of_math(path, math):
 
 
 @pytest.mark.parametrize("math", [TRAINER_MATH - 1, TRAINER_MATH + 1, None])
-def test_a_checkpoint_of_another_trainer_math_is_whole_and_refused_with_a_word(tmp_path, math):
+def test_a_whole_checkpoint_of_another_trainer_math_is_passed_over_with_a_message(tmp_path, math):
     ours, other = save(tmp_path, 10), of_math(save(tmp_path, 90, "local-a2"), math)
     verify(other)
     said = []
@@ -318,18 +323,20 @@ def test_a_checkpoint_of_another_trainer_math_is_whole_and_refused_with_a_word(t
 
 
 @pytest.mark.parametrize("math", [TRAINER_MATH + 1, None])
-def test_newer_steps_of_another_trainer_math_neither_cost_ours_nor_stay(tmp_path, math):
+def test_newer_steps_of_another_trainer_math_displace_none_of_ours_and_are_removed_later(
+    tmp_path, math
+):
     for step in (80, 90):
         of_math(save(tmp_path, step), math)
     damaged = save(tmp_path, 70)
     (damaged / "model.safetensors").write_bytes(b"damaged")
     save(tmp_path, 10, "local-a2")
     assert steps(tmp_path) == [f"local-a1/step-{k}" for k in (70, 80, 90)] + ["local-a2/step-10"], (
-        "we have but one"
+        "they stay while there is only one of ours"
     )
     save(tmp_path, 20, "local-a2")
     assert steps(tmp_path) == ["local-a1/step-70", "local-a2/step-10", "local-a2/step-20"], (
-        "evidence stays"
+        "a damaged one stays, to be examined"
     )
     save(tmp_path, 30, "local-a2")
     assert steps(tmp_path) == ["local-a1/step-70", "local-a2/step-20", "local-a2/step-30"]
@@ -352,19 +359,21 @@ def test_a_damaged_checkpoint_of_the_same_attempt_is_written_again(tmp_path):
     verify(path)
     stamp = (path / "manifest.json").stat().st_mtime_ns
     save(tmp_path, 10, trained=trained)
-    assert (path / "manifest.json").stat().st_mtime_ns == stamp, "a whole one stays"
+    assert (path / "manifest.json").stat().st_mtime_ns == stamp, "a whole one is not written again"
 
 
-def test_torsos_of_killed_attempts_go_with_the_next_checkpoint_and_with_the_artifact(tmp_path):
-    def torso(attempt):
+def test_what_killed_attempts_left_half_written_is_removed_with_the_next_checkpoint_or_artifact(
+    tmp_path,
+):
+    def leave_half(attempt):
         path = tmp_path / DIGEST / attempt / ".step-7"
         path.mkdir(parents=True, exist_ok=True)
         (path / "model.safetensors").write_bytes(b"half")
 
-    torso("local-a1")
+    leave_half("local-a1")
     save(tmp_path, 8, "local-a2")
     assert steps(tmp_path) == ["local-a2/step-8"]
-    torso("local-a1")
+    leave_half("local-a1")
     (tmp_path / DIGEST / ".artifact-local-a1").mkdir()
     (tmp_path / DIGEST / "artifact").mkdir()
     (tmp_path / DIGEST / "local-a2" / "metrics.jsonl").touch()
@@ -382,7 +391,7 @@ def test_torsos_of_killed_attempts_go_with_the_next_checkpoint_and_with_the_arti
         (RuntimeError("I/O error: No space left on device (os error 28)"), "VolumeFull"),
     ],
 )
-def test_a_failed_write_is_told_and_leaves_nothing_half_written(
+def test_a_failed_write_is_reported_and_leaves_nothing_half_written(
     tmp_path, monkeypatch, where, error, failure
 ):
     save(tmp_path, 10)
@@ -394,14 +403,14 @@ def test_a_failed_write_is_told_and_leaves_nothing_half_written(
 
     monkeypatch.setattr(checkpoint, where, fail)
     writer = saver(tmp_path)
-    writer.save(20, model, optimizer, {})
+    writer.save(model, optimizer, TrainState(step=20))
     with pytest.raises(WorkError, match="checkpoint of step 20") as caught:
         writer.wait()
     assert caught.value.failure == failure and writer.saved_step == 0
     assert steps(tmp_path) == ["local-a1/step-10"]
     monkeypatch.undo()
     assert checkpoint.newest(tmp_path / DIGEST, print) == tmp_path / DIGEST / "local-a1" / "step-10"
-    writer.save(20, model, optimizer, {})
+    writer.save(model, optimizer, TrainState(step=20))
     writer.wait()
     assert writer.saved_step == 20
 
@@ -421,7 +430,7 @@ def test_a_full_disk(tmp_path):
         save(disk, 10, trained=trained)
         (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - 40_000))
         writer = saver(disk)
-        writer.save(20, *trained, {})
+        writer.save(*trained, TrainState(step=20))
         with pytest.raises(WorkError) as caught:
             writer.wait()
         assert caught.value.failure == "VolumeFull"
@@ -432,7 +441,7 @@ def test_a_full_disk(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["weights", "moments"])
-def test_what_is_not_finite_is_not_kept(tmp_path, kind):
+def test_weights_or_moments_that_are_not_finite_are_not_saved(tmp_path, kind):
     model, optimizer = student()
     train(model, optimizer, 1)
     with torch.no_grad():
@@ -441,7 +450,7 @@ def test_what_is_not_finite_is_not_kept(tmp_path, kind):
             float("inf")
         )
     writer = saver(tmp_path)
-    writer.save(5, model, optimizer, {})
+    writer.save(model, optimizer, TrainState(step=5))
     with pytest.raises(WorkError, match=r"visual\.proj is not finite") as caught:
         writer.wait()
     assert caught.value.failure == "NonFinite" and steps(tmp_path) == []

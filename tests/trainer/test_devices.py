@@ -1,5 +1,5 @@
-"""devices.py and core's faults.py: a task that promises a GPU never trains on a CPU, and who is to
-blame is told.
+"""devices.py and core's faults.py: a task that promises a GPU never trains on a CPU, and the last
+word says which device is to blame.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from modelchain_trainer import devices, runtime
 from modelchain_trainer.checkpoint import as_work_error
 
 NO_GPU = pytest.mark.skipif(
-    torch.cuda.is_available(), reason="this machine has a GPU, which a trainer would find"
+    torch.cuda.is_available(), reason="a trainer would find the GPU of this machine"
 )
 CPU = torch.device("cpu")
 
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def end_of(
     task: Task, work: Path, *command: str, **environment: str
 ) -> tuple[int, LastWord, float]:
-    """Exit code, last word and seconds of a trainer of this task."""
+    """Run a trainer of this task: its exit code, its last word, and the seconds it took."""
     task = task.model_copy(update={"last_word": str(work / "word")})
     (work / "task.json").write_text(task.model_dump_json(by_alias=True))
     began = time.monotonic()
@@ -59,11 +59,11 @@ def end_of(
 
 @NO_GPU
 @pytest.mark.parametrize("processes", [1, 2])
-def test_without_the_gpu_it_was_promised_a_trainer_ends_at_once_and_names_its_node(
+def test_without_the_gpu_its_task_promises_a_trainer_ends_at_once_and_names_its_node(
     folder: Path, tmp_path: Path, processes: int
 ) -> None:
-    """Nothing is indexed before. Of two ranks none waits for the other, and the word is the
-    cause.
+    """It indexes no data first. Of two ranks neither waits for the other, and the last word is that
+    of the cause.
     """
     task = tiny.task(tiny.spec(), folder, tmp_path / "root").model_copy(update={"device": "cuda"})
     torchrun = [
@@ -77,7 +77,7 @@ def test_without_the_gpu_it_was_promised_a_trainer_ends_at_once_and_names_its_no
         task, tmp_path, *(torchrun if processes == 2 else []), MODELCHAIN_NODE="gpu-7"
     )
     assert code == 1 and seconds < 30 * processes, (
-        "30 s for one: here two share what cores there are with torchrun"
+        "30 s for one; two run beside torchrun on the same cores"
     )
     assert (word.failure, word.node, word.fault) == (FailureClass.HARDWARE, "gpu-7", "NoDevice")
     assert word.failure.disruption
@@ -86,16 +86,16 @@ def test_without_the_gpu_it_was_promised_a_trainer_ends_at_once_and_names_its_no
     assert not Path(task.data.cache).exists() and word.checkpoint_step is None and word.macs == 0
 
 
-def test_a_task_for_a_cpu_takes_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_for_a_cpu_uses_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda _: pytest.fail("a GPU was taken"))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: pytest.fail("a GPU was used"))
     deterministic = torch.are_deterministic_algorithms_enabled()
     assert runtime.join(1, "cpu") == (0, 1, CPU)
     torch.use_deterministic_algorithms(deterministic)
 
 
 class Stub:
-    """torch.cuda with a device or two, on which the CPU computes."""
+    """Replaces torch.cuda: it has `count` devices, and the CPU computes for them."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class Stub:
 
 
 def found(index: int = 0, seconds: float = 30.0) -> tuple[str, str]:
-    """The fault and the message of a check that fails."""
+    """The fault and the message of a check that must fail."""
     with pytest.raises(devices.Faulty) as raised:
         devices.check_device(torch.device("cuda", index), seconds)
     assert raised.value.failure == "Hardware" and "gpu-7" in str(raised.value)
@@ -134,12 +134,12 @@ def found(index: int = 0, seconds: float = 30.0) -> tuple[str, str]:
     return raised.value.fault, str(raised.value)
 
 
-def test_a_sound_device_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_working_device_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     Stub(monkeypatch)
     devices.check_device(torch.device("cuda", 0))
 
 
-def test_a_device_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_must_be_a_device_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
     Stub(monkeypatch, count=1)
     fault, message = found(index=3)
     assert fault == "NoDevice" and "GPU 3" in message and "it has 1" in message
@@ -164,7 +164,7 @@ def test_a_device_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
         ("something new", "SelfTest"),
     ],
 )
-def test_what_the_driver_says_is_told(
+def test_the_message_quotes_the_driver(
     monkeypatch: pytest.MonkeyPatch, said: str, fault: str
 ) -> None:
     Stub(monkeypatch, init=RuntimeError(said))
@@ -182,7 +182,9 @@ def test_memory_that_another_process_holds(monkeypatch: pytest.MonkeyPatch) -> N
     assert found()[0] == "DeviceMemory"
 
 
-def test_a_wrong_product_and_memory_that_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_product_and_memory_that_loses_what_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     Stub(monkeypatch)
     product, full = torch.Tensor.__matmul__, torch.full
 
@@ -213,7 +215,7 @@ def test_a_device_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fault == "SelfTest" and "not answered" in message
 
 
-# the collective
+# The collective.
 
 
 def summing_rank(rank: int, port: int, how: str, files: list[str]) -> None:
@@ -241,7 +243,7 @@ def summing_rank(rank: int, port: int, how: str, files: list[str]) -> None:
 
 
 @pytest.mark.parametrize("how", ["right", "wrong", "late", "lost"])
-def test_a_collective_that_fails_blames_no_node_and_a_lost_peer_is_no_cause(
+def test_a_failing_collective_blames_no_node_and_a_lost_peer_is_not_the_cause(
     tmp_path: Path, how: str
 ) -> None:
     files = [str(tmp_path / name) for name in "01"]
@@ -262,7 +264,7 @@ def test_a_collective_that_fails_blames_no_node_and_a_lost_peer_is_no_cause(
     assert json.loads(Path(files[seen]).read_bytes()) == expected[how]
 
 
-# what is said later in the run
+# Errors later in the run.
 
 HELP = (
     "\nCUDA kernel errors might be asynchronously reported at some other API call, so the"
@@ -297,7 +299,9 @@ LATER = {
 
 
 @pytest.mark.parametrize("said", LATER)
-def test_what_cuda_says_is_classed(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_cuda_and_nccl_have_their_classes(
+    said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MODELCHAIN_NODE", "gpu-7")
     failure, fault = LATER[said]
     told = {"fault": fault, "node": "gpu-7"} if failure == "Hardware" else {}
@@ -318,7 +322,7 @@ def test_what_cuda_says_is_classed(said: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_texts_are_those_of_the_cuda_library() -> None:
-    """Asked by cudaGetErrorString, which needs no device."""
+    """cudaGetErrorString returns them without a device."""
     try:
         from nvidia import cu13
 
@@ -355,11 +359,11 @@ def test_the_texts_are_those_of_the_cuda_library() -> None:
         ),
     ],
 )
-def test_a_peer_that_went_is_a_consequence(said: str) -> None:
+def test_the_loss_of_a_peer_is_a_consequence_and_not_a_cause(said: str) -> None:
     assert of_a_peer(said) and runtime.failure_of(RuntimeError(said)) is FailureClass.UNKNOWN
 
 
-def test_other_words_for_a_lost_device() -> None:
+def test_other_messages_of_a_lost_device() -> None:
     assert fault_of("NVRM: Xid (PCI:0000:cb:00): 79, GPU has fallen off the bus.") == "DeviceLost"
     assert fault_of("NVRM: Xid (PCI:0000:cb:00): 63, Row Remapper") == "DeviceLost"
     assert fault_of("all CUDA-capable devices are busy or unavailable") == "DeviceBusy"

@@ -37,7 +37,9 @@ BF16 = partial(torch.autocast, "cpu", torch.bfloat16)
 
 @pytest.fixture(scope="module")
 def clip():
-    """Random features that tell pictures and captions apart; another seed would do as well."""
+    """A model with random weights, whose features differ between pictures and captions. The seed
+    does not matter.
+    """
     return models.build(tiny.spec(tiny.model(16, 16, 1)).spec.stages[0].config.resolved(), 5)
 
 
@@ -49,7 +51,7 @@ def evaluation(kind="ZeroShot", name="it", **fields):
 
 
 def zero_shot(folder, names, samples, templates=("a handwritten {}.", "{}")):
-    """An evaluation and its set, of (index of a digit, label)."""
+    """An evaluation and its set; `samples` are pairs of a digit's index and its label."""
     made = []
     for index, label in samples:
         picture, meta = tiny.digit(index)
@@ -62,7 +64,7 @@ def zero_shot(folder, names, samples, templates=("a handwritten {}.", "{}")):
 
 
 def retrieval(folder, captions):
-    """An evaluation and its set: digit i with `captions[i]`."""
+    """An evaluation and its set, of digits i with the captions `captions[i]`."""
     tiny.shard(folder / "set.tar", [tiny.digit(i, texts) for i, texts in enumerate(captions)])
     return evaluation("Retrieval"), open_set([folder / "set.tar"], folder / "cache")
 
@@ -84,7 +86,7 @@ def unit_text(clip, text):
 
 
 def rank(scores, wanted):
-    """At which place (0: first) the best of the wanted ones stands."""
+    """The place, counted from 0, of the best of the wanted ones among all scores."""
     order = sorted(range(len(scores)), key=lambda k: -scores[k])
     return min(order.index(k) for k in wanted)
 
@@ -124,7 +126,7 @@ COLOURS = ["red", "green", "blue", "black", "white", "grey", "brown", "pink"]
 
 
 def some_captions(pictures):
-    """One to three captions a picture, all different, of different lengths."""
+    """One to three captions for each picture, all different and of different lengths."""
     return [
         [f"{COLOURS[i % 8]} {tiny.NAMES[i // 8]}" + " and more" * j for j in range(1 + i % 3)]
         for i in range(pictures)
@@ -174,7 +176,9 @@ def test_retrieval_is_the_plain_loop_with_several_captions_a_picture(clip, tmp_p
 @pytest.mark.parametrize(
     ("pictures", "ks"), [(1, {1}), (4, {1}), (5, {1, 5}), (9, {1, 5}), (10, {1, 5, 10})]
 )
-def test_retrieval_of_few_pictures_leaves_out_what_means_nothing(clip, tmp_path, pictures, ks):
+def test_retrieval_of_few_pictures_has_no_recall_among_more_than_there_are(
+    clip, tmp_path, pictures, ks
+):
     captions = some_captions(pictures)
     pair = retrieval(tmp_path, captions)
     metrics = evaluator(pair)(clip)
@@ -185,7 +189,7 @@ def test_retrieval_of_few_pictures_leaves_out_what_means_nothing(clip, tmp_path,
     )
 
 
-def test_captions_that_are_alike_hit_one_picture_only(clip, tmp_path):
+def test_of_equal_captions_only_one_finds_its_picture(clip, tmp_path):
     pair = retrieval(tmp_path, [["the same"], ["the same"], ["the same"], ["the same"]])
     metrics = evaluator(pair)(clip)
     assert metrics["it/text-to-image-r1"] == 25
@@ -206,7 +210,7 @@ def test_a_caption_longer_than_the_context_is_cut_as_open_clip_cuts_it(clip, tmp
 
 @pytest.mark.parametrize("world", [2, 3, 8])
 def test_ranks_together_measure_what_one_measures(clip, tmp_path, world):
-    """In threads, with a sum of our own: gloo itself runs in test_train's two ranks."""
+    """In threads, with a replacement for the sum over ranks; test_train.py has real ranks."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     first = zero_shot(tmp_path / "a", tiny.NAMES, [(i, i % 10) for i in range(7)])
@@ -258,8 +262,8 @@ def test_similarities_are_fp32_where_the_towers_are_bf16(clip, tmp_path, monkeyp
 
 
 def test_compiled_layers_run_as_they_are(clip, tmp_path):
-    """An evaluation's last batch, and its captions, have shapes that no step has; none is worth a
-    compilation.
+    """An evaluation's last batch and its captions have shapes that no training step has, and that
+    are not worth a compilation.
     """
     compiled = copy.deepcopy(clip)
     models.compile_layers(compiled)
@@ -312,7 +316,7 @@ def test_an_undecodable_evaluation_picture_is_an_error_that_names_it(clip, tmp_p
         ("templates.json", None, "cannot be read"),
     ],
 )
-def test_bad_class_names_and_templates_are_the_users(tmp_path, file, content, says):
+def test_bad_class_names_and_templates_are_input_errors(tmp_path, file, content, says):
     pair, _ = zero_shot(tmp_path, tiny.NAMES, [(0, 3)])
     if content is None:
         (tmp_path / file).unlink()
@@ -362,7 +366,7 @@ def test_measuring_a_finished_artifact_is_what_training_measured(tmp_path):
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
     with pytest.raises(WorkError, match="sha256"):
         measure(directory, task.data)
-    (directory / "manifest.json").unlink()  # still an open_clip folder, but whose?
+    (directory / "manifest.json").unlink()  # still an open_clip folder, but of unknown origin
     for nothing in (directory, tmp_path, tmp_path / "nowhere"):
         with pytest.raises(InputError, match=r"holds no artifact \(no manifest\.json\)"):
             measure(nothing, task.data)

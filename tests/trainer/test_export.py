@@ -1,8 +1,8 @@
-"""export.py and docs/using-models.md: what others open has the artifact's features, and
-CLIP_benchmark its numbers.
+"""export.py and docs/using-models.md: what other libraries open has the artifact's features, and
+CLIP_benchmark measures the same numbers.
 
-CLIP_benchmark, transformers and the open_clip that SAN pins are installed once into a cache outside
-the tree.
+CLIP_benchmark, transformers and the open_clip version that SAN pins are installed once, into a
+cache outside the tree.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ TOWERS = {
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory):
-    """The artifact of each tower; weights far enough from their initial values that none hides
-    behind a zero.
+    """An artifact of each tower. Its weights differ so much from their initial values that none is
+    zero, so that a wrong one shows.
     """
     folder, measured = tmp_path_factory.mktemp("artifacts"), Measured(loss=1.0, metrics={})
     for name, tower in TOWERS.items():
@@ -93,7 +93,7 @@ def artifacts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def others():
-    """Where the packages of hand-over.txt lie, and in `san` the open_clip of SAN."""
+    """A folder with the packages of hand-over.txt, and in its `san` the open_clip of SAN."""
     pins = HERE / "hand-over.txt"
     key = hashlib.sha256(f"{pins.read_text()} {sys.version}".encode()).hexdigest()[:12]
     folder = (
@@ -122,13 +122,13 @@ def others():
 
 
 def blocks(language, heading):
-    """The page's blocks of one language below a heading."""
+    """The code blocks of one language in the page's section `heading`."""
     section = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     return re.findall(rf"^```{language}\n(.*?)^```$", section, re.M | re.S)
 
 
 def run(path, folder, code):
-    """Python code in `folder`, with the packages in `path` before our own."""
+    """Run Python code in `folder`, with the packages in `path` before our own."""
     environment = os.environ | {
         "PYTHONPATH": str(path),
         "HF_HUB_OFFLINE": "1",
@@ -206,7 +206,8 @@ def test_transformers_opens_the_tower_with_equal_features(artifacts, others, tmp
             )
         with torch.no_grad():
             expected = clip.encode_image(images)
-        assert torch.allclose(prepared, images, atol=0.02)  # a grey level: they resize in tensors
+        # Within a grey level, because transformers resizes tensors.
+        assert torch.allclose(prepared, images, atol=0.02)
         assert torch.allclose(pooled @ clip.visual.proj, expected, atol=1e-5)
         assert len(hidden) == len(layers) == 3
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(hidden, layers, strict=True))
@@ -238,11 +239,9 @@ torch.save((images, texts, hasattr(clip.visual, "input_patchnorm")), "theirs.pt"
     assert as_san_expects
 
 
-def test_clip_benchmark_measures_what_we_measure(artifacts, others, tmp_path):
-    """The page's own lines, on digits with captions that are all different."""
-    data = tmp_path / "DIR"
-    data.mkdir()
-    (tmp_path / "ARTIFACT").symlink_to(artifacts["vit"])
+def retrieval_data(folder):
+    """Digits with captions that are all different, and the lists a zero-shot evaluation needs."""
+    folder.mkdir()
     words = [
         f"{tone} {shape}" for tone in ("dark", "pale", "grey", "white") for shape in tiny.NAMES
     ]
@@ -250,9 +249,33 @@ def test_clip_benchmark_measures_what_we_measure(artifacts, others, tmp_path):
         [f"{w} number {i}", f"one more of {w}", f"{i} times {w}, again"]
         for i, w in enumerate(words)
     ]
-    tiny.shard(data / "val-000000.tar", [tiny.digit(i, texts) for i, texts in enumerate(captions)])
-    (data / "classnames.json").write_text(json.dumps(tiny.NAMES))
-    (data / "templates.json").write_text(json.dumps(["a handwritten {}.", "the digit {}", "{}"]))
+    samples = [tiny.digit(i, texts) for i, texts in enumerate(captions)]
+    tiny.shard(folder / "val-000000.tar", samples)
+    (folder / "classnames.json").write_text(json.dumps(tiny.NAMES))
+    (folder / "templates.json").write_text(json.dumps(["a handwritten {}.", "the digit {}", "{}"]))
+
+
+def measured_by_us(artifact, data, cache):
+    shard = {"shards": "/data/val-000000.tar", "files": [str(data / "val-000000.tar")]}
+    lists = {
+        "class_names": str(data / "classnames.json"),
+        "templates": str(data / "templates.json"),
+    }
+    evaluations = [
+        TaskEvaluation(name="top1", kind="ZeroShot", **shard, **lists),
+        TaskEvaluation(name="r1", kind="Retrieval", **shard),
+    ]
+    train = TrainFiles(files=[], samples=0, captions_per_sample=1, fingerprint=None)
+    return measure(
+        artifact,
+        DataRequest(cache=str(cache), file="chain.yaml", train=train, evaluation=evaluations),
+    )
+
+
+def test_clip_benchmark_measures_what_we_measure(artifacts, others, tmp_path):
+    """Runs the page's own lines, which name the folders ARTIFACT and DIR."""
+    retrieval_data(tmp_path / "DIR")
+    (tmp_path / "ARTIFACT").symlink_to(artifacts["vit"])
     lines = blocks("sh", "In CLIP_benchmark")[1].replace("\\\n", " ").splitlines()
     typed = [shlex.split(line) for line in lines]
     assert [words[0] for words in typed] == ["clip_benchmark"] * 2
@@ -263,27 +286,13 @@ def test_clip_benchmark_measures_what_we_measure(artifacts, others, tmp_path):
     classes, found = (
         json.loads((tmp_path / f"{n}.json").read_text())["metrics"] for n in ("classes", "captions")
     )
-
-    shard = {"shards": "/data/val-000000.tar", "files": [str(data / "val-000000.tar")]}
-    lists = {
-        "class_names": str(data / "classnames.json"),
-        "templates": str(data / "templates.json"),
-    }
-    asked = [
-        TaskEvaluation(name="top1", kind="ZeroShot", **shard, **lists),
-        TaskEvaluation(name="r1", kind="Retrieval", **shard),
-    ]
-    train = TrainFiles(files=[], samples=0, captions_per_sample=1, fingerprint=None)
-    request = DataRequest(
-        cache=str(tmp_path / "cache"), file="chain.yaml", train=train, evaluation=asked
-    )
-    ours = measure(artifacts["vit"], request)
     theirs = {"top1": classes["acc1"], "top1/top-5": classes["acc5"]}
     for k in (1, 5, 10):
         theirs[f"r1/image-to-text-r{k}"] = found[f"text_retrieval_recall@{k}"]
         theirs[f"r1/text-to-image-r{k}"] = found[f"image_retrieval_recall@{k}"]
+    ours = measured_by_us(artifacts["vit"], tmp_path / "DIR", tmp_path / "cache")
     del ours["r1"]
-    assert ours == pytest.approx({name: 100 * share for name, share in theirs.items()}, abs=1e-4)
+    assert ours == pytest.approx({name: 100 * part for name, part in theirs.items()}, abs=1e-4)
     assert 0 < ours["top1"] < ours["top1/top-5"] < 100 and 0 < ours["r1/text-to-image-r5"] < 100
 
 

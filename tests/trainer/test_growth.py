@@ -1,4 +1,4 @@
-"""growth.py: every parameter has its place, and inserted values are where the paper says."""
+"""growth/: every parameter has its place, and inserted values are where the paper puts them."""
 
 import open_clip
 import pytest
@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modelchain.api.zoo import MODELS
 from modelchain.errors import InputError
-from modelchain.families.zoo import MODELS
 from modelchain_trainer.growth import depth, grow, rules
 
 torch.set_num_threads(1)

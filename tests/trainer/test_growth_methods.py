@@ -1,6 +1,4 @@
-"""Methods of growth against their papers: values on families scaled down by 8, shapes at full
-size.
-"""
+"""Growth methods against their papers: values on families scaled down by 8, shapes at full size."""
 
 from __future__ import annotations
 
@@ -15,9 +13,9 @@ from torch import nn
 from torch.nn.functional import interpolate, normalize
 
 from modelchain.api.spec import Transfer
-from modelchain.families.zoo import MODELS
+from modelchain.api.zoo import MODELS
 from modelchain_trainer.growth import agreement, depth, grow
-from modelchain_trainer.growth.copies import drawn
+from modelchain_trainer.growth.copies import drawn_map
 from modelchain_trainer.growth.grow import WIDTH
 from modelchain_trainer.growth.rules import HEADS, RULES, STREAM, Space, match
 
@@ -39,8 +37,8 @@ HEAD = 8
 
 
 class Swin(nn.Module):
-    """open_clip's vision tower around timm's trunk, without the pictures' size that timm's
-    pretrained names fix.
+    """open_clip's vision tower around timm's trunk, with small pictures; those of timm's own models
+    have a fixed size.
     """
 
     def __init__(self, width: int, deep: int, embed: int):
@@ -80,10 +78,8 @@ def clip(vision, layers, heads, embed=64, *, swin=False, text_layers=3):
     model = open_clip.CLIP(embed, vit, text).eval()
     if swin:
         model.visual = Swin(vision, layers, embed).eval()
-    for (
-        name,
-        parameter,
-    ) in model.named_parameters():  # everything counts: nothing is zero or one any more
+    # After this no parameter is zero or one, so that a wrong one shows.
+    for name, parameter in model.named_parameters():
         if name != "logit_scale":
             parameter.data += 0.02 * torch.randn_like(parameter)
     return model
@@ -110,18 +106,12 @@ NEIGHBOURS = [edge for edge in EDGES if edge[1:] in [*pairwise(VIT), *pairwise(S
 
 @torch.no_grad()
 def similarities(model):
-    """Of five images with seven captions each: what the loss sees, but for the logit scale."""
+    """The logits that the loss sees, before the logit scale: five images against seven captions."""
     generator = torch.Generator().manual_seed(1)
-    image, text = (
-        torch.randn(5, 3, 32, 32, generator=generator),
-        torch.randint(1, 48, (7, 6), generator=generator),
-    )
+    image = torch.randn(5, 3, 32, 32, generator=generator)
+    text = torch.randint(1, 48, (7, 6), generator=generator)
     text[torch.arange(7), torch.arange(7) % 5 + 1] = 49  # the end of a caption is its highest token
-    image_feature, text_feature = (
-        normalize(model.encode_image(image)),
-        normalize(model.encode_text(text)),
-    )
-    return image_feature @ text_feature.T
+    return normalize(model.encode_image(image)) @ normalize(model.encode_text(text)).T
 
 
 @pytest.mark.parametrize("swin", [False, True])
@@ -138,9 +128,8 @@ def test_integer_multiples_compute_what_the_predecessor_did(method, swin, embed,
 @pytest.mark.parametrize("way", depth.DEPTH)
 def test_lemon_is_exact_for_a_text_tower_of_any_width_and_across_depth(way):
     old, new = clip(24, 2, 4, text_layers=2), clip(48, 5, 7, 96, text_layers=3)
-    old.token_embedding.weight.data *= (
-        20  # a trained one is so large that a norm's epsilon is nothing beside it
-    )
+    # A trained embedding is so large that a norm's epsilon is negligible beside it.
+    old.token_embedding.weight.data *= 20
     grow(new, old.state_dict(), "LEMON", way)
     assert (similarities(new) - similarities(old)).abs().max() < 1e-4
     old, new = clip(12, 2, 2, swin=True), clip(24, 6, 2, swin=True)
@@ -148,8 +137,8 @@ def test_lemon_is_exact_for_a_text_tower_of_any_width_and_across_depth(way):
     assert (similarities(new) - similarities(old)).abs().max() < 1e-4
 
 
-def test_lemon_s_copies_go_apart():
-    """Equal copies with equal shares would stay equal for ever."""
+def test_lemon_s_copies_learn_different_things():
+    """Equal copies that are read with equal weights would get equal gradients for ever."""
     new = clip(48, 2, 6)
     grow(new, clip(24, 2, 3).state_dict(), "LEMON")
     images, text = torch.randn(4, 3, 32, 32), torch.randint(1, 49, (4, 6))
@@ -183,7 +172,7 @@ def test_every_edge_of_both_families_grows_by_every_method(edge, method):
     )
     assert similarities(new).isfinite().all()
     kept = sum(int((p == before[name]).sum()) for name, p in new.named_parameters())
-    assert kept <= report.new + 5, "what is not new is the predecessor's"
+    assert kept <= report.new + 5, "what is not new comes from the predecessor"
 
 
 @pytest.fixture(scope="module")
@@ -192,12 +181,8 @@ def full_size():
         return {name: open_clip.CLIP(**model.config.resolved()) for name, model in MODELS.items()}
 
 
-SLOW_WITHOUT_VALUES = (
-    "Interpolate",
-    "Net2Net",
-    "AKI",
-    "NetExpand",
-)  # two edges; test_growth.py has all for Insert
+# Slow on the meta device: tested on two edges. test_growth.py has all edges for Insert.
+SLOW_WITHOUT_VALUES = ("Interpolate", "Net2Net", "AKI", "NetExpand")
 
 
 @pytest.mark.parametrize("method", WIDTH)
@@ -228,8 +213,8 @@ OUT = "transformer.resblocks.{}.mlp.c_proj.weight"
 
 
 def test_released_puts_the_fused_tensor_into_one_corner():
-    """Twice the width: the student's query is the predecessor's query and key, its key the value,
-    its value its own.
+    """At twice the width the student's query is the predecessor's query and key, its key is the
+    predecessor's value, and its value keeps its own initialisation.
     """
     old, new, own = grown("Released")
     there, here, mine = old[ATTENTION.format(0)], new[ATTENTION.format(0)], own[ATTENTION.format(0)]
@@ -239,9 +224,9 @@ def test_released_puts_the_fused_tensor_into_one_corner():
 
 
 def as_the_authors_do(student, predecessor, deeper):
-    """Their weight_initialization as an audit of it tells: whatever the tensor holds goes into its
-    first corner, and if the depth differs each of the ViT's layers, and of no other stack, goes to
-    layers 2l and 2l + 1.
+    """The authors' weight_initialization, written from an audit of their code: every tensor goes
+    into the leading corner as a whole, and if the depth differs, layer l of the ViT, and of no
+    other stack, goes to layers 2l and 2l + 1.
     """
     grown = {f"module.{name}": tensor.clone() for name, tensor in student.items()}
     for name, tensor in predecessor.items():
@@ -265,7 +250,7 @@ def as_the_authors_do(student, predecessor, deeper):
     "edge", [edge for edge in NEIGHBOURS if edge != ("ViT", "T", "S")], ids="-".join
 )
 def test_released_is_the_authors_code(edge):
-    """But for an embedding that shrinks (ViT-T to S), which theirs cannot do."""
+    """Except where the embedding shrinks (ViT-T to S), which their code cannot do."""
     family, a, b = edge
     old, new = member(family, a), member(family, b)
     expected = as_the_authors_do(
@@ -292,7 +277,7 @@ def test_released_repeats_layers_in_a_vit_alone(swin):
         )
         assert torch.equal(here[name.format(layer)], expected)
     assert torch.equal(here[HIDDEN.format(3)], own[HIDDEN.format(3)]), (
-        "the text tower's fourth layer is its own"
+        "the text tower's fourth layer keeps its own initialisation"
     )
 
 
@@ -322,23 +307,24 @@ def test_interpolation_is_bilinear_and_keeps_queries_keys_and_values_apart():
 
 
 def test_net2net_copies_whole_heads_and_shares_what_is_read():
-    """Two heads to four, 16 channels to 32: every new row is an old one but for the noise, and so
-    is what it reads.
+    """From two heads to four, 16 channels to 32: every new row is an old row plus noise, and reads
+    in sum what that row read.
     """
     torch.manual_seed(5)
     old, new, _ = grown("Net2Net")
     theirs, rows = old[ATTENTION.format(0)].chunk(3)[0], new[ATTENTION.format(0)].chunk(3)[0]
-    source = drawn(HEADS, 32, 16, HEAD)
+    source = drawn_map(HEADS, 32, 16, HEAD)
     assert (source.view(4, HEAD) % HEAD == torch.arange(HEAD)).all(), "heads are whole"
-    channels = drawn(STREAM, 32, 16, HEAD)
+    channels = drawn_map(STREAM, 32, 16, HEAD)
     read = torch.stack([rows[:, channels == channel].sum(1) for channel in range(16)], 1)
     noise = 0.01 * theirs.std()
     assert torch.allclose(read[:16], theirs, atol=1e-6)
     assert 0 < (read[16:] - theirs[source[16:]]).abs().max() < 20 * noise
-    assert len(set(drawn(STREAM, 320, 160, 1)[160:].tolist())) < 120, "drawn, not dealt"
+    drawn = drawn_map(STREAM, 320, 160, 1)[160:].tolist()
+    assert len(set(drawn)) < 120, "drawn with replacement"
 
 
-def test_aki_takes_new_outputs_from_the_layer_after():
+def test_aki_takes_new_outputs_from_the_next_layer():
     old, new, _ = grown("AKI")
     for layer, after in ((0, 1), (1, 2), (2, 2)):  # three layers
         ours = new[HIDDEN.format(layer)]
@@ -386,9 +372,9 @@ def test_depth_as_the_paper_draws_it(way, expected):
         )
 
 
-def test_what_reads_is_told_from_what_writes():
-    """A matrix has one axis of each kind, but for look-ups and biases; in step with what the
-    modules compute.
+def test_rules_tell_axes_that_read_from_axes_that_write():
+    """No parameter has two growing axes of the same role; and a projection's axes have the roles
+    that open_clip's matrix product gives them.
     """
     for rule in RULES:
         grows = [axis for axis in rule.axes if axis.space is not Space.FIXED]
@@ -406,7 +392,7 @@ def test_a_spec_names_the_methods_there_are():
 
 @pytest.mark.parametrize("swin", [False, True])
 def test_agreement_tells_what_was_kept(swin):
-    """Layer by layer with the predecessor: all of it after LEMON, little after a random start."""
+    """Layer by layer: everything after LEMON, little with a random initialisation."""
     size = 12 if swin else 24
     old, new = clip(size, 2, 3, swin=swin), clip(2 * size, 4, 6, swin=swin)
 

@@ -1,5 +1,5 @@
-"""loss.py: values against plain loops, gradients at world sizes 1, 2 and 4 against one process
-without tricks.
+"""loss.py: values against plain loops; gradients with 1, 2 and 4 ranks against a plain computation
+in one process.
 """
 
 import math
@@ -36,7 +36,7 @@ def make_student(dtype, predecessor=PREDECESSOR):
     }
     student = models.Student(models.build(config, 3), predecessor)
     generator = torch.Generator().manual_seed(4)
-    with torch.no_grad():  # T trained a little, so that its off-diagonal counts too
+    with torch.no_grad():  # as if T had been trained a little, so that its off-diagonal counts too
         for projection in filter(None, (student.image_projection, student.text_projection)):
             projection.weight += 0.1 * torch.randn(projection.weight.shape, generator=generator)
     return student.to(dtype)
@@ -58,7 +58,7 @@ def make_batch(dtype, predecessor=PREDECESSOR):
 
 
 def chunked(tokens_NML):
-    """Captions of some pictures in two length-sorted chunks, the shorter one cut."""
+    """Captions of some pictures in two chunks, sorted by length and cut to the longest of each."""
     tokens = tokens_NML.flatten(0, 1)
     lengths = (tokens == END).int().argmax(1) + 1
     order = lengths.argsort(stable=True)
@@ -66,7 +66,7 @@ def chunked(tokens_NML):
 
 
 def features(student, images, tokens):
-    """One process, the whole batch, padded captions: [N, D], [N, M, D], and both through T."""
+    """Features of the whole batch with padded captions: [N, D], [N, M, D], and both after T."""
     image = student.clip.encode_image(images)
     text = torch.stack([student.clip.encode_text(tokens[:, slot]) for slot in range(SLOTS)], 1)
     projections = (
@@ -77,11 +77,9 @@ def features(student, images, tokens):
 
 
 def reference(dtype, predecessor=PREDECESSOR):
-    """No gather, no caching: loss and gradients."""
-    student, (images, tokens, *teacher) = (
-        make_student(dtype, predecessor),
-        make_batch(dtype, predecessor),
-    )
+    """Loss and gradients, without gathering or caching."""
+    student = make_student(dtype, predecessor)
+    images, tokens, *teacher = make_batch(dtype, predecessor)
     image, text, *projected = features(student, images, tokens)
     total = 0
     for slot in range(SLOTS):
@@ -100,15 +98,14 @@ def reference(dtype, predecessor=PREDECESSOR):
 
 
 def equations(dtype, predecessor=PREDECESSOR):
-    """The paper's Eq. 1 to 4 written out, their sums over pairs as means: loss and gradients.
-    Features are of unit
-    length: by Eq. 2's cosines, and by the authors' code in Eq. 1, which does not say so; alpha is
-    Eq. 1's for the same pull.
+    """Loss and gradients by the paper's Eq. 1 to 4 written out, with means in place of sums over
+    pairs.
+
+    Features are of unit length: in Eq. 2 because of its cosines, in Eq. 1 because the authors' code
+    makes them so (the paper does not say). Alpha is converted to pull as much in Eq. 1.
     """
-    student, (images, tokens, *teacher) = (
-        make_student(dtype, predecessor),
-        make_batch(dtype, predecessor),
-    )
+    student = make_student(dtype, predecessor)
+    images, tokens, *teacher = make_batch(dtype, predecessor)
     image, text, *projected = features(student, images, tokens)
     v, t, inverse_tau = unit_of(image), unit_of(text), student.clip.logit_scale.exp()
     to_image = to_text = 0
@@ -140,9 +137,7 @@ def unit_of(x):
 
 
 def step(student, dtype, pieces, rank=0, world=1, no_sync=None, predecessor=PREDECESSOR):
-    """Our loss of one rank's share of the batch, in pieces; gradients are left in the
-    parameters.
-    """
+    """Our loss of one rank's rows of the batch, in pieces; leaves gradients in the parameters."""
     images, tokens, teacher_image, teacher_text = (
         t.chunk(world)[rank] for t in make_batch(dtype, predecessor)
     )
@@ -178,7 +173,7 @@ def rank_main(rank, world, folder):
         dist.all_reduce(value)
         results |= {f"{name}.{pieces}.{n}": p.grad for n, p in wrapped.module.named_parameters()}
         results[f"{name}.{pieces}.loss"] = value / world
-    # The incoming gradient is a transposed view: memory order and meaning differ.
+    # The incoming gradient is a transposed view, whose memory is in another order.
     x = torch.arange(6.0, dtype=torch.float64).view(3, 2).add(10 * rank).requires_grad_()
     gathered = loss.gather(x)
     weight = torch.arange(6.0 * world, dtype=torch.float64).view(2, 3 * world) * (rank + 1)
@@ -204,10 +199,8 @@ def assert_same(got, value, gradients, tolerance, skip=()):
         (got[name] - gradient).square().sum() for name, gradient in gradients.items()
     ).sqrt()
     assert difference <= tolerance * sum(g.square().sum() for g in gradients.values()).sqrt()
-    for (
-        name,
-        gradient,
-    ) in gradients.items():  # each on its own too: a wrong small one would hide in the norm of all
+    # Each by itself too, because a small wrong one would hide in the norm of all.
+    for name, gradient in gradients.items():
         assert (got[name] - gradient).norm() <= 10 * tolerance * gradient.norm(), name
 
 
@@ -272,7 +265,7 @@ def test_contrastive_is_the_double_loop():
     assert ours.item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_distillation_is_the_released_codes_and_a_known_factor_from_eq_1():
+def test_distillation_is_that_of_the_released_code_and_differs_from_eq_1_by_a_known_factor():
     generator = np.random.default_rng(1)
     arrays = [generator.normal(size=shape) for shape in ((4, 6), (8, 6), (4, 6), (8, 6))]
     image, text, teacher_image, teacher_text = (unit(a) for a in arrays)

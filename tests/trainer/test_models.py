@@ -1,4 +1,4 @@
-"""models.py: the contract with open_clip, text of any length, the student's projections."""
+"""models.py: agreement with open_clip, text of any length, the student's projections."""
 
 import warnings
 
@@ -6,7 +6,7 @@ import open_clip
 import pytest
 import torch
 
-from modelchain.families.zoo import MODELS
+from modelchain.api.zoo import MODELS
 from modelchain_trainer import models
 
 torch.set_num_threads(1)
@@ -37,7 +37,7 @@ def config(embed=12, width=16, layers=2, text=8, text_layers=2, context=77):
 
 
 def encode_text(model, tokens):
-    """All in one chunk."""
+    """Text features of all captions in one chunk."""
     return models.encode_text_chunks(model, [(tokens, torch.arange(len(tokens)))])
 
 

@@ -1,5 +1,5 @@
-"""The trainer as a pod runs it: task in the environment, an empty volume, one file a pod for the
-last word.
+"""The trainer as a pod runs it: the task in the environment, an empty volume, and one file for the
+last word in each pod.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from modelchain.api.contracts import (
 )
 from modelchain.io.files import sha256_of
 from modelchain.io.lastword import write_last_word
-from modelchain.io.stop import Preempted, Stop
+from modelchain.io.stop import Preempted, StopRequest
 from modelchain_trainer import __main__ as entry
 from modelchain_trainer import runtime
 
@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pod(
     task: Task, log: Path, *command: str, **environment: str
 ) -> tuple[subprocess.Popen[str], Path]:
-    """A container: the process, and its termination message file, which a kubelet made."""
+    """Start a container: the process, and its termination message file, which a kubelet creates."""
     log.touch()
     told = task.model_copy(update={"last_word": str(log)}).model_dump_json(by_alias=True)
     environment = {
@@ -75,7 +75,7 @@ def free_port() -> int:
 
 
 def get(port: int, path: str = "/progress") -> LiveProgress | None:
-    """None while nobody listens, also when the process ends in the midst of its answer."""
+    """None while no server listens, and if the process ends while it answers."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
             assert (
@@ -89,11 +89,11 @@ def get(port: int, path: str = "/progress") -> LiveProgress | None:
         return None
 
 
-SCRAPES: list[str] = []  # what the first stage said to Prometheus
+SCRAPES: list[str] = []  # of the first stage's /metrics
 
 
 def scrape(port: int) -> str:
-    """Empty while nobody listens, also when the process ends in the midst of its answer."""
+    """Empty while no server listens, and if the process ends while it answers."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
             assert answer.headers["Content-Type"].startswith("text/plain")
@@ -106,17 +106,15 @@ def scrape(port: int) -> str:
 def trained(
     folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Task, Path, list[LiveProgress]]:
-    """A first stage on an empty volume: its task, the termination message, and all that /progress
-    said.
+    """A first stage on an empty volume: its task, its termination message, and all answers of
+    /progress.
     """
     work, port, seen = tmp_path_factory.mktemp("one"), free_port(), []
     task = tiny.task(tiny.spec(), folder, work / "artifacts")
     (work / "artifacts" / task.input_digest / task.owner).rmdir()
     (work / "artifacts" / task.input_digest).rmdir()
-    ports = {
-        "MODELCHAIN_PROGRESS_PORT": str(port),
-        "MODELCHAIN_METRICS_PORT": str(metrics_port := free_port()),
-    }
+    metrics_port = free_port()
+    ports = {"MODELCHAIN_PROGRESS_PORT": str(port), "MODELCHAIN_METRICS_PORT": str(metrics_port)}
     process, log = pod(task, work / "termination-log", **ports)
     while process.poll() is None:
         if page := scrape(metrics_port):
@@ -164,7 +162,7 @@ def test_progress_is_served_from_before_the_first_step(
     assert steps == sorted(steps) and last.checkpoint_step <= STEPS
 
 
-def test_prometheus_is_told_the_same(trained: tuple[Task, Path, list[LiveProgress]]) -> None:
+def test_metrics_agree_with_the_last_word(trained: tuple[Task, Path, list[LiveProgress]]) -> None:
     task, log, _ = trained
     pages = [
         {
@@ -198,12 +196,12 @@ def test_prometheus_is_told_the_same(trained: tuple[Task, Path, list[LiveProgres
         last["modelchain_trainer_replaced_pictures"] == 0
         and last["process_resident_memory_bytes"] > 0
     )
-    assert "modelchain_trainer_distillation_ratio" not in last, "it has no predecessor"
+    assert "modelchain_trainer_distillation_ratio" not in last, "a first stage has no predecessor"
     macs = [page["modelchain_trainer_macs_total"].value for page in pages]
     assert macs == sorted(macs)
 
 
-def test_a_taken_port_does_not_disturb(folder: Path, tmp_path: Path) -> None:
+def test_a_port_that_is_taken_does_not_stop_the_training(folder: Path, tmp_path: Path) -> None:
     task = tiny.task(tiny.spec(epochs=1, evaluation=False), folder, tmp_path / "artifacts")
     with socket.create_server(("", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -215,7 +213,7 @@ def test_a_taken_port_does_not_disturb(folder: Path, tmp_path: Path) -> None:
 def test_sigterm_is_heard_before_torch_has_loaded(folder: Path, tmp_path: Path) -> None:
     process, log = pod(tiny.task(tiny.spec(), folder, tmp_path / "artifacts"), tmp_path / "log")
     caught = 0
-    while not caught >> (signal.SIGTERM - 1) & 1:  # it has a handler
+    while not caught >> (signal.SIGTERM - 1) & 1:  # until it has a handler
         status = Path(f"/proc/{process.pid}/status").read_text()
         caught = int(status.split("SigCgt:\t")[1].split()[0], 16)
     assert "torch" not in Path(f"/proc/{process.pid}/maps").read_text()
@@ -224,7 +222,9 @@ def test_sigterm_is_heard_before_torch_has_loaded(folder: Path, tmp_path: Path) 
 
 
 def nodes(task: Task, work: Path) -> list[tuple[subprocess.Popen[str], Path]]:
-    """Master and worker of one attempt, each a torchrun with a file of its own."""
+    """Start master and worker of one attempt, each a torchrun with its own termination message
+    file.
+    """
     port, pods = free_port(), []
     for rank in (0, 1):
         place = [
@@ -267,7 +267,7 @@ def test_two_nodes_train_a_successor_and_rank_0_alone_reports(
     )
 
 
-def test_bad_data_is_found_by_rank_0_and_the_other_node_claims_no_cause(
+def test_rank_0_reports_bad_data_and_the_other_node_does_not_name_a_cause(
     folder: Path, tmp_path: Path
 ) -> None:
     task = tiny.task(tiny.spec(), folder, tmp_path / "artifacts")
@@ -278,9 +278,7 @@ def test_bad_data_is_found_by_rank_0_and_the_other_node_claims_no_cause(
     assert all(process.wait(240) != 0 for process, _ in pods)
     words = [word_in(log) for _, log in pods]
     assert words[0].failure == "UserError" and gone in words[0].message
-    assert words[1].failure in ("Unknown", "Preempted"), (
-        "it only lost its peer, or torchrun ended it"
-    )
+    assert words[1].failure in ("Unknown", "Preempted"), "it lost its peer, or torchrun ended it"
 
 
 def waiting_rank(rank: int, port: int, files: list[str]) -> None:
@@ -292,7 +290,7 @@ def waiting_rank(rank: int, port: int, files: list[str]) -> None:
     }
     dist.init_process_group("gloo")
     if rank == 1:
-        signal.signal(signal.SIGALRM, Stop().on_signal)
+        signal.signal(signal.SIGALRM, StopRequest().on_signal)
         signal.alarm(1)
     try:
         with runtime.rank_0_first():
@@ -303,14 +301,16 @@ def waiting_rank(rank: int, port: int, files: list[str]) -> None:
     os._exit(0)
 
 
-def test_waiting_for_rank_0_hears_signals_and_a_lost_peer_is_unknown(tmp_path: Path) -> None:
+def test_a_rank_that_waits_for_rank_0_handles_signals_and_a_lost_peer_is_unknown(
+    tmp_path: Path,
+) -> None:
     files = [str(tmp_path / name) for name in "01"]
     mp.spawn(waiting_rank, (free_port(), files), nprocs=2)
     ends, failures = zip(*(json.loads(Path(file).read_bytes()) for file in files), strict=True)
     assert failures == ("Unknown", None) and ends[1] < ends[0] - 1
 
 
-def test_classes_of_what_nobody_foresaw() -> None:
+def test_classes_of_unexpected_exceptions() -> None:
     assert (
         runtime.failure_of(torch.OutOfMemoryError("CUDA out of memory"))
         is FailureClass.OUT_OF_MEMORY
@@ -320,7 +320,7 @@ def test_classes_of_what_nobody_foresaw() -> None:
     assert runtime.failure_of(RuntimeError("shapes differ")) is FailureClass.ERROR
 
 
-def test_a_cause_replaces_unknown_and_nothing_else(tmp_path: Path) -> None:
+def test_a_known_cause_replaces_unknown_and_no_other_class(tmp_path: Path) -> None:
     for failure in (
         FailureClass.UNKNOWN,
         FailureClass.DATA,
@@ -333,7 +333,7 @@ def test_a_cause_replaces_unknown_and_nothing_else(tmp_path: Path) -> None:
     assert word_in(tmp_path / "log").message == "Data"
 
 
-def test_a_task_of_another_version_is_told(
+def test_a_task_of_another_version_is_refused_with_a_last_word(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = tiny.task(tiny.spec(), folder, tmp_path).model_dump(mode="json", by_alias=True)
@@ -347,7 +347,7 @@ def test_a_task_of_another_version_is_told(
     assert word_in(tmp_path / "log").failure == "UserError"
 
 
-# verify
+# The command `verify`.
 
 VERIFY = "import sys; from modelchain_trainer.__main__ import main; code = main(['verify'])"
 NO_TORCH = f"{VERIFY}; assert 'torch' not in sys.modules; sys.exit(code)"
@@ -359,12 +359,12 @@ def verify(task: Task, work: Path) -> tuple[int, LastWord | None]:
     process, log = pod(task, work / "log", "-c", NO_TORCH)
     code = process.wait(60)
     assert before == sorted((str(p), p.stat().st_mtime_ns) for p in Path(task.root).rglob("*")), (
-        "mounted read-only"
+        "the volume may be mounted read-only"
     )
     return code, word_in(log) if log.stat().st_size else None
 
 
-def test_verify_answers_for_a_lost_word(
+def test_verify_replaces_a_lost_last_word(
     trained: tuple[Task, Path, list[LiveProgress]], tmp_path: Path
 ) -> None:
     task, log, _ = trained
@@ -376,12 +376,12 @@ def test_verify_answers_for_a_lost_word(
     )
 
 
-def test_verify_says_absent_damaged_or_nothing(
+def test_verify_tells_missing_from_damaged_and_writes_nothing_without_a_volume(
     trained: tuple[Task, Path, list[LiveProgress]], folder: Path, tmp_path: Path
 ) -> None:
     task, root = trained[0], tmp_path / "artifacts"
     task = task.model_copy(update={"root": str(root)})
-    assert verify(task, tmp_path / "w") == (1, None), "no volume is no answer"
+    assert verify(task, tmp_path / "w") == (1, None), "without a volume nothing is known"
     root.mkdir()
     for missing in (task.input_digest, "artifact", MANIFEST):
         code, word = verify(task, tmp_path / "w")

@@ -1,4 +1,4 @@
-"""train.py, runtime.py and __main__.py: real trainers on a few real digits, in this process."""
+"""train.py, runtime.py and __main__.py: real trainers on a few digits, in this process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import threading
-from contextlib import nullcontext
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -26,7 +25,7 @@ from modelchain.api.contracts import RESULTS, WEIGHTS, FailureClass, LastWord, R
 from modelchain.errors import InputError, WorkError
 from modelchain.identity.digest import TRAINER_MATH
 from modelchain.io.lastword import verify_artifact, write_last_word
-from modelchain.io.stop import STOPS, Preempted, Stop
+from modelchain.io.stop import STOPS, Preempted, StopRequest
 from modelchain_data.batches import global_batch
 from modelchain_trainer import __main__ as entry
 from modelchain_trainer import checkpoint, evaluate, models, runtime
@@ -37,7 +36,7 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def leave_torch_as_it_was():
+def restore_torch():
     yield
     torch.use_deterministic_algorithms(False)
 
@@ -49,19 +48,24 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory, folder):
-    """The first stage, undisturbed: its task, its last word, and the learning rate of every
-    step.
+    """The first stage, trained without interruption: its task, its last word, and the learning
+    rates of every step.
     """
     task, rates = tiny.task(tiny.spec(), folder, tmp_path_factory.mktemp("first")), []
     word, _ = tiny.train(
-        task, lambda trainer, _: rates.append([g["lr"] for g in trainer.optimizer.param_groups])
+        task,
+        lambda trainer, _: rates.append(
+            [g["lr"] for g in trainer.stage.step.optimizer.param_groups]
+        ),
     )
     return task, word, rates
 
 
 @pytest.fixture(scope="module")
 def second(first, folder):
-    """The successor, another embed_dim, undisturbed; with T as it was after the last step."""
+    """The successor, which has another embed_dim, trained without interruption; and its T after
+    the last step.
+    """
     projections = {}
 
     def keep(trainer, done):
@@ -69,7 +73,7 @@ def second(first, folder):
             projections.update(
                 {
                     n: p.detach().clone()
-                    for n, p in trainer.student.named_parameters()
+                    for n, p in trainer.stage.student.named_parameters()
                     if "clip" not in n
                 }
             )
@@ -111,20 +115,18 @@ def test_weight_decay_groups_and_the_first_step_from_the_random_init(folder, tmp
 
     def look(trainer, done):
         if done == 1:
-            started.update(trainer.student.clip.state_dict())
-            decayed, free = trainer.optimizer.param_groups
+            started.update(trainer.stage.student.clip.state_dict())
+            decayed, free = trainer.stage.step.optimizer.param_groups
             assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
             assert all(p.ndim >= 2 for p in decayed["params"])
-            assert any(p is trainer.student.clip.logit_scale for p in free["params"])
+            assert any(p is trainer.stage.student.clip.logit_scale for p in free["params"])
             started.update({name: tensor.clone() for name, tensor in started.items()})
 
     tiny.train(task, look)
     fresh = models.build(task.inputs["modelConfig"], task.inputs["seed"]).state_dict()
     rate = runtime.learning_rate(0, STEPS_PER_EPOCH, 3, 1e-3)
-    for (
-        name,
-        tensor,
-    ) in started.items():  # Adam's first update is the rate or less, and decay is smaller still
+    # Adam's first update is at most the learning rate, and weight decay adds less than that.
+    for name, tensor in started.items():
         assert (tensor - fresh[name]).abs().max() <= 1.2 * rate, name
     assert not torch.equal(started["visual.conv1.weight"], fresh["visual.conv1.weight"])
 
@@ -132,35 +134,23 @@ def test_weight_decay_groups_and_the_first_step_from_the_random_init(folder, tmp
 def test_results_and_last_word(first, folder):
     task, word, _ = first
     found, lines = results(task), tiny.records(task)
-    assert (found.stage, found.model, found.predecessor, found.growth) == (
-        "s0",
-        "inline",
-        None,
-        None,
-    )
+    assert (found.stage, found.model) == ("s0", "inline")
+    assert (found.predecessor, found.growth) == (None, None)
     assert (found.steps, found.samples_seen, found.macs) == (STEPS, STEPS * BATCH, STEPS * 1000)
-    assert (
-        found.initial.loss == pytest.approx(lines[0]["taskLoss"])
-        and found.final.loss == lines[-1]["taskLoss"]
-    )
-    assert set(found.initial.metrics) == set(found.final.metrics) and {"top1", "r1"} <= set(
-        found.final.metrics
-    )
+    assert found.initial.loss == pytest.approx(lines[0]["taskLoss"])
+    assert found.final.loss == lines[-1]["taskLoss"]
+    assert set(found.initial.metrics) == set(found.final.metrics)
+    assert {"top1", "r1"} <= set(found.final.metrics)
     assert found.seconds > 0 and set(found.evaluations) == {"top1", "r1"}
     assert found.counters == {"replacedPictures": 0, "scarceCaptions": 0, "skippedBatches": 0}
-    assert (word.result, word.step, word.steps, word.macs) == (
-        "Succeeded",
-        STEPS,
-        STEPS,
-        STEPS * 1000,
-    )
+    assert word.result == "Succeeded"
+    assert (word.step, word.steps, word.macs) == (STEPS, STEPS, STEPS * 1000)
     manifest = tiny.manifest(tiny.artifact(task))
     assert word.artifact_digest == manifest.artifact_digest == manifest.files[WEIGHTS].sha256
     assert word.metrics == found.final.metrics and manifest.inputs == task.inputs
     assert word.trainer_math == manifest.environment["trainerMath"] == TRAINER_MATH
-    assert not list(Path(task.root).glob("*/*/step-*")) and not list(
-        Path(task.root).glob("*/*/.step-*")
-    )
+    assert not list(Path(task.root).glob("*/*/step-*"))
+    assert not list(Path(task.root).glob("*/*/.step-*"))
 
 
 def test_metrics_have_every_step_once(first):
@@ -178,7 +168,10 @@ def test_without_alpha_there_is_growth_and_no_teacher(first, folder, tmp_path):
     )
     alive = []
     _, said = tiny.train(
-        task, lambda trainer, _: alive.append((trainer.teacher, trainer.student.image_projection))
+        task,
+        lambda trainer, _: alive.append(
+            (trainer.stage.teacher, trainer.stage.student.image_projection)
+        ),
     )
     assert alive == [(None, None)] * STEPS
     assert all(
@@ -189,9 +182,8 @@ def test_without_alpha_there_is_growth_and_no_teacher(first, folder, tmp_path):
     (growth,) = tiny.records(task, "growth")
     assert set(growth["cosines"]) == {"visual.transformer.resblocks", "transformer.resblocks"}
     start = said.index("grown from s0 by Insert in width and Duplicate in depth:")
-    assert said[start + 2].startswith("visual.transformer.resblocks ") and said[
-        start + 5
-    ].startswith("together ")
+    assert said[start + 2].startswith("visual.transformer.resblocks ")
+    assert said[start + 5].startswith("together ")
     together = [int(word.replace(",", "")) for word in said[start + 5].split()[1:]]
     assert together == [growth[kind] for kind in ("inserted", "duplicated", "new")]
     assert together == [
@@ -220,10 +212,10 @@ def test_a_successor_starts_grown_and_its_projections_stay_out_of_the_artifact(f
 
 
 @pytest.mark.parametrize("stage", [0, 1])
-def test_stopped_within_an_epoch_and_resumed_is_bitwise_the_undisturbed_run(
+def test_stopped_within_an_epoch_and_resumed_leaves_the_same_bytes_as_without_interruption(
     first, second, folder, tmp_path, stage
 ):
-    undisturbed = (first, second)[stage][0]
+    uninterrupted = (first, second)[stage][0]
     before = first[0] if stage else None
     tasks = [
         tiny.task(tiny.spec(), folder, tmp_path, stage, attempt, before) for attempt in (1, 2, 3)
@@ -235,21 +227,21 @@ def test_stopped_within_an_epoch_and_resumed_is_bitwise_the_undisturbed_run(
     with pytest.raises(Preempted, match=f"step 7 of {STEPS}"):
         tiny.train(tasks[1], stop_after(7))
     word, said = tiny.train(tasks[2])
-    assert any("goes on from step 7" in text for text in said)
-    assert weights(tasks[2]) == weights(undisturbed)
+    assert any("resumes from step 7" in text for text in said)
+    assert weights(tasks[2]) == weights(uninterrupted)
     assert [[line["step"] for line in tiny.records(task)] for task in tasks] == [
         [1, 2],
         [3, 4, 5, 6, 7],
         [8, 9, 10, 11, 12],
     ]
     losses = [line["loss"] for task in tasks for line in tiny.records(task)]
-    assert losses == [line["loss"] for line in tiny.records(undisturbed)]
-    once, again = results(undisturbed), results(tasks[2])
+    assert losses == [line["loss"] for line in tiny.records(uninterrupted)]
+    once, again = results(uninterrupted), results(tasks[2])
     assert (again.initial, again.final, again.macs) == (once.initial, once.final, once.macs)
-    assert word.macs == 5000, "the ledger counts what this attempt spent"
+    assert word.macs == 5000, "a last word counts what its own attempt spent"
 
 
-def test_stopped_in_its_last_step_it_still_ends_and_never_trains_further(
+def test_an_attempt_that_resumes_after_the_last_step_ends_and_trains_no_further(
     first, folder, tmp_path, monkeypatch
 ):
     tasks = [tiny.task(tiny.spec(), folder, tmp_path, attempt=attempt) for attempt in (1, 2)]
@@ -269,7 +261,7 @@ def test_stopped_in_its_last_step_it_still_ends_and_never_trains_further(
     assert results(tasks[1]).final == results(first[0]).final
 
 
-def test_an_artifact_that_is_there_is_reported_without_training(first, folder):
+def test_an_artifact_that_is_already_there_is_reported_without_training(first, folder):
     task, word, _ = first
     before = {p: p.stat().st_mtime_ns for p in tiny.artifact(task).iterdir()}
     again = task.model_copy(update={"owner": "local-a9"})
@@ -315,28 +307,30 @@ def test_a_stage_whose_checkpoints_are_of_another_trainer_math_starts_again(
 
 
 def poison(at, name="visual.proj", times=None):
-    """Weights that are not finite once `at` steps are done, as an overflowing update leaves them:
-    its loss was fine.
+    """Make weights NaN after step `at`, as an overflowing update does whose own loss was finite; at
+    most `times` times.
     """
     left = [times]
 
     def after(trainer, done):
         if done == at and left[0] != 0:
             left[0] = left[0] and left[0] - 1
-            trainer.saver.wait()
+            trainer.stage.saver.wait()
             with torch.no_grad():
-                dict(trainer.student.clip.named_parameters())[name].fill_(math.nan)
+                dict(trainer.stage.student.clip.named_parameters())[name].fill_(math.nan)
 
     return after
 
 
 @pytest.mark.parametrize("at", [2, STEPS_PER_EPOCH, STEPS_PER_EPOCH + 2])
-def test_a_loss_that_is_not_finite_ends_it_and_nothing_of_it_is_kept(folder, tmp_path, at):
+def test_losses_that_are_not_finite_end_the_attempt_and_nothing_of_them_is_saved(
+    folder, tmp_path, at
+):
     task = tiny.task(tiny.spec(evaluation=False), folder, tmp_path)
     with pytest.raises(WorkError, match="not finite") as error:
         tiny.train(task, poison(at))
     assert error.value.failure == "NonFinite"
-    if at != STEPS_PER_EPOCH:  # else the checkpoint of the epoch's end finds it first
+    if at != STEPS_PER_EPOCH:  # otherwise the checkpoint at the epoch's end finds it first
         assert f"step {at + 1} of {STEPS}" in str(error.value)
     assert not tiny.artifact(task).exists()
     for step in Path(task.root).glob("*/*/step-*/model.safetensors"):
@@ -345,43 +339,42 @@ def test_a_loss_that_is_not_finite_ends_it_and_nothing_of_it_is_kept(folder, tmp
     assert steps in (
         [],
         [f"step-{STEPS_PER_EPOCH}"] if at > STEPS_PER_EPOCH else [],
-    ), "one may be in the writing"
+    ), "the checkpoint of the epoch's end may not have been written yet"
 
 
-def test_a_checkpoint_between_two_log_lines_holds_no_unseen_nan(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("modelchain_trainer.train.LOG_SECONDS", 1e9)
+def test_no_checkpoint_between_two_readings_of_the_losses_holds_a_nan(
+    folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("modelchain_trainer.cadence.READ_SECONDS", 1e9)
     task = tiny.task(tiny.spec(evaluation=False), folder, tmp_path).model_copy(
         update={"checkpoint_seconds": 0}
     )
-    wait, poisoned = (lambda trainer, _: trainer.saver.wait()), poison(2)
+    wait, poisoned = (lambda trainer, _: trainer.stage.saver.wait()), poison(2)
     with pytest.raises(WorkError) as error:
         tiny.train(task, lambda *a: (wait(*a), poisoned(*a)))
     assert error.value.failure == "NonFinite"
     assert [path.name for path in Path(task.root).glob("*/*/step-*")] == ["step-1"]
 
 
-def test_weights_that_went_bad_are_fetched_from_the_checkpoint_once(first, folder, tmp_path):
+def test_weights_that_are_not_finite_are_restored_from_the_checkpoint_once(first, folder, tmp_path):
     task = tiny.task(tiny.spec(), folder, tmp_path)
-    word, said = tiny.train(task, poison(STEPS_PER_EPOCH + 2, times=1))
+    trainers, poisoned = [], poison(STEPS_PER_EPOCH + 2, times=1)
+    word, said = tiny.train(task, lambda *a: (trainers.append(a[0]), poisoned(*a)))
     assert any(f"not finite at step {STEPS_PER_EPOCH + 3} of {STEPS}" in text for text in said)
-    assert weights(task) == weights(first[0]), "and nothing of it is left"
+    assert weights(task) == weights(first[0]), "the NaN has left no trace"
     steps, (back,) = tiny.records(task), tiny.records(task, "wentBack")
-    assert [line["step"] for line in steps] == list(range(1, STEPS + 1)) and not any(
-        line["skipped"] for line in steps
-    )
+    assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
+    assert not any(line["skipped"] for line in steps)
     repeated = back["nonFiniteTo"] - back["step"]
-    assert (back["step"], back["nonFiniteFrom"]) == (
-        STEPS_PER_EPOCH,
-        STEPS_PER_EPOCH + 3,
-    ) and repeated >= 5
-    assert word.macs == steps[-1]["macs"] == (STEPS + repeated) * 1000, (
-        "what was done twice is paid twice"
-    )
+    assert (back["step"], back["nonFiniteFrom"]) == (STEPS_PER_EPOCH, STEPS_PER_EPOCH + 3)
+    assert repeated >= 5
+    assert word.macs == steps[-1]["macs"] == (STEPS + repeated) * 1000, "repeated steps count twice"
+    assert trainers[0].meter.samples == (STEPS + repeated) * BATCH
     assert results(task).counters["skippedBatches"] == 0, "of the training that made these weights"
 
 
 def everything(step):
-    """Weights and, once there are any, moments and step counts."""
+    """Copies of the weights and, after the first step, of moments and step counts."""
     state = step.optimizer.state
     parameters = list(step.student.parameters())
     return [
@@ -396,7 +389,7 @@ def everything(step):
 def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted(
     folder, tmp_path, monkeypatch, what
 ):
-    """The very first, whose loss the results ask for, and one after a stop."""
+    """The first batch of all, although the results need a first loss, and one after a resume."""
     bad, forward, call = (0, 5), models.Student.forward, Step.__call__
 
     def spoiled(student, *arguments):
@@ -432,7 +425,7 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted(
     assert found.counters["skippedBatches"] == 2 and found.initial.loss == lines[1]["taskLoss"]
 
 
-def test_last_weights_that_are_not_finite_are_no_artifact(folder, tmp_path):
+def test_final_weights_that_are_not_finite_leave_no_artifact(folder, tmp_path):
     task = tiny.task(tiny.spec(evaluation=False), folder, tmp_path)
     with pytest.raises(WorkError) as error:
         tiny.train(task, poison(STEPS))
@@ -459,10 +452,7 @@ def test_micro_batches_are_the_same_training(first, folder, tmp_path):
 
 def test_evaluations_due_after_an_epoch_are_recorded(folder, tmp_path):
     task = tiny.task(tiny.spec(), folder, tmp_path)
-    often = [
-        evaluation.model_copy(update={"every_epochs": 2}) for evaluation in task.data.evaluation
-    ]
-    tiny.train(task.model_copy(update={"data": task.data.model_copy(update={"evaluation": often})}))
+    tiny.train(tiny.evaluated_every(task, epochs=2))
     assert [line["step"] for line in tiny.records(task, "evaluation")] == [
         0,
         2 * STEPS_PER_EPOCH,
@@ -473,7 +463,7 @@ def test_evaluations_due_after_an_epoch_are_recorded(folder, tmp_path):
 def test_a_world_that_does_not_divide_the_batch_is_refused(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(runtime, "join", lambda *_: (0, 3, torch.device("cpu")))
     with pytest.raises(InputError, match="16 is not divisible by 3 processes"):
-        Trainer(tiny.task(tiny.spec(), folder, tmp_path), Stop(), {}, print)
+        Trainer(tiny.task(tiny.spec(), folder, tmp_path), StopRequest(), {}, print)
 
 
 def test_data_of_another_fingerprint_is_refused_before_anything_is_trained(folder, tmp_path):
@@ -500,7 +490,10 @@ def test_swin_trains_and_draws_the_same_paths_again(folder, tmp_path):
     def two_steps(trainer, done):
         if done == 2:
             found.append(
-                {name: p.detach().clone() for name, p in trainer.student.clip.named_parameters()}
+                {
+                    name: p.detach().clone()
+                    for name, p in trainer.stage.student.clip.named_parameters()
+                }
             )
             raise Enough
 
@@ -516,22 +509,24 @@ def test_swin_trains_and_draws_the_same_paths_again(folder, tmp_path):
     )
 
 
-# the entry point: what is said last, and the exit code
+# The entry point: the last word and the exit code.
 
 
 def run(task, monkeypatch, after_step=None):
-    """`python -m modelchain_trainer` without the process: exit code and last word."""
+    """Exit code and last word of `python -m modelchain_trainer`, but in this process."""
     if after_step is not None:
         build, call, trainers = Trainer._build, Step.__call__, []
+
+        def building(trainer):
+            trainers.append(trainer)
+            return build(trainer)
 
         def counted(step, batch):
             losses = call(step, batch)
             after_step(trainers[0], batch.step + 1)
             return losses
 
-        monkeypatch.setattr(
-            Trainer, "_build", lambda trainer: (trainers.append(trainer), build(trainer))
-        )
+        monkeypatch.setattr(Trainer, "_build", building)
         monkeypatch.setattr(Step, "__call__", counted)
     handlers = {sig: signal.getsignal(sig) for sig in (*STOPS, signal.SIGINT)}
     try:
@@ -550,26 +545,16 @@ def terminate(*_):
 def test_sigterm_in_the_loop_is_preempted_with_a_true_last_word(folder, tmp_path, monkeypatch):
     task = tiny.task(tiny.spec(evaluation=False), folder, tmp_path)
     code, word = run(task, monkeypatch, lambda _, done: terminate() if done == 2 else None)
-    assert (code, word.failure, word.step, word.checkpoint_step, word.macs) == (
-        75,
-        "Preempted",
-        2,
-        2,
-        2000,
-    )
+    assert (code, word.failure) == (75, "Preempted")
+    assert (word.step, word.checkpoint_step, word.macs) == (2, 2, 2000)
     task = tiny.task(tiny.spec(evaluation=False), folder, tmp_path, attempt=2)
     code, word = run(task, monkeypatch, lambda _, done: terminate() if done == 3 else None)
-    assert (code, word.failure, word.step, word.checkpoint_step, word.macs) == (
-        75,
-        "Preempted",
-        3,
-        3,
-        1000,
-    )
+    assert (code, word.failure) == (75, "Preempted")
+    assert (word.step, word.checkpoint_step, word.macs) == (3, 3, 1000)
 
 
 @pytest.mark.parametrize(
-    "where", ["train.open_data", "train.growth.grow", "artifact.seal", "artifact.save_file"]
+    "where", ["train.open_data", "stage.growth.grow", "artifact.seal", "artifact.save_file"]
 )
 def test_sigterm_outside_the_loop_is_preempted_too(first, folder, tmp_path, monkeypatch, where):
     task = tiny.task(
@@ -596,11 +581,7 @@ def test_sigterm_in_evaluations_and_while_a_checkpoint_is_written_loses_no_step(
     first, folder, tmp_path, monkeypatch
 ):
     tasks = [tiny.task(tiny.spec(), folder, tmp_path, attempt=attempt) for attempt in (1, 2, 3, 4)]
-    often = [
-        evaluation.model_copy(update={"every_epochs": 1}) for evaluation in tasks[0].data.evaluation
-    ]
-    data = tasks[0].data.model_copy(update={"evaluation": often})
-    tasks = [task.model_copy(update={"data": data}) for task in tasks]
+    tasks = [tiny.evaluated_every(task, epochs=1) for task in tasks]
     write, classify, words = checkpoint.save_file, evaluate.class_names, []
 
     def terminate_and(do, *arguments):
@@ -608,8 +589,8 @@ def test_sigterm_in_evaluations_and_while_a_checkpoint_is_written_loses_no_step(
         return do(*arguments)
 
     def run_until(task, done):
-        """SIGTERM in the evaluation after that many steps; with `done` 6, while the checkpoint of 4
-        is written.
+        """SIGTERM in the evaluation after `done` steps; or, if `done` is 6, while the checkpoint of
+        step 4 is written.
         """
 
         def after(_, step):
@@ -630,22 +611,26 @@ def test_sigterm_in_evaluations_and_while_a_checkpoint_is_written_loses_no_step(
     lines = [line for task in tasks for line in tiny.records(task)]
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     measured = {line["step"] for task in tasks for line in tiny.records(task, "evaluation")}
-    assert measured == {0, 4, 8, STEPS}, "an evaluation that was cut off comes again"
+    assert measured == {0, 4, 8, STEPS}, "an interrupted evaluation is run again"
 
 
-def test_a_main_thread_that_hears_nothing_is_ended_by_another(monkeypatch):
-    given_up, stop, handlers = [], Stop(), {s: signal.getsignal(s) for s in (*STOPS, signal.SIGINT)}
+def test_a_main_thread_that_handles_no_signal_is_ended_by_another(monkeypatch):
+    given_up, stop, handlers = (
+        [],
+        StopRequest(),
+        {s: signal.getsignal(s) for s in (*STOPS, signal.SIGINT)},
+    )
     try:
         with pytest.raises(Preempted), stop.heard(0.1, lambda: given_up.append(True)):
             threading.Timer(0.1, terminate).start()
-            hashlib.pbkdf2_hmac("sha256", b"", b"", 3_000_000)  # a second or more within C
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 3_000_000)  # a second or more inside C code
         assert given_up
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
-def test_a_slow_disk_stops_no_step(folder, tmp_path, monkeypatch):
+def test_training_does_not_wait_for_a_slow_disk(folder, tmp_path, monkeypatch):
     written, write = threading.Event(), checkpoint.Checkpointer._write
     monkeypatch.setattr(
         checkpoint.Checkpointer, "_write", lambda *a: written.wait(60) and write(*a)
@@ -656,7 +641,7 @@ def test_a_slow_disk_stops_no_step(folder, tmp_path, monkeypatch):
     seen = []
 
     def after(trainer, done):
-        seen.append(trainer.saver.saved_step)
+        seen.append(trainer.stage.saver.saved_step)
         if done == STEPS:
             assert set(seen) == {0}
             written.set()
@@ -665,8 +650,8 @@ def test_a_slow_disk_stops_no_step(folder, tmp_path, monkeypatch):
     assert seen == [0] * STEPS and tiny.artifact(task).exists()
 
 
-def test_sighup_is_a_sigterm(folder, tmp_path, monkeypatch):
-    """torchrun hands on the signal that it was sent itself."""
+def test_sighup_acts_like_sigterm(folder, tmp_path, monkeypatch):
+    """torchrun forwards whichever signal it was sent."""
     task = tiny.task(tiny.spec(evaluation=False), folder, tmp_path)
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     hang_up = lambda _, done: os.kill(os.getpid(), signal.SIGHUP) if done == 2 else None  # noqa: E731
@@ -675,7 +660,7 @@ def test_sighup_is_a_sigterm(folder, tmp_path, monkeypatch):
     assert (code, word.failure, word.checkpoint_step) == (75, "Preempted", 2)
 
 
-def test_a_failing_device_is_told_with_its_node(folder, tmp_path, monkeypatch):
+def test_a_failing_device_is_reported_with_its_node(folder, tmp_path, monkeypatch):
     def fail(*_):
         raise torch.AcceleratorError(
             "CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be"
@@ -694,7 +679,7 @@ def test_a_second_sigterm_does_no_harm(folder, tmp_path, monkeypatch):
     assert run(task, monkeypatch)[0] == 75
 
 
-def test_a_failure_tells_what_was_done_until_then(folder, tmp_path, monkeypatch):
+def test_the_last_word_of_a_failure_says_what_was_done_until_then(folder, tmp_path, monkeypatch):
     task = tiny.task(tiny.spec(evaluation=False), folder, tmp_path)
     code, word = run(task, monkeypatch, poison(STEPS_PER_EPOCH + 2))
     assert (code, word.failure) == (1, "NonFinite") and "step 7 of 12" in word.message
@@ -749,7 +734,7 @@ def test_a_success_with_many_metrics_fits_too_and_keeps_the_main_ones(tmp_path):
 
 def test_the_first_failure_stands_even_in_a_file_that_was_there(tmp_path):
     path = tmp_path / "termination-log"
-    path.touch()  # a kubelet makes it
+    path.touch()  # as a kubelet does
     for message in ("the cause", "a consequence"):
         write_last_word(
             path, LastWord(result="Failed", failure=FailureClass.ERROR, message=message)
@@ -757,7 +742,7 @@ def test_the_first_failure_stands_even_in_a_file_that_was_there(tmp_path):
     assert LastWord.model_validate_json(path.read_bytes()).message == "the cause"
 
 
-# ranks
+# Several ranks.
 
 
 def rank_main(rank, world, port, task, ids):
@@ -772,7 +757,7 @@ def rank_main(rank, world, port, task, ids):
     def counted(step, batch):
         (Path(ids) / f"{batch.step}-{rank}").write_text(json.dumps(batch.ids.tolist()))
         if rank == 1 and (world, batch.step) == (2, 4):
-            terminate()  # only one of the two hears it
+            terminate()  # only this one of the two ranks
         if rank == 3 and batch.step == 8:
             os._exit(9)
         return call(step, batch)
@@ -782,31 +767,31 @@ def rank_main(rank, world, port, task, ids):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.timeout(900)  # six trainers, one after another or side by side
-def test_ranks_stop_together_or_lose_one_and_others_go_on_with_the_same_batches(
+def spawn_ranks(task, world, ids):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = (world, port, task.model_dump_json(by_alias=True), str(ids))
+    mp.spawn(rank_main, arguments, nprocs=world)
+
+
+@pytest.mark.timeout(900)  # seven trainers, some of them side by side
+def test_attempts_with_2_ranks_and_4_ranks_and_1_rank_train_on_the_same_batches(
     first, folder, tmp_path
 ):
-    """2 ranks stop, of 4 one dies, 1 ends it."""
+    """The first attempt is stopped, of the second one rank dies, and the third finishes."""
     tasks = [
         tiny.task(tiny.spec(), folder, tmp_path / "root", attempt=attempt) for attempt in (1, 2, 3)
     ]
     ids = tmp_path / "ids"
     ids.mkdir()
-    for task, world in zip(tasks, (2, 4), strict=False):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        told = (world, port, task.model_dump_json(by_alias=True), str(ids))
-        with nullcontext() if world == 2 else pytest.raises(mp.ProcessExitedException):
-            mp.spawn(rank_main, told, nprocs=world)
+    spawn_ranks(tasks[0], 2, ids)
+    with pytest.raises(mp.ProcessExitedException):
+        spawn_ranks(tasks[1], 4, ids)
     tiny.train(tasks[2])
     words = [LastWord.model_validate_json(Path(task.last_word).read_bytes()) for task in tasks[:2]]
-    assert (words[0].failure, words[0].step, words[0].checkpoint_step, words[0].macs) == (
-        "Preempted",
-        6,
-        6,
-        6000,
-    )
+    assert words[0].failure == "Preempted"
+    assert (words[0].step, words[0].checkpoint_step, words[0].macs) == (6, 6, 6000)
     assert words[1].failure in ("Unknown", "Preempted")
     for step in range(8):
         parts = [
@@ -819,7 +804,7 @@ def test_ranks_stop_together_or_lose_one_and_others_go_on_with_the_same_batches(
         [1, 2, 3, 4, 5, 6],
         [7, 8],
         [9, 10, 11, 12],
-    ], "what was done before the rank died is not done again"
+    ], "steps done before the rank died are not repeated"
     assert results(tasks[2]).initial.metrics == pytest.approx(results(first[0]).initial.metrics), (
         "sharded evaluation"
     )

@@ -1,5 +1,5 @@
-"""What a trainer tells Prometheus and TensorBoard is what it writes to metrics.jsonl, also where it
-goes on.
+"""What a trainer tells Prometheus and TensorBoard agrees with its metrics.jsonl, also after a
+resume.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ torch.set_num_threads(1)
 
 
 def told(meter: Meter) -> dict[str, dict[str, float]]:
-    """By metric and, where there is one, component or phase."""
+    """What is served: values by metric and by label `component` or `phase`, if it has one."""
     registry = CollectorRegistry()
     registry.register(meter)
     found: dict[str, dict[str, float]] = {}
@@ -54,7 +54,7 @@ def trained(task: Any, stop_after: int = 0) -> Meter:
     return trainers[0].meter
 
 
-def test_a_successor_that_is_stopped_and_goes_on(tmp_path: Path) -> None:
+def test_a_successor_that_is_stopped_and_resumed(tmp_path: Path) -> None:
     folder, began = tiny.data(tmp_path / "digits"), time.time()
     first = tiny.task(tiny.spec(), folder, tmp_path / "artifacts")
     tiny.train(first)
@@ -63,18 +63,11 @@ def test_a_successor_that_is_stopped_and_goes_on(tmp_path: Path) -> None:
         for attempt in (1, 2)
     ]
     before, after = told(trained(tasks[0], stop_after=5)), told(trained(tasks[1]))
-    assert (before["step"][""], before["macs_total"][""], before["checkpoint_step"][""]) == (
-        5,
-        5000,
-        5,
-    )
-    assert (after["step"][""], after["macs_total"][""]) == (STEPS, (STEPS - 5) * 1000), (
-        "spent by this attempt"
-    )
-    assert (
-        after["samples_total"][""] == (STEPS - 5) * BATCH
-        and after["planned_macs"][""] == STEPS * 1000
-    )
+    assert (before["step"][""], before["checkpoint_step"][""]) == (5, 5)
+    assert (before["macs_total"][""], before["samples_total"][""]) == (5000, 5 * BATCH)
+    assert (after["step"][""], after["planned_macs"][""]) == (STEPS, STEPS * 1000)
+    assert after["macs_total"][""] == (STEPS - 5) * 1000, "spent by this attempt"
+    assert after["samples_total"][""] == (STEPS - 5) * BATCH
     assert before["last_checkpoint_timestamp_seconds"][""] > began
     for task, page in zip(tasks, (before, after), strict=True):
         last = tiny.records(task)[-1]
@@ -82,16 +75,14 @@ def test_a_successor_that_is_stopped_and_goes_on(tmp_path: Path) -> None:
         ratio = last["distillationLoss"] / last["taskLoss"]
         assert page["distillation_ratio"][""] == last["ratio"] == pytest.approx(ratio)
         assert page["text_token_efficiency"][""] == last["tokens"] / last["processedTokens"] <= 1
-        assert page["skipped_batches_total"][""] == 0 and page["checkpoint_seconds"].keys() == {
-            "stall",
-            "write",
-        }
+        assert page["skipped_batches_total"][""] == 0
+        assert page["checkpoint_seconds"].keys() == {"stall", "write"}
         assert page["samples_per_second"][""] >= 0 and page["data_wait_seconds_total"][""] > 0
 
 
 def events(attempt: Path) -> dict[tuple[str, int], list[float]]:
-    """By tag and step, what TensorBoard shows of a directory: a start of a session hides its step
-    and later ones.
+    """What TensorBoard shows of a directory, by tag and step: the start of a session hides earlier
+    events of its step and of later steps.
     """
     shown: dict[tuple[str, int], list[float]] = {}
     for file in sorted(attempt.glob("events.out.tfevents.*")):
@@ -111,27 +102,24 @@ def events(attempt: Path) -> dict[tuple[str, int], list[float]]:
     return shown
 
 
-def test_tensorboard_shows_every_number_once_also_of_an_attempt_that_is_killed_and_goes_on(
+def test_tensorboard_shows_every_number_once_although_the_attempt_was_killed_and_resumed(
     tmp_path: Path,
 ) -> None:
     task = tiny.task(tiny.spec(), tiny.data(tmp_path / "digits"), tmp_path / "artifacts")
-    often = [
-        evaluation.model_copy(update={"every_epochs": 1}) for evaluation in task.data.evaluation
-    ]
-    task = task.model_copy(update={"data": task.data.model_copy(update={"evaluation": often})})
+    task = tiny.evaluated_every(task, epochs=1)
+
+    attempt = tmp_path / "artifacts" / task.input_digest / task.owner
 
     class Killed(Exception):
         pass
 
     def kill(trainer: Trainer, done: int) -> None:
         if done == 7:
-            trainer.saver.wait()
-            assert trainer.saver.saved_step == 4
+            trainer.stage.saver.wait()
+            assert trainer.stage.saver.saved_step == 4
             trainer._log()
-            with (tmp_path / "artifacts" / task.input_digest / task.owner / "metrics.jsonl").open(
-                "a"
-            ) as file:
-                file.write('{"event": "st')
+            with (attempt / "metrics.jsonl").open("a") as file:
+                file.write('{"event": "st')  # the kill cuts the line off
             raise Killed
 
     with pytest.raises(Killed):
@@ -140,7 +128,7 @@ def test_tensorboard_shows_every_number_once_also_of_an_attempt_that_is_killed_a
     steps, measured = tiny.records(task), tiny.records(task, "evaluation")
     assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
     assert [line["step"] for line in measured] == [0, 4, 8, STEPS]
-    shown = events(tmp_path / "artifacts" / task.input_digest / task.owner)
+    shown = events(attempt)
     assert all(len(values) == 1 for values in shown.values())
     told = {
         tag: {step: values[0] for (t, step), values in shown.items() if t == tag}
@@ -151,4 +139,4 @@ def test_tensorboard_shows_every_number_once_also_of_an_attempt_that_is_killed_a
     assert told["evaluation/top1"] == {
         line["step"]: pytest.approx(line["metrics"]["top1"]) for line in measured
     }
-    assert TAGS["ratio"] not in told, "it has no predecessor"
+    assert TAGS["ratio"] not in told, "a first stage has no predecessor"

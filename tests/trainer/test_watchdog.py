@@ -1,5 +1,5 @@
-"""watchdog.py: a trainer that hangs, however it hangs, is ended from inside with its class; one
-that works is not.
+"""watchdog.py: a trainer that hangs, in whatever way, is ended from inside with the right failure
+class; one that works is left alone.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from tiny import STEPS
 from modelchain.api.contracts import FailureClass, LastWord, Task
 from modelchain.io import watchdog
 
-STALL = 8  # seconds; neighbours on this machine may hold up a step for some
+STALL = 8  # seconds; a busy machine may hold up a step for some of them
 
-# A trainer whose code is changed once it has loaded, and so after its watchdog has begun.
+# A trainer whose code is changed after it has loaded, and so after its watchdog has started.
 TRAINER = """
 import ctypes, os, sys, time
 from modelchain_trainer import __main__ as entry
@@ -31,7 +31,7 @@ def changed(*arguments):
     from modelchain_trainer.step import Step
     step, unit, seen = Step.__call__, Evaluator._unit, []
 
-    def hang():  # in C, where no signal ends it, and nobody else gets the interpreter
+    def hang():  # inside C code: no signal is handled, and the interpreter stays locked
         c, mutex = ctypes.PyDLL(None), ctypes.create_string_buffer(64)
         c.pthread_mutex_lock(mutex), c.pthread_mutex_lock(mutex)
 
@@ -45,7 +45,7 @@ os._exit(code)
 HANG_AT = """
     def slow(self, batch):
         if batch.step == {step} and os.environ.get("RANK", "0") == "{rank}":
-            time.sleep(1.5)  # what was logged before has been told
+            time.sleep(1.5)  # so that the steps before have been logged
             hang()
         time.sleep(0.3)
         return step(self, batch)
@@ -61,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def begin(
     task: Task, work: Path, change: str = "", processes: int = 1, **limits: int
 ) -> subprocess.Popen[str]:
-    """A trainer under these limits, alone or under torchrun, whose output goes to `work/log`."""
+    """Start a trainer with these limits, alone or under torchrun. Its output goes to `work/log`."""
     work.mkdir(exist_ok=True)
     task = task.model_copy(
         update={"last_word": str(work / "word"), "checkpoint_seconds": 0, **limits}
@@ -123,7 +123,7 @@ def until_step(task: Task, step: int) -> None:
         time.sleep(0.05)
 
 
-def test_a_step_that_hangs_in_c_with_the_interpreter_is_ended_and_the_next_attempt_goes_on(
+def test_a_step_that_hangs_inside_c_code_is_ended_and_the_next_attempt_resumes(
     folder: Path, tmp_path: Path
 ) -> None:
     task = trained(folder, tmp_path / "root")
@@ -141,7 +141,7 @@ def test_a_step_that_hangs_in_c_with_the_interpreter_is_ended_and_the_next_attem
     assert begin(again, tmp_path / "b", stall_seconds=STALL).wait(180) == 0
     assert (
         word_of(tmp_path / "b").result == "Succeeded"
-        and "goes on from step" in (tmp_path / "b/log").read_text()
+        and "resumes from step" in (tmp_path / "b/log").read_text()
     )
 
 
@@ -159,8 +159,10 @@ def test_no_first_step_in_time(folder: Path, tmp_path: Path) -> None:
     assert "in hang" in (tmp_path / "a" / "log").read_text()
 
 
-def test_a_stopped_rank_of_two_ends_both_and_nothing_is_left(folder: Path, tmp_path: Path) -> None:
-    """As in a pod: one file for the last word, and torchrun, which ends once its ranks have."""
+def test_when_one_of_two_ranks_stops_both_are_ended_and_no_process_is_left(
+    folder: Path, tmp_path: Path
+) -> None:
+    """As in a pod: one file for the last word, and torchrun, which ends after its ranks."""
     task = trained(folder, tmp_path / "root")
     slow = HANG_AT.format(step=-1, rank=0)
     process = begin(task, tmp_path / "a", slow, processes=2, stall_seconds=STALL)
@@ -176,7 +178,7 @@ def test_a_stopped_rank_of_two_ends_both_and_nothing_is_left(folder: Path, tmp_p
     word, log = word_of(tmp_path / "a"), (tmp_path / "a" / "log").read_text()
     assert word.failure is FailureClass.STALL_DEADLINE and 3 <= word.step < STEPS
     assert "StallDeadline:" in log and " in _loop\n" in log, (
-        "of both, unless torchrun was faster with the other"
+        "the stack traces of at least one rank: torchrun may have ended the other one first"
     )
     assert gone(tmp_path / "a")
 
@@ -189,11 +191,11 @@ def is_child_of(pid: int, parent: int) -> bool:
     return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1]) == parent
 
 
-def test_an_evaluation_longer_than_the_limit_is_work_and_a_hang_in_it_is_none(
+def test_an_evaluation_may_take_longer_than_the_limit_but_a_hang_in_it_is_ended(
     folder: Path, tmp_path: Path
 ) -> None:
-    """Batches of an evaluation count, in the midst and after the last step; each takes less than
-    the limit.
+    """Each batch of an evaluation counts as progress, between steps and after the last one. Each
+    takes less than the limit.
     """
     slow = """
     def slow(self, *arguments):
@@ -205,16 +207,14 @@ def test_an_evaluation_longer_than_the_limit_is_work_and_a_hang_in_it_is_none(
     Evaluator._unit = slow
 """
     task = tiny.task(tiny.spec(epochs=2), folder, tmp_path / "root")
-    often = [
-        evaluation.model_copy(update={"every_epochs": 1}) for evaluation in task.data.evaluation
-    ]
-    task = task.model_copy(update={"data": task.data.model_copy(update={"evaluation": often})})
+    task = tiny.evaluated_every(task, epochs=1)
     sound = begin(
         task, tmp_path / "a", slow.replace("{hang}", "-1"), stall_seconds=STALL, start_seconds=300
     )
     assert sound.wait(240) == 0, (tmp_path / "a" / "log").read_text()
     assert word_of(tmp_path / "a").result == "Succeeded" and gone(tmp_path / "a")
-    # An evaluation has four batches, pictures and texts of two; the first one runs before step 1.
+    # An evaluation has four batches: pictures and texts of two evaluations. The first evaluation
+    # runs before step 1, so this is the second batch of the next one.
     hang = str(4 + 2)
     again = task.model_copy(update={"root": str(tmp_path / "other")})
     hung = begin(
@@ -231,7 +231,7 @@ def test_a_failure_and_a_stop_end_the_watchdog_too(folder: Path, tmp_path: Path)
     until_step(task, 2)
     assert len(of_a_task(tmp_path / "a")) == 2, "a rank and its watchdog"
     for pid in of_a_task(tmp_path / "a"):
-        os.kill(pid, signal.SIGTERM)  # torchrun sends it to a rank's whole group
+        os.kill(pid, signal.SIGTERM)  # torchrun sends it to a rank's whole process group
     assert process.wait(60) == 75 and word_of(tmp_path / "a").failure == "Preempted"
     assert gone(tmp_path / "a")
     process = begin(
@@ -243,14 +243,14 @@ def test_a_failure_and_a_stop_end_the_watchdog_too(folder: Path, tmp_path: Path)
         time.sleep(0.05)
     process.kill()
     process.wait()
-    assert gone(tmp_path / "b"), "nothing outlives a rank"
+    assert gone(tmp_path / "b"), "the watchdog does not outlive its rank"
 
 
-# the rule, by a clock of our own
+# The rule itself, with a simulated clock.
 
 
 class Clock:
-    """time.monotonic and time.sleep: what happens at which second is told by `events`."""
+    """Stands in for time.monotonic and time.sleep; `events` says what happens at which second."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, events: dict[float, object]):
         self.now, self.events = 0.0, events
@@ -264,7 +264,7 @@ class Clock:
         for at in [at for at in self.events if at <= self.now]:
             event = self.events.pop(at)
             if isinstance(event, float):
-                self.now += event  # the whole machine slept
+                self.now += event  # the machine was suspended
             else:
                 watchdog.beat(event)  # type: ignore[arg-type]
 
@@ -280,7 +280,7 @@ STEP, DONE = watchdog.Phase.STEPPING, watchdog.Phase.STEPPED
             {float(t): None for t in range(0, 300, 5)},
             "StartDeadline",
             100,
-        ),  # before a step only a step counts
+        ),  # before the first step nothing but a step counts
         ({50.0: STEP}, "StallDeadline", 70),
         ({50.0: STEP, 65.0: STEP, 80.0: None}, "StallDeadline", 100),  # an evaluation's batch
         (
@@ -288,12 +288,12 @@ STEP, DONE = watchdog.Phase.STEPPING, watchdog.Phase.STEPPED
             "StallDeadline",
             250,
         ),  # an artifact may take longer
-        ({50.0: DONE}, "StallDeadline", 150),  # it resumed where no step was left
+        ({50.0: DONE}, "StallDeadline", 150),  # it resumed after the last step
         (
             {50.0: STEP, 55.0: 3600.0},
             "StallDeadline",
             3665,
-        ),  # a suspended laptop has not stood still
+        ),  # the time of a suspended laptop does not count
     ],
 )
 def test_what_counts(

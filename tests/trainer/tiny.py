@@ -18,7 +18,7 @@ from modelchain.api.spec import ModelChain
 from modelchain.identity.digest import digest_of, stage_inputs
 from modelchain.io.files import sha256_of
 from modelchain.io.paths import DataFolder
-from modelchain.io.stop import Stop
+from modelchain.io.stop import StopRequest
 from modelchain_data import digits
 from modelchain_data.batches import Batch
 from modelchain_trainer.step import Step
@@ -27,6 +27,16 @@ from modelchain_trainer.train import Trainer
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 BATCH, SAMPLES, EPOCHS, STEPS_PER_EPOCH = 16, 70, 3, 4
 STEPS = EPOCHS * STEPS_PER_EPOCH
+EVALUATION = [
+    {
+        "name": "top1",
+        "kind": "ZeroShot",
+        "shards": "/data/val.tar",
+        "classNames": "/data/names.json",
+        "templates": "/data/templates.json",
+    },
+    {"name": "r1", "kind": "Retrieval", "shards": "/data/val.tar"},
+]
 
 
 def model(embed: int, width: int, layers: int) -> dict[str, Any]:
@@ -45,7 +55,7 @@ def model(embed: int, width: int, layers: int) -> dict[str, Any]:
 
 
 def shard(path: Path, samples: Iterable[tuple[bytes, dict[str, Any]]]) -> None:
-    """A tar of PNG bytes and their json, keys 0000, 0001 ..."""
+    """A tar of PNG bytes and their JSON, with keys 0000, 0001 ..."""
     with tarfile.open(path, "w") as tar:
         for number, (picture, meta) in enumerate(samples):
             for suffix, content in (("png", picture), ("json", json.dumps(meta).encode())):
@@ -55,9 +65,10 @@ def shard(path: Path, samples: Iterable[tuple[bytes, dict[str, Any]]]) -> None:
 
 
 def digit(index: int, captions: Sequence[str] | None = None) -> tuple[bytes, dict[str, Any]]:
-    """One of the digits as a sample."""
+    """One of the digits as a sample: its PNG and its JSON."""
     images, labels = digits.load()
-    buffer, label = io.BytesIO(), labels[index]
+    label = labels[index]
+    buffer = io.BytesIO()
     Image.fromarray((images[index] * 15).astype("uint8")).convert("RGB").save(buffer, "PNG")
     given = captions or [
         f"a handwritten {NAMES[label]}.",
@@ -68,8 +79,8 @@ def digit(index: int, captions: Sequence[str] | None = None) -> tuple[bytes, dic
 
 
 def data(folder: Path) -> Path:
-    """`folder` with train.tar (SAMPLES), val.tar (30) and the lists a zero-shot evaluation
-    needs.
+    """Fill `folder` with train.tar (SAMPLES), val.tar (30 samples) and the lists that a zero-shot
+    evaluation needs.
     """
     folder.mkdir()
     shard(folder / "train.tar", (digit(i) for i in range(SAMPLES)))
@@ -86,15 +97,9 @@ def spec(
     alpha: str = "500",
     **recipe: Any,
 ) -> ModelChain:
-    """A chain of these models, of two tiny ones by default, on `data`; `recipe` overrides."""
-    stages = models or (model(16, 16, 1), model(24, 24, 2))
-    top1 = {
-        "name": "top1",
-        "kind": "ZeroShot",
-        "shards": "/data/val.tar",
-        "classNames": "/data/names.json",
-        "templates": "/data/templates.json",
-    }
+    """A chain of these models, by default of two tiny ones, on `data`; `recipe` overrides."""
+    configs = models or (model(16, 16, 1), model(24, 24, 2))
+    train = {"shards": "/data/train.tar", "samples": SAMPLES, "captionsPerSample": 2}
     return ModelChain.model_validate(
         {
             "apiVersion": "modelchain.dev/v1alpha1",
@@ -102,21 +107,11 @@ def spec(
             "metadata": {"name": "tiny"},
             "spec": {
                 "stages": [
-                    {"name": f"s{i}", "epochs": epochs, "modelConfig": m}
-                    for i, m in enumerate(stages)
+                    {"name": f"s{i}", "epochs": epochs, "modelConfig": config}
+                    for i, config in enumerate(configs)
                 ],
-                "data": {
-                    "train": {
-                        "shards": "/data/train.tar",
-                        "samples": SAMPLES,
-                        "captionsPerSample": 2,
-                    }
-                },
-                "evaluation": (
-                    [top1, {"name": "r1", "kind": "Retrieval", "shards": "/data/val.tar"}]
-                    if evaluation
-                    else []
-                ),
+                "data": {"train": train},
+                "evaluation": EVALUATION if evaluation else [],
                 "transfer": {"distillation": {"alpha": alpha}},
                 "recipe": {
                     "baselineEpochs": epochs,
@@ -139,16 +134,10 @@ def task(
     attempt: int = 1,
     before: Task | None = None,
 ) -> Task:
-    """What the local runner would tell the trainer about attempt `attempt` of stage `index`."""
-    predecessor = None
-    if before is not None:
-        artifact = Path(before.root) / before.input_digest / "artifact"
-        predecessor = Predecessor(
-            stage=before.stage,
-            input_digest=before.input_digest,
-            artifact_digest=sha256_of(artifact / WEIGHTS),
-            path=str(artifact),
-        )
+    """The task that the local runner would write for attempt `attempt` of stage `index`; `before`
+    is the predecessor's.
+    """
+    predecessor = _predecessor(before) if before else None
     epochs = chain.spec.stages[index].epochs
     assert epochs is not None
     digest = predecessor.artifact_digest if predecessor else None
@@ -177,16 +166,32 @@ def task(
     )
 
 
+def _predecessor(before: Task) -> Predecessor:
+    return Predecessor(
+        stage=before.stage,
+        input_digest=before.input_digest,
+        artifact_digest=sha256_of(artifact(before) / WEIGHTS),
+        path=str(artifact(before)),
+    )
+
+
+def evaluated_every(task: Task, epochs: int) -> Task:
+    """The same task with `everyEpochs` in all its evaluations."""
+    often = [e.model_copy(update={"every_epochs": epochs}) for e in task.data.evaluation]
+    return task.model_copy(update={"data": task.data.model_copy(update={"evaluation": often})})
+
+
 def train(
     task: Task,
     after_step: Callable[[Trainer, int], None] = lambda *_: None,
-    stop: Stop | None = None,
+    stop: StopRequest | None = None,
 ) -> tuple[LastWord, list[str]]:
-    """Train in this process; `after_step(trainer, k)` is called when k steps are done. The last
-    word, what was said.
+    """Train in this process; `after_step(trainer, k)` is called when k steps are done. Returns the
+    last word and the lines that were printed.
     """
     said: list[str] = []
-    trainer, call = Trainer(task, stop or Stop(), {}, said.append), Step.__call__
+    trainer = Trainer(task, stop or StopRequest(), {}, said.append)
+    call = Step.__call__
 
     def counted(step: Step, batch: Batch) -> torch.Tensor:
         losses = call(step, batch)
@@ -198,7 +203,7 @@ def train(
 
 
 def stop_after(steps: int) -> Callable[[Trainer, int], None]:
-    """SIGTERM's wish, during step `steps`."""
+    """An `after_step` that asks to stop in step `steps`, as SIGTERM does."""
 
     def after(trainer: Trainer, done: int) -> None:
         if done == steps:
@@ -212,7 +217,7 @@ def artifact(task: Task) -> Path:
 
 
 def records(task: Task, event: str = "step") -> list[dict[str, Any]]:
-    """The lines of an attempt's metrics.jsonl of one kind."""
+    """The records of one kind in an attempt's metrics.jsonl."""
     lines = (Path(task.root) / task.input_digest / task.owner / METRICS).read_text().splitlines()
     return [record for line in lines if (record := json.loads(line))["event"] == event]
 

@@ -1,9 +1,12 @@
-"""`python -m modelchain_trainer [TASK.json]`: train one stage, under torchrun or alone; in a pod
-its task is in MODELCHAIN_TASK. `... verify [TASK.json]`: re-hash what the stage left; `... evaluate
-FILE`: measure an artifact.
+"""The trainer's process.
 
-Whatever happens, the last word is written before the process ends, and the exit code says the same
-(RULES section 5).
+- `python -m modelchain_trainer [TASK.json]` trains one stage, under torchrun or alone. In a pod the
+  task is in MODELCHAIN_TASK.
+- `python -m modelchain_trainer verify [TASK.json]` hashes again what the stage left.
+- `python -m modelchain_trainer evaluate FILE` measures an artifact.
+
+A trainer writes its last word before it ends, however it ends, and its exit code agrees with it: 0
+succeeded, 1 failed, 2 bad input, 75 preempted.
 """
 
 from __future__ import annotations
@@ -31,9 +34,9 @@ from modelchain.errors import (
 from modelchain.io import watchdog
 from modelchain.io.guard import PARENT, die_with_parent
 from modelchain.io.lastword import blame, verify_artifact, write_last_word
-from modelchain.io.stop import Preempted, Stop
+from modelchain.io.stop import Preempted, StopRequest
 
-EXIT_SECONDS = 5  # before a trainer is killed, to give up by itself
+EXIT_SECONDS = 5  # a trainer that cannot stop gives up this long before it would be killed
 
 
 def main(arguments: list[str]) -> int:
@@ -41,23 +44,31 @@ def main(arguments: list[str]) -> int:
         die_with_parent(signal.SIGKILL, int(os.environ[PARENT]))
     if arguments[:1] == ["evaluate"]:
         return evaluate(EvaluationRequest.model_validate_json(Path(arguments[1]).read_bytes()))
-    work = verify if arguments[:1] == ["verify"] else train
-    rest = arguments[work is verify :]
-    text = Path(rest[0]).read_text() if rest else os.environ["MODELCHAIN_TASK"]
+    verifying = arguments[:1] == ["verify"]
+    files = arguments[1:] if verifying else arguments
+    text = Path(files[0]).read_text() if files else os.environ["MODELCHAIN_TASK"]
     try:
         task = Task.model_validate_json(text)
-    except ValidationError as error:  # an operator and an image of two versions
-        if work is train:
-            message = (
-                "spec.runner.image and the operator are of different versions: the task is not"
-                f" read: {error}"
-            )
-            word = LastWord(result="Failed", failure=FailureClass.USER_ERROR, message=message)
-            write_last_word(Path(json.loads(text)["lastWord"]), word)
+    except ValidationError as error:
+        if not verifying:
+            _refuse(text, error)
         raise
-    if work is train:
-        watchdog.start(task)
-    return work(task)
+    if verifying:
+        return verify(task)
+    watchdog.start(task)
+    return train(task)
+
+
+def _refuse(text: str, error: ValidationError) -> None:
+    """The task is not of this version's form: its operator is of another version than this image.
+    Its file for the last word can be read nevertheless.
+    """
+    message = (
+        "spec.runner.image and the operator are of different versions: the task is not read:"
+        f" {error}"
+    )
+    word = LastWord(result="Failed", failure=FailureClass.USER_ERROR, message=message)
+    write_last_word(Path(json.loads(text)["lastWord"]), word)
 
 
 def evaluate(request: EvaluationRequest) -> int:
@@ -73,8 +84,8 @@ def evaluate(request: EvaluationRequest) -> int:
 
 
 def verify(task: Task) -> int:
-    """Say what the stage left: 0 if it is whole, else 1. An unreadable volume (OSError) leaves no
-    last word.
+    """Write a last word on what the stage left; 0 if its artifact is whole, else 1. An unreadable
+    volume raises OSError and leaves no last word, because it proves nothing.
     """
     word = verify_artifact(task)
     _say(f"{word.failure}: {word.message}" if word.failure else f"whole: {word.artifact_digest}")
@@ -83,10 +94,11 @@ def verify(task: Task) -> int:
 
 
 def train(task: Task) -> int:
-    """Train, and say how it ended: 0, 1, 2 or 75."""
-    stop, report = Stop(), dict[str, Any]()
+    """Train, write the last word, and return the exit code: 0, 1, 2 or 75."""
+    stop = StopRequest()
+    report: dict[str, Any] = {}  # the trainer keeps it up to date for the last word
     preempted = partial(_failed, task, report, FailureClass.PREEMPTED)
-    # torchrun, too, kills only after that time; in a pod it is longer (operator's template).
+    # When torchrun would kill this process. In a pod the operator's template allows longer.
     seconds = float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")) - EXIT_SECONDS
     try:
         with stop.heard(
@@ -97,14 +109,14 @@ def train(task: Task) -> int:
         return preempted(str(error))
 
 
-def _train(task: Task, stop: Stop, report: dict[str, Any]) -> int:
-    # Imported late: a worker must ask to die with its parent, and listen, before torch takes its
-    # seconds to load.
+def _train(task: Task, stop: StopRequest, report: dict[str, Any]) -> int:
+    # Imported late, because torch takes seconds to load. Before that the process has asked to die
+    # with its parent, and handles signals.
     from modelchain_trainer.runtime import failure_of
     from modelchain_trainer.train import Trainer
 
     try:
-        stop.check()  # an import may have swallowed it
+        stop.check()  # a Preempted that was raised during an import may have been swallowed there
         word = Trainer(task, stop, report, _say).train()
     except InputError as error:
         return _failed(task, report, FailureClass.USER_ERROR, str(error))
@@ -114,7 +126,7 @@ def _train(task: Task, stop: Stop, report: dict[str, Any]) -> int:
         )
     except Exception as error:
         traceback.print_exc()
-        if stop.asked:  # another rank left first, and took the process group with it
+        if stop.asked:  # another rank has left first, and the process group failed with it
             raise Preempted("stopped") from error
         failure = failure_of(error)
         return _failed(
@@ -125,7 +137,7 @@ def _train(task: Task, stop: Stop, report: dict[str, Any]) -> int:
 
 
 def _failed(task: Task, report: dict[str, Any], failure: FailureClass, message: str) -> int:
-    """Say so, and the exit code."""
+    """Write the last word of a failure; returns the exit code."""
     _say(f"{failure}: {message}")
     write_last_word(
         Path(task.last_word), LastWord(result="Failed", failure=failure, message=message, **report)
@@ -142,4 +154,5 @@ if __name__ == "__main__":
     code = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # no waiting for threads or process groups that a failed peer left hanging
+    # Without waiting for threads or process groups, which may hang if another rank has failed.
+    os._exit(code)

@@ -1,5 +1,5 @@
-"""The trainer's commands `modelchain evaluate` and `modelchain export`, found by the entry points
-of pyproject.toml.
+"""The trainer's commands `modelchain evaluate` and `modelchain export`, which pyproject.toml names
+as entry points.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from modelchain_data.prompts import class_names, prompt_templates
 from modelchain_data.request import open_evaluations
 from modelchain_trainer.artifact import load_artifact
 from modelchain_trainer.devices import this_device
-from modelchain_trainer.models import build, encode_image, encode_text_chunks, normalise
+from modelchain_trainer.models import encode_image, encode_text_chunks, frozen, normalise
 from modelchain_trainer.runtime import autocast, ranks
 
 RECALLS = (1, 5, 10)
@@ -33,38 +33,36 @@ RECALLS = (1, 5, 10)
 
 @dataclass
 class Evaluator:
-    """All evaluations of a chain on one model; every rank takes every world-size'th sample, all get
-    the numbers.
+    """All evaluations of a chain on one model. Rank r takes the samples r, r + world size ..., and
+    all ranks get the metrics.
     """
 
     evaluations: Sequence[tuple[TaskEvaluation, ShardSet]]
     context_length: int
     device: torch.device
     threads: int
-    precision: Callable[[], AbstractContextManager[object]]
-    batch: int = 128
+    precision: Callable[[], AbstractContextManager[object]]  # the context of a forward pass
+    batch: int = 128  # pictures of this rank at a time
 
     def __post_init__(self) -> None:
         self.rank, self.world = ranks()
 
     def due(self, epoch: int | None) -> list[tuple[TaskEvaluation, ShardSet]]:
-        """Evaluations due after that many epochs (`everyEpochs`), or all."""
-        chosen = self.evaluations
+        """The evaluations due after that many epochs (`everyEpochs`); all of them for None."""
         return [
-            (e, s)
-            for e, s in chosen
-            if epoch is None or (e.every_epochs and epoch % e.every_epochs == 0)
+            (evaluation, samples)
+            for evaluation, samples in self.evaluations
+            if epoch is None or (evaluation.every_epochs and epoch % evaluation.every_epochs == 0)
         ]
 
     @torch.no_grad()
     def __call__(self, clip: torch.nn.Module, epoch: int | None = None) -> dict[str, float]:
-        """Metrics by name; with `epoch`, only of those due."""
+        """Metrics by name, in percent; with `epoch`, only of the evaluations due."""
         training = clip.training
         clip.eval()
         metrics: dict[str, float] = {}
-        with torch.compiler.set_stance(
-            "force_eager"
-        ):  # shapes no step has: to compile takes longer than to run them
+        # No training step has these shapes: to compile for them takes longer than to run them.
+        with torch.compiler.set_stance("force_eager"):
             for evaluation, samples in self.due(epoch):
                 measure = self._zero_shot if evaluation.kind == "ZeroShot" else self._retrieval
                 metrics |= measure(clip, evaluation, samples)
@@ -83,27 +81,29 @@ class Evaluator:
             best = (images @ classifier_CD.T).topk(top[-1], dim=-1).indices
             hits = best == labels[:, None]
             correct += torch.stack([hits[:, :k].any(dim=-1).sum() for k in top])
-        share = 100 * self._sum(correct) / len(samples)
-        extra = {f"{evaluation.name}/top-5": float(share[1])} if len(top) > 1 else {}
-        return {evaluation.name: float(share[0]), **extra}
+        percent = 100 * self._sum(correct) / len(samples)
+        extra = {f"{evaluation.name}/top-5": float(percent[1])} if len(top) > 1 else {}
+        return {evaluation.name: float(percent[0]), **extra}
 
     def class_vectors(
         self, clip: torch.nn.Module, names: Sequence[str], templates: Sequence[Callable[[str], str]]
     ) -> Tensor:
-        """Unit vectors [C, D]: the mean over templates of unit features, as open_clip's zero-shot
-        classifier.
+        """Unit vectors [C, D], one for each of C classes: the mean over templates of unit features,
+        as in open_clip's zero-shot classifier.
         """
         tokenizer = SimpleTokenizer(context_length=self.context_length)
         tokens = tokenizer([template(name) for name in names for template in templates]).numpy()
-        ends = tokens.argmax(axis=-1) + 1  # the end of text is the highest id
+        ends = tokens.argmax(axis=-1) + 1  # the end-of-text token has the highest id
         text_KD = self._texts(clip, [row[:end] for row, end in zip(tokens, ends, strict=True)])
         return F.normalize(text_KD.view(len(names), len(templates), -1).mean(dim=1), dim=-1)
 
     def _retrieval(
         self, clip: torch.nn.Module, evaluation: TaskEvaluation, samples: ShardSet
     ) -> dict[str, float]:
-        """R@k of pictures among captions and captions among pictures; the mean of both R@1 is the
-        metric itself.
+        """R@k in both directions; the mean of their R@1 is the metric itself.
+
+        Only features of this rank's samples are computed. The rows of the others stay zero until
+        the sum over ranks fills them in.
         """
         captions = [(i, j) for i in range(len(samples)) for j in range(samples.caption_count(i))]
         owner = torch.as_tensor([i for i, _ in captions], device=self.device)
@@ -114,15 +114,13 @@ class Evaluator:
         text_KD = self._texts(
             clip, [samples.tokens(i, j, self.context_length) for i, j in captions]
         )
-        ks = [k for k in RECALLS if k <= len(samples)]
+        ks = [k for k in RECALLS if k <= len(samples)]  # of fewer pictures any k would be found
         to_text = _recalls(image_ND, text_KD, lambda best, rows: owner[best] == rows[:, None], ks)
         to_image = _recalls(text_KD, image_ND, lambda best, rows: best == owner[rows, None], ks)
         metrics = {evaluation.name: (to_text[0] + to_image[0]) / 2}
-        for k, a, b in zip(ks, to_text, to_image, strict=True):
-            metrics |= {
-                f"{evaluation.name}/image-to-text-r{k}": a,
-                f"{evaluation.name}/text-to-image-r{k}": b,
-            }
+        for k, recall_of_text, recall_of_image in zip(ks, to_text, to_image, strict=True):
+            metrics[f"{evaluation.name}/image-to-text-r{k}"] = recall_of_text
+            metrics[f"{evaluation.name}/text-to-image-r{k}"] = recall_of_image
         return metrics
 
     def _pictures(
@@ -135,19 +133,16 @@ class Evaluator:
             for start in range(0, len(mine), self.batch):
                 ids = list(mine[start : start + self.batch])
                 pictures = list(pool.map(lambda i: _picture(samples, i, side), ids))
-                yield (
-                    ids,
-                    self._unit(
-                        encode_image, clip, normalise(torch.stack(pictures).to(self.device))
-                    ),
-                )
+                images = normalise(torch.stack(pictures).to(self.device))
+                yield ids, self._unit(encode_image, clip, images)
 
     def _texts(self, clip: torch.nn.Module, captions: list[np.ndarray]) -> Tensor:
-        """Unit features [K, D] of K tokenised captions, on every rank; in chunks by length, as in
-        training.
+        """Unit features [K, D] of K tokenised captions, on every rank. They are encoded in chunks
+        of similar length, as in training.
         """
         features_KD = torch.zeros(len(captions), clip.text_projection.shape[1], device=self.device)
-        mine, size = range(self.rank, len(captions), self.world), CHUNKS * self.batch
+        mine = range(self.rank, len(captions), self.world)
+        size = CHUNKS * self.batch
         for start in range(0, len(mine), size):
             rows = mine[start : start + size]
             chunks = cut_chunks([captions[k] for k in rows], self.context_length)
@@ -156,10 +151,11 @@ class Evaluator:
         return self._sum(features_KD)
 
     def _unit(self, encode: Callable[..., Tensor], clip: torch.nn.Module, batch: Any) -> Tensor:
-        watchdog.beat()
+        watchdog.beat()  # a batch of an evaluation is progress
         with self.precision():
             features = encode(clip, batch)
-        return F.normalize(features.float(), dim=-1)  # similarities in fp32: in bf16 neighbours tie
+        # Similarities are computed in fp32: in bf16 near neighbours would tie.
+        return F.normalize(features.float(), dim=-1)
 
     def _sum(self, tensor: Tensor) -> Tensor:
         if self.world > 1:
@@ -170,26 +166,28 @@ class Evaluator:
 def _picture(samples: ShardSet, i: int, side: int) -> Tensor:
     try:
         return evaluation_image(samples.picture(i), side)
-    except ValueError as error:  # leaving it out would change what the metric means
+    except ValueError as error:  # to leave the picture out would change what the metric means
         raise WorkError(
             f"evaluation picture {samples.keys[i]!r} cannot be decoded: {error}", "Data"
         ) from error
 
 
 def measure(directory: Path, request: DataRequest) -> dict[str, float]:
-    """All evaluations of `request` on the artifact in `directory`, re-hashed first, in its own
-    precision.
+    """All evaluations of `request` on the artifact in `directory`, which is hashed again first, in
+    the precision it was trained in. Raises InputError or WorkError.
     """
     config, weights = load_artifact(directory)
-    clip = build(config, seed=0)
-    clip.load_state_dict(weights)
     device = this_device()
+    clip = frozen(config, weights, device)
     inputs = Manifest.model_validate_json((directory / MANIFEST).read_bytes()).inputs
-    precision, threads = autocast(device, inputs["precision"]), torch.get_num_threads()
     evaluator = Evaluator(
-        open_evaluations(request), config["text_cfg"]["context_length"], device, threads, precision
+        open_evaluations(request),
+        context_length=config["text_cfg"]["context_length"],
+        device=device,
+        threads=torch.get_num_threads(),
+        precision=autocast(device, inputs["precision"]),
     )
-    return evaluator(clip.to(device))
+    return evaluator(clip)
 
 
 def _recalls(
@@ -199,8 +197,10 @@ def _recalls(
     ks: Sequence[int],
     block: int = 1024,
 ) -> list[float]:
-    """Share of queries, in percent, with a right key among the k nearest; in blocks, so that
-    nothing N x K is kept.
+    """Percentage of queries that have a right key among their k nearest, for each k of `ks`.
+
+    `right` takes the keys chosen [n, k] and the queries' rows [n]. Queries are taken in blocks, so
+    that no matrix of all similarities is kept.
     """
     hits = torch.zeros(len(ks), dtype=torch.float64, device=queries.device)
     for start in range(0, len(queries), block):

@@ -1,5 +1,5 @@
-"""The vision tower of an artifact alone, in the files that timm or transformers opens: for those
-who build on one.
+"""The vision tower of an artifact alone, in the files that timm or transformers opens, for models
+that build on one.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from modelchain_trainer.artifact import load_artifact
 from modelchain_trainer.checkpoint import as_work_error
 
 Layout = Literal["timm", "transformers"]
-Tower = tuple[
-    dict[str, Tensor], dict[str, dict[str, Any]]
-]  # weights, and the JSON files beside them by name
-Names = tuple[tuple[str, str], ...]  # open_clip's part of a parameter's name, and theirs
+Weights = dict[str, Tensor]
+Json = dict[str, Any]
+Names = tuple[tuple[str, str], ...]  # parts of a parameter's name: open_clip's, and the other's
 
+# Replaced in this order, each wherever it occurs.
 TIMM: Names = (
     ("class_embedding", "cls_token"),
     ("positional_embedding", "pos_embed"),
@@ -42,9 +42,8 @@ TIMM: Names = (
 TRANSFORMERS: Names = (
     ("class_embedding", "embeddings.class_embedding"),
     ("conv1", "embeddings.patch_embedding"),
-    # sic
     ("positional_embedding", "embeddings.position_embedding.weight"),
-    ("ln_pre", "pre_layrnorm"),
+    ("ln_pre", "pre_layrnorm"),  # spelled like this in transformers
     ("ln_post", "post_layernorm"),
     ("transformer.resblocks", "encoder.layers"),
     ("ln_1", "layer_norm1"),
@@ -56,49 +55,52 @@ TRANSFORMERS: Names = (
 
 
 def export(artifact: Path, to: Path, layout: Layout) -> None:
-    """Write the folder `to`, whole or not at all; every byte of the artifact is re-hashed first.
+    """Write the folder `to`, complete or not at all. Every byte of the artifact is hashed again
+    first.
 
     Raises:
-        InputError: no artifact there, a tower that `layout` does not know, or a folder `to` that
-            holds something.
+        InputError: there is no artifact, `layout` does not know its tower, or `to` is not empty.
         WorkError: the artifact is damaged, or the disk is full.
     """
     config, weights = load_artifact(artifact)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise InputError("exists already; remove it or choose another folder", file=to)
-    visual = {
-        name.removeprefix("visual."): t for name, t in weights.items() if name.startswith("visual.")
-    }
     if layout == "transformers" and "timm_model_name" in config["vision_cfg"]:
         raise InputError(
             "its tower is a Swin, which transformers' CLIP does not know: use --as timm",
             file=artifact,
         )
+    visual = {
+        name.removeprefix("visual."): t for name, t in weights.items() if name.startswith("visual.")
+    }
+    preprocess = json.loads((artifact / CONFIG).read_text())["preprocess_cfg"]
     make = _timm if layout == "timm" else _transformers
-    tower, files = make(
-        visual, config, json.loads((artifact / CONFIG).read_text())["preprocess_cfg"]
-    )
+    tower, files = make(visual, config, preprocess)
     try:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{to.name}-", dir=to.parent.resolve()) as folder:
-            new = Path(folder, "new")
-            new.mkdir()
-            save_file(
-                tower, new / "model.safetensors", metadata={"format": "pt"}
-            )  # transformers insists on it
-            for name, content in files.items():
-                (new / name).write_text(json.dumps(content, indent=1))
-            for file in new.iterdir():
-                file.chmod(READABLE)
-                fsync(file)
-            new.rename(to)
-            fsync(to.parent)
+        _write(to, tower, files)
     except Exception as error:
         raise as_work_error(error, f"writing {to}") from error
 
 
-def _renamed(visual: dict[str, Tensor], names: Names) -> Iterable[tuple[str, Tensor]]:
-    """The tower's parameters without the projection, under their other names."""
+def _write(to: Path, tower: Weights, files: dict[str, Json]) -> None:
+    """Weights, and JSON files by name, in a temporary folder that is renamed last."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{to.name}-", dir=to.parent.resolve()) as folder:
+        new = Path(folder, "new")
+        new.mkdir()
+        # transformers refuses files without this metadata.
+        save_file(tower, new / "model.safetensors", metadata={"format": "pt"})
+        for name, content in files.items():
+            (new / name).write_text(json.dumps(content, indent=1))
+        for file in new.iterdir():
+            file.chmod(READABLE)
+            fsync(file)
+        new.rename(to)
+        fsync(to.parent)
+
+
+def _renamed(visual: Weights, names: Names) -> Iterable[tuple[str, Tensor]]:
+    """The tower's parameters under their other names, without the projection."""
     for name, tensor in visual.items():
         if name != "proj":
             for ours, theirs in names:
@@ -106,21 +108,21 @@ def _renamed(visual: dict[str, Tensor], names: Names) -> Iterable[tuple[str, Ten
             yield name, tensor
 
 
-def _timm(visual: dict[str, Tensor], config: dict[str, Any], preprocess: dict[str, Any]) -> Tower:
+def _timm(visual: Weights, config: Json, preprocess: Json) -> tuple[Weights, dict[str, Json]]:
     vision = config["vision_cfg"]
-    if "timm_model_name" in vision:
+    if "timm_model_name" in vision:  # a Swin, which is timm's own model inside open_clip's tower
         trunk = {
             name.removeprefix("trunk."): t
             for name, t in visual.items()
             if name.startswith("trunk.")
         }
-        return trunk, {
-            "config.json": _timm_config(vision["timm_model_name"], "avg", {}, preprocess)
-        }
-    tower = {name: t[None] if name == "pos_embed" else t for name, t in _renamed(visual, TIMM)}
+        about = _timm_config(vision["timm_model_name"], "avg", {}, preprocess)
+        return trunk, {"config.json": about}
+    tower = dict(_renamed(visual, TIMM))
+    tower["pos_embed"] = tower["pos_embed"][None]
     tower["cls_token"] = tower["cls_token"][None, None]
-    # An architecture with open_clip's norm before the first block, and its epsilon; the arguments
-    # give it our shape.
+    # timm's architecture with open_clip's norm before the first block, and with its epsilon; the
+    # arguments give it our shape.
     architecture = (
         "vit_base_patch16_clip_quickgelu_224"
         if config["quick_gelu"]
@@ -137,9 +139,7 @@ def _timm(visual: dict[str, Tensor], config: dict[str, Any], preprocess: dict[st
     return tower, {"config.json": _timm_config(architecture, "token", shape, preprocess)}
 
 
-def _timm_config(
-    architecture: str, pool: str, arguments: dict[str, Any], preprocess: dict[str, Any]
-) -> dict[str, Any]:
+def _timm_config(architecture: str, pool: str, arguments: Json, preprocess: Json) -> Json:
     as_trained = {
         "input_size": [3, *preprocess["size"]],
         "interpolation": preprocess["interpolation"],
@@ -160,19 +160,26 @@ def _timm_config(
 
 
 def _transformers(
-    visual: dict[str, Tensor], config: dict[str, Any], preprocess: dict[str, Any]
-) -> Tower:
-    vision, (side, _) = config["vision_cfg"], preprocess["size"]
-    tower: dict[str, Tensor] = {}
+    visual: Weights, config: Json, preprocess: Json
+) -> tuple[Weights, dict[str, Json]]:
+    tower: Weights = {}
     for name, tensor in _renamed(visual, TRANSFORMERS):
         if "in_proj_" in name:
+            # open_clip has query, key and value in one tensor, transformers in three.
             for letter, part in zip("qkv", tensor.chunk(3), strict=True):
-                tower["vision_model." + name.replace("in_proj_", f"{letter}_proj.")] = (
-                    part.contiguous()
-                )
+                of_part = name.replace("in_proj_", f"{letter}_proj.")
+                tower[f"vision_model.{of_part}"] = part.contiguous()
         else:
             tower[f"vision_model.{name}"] = tensor
-    model = {
+    return tower, {
+        "config.json": _transformers_config(config),
+        "preprocessor_config.json": _transformers_processor(preprocess),
+    }
+
+
+def _transformers_config(config: Json) -> Json:
+    vision = config["vision_cfg"]
+    return {
         "architectures": ["CLIPVisionModel"],
         "model_type": "clip_vision_model",
         "torch_dtype": "float32",
@@ -186,7 +193,11 @@ def _transformers(
         "hidden_act": "quick_gelu" if config["quick_gelu"] else "gelu",
         "layer_norm_eps": 1e-5,
     }
-    processor = {
+
+
+def _transformers_processor(preprocess: Json) -> Json:
+    side = preprocess["size"][0]
+    return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
@@ -199,4 +210,3 @@ def _transformers(
         "image_mean": preprocess["mean"],
         "image_std": preprocess["std"],
     }
-    return tower, {"config.json": model, "preprocessor_config.json": processor}

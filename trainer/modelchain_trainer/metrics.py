@@ -1,5 +1,5 @@
-"""What Prometheus is told of one attempt: numbers that are at hand whenever a line is logged; no
-device is asked.
+"""The metrics of one attempt, as Prometheus reads them. All numbers are on the host already: to
+serve them asks no device.
 """
 
 from __future__ import annotations
@@ -15,26 +15,29 @@ from prometheus_client.registry import Collector
 
 from modelchain.api.contracts import LiveProgress, Task
 
-if TYPE_CHECKING:  # this much can be imported without torch
+if TYPE_CHECKING:  # so that this module can be imported without torch
     from modelchain_data.batches import Batch
     from modelchain_trainer.checkpoint import Checkpointer
 
 
-@dataclass(eq=False)  # a collector is found by its identity
+@dataclass(eq=False)  # a registry finds a collector by its identity
 class Meter(Collector):
-    """What rank 0 knows of its attempt, as last logged; `live` is what the operator is told."""
+    """What rank 0 knows of its attempt since it last read the losses; `live` is what the operator
+    polls.
+    """
 
     task: Task
     environment: Mapping[str, str | int]
     live: LiveProgress = field(init=False)
-    last: Mapping[str, Any] = field(default_factory=dict)  # the record of the last logged step
-    replaced: int = 0
+    last: Mapping[str, Any] = field(default_factory=dict)  # the record of the last step
+    samples: int = 0  # trained on by this attempt, over all ranks
+    replaced: int = 0  # pictures
     skipped: int = 0  # batches
     data_wait: float = 0.0  # seconds
-    saver: Checkpointer | None = None  # from the first step on
+    saver: Checkpointer | None = None  # None before the stage is built
 
     def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches; how long each was waited for is added up."""
+        """The same batches; adds up how long the loop waits for them."""
         start = time.monotonic()
         for batch in batches:
             self.data_wait += time.monotonic() - start
@@ -42,88 +45,111 @@ class Meter(Collector):
             start = time.monotonic()
 
     def collect(self) -> Iterator[Metric]:
-        task, live, last = self.task, self.live, self.last
-        about = {
-            "chain": task.chain,
-            "stage": task.stage,
-            "model": task.model,
-            "attempt": task.attempt,
-        }
-        about |= {name: str(self.environment[name]) for name in ("torch", "device", "ranks")}
-        samples = live.macs // task.macs_per_step * task.inputs["globalBatchSize"]
-        yield _gauge("info", "1; what is trained, and on what", {tuple(about.values()): 1}, *about)
-        yield _gauge("step", "Steps done of the stage, with those before a resume", live.step)
-        yield _gauge("planned_steps", "Steps of the stage", live.steps)
-        yield _counter("macs_total", "Multiply-accumulates spent by this attempt", live.macs)
-        yield _gauge(
-            "planned_macs",
-            "Multiply-accumulates of all steps of the stage",
-            live.steps * task.macs_per_step,
-        )
-        yield _counter("samples_total", "Samples this attempt was trained on", samples)
-        yield _gauge(
-            "samples_per_second",
-            "Samples a second since the line logged before",
-            live.samples_per_second,
-        )
-        ratio, losses = last.get("ratio"), {("task",): last.get("taskLoss")}
-        if ratio is not None:
-            losses["distillation",] = last.get("distillationLoss")
-        about_loss = "Loss of the last logged step; the sum of its components is trained on"
-        yield _gauge("loss", about_loss, losses, "component")
-        yield _gauge(
-            "distillation_ratio",
-            "r: the distillation loss over the task loss, of a successor",
-            ratio,
-        )
-        yield _counter(
-            "data_wait_seconds_total",
-            "Time the training loop has waited for batches",
-            self.data_wait,
-        )
-        about_tokens = "Share of the text tokens of rank 0's last logged step that are no padding"
-        yield _gauge("text_token_efficiency", about_tokens, last.get("tokenEfficiency"))
-        yield _counter(
-            "skipped_batches_total", "Batches whose loss or gradients were not finite", self.skipped
-        )
-        yield _gauge(
-            "checkpoint_step",
-            "Step of the newest checkpoint, 0 before the first",
-            live.checkpoint_step,
-        )
-        saved, seconds = (
-            (self.saver.saved_at or None, self.saver.seconds) if self.saver else (None, {})
-        )
-        yield _gauge(
-            "last_checkpoint_timestamp_seconds", "When this attempt last saved a checkpoint", saved
-        )
-        about_seconds = (
-            "What the last checkpoint took: of the loop (stall), and then in its thread (write)"
-        )
-        yield _gauge(
-            "checkpoint_seconds",
-            about_seconds,
-            {(phase,): took for phase, took in seconds.items()},
-            "phase",
-        )
+        yield self._about()
+        yield from self._progress()
+        yield from self._losses()
+        yield from self._batches()
+        yield from self._checkpoints()
         yield _gauge(
             "replaced_pictures",
             "Undecodable pictures rank 0 has met, replaced by others",
             self.replaced,
         )
 
+    def _about(self) -> Metric:
+        labels = {
+            "chain": self.task.chain,
+            "stage": self.task.stage,
+            "model": self.task.model,
+            "attempt": self.task.attempt,
+            "torch": str(self.environment["torch"]),
+            "device": str(self.environment["device"]),
+            "ranks": str(self.environment["ranks"]),
+        }
+        always_one = {tuple(labels.values()): 1}
+        return _gauge("info", "1; what is trained, and on what", always_one, *labels)
 
-Values = Mapping[tuple[str, ...], float | None]
+    def _progress(self) -> Iterator[Metric]:
+        live = self.live
+        yield _gauge("step", "Steps done of the stage, with those before a resume", live.step)
+        yield _gauge("planned_steps", "Steps of the stage", live.steps)
+        yield _counter("macs_total", "Multiply-accumulates spent by this attempt", live.macs)
+        yield _gauge(
+            "planned_macs",
+            "Multiply-accumulates of all steps of the stage",
+            live.steps * self.task.macs_per_step,
+        )
+        yield _counter("samples_total", "Samples this attempt was trained on", self.samples)
+        yield _gauge(
+            "samples_per_second",
+            "Samples a second since the line logged before",
+            live.samples_per_second,
+        )
+
+    def _losses(self) -> Iterator[Metric]:
+        ratio = self.last.get("ratio")
+        losses: dict[tuple[str, ...], float | None] = {("task",): self.last.get("taskLoss")}
+        if ratio is not None:  # there is a teacher
+            losses["distillation",] = self.last.get("distillationLoss")
+        yield _gauge(
+            "loss",
+            "Loss of the last logged step; the sum of its components is trained on",
+            losses,
+            "component",
+        )
+        yield _gauge(
+            "distillation_ratio",
+            "r: the distillation loss over the task loss, of a successor",
+            ratio,
+        )
+
+    def _batches(self) -> Iterator[Metric]:
+        yield _counter(
+            "data_wait_seconds_total",
+            "Time the training loop has waited for batches",
+            self.data_wait,
+        )
+        yield _gauge(
+            "text_token_efficiency",
+            "Share of the text tokens of rank 0's last logged step that are no padding",
+            self.last.get("tokenEfficiency"),
+        )
+        yield _counter(
+            "skipped_batches_total", "Batches whose loss or gradients were not finite", self.skipped
+        )
+
+    def _checkpoints(self) -> Iterator[Metric]:
+        saver = self.saver
+        yield _gauge(
+            "checkpoint_step",
+            "Step of the newest checkpoint, 0 before the first",
+            self.live.checkpoint_step,
+        )
+        yield _gauge(
+            "last_checkpoint_timestamp_seconds",
+            "When this attempt last saved a checkpoint",
+            (saver.saved_at or None) if saver else None,
+        )
+        yield _gauge(
+            "checkpoint_seconds",
+            "What the last checkpoint took: of the loop (stall), and then in its thread (write)",
+            {(phase,): took for phase, took in saver.seconds.items()} if saver else {},
+            "phase",
+        )
+
+
+Values = Mapping[tuple[str, ...], float | None]  # by the values of the labels
 
 
 def _gauge(name: str, text: str, value: float | Values | None, *labels: str) -> Metric:
-    """A number, or with labels a number for each of their values; without a sample while it is not
-    known.
+    """One number, or with labels one for each of their values. None, a number that is not known
+    yet, has no sample.
     """
     family = GaugeMetricFamily(f"modelchain_trainer_{name}", text, labels=labels)
-    for of, number in (value if isinstance(value, Mapping) else {(): value}).items():
+    values = value if isinstance(value, Mapping) else {(): value}
+    for label_values, number in values.items():
         if number is not None:
-            family.add_metric(of, number)
+            family.add_metric(label_values, number)
     return family
 
 

@@ -1,8 +1,8 @@
-"""CLIP models: building and running them. The one module that knows open_clip's model classes
+"""CLIP models: building and running them. The only module that knows open_clip's model classes
 (pinned `>=3.3,<4`).
 
-Shape suffixes as everywhere in the trainer: N pictures, K captions, L tokens, D embedding
-dimensions, H and W pixels.
+Shape suffixes, as everywhere in the trainer: N pictures, K captions, L tokens, D embedding
+dimensions, H and W pixels; inside a layer W is the width of the stream.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from modelchain_data.batches import Chunk
 
 
 class Features(NamedTuple):
-    """What a student's forward pass gives: raw features, and the same in the predecessor's space
-    (after T).
+    """The result of a student's forward pass: features of any length, and the same features in the
+    predecessor's space (after T).
     """
 
     image: Tensor  # [N, D]
@@ -34,31 +34,34 @@ class Features(NamedTuple):
 
 
 class Layer(ResidualAttentionBlock):  # type: ignore[misc]
-    """open_clip's layer, parameter for parameter, which can also compute its output for one token a
-    sequence alone.
+    """open_clip's layer with the same parameters. It can also compute its output for a single token
+    of each sequence.
 
-    That is all the last layer of a tower is asked for: keys and values of every token, the rest of
-    the pooled one.
+    The last layer of a tower needs no more: keys and values of every token, but queries and the MLP
+    of the pooled token alone.
     """
 
     def forward(  # type: ignore[override]
         self, x_NLW: Tensor, attn_mask: Tensor | None = None, at: Tensor | int | None = None
     ) -> Tensor:
-        """The stream after this layer: [N, L, W], or [N, W] where `at` says which token.
+        """The stream after this layer: [N, L, W], or [N, W] of the tokens that `at` names.
 
-        A mask, which in CLIP is always the causal one, only says that attention is causal: the
-        token then sees those up to itself, and `at` is int64 [N]. Without one it sees all, and `at`
-        may be one number for all sequences.
+        Args:
+            attn_mask: only its presence counts, because in CLIP it is always the causal one. With
+                it a token sees those up to itself, else all.
+            at: the token of each sequence, int64 [N]; or, without a mask, one number for all.
         """
-        y = asking = self.ln_1(x_NLW)
-        causal, mask = attn_mask is not None, None
+        y_NLW = self.ln_1(x_NLW)
+        queried, causal, mask = y_NLW, attn_mask is not None, None
         if at is not None:
-            rows = slice(None) if isinstance(at, int) else torch.arange(len(y), device=y.device)
-            x_NLW, asking = x_NLW[rows, at], y[rows, at].unsqueeze(1)
+            every = slice(None) if isinstance(at, int) else torch.arange(len(at), device=at.device)
+            x_NLW, queried = x_NLW[every, at], y_NLW[every, at].unsqueeze(1)
             if causal:
-                mask = (torch.arange(y.shape[1], device=y.device) <= at[:, None])[:, None, None]
+                # One query a sequence: a causal mask has to say where in the sequence it stands.
+                places = torch.arange(y_NLW.shape[1], device=y_NLW.device)
+                mask = (places <= at[:, None])[:, None, None]
                 causal = False
-        attended = _attention(self.attn, asking, y, mask, causal).flatten(2)
+        attended = _attention(self.attn, queried, y_NLW, mask, causal).flatten(2)
         x = x_NLW + linear(attended, self.attn.out_proj.weight, self.attn.out_proj.bias).view_as(
             x_NLW
         )
@@ -66,21 +69,18 @@ class Layer(ResidualAttentionBlock):  # type: ignore[misc]
 
 
 def _attention(
-    attn: nn.MultiheadAttention, asking: Tensor, y: Tensor, mask: Tensor | None, causal: bool
+    attn: nn.MultiheadAttention, queried: Tensor, y: Tensor, mask: Tensor | None, causal: bool
 ) -> Tensor:
-    """Attention of the tokens `asking` [N, A, W] over all tokens `y` [N, L, W]: [N, A, heads, W /
+    """Attention of the tokens `queried` [N, Q, W] over all tokens `y` [N, L, W]: [N, Q, heads, W /
     heads].
     """
-    heads, width, weight, bias = (
-        (attn.num_heads, -1),
-        attn.embed_dim,
-        attn.in_proj_weight,
-        attn.in_proj_bias,
-    )
-    if asking is y:
+    width = attn.embed_dim
+    weight, bias = attn.in_proj_weight, attn.in_proj_bias  # query, key and value in one
+    heads = (attn.num_heads, -1)
+    if queried is y:
         q, k, v = linear(y, weight, bias).unflatten(-1, (3, *heads)).unbind(2)
     else:
-        q = linear(asking, weight[:width], bias[:width]).unflatten(-1, heads)
+        q = linear(queried, weight[:width], bias[:width]).unflatten(-1, heads)
         k, v = linear(y, weight[width:], bias[width:]).unflatten(-1, (2, *heads)).unbind(2)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).transpose(1, 2)
@@ -90,14 +90,13 @@ def build(config: dict[str, Any], seed: int) -> CLIP:
     """A model of an open_clip config with open_clip's own initialisation: on the CPU, fp32, in
     training mode.
 
-    A pure function of its arguments: the global generators are left alone and nothing is
-    downloaded. timm's Swin trunks keep their default stochastic depth (drop_path 0.1), which acts
-    in training mode only: put a teacher in `eval()`.
+    A pure function of its arguments: it does not touch the global generators and downloads nothing.
+    timm's Swin trunks keep their default stochastic depth (drop_path 0.1), which acts in training
+    mode only, so a teacher has to be put in `eval()`.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(
-            seed
-        )  # torch.manual_seed would reseed the accelerators too
+        # torch.manual_seed would seed the accelerators too, which are not forked here.
+        torch.default_generator.manual_seed(seed)
         clip = CLIP(**config)
     for module in clip.modules():
         if isinstance(module, ResidualAttentionBlock):
@@ -105,19 +104,24 @@ def build(config: dict[str, Any], seed: int) -> CLIP:
     return clip
 
 
+def frozen(config: dict[str, Any], weights: dict[str, Tensor], device: torch.device) -> CLIP:
+    """A trained model for evaluation alone, as a teacher is."""
+    clip = build(config, seed=0)  # of the initialisation nothing remains
+    clip.load_state_dict(weights)
+    return clip.to(device).eval().requires_grad_(False)
+
+
 @cache
 def _normalisation(device: torch.device) -> tuple[Tensor, Tensor]:
-    # Cached: making a tensor on a GPU from Python numbers waits for the GPU.
-    mean, std = (
-        torch.tensor(c, device=device).view(3, 1, 1)
-        for c in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
-    )
-    return mean, std
+    # Cached, because making a tensor on a GPU from Python numbers waits for the GPU.
+    mean = torch.tensor(OPENAI_DATASET_MEAN, device=device)
+    std = torch.tensor(OPENAI_DATASET_STD, device=device)
+    return mean.view(3, 1, 1), std.view(3, 1, 1)
 
 
 def normalise(images_N3HW: Tensor) -> Tensor:
-    """uint8 RGB pixels to what the towers expect (float32, open_clip's default mean and std), on
-    the same device.
+    """uint8 RGB pixels as the towers expect them: float32, open_clip's default mean and std, on the
+    same device.
     """
     mean, std = _normalisation(images_N3HW.device)
     return images_N3HW.float().div_(255).sub_(mean).div_(std)
@@ -126,7 +130,7 @@ def normalise(images_N3HW: Tensor) -> Tensor:
 def encode_image(model: CLIP, images_N3HW: Tensor) -> Tensor:
     """Features [N, D] of normalised pictures, not of unit length."""
     visual = model.visual
-    if not hasattr(visual, "transformer"):  # Swin pools over all tokens
+    if not hasattr(visual, "transformer"):  # Swin: it pools over all tokens
         return visual(images_N3HW)  # type: ignore[no-any-return]
     x_NLW = visual._embeds(images_N3HW)
     *layers, last = visual.transformer.resblocks
@@ -139,13 +143,13 @@ def encode_text_chunks(model: CLIP, chunks: Sequence[Chunk]) -> Tensor:
     """Features [K, D], not of unit length, of captions in chunks of any length L <= context_length;
     together the chunks' rows are 0 to K - 1, each once.
 
-    Exact for every L that covers the end-of-text token, the highest id: attention is causal, so
-    what follows that token cannot reach the feature. (`CLIP.encode_text` insists on the whole
-    context.)
+    Exact for every L that covers the end-of-text token, which has the highest id: attention is
+    causal, so what follows that token cannot reach the feature. (`CLIP.encode_text` insists on the
+    whole context.)
     """
     tokens, rows = zip(*chunks, strict=True)
-    # All tokens are looked up at once: the gradient of one look-up is as large as the whole
-    # vocabulary.
+    # All chunks are looked up at once, because the gradient of each look-up is as large as the
+    # whole vocabulary.
     looked_up = model.token_embedding(torch.cat([some.flatten() for some in tokens]))
     embedded = looked_up.split([some.numel() for some in tokens])
     *layers, last = model.transformer.resblocks
@@ -157,21 +161,22 @@ def encode_text_chunks(model: CLIP, chunks: Sequence[Chunk]) -> Tensor:
         pooled = last(x_NLW, model.attn_mask, tokens_NL.argmax(dim=-1))
         parts.append(model.ln_final(pooled) @ model.text_projection)
     features = torch.cat(parts)
-    # Every row is written once, and the gradient is a plain selection: deterministic on every
-    # device.
+    # Every row is written once and the gradient is a plain selection, so this is deterministic on
+    # every device.
     return torch.empty_like(features).index_copy(0, torch.cat(rows), features)
 
 
 def compile_layers(*towers: nn.Module | None) -> None:
-    """Compile each layer in place. A ViT's and a text tower's share their code, so that a tower
-    costs two compilations for each length of captions (13 at most, by the loader) and not one a
-    layer; of a Swin every block costs one.
+    """Compile each layer in place. The layers of a ViT or a text tower have the same code, so a
+    tower costs two compilations for each length of captions (13 at most, by the loader) and not one
+    a layer; in a Swin every block costs one.
     """
-    # All of it counts as one function's: student and teacher, both towers, every length, with and
-    # without gradients.
-    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1024
-    # Else DDP has every layer's graph cut where a bucket is full, the first after 1 MiB: layers
-    # overlap as they are.
+    # Student and teacher, both towers, every length, with and without gradients: all of them count
+    # as recompilations of one function.
+    torch._dynamo.config.recompile_limit = 1024
+    torch._dynamo.config.accumulated_recompile_limit = 1024
+    # Otherwise DDP cuts every layer's graph where a bucket is full, the first after 1 MiB. A layer
+    # is small enough as it is for communication to overlap with the backward pass.
     torch._dynamo.config.optimize_ddp = False
     for tower in towers:
         for module in tower.modules() if tower is not None else ():
@@ -180,14 +185,15 @@ def compile_layers(*towers: nn.Module | None) -> None:
 
 
 def decays(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay applies: matrices only; no biases (Swin's 2-D position biases included),
-    norms, scales.
+    """Whether weight decay applies: to matrices only, not to norms, scales and biases, Swin's 2-D
+    position biases included.
     """
     return parameter.ndim >= 2 and "bias" not in name
 
 
 def _projection(own: int, predecessor: int) -> nn.Linear:
-    # T(.) of paper Eq. 1, starting as the left inverse of the insertion.
+    # T(.) of paper Eq. 1. It starts as the left inverse of the insertion, so that distillation does
+    # not begin by destroying what was inherited.
     projection = nn.utils.skip_init(nn.Linear, own, predecessor, bias=False)
     nn.init.eye_(projection.weight)
     return projection
@@ -196,7 +202,7 @@ def _projection(own: int, predecessor: int) -> nn.Linear:
 class Student(nn.Module):
     """The model in training with its projections T, in one module so that DDP sees every parameter.
 
-    T exists only when `predecessor_dim`, the predecessor's embed_dim, differs from the model's own.
+    T exists only if `predecessor_dim`, the predecessor's embed_dim, differs from the model's own.
     """
 
     def __init__(self, clip: CLIP, predecessor_dim: int | None = None):

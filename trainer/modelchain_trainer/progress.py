@@ -1,6 +1,4 @@
-"""`GET /progress` and `GET /metrics`: what rank 0 tells while it trains, from threads that never
-disturb it.
-"""
+"""`GET /progress` and `GET /metrics`, served by rank 0 from threads beside the training."""
 
 from __future__ import annotations
 
@@ -23,16 +21,15 @@ from modelchain_trainer.metrics import Meter
 
 class _Server(ThreadingTCPServer):  # not HTTPServer, which asks DNS for its own name first
     address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-    allow_reuse_address, daemon_threads, request_queue_size = (
-        True,
-        True,
-        128,
-    )  # of 5 ten ignored ones would not show
+    allow_reuse_address = True
+    daemon_threads = True
+    request_queue_size = 128  # the default of 5 is soon full of connections given up by clients
 
 
 def serve(meter: Meter, say: Callable[[str], None]) -> None:
-    """On all interfaces until the process ends, each at the port that MODELCHAIN_PROGRESS_PORT or
-    ..._METRICS_PORT names, if it does. A port that cannot be had is told, and disturbs nobody.
+    """Serve until the process ends, on all interfaces, at the ports that MODELCHAIN_PROGRESS_PORT
+    and MODELCHAIN_METRICS_PORT name. Without the variable a page is not served. A port that is
+    taken is reported through `say`, and the training goes on.
     """
     registry = CollectorRegistry()
     registry.register(meter)
@@ -62,12 +59,11 @@ def _serve(port: int, path: str, kind: str, read: Callable[[], bytes]) -> None:
             body = read()
             self.send_response(200)
             self.send_header("Content-Type", kind)
-            self.send_header(
-                "Content-Length", str(len(body))
-            )  # an answer that the process's end cuts short shows it
+            # With its length, a client notices an answer that the end of the process cuts short.
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *_: object) -> None: ...  # it is asked every few seconds
+        def log_message(self, *_: object) -> None: ...  # requests come every few seconds
 
     threading.Thread(target=_Server(("", port), Handler).serve_forever, daemon=True).start()

@@ -1,6 +1,4 @@
-"""What rank 0 writes down of an attempt: a line of metrics.jsonl, and the same numbers for
-TensorBoard.
-"""
+"""The written records of an attempt: a line of metrics.jsonl for each, and TensorBoard's events."""
 
 from __future__ import annotations
 
@@ -9,10 +7,11 @@ import json
 import os
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
@@ -21,6 +20,7 @@ from torch import Tensor
 from modelchain.api.contracts import METRICS
 from modelchain.io.files import write_atomic
 
+# TensorBoard's tag for each field of a step's record.
 TAGS = {
     "loss": "loss/total",
     "taskLoss": "loss/task",
@@ -33,49 +33,87 @@ TAGS = {
 }
 
 
-class Done(NamedTuple):
-    """A step that nobody has looked at yet."""
+class Unread(NamedTuple):
+    """A step that is done, or queued on the device, and whose numbers the host has not read."""
 
-    step: int  # of the stage, this one counted
-    # on the device: loss, task loss, distillation loss, whether it was skipped, logit scale
-    numbers: Tensor
-    tokens: tuple[int, int]  # of this rank's captions: real, and with padding
+    step: int  # steps done, this one included
+    numbers: Tensor  # [5] on the device, as Step returns them
+    tokens: tuple[int, int]  # of this rank's captions: without and with padding
     learning_rate: float
 
-    def record(self, numbers: list[float], successor: bool) -> dict[str, Any]:
-        """Of a skipped step without losses: they are not finite, or not those of an update."""
-        loss, task, pull, skipped, scale = numbers
+
+class StepNumbers(NamedTuple):
+    """The numbers of one step, on the host. Losses are means over the global batch."""
+
+    step: int
+    loss: float
+    task_loss: float
+    distillation_loss: float
+    skipped: bool  # the losses are then not finite, or not those of an update
+    logit_scale: float
+    tokens: tuple[int, int]
+    learning_rate: float
+
+    def record(self, has_teacher: bool) -> dict[str, Any]:
+        """The step's record, without losses if it was skipped."""
         real, processed = self.tokens
-        losses = {"loss": loss, "taskLoss": task, "distillationLoss": pull}
-        losses["ratio"] = pull / task if successor and task else None
+        losses: dict[str, float | None] = {
+            "loss": self.loss,
+            "taskLoss": self.task_loss,
+            "distillationLoss": self.distillation_loss,
+            "ratio": None,
+        }
+        if has_teacher and self.task_loss:
+            losses["ratio"] = self.distillation_loss / self.task_loss
         return {
             "event": "step",
             "step": self.step,
-            **(dict.fromkeys(losses) if skipped else losses),
-            "skipped": bool(skipped),
+            **(dict.fromkeys(losses) if self.skipped else losses),
+            "skipped": self.skipped,
             "learningRate": self.learning_rate,
-            "logitScale": scale,
+            "logitScale": self.logit_scale,
             "tokens": real,
             "processedTokens": processed,
             "tokenEfficiency": real / processed,
         }
 
 
-class Recorder:
-    """Appends to metrics.jsonl and an event file of an attempt; a record has left the process when
-    it returns.
+def read(steps: Sequence[Unread]) -> list[StepNumbers]:
+    """The numbers of these steps, in one transfer. The host waits for the device here."""
+    rows = torch.stack([step.numbers for step in steps]).cpu().double().tolist()
+    return [
+        StepNumbers(
+            step=step.step,
+            loss=loss,
+            task_loss=task_loss,
+            distillation_loss=distillation_loss,
+            skipped=bool(skipped),
+            logit_scale=logit_scale,
+            tokens=step.tokens,
+            learning_rate=step.learning_rate,
+        )
+        for step, (loss, task_loss, distillation_loss, skipped, logit_scale) in zip(
+            steps, rows, strict=True
+        )
+    ]
 
-    TensorBoard's own writers queue events for a process's end, which a trainer does not wait for.
+
+class Recorder:
+    """Appends to an attempt's metrics.jsonl and event file. A record has left the process when
+    `write` returns.
+
+    TensorBoard's own writers keep events in a queue until the process ends, but a trainer may be
+    killed, and does not wait for threads at its end.
     """
 
     def __init__(self, attempt: Path, active: bool = True):
-        self.active = active  # on rank 0
+        self.active = active  # only on rank 0
         self.lines = attempt / METRICS
         self.events = attempt / f"events.out.tfevents.{time.time():.6f}.{os.getpid()}"
 
-    def go_on(self, step: int) -> None:
-        """From `step`, -1 for none: all else that was written goes from the file, and TensorBoard
-        hides it.
+    def resume(self, step: int) -> None:
+        """Continue after `step`, or from the start if it is -1. Records after that step are removed
+        from metrics.jsonl, and TensorBoard hides them.
         """
         if not self.active:
             return
@@ -86,9 +124,11 @@ class Recorder:
         self._event(file_version="brain.Event:2")
         self._event(step=max(step, 0), session_log=SessionLog(status=SessionLog.START))
         if kept:
-            self._scalars(json.loads(kept[-1]))  # of `step`: hidden, too
+            # The start of a session hides the events of its own step too: write them again.
+            self._scalars(json.loads(kept[-1]))
 
     def write(self, **record: Any) -> None:
+        """Append one record; it has at least `event` and `step`."""
         if self.active:
             with self.lines.open("a") as file:
                 file.write(json.dumps(record) + "\n")
@@ -104,16 +144,18 @@ class Recorder:
             self._event(step=record["step"], summary=Summary(value=values))
 
     def _event(self, **fields: Any) -> None:
+        # TFRecord: the length, its checksum, the data, its checksum.
         data = Event(wall_time=time.time(), **fields).SerializeToString()
         size = struct.pack("<Q", len(data))
-        sums = (struct.pack("<I", masked_crc32c(part)) for part in (size, data))
+        size_checksum = struct.pack("<I", masked_crc32c(size))
+        data_checksum = struct.pack("<I", masked_crc32c(data))
         with self.events.open("ab") as file:
-            file.write(size + next(sums) + data + next(sums))
+            file.write(size + size_checksum + data + data_checksum)
 
 
 def _until(path: Path, step: int) -> Iterator[bytes]:
-    """Lines up to the record of `step`: an evaluation after it comes again, and a line that was cut
-    off is none.
+    """The lines up to the record of training step `step`. An evaluation after that step is left
+    out, because it is run again; so is a line that a kill has cut off.
     """
     for line in path.read_bytes().splitlines(keepends=True):
         with contextlib.suppress(ValueError):

@@ -1,5 +1,5 @@
-"""What every rank shares: the process group, agreeing to stop, the learning-rate schedule, the
-environment's record.
+"""What all ranks have in common: the process group, agreement on a stop, the learning-rate
+schedule, and the description of their environment.
 """
 
 from __future__ import annotations
@@ -27,15 +27,18 @@ from modelchain_trainer import devices
 
 def join(threads: int | None, kind: str) -> tuple[int, int, torch.device]:
     """Join torchrun's process group, if there is one: (rank, world size, device of that kind).
-    Raises devices.Faulty.
 
-    Pins the threads of torch, which are those that decode pictures, too; by default an equal share
-    of the cores.
+    Fixes the number of torch's threads, which is also the number of threads that decode pictures.
+    By default the ranks of a node divide its cores among them.
+
+    Raises devices.Faulty.
     """
-    # A broken device is told of by its own process, before peers wait for it.
-    device, world = devices.this_device(kind), int(os.environ.get("WORLD_SIZE", "1"))
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // beside))
+    # Checked before the process group is joined: a broken device is then reported by its own
+    # process, and not by ranks that wait for it.
+    device = devices.this_device(kind)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // ranks_here))
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
         devices.check_collective(device)
@@ -43,17 +46,17 @@ def join(threads: int | None, kind: str) -> tuple[int, int, torch.device]:
 
 
 def autocast(device: torch.device, precision: str) -> Callable[[], AbstractContextManager[object]]:
-    """What a forward pass runs in: weights stay fp32, bf16 is autocast around it."""
-    return (
-        partial(torch.autocast, device.type, torch.bfloat16) if precision == "bf16" else nullcontext
-    )
+    """Makes the context of a forward pass: weights stay fp32, bf16 is autocast around it."""
+    if precision == "bf16":
+        return partial(torch.autocast, device.type, torch.bfloat16)
+    return nullcontext
 
 
 def compiles(device: torch.device, cache: Path, say: Callable[[str], None]) -> bool:
-    """Whether layers are compiled here, with compiled code kept in `cache` for later attempts and
-    stages.
+    """Whether to compile layers on this device. Compiled code is kept in `cache` for later attempts
+    and stages.
 
-    On a CPU it does not pay: docs/performance.md has the numbers.
+    On a CPU it does not pay; docs/performance.md has the numbers.
     """
     if device.type != "cuda":
         return False
@@ -65,65 +68,68 @@ def compiles(device: torch.device, cache: Path, say: Callable[[str], None]) -> b
 
 
 def ranks() -> tuple[int, int]:
-    """This process's rank and the number of all; (0, 1) outside a process group."""
+    """This process's rank and the number of ranks; (0, 1) outside a process group."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 class Agreement:
-    """Ranks act on a wish at the same step: each step's are summed behind the step after it, so
-    nobody waits for it.
+    """All ranks act on a request at the same step.
+
+    The requests of a step are summed while the next step runs, so that no rank waits for the sum;
+    they take effect one step later.
     """
 
     def __init__(self, world: int):
         self.world = world
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
 
-    def reached(self, *wishes: bool, at_once: bool = False) -> list[bool]:
-        """For each, whether any rank wished for it: a step ago, or now if that is worth waiting for
-        (or alone).
+    def reached(self, *requests: bool, at_once: bool = False) -> list[bool]:
+        """For each request, whether any rank made it at the step before; with `at_once` (or a
+        single rank), at this step, and then ranks wait for each other.
         """
         if self.world == 1:
-            return list(wishes)
-        totals = torch.tensor([int(wish) for wish in wishes])
-        before, self._pending = self._pending, (dist.all_reduce(totals, async_op=True), totals)
-        if at_once:
-            before = self._pending
-        if before is None:
-            return [False] * len(wishes)
-        work, totals = before
+            return list(requests)
+        totals = torch.tensor([int(request) for request in requests])
+        earlier = self._pending
+        self._pending = (dist.all_reduce(totals, async_op=True), totals)
+        due = self._pending if at_once else earlier
+        if due is None:  # the first step
+            return [False] * len(requests)
+        work, totals = due
         work.wait()
         return [bool(total) for total in totals.tolist()]
 
 
 @contextmanager
 def rank_0_first() -> Iterator[None]:
-    """The block runs on rank 0 first; the others wait for it, hours if need be, and still hear
-    SIGTERM.
+    """The block runs on rank 0 first. The other ranks wait for it, hours if need be, and can be
+    stopped meanwhile.
     """
     rank, world = ranks()
     group = dist.new_group(backend="gloo", timeout=timedelta(days=1)) if world > 1 else None
     if rank == 0:
         yield
     if group is not None:
+        # Polled: while a process waits inside a barrier, Python handles no signal.
         work = dist.barrier(group, async_op=True)
         while not work.is_completed():
             time.sleep(0.2)
-            watchdog.beat()  # rank 0 has a watchdog of its own
+            watchdog.beat()  # if rank 0 hangs, its own watchdog ends it
         work.wait()
     if rank != 0:
         yield
 
 
 def failure_of(error: Exception) -> FailureClass:
-    """The class of a failure nobody foresaw; Unknown if only other processes, which are gone, could
+    """The class of an unexpected exception; Unknown if only other processes, which are gone, can
     know the cause.
     """
-    text = str(error)  # safetensors hides errno in it
-    spent = any(
-        words in text for words in ("out of memory", "t allocate memory")
-    )  # CUDA, NCCL; torch on a CPU
-    if spent or isinstance(error, torch.OutOfMemoryError | MemoryError):
+    text = str(error)
+    # "out of memory" is what CUDA and NCCL say, the other what torch says on a CPU.
+    out_of_memory = "out of memory" in text or "t allocate memory" in text
+    if out_of_memory or isinstance(error, torch.OutOfMemoryError | MemoryError):
         return FailureClass.OUT_OF_MEMORY
+    # By text, because safetensors' errors have no errno.
     if "No space left" in text or "quota exceeded" in text:
         return FailureClass.VOLUME_FULL
     if of_a_peer(text):
@@ -134,7 +140,9 @@ def failure_of(error: Exception) -> FailureClass:
 
 
 def broadcast_text(text: str, length: int = 4096) -> str:
-    """Rank 0's text on every rank, without pickle."""
+    """Rank 0's text on every rank; `length` is the most bytes. torch's own broadcast of objects
+    would use pickle.
+    """
     if not dist.is_initialized():
         return text
     buffer = torch.frombuffer(bytearray(text.encode().ljust(length, b"\0")), dtype=torch.uint8)
@@ -152,7 +160,9 @@ def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
 
 
 def environment(world: int, device: torch.device) -> dict[str, str | int]:
-    """What the bits depend on beside the inputs; recorded, not hashed."""
+    """What the bits of the weights depend on beside the inputs. It is recorded in manifests and not
+    part of the input digest.
+    """
     return {
         "trainerMath": TRAINER_MATH,
         "torch": version("torch"),

@@ -1,4 +1,4 @@
-"""Training one stage: from a task to an artifact, or to a checkpoint that the next attempt goes on
+"""Training one stage: from a task to an artifact, or to a checkpoint that the next attempt resumes
 from.
 """
 
@@ -6,420 +6,385 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from modelchain.api.contracts import (
     FailureClass,
-    Growth,
     LastWord,
     LiveProgress,
     Manifest,
-    Measured,
     Results,
     Task,
+    TaskEvaluation,
 )
 from modelchain.errors import InputError, WorkError
-from modelchain.identity.digest import evaluation_key
 from modelchain.io import watchdog
 from modelchain.io.lastword import success
-from modelchain.io.stop import Preempted, Stop
+from modelchain.io.stop import Preempted, StopRequest
 from modelchain_data.batches import Batch, Batches
+from modelchain_data.index import ShardSet
 from modelchain_data.request import IndexingLine, open_data
-from modelchain_trainer import artifact, checkpoint, growth, models, progress, runtime
+from modelchain_trainer import artifact, checkpoint, progress, record, runtime
+from modelchain_trainer.cadence import SKIPS, Action, Cadence, Moment
 from modelchain_trainer.evaluate import Evaluator
+from modelchain_trainer.hyperparameters import Hyperparameters
 from modelchain_trainer.metrics import Meter
-from modelchain_trainer.record import Done, Recorder
-from modelchain_trainer.step import Step
-
-LOG_SECONDS = 1.0
-GROWTH_SAMPLE = 16  # pictures, to look at what growth has kept
-# batches in a row whose loss or gradients are not finite, before a checkpoint is gone back to
-SKIPS = 3
+from modelchain_trainer.reporter import Reporter
+from modelchain_trainer.stage import Stage, build_stage, growth_cosines
+from modelchain_trainer.state import Spent, TrainState
 
 
 class Trainer:
-    """One rank of one attempt. `train()` reads as the life of a stage; the rest are its parts, in
-    order of use.
+    """One rank of one attempt. `train()` is the life of a stage; the other methods are its parts,
+    in the order of their use.
     """
 
-    def __init__(self, task: Task, stop: Stop, report: dict[str, Any], say: Callable[[str], None]):
-        self.task, self.stop, self.report = task, stop, report
-        self.inputs = task.inputs
+    def __init__(
+        self, task: Task, stop: StopRequest, report: dict[str, Any], say: Callable[[str], None]
+    ):
+        """Join the other ranks and begin to serve progress.
+
+        Args:
+            report: kept up to date with what the last word of a failure has to say.
+            say: prints a line; used on rank 0 alone.
+        Raises:
+            InputError: the batch cannot be divided among the ranks.
+            devices.Faulty: the device, or the link between devices, does not work.
+        """
+        self.task = task
+        self.stop = stop
+        self.hyper = Hyperparameters.of(task.inputs)
         self.directory = Path(task.root) / task.input_digest
         self.attempt = self.directory / task.owner
         self.rank, self.world, self.device = runtime.join(task.threads, task.device)
-        sizes = {
-            "globalBatchSize": self.inputs["globalBatchSize"],
-            "microBatchSize": task.micro_batch_size,
-        }
-        for name, size in sizes.items():
-            if size is not None and size % self.world:
-                message = f"{size} is not divisible by {self.world} processes"
-                raise InputError(message, file=task.data.file, field=f"spec.recipe.{name}")
+        self._check_divisible("globalBatchSize", self.hyper.global_batch_size)
+        self._check_divisible("microBatchSize", task.micro_batch_size)
+
         self.say: Callable[[str], None] = say if self.rank == 0 else lambda _: None
-        self.steps_per_epoch = self.inputs["data"]["samples"] // self.inputs["globalBatchSize"]
-        self.steps = self.inputs["epochs"] * self.steps_per_epoch
-        self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "initial": None}
-        self.at, self.steps_done = (
-            0,
-            0,
-        )  # steps done: of the stage; by this attempt, with those it repeats
-        self.skips, self.gone_back = 0, False
-        self.unseen: list[Done] = []  # steps that nobody has looked at yet
-        self.started = time.monotonic()
+        self.state = TrainState()
+        self.spent = Spent()
+        self.went_back = False
+        self.unread: list[record.Unread] = []  # steps whose losses the host has not read
+        self.cadence = Cadence(
+            steps=self.hyper.steps,
+            steps_per_epoch=self.hyper.steps_per_epoch,
+            checkpoint_seconds=task.checkpoint_seconds,
+        )
+
         self.environment = runtime.environment(self.world, self.device)
         self.meter = Meter(task, self.environment)
-        self.recorder = Recorder(self.attempt, active=self.rank == 0)
-        self.report_progress(0)
+        self.recorder = record.Recorder(self.attempt, active=self.rank == 0)
+        gpus = self.world if self.device.type == "cuda" else 0
+        self.reporter = Reporter(task, self.recorder, self.meter, report, self.say, gpus)
+        self.reporter.progress(self.state, self.spent, checkpoint_step=0)
         if self.rank == 0:
             progress.serve(self.meter, self.say)
 
     def train(self) -> LastWord:
-        """Run the stage to its end: the last word of success. Raises InputError, WorkError or
-        Preempted otherwise.
+        """Run the stage to its end and return the last word of success.
+
+        Raises InputError, WorkError or Preempted otherwise.
         """
         found = artifact.find(self.directory) if self.rank == 0 else None
         if runtime.broadcast_text("whole" if found else ""):
             self.say("an artifact of these inputs is already there and whole; nothing to train")
-            return self._success(found, spent=0)
+            return self._success(found, macs=0)
+
+        # Rank 0 builds the indexes of the shards, the others then read them.
         with runtime.rank_0_first():
             train_set, evaluations = open_data(self.task.data, self.say, IndexingLine())
-        self._build()
+        self.stage = self._build()
         self._resume()
-        config = self.inputs["modelConfig"]
-        context_length = config["text_cfg"]["context_length"]
-        evaluate = Evaluator(
-            evaluations, context_length, self.device, torch.get_num_threads(), self.step.precision
+        evaluate = self._evaluator(evaluations)
+        if self.state.initial_metrics is None:
+            self.state.initial_metrics = evaluate(self.stage.student.clip)
+            self.reporter.evaluation(0, self.state.initial_metrics)
+        self.batches = self._batches(train_set)
+
+        try:
+            with self.stop.loop():
+                # `_loop` also returns when it has gone back to a checkpoint. There is no step left
+                # if an attempt was stopped between the last one and the artifact.
+                while self.state.step < self.hyper.steps:
+                    self._loop(evaluate)
+            watchdog.beat(watchdog.Phase.STEPPED)
+            self.stop.check()
+            metrics = evaluate(self.stage.student.clip)
+            self.stage.saver.wait()
+        except Preempted:
+            self._keep()
+            raise
+        except Exception as error:
+            self._keep_after(error)
+            raise
+        self.reporter.evaluation(self.hyper.steps, metrics)
+        return self._finish(metrics)
+
+    # Before the first step.
+
+    def _check_divisible(self, name: str, size: int | None) -> None:
+        if size is not None and size % self.world:
+            message = f"{size} is not divisible by {self.world} processes"
+            raise InputError(message, file=self.task.data.file, field=f"spec.recipe.{name}")
+
+    def _build(self) -> Stage:
+        saver = checkpoint.Checkpointer(self.attempt, self.task.inputs, self.environment)
+        self.meter.saver = saver
+        return build_stage(self.task, self.hyper, saver, self.device, self.world, self.say)
+
+    def _resume(self) -> None:
+        """Continue from the newest checkpoint of these inputs that verifies, whichever attempt
+        wrote it; else from the start.
+        """
+        self.attempt.mkdir(parents=True, exist_ok=True)
+        if not self._restore():
+            self.recorder.resume(-1)
+        self.seconds_before = self.state.seconds
+        if self.rank == 0:
+            self.stage.saver.prepare(self.stage.student)
+        self._progress(self.state.step)
+
+    def _restore(self) -> bool:
+        """Load the newest checkpoint that verifies; False if there is none. Rank 0 chooses for
+        all, so that ranks never load different ones.
+        """
+        chosen = str(checkpoint.newest(self.directory, self.say) or "") if self.rank == 0 else ""
+        chosen = runtime.broadcast_text(chosen)
+        if not chosen:
+            return False
+        self.state = checkpoint.restore(Path(chosen), self.stage.student, self.stage.step.optimizer)
+        self.stage.saver.saved_step = self.state.step
+        self.say(f"resumes from step {self.state.step} ({chosen})")
+        self.recorder.resume(self.state.step)
+        return True
+
+    def _evaluator(self, evaluations: list[tuple[TaskEvaluation, ShardSet]]) -> Evaluator:
+        return Evaluator(
+            evaluations,
+            context_length=self.hyper.context_length,
+            device=self.device,
+            threads=torch.get_num_threads(),
+            precision=self.stage.step.autocast,
         )
-        if self.state["initial"] is None:
-            self.state["initial"] = {"loss": None, "metrics": evaluate(self.student.clip)}
-            self.recorder.write(
-                event="evaluation", step=0, metrics=self.state["initial"]["metrics"]
-            )
-        self.batches = Batches(
+
+    def _batches(self, train_set: ShardSet) -> Batches:
+        return Batches(
             data=train_set,
-            image_size=config["vision_cfg"]["image_size"],
-            context_length=context_length,
-            global_batch_size=self.inputs["globalBatchSize"],
-            captions_per_sample=self.inputs["captionsPerSample"],
-            seed=self.inputs["seed"],
+            image_size=self.hyper.image_size,
+            context_length=self.hyper.context_length,
+            global_batch_size=self.hyper.global_batch_size,
+            captions_per_sample=self.hyper.captions_per_sample,
+            seed=self.hyper.seed,
             rank=self.rank,
             world_size=self.world,
             threads=torch.get_num_threads(),
             pinned=self.device.type == "cuda",
         )
-        try:
-            with self.stop.loop():
-                while (
-                    self.at < self.steps
-                ):  # not so if stopped after the last one, before the artifact
-                    self._loop(evaluate)
-            watchdog.beat(watchdog.Phase.STEPPED)
-            self.stop.check()
-            metrics = evaluate(self.student.clip)
-            self.saver.wait()
-        except Preempted:
-            self._keep()
-            raise
-        except Exception as error:
-            # Other ranks are gone; what was learned need not be. On a GPU it is behind a sum that
-            # they left unfinished.
-            if self.device.type == "cpu" and runtime.failure_of(error) is FailureClass.UNKNOWN:
-                self._keep()
-            raise
-        self.recorder.write(event="evaluation", step=self.steps, metrics=metrics)
-        return self._finish(metrics)
 
-    def _build(self) -> None:
-        """The student as it starts, and the frozen teacher if alpha is not 0."""
-        clip = models.build(self.inputs["modelConfig"], self.inputs["seed"])
-        self.grown, self.teacher, alpha, dim = None, None, 0.0, None
-        if self.task.predecessor is not None:
-            config, weights = artifact.load_predecessor(self.task.predecessor)
-            transfer = self.inputs["transfer"]
-            self.grown = growth.grow(clip, weights, transfer["width"], transfer["depth"])
-            if alpha := float(transfer["distillation"]["alpha"]):
-                self.teacher, dim = self._frozen(config, weights), config["embed_dim"]
-        self.student = models.Student(clip, dim).to(self.device)
-        if runtime.compiles(self.device, Path(self.task.root) / "cache", self.say):
-            models.compile_layers(self.student, self.teacher)
-        micro = self.task.micro_batch_size and self.task.micro_batch_size // self.world
-        self.step = Step(
-            self.student,
-            self.teacher,
-            self.inputs,
-            steps=self.steps,
-            alpha=alpha,
-            micro_batch=micro,
-        )
-        self.optimizer = self.step.optimizer
-
-    def _frozen(self, config: dict[str, Any], weights: dict[str, Tensor]) -> models.CLIP:
-        """The predecessor, for evaluation alone."""
-        predecessor = models.build(config, self.inputs["seed"])
-        predecessor.load_state_dict(weights)
-        return predecessor.to(self.device).eval().requires_grad_(False)
-
-    def _resume(self) -> None:
-        """From the newest checkpoint of these inputs that verifies, by whichever attempt; or from
-        the start.
-        """
-        self.attempt.mkdir(parents=True, exist_ok=True)
-        if not self._restore():
-            self.recorder.go_on(-1)
-        self.seconds_before = self.state["seconds"]
-        self.saver = checkpoint.Checkpointer(
-            self.attempt, self.inputs, self.environment, saved_step=self.at
-        )
-        self.meter.saver = self.saver
-        if self.rank == 0:
-            self.saver.prepare(self.student)
-        self.report_progress(self.at)
-
-    def _restore(self) -> bool:
-        """Whether there is a checkpoint that verifies; rank 0 chooses for all."""
-        chosen = str(checkpoint.newest(self.directory, self.say) or "") if self.rank == 0 else ""
-        if not (chosen := runtime.broadcast_text(chosen)):
-            return False
-        self.state = checkpoint.restore(Path(chosen), self.student, self.optimizer)
-        self.at, self.skips = self.state["step"], self.state.get("skips", 0)
-        self.say(f"goes on from step {self.at} ({chosen})")
-        self.recorder.go_on(self.at)
-        return True
+    # The loop.
 
     def _loop(self, evaluate: Evaluator) -> None:
-        """Step by step to the last one, or back to a checkpoint. Raises Preempted at the step the
-        ranks agree on.
+        """Train until the last step is done, or until all ranks have gone back to a checkpoint.
+
+        Raises Preempted at the step the ranks agree to stop at.
         """
-        agreement, saved, due = runtime.Agreement(self.world), time.monotonic(), False
-        self.looked = saved, self.at
-        for batch in self.meter.waiting(self.batches.from_step(self.at)):
-            epoch, within = divmod(self.at, self.steps_per_epoch)
-            if epoch and not within:  # it has ended, perhaps with an earlier attempt
-                self._evaluate(evaluate, epoch)
-            if self.at == 0 and self.rank == 0 and self.grown is not None:
-                self._tell_growth(self.grown, batch)
-            numbers = self.step(batch)
-            self.at, self.steps_done = self.at + 1, self.steps_done + 1
-            watchdog.beat(watchdog.Phase.STEPPING)
-            self.unseen.append(Done(self.at, numbers, self.step.tokens, self.step.learning_rate))
-            ends, last, now = (
-                within + 1 == self.steps_per_epoch,
-                self.at == self.steps,
-                time.monotonic(),
-            )
-            stopping, astray = agreement.reached(self.stop.asked, self.skips >= SKIPS, at_once=ends)
-            due = due or ends or now - saved >= self.task.checkpoint_seconds
-            save = stopping or last or (due and not self.saver.busy)  # nobody waits for a slow disk
-            # Always before a save: nothing is saved after a loss that nobody has looked at.
-            if save or astray or self.at == 1 or now - self.looked[0] >= LOG_SECONDS:
+        agreement = runtime.Agreement(self.world)
+        self.saved_step = self.read_step = self.state.step
+        self.saved_at = self.read_at = time.monotonic()
+        for batch in self.meter.waiting(self.batches.from_step(self.state.step)):
+            self._before_step(evaluate, batch)
+            self._step(batch)
+            moment = self._moment(agreement)
+            if self.cadence.read_due(moment):
                 self._log()
-            if (astray or last) and self.skips >= min(
-                SKIPS, self.steps
-            ):  # here all ranks have looked
-                return self._go_back()
-            if stopping:
-                self._keep()
-                if self.world > 1:
-                    dist.barrier()  # the first to leave may take the others with it
-                self.report_progress(self.at)
-                raise Preempted(
-                    f"stopped at step {self.at} of {self.steps}; its checkpoint is complete"
-                )
-            if save and (
-                last or not self.skips
-            ):  # weights of before a skipped batch are no place to go back to
-                saved, due = now, False
-                if self.rank == 0:
+            match self.cadence.decide(moment, self.state.skips):
+                case Action.GO_BACK:
+                    return self._go_back()
+                case Action.STOP:
+                    self._stop()
+                case Action.SAVE:
                     self._save()
-            if last:
-                return
+                case Action.FINISH:
+                    return self._save()
 
-    def _evaluate(self, evaluate: Evaluator, epoch: int) -> None:
-        """What is due after that many epochs. Minutes, perhaps: it need not end if the trainer is
-        to stop.
-        """
-        if evaluate.due(epoch):
-            with self.stop.loop(inside=False):
-                metrics = evaluate(self.student.clip, epoch)
-            self.recorder.write(event="evaluation", step=self.at, metrics=metrics)
+    def _before_step(self, evaluate: Evaluator, batch: Batch) -> None:
+        # An epoch is evaluated before the step after it: an attempt that was stopped in between,
+        # or in the evaluation itself, leaves it to the next one.
+        epoch, step_of_epoch = divmod(self.state.step, self.hyper.steps_per_epoch)
+        if epoch and step_of_epoch == 0 and evaluate.due(epoch):
+            with self.stop.loop(inside=False):  # it may take minutes: a stop need not wait for it
+                metrics = evaluate(self.stage.student.clip, epoch)
+            self.reporter.evaluation(self.state.step, metrics)
+        if self.state.step == 0 and self.rank == 0 and self.stage.grown is not None:
+            assert self.task.predecessor is not None
+            cosines = growth_cosines(self.stage, self.task.predecessor, batch)
+            self.reporter.growth(self.stage.grown, self.task.predecessor.stage, cosines)
 
-    def _save(self) -> None:
-        """Rank 0's to do."""
-        state = {
-            **self.state,
-            "seconds": self.seconds_before + self._time()["seconds"],
-            "skips": self.skips,
-        }
-        self.saver.save(self.at, self.student, self.optimizer, state)
-
-    def _keep(self) -> None:
-        """This very step, on the disk; others cannot say."""
-        if self.rank == 0:
-            self.saver.wait()
-            if self.saver.saved_step != self.at:
-                self._log()
-                self._save()
-                self.saver.wait()
-            self.report_progress(self.at)
-
-    def _go_back(self) -> None:
-        """To the newest checkpoint, once an attempt: after SKIPS batches in a row that could not be
-        learned from.
-
-        Raises WorkError of class NonFinite, naming the first of them: there is no checkpoint, or it
-        led here again.
-        """
-        self.saver.wait()
-        bad, was = self.at - self.skips + 1, self.at
-        message = (
-            f"the loss or a gradient is not finite at step {bad} of {self.steps} and all others to"
-            f" step {was}"
+    def _step(self, batch: Batch) -> None:
+        """One update. It is only queued on a GPU, and the numbers stay there until `_log`."""
+        step = self.stage.step
+        numbers = step(batch)
+        self.state.step += 1
+        self.spent.steps += 1
+        self.spent.samples += len(batch.ids) * self.world
+        watchdog.beat(watchdog.Phase.STEPPING)
+        self.unread.append(
+            record.Unread(self.state.step, numbers, step.tokens, step.current_learning_rate)
         )
-        if self.gone_back or not self._restore():
-            end = (
-                "after going back to a checkpoint"
-                if self.gone_back
-                else "there is no checkpoint to go back to"
-            )
-            raise WorkError(f"{message}; {end}", "NonFinite")
-        self.say(message)
-        self.gone_back, self.saver.saved_step = True, self.at
-        self.recorder.write(event="wentBack", step=self.at, nonFiniteFrom=bad, nonFiniteTo=was)
 
-    def _tell_growth(self, grown: growth.GrowthReport, batch: Batch) -> None:
-        """What was inherited, and how alike the layers are before the first step."""
-        assert self.task.predecessor is not None
-        predecessor = self.teacher or self._frozen(
-            *artifact.load_predecessor(self.task.predecessor)
+    def _moment(self, agreement: runtime.Agreement) -> Moment:
+        now = time.monotonic()
+        stop_agreed, astray = agreement.reached(
+            self.stop.asked,
+            self.state.skips >= SKIPS,
+            # After an epoch's end there may be an evaluation, or no further step to hear it at.
+            at_once=self.state.step % self.hyper.steps_per_epoch == 0,
         )
-        piece = self.step.to_device(batch.pieces(GROWTH_SAMPLE)[0])
-        # Shapes no step has, as in an evaluation: to compile takes longer than to run them.
-        with self.step.precision(), torch.compiler.set_stance("force_eager"):
-            cosines = growth.agreement(
-                self.student.clip, predecessor, lambda clip: models.Student(clip)(*piece)
-            )
-        for line in grown.lines(self.task.predecessor.stage, cosines):
-            self.say(line)
-        self.recorder.write(
-            event="growth", step=0, **grown.to_dict(), stacks=grown.stacks, cosines=cosines
+        return Moment(
+            step=self.state.step,
+            saved_step=self.saved_step,
+            since_saved=now - self.saved_at,
+            since_read=now - self.read_at,
+            saving=self.stage.saver.busy,
+            stop_agreed=stop_agreed,
+            astray=astray,
         )
 
     def _log(self) -> None:
-        """One record a step, one progress line; the only place where the host waits for the
-        device.
-        """
-        if not (done := self.unseen):
+        """Read the losses of the steps since the last time, then tell of them."""
+        if not self.unread:
             return
-        (before, step), now = self.looked, time.monotonic()
-        rate = (self.at - step) / max(now - before, 1e-9)
-        self.unseen, self.looked = [], (now, self.at)
-        values = torch.stack([entry.numbers for entry in done]).cpu().double().tolist()
-        live = self.report_progress(self.saver.saved_step, rate)
-        counters = self.state.setdefault("counters", {})
-        for entry, numbers in zip(done, values, strict=True):
-            record = entry.record(numbers, self.teacher is not None)
-            self.skips = self.skips + 1 if record["skipped"] else 0
-            counters["skippedBatches"] = counters.get("skippedBatches", 0) + record["skipped"]
-            self.meter.skipped += record["skipped"]
-            if not record["skipped"]:
-                self.state["finalLoss"] = record["taskLoss"]
-                if self.state["initial"]["loss"] is None:
-                    self.state["initial"]["loss"] = record["taskLoss"]
-            self.recorder.write(
-                **record,
-                steps=self.steps,
-                macs=self._spent(entry.step),
-                etaSeconds=live.eta_seconds,
-                samplesPerSecond=live.samples_per_second,
-            )
-        replaced = max(self.batches.replaced, counters.get("replacedPictures", 0))
-        counters |= {"replacedPictures": replaced, "scarceCaptions": self.batches.scarce}
-        self.meter.last, self.meter.replaced = record, replaced
-        at = (
-            f"{self.task.stage} step {self.at}/{self.steps} epoch"
-            f" {self.at / self.steps_per_epoch:.1f}"
-        )
-        speed = (
-            f"{live.samples_per_second:.0f} samples/s, {timedelta(seconds=round(live.eta_seconds))}"
-            " left"
-        )
-        loss = "not finite, skipped" if self.skips else f"{self.state['finalLoss']:.4f}"
-        self.say(f"{at} loss {loss} {speed}")
+        rate = self._rate()
+        numbers = self._read()
+        live = self._progress(self.stage.saver.saved_step, rate)
+        has_teacher = self.stage.teacher is not None
+        self.reporter.steps(numbers, self.state, self.spent, live, has_teacher)
 
-    def _spent(self, step: int) -> int:
-        """By this attempt, when the stage was, or is, at `step` and has not gone back since."""
-        return (self.steps_done - self.at + step) * self.task.macs_per_step
+    def _rate(self) -> float:
+        """Steps a second since the last reading."""
+        now = time.monotonic()
+        rate = (self.state.step - self.read_step) / max(now - self.read_at, 1e-9)
+        self.read_step = self.state.step
+        self.read_at = now
+        return rate
 
-    def _time(self) -> dict[str, float]:
-        """Of this attempt until now: seconds, and those of all its GPUs."""
-        seconds = round(time.monotonic() - self.started, 3)
-        return {
-            "seconds": seconds,
-            "gpu_seconds": seconds * self.world * (self.device.type == "cuda"),
-        }
+    def _read(self) -> list[record.StepNumbers]:
+        """Take the losses into the state. The only place where the host waits for the device."""
+        steps, self.unread = self.unread, []
+        numbers = record.read(steps)
+        for one in numbers:
+            self.state.count(one.task_loss, one.skipped)
+        counters = self.state.counters
+        counters.replaced_pictures = max(self.batches.replaced, counters.replaced_pictures)
+        counters.scarce_captions = self.batches.scarce
+        return numbers
 
-    def report_progress(self, checkpoint_step: int, rate: float = 0.0) -> LiveProgress:
-        """Keep the last word, so that it is true whenever the end comes, and what is served; `rate`
-        is steps/s.
+    def _progress(self, checkpoint_step: int, rate: float = 0.0) -> LiveProgress:
+        return self.reporter.progress(self.state, self.spent, checkpoint_step, rate)
+
+    # Checkpoints, and ways out of the loop.
+
+    def _save(self) -> None:
+        """Begin a checkpoint of this step. Rank 0 writes it; the others keep the same rhythm."""
+        self.saved_step = self.state.step
+        self.saved_at = time.monotonic()
+        if self.rank == 0:
+            state = replace(self.state, seconds=self.seconds_before + self.reporter.seconds())
+            self.stage.saver.save(self.stage.student, self.stage.step.optimizer, state)
+
+    def _keep(self) -> None:
+        """See that rank 0 has a checkpoint of this very step on the disk. Waits for no other rank,
+        which may be gone.
         """
-        done = {"step": self.at, "macs": self._spent(self.at)}
-        self.report |= {**done, **self._time(), "checkpoint_step": checkpoint_step or None}
-        watchdog.tell(self.report)
-        speed, left = (
-            rate * self.inputs["globalBatchSize"],
-            (self.steps - self.at) / rate if rate else 0.0,
+        if self.rank == 0:
+            self.stage.saver.wait()
+            if self.stage.saver.saved_step != self.state.step:
+                self._log()
+                self._save()
+                self.stage.saver.wait()
+            self._progress(self.state.step)
+
+    def _keep_after(self, error: Exception) -> None:
+        """Keep what was learned if only other ranks, which are gone, can know the cause. Not on a
+        GPU: there the weights wait behind a collective that those ranks left unfinished.
+        """
+        if self.device.type == "cpu" and runtime.failure_of(error) is FailureClass.UNKNOWN:
+            self._keep()
+
+    def _stop(self) -> NoReturn:
+        self._keep()
+        if self.world > 1:
+            dist.barrier()  # the first process to leave may take the others with it
+        self._progress(self.state.step)
+        step = f"step {self.state.step} of {self.hyper.steps}"
+        raise Preempted(f"stopped at {step}; its checkpoint is complete")
+
+    def _go_back(self) -> None:
+        """Return all ranks to the newest checkpoint, after SKIPS batches in a row that could not be
+        learned from. Once an attempt.
+
+        Raises WorkError of class NonFinite, naming the first of these batches, if there is no
+        checkpoint or it led here again.
+        """
+        self.stage.saver.wait()
+        bad_to = self.state.step
+        bad_from = bad_to - self.state.skips + 1
+        message = (
+            f"the loss or a gradient is not finite at step {bad_from} of {self.hyper.steps} and all"
+            f" others to step {bad_to}"
         )
-        of = {"attempt": self.task.attempt, "steps": self.steps, "checkpoint_step": checkpoint_step}
-        self.meter.live = LiveProgress(**of, **done, samples_per_second=speed, eta_seconds=left)
-        return self.meter.live
+        if self.went_back:
+            raise WorkError(f"{message}; after going back to a checkpoint", "NonFinite")
+        if not self._restore():
+            raise WorkError(f"{message}; there is no checkpoint to go back to", "NonFinite")
+        self.say(message)
+        self.went_back = True
+        self.reporter.went_back(self.state.step, bad_from, bad_to)
+
+    # After the last step.
 
     def _finish(self, metrics: dict[str, float]) -> LastWord:
-        """Rank 0 writes the artifact and removes what it makes superfluous; the others wait for
-        it.
-        """
+        """Rank 0 writes the artifact and removes the checkpoints, which it makes superfluous."""
         found = None
-        with runtime.rank_0_first():  # a shared volume may take longer than NCCL would wait
+        # The others wait without NCCL, whose patience a shared volume may exceed.
+        with runtime.rank_0_first():
             if self.rank == 0:
                 found = self._export(metrics)
                 checkpoint.remove_checkpoints(self.directory)
-        return self._success(found, spent=self._spent(self.steps))
+        return self._success(found, macs=self.reporter.macs(self.spent))
 
     def _export(self, metrics: dict[str, float]) -> tuple[Manifest, Results]:
-        predecessor = self.task.predecessor
-        results = Results(
-            stage=self.task.stage,
-            model=self.task.model,
-            predecessor=predecessor.stage if predecessor else None,
-            steps=self.steps,
-            samples_seen=self.steps * self.inputs["globalBatchSize"],
-            macs=self.steps * self.task.macs_per_step,
-            seconds=round(self.seconds_before + self._time()["seconds"], 3),
-            growth=Growth.model_validate(self.grown.to_dict()) if self.grown else None,
-            initial=Measured(**self.state["initial"]),
-            final=Measured(loss=self.state["finalLoss"], metrics=metrics),
-            evaluations={e.name: evaluation_key(e) for e in self.task.data.evaluation},
-            counters=self.state.get("counters", {}),
+        seconds = round(self.seconds_before + self.reporter.seconds(), 3)
+        results = artifact.results_of(
+            self.task, self.hyper, self.state, self.stage.grown, metrics, seconds
         )
         manifest = Manifest(
             kind="artifact",
             input_digest=self.task.input_digest,
-            step=self.steps,
-            inputs=self.inputs,
+            step=self.hyper.steps,
+            inputs=self.task.inputs,
             files={},
             environment=self.environment,
         )
-        clip, config = self.student.clip, self.inputs["modelConfig"]
-        return artifact.export(clip, config, results, manifest, self.directory, self.task.owner)
+        return artifact.export(
+            self.stage.student.clip,
+            self.hyper.model_config,
+            results,
+            manifest,
+            self.directory,
+            self.task.owner,
+        )
 
-    def _success(self, found: tuple[Manifest, Results] | None, spent: int) -> LastWord:
-        """Rank 0's word on what it found; of the others nobody asks more than that."""
+    def _success(self, found: tuple[Manifest, Results] | None, macs: int) -> LastWord:
+        """The last word on what rank 0 found or left. Those of other ranks are not read."""
         if found is None:
             return LastWord(result="Succeeded")
-        return success(self.directory / "artifact", *found, macs=spent, **self._time())
+        manifest, results = found
+        return success(
+            self.directory / "artifact", manifest, results, macs=macs, **self.reporter.time_spent()
+        )

@@ -30,7 +30,7 @@ app.kubernetes.io/component: operator
 {{- .Values.image.repository }}{{ .Values.image.digest | empty | ternary (printf ":%s" $tag) (printf "@%s" .Values.image.digest) -}}
 {{- end -}}
 
-{{/* The operator's configuration file: core/modelchain/plan/pools.py says what is in it. */}}
+{{/* The operator's configuration file; core/modelchain/plan/pools.py defines its fields. */}}
 {{- define "modelchain.config" -}}
 {{- $config := pick .Values "namespaces" "progressSeconds" "defaults" -}}
 {{- with .Values.nodePools -}}
@@ -45,7 +45,7 @@ app.kubernetes.io/component: operator
 {{- toYaml $config -}}
 {{- end -}}
 
-{{/* Where the pods of Prometheus are, as a peer of a network policy. */}}
+{{/* Prometheus' pods, as a peer of a network policy. */}}
 {{- define "modelchain.prometheus" -}}
 {{- $standard := dict "matchLabels" (dict "app.kubernetes.io/name" "prometheus") -}}
 {{- with .Values.networkPolicies.prometheus -}}
@@ -53,7 +53,7 @@ app.kubernetes.io/component: operator
 {{- end -}}
 {{- end -}}
 
-{{/* Name servers, wherever they are: a cache of the node is no pod. */}}
+{{/* Name servers at any address: a node-local DNS cache is not a pod. */}}
 {{- define "modelchain.dns" -}}
 - ports:
     - port: 53

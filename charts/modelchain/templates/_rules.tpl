@@ -1,41 +1,41 @@
-{{/* What the operator may do where it serves chains. Its one source: operator/rbac is rendered from here. */}}
+{{/* The operator's rights in the namespaces it serves. operator/rbac is rendered from here too. */}}
 {{- define "modelchain.rules" -}}
-# Chains: a spec is the user's, only the status is ours.
+# Chains: users write the spec, the operator only the status.
 - apiGroups: [modelchain.dev]
   resources: [modelchains]
   verbs: [get, list, watch]
 - apiGroups: [modelchain.dev]
   resources: [modelchains/status]
   verbs: [update]
-# Records of finished stages: made once, never changed or deleted.
+# Records of finished stages: created once, never changed or deleted.
 - apiGroups: [modelchain.dev]
   resources: [stageartifacts]
   verbs: [get, list, watch, create]
-# Attempts: made suspended, released by a patch, deleted to stop them.
+# Attempts: created suspended, released by a patch, deleted to stop them.
 - apiGroups: [kubeflow.org]
   resources: [pytorchjobs]
   verbs: [get, list, watch, create, patch, delete]
-# Verify Jobs: a finished one without an answer is deleted to ask again.
+# Verify Jobs: one that ends without an answer is deleted and created again.
 - apiGroups: [batch]
   resources: [jobs]
   verbs: [get, list, watch, create, delete]
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]
-# The claim of artifacts: made, never deleted or resized.
+# The claim of artifacts: created, never deleted or resized.
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
   verbs: [get, create]
-# Who trains a stage that several chains share.
+# Shares: which chain may train a stage that several chains share.
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
   verbs: [get, list, create, delete]
-# Whether Kueue has a queue for jobs that name none: then ours go into it, so that its quota holds.
+# Whether Kueue has a default queue. Jobs without a queue go into it, so that its quota applies.
 - apiGroups: [kueue.x-k8s.io]
   resources: [localqueues]
   resourceNames: [default]
   verbs: [get]
-# Told of chains; read to learn why pods are refused.
+# Written about chains; read to learn why pods are refused.
 - apiGroups: [""]
   resources: [events]
   verbs: [list, create, patch]

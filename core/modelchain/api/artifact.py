@@ -1,6 +1,4 @@
-"""The API type of `StageArtifact`: the record of one finished stage, immutable (RULES section
-7).
-"""
+"""The API type of `StageArtifact`: the immutable record of one finished stage."""
 
 from __future__ import annotations
 
@@ -24,40 +22,38 @@ class ArtifactPredecessor(Record):
 
 
 class StageArtifactSpec(Record):
-    """One finished stage: what it was trained from, where it lies, what it cost."""
+    """One finished stage: what it was trained from, where its artifact lies, what it cost."""
 
     chain: Name = Field(description="the chain that trained it")
     stage: Name
-    model: Name = Field(description="of Table G, or `inline`")
+    model: Name = Field(description="its name in Table G, or `inline`")
     input_digest: Digest = Field(
-        description="SHA-256 of the resolved inputs; a stage of equal inputs is a hit"
+        description="SHA-256 of the resolved inputs; a stage with the same digest is a hit"
     )
     artifact_digest: Digest = Field(description="SHA-256 of the weights")
     manifest_digest: Digest = Field(description="SHA-256 of manifest.json")
     path: Name = Field(description="relative to the claim's root")
     claim_name: Name
     claim_uid: Name = Field(
-        alias="claimUID", description="a claim of another UID holds other files"
+        alias="claimUID", description="a claim with another UID holds other files"
     )
-    image: str = Field(max_length=1024, description="the trainer's image, recorded and not hashed")
+    image: str = Field(max_length=1024, description="the trainer's image; recorded, not hashed")
     epochs: int = Field(ge=1, le=10_000)
     predecessor: ArtifactPredecessor | None = None
     inputs: dict[str, Any] = Field(
-        description="what was hashed: names what a later miss is owed to"
+        description="what was hashed, so that a later miss can name what changed"
     )
     trainer_math: int | None = Field(
-        None, ge=0, description="of the trainer that made it, recorded and not hashed"
+        None, ge=0, description="version of the trainer's arithmetic; recorded, not hashed"
     )
     steps: int = Field(ge=0)
     macs: Macs
     seconds: float = Field(ge=0)
     gpu_seconds: float = Field(ge=0)
-    cost: Decimal | None = Field(None, description="absent without a price")
-    metrics: dict[str, Decimal] = Field({}, description="in percent, by the evaluation's name")
-    accuracy: Decimal | None = Field(
-        None, description="the first metric, for the table of `kubectl get`"
-    )
-    attempt: Name = Field(description="the job whose word it was")
+    cost: Decimal | None = Field(None, description="absent if the pool has no price")
+    metrics: dict[str, Decimal] = Field({}, description="in percent, by the name of the evaluation")
+    accuracy: Decimal | None = Field(None, description="the first metric, shown by `kubectl get`")
+    attempt: Name = Field(description="the job that trained it")
     finished_at: Name
 
 
@@ -71,5 +67,5 @@ class StageArtifact(Record):
 
 
 def stage_artifact_name(input_digest: str) -> str:
-    """The name of the record of these inputs: equal inputs, one record in a namespace."""
+    """The name of the record of these inputs. A namespace holds one record of equal inputs."""
     return f"sa-{input_digest[:20]}"

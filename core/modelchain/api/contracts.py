@@ -1,5 +1,5 @@
-"""What passes between the rooms, as typed JSON: the trainer's task, its last word, the manifest,
-the results.
+"""What the rooms hand to each other, as typed JSON: the trainer's task, its last word, the
+manifest, the results.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ MANIFEST, RESULTS, WEIGHTS, CONFIG = (
     "open_clip_config.json",
 )
 TASK, LAST_WORD, METRICS = "task.json", "termination.json", "metrics.jsonl"
-EVALUATIONS = (  # beside an artifact: evaluations that were added after it was finished
-    "evaluations.json"
-)
+EVALUATIONS = "evaluations.json"  # beside an artifact: what was measured after it was finished
 
 
 class FailureClass(StrEnum):
-    """Why an attempt ended without an artifact; decides which budget pays (RULES section 5)."""
+    """Why an attempt ended without an artifact; decides which retry budget is charged."""
 
     USER_ERROR = "UserError"
     CORRUPT_PREDECESSOR = "CorruptPredecessor"
@@ -52,7 +50,7 @@ class FailureClass(StrEnum):
 
     @property
     def permanent(self) -> bool:
-        """Trying again cannot help: somebody has to change something first."""
+        """Trying again cannot help: the user has to change something first."""
         return self in (
             self.USER_ERROR,
             self.DATA,
@@ -63,7 +61,7 @@ class FailureClass(StrEnum):
 
     @property
     def disruption(self) -> bool:
-        """The machine's doing, not the work's: charged to maxDisruptions."""
+        """The machine failed and not the work: charged to maxDisruptions."""
         return self in (
             self.PREEMPTED,
             self.KILLED,
@@ -85,7 +83,7 @@ class Predecessor(Record):
 
 
 class TaskEvaluation(Evaluation, Record):
-    """An evaluation with its shards as paths on the trainer's machine: written out, or a pattern in
+    """An evaluation with its shards as paths on the trainer's machine: a list, or a pattern in
     brace notation.
     """
 
@@ -93,20 +91,18 @@ class TaskEvaluation(Evaluation, Record):
 
 
 class TrainFiles(Record):
-    files: (
-        list[str] | str
-    )  # a pod is given the pattern: written out, thousands of paths do not fit into a task
+    # A pod is given the pattern: a list of thousands of paths does not fit into a task.
+    files: list[str] | str
     samples: int
     captions_per_sample: int
     fingerprint: str | None
 
 
 class DataRequest(Record):
-    """What data a chain reads, and where its indexes and tokens may be kept (never beside the
-    data).
+    """What data a chain reads, and the folder for its indexes and tokens (never beside the data).
 
-    `python -m modelchain_data FILE` takes one: it builds what is missing, checks all of it before
-    the first stage, and answers with a DataAnswer on standard output.
+    `python -m modelchain_data FILE` takes one before the first stage: it builds the missing
+    indexes, checks all data, and writes a DataAnswer to standard output.
     """
 
     cache: str
@@ -122,7 +118,7 @@ class DataAnswer(Record):
 
 
 class EvaluationRequest(Record):
-    """What `python -m modelchain_trainer evaluate FILE` is asked: these evaluations of a finished
+    """What `python -m modelchain_trainer evaluate FILE` takes: the evaluations to run on a finished
     artifact.
     """
 
@@ -142,7 +138,7 @@ class Task(Record):
     attempt: str
     input_digest: str
     inputs: dict[str, Any] = Field(
-        description="the hashed inputs; every hyper-parameter is read from here"
+        description="the hashed inputs, which hold every hyper-parameter"
     )
     root: str
     owner: str = Field(description="names the attempt's directory under <root>/<input digest>/")
@@ -153,20 +149,20 @@ class Task(Record):
     macs_per_step: int
     threads: int | None
     device: Literal["cuda", "cpu"] = Field(
-        description="what the pool promises: a trainer that finds less ends at once"
+        description="what the pool has; a trainer that finds no such device ends at once"
     )
     start_seconds: int = Field(
-        description="the trainer ends itself without a first step within this time"
+        description="the trainer ends itself if it makes no first step within this time"
     )
-    stall_seconds: int = Field(description="and without a new step for this time")
+    stall_seconds: int = Field(description="and if it makes no new step for this time")
     last_word: str = Field(description="file for the termination message")
 
 
 class LastWord(Record):
-    """The termination message (<= 2 KiB): an attempt's final word, which outlives its pod.
+    """The termination message (<= 2 KiB) that an attempt leaves, and that outlives its process.
 
-    Read with patience, for it is evidence and may be another version's: what is not known is passed
-    over, a `manifestDigest` without a result is a success, a class without a name here is an Error.
+    A trainer of another version may have written it, so unknown keys are ignored, a
+    `manifestDigest` without a result is a success, and an unknown class is an Error.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -183,12 +179,12 @@ class LastWord(Record):
     seconds: float = 0.0
     gpu_seconds: float = 0.0
     metrics: dict[str, float] = {}
-    trainer_math: int | None = Field(None, description="of the trainer that made the weights")
+    trainer_math: int | None = Field(None, description="of the trainer that trained the weights")
     node: str | None = Field(
-        None, description="the node whose own device failed; none where no node is to blame"
+        None, description="the node whose device failed, if the failure is a node's"
     )
     fault: str = Field(
-        "", description="a short name of the device error, equal for equal errors on two nodes"
+        "", description="a short name of the device error; equal errors have equal names"
     )
 
     @model_validator(mode="before")
@@ -200,9 +196,7 @@ class LastWord(Record):
 
     @property
     def left(self) -> str | None:
-        """What names the weights it left: their SHA-256, or the manifest's where only that is
-        given.
-        """
+        """SHA-256 of the weights that it left, or of the manifest if only that is given."""
         return self.artifact_digest or self.manifest_digest
 
 
@@ -212,11 +206,10 @@ class FileEntry(Record):
 
 
 class Manifest(Record):
-    """Renamed into place last: no manifest, no artifact. `artifactDigest` is the SHA-256 of the
-    weights file.
+    """The list of an artifact's files. It is written last, so without it there is no artifact.
 
-    The weights alone name what a successor inherits: trained again to the same bytes, an artifact
-    is the same artifact.
+    `artifactDigest` is the SHA-256 of the weights file alone, since a successor inherits nothing
+    else: weights that are trained again to the same bytes are the same artifact.
     """
 
     v: Literal[1] = 1
@@ -230,7 +223,7 @@ class Manifest(Record):
 
     @property
     def trainer_math(self) -> int | None:
-        """`TRAINER_MATH` of the trainer that wrote this; None of one that did not say."""
+        """`TRAINER_MATH` of the trainer that wrote this; None if it is not recorded."""
         number = self.environment.get("trainerMath")
         return number if isinstance(number, int) else None
 
@@ -241,7 +234,7 @@ class Measured(Record):
 
 
 class Growth(Record):
-    """Elements of the student's parameters by where they came from."""
+    """How many elements of the student's parameters were inserted, duplicated, and are new."""
 
     method: dict[str, str]
     inserted: int

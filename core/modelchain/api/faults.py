@@ -1,28 +1,27 @@
 """Short names of device errors, from the messages of CUDA, NCCL and torch: equal errors have equal
 names.
 
-By them an operator tells a broken node from an image or a program that fails alike on every node.
+With them the operator tells a broken node from an image or a program that fails on every node.
 """
 
 from __future__ import annotations
 
 import re
 
-# A collective that fails: a link or a switch may be to blame, so no node is.
+# A collective failed. A link or a switch may be broken, so no node is avoided.
 COLLECTIVE = "Collective"
-# CUDA's error for a kernel that died without a known cause: usually the hardware, now and then the
+# CUDA's error for a kernel that ended for an unknown cause: usually the hardware, sometimes the
 # program.
 LAUNCH_FAILURE = "LaunchFailure"
 
-# The texts are those of cudaGetErrorString, of older versions of it and of torch's own checks, in
-# lower case.
+# Texts of cudaGetErrorString, of its older versions and of torch's own checks, in lower case.
 _FAULTS = {
     "EccError": ("uncorrectable ecc error",),
     "NvlinkError": (
         "uncorrectable nvlink error",
         "peer gpu memory over nvlink or a hardware error",
     ),
-    # of a device that nobody has used yet; later it is the work's
+    # Only where the device was not used yet. Later the work itself has run out of memory.
     "DeviceMemory": ("out of memory",),
     "DeviceLost": (
         "fallen off the bus",
@@ -43,8 +42,8 @@ _FAULTS = {
     ),
     "DeviceBusy": ("busy or unavailable", "exclusive-thread device already in use"),
     "DriverTooOld": ("driver version is insufficient", "driver on your system is too old"),
-    # The fabric manager does not run, or libraries and kernel module of the driver are of two
-    # versions.
+    # The fabric manager does not run, or the driver's libraries and kernel module differ in
+    # version.
     "DriverFailed": (
         "system not yet initialized",
         "unsupported display driver",
@@ -60,8 +59,8 @@ _FAULTS = {
 _XID = re.compile(r"\bxid\b")
 # Errors of the program itself, whatever else CUDA says.
 _PROGRAM = ("device-side assert triggered", "illegal memory access", "misaligned address")
-# What the other ranks see when one has gone; gloo has no device that could fail, and names its own
-# files.
+# What the other ranks see when one has ended. Every error of gloo counts, since it uses no device;
+# its messages name its source files.
 _PEERS = (
     "ncclremoteerror",
     "remote process exited",
@@ -82,7 +81,7 @@ def fault_of(text: str) -> str:
 
 
 def of_a_peer(text: str) -> bool:
-    """Whether `text` says only that another process of the attempt is gone: a consequence, never a
+    """Whether `text` says only that another process of the attempt has ended, which is never the
     cause.
     """
     text = text.lower()

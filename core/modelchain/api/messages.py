@@ -1,24 +1,17 @@
-"""The sentences that refuse a spec, said alike by the command line and, through CEL, by the API
-server.
+"""The messages that refuse a spec: the command line and, through CEL, the API server
+use the same.
 """
 
 from __future__ import annotations
 
+from modelchain.families.registry import FAMILIES
+
 ONE_MODEL = "give exactly one of model and modelConfig"
 UNKNOWN_MODEL = "model '{name}' is not known; use one of {known}, or an inline modelConfig"
-HEADS = "width {w} is not divisible into heads of head_width {h}"
-PATCHES = "image_size {s} is not divisible by patch_size {p}"
 TEXT_HEADS = "width {w} is not divisible by heads {h}"
-MLP = "width {w} times mlp_ratio {r} is not a whole number"
-TIMM_ONLY = "timm_pool and timm_proj go with timm_model_name"
-UNKNOWN_TRUNK = "timm_model_name '{name}' is not supported; use one of {known}"
-BESIDE_TRUNK = (
-    "patch_size, layers, head_width, mlp_ratio and width cannot be set beside timm_model_name"
-)
-TRUNK_IMAGE = "a Swin trunk of this name takes image_size 224"
 
 NEIGHBOURS = "stage '{after}' after '{before}': {mismatch}"
-FAMILIES = "a ViT and a Swin tower cannot be neighbours"
+OTHER_FAMILY = f"a {' and a '.join(f.NAME for f in FAMILIES)} tower cannot be neighbours"
 EQUAL = "{name} must be equal along the chain ({x} then {y})"
 SHRINKS = "{name} shrinks ({x} then {y}); stages go from small to large"
 NO_GROWTH = "no tower grows in width or depth; each stage must be larger than its predecessor"
@@ -45,7 +38,7 @@ WARM_UP = (
 )
 NO_EPOCHS = "stage {stage} has no epochs: give them, or a target acceleration to allocate them by"
 
-# What only an API server asks, since `modelchain run` uses neither image nor storage.
+# Only an API server checks these: `modelchain run` uses neither image nor storage.
 CHAIN_NAME = "must be at most 24 of a-z, 0-9 and '-', a letter first and no '-' last (got '{name}')"
 LOCAL = (
     "kind Local is for `modelchain run -f FILE --root DIR` on your machine; on a cluster give kind"
@@ -65,8 +58,8 @@ ARTIFACT = (
 
 
 def shortened(text: str, length: int) -> str:
-    """At most `length` characters: where that is too few, the middle goes, since both ends of an
-    error say most.
+    """At most `length` characters. A longer text loses its middle, since the two ends of an error
+    message say most.
     """
     if len(text) <= length:
         return text

@@ -1,7 +1,7 @@
 """The API types of `ModelChain` (modelchain.dev/v1alpha1): strict, bounded, decimals as strings.
 
-The CRD is generated from these types. What one field cannot say (CEL's part) is in
-`modelchain.plan.check`.
+The CRD is generated from these types. Rules between fields are in `modelchain.plan.check`, and as
+CEL in `modelchain.crd`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from modelchain.api.messages import ONE_CLAIM, ONE_MODEL, RETRIEVAL, UNKNOWN_MODEL, ZERO_SHOT
 from modelchain.api.modelconfig import ModelConfig
-from modelchain.families.zoo import MODELS
+from modelchain.api.zoo import MODELS
 
 API_VERSION = "modelchain.dev/v1alpha1"
 KIND = "ModelChain"
@@ -32,13 +32,13 @@ LongText = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 ClaimName = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", max_length=253)
 ]
-# A label's value on a cluster: Kueue names its queues and priorities by labels.
+# A label's value on a cluster: labels name Kueue's queues and priorities.
 LabelName = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", max_length=63)
 ]
 DataPath = Annotated[str, StringConstraints(pattern=r"^/", min_length=2, max_length=1024)]
-# At most 18 digits and a two-digit exponent: no spec can ask for a number that takes long to
-# compute with.
+# At most 24 characters and a two-digit exponent, so that no spec can hold a number that takes long
+# to compute with.
 DecimalString = Annotated[
     str,
     StringConstraints(
@@ -57,14 +57,16 @@ class ApiModel(BaseModel):
 
 
 class Record(ApiModel):
-    """Base of what we write ourselves, by Python names; a spec takes only the API's."""
+    """Base of what we write ourselves: it also takes Python's field names, which a spec
+    does not.
+    """
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
 
 class Metadata(ApiModel):
-    """What is read of an object's metadata. An API server adds more to it, and knows fields that we
-    do not: those are passed over, so that what `kubectl get -o yaml` prints can be run.
+    """What is read of an object's metadata. Unknown keys are ignored: an API server adds some, and
+    what `kubectl get -o yaml` prints must be a valid spec.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -85,9 +87,7 @@ class Metadata(ApiModel):
     @model_validator(mode="before")
     @classmethod
     def _name_to_come(cls, metadata: Any) -> Any:
-        """An API server completes `generateName`; until then what is given of the name stands for
-        it.
-        """
+        """An API server completes `generateName`; until then its beginning stands for the name."""
         if (
             isinstance(metadata, dict)
             and "name" not in metadata
@@ -98,26 +98,26 @@ class Metadata(ApiModel):
 
 
 class Resources(ApiModel):
-    """What a stage runs on: it may be changed without training anything again."""
+    """What a stage runs on. A change trains nothing again."""
 
-    nodes: int = Field(1, ge=1, le=256, description="one pod each")
+    nodes: int = Field(1, ge=1, le=256, description="nodes; each runs one pod")
     processes_per_node: int | None = Field(
-        None, ge=1, le=64, description="default: the pool's GPUs a node, else 1"
+        None, ge=1, le=64, description="default: one for each GPU of a node, else 1"
     )
 
 
 class Stage(ApiModel):
-    """One model of the chain, smallest first. Either `model`, a name, or `modelConfig`, in
+    """One model of the chain, smallest first: either `model`, a name, or `modelConfig`, in
     open_clip's format.
     """
 
-    name: StageName = Field(description="of this chain alone; a part of the names of its jobs")
+    name: StageName = Field(description="unique in the chain; part of the names of its jobs")
     model: str | None = Field(
-        None, max_length=63, description="ViT-{T,C,S,M,B,XB,L}-16 or Swin-{T,S,B,L}"
+        None, max_length=63, description=f"a model of Table G: {', '.join(MODELS)}"
     )
     # No defaults inside: named as in open_clip's own JSON files.
     model_config_: ModelConfig | None = Field(None, alias="modelConfig")
-    epochs: int | None = Field(None, ge=1, le=10_000, description="default: found by the plan")
+    epochs: int | None = Field(None, ge=1, le=10_000, description="default: allocated by the plan")
     rerun: Text | None = Field(None, description="any new text trains this stage again")
     resources: Resources = Resources()
 
@@ -133,7 +133,7 @@ class Stage(ApiModel):
 
     @property
     def config(self) -> ModelConfig:
-        """The resolved model config, all defaults filled in."""
+        """The model's config, given or from Table G."""
         if self.model_config_ is not None:
             return self.model_config_
         assert self.model is not None
@@ -141,29 +141,31 @@ class Stage(ApiModel):
 
 
 class TrainData(ApiModel):
-    """WebDataset shards, in brace notation, and how many samples they hold."""
+    """The WebDataset shards to train on, and how many samples they hold."""
 
     shards: DataPath = Field(description="tars in brace notation, under mountPath")
-    samples: int = Field(ge=1, le=100_000_000_000, description="how many the shards hold")
+    samples: int = Field(ge=1, le=100_000_000_000, description="number of samples in the shards")
     captions_per_sample: int = Field(
-        4, ge=1, le=64, description="drawn for a picture, anew in each epoch"
+        4, ge=1, le=64, description="captions drawn for each picture, anew in each epoch"
     )
     fingerprint: (
         Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", max_length=64)] | None
-    ) = Field(None, description="as printed by `modelchain pack`; other data is refused")
+    ) = Field(None, description="printed by `modelchain pack`; other data is refused")
 
 
 class Volume(ApiModel):
     """The claim that holds the data, and where it is mounted."""
 
     claim_name: ClaimName | None = Field(
-        None, description="a claim of the chain's namespace; needed on a cluster"
+        None, description="a claim in the chain's namespace; required on a cluster"
     )
-    mount_path: DataPath = Field("/data", description="what every path of the spec begins with")
+    mount_path: DataPath = Field(
+        "/data", description="where it is mounted; all paths of the spec lie below"
+    )
 
 
 class Data(ApiModel):
-    """What is trained on, and the claim that holds it. All paths are below its mountPath."""
+    """The data, and the claim that holds it. All paths lie below its mountPath."""
 
     train: TrainData
     volume: Volume = Volume()
@@ -172,16 +174,16 @@ class Data(ApiModel):
 class Evaluation(ApiModel):
     """One measurement: after every stage, and on the grown weights before the first step."""
 
-    name: MetricName = Field(description="key of the metric")
+    name: MetricName = Field(description="name of the metric")
     kind: Literal["ZeroShot", "Retrieval"] = Field(
-        description="top-1 of a classification, or the mean of both directions' recall at 1"
+        description="top-1 accuracy of a classification, or mean recall at 1 of both directions"
     )
     shards: DataPath = Field(description="tars in brace notation, under mountPath")
     class_names: LongText | None = Field(None, description="`imagenet`, or the path of a JSON list")
     templates: LongText | None = Field(
         None, description="`openai`, or the path of a JSON list with {} for the class"
     )
-    every_epochs: int = Field(0, ge=0, le=10_000, description="0: at the start and the end only")
+    every_epochs: int = Field(0, ge=0, le=10_000, description="0: only at the start and at the end")
 
     @model_validator(mode="after")
     def _kind_needs(self) -> Evaluation:
@@ -194,7 +196,7 @@ class Evaluation(ApiModel):
 
     @property
     def list_files(self) -> dict[str, str]:
-        """By field, the paths of JSON lists; what is built in is no file."""
+        """By field, the paths of JSON lists, without the lists that are built in."""
         lists = {
             "classNames": (self.class_names, BUILT_IN_CLASS_NAMES),
             "templates": (self.templates, BUILT_IN_TEMPLATES),
@@ -205,7 +207,7 @@ class Evaluation(ApiModel):
 
 
 class WarmupSteps(ApiModel):
-    """Over how many steps the learning rate rises to its peak."""
+    """Steps over which the learning rate rises to its peak."""
 
     first: int = Field(8000, ge=0, le=10_000_000, description="of the first stage")
     successors: int = Field(1000, ge=0, le=10_000_000, description="of each other stage")
@@ -215,38 +217,46 @@ class Recipe(ApiModel):
     """How each stage is trained: AdamW, a linear warm-up, then a cosine to 0."""
 
     baseline_epochs: int = Field(
-        ge=1, le=10_000, description="of each model if it were trained alone"
+        ge=1,
+        le=10_000,
+        description="epochs of a model that is trained alone; also of the first stage",
     )
     global_batch_size: int = Field(
-        ge=2, le=1_048_576, description="pictures a step, over all ranks"
+        ge=2, le=1_048_576, description="pictures in one step, over all ranks"
     )
-    learning_rate: DecimalString = Field(description="the peak, a decimal in quotes")
-    weight_decay: DecimalString = Field("0.1", description="on matrices only, a decimal in quotes")
+    learning_rate: DecimalString = Field(description="its peak, a decimal in quotes")
+    weight_decay: DecimalString = Field("0.1", description="of matrices only, a decimal in quotes")
     warmup_steps: WarmupSteps = WarmupSteps()
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="bf16: by autocast")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="bf16 uses autocast")
     seed: int = Field(
-        0, ge=0, le=2**31 - 1, description="of initialisation, order, crops and captions"
+        0, ge=0, le=2**31 - 1, description="seeds initialisation, order, crops and captions"
     )
     micro_batch_size: int | None = Field(
-        None, ge=1, le=1_048_576, description="pictures at a time: same loss, less memory"
+        None,
+        ge=1,
+        le=1_048_576,
+        description="pictures computed at a time: the same loss in less memory",
     )
 
 
 class Distillation(ApiModel):
-    """A stage is pulled towards the features of the one before it."""
+    """How a stage learns the features of its predecessor."""
 
-    alpha: DecimalString = Field("500", description="weight of the feature distillation; 0: none")
+    alpha: DecimalString = Field(
+        "500", description="weight of the feature distillation; 0 switches it off"
+    )
     convention: Literal["Released", "Equation1"] = Field(
         "Released",
         description=(
-            "what alpha multiplies: the authors' code's means, or the paper's squared norms"
+            "what alpha multiplies: the means of the authors' code, or the paper's squared norms"
         ),
     )
 
     def released_alpha(self, dim: int) -> Decimal:
-        """alpha by the authors' code: the factor of mean squares over `dim`, the predecessor's
-        embed_dim, picture plus text. Eq. 1 and 4 have squared norms, picture and text averaged.
-        Features are of unit length in both, as in the code; the paper does not say so of Eq. 1.
+        """alpha as the authors' code uses it: the factor of the mean squares over `dim`, the
+        predecessor's embed_dim, of picture plus text. Equations 1 and 4 of the paper have squared
+        norms, averaged over picture and text. In both, features have unit length, as in the code;
+        the paper does not say so of Equation 1.
         """
         return (
             Decimal(self.alpha) * dim / 2 if self.convention == "Equation1" else Decimal(self.alpha)
@@ -254,12 +264,12 @@ class Distillation(ApiModel):
 
     @property
     def pulls(self) -> bool:
-        """Whether predecessors run beside their successors; grown they are without, too."""
+        """Whether a predecessor runs as teacher. Stages are grown from it in any case."""
         return bool(Decimal(self.alpha))
 
 
 class Transfer(ApiModel):
-    """How a stage is grown from the one before it."""
+    """How a stage is grown from its predecessor."""
 
     width: Literal[
         "Insert",
@@ -271,45 +281,45 @@ class Transfer(ApiModel):
         "LEMON",
         "NetExpand",
         "Released",
-    ] = Field("Insert", description="how a tensor becomes a larger one; Insert: its corner")
+    ] = Field("Insert", description="how a tensor is widened; Insert: copied into a corner")
     depth: Literal["Duplicate", "Constant", "Interval"] = Field(
         "Duplicate",
-        description="which layers take the smaller model's; Duplicate: all, each several times",
+        description="how layers are added; Duplicate: each is repeated",
     )
     distillation: Distillation = Distillation()
 
 
 class Allocation(ApiModel):
-    """How epochs are found for stages that give none."""
+    """How epochs are allocated to stages that give none."""
 
     target_acceleration: DecimalString | None = Field(
         None,
         description=(
-            "how many times cheaper than each model alone; finds the epochs that are not given"
+            "how many times fewer MACs than training each model alone; allocates epochs not given"
         ),
     )
 
 
 class ClaimTemplate(ApiModel):
-    """A claim of its own, <chain>-artifacts, ReadWriteMany."""
+    """The claim <chain>-artifacts, ReadWriteMany, which the operator creates."""
 
     storage_class_name: ClaimName | None = Field(None, description="default: the cluster's")
     size: Annotated[
         str, StringConstraints(pattern=r"^[0-9]{1,12}(\.[0-9]{1,3})?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$")
-    ] = Field(description="for the checkpoints and models of all stages, as 500Gi")
+    ] = Field(description="room for all checkpoints and models, such as 500Gi")
 
 
 class Storage(ApiModel):
-    """Where checkpoints and models are kept: `claimTemplate` or `claimName`, neither of which can
-    be changed later.
+    """Where checkpoints and models are kept: `claimTemplate` or `claimName`. Neither can be changed
+    later.
     """
 
     claim_template: ClaimTemplate | None = None
     claim_name: ClaimName | None = Field(
         None,
-        description="a claim that is there; chains that share one train equal first stages once",
+        description="an existing claim; chains that use the same train equal first stages once",
     )
-    retain: bool = Field(True, description="false: a claim made for the chain is deleted with it")
+    retain: bool = Field(True, description="false: a created claim is deleted with the chain")
 
     @model_validator(mode="after")
     def _one_claim(self) -> Storage:
@@ -319,52 +329,54 @@ class Storage(ApiModel):
 
 
 class Runner(ApiModel):
-    """Where and by whom stages are run. It may be changed without training anything again."""
+    """Where stages run, and what launches them. A change trains nothing again."""
 
     kind: Literal["PyTorchJob", "Local"] = Field(
-        "PyTorchJob", description="Local: by `modelchain run`, not on a cluster"
+        "PyTorchJob", description="Local: run by `modelchain run`, not on a cluster"
     )
-    node_pool: Text | None = Field(None, description="a name of the operator's configuration")
-    image: LongText | None = Field(None, description="the trainer's, with its digest")
+    node_pool: Text | None = Field(None, description="a node pool of the operator's configuration")
+    image: LongText | None = Field(None, description="the trainer's image, with its digest")
     queue_name: LabelName | None = Field(None, description="Kueue's LocalQueue")
     priority_class: LabelName | None = Field(None, description="Kueue's WorkloadPriorityClass")
 
 
 class Retry(ApiModel):
-    """Budgets of each stage: when they are spent, it has failed."""
+    """Budgets of each stage. It fails when one is spent."""
 
     max_retries: int = Field(
-        3, ge=0, le=100, description="failures of a stage that are tried again"
+        3, ge=0, le=100, description="failures after which a stage is tried again"
     )
     max_disruptions: int = Field(
-        50, ge=0, le=10_000, description="interruptions that are gone on from"
+        50, ge=0, le=10_000, description="interruptions a stage may resume after"
     )
 
 
 class Deadlines(ApiModel):
-    """How long to wait before an attempt is given up; time in a queue never counts."""
+    """How long an attempt may take before it is ended. Time in a queue never counts."""
 
     start_seconds: int = Field(
         1800, ge=1, le=604_800, description="from the first running pod to the first step"
     )
     stall_seconds: int = Field(1800, ge=1, le=604_800, description="from one step to the next")
     stage_seconds: int | None = Field(
-        None, ge=1, le=31_536_000, description="all running of a stage together"
+        None, ge=1, le=31_536_000, description="running time of all attempts of a stage"
     )
 
 
 class Checkpoint(ApiModel):
-    """When a running stage saves its state; also at the end of each epoch, and before it stops."""
+    """When a running stage saves its state. It also does at the end of an epoch and before it
+    stops.
+    """
 
     every_seconds: int = Field(60, ge=1, le=86_400, description="time between two checkpoints")
 
 
 class ChainSpec(ApiModel):
-    suspend: bool = Field(False, description="stop at a checkpoint, go on when false again")
+    suspend: bool = Field(False, description="true: stop at a checkpoint; false again: resume")
     stages: list[Stage] = Field(
         min_length=1,
         max_length=32,
-        description="the models, smallest first, each grown from the one before",
+        description="the models, smallest first; each is grown from the one before",
     )
     data: Data
     evaluation: list[Evaluation] = Field(
@@ -383,8 +395,8 @@ class ChainSpec(ApiModel):
 
 
 class ModelChain(ApiModel):
-    """The whole object. `status` is accepted and ignored: it is the operator's, or the local
-    runner's, to write.
+    """The whole object. `status` is accepted and ignored: the operator or the local runner writes
+    it.
     """
 
     api_version: Literal["modelchain.dev/v1alpha1"]

@@ -1,15 +1,16 @@
-"""The status of a chain: the ledger, the same shape on a cluster and on a laptop (DESIGN section
-11).
+"""The status of a chain, which is also its ledger. It has the same shape on a cluster and on a
+laptop.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict, Unpack
 
 from pydantic import BeforeValidator, Field
 
 from modelchain.api.contracts import FailureClass, Progress
+from modelchain.api.reasons import Code, known, without_code, without_command
 from modelchain.api.spec import Record
 
 
@@ -42,17 +43,18 @@ Macs = Annotated[int, BeforeValidator(_storable)]
 
 
 class PodTime(Record):
-    """When one pod's container ran (seconds since the epoch), on how many GPUs."""
+    """When one pod's container ran (seconds since the epoch), and on how many GPUs."""
 
     started: float
     finished: float | None = None
     gpus: int = 0
-    first: bool = False  # it holds rank 0: its time is the attempt's running time
+    # It is rank 0's pod; the attempt's running time is that of this pod.
+    first: bool = False
 
 
 class Spent(Record):
-    """What is over and will not change: money as a decimal string, None where no price was
-    named.
+    """What closed attempts have spent; it does not change any more. `cost` is a decimal string, or
+    None without a price.
     """
 
     macs: Macs = 0
@@ -84,12 +86,38 @@ class AttemptStatus(Record):
     macs: Macs = 0
     uid: str | None = None
     ending: FailureClass | None = None
-    node: str | None = None  # whose own device ended it, and what was wrong there
+    # The node whose own device ended it, and a short name of the fault.
+    node: str | None = None
     fault: str = ""
     checkpoint_step: int = 0
     stepped_at: float | None = None
     pods: dict[str, PodTime] = {}
     gone: Spent = Spent()
+
+    def changed(self, **fields: Unpack[AttemptFields]) -> AttemptStatus:
+        """A copy in which these fields have these values."""
+        return self.model_copy(update=dict(fields))
+
+
+class AttemptFields(TypedDict, total=False):
+    """Fields of `AttemptStatus` that may change, with their types; a test compares the two."""
+
+    state: State
+    failure: FailureClass | None
+    message: str
+    started_at: str | None
+    finished_at: str | None
+    gpu_seconds: float
+    cost: str | None
+    macs: int
+    uid: str | None
+    ending: FailureClass | None
+    node: str | None
+    fault: str
+    checkpoint_step: int
+    stepped_at: float | None
+    pods: dict[str, PodTime]
+    gone: Spent
 
 
 class ArtifactRef(Record):
@@ -101,21 +129,26 @@ class ArtifactRef(Record):
 
 
 class StageStatus(Record):
-    """`spent` is the ledger of closed attempts; `macs`, `gpuSeconds` and `cost` add the open one to
-    it.
+    """One stage. `spent` is the ledger of its closed attempts; `macs`, `gpuSeconds` and `cost` add
+    the open one.
 
-    Without an attempt of its own these three are those of the StageArtifact it found. `inheritsAt`
-    is the end of the predecessor's trainer (seconds since the epoch), until this stage has a job.
+    A stage without attempts of its own shows what the StageArtifact says that it found.
+    `inheritsAt` is when the predecessor's trainer ended (seconds since the epoch), until this stage
+    has a job.
     """
 
     name: str
     state: State = State.PENDING
+    # A sentence; its code, of `modelchain.api.reasons.Code` or of a newer version's; and the
+    # command to type next, where there is one.
     reason: str = ""
-    stalled: bool = False  # it waits for somebody, as `reason` says
+    reason_code: str = ""
+    next: str = ""
+    # The stage waits for a person, as `reason` says.
+    stalled: bool = False
     input_digest: str | None = None
-    last_digest: str | None = (
-        None  # that it was last finished or launched with, kept while it waits
-    )
+    # With which it was last finished or launched; kept while it waits.
+    last_digest: str | None = None
     cache: Literal["Hit", "Miss"] | None = None
     epochs: int | None = None
     frozen: bool = False
@@ -123,24 +156,75 @@ class StageStatus(Record):
     attempt_count: int = 0
     retries: int = 0
     disruptions: int = 0
-    retried: dict[
-        FailureClass, int
-    ] = {}  # attempts made again, by why the one before ended; never renewed
+    # Attempts that were retried, by how the one before ended; never renewed.
+    retried: dict[FailureClass, int] = {}
     checkpoint_step: int = 0
     not_before: float | None = None
     progress: Progress | None = None
     results: dict[str, str] = {}
     inherits_at: float | None = None
-    transition_seconds: float | None = None  # from there to this stage's job
+    # From there until this stage had a job.
+    transition_seconds: float | None = None
     planned_macs: Macs = 0
     spent: Spent = Spent()
-    trained: Spent = (
-        Spent()
-    )  # of it, by closed attempts at `lastDigest`: what its StageArtifact will say
+    # The part of `spent` by closed attempts at `lastDigest`: what the StageArtifact will say.
+    trained: Spent = Spent()
     macs: Macs = 0
     gpu_seconds: float = 0.0
     cost: str | None = None
     artifact: ArtifactRef | None = None
+
+    def changed(self, **fields: Unpack[StageFields]) -> StageStatus:
+        """A copy in which these fields have these values."""
+        return self.model_copy(update=dict(fields))
+
+    @property
+    def code(self) -> Code | None:
+        """Why the stage is as it is; None where another version wrote the status.
+
+        An older version wrote no code; of a stage that has failed, its last attempt tells it.
+        """
+        if not self.reason_code and self.state is State.FAILED and self.attempts:
+            return known(self.attempts[-1].failure or "")
+        return known(self.reason_code)
+
+    @property
+    def message(self) -> str:
+        """`reason` without the code and the command that stand beside it."""
+        return without_code(without_command(self.reason, self.next), self.reason_code)
+
+
+class StageFields(TypedDict, total=False):
+    """Fields of `StageStatus` that may change, with their types; a test compares the two."""
+
+    state: State
+    reason: str
+    reason_code: str
+    next: str
+    stalled: bool
+    input_digest: str | None
+    last_digest: str | None
+    cache: Literal["Hit", "Miss"] | None
+    epochs: int | None
+    frozen: bool
+    attempts: list[AttemptStatus]
+    attempt_count: int
+    retries: int
+    disruptions: int
+    retried: dict[FailureClass, int]
+    checkpoint_step: int
+    not_before: float | None
+    progress: Progress | None
+    results: dict[str, str]
+    inherits_at: float | None
+    transition_seconds: float | None
+    planned_macs: int
+    spent: Spent
+    trained: Spent
+    macs: int
+    gpu_seconds: float
+    cost: str | None
+    artifact: ArtifactRef | None
 
 
 class Condition(Record):
@@ -167,11 +251,12 @@ class Summary(Record):
     accuracy: str = ""
 
 
-MOST_AVOIDED = 16  # nodes, the newest; a job cannot name nodes without end
+# The newest nodes that are kept; a job cannot name any number of nodes.
+MOST_AVOIDED = 16
 
 
 class AvoidedNode(Record):
-    """A node whose own device failed: the chain's attempts keep away from it `until` then (seconds
+    """A node whose own device failed. The chain's attempts keep away from it until `until` (seconds
     since the epoch).
     """
 
@@ -181,8 +266,8 @@ class AvoidedNode(Record):
 
 
 class ChainStatus(Record):
-    """`retry` is the newest value of the retry annotation that budgets were renewed for; it stays
-    when that goes.
+    """`retry` is the newest value of the retry annotation for which budgets were renewed. It stays
+    when the annotation is removed.
     """
 
     observed_generation: int = -1
@@ -194,17 +279,15 @@ class ChainStatus(Record):
     retry: str | None = None
 
     def as_stored(self) -> ChainStatus:
-        """As it is read back after it was written: `decide` compares with that, or it would write
-        for ever.
+        """As it is read back after it was written. `decide` compares with that form: otherwise it
+        would find a difference in every pass, and write for ever.
         """
         return ChainStatus.model_validate_json(
             self.model_dump_json(by_alias=True, exclude_none=True)
         )
 
     def is_over(self, stages: int) -> bool:
-        """Whether all stages have finished or one has failed; nothing more starts then by
-        itself.
-        """
+        """Whether all stages have finished or one has failed. Then nothing starts by itself."""
         done = [stage.state is State.SUCCEEDED for stage in self.stages]
         return (len(done) == stages and all(done)) or any(
             s.state is State.FAILED for s in self.stages
@@ -212,12 +295,12 @@ class ChainStatus(Record):
 
     @property
     def epochs(self) -> dict[str, int]:
-        """Of every stage whose epochs are settled, by name."""
+        """By stage, the epochs that are known."""
         return {s.name: s.epochs for s in self.stages if s.epochs is not None}
 
     @property
     def frozen_epochs(self) -> dict[str, int]:
-        """By stage, allocated epochs that a launch has fixed (RULES section 1)."""
+        """By stage, allocated epochs that a launch has fixed; an edit does not change them."""
         return {s.name: s.epochs for s in self.stages if s.frozen and s.epochs is not None}
 
     def condition(self, kind: str) -> Condition | None:

@@ -1,4 +1,4 @@
-"""`modelchain`: the command line. Core owns it; other rooms add commands by the entry points
+"""`modelchain`: the command line. Other rooms add commands by the entry points
 `modelchain.commands`.
 """
 
@@ -24,9 +24,8 @@ from modelchain.errors import (
     WorkError,
 )
 
-_UsageError: Any = typer.BadParameter.__mro__[
-    1
-]  # click's, which typer carries under a private name
+# click's UsageError, which typer has only under a private name
+_UsageError: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="modelchain",
@@ -41,7 +40,7 @@ for command in (validate, plan, run, status):
 for entry in entry_points(group="modelchain.commands"):
     try:
         command = entry.load()
-    except ImportError:  # the room's packages are not installed here; its commands are not either
+    except ImportError:  # the room's packages are not installed, so its commands are absent
         continue
     if isinstance(command, typer.Typer):
         app.add_typer(command, name=entry.name)
@@ -50,16 +49,14 @@ for entry in entry_points(group="modelchain.commands"):
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one line on standard error for each thing that is
-    wrong.
+    """Run the command line. For wrong input it prints one line for each problem to
+    standard error.
     """
     try:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else EXIT_DONE)
-    except _UsageError as error:  # typer's own way folds it into a box
-        if (
-            message := error.format_message()
-        ):  # empty where no command was given: the help says enough
+    except _UsageError as error:  # typer itself would print a box
+        if message := error.format_message():  # empty if no command was given: the help was printed
             print(f"modelchain: {message}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     except (InputError, WorkError) as error:
@@ -69,7 +66,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("modelchain: interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         sys.stderr.close()
         sys.exit(0)
     except OSError as error:

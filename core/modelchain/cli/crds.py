@@ -11,7 +11,7 @@ from modelchain.crd import definitions
 
 
 def rendered() -> dict[str, str]:
-    """The CRDs as YAML, by the name of their file."""
+    """The CRDs as YAML, by file name."""
     return {
         name: yaml.safe_dump(definition, sort_keys=False, width=10_000, allow_unicode=True)
         for name, definition in definitions().items()

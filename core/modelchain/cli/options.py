@@ -1,6 +1,4 @@
-"""Options that several commands take, and what they say where the operator's packages are
-missing.
-"""
+"""Options of several commands, and the message where the operator's packages are missing."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def plan(
 
 
 def _what_run_does(chain: ModelChain, shown: planning.Plan) -> str | None:
-    """`run` allocates epochs by the analytic convention, whatever is shown here."""
+    """The epochs that `run` will allocate, if another convention than its own is shown."""
     if shown.convention == "analytic" or all(stage.epochs for stage in chain.spec.stages[1:]):
         return None
     try:
@@ -73,11 +73,40 @@ def _what_run_does(chain: ModelChain, shown: planning.Plan) -> str | None:
 
 
 def _print(result: planning.Plan, price: Price | None, note: str | None) -> None:
-    stages, total, individual = result.stages, result.total, result.individual
+    price = price if result.total.cost else None
+    # Wider than any terminal: a long line is better than a number that is cut.
+    console = Console(width=250, markup=False, highlight=False, emoji=False)
+    console.print(_table(result, price))
+    if price:
+        console.print(
+            f"{price.per_gpu_hour} {price.currency} per GPU hour: {price.source}", soft_wrap=True
+        )
+    if note:
+        console.print(note, soft_wrap=True)
+    console.print(_in_words(result), soft_wrap=True)
+
+
+def _table(result: planning.Plan, price: Price | None) -> Table:
+    columns = _columns(result, price)
+    table = Table(
+        box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=f"{result.chain}, {result.convention} MACs"
+    )
+    for heading in columns:
+        table.add_column(
+            heading, justify="left" if heading in ("stage", "model") else "right", no_wrap=True
+        )
+    last_stage = len(result.stages) - 1
+    for index, row in enumerate(zip(*columns.values(), strict=True)):
+        table.add_row(*row, end_section=index == last_stage)
+    return table
+
+
+def _columns(result: planning.Plan, price: Price | None) -> dict[str, list[str]]:
+    """By heading, a cell for each stage, for the chain, and for each model trained alone."""
+    stages, total = result.stages, result.total
     spent = accumulate(stage.macs for stage in stages)
     alone = accumulate(stage.individual.macs for stage in stages)
-    amounts: list[planning.StagePlan | planning.Amount] = [*stages, total, individual]
-    # The last two rows of every column: the chain, and each model trained alone.
+    amounts: list[planning.StagePlan | planning.Amount] = [*stages, total, result.individual]
     columns = {
         "stage": [*(stage.name for stage in stages), "chain", "each alone"],
         "model": [*(stage.model for stage in stages), "", ""],
@@ -88,33 +117,14 @@ def _print(result: planning.Plan, price: Price | None, note: str | None) -> None
     }
     if total.gpu_hours is not None:
         columns["GPU\nhours"] = [f"{amount.gpu_hours:,.1f}" for amount in amounts]
-    if price and total.cost:
+    if price:
         columns[f"cost\n{price.currency}"] = [amount.cost or "" for amount in amounts]
     columns |= {
         "alone:\nMACs": [*(_scientific(stage.individual.macs) for stage in stages), "", ""],
         "\nratio": [*(f"{stage.individual.macs / stage.macs:.2f}" for stage in stages), "", ""],
         "ratio\nso far": [*(f"{a / s:.2f}" for a, s in zip(alone, spent, strict=True)), "", ""],
     }
-    table = Table(
-        box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=f"{result.chain}, {result.convention} MACs"
-    )
-    for heading in columns:
-        table.add_column(
-            heading, justify="left" if heading in ("stage", "model") else "right", no_wrap=True
-        )
-    for index, row in enumerate(zip(*columns.values(), strict=True)):
-        table.add_row(*row, end_section=index == len(stages) - 1)
-
-    # Wider than any terminal: a long line, rather than a number cut short.
-    console = Console(width=250, markup=False, highlight=False, emoji=False)
-    console.print(table)
-    if price and total.cost:
-        console.print(
-            f"{price.per_gpu_hour} {price.currency} per GPU hour: {price.source}", soft_wrap=True
-        )
-    if note:
-        console.print(note, soft_wrap=True)
-    console.print(_in_words(result), soft_wrap=True)
+    return columns
 
 
 def _in_words(result: planning.Plan) -> str:

@@ -1,6 +1,4 @@
-"""`modelchain run`: the whole chain on this machine, driven by the same `decide` as on a
-cluster.
-"""
+"""`modelchain run`: a chain on this machine, driven by the same `decide` as on a cluster."""
 
 from __future__ import annotations
 
@@ -11,6 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from modelchain.api.contracts import DataRequest
+from modelchain.api.reasons import Code
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import ChainStatus, State
 from modelchain.cli.options import FileOption
@@ -21,7 +21,7 @@ from modelchain.io.stop import listen
 from modelchain.io.table import console as make_console
 from modelchain.io.table import report_table, stages_table
 from modelchain.local.drive import INTERRUPTED, as_ctrl_c, drive, prepare
-from modelchain.local.launch import STOPS, Trainer, processes_for
+from modelchain.local.launch import STOPS, TrainerProcess, processes_for
 from modelchain.local.lock import RootLock
 from modelchain.local.root import Root
 from modelchain.local.world import LocalWorld
@@ -36,7 +36,7 @@ def run(
     root: Annotated[
         Path,
         typer.Option(
-            "--root", help="Where artifacts and status go; one chain a root.", show_default=False
+            "--root", help="Folder for artifacts and status, of one chain.", show_default=False
         ),
     ],
     data: Annotated[
@@ -50,25 +50,37 @@ def run(
         ),
     ] = None,
 ) -> None:
-    """Train a chain on this machine, or go on where it stopped.
+    """Train a chain on this machine, or resume it.
 
-    Ctrl-C checkpoints first. The same command goes on after it, after a crash and after an edit of
-    the file: stages whose inputs did not change are not trained again.
+    Ctrl-C writes a checkpoint first. Run the same command to resume, also after a crash or an edit
+    of the file: stages whose inputs did not change are not trained again.
 
     Example: [bold]modelchain run -f examples/quickstart.yaml --root runs/quickstart --data
     runs/digits[/bold]
     """
     console = make_console(stderr=True)
-    chain = load_chain(file)
-    status_name = "status.json"
+    chain, status_name = load_chain(file), "status.json"
     if alone is not None:
         chain, status_name = _alone(chain, alone, file), f"status-alone-{alone}.json"
     store = Root(root.absolute(), status_name)
+    request = _checked(chain, store, root, data, file)
+    root.mkdir(parents=True, exist_ok=True)
+    listen(STOPS, as_ctrl_c)  # until there is a trainer to stop first
+    status, interrupted = _train(chain, store, request, console)
+    _conclude(chain, store, status, interrupted, console)
+
+
+def _checked(
+    chain: ModelChain, store: Root, root: Path, data: Path | None, file: Path
+) -> DataRequest:
+    """The data that the trainer is to read, after all checks that come before the first write.
+
+    Raises:
+        InputError: the spec, the root or the data cannot be used.
+    """
     folder = DataFolder(chain, data, file)
     request = folder.request(store.path / CACHE)
-    check_epochs(
-        chain, str(file), store.read_status(chain.metadata.name).frozen_epochs
-    )  # before anything is written
+    check_epochs(chain, str(file), store.read_status(chain.metadata.name).frozen_epochs)
     _check_processes(chain, file)
     if root.exists() and not root.is_dir():
         raise InputError("is not a folder", file=root)
@@ -76,23 +88,28 @@ def run(
         raise InputError(
             f"lies in the data folder {folder.folder}, where nothing is ever written", file=root
         )
-    root.mkdir(parents=True, exist_ok=True)
-    listen(STOPS, as_ctrl_c)  # until there is a trainer to stop first
+    return request
+
+
+def _train(
+    chain: ModelChain, store: Root, request: DataRequest, console: Console
+) -> tuple[ChainStatus, bool]:
+    """Drive the chain to its end; returns the status, and whether it was interrupted."""
     lock = RootLock.acquire(store.path, lambda text: console.print(text, style="yellow"))
     try:
         status = store.read_status(chain.metadata.name)
         fingerprint = prepare(request, store, console)
-        world = LocalWorld(chain, store, Trainer(lock), request, fingerprint)
+        world = LocalWorld(chain, store, TrainerProcess(lock), request, fingerprint)
         status = drive(chain, world, status, console)
         if not world.interrupted and world.evaluate_added(status, console.print):
             status = drive(chain, world, status, console)
     finally:
         lock.release()
-    _conclude(chain, store, status, world.interrupted, console)
+    return status, world.interrupted
 
 
 def _alone(chain: ModelChain, name: str, file: Path) -> ModelChain:
-    """The baseline run of one model: random initialisation, baselineEpochs, no distillation."""
+    """The chain of one model's baseline: random initialisation, baselineEpochs, no distillation."""
     for stage in chain.spec.stages:
         if stage.name == name:
             one = stage.model_copy(update={"epochs": chain.spec.recipe.baseline_epochs})
@@ -106,8 +123,8 @@ def _alone(chain: ModelChain, name: str, file: Path) -> ModelChain:
 
 
 def _check_processes(chain: ModelChain, file: Path) -> None:
-    """On this machine a stage's processes may default to its GPUs: they must share the batch
-    evenly, too.
+    """Raise InputError if the processes of a stage, by default one for each GPU, cannot share a
+    batch evenly.
     """
     recipe = chain.spec.recipe
     for index, stage in enumerate(chain.spec.stages):
@@ -126,7 +143,7 @@ def _check_processes(chain: ModelChain, file: Path) -> None:
 def _conclude(
     chain: ModelChain, store: Root, status: ChainStatus, interrupted: bool, console: Console
 ) -> None:
-    """Say how it ended, on the last line and in the exit code."""
+    """Report how the run ended, on the last line and by the exit code."""
     if status.is_true("Complete"):
         found = {s.name: store.results(s.input_digest) for s in status.stages if s.input_digest}
         results = {name: result for name, result in found.items() if result is not None}
@@ -139,7 +156,7 @@ def _conclude(
     if failed is not None:
         attempts = [a for a in failed.attempts if a.failure is not None]
         logs = f" (logs: {store.attempt_directory(attempts[-1])}/logs)" if attempts else ""
-        user_error = failed.reason.startswith("UserError: ")
+        user_error = failed.code is Code.USER_ERROR
         error = f"stage {failed.name}: {failed.reason}{'' if user_error else logs}"
         raise InputError(error) if user_error else WorkError(error)
     if interrupted:

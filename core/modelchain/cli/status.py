@@ -1,4 +1,4 @@
-"""`modelchain status`: the object's status, the same shape for a local root and for a cluster."""
+"""`modelchain status`: a chain's status, in the same form for a local root and for a cluster."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def status(
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
-    """Show how far a chain is: NAME on a cluster, or that of --root. Exits 0 whenever it could read
+    """Show how far a chain is: NAME on a cluster, or the chain in --root. Exits 0 if it could read
     the status.
 
     Example: [bold]modelchain status --root runs/quickstart -o json[/bold]
@@ -64,7 +64,7 @@ def _read_root(root: Path) -> tuple[str, ChainStatus]:
 
 
 def _cluster_reader() -> ReadChain:
-    """The operator room's reader, found by its entry point: core does not know Kubernetes."""
+    """The operator room's reader, found by its entry point, since core does not know Kubernetes."""
     for entry in entry_points(group="modelchain.cluster"):
         try:
             read: ReadChain = entry.load()

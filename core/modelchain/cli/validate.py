@@ -1,4 +1,4 @@
-"""`modelchain validate`: is this spec one that can run?"""
+"""`modelchain validate`: check a spec file."""
 
 from __future__ import annotations
 

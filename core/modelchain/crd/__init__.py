@@ -1,11 +1,11 @@
-"""The CustomResourceDefinitions, made from the API types: pure, no file is read or written here."""
+"""The CustomResourceDefinitions, made from the API types. No file is read or written here."""
 
 from __future__ import annotations
 
 from modelchain.api.artifact import StageArtifactSpec
 from modelchain.api.spec import API_VERSION, ChainSpec
 from modelchain.api.status import ChainStatus
-from modelchain.crd.cel import Rule
+from modelchain.cel import Rule
 from modelchain.crd.rules import ARTIFACT, CHAIN
 from modelchain.crd.schema import Schema, nodes, structural
 
@@ -14,7 +14,7 @@ CATEGORIES = ["modelchain", "ml"]
 
 
 def definitions() -> dict[str, Schema]:
-    """Every CRD, by the name of the file it is kept in."""
+    """Every CRD, by the name of its file."""
     return {"modelchains.yaml": _modelchain(), "stageartifacts.yaml": _stageartifact()}
 
 
@@ -30,9 +30,8 @@ def _modelchain() -> Schema:
         "x-kubernetes-list-type": "map",
         "x-kubernetes-list-map-keys": ["type"],
     }
-    status["default"] = {
-        "observedGeneration": -1
-    }  # until the operator has seen it, a chain is in progress (kstatus)
+    # By kstatus's rule a chain is in progress until the operator has seen it.
+    status["default"] = {"observedGeneration": -1}
     schema = _object(
         "A family of models, each grown from the one before.",
         {"spec": spec, "status": status},
@@ -76,11 +75,9 @@ def _stageartifact() -> Schema:
 
 
 def _object(description: str, properties: Schema, rules: list[Rule]) -> Schema:
-    """The schema of a whole object, with every rule at its place."""
-    metadata = {
-        "type": "object",
-        "properties": {"name": {"type": "string"}},
-    }  # so that a rule can blame the name
+    """The schema of a whole object, with each rule at its path."""
+    # Declared so that a rule can name metadata.name as the field at fault.
+    metadata = {"type": "object", "properties": {"name": {"type": "string"}}}
     base = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": metadata}
     schema = {
         "description": description,

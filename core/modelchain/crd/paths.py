@@ -1,15 +1,15 @@
-"""CEL for paths: under the mount, no shell, no way out; and as much of brace notation as regular
-expressions see.
+"""CEL for paths: they lie under the mount, run no shell and climb nowhere; and as much of brace
+notation as regular expressions can check.
 
-What is in braces within braces, and files named twice, is left to `modelchain.plan.check`: CEL's
-cost is bounded. Nothing is refused here that it allows.
+CEL's cost is bounded, so nested braces and files named twice are left to `modelchain.plan.check`.
+Nothing is refused here that it allows.
 """
 
 from __future__ import annotations
 
 from modelchain.api import messages
 from modelchain.api.spec import BUILT_IN_CLASS_NAMES, BUILT_IN_TEMPLATES
-from modelchain.crd.cel import Rule, quoted, rule
+from modelchain.cel import Rule, quoted, rule
 from modelchain.identity.shards import MAX_DEPTH, MAX_SHARDS
 
 # A component `..`, as it stands or as an alternative of braces behind a slash.
@@ -52,10 +52,10 @@ _COUNTABLE = f"!self.matches({_ENDLESS}) && !self.matches({_SEVENTEEN_CHOICES})"
 
 
 def _countable() -> str:
-    """CEL: what is countable at a glance, and the first three ranges of numbers together, make no
-    more than MAX_SHARDS.
+    """CEL: the pattern is countable, and its first three ranges of numbers give at most MAX_SHARDS
+    paths.
 
-    Its estimated cost allows it once, for the training data.
+    The API server's estimate of its cost allows it once, for the training data.
     """
     lengths = (
         f"self.findAll({_RANGE}, 3).map(r, int(r.find('\\\\d+}}').replace('}}', '')) -"
@@ -68,7 +68,7 @@ def _countable() -> str:
 
 
 def _inside(items: str, value: str, blame: str) -> Rule:
-    """Every one of `items` (named e) has its `value` under the mount."""
+    """For all of `items` (each is e), `value` lies under the mount."""
     under = f"({value}.startsWith({_FOLDER}) && {value} != {_FOLDER})"
     values = {"path": f"{items}.filter(e, !{under}).map(e, {value})[0]", "mount": _MOUNT}
     return rule("spec", f"{items}.all(e, {under})", messages.OUTSIDE, values, blame)

@@ -1,16 +1,16 @@
-"""What must hold between fields, in CEL: `modelchain.plan.check` and the types' validators once
-more, with their sentences.
+"""What must hold between fields, in CEL: the rules of `modelchain.plan.check` and of the types'
+validators, with the same messages.
 
-CEL cannot unfold nested braces, so a server refuses no spec that `check` allows, and nearly all
-that it refuses.
+CEL cannot expand nested braces. So a server refuses nearly all specs that `check` refuses, and none
+that it allows.
 """
 
 from __future__ import annotations
 
 from modelchain.api import messages
+from modelchain.api.zoo import MODELS
+from modelchain.cel import FIRST_TO_LAST, Rule, quoted, rule
 from modelchain.crd import paths, shapes
-from modelchain.crd.cel import FIRST_TO_LAST, Rule, quoted, rule
-from modelchain.families.zoo import MODELS
 from modelchain.plan.check import DECIMAL_BOUNDS
 
 _STAGE = "spec.stages[]"
@@ -69,7 +69,7 @@ def _divides(name: str, size: str) -> Rule:
 
 
 def _warm_up(kind: str, indices: str, epochs: str, given: str) -> Rule:
-    """The stages of these indices, if their epochs are given, train longer than they warm up."""
+    """Each stage of these indices whose epochs are given trains longer than it warms up."""
     steps = f"{epochs} * ({_TRAIN}.samples / {_BATCH})"
     warmup = f"self.recipe.warmupSteps.{kind}"
     long = f"{indices}.filter(i, i < self.stages.size() && {given} && {warmup} >= {steps})"

@@ -1,5 +1,5 @@
-"""From pydantic's JSON schema to a structural schema that an API server takes: no references,
-everything bounded.
+"""From pydantic's JSON schema to a structural schema, as API servers require it: without
+references, and with bounds on everything.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pydantic import BaseModel
 Schema = dict[str, Any]
 
 MAX_TEXT, MAX_ITEMS, MAX_KEYS, MAX_INT = 4096, 1024, 256, 2**53
+LARGE = ("macs", "plannedMacs")  # up to 1e24, beyond any integer of an API server
 KEPT = (
     "description",
     "type",
@@ -29,8 +30,8 @@ KEPT = (
 def structural(model: type[BaseModel], *, nullable: bool) -> Schema:
     """The structural schema of an API type.
 
-    nullable: whether what is optional may be written as null. A server drops nulls of a spec that
-    may not be, which is what a user means; of a status it must keep what was written.
+    nullable: whether optional fields may be null. A server drops nulls where they are not allowed.
+    That is what a user means by null in a spec; a status must be kept as it was written.
     """
     whole = model.model_json_schema(by_alias=True, mode="validation")
     return _convert(whole, whole.get("$defs", {}), nullable, in_list=False)
@@ -51,18 +52,10 @@ def _convert(
     source: Schema, defs: dict[str, Schema], nullable: bool, *, in_list: bool, name: str = ""
 ) -> Schema:
     source, optional = _resolve(source, defs)
-    out = {key: source[key] for key in KEPT if key in source}
-    if "description" in out:
-        out["description"] = out["description"].split("\n\n")[0].replace("\n", " ")
-    if "const" in source:
-        out["enum"] = [source["const"]]
-    if "exclusiveMinimum" in source:
-        out |= {"minimum": source["exclusiveMinimum"], "exclusiveMinimum": True}
+    out = _kept(source)
     if optional and nullable:
         out["nullable"] = True
-        out.pop(
-            "enum", None
-        )  # an API server takes null for no member of any enum, null's own included
+        out.pop("enum", None)  # an API server counts null as no member of any enum
     match out.get("type"):
         case "object":
             out |= _object(source, defs, nullable, in_list)
@@ -71,10 +64,7 @@ def _convert(
             out["items"] = _convert(source["items"], defs, nullable, in_list=True)
         case "string" if "enum" not in out:
             out.setdefault("maxLength", MAX_TEXT)
-        case "integer" if name in (
-            "macs",
-            "plannedMacs",
-        ):  # up to 1e24, beyond any integer of an API server
+        case "integer" if name in LARGE:
             out["type"] = "number"
         case "integer":
             out = {"format": "int64", **out}
@@ -84,6 +74,18 @@ def _convert(
     default = source.get("default")
     if default not in (None, []) and not nullable and not in_list:
         out["default"] = _without_nulls(default)
+    return out
+
+
+def _kept(source: Schema) -> Schema:
+    """The keys that are copied, spelled as in OpenAPI 3.0."""
+    out = {key: source[key] for key in KEPT if key in source}
+    if "description" in out:
+        out["description"] = out["description"].split("\n\n")[0].replace("\n", " ")
+    if "const" in source:
+        out["enum"] = [source["const"]]
+    if "exclusiveMinimum" in source:
+        out |= {"minimum": source["exclusiveMinimum"], "exclusiveMinimum": True}
     return out
 
 
@@ -113,8 +115,8 @@ def _object(source: Schema, defs: dict[str, Schema], nullable: bool, in_list: bo
 
 
 def _resolve(source: Schema, defs: dict[str, Schema]) -> tuple[Schema, bool]:
-    """Without `$ref` and without `anyOf` null, what stands beside them kept; and whether null was
-    allowed.
+    """The schema without `$ref` and without `anyOf` null, and whether null was allowed. Keys beside
+    them are kept.
     """
     optional = False
     if "anyOf" in source:

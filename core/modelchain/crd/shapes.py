@@ -1,92 +1,49 @@
-"""CEL for model configs: the towers' own rules, and the neighbours' (RULES section 3), with Table G
-as lookup maps.
+"""CEL for model configs: the rules within a tower, and those between neighbours, with Table G as
+lookup maps.
+
+Neighbours are compared because a stage is grown from its predecessor's weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from modelchain.api import messages
-from modelchain.api.modelconfig import (
-    SWIN_HEAD_WIDTH,
-    SWIN_IMAGE,
-    SWIN_TRUNKS,
-    VIT_ONLY,
-    ModelConfig,
-    TextConfig,
-    VisionConfig,
+from modelchain.api.modelconfig import ModelConfig, TextConfig
+from modelchain.api.zoo import MODELS
+from modelchain.cel import FIRST_TO_LAST, given, literal, quoted, sentence, whole_product
+from modelchain.families.registry import FAMILIES
+from modelchain.families.tower import DEPTHS, WHOLE_MLP, Family, VisionFields
+
+_WIDTH, _HEADS, _RATIO = (
+    given("self", TextConfig, name) for name in ("width", "heads", "mlp_ratio")
 )
-from modelchain.crd.cel import FIRST_TO_LAST, literal, quoted, sentence
-from modelchain.families.zoo import MODELS
-
-
-def _given(at: str, name: str, kind: type[VisionConfig | TextConfig]) -> str:
-    """A field of a tower, its default filled in: a CRD has no defaults inside lists."""
-    default = kind.model_fields[name].default
-    return f"(has({at}.{name}) ? {at}.{name} : {default})"
-
-
-_W, _HW, _L, _IMAGE, _PATCH, _RATIO = (
-    _given("self", name, VisionConfig)
-    for name in ("width", "head_width", "layers", "image_size", "patch_size", "mlp_ratio")
-)
-_TW, _TH, _TRATIO = (_given("self", name, TextConfig) for name in ("width", "heads", "mlp_ratio"))
-_TRUNK = "has(self.timm_model_name)"
-_BESIDE = " || ".join(f"has(self.{key})" for key in VIT_ONLY)
-
-
-def _whole(width: str, ratio: str) -> str:
-    return f"double({width}) * {ratio} == double(int(double({width}) * {ratio}))"
-
 
 # Tower, rule, message, values.
 TOWERS: list[tuple[str, str, str, Mapping[str, str]]] = [
-    ("vision_cfg", f"{_TRUNK} || {_W} % {_HW} == 0", messages.HEADS, {"w": _W, "h": _HW}),
-    (
-        "vision_cfg",
-        f"{_TRUNK} || {_IMAGE} % {_PATCH} == 0",
-        messages.PATCHES,
-        {"s": _IMAGE, "p": _PATCH},
+    *(
+        ("vision_cfg", rule.cel, rule.message, rule.cel_values())
+        for family in FAMILIES
+        for rule in family.RULES
     ),
-    (
-        "vision_cfg",
-        f"{_TRUNK} || {_whole(_W, _RATIO)}",
-        messages.MLP,
-        {"w": _W, "r": _RATIO},
-    ),
-    (
-        "vision_cfg",
-        f"{_TRUNK} || (!has(self.timm_pool) && !has(self.timm_proj))",
-        messages.TIMM_ONLY,
-        {},
-    ),
-    (
-        "vision_cfg",
-        f"!{_TRUNK} || self.timm_model_name in {literal(list(SWIN_TRUNKS))}",
-        messages.UNKNOWN_TRUNK,
-        {"name": "self.timm_model_name", "known": quoted(", ".join(SWIN_TRUNKS))},
-    ),
-    ("vision_cfg", f"!{_TRUNK} || !({_BESIDE})", messages.BESIDE_TRUNK, {}),
-    ("vision_cfg", f"!{_TRUNK} || {_IMAGE} == {SWIN_IMAGE}", messages.TRUNK_IMAGE, {}),
-    ("text_cfg", f"{_TW} % {_TH} == 0", messages.TEXT_HEADS, {"w": _TW, "h": _TH}),
-    ("text_cfg", _whole(_TW, _TRATIO), messages.MLP, {"w": _TW, "r": _TRATIO}),
+    ("text_cfg", f"{_WIDTH} % {_HEADS} == 0", messages.TEXT_HEADS, {"w": _WIDTH, "h": _HEADS}),
+    ("text_cfg", whole_product(_WIDTH, _RATIO), WHOLE_MLP, {"w": _WIDTH, "r": _RATIO}),
 ]
 
-# A stage s as two lists that are compared place by place: sizes, which may not shrink, and what
-# must be equal.
+# A stage s is two lists, which are compared place by place with those of its neighbour: sizes that
+# may not shrink, and values that must be equal.
 _SIZES = [
     "vision width",
     "vision heads",
-    *["vision depth"] * 4,
+    *["vision depth"] * DEPTHS,
     "text width",
     "text heads",
     "text depth",
 ]
+_FAMILIES_EQUAL = list(dict.fromkeys(name for family in FAMILIES for name in family.EQUAL))
 _EQUALS = [
     "vision image_size",
-    "vision head_width",
-    "vision patch_size",
-    "vision mlp_ratio",
+    *(f"vision {name}" for name in _FAMILIES_EQUAL),
     "text head width",
     "text context_length",
     "text mlp_ratio",
@@ -95,82 +52,87 @@ _EQUALS = [
 
 
 def _sizes(config: ModelConfig) -> list[int]:
-    """Behind them 1 for a Swin and 0 for a ViT; a ViT's depth stands four times."""
+    """The sizes of a stage; behind them the family's number."""
     vision, text = config.vision_cfg, config.text_cfg
-    depths = vision.depths if vision.is_swin else vision.depths * 4
-    return [
-        vision.base_width,
-        vision.heads,
-        *depths,
-        text.width,
-        text.heads,
-        text.layers,
-        int(vision.is_swin),
-    ]
+    family = FAMILIES.index(vision.family)
+    return [*vision.shape.places(), text.width, text.heads, text.layers, family]
 
 
 def _equals(config: ModelConfig) -> list[float]:
-    """What a Swin trunk fixes is 0, which is compared with nothing; quick_gelu is 1 if false and 2
-    if true.
+    """What must be equal of a stage. A field that its family does not compare is 0, which is
+    compared with nothing; quick_gelu is 1 if false and 2 if true.
     """
     vision, text = config.vision_cfg, config.text_cfg
-    shape = (
-        [0, 0, 0] if vision.is_swin else [vision.head_width, vision.patch_size, vision.mlp_ratio]
-    )
+    equal = vision.family.EQUAL
+    shape = [getattr(vision, name) if name in equal else 0 for name in _FAMILIES_EQUAL]
     rest = [text.head_width, text.context_length, text.mlp_ratio, 1 + config.quick_gelu]
     return [float(value) for value in (vision.image_size, *shape, *rest)]
 
 
 _C, _V, _T = "s.modelConfig", "s.modelConfig.vision_cfg", "s.modelConfig.text_cfg"
-_IS_SWIN = f"has({_V}.timm_model_name)"
+_SHAPES_KNOWN = " && ".join(f"({cel})" for f in FAMILIES if (cel := f.known_cel(_V)))
 _KNOWN = (
-    f"has(s.model) != has({_C}) && (has(s.model) ? s.model in {literal(list(MODELS))}"
-    f" : (!{_IS_SWIN} || {_V}.timm_model_name in {literal(list(SWIN_TRUNKS))}))"
+    f"has(s.model) != has({_C})"
+    f" && (has(s.model) ? s.model in {literal(list(MODELS))} : {_SHAPES_KNOWN})"
 )
 
 
-def _vit(name: str) -> str:
-    return _given(_V, name, VisionConfig)
+def _vision(name: str) -> str:
+    return given(_V, VisionFields, name)
 
 
 def _text(name: str) -> str:
-    return _given(_T, name, TextConfig)
+    return given(_T, TextConfig, name)
 
 
-def _all_families() -> str:
-    """CEL: of every stage of the list `self`, whether its tower is a Swin."""
-    swins = literal([name for name, model in MODELS.items() if model.config.vision_cfg.is_swin])
-    return f"self.map(s, has(s.model) ? s.model in {swins} : {_IS_SWIN})"
+def _by_family(cel_of: Callable[[Family], str]) -> str:
+    """CEL: `cel_of(family)` for the family of the inline tower of stage s."""
+    cel = cel_of(FAMILIES[0])
+    for family in FAMILIES[1:]:
+        cel = f"{family.is_of_cel(_V)} ? {cel_of(family)} : {cel}"
+    return cel
+
+
+def _all_of(family: Family) -> str:
+    """CEL: of every stage of the list `self`, whether its tower is of this family."""
+    models = literal(list(family.MODELS))
+    return f"self.map(s, has(s.model) ? s.model in {models} : {family.is_of_cel(_V)})"
 
 
 def _all_sizes() -> str:
     """CEL: the sizes of every stage of the list `self`."""
     table = {name: _sizes(model.config) for name, model in MODELS.items()}
-    trunks = {name: [w, w // SWIN_HEAD_WIDTH, *depths] for name, (w, depths) in SWIN_TRUNKS.items()}
-    layers = ", ".join([_vit("layers")] * 4)
-    vit = f"[{_vit('width')}, {_vit('width')} / {_vit('head_width')}, {layers}]"
-    vision = f"({_IS_SWIN} ? {literal(trunks)}[{_V}.timm_model_name] : {vit})"
-    text = f"[{_text('width')}, {_text('heads')}, {_text('layers')}, {_IS_SWIN} ? 1 : 0]"
-    return f"self.map(s, has(s.model) ? {literal(table)}[s.model] : ({vision} + {text}))"
+    vision = _by_family(lambda family: family.shape_cel(_V))
+    number = _by_family(lambda family: str(FAMILIES.index(family)))
+    text = f"[{_text('width')}, {_text('heads')}, {_text('layers')}, {number}]"
+    return f"self.map(s, has(s.model) ? {literal(table)}[s.model] : (({vision}) + {text}))"
 
 
 def _all_equals() -> str:
     """CEL: what must be equal, of every stage of the list `self`."""
     table = {name: _equals(model.config) for name, model in MODELS.items()}
-    shape = ", ".join(f"double({_vit(name)})" for name in ("head_width", "patch_size", "mlp_ratio"))
-    vision = f"([double({_vit('image_size')})] + ({_IS_SWIN} ? [0.0, 0.0, 0.0] : [{shape}]))"
+    shape = _by_family(_family_equals)
+    vision = f"([double({_vision('image_size')})] + ({shape}))"
     head = f"double({_text('width')} / {_text('heads')})"
     quick = f"has({_C}.quick_gelu) && {_C}.quick_gelu ? 2.0 : 1.0"
     text = f"[{head}, double({_text('context_length')}), double({_text('mlp_ratio')}), {quick}]"
     return f"self.map(s, has(s.model) ? {literal(table)}[s.model] : ({vision} + {text}))"
 
 
+def _family_equals(family: Family) -> str:
+    values = (
+        f"double({_vision(name)})" if name in family.EQUAL else "0.0" for name in _FAMILIES_EQUAL
+    )
+    return f"[{', '.join(values)}]"
+
+
 def _pairs(
     lists: str, wrong: str, places: int, mismatch: str, message: str
 ) -> tuple[str, str, str]:
-    """Rule, message and its expression for neighbours: `wrong` is CEL on v, the stages' lists, i, a
-    stage's place in the chain, and k, a place in its list; `mismatch` says it. The first one found
-    is said.
+    """A rule for neighbours: its CEL, message, and CEL of the message.
+
+    `wrong` is CEL on v, the stages' lists, i, a stage's place in the chain, and k, a place in its
+    list; `mismatch` is CEL that describes it. The first one found is reported.
     """
     ks = literal(list(range(places)))
     said = sentence(
@@ -185,18 +147,19 @@ def _pairs(
 
 
 def _value(at: str) -> str:
-    """CEL: the k-th of what must be equal, as it is written in YAML."""
+    """CEL: the k-th value that must be equal, spelled as in YAML."""
     return f"(k == {_EQUALS.index('quick_gelu')} ? string(v[{at}][k] == 2.0) : string(v[{at}][k]))"
 
 
-_SWIN = len(_SIZES)
+_FAMILY = len(_SIZES)
 _SHRINKS = sentence(messages.SHRINKS, name=f"{literal(_SIZES)}[k]", x="v[i - 1][k]", y="v[i][k]")
+_OTHER = messages.OTHER_FAMILY
 # Rule, message, CEL of the message's text.
 NEIGHBOURS: list[tuple[str, str, str]] = [
-    _pairs(_all_families(), "v[i] != v[i - 1]", 1, quoted(messages.FAMILIES), messages.FAMILIES),
+    *(_pairs(_all_of(f), "v[i] != v[i - 1]", 1, quoted(_OTHER), _OTHER) for f in FAMILIES[1:]),
     _pairs(
         _all_sizes(),
-        f"v[i] == v[i - 1] || (v[i][{_SWIN}] == v[i - 1][{_SWIN}] && v[i][k] < v[i - 1][k])",
+        f"v[i] == v[i - 1] || (v[i][{_FAMILY}] == v[i - 1][{_FAMILY}] && v[i][k] < v[i - 1][k])",
         len(_SIZES),
         f"(v[i] == v[i - 1] ? {quoted(messages.NO_GROWTH)} : {_SHRINKS})",
         "along the chain no tower may shrink, and one must grow",

@@ -7,10 +7,12 @@ suspended.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from modelchain.api.messages import shortened
+from modelchain.api.reasons import Code, filled, without_command
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import (
     AvoidedNode,
@@ -22,13 +24,18 @@ from modelchain.api.status import (
     Total,
 )
 from modelchain.decide.ledger import MESSAGE_LENGTH, timestamp, total_cost
+from modelchain.decide.verdict import NEVER_TRAINED
 
-MAX_BYTES = 60_000  # of a status as JSON; an object of 64 KiB is slow to watch and list
-REASON_LENGTH = (
-    2000  # characters of a stage's reason: a condition's message, of 4096 at most, is longer
-)
-BRIEF = 80  # characters of a sentence where there is no room
-OVER = ("Complete", "Finished")
+# Of a status as JSON: an object of 64 KiB and more is slow to watch and to list.
+MAX_BYTES = 60_000
+# Characters of a stage's reason; a condition's message of 4096 at most has more around it.
+REASON_LENGTH = 2000
+# Characters of a sentence where there is no room.
+BRIEF = 80
+# Conditions that are true of a chain that has ended.
+ENDED = ("Complete", "Finished")
+# Conditions that follow the spec, and are said anew when it is refused.
+OF_THE_SPEC = ("Stalled", "Reconciling", "Ready", "Admitted")
 
 
 def completed(
@@ -40,15 +47,16 @@ def completed(
     avoid: Iterable[AvoidedNode] = (),
 ) -> ChainStatus:
     """The whole status from its stages, just as it is read back after it was written."""
-    stages = [_cut(stage, REASON_LENGTH, MESSAGE_LENGTH) for stage in stages]
+    stages = [_cut(_filled(chain, stage), REASON_LENGTH, MESSAGE_LENGTH) for stage in stages]
+    total = Total(
+        macs=sum(s.macs for s in stages),
+        gpu_seconds=sum(s.gpu_seconds for s in stages),
+        cost=total_cost(s.cost for s in stages),
+    )
     status = ChainStatus(
         observed_generation=chain.metadata.generation or 0,
         stages=stages,
-        total=Total(
-            macs=sum(s.macs for s in stages),
-            gpu_seconds=sum(s.gpu_seconds for s in stages),
-            cost=total_cost(s.cost for s in stages),
-        ),
+        total=total,
         avoid=list(avoid),
         retry=retry,
         conditions=_conditions(chain, old, stages, now),
@@ -57,180 +65,224 @@ def completed(
     return _bounded(status).as_stored()
 
 
+def _filled(chain: ModelChain, stage: StageStatus) -> StageStatus:
+    """With the next command as it is typed for this chain."""
+    return stage.changed(next=filled(stage.next, chain.metadata.name, chain.metadata.namespace))
+
+
 def refused(old: ChainStatus, generation: int, message: str, now: float) -> ChainStatus:
     """The status of a chain whose spec cannot be run: all that is known of its stages stays.
 
     It is not complete: the spec asks for something else than what has finished.
     """
     message = shortened(message, REASON_LENGTH)
-    facts = (("Stalled", True), ("Ready", False), ("Admitted", False))
+
+    def condition(kind: str, true: bool) -> Condition:
+        return _condition(old, _Fact(kind, true, Code.INVALID_SPEC, message), generation, now)
+
     conditions = [
-        _condition(old, kind, true, "InvalidSpec", message, generation, now) for kind, true in facts
+        condition("Stalled", True),
+        condition("Ready", False),
+        condition("Admitted", False),
     ]
-    kept = [
-        _condition(old, c.type, False, "InvalidSpec", message, generation, now)
-        if c.type in OVER
-        else c
-        for c in old.conditions
-        if c.type not in ("Stalled", "Reconciling", "Ready", "Admitted")
-    ]
-    summary = old.summary.model_copy(update={"state": "InvalidSpec"})
-    update = {
-        "observed_generation": generation,
-        "conditions": [*conditions, *kept],
-        "summary": summary,
-    }
+    for known in old.conditions:
+        if known.type not in OF_THE_SPEC:
+            conditions.append(condition(known.type, False) if known.type in ENDED else known)
+    summary = old.summary.model_copy(update={"state": str(Code.INVALID_SPEC)})
+    update = {"observed_generation": generation, "conditions": conditions, "summary": summary}
     return old.model_copy(update=update).as_stored()
 
 
-def constant(reason: str) -> str:
-    """The reason constant a stage's sentence begins with, if it does: "SharedStage: ..." gives
-    SharedStage.
+def sentence(stage: StageStatus, *, command: bool = True) -> str:
+    """What a stage does, and why, as events, conditions and tables show it.
+
+    Args:
+        command: whether it may end with the command to type next.
     """
-    head, colon, _ = reason.partition(": ")
-    return head if colon and head.isalnum() and head[:1].isupper() else ""
-
-
-def sentence(stage: StageStatus) -> str:
-    """What a stage does, and why, for somebody who reads it in an event or a condition."""
     doing = _DOING.get(stage.state)
-    if doing is None or not stage.reason.startswith("Miss: "):
-        return f"stage {stage.name}: {stage.reason}"
-    return f"stage {stage.name} {doing} ({stage.reason.removeprefix('Miss: ')})"
+    if doing is not None and stage.code is Code.MISS:
+        return f"stage {stage.name} {doing} ({stage.message})"
+    why = stage.reason if command else without_command(stage.reason, stage.next)
+    return f"stage {stage.name}: {why}"
+
+
+def brief(stage: StageStatus) -> str:
+    """The same for a table of all stages, where a first training needs no reason."""
+    doing = _DOING.get(stage.state)
+    first = stage.code is Code.MISS and stage.message == NEVER_TRAINED
+    return f"stage {stage.name} {doing}" if doing and first else sentence(stage)
 
 
 _DOING = {State.STARTING: "starts", State.RUNNING: "trains", State.SUCCEEDED: "was trained"}
+
+
+def current(stages: Sequence[StageStatus]) -> StageStatus | None:
+    """The stage that says most of a chain: one that failed, stalled or is suspended, else the first
+    that has not finished. None once all have.
+    """
+    first = next((s for s in stages if s.state is not State.SUCCEEDED), None)
+    return _failed(stages) or _stalled(stages) or _suspended(stages) or first
+
+
+def _failed(stages: Iterable[StageStatus]) -> StageStatus | None:
+    return next((s for s in stages if s.state is State.FAILED), None)
+
+
+def _stalled(stages: Iterable[StageStatus]) -> StageStatus | None:
+    return next((s for s in stages if s.stalled), None)
+
+
+def _suspended(stages: Iterable[StageStatus]) -> StageStatus | None:
+    return next((s for s in stages if s.state is State.SUSPENDED), None)
+
+
+@dataclass(frozen=True)
+class _Fact:
+    """A condition but for its times."""
+
+    kind: str
+    true: bool
+    reason: Code
+    message: str
 
 
 def _conditions(
     chain: ModelChain, old: ChainStatus, stages: list[StageStatus], now: float
 ) -> list[Condition]:
     """In a fixed order, each with one sentence of why; times change only with the status."""
-    name, namespace = chain.metadata.name, chain.metadata.namespace
     done = sum(s.state is State.SUCCEEDED for s in stages)
-    complete = done == len(stages)
-    failed = next((s for s in stages if s.state is State.FAILED), None)
-    stalled = next((s for s in stages if s.stalled), None)
-    held = next((s for s in stages if s.state is State.SUSPENDED), None)
-    current = (
-        failed
-        or stalled
-        or held
-        or next((s for s in stages if s.state is not State.SUCCEEDED), None)
-    )
     count = f"{done} of {len(stages)} stages have finished"
-    again = f"; then: modelchain retry {name} -n {namespace}" if namespace else ""
-    look = f"; look: modelchain explain {name} -n {namespace}" if namespace else ""
-    why = sentence(current) if current else count
-    facts: list[tuple[str, bool, str, str]] = []
-    if failed:
-        facts.append(("Stalled", True, constant(failed.reason) or "StageFailed", why + again))
-    elif stalled:
-        facts.append(("Stalled", True, constant(stalled.reason) or "Blocked", why + look))
-    elif not complete and not held and current:
-        facts.append(("Reconciling", True, _progress_reason(current), why))
-    if complete:
-        facts.append(("Ready", True, "AllStagesFinished", count))
-    elif not held:
-        facts.append(
-            (
-                "Ready",
-                False,
-                "StageFailed" if failed else "Blocked" if stalled else "InProgress",
-                f"{count}; {why}",
-            )
-        )
-    verdict = "Complete" if complete else "Failed" if failed else "InProgress"
-    facts += [
-        ("Suspended", held is not None, "Stopped" if held else "NotSuspended",
-         held.reason if held else "nothing is held back"),
-        ("Admitted", *_admitted(stages, stalled)),
-        ("Complete", complete, "AllStagesFinished" if complete else "InProgress", count),
-        ("Failed", failed is not None, "StageFailed" if failed else "NoFailure",
-         why + again if failed else "no stage has failed"),
-        ("Finished", verdict != "InProgress", verdict, count),
-    ]  # fmt: skip
+    facts = [*_progress(chain, stages, count), *_outcome(chain, stages, count)]
     generation = chain.metadata.generation or 0
-    return [_condition(old, *fact, generation, now) for fact in facts]
+    return [_condition(old, fact, generation, now) for fact in facts]
 
 
-def _condition(
-    old: ChainStatus, kind: str, true: bool, reason: str, message: str, generation: int, now: float
-) -> Condition:
+def _progress(chain: ModelChain, stages: list[StageStatus], count: str) -> Iterator[_Fact]:
+    """kstatus's conditions: `Stalled` and `Reconciling` only while true, never both; no `Ready`
+    while a stage is suspended.
+    """
+    stage = current(stages)
+    if stage is None:
+        yield _Fact("Ready", True, Code.ALL_STAGES_FINISHED, count)
+        return
+    why, not_ready = sentence(stage), Code.IN_PROGRESS
+    if stage.state is State.FAILED:
+        not_ready = Code.STAGE_FAILED
+        message = why + _then(chain, "then", "retry")
+        yield _Fact("Stalled", True, stage.code or not_ready, message)
+    elif stage.stalled:
+        not_ready = Code.BLOCKED
+        message = why + _then(chain, "look", "explain")
+        yield _Fact("Stalled", True, _named(stage) or not_ready, message)
+    elif stage.state is not State.SUSPENDED:
+        yield _Fact("Reconciling", True, _progress_reason(stage), why)
+    if _suspended(stages) is None:
+        yield _Fact("Ready", False, not_ready, f"{count}; {why}")
+
+
+def _outcome(chain: ModelChain, stages: list[StageStatus], count: str) -> Iterator[_Fact]:
+    """What is always said of a chain."""
+    failed, suspended = _failed(stages), _suspended(stages)
+    complete = all(stage.state is State.SUCCEEDED for stage in stages)
+    if suspended:
+        yield _Fact("Suspended", True, Code.STOPPED, suspended.reason)
+    else:
+        yield _Fact("Suspended", False, Code.NOT_SUSPENDED, "nothing is held back")
+    yield _admitted(stages)
+    done = Code.ALL_STAGES_FINISHED if complete else Code.IN_PROGRESS
+    yield _Fact("Complete", complete, done, count)
+    if failed:
+        message = sentence(failed) + _then(chain, "then", "retry")
+        yield _Fact("Failed", True, Code.STAGE_FAILED, message)
+    else:
+        yield _Fact("Failed", False, Code.NO_FAILURE, "no stage has failed")
+    verdict = Code.COMPLETE if complete else Code.FAILED if failed else Code.IN_PROGRESS
+    yield _Fact("Finished", verdict is not Code.IN_PROGRESS, verdict, count)
+
+
+def _then(chain: ModelChain, word: str, verb: str) -> str:
+    """The next command, for people who read conditions; a laptop has none."""
+    name, namespace = chain.metadata.name, chain.metadata.namespace
+    return f"; {word}: modelchain {verb} {name} -n {namespace}" if namespace else ""
+
+
+def _condition(old: ChainStatus, fact: _Fact, generation: int, now: float) -> Condition:
     """Its time is that of the last change of its status, not of its sentence."""
-    status: Literal["True", "False"] = "True" if true else "False"
-    before = old.condition(kind)
+    status: Literal["True", "False"] = "True" if fact.true else "False"
+    before = old.condition(fact.kind)
+    since = before.last_transition_time if before and before.status == status else timestamp(now)
     return Condition(
-        type=kind,
+        type=fact.kind,
         status=status,
-        reason=reason,
-        message=message,
-        last_transition_time=before.last_transition_time
-        if before and before.status == status
-        else timestamp(now),
+        reason=fact.reason,
+        message=fact.message,
+        last_transition_time=since,
         observed_generation=generation,
     )
 
 
-def _admitted(stages: list[StageStatus], stalled: StageStatus | None) -> tuple[bool, str, str]:
-    """The spec is planned and its first stage needed no more than a launch."""
-    begun = any(s.attempt_count or s.state is State.SUCCEEDED for s in stages)
-    if begun:
-        return True, "Planned", "the chain is planned and its stages are launched one after another"
-    return (
-        False,
-        (constant(stalled.reason) or "Blocked") if stalled else "Pending",
-        stalled.reason if stalled else "nothing was launched",
-    )
+def _admitted(stages: list[StageStatus]) -> _Fact:
+    """The spec is planned, and its first stage needed no more than a launch."""
+    if any(s.attempt_count or s.state is State.SUCCEEDED for s in stages):
+        message = "the chain is planned and its stages are launched one after another"
+        return _Fact("Admitted", True, Code.PLANNED, message)
+    stalled = _stalled(stages)
+    if stalled is None:
+        return _Fact("Admitted", False, Code.PENDING, "nothing was launched")
+    return _Fact("Admitted", False, _named(stalled) or Code.BLOCKED, stalled.reason)
 
 
-def _progress_reason(stage: StageStatus) -> str:
-    return {
-        State.PENDING: constant(stage.reason) or "Pending",
-        State.QUEUED: constant(stage.reason) or "Queued",
-    }.get(stage.state, str(stage.state))
+def _named(stage: StageStatus) -> Code | None:
+    """The stage's code, where a condition may carry it as its reason."""
+    return stage.code if stage.code is not None and stage.code.named else None
+
+
+def _progress_reason(stage: StageStatus) -> Code:
+    if stage.state in (State.PENDING, State.QUEUED):
+        return _named(stage) or Code(stage.state)
+    return Code(stage.state)
 
 
 def _summary(chain: ModelChain, stages: list[StageStatus]) -> Summary:
-    done = sum(s.state is State.SUCCEEDED for s in stages)
-    open_ = next((s for s in stages if s.state is not State.SUCCEEDED), None)
-    at = open_.progress if open_ else None
+    """Of the first stage that has not finished, with the newest accuracy."""
     measured = next((s.results for s in reversed(stages) if s.results), {})
-    first = next(
-        (e.name for e in chain.spec.evaluation if e.name in measured), next(iter(measured), None)
-    )
+    named = (e.name for e in chain.spec.evaluation if e.name in measured)
+    first = next(named, next(iter(measured), None))
+    accuracy = measured[first] if first else ""
+    stage = next((s for s in stages if s.state is not State.SUCCEEDED), None)
+    if stage is None:
+        count = f"{len(stages)}/{len(stages)}"
+        return Summary(stage=count, state="Complete", progress="100%", accuracy=accuracy)
+    at = stage.progress
     return Summary(
-        stage=f"{done}/{len(stages)}"
-        if open_ is None
-        else f"{stages.index(open_) + 1}/{len(stages)}",
-        state="Complete" if open_ is None else "Stalled" if open_.stalled else str(open_.state),
-        progress="100%" if open_ is None else f"{100 * at.step // at.steps}%" if at else "",
-        accuracy=measured[first] if first else "",
+        stage=f"{stages.index(stage) + 1}/{len(stages)}",
+        state="Stalled" if stage.stalled else str(stage.state),
+        progress=f"{100 * at.step // at.steps}%" if at else "",
+        accuracy=accuracy,
     )
 
 
 def _bounded(status: ChainStatus) -> ChainStatus:
-    """Without the oldest closed attempts where the whole would grow too large; the ledger keeps
-    what they spent.
-
-    Where that is not enough, sentences are cut.
+    """The status within its size: without the oldest closed attempts, whose spending the ledger
+    keeps; where that is not enough, with shorter sentences.
     """
-    while len(status.model_dump_json(by_alias=True, exclude_none=True).encode()) > MAX_BYTES:
+    while _size(status) > MAX_BYTES:
         longest = max(status.stages, key=lambda s: len(s.attempts), default=None)
         if longest is None or len(longest.attempts) <= 1:
-            return status.model_copy(
-                update={"stages": [_cut(stage, BRIEF, BRIEF) for stage in status.stages]}
-            )
-        shorter = longest.model_copy(update={"attempts": longest.attempts[1:]})
-        stages = [shorter if s is longest else s for s in status.stages]
-        status = status.model_copy(update={"stages": stages})
+            return _with_stages(status, [_cut(stage, BRIEF, BRIEF) for stage in status.stages])
+        shorter = longest.changed(attempts=longest.attempts[1:])
+        status = _with_stages(status, [shorter if s is longest else s for s in status.stages])
     return status
 
 
+def _size(status: ChainStatus) -> int:
+    return len(status.model_dump_json(by_alias=True, exclude_none=True).encode())
+
+
+def _with_stages(status: ChainStatus, stages: list[StageStatus]) -> ChainStatus:
+    return status.model_copy(update={"stages": stages})
+
+
 def _cut(stage: StageStatus, reason: int, message: int) -> StageStatus:
-    attempts = [
-        a.model_copy(update={"message": shortened(a.message, message)}) for a in stage.attempts
-    ]
-    return stage.model_copy(
-        update={"reason": shortened(stage.reason, reason), "attempts": attempts}
-    )
+    attempts = [a.changed(message=shortened(a.message, message)) for a in stage.attempts]
+    return stage.changed(reason=shortened(stage.reason, reason), attempts=attempts)

@@ -2,20 +2,24 @@
 and a cluster.
 
 A step is at most one write. If the status must change, that is the step; an action is taken only
-from a status that already says so. So whoever dies between two steps finds everything it needs in
-what was written.
+from a status that already names it. So whatever dies between two steps, the next process finds
+everything it needs in what was written.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import replace
 
+from modelchain.api.reasons import Code, Reason
 from modelchain.api.spec import ModelChain
-from modelchain.api.status import ChainStatus, StageStatus, State
+from modelchain.api.status import ChainStatus, StageStatus
+from modelchain.decide import transitions
 from modelchain.decide.conditions import completed
 from modelchain.decide.nodes import still_avoided, without_faults
 from modelchain.decide.observed import Action, Discard, DropShare, Observed, Step, Stop
-from modelchain.decide.walk import Walk
+from modelchain.decide.outcome import Outcome, Turn
+from modelchain.decide.stage import advance, behind
 from modelchain.plan.plan import plan
 
 
@@ -28,79 +32,98 @@ def decide(chain: ModelChain, observed: Observed, now: float) -> Step:
         now: seconds since the epoch.
     """
     old = observed.status
-    retried = (
-        bool(observed.retry) and observed.retry != old.retry
-    )  # a value that is taken away asks for nothing
+    # A retry that is taken away again asks for nothing.
+    retried = bool(observed.retry) and observed.retry != old.retry
     fresh = retried or old.observed_generation != (chain.metadata.generation or 0)
-    stages = _resolved(chain, old, fresh)
+    stages = _planned(chain, old, fresh)
     avoid = [] if retried else still_avoided(old.avoid, now)
-    if fresh:
-        avoid = without_faults(avoid)
-    walk = Walk(
-        chain,
-        observed,
-        now,
+    turn = Turn(
+        chain=chain,
+        index=0,
+        observed=observed,
+        now=now,
         finished=not fresh and old.is_over(len(stages)),
         retried=retried,
-        avoid=avoid,
+        stopping=_stopping(chain, observed),
+        avoid=tuple(without_faults(avoid) if fresh else avoid),
     )
-    stages = [walk.visit(index, stage) for index, stage in enumerate(stages)]
-    status = completed(chain, old, stages, observed.retry or old.retry, now, walk.avoid)
+    outcomes = _along(turn, stages)
+    changed = [outcome.avoid for outcome in outcomes if outcome.avoid is not None]
+    avoided = changed[-1] if changed else turn.avoid
+    after = [outcome.stage for outcome in outcomes]
+    status = completed(chain, old, after, observed.retry or old.retry, now, avoided)
     if status != old:
         return Step(status, write=True, again=0.0)
-    action = _before_all(observed, walk) or walk.action or _after_all(observed, walk)
-    at_rest = not observed.live - walk.wanted and walk.again is None and action is None
-    return Step(
-        status,
-        write=False,
-        action=action,
-        again=None if at_rest else walk.again or observed.poll_seconds,
-    )
+    return _next_action(status, observed, outcomes)
 
 
-def _before_all(observed: Observed, walk: Walk) -> Action | None:
-    """What nobody asks for, or no longer, goes first."""
+def _along(turn: Turn, stages: list[StageStatus]) -> list[Outcome]:
+    """Each stage has its turn once its predecessor has an artifact; the others wait."""
+    outcomes: list[Outcome] = []
+    blocked: str | None = None
+    for index, stage in enumerate(stages):
+        turn = replace(turn, index=index)
+        if blocked is not None:
+            outcomes.append(behind(turn, stage, blocked))
+            continue
+        outcome = advance(turn, stage)
+        outcomes.append(outcome)
+        if outcome.artifact is None:
+            blocked = stage.name
+        turn = replace(turn, predecessor=outcome.artifact, handed_over=outcome.handed_over)
+    return outcomes
+
+
+def _next_action(status: ChainStatus, observed: Observed, outcomes: list[Outcome]) -> Step:
+    """The status says all there is to say: act, or look again later."""
+    wanted = frozenset[str]().union(*(outcome.wanted for outcome in outcomes))
+    shares = frozenset[str]().union(*(outcome.shares for outcome in outcomes))
+    again = next((outcome.again for outcome in outcomes if outcome.again is not None), None)
+    due = (outcome.action for outcome in outcomes if outcome.action is not None)
+    candidates = [*_unwanted(observed, wanted), *due, *_tidying(observed, shares)]
+    action = candidates[0] if candidates else None
+    at_rest = not observed.live - wanted and again is None and action is None
+    pause = None if at_rest else again or observed.poll_seconds
+    return Step(status, write=False, action=action, again=pause)
+
+
+def _unwanted(observed: Observed, wanted: frozenset[str]) -> Iterable[Action]:
+    """What no attempt needs, or no longer, goes first."""
     for uid, name in sorted(observed.strays.items()):
-        return Discard(uid, name)
-    for name in sorted(observed.live - walk.wanted):
-        return Stop(name)
-    return None
+        yield Discard(uid, name)
+    for name in sorted(observed.live - wanted):
+        yield Stop(name)
 
 
-def _after_all(observed: Observed, walk: Walk) -> Action | None:
-    """What tidies up."""
-    for digest in sorted(observed.shares - walk.shares):
-        return DropShare(digest)
+def _tidying(observed: Observed, shares: frozenset[str]) -> Iterable[Action]:
+    for digest in sorted(observed.shares - shares):
+        yield DropShare(digest)
     for uid, name in sorted(observed.spent_jobs.items()):
-        return Discard(uid, name)
+        yield Discard(uid, name)
+
+
+def _stopping(chain: ModelChain, observed: Observed) -> Reason | None:
+    """Why nothing may run, if so."""
+    if observed.interrupted:
+        message = "interrupted; the same command goes on from the newest checkpoint"
+        return Reason(Code.INTERRUPTED, message=message)
+    if chain.spec.suspend:
+        return Reason(Code.SUSPENDED, message="spec.suspend is true; set it to false to go on")
     return None
 
 
-def _resolved(chain: ModelChain, old: ChainStatus, fresh: bool) -> list[StageStatus]:
-    """Stages in the spec's order with what is known of each; epochs frozen by an earlier launch
-    stay.
-    """
-    known = {s.name: s for s in old.stages}
+def _planned(chain: ModelChain, old: ChainStatus, fresh: bool) -> list[StageStatus]:
+    """The spec's stages in order, with what is known of each. Epochs that a launch fixed stay."""
+    known = {stage.name: stage for stage in old.stages}
     frozen = old.frozen_epochs
-    planned = {s.name: s for s in plan(chain, "analytic", {}, frozen).stages}
-    out = []
-    for stage in chain.spec.stages:
-        status = known.get(stage.name, StageStatus(name=stage.name))
-        update: dict[str, Any] = {
-            "epochs": planned[stage.name].epochs,
-            "planned_macs": planned[stage.name].macs,
-            "frozen": stage.epochs is None and stage.name in frozen,
-            "stalled": False,
-        }
-        if fresh:
-            update |= {
-                "cache": None,
-                "reason": "",
-                "retries": 0,
-                "disruptions": 0,
-                "not_before": None,
-            }
-            if status.state is State.FAILED:
-                update["state"] = State.PENDING
-        out.append(status.model_copy(update=update))
-    return out
+    figures = {stage.name: stage for stage in plan(chain, "analytic", {}, frozen).stages}
+    stages = []
+    for spec in chain.spec.stages:
+        stage = transitions.planned(
+            known.get(spec.name, StageStatus(name=spec.name)),
+            epochs=figures[spec.name].epochs,
+            macs=figures[spec.name].macs,
+            frozen=spec.epochs is None and spec.name in frozen,
+        )
+        stages.append(transitions.renewed(stage) if fresh else stage)
+    return stages

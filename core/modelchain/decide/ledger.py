@@ -1,5 +1,5 @@
-"""What attempts have spent: kept per pod, added once when an attempt closes; trimming the history
-loses nothing.
+"""What attempts have spent. It is kept for each pod, and added to the stage once, when the attempt
+closes; so the status may forget old attempts and loses no spending.
 """
 
 from __future__ import annotations
@@ -8,11 +8,10 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_UP, Decimal
 from math import floor
-from typing import Any
 
 from modelchain.api.contracts import FailureClass
 from modelchain.api.messages import shortened
-from modelchain.api.status import AttemptStatus, PodTime, Spent, StageStatus, State
+from modelchain.api.status import AttemptStatus, PodTime, Spent, StageStatus, State, Total
 from modelchain.decide.observed import Seen
 
 KEPT_ATTEMPTS = 10
@@ -27,12 +26,12 @@ def timestamp(now: float) -> str:
 
 
 def account(attempt: AttemptStatus, seen: Seen, now: float, price: str | None) -> AttemptStatus:
-    """The open attempt with what its pods have spent until `now`. A pod that vanished unseen has
-    run until `now`.
+    """The open attempt with what its pods have spent until `now` (seconds since the epoch).
 
-    It is counted anew from the times that are known by now, so a time that turns out wrong is
-    corrected. Pods stay listed after they are gone, so that one that is heard of again counts once;
-    of very many, those that are gone are summed up in `gone`.
+    A pod that vanished without an end is taken to have run until now. Everything is computed again
+    from the times that are known now, so a wrong time is corrected later. Pods stay listed after
+    they are gone: one that appears again then counts once. If there are too many, those that are
+    gone are summed up in `gone`.
     """
     left = {
         uid: _ended(pod, now)
@@ -48,24 +47,22 @@ def account(attempt: AttemptStatus, seen: Seen, now: float, price: str | None) -
     gpu_seconds = gone.gpu_seconds + _gpu_seconds(pods.values(), now)
     if not pods and not gone.seconds:  # without pods (a laptop) the attempt's own figures count
         gpu_seconds = max(seen.gpu_seconds, word.gpu_seconds if word else 0.0)
-    return attempt.model_copy(
-        update={
-            "pods": pods,
-            "gone": gone,
-            "gpu_seconds": round(gpu_seconds, 3),
-            "cost": attempt.cost if price is None else money(gpu_seconds, price),
-            # A last word that had to be brief may hold less than what was seen before it.
-            "macs": max(attempt.macs, seen.macs, word.macs if word else 0),
-            "checkpoint_step": max(attempt.checkpoint_step, seen.checkpoint_step),
-        }
+    return attempt.changed(
+        pods=pods,
+        gone=gone,
+        gpu_seconds=round(gpu_seconds, 3),
+        cost=attempt.cost if price is None else money(gpu_seconds, price),
+        # A last word that had to be brief may hold less than what was seen before it.
+        macs=max(attempt.macs, seen.macs, word.macs if word else 0),
+        checkpoint_step=max(attempt.checkpoint_step, seen.checkpoint_step),
     )
 
 
 def _listed(pods: dict[str, PodTime], seen: Seen) -> tuple[dict[str, PodTime], list[PodTime]]:
-    """The pods to go on listing, and those to sum up: of too many, all that are gone.
+    """The pods to list, and those to sum up: if there are too many, all that are gone.
 
-    No gang has more pods than may be listed. If more are there all the same, the oldest are left
-    out and not summed up: they are read again at the next look, and would count twice.
+    No gang has more pods than may be listed. If more exist all the same, the oldest are left out
+    and not summed up, because the next pass reads them again and they would count twice.
     """
     if len(pods) <= MAX_PODS:
         return pods, []
@@ -75,12 +72,12 @@ def _listed(pods: dict[str, PodTime], seen: Seen) -> tuple[dict[str, PodTime], l
 
 
 def running_seconds(attempt: AttemptStatus, now: float) -> float:
-    """How long rank 0 has run, all pods of the attempt together; time in a queue is not in it."""
+    """Seconds that rank 0 has run, over all pods of the attempt; time in a queue is not counted."""
     return attempt.gone.seconds + _seconds(attempt.pods.values(), now)
 
 
 def ended(attempt: AttemptStatus, seen: Seen, now: float) -> float:
-    """When the last of its pods ended, no later than now; without pods, now."""
+    """When the attempt's last pod ended, but not later than now; without pods, now."""
     pods = {**attempt.pods, **seen.pods}.values()
     return min(now, max((pod.finished for pod in pods if pod.finished is not None), default=now))
 
@@ -94,57 +91,45 @@ def closed(
     failure: FailureClass | None = None,
     message: str = "",
 ) -> AttemptStatus:
-    """The attempt as it stays: ended, its spending final."""
+    """The attempt in its final form: it has ended, and its spending does not change any more."""
     final = account(attempt, seen, now, price)
-    return final.model_copy(
-        update={
-            "state": state,
-            "failure": failure,
-            "message": shortened(message, MESSAGE_LENGTH),
-            "finished_at": timestamp(now),
-            "gone": Spent(seconds=running_seconds(final, now)),
-            "pods": {},
-            "ending": None,
-            "stepped_at": None,
-            "node": next(iter(seen.bad_nodes), None) if failure is FailureClass.HARDWARE else None,
-            "fault": next(iter(seen.bad_nodes.values()), "")
-            if failure is FailureClass.HARDWARE
-            else "",
-        }
+    node, fault = None, ""
+    if failure is FailureClass.HARDWARE:
+        node, fault = next(iter(seen.bad_nodes.items()), (None, ""))
+    return final.changed(
+        state=state,
+        failure=failure,
+        message=shortened(message, MESSAGE_LENGTH),
+        finished_at=timestamp(now),
+        gone=Spent(seconds=running_seconds(final, now)),
+        pods={},
+        ending=None,
+        stepped_at=None,
+        node=node,
+        fault=fault,
     )
 
 
 def least(stage: StageStatus, steps: int | None) -> int:
-    """What a finished stage took at the least, as its trainer counts it: a whole number a step."""
+    """The least MACs of a finished stage, as its trainer counts them: a whole number each step."""
     return stage.planned_macs // (steps or 1) * (steps or 1)
 
 
 def whole(stage: StageStatus, final: AttemptStatus) -> AttemptStatus:
-    """The attempt that finished a stage, with the MACs that nobody told of: one before it was
-    killed outright some time after it was last asked, and this one went on from its checkpoint.
-    Together they have done the stage once, at least.
+    """The attempt that finished a stage, with MACs that no trainer could report.
+
+    An earlier attempt may have been killed some time after it last told its progress, and this one
+    resumed from its checkpoint. Together they have done at least the whole stage once.
     """
     if not any(
         a.name != final.name and a.input_digest == final.input_digest for a in stage.attempts
     ):
         return final
-    return final.model_copy(
-        update={"macs": max(final.macs, stage.planned_macs - stage.trained.macs)}
-    )
-
-
-def booked(stage: StageStatus, attempts: list[AttemptStatus]) -> dict[str, Any]:
-    """A stage's new attempts and ledger: those closed in this step are added to it, once."""
-    was_open = {a.name for a in stage.attempts if a.finished_at is None}
-    over = [a for a in attempts if a.finished_at is not None and a.name in was_open]
-    spent = plus(stage.spent, over)
-    trained = plus(stage.trained, [a for a in over if a.input_digest == stage.last_digest])
-    attempts = attempts[-KEPT_ATTEMPTS:]
-    return {"attempts": attempts, "spent": spent, "trained": trained, **shown(spent, attempts)}
+    return final.changed(macs=max(final.macs, stage.planned_macs - stage.trained.macs))
 
 
 def plus(spent: Spent, attempts: Iterable[AttemptStatus]) -> Spent:
-    """What is spent with these attempts added."""
+    """The spending with these attempts added."""
     more = list(attempts)
     return Spent(
         macs=spent.macs + sum(a.macs for a in more),
@@ -154,14 +139,14 @@ def plus(spent: Spent, attempts: Iterable[AttemptStatus]) -> Spent:
     )
 
 
-def shown(spent: Spent, attempts: Iterable[AttemptStatus]) -> dict[str, Any]:
+def open_spending(spent: Spent, attempts: Iterable[AttemptStatus]) -> Total:
     """A stage's figures: the ledger, and what the open attempt has spent so far."""
     running = [a for a in attempts if a.finished_at is None]
-    return {
-        "macs": spent.macs + sum(a.macs for a in running),
-        "gpu_seconds": spent.gpu_seconds + sum(a.gpu_seconds for a in running),
-        "cost": total_cost([spent.cost, *(a.cost for a in running)]),
-    }
+    return Total(
+        macs=spent.macs + sum(a.macs for a in running),
+        gpu_seconds=spent.gpu_seconds + sum(a.gpu_seconds for a in running),
+        cost=total_cost([spent.cost, *(a.cost for a in running)]),
+    )
 
 
 def money(gpu_seconds: float, price_per_hour: str | None) -> str | None:
@@ -197,7 +182,7 @@ def _ended(pod: PodTime, now: float) -> PodTime:
 
 
 def _believed(attempt: AttemptStatus, seen: Seen) -> Mapping[str, PodTime]:
-    """The attempt's pods, without those that turned out never to have run."""
+    """The attempt's pods, without those that never ran, as is known by now."""
     return {
         uid: pod
         for uid, pod in attempt.pods.items()
@@ -206,8 +191,8 @@ def _believed(attempt: AttemptStatus, seen: Seen) -> Mapping[str, PodTime]:
 
 
 def same_pods(attempt: AttemptStatus, seen: Seen) -> bool:
-    """Nothing has started, ended or vanished since the attempt was accounted for, and no time was
-    corrected.
+    """Whether no pod has started, ended or vanished since the attempt was last accounted for, and
+    no time was corrected.
     """
     known = _believed(attempt, seen)
     vanished = [pod for uid, pod in known.items() if uid not in seen.pods]

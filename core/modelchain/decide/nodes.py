@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
+from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import MOST_AVOIDED, AvoidedNode
-from modelchain.decide.conditions import constant
 
 AVOIDED_SECONDS = 86_400.0
 
@@ -26,42 +27,42 @@ def avoided(known: Iterable[AvoidedNode], bad: Mapping[str, str], now: float) ->
 
 
 def still_avoided(known: Iterable[AvoidedNode], now: float) -> list[AvoidedNode]:
-    """Those whose day is not over."""
+    """The nodes whose day is not over."""
     return [one for one in known if one.until > now]
 
 
 def without_faults(known: Iterable[AvoidedNode]) -> list[AvoidedNode]:
-    """The same nodes, but not what was wrong with them: work went on since, or the spec has
-    changed.
-    """
+    """The same nodes without their faults: since then work has progressed, or the spec changed."""
     return [one.model_copy(update={"fault": ""}) for one in known]
 
 
-def same_everywhere(known: Iterable[AvoidedNode]) -> str:
-    """Why nothing is to be launched: one fault on two nodes, with no progress in between, is no
-    fault of the nodes.
+def same_everywhere(known: Iterable[AvoidedNode]) -> Reason | None:
+    """The reason not to launch: two nodes failed alike, with no progress in between.
 
-    A driver older than torch's CUDA fails on every node; each attempt would take one more out of
-    use.
+    Then the nodes are hardly the cause. A driver older than torch's CUDA fails on every node, and
+    each further attempt would take one more node out of use.
     """
     faults = {one.node: one.fault for one in known if one.fault}
     for fault, count in Counter(faults.values()).items():
         if count > 1:
             nodes = ", ".join(node for node, found in faults.items() if found == fault)
-            return (
-                f"SameDeviceError: the devices of nodes {nodes} failed alike ({fault}), so it is"
-                " hardly the nodes: compare the driver with the image's CUDA version, then retry"
+            return Reason(
+                Code.SAME_DEVICE_ERROR,
+                nodes,
+                f"the devices of nodes {nodes} failed alike ({fault}), so it is hardly the nodes:"
+                " compare the driver with the image's CUDA version, then retry",
             )
-    return ""
+    return None
 
 
-def nodes_avoided(known: Iterable[AvoidedNode], waiting: str) -> str:
-    """What is said of pods that no node takes, while some nodes are avoided."""
+def nodes_avoided(known: Iterable[AvoidedNode], waiting: Reason) -> Reason:
+    """Why pods wait that no node takes, while some nodes are avoided."""
     nodes = ", ".join(one.node for one in known)
-    if not nodes or constant(waiting) != "Unschedulable":
+    if not nodes or waiting.code is not Code.UNSCHEDULABLE:
         return waiting
-    said = waiting.removeprefix("Unschedulable: ")
-    return (
-        f"NodesAvoided: no node is left but {nodes}, where devices failed lately; retry allows them"
-        f" again ({said})"
+    return Reason(
+        Code.NODES_AVOIDED,
+        nodes,
+        f"no node is left but {nodes}, where devices failed lately; retry allows them again"
+        f" ({replace(waiting, bare=True).text})",
     )

@@ -1,5 +1,5 @@
-"""What `decide` sees and says: live reads in, one step out. Filled by the local runner and by the
-operator.
+"""What `decide` is given and what it answers: live reads in, one step out. The local runner and the
+operator fill it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from modelchain.api.contracts import FailureClass, LastWord, Progress
+from modelchain.api.reasons import Reason
 from modelchain.api.status import AttemptStatus, ChainStatus, PodTime, Spent
 
 
@@ -24,40 +25,39 @@ class Artifact:
     metrics: Mapping[str, float]
     gpu_seconds: float = 0.0
     cost: str | None = None
-    trainer_math: int | None = (
-        None  # `TRAINER_MATH` of the trainer that made it, where that is known
-    )
+    # `TRAINER_MATH` of the trainer that made it, where that is known.
+    trainer_math: int | None = None
 
     @property
     def input_digest(self) -> str:
-        """The folder it lies in is named by it (RULES section 8)."""
+        """An artifact lies in a folder that is named by its input digest."""
         return self.path.split("/")[0]
 
 
 @dataclass(frozen=True)
 class Damage:
-    """An artifact that is there and must not be used: it is never overwritten. `stalls`: it waits
-    for somebody.
+    """An artifact that exists and must not be used; it is never overwritten.
+
+    `stalls`: a person has to decide, so the stage waits. Otherwise the stage has failed.
     """
 
-    message: str
+    reason: Reason
     stalls: bool = False
 
 
 @dataclass(frozen=True)
 class Contact:
-    """What came of asking rank 0 for its progress, as far as this process knows.
+    """What asking rank 0 for its progress has told this process so far."""
 
-    `answered`: when it last answered (seconds since the epoch); None if never. `silent`: since when
-    nothing came back, None while it answers. `ignored`: connections that were accepted and stayed
-    unanswered since it last answered, and the seconds from the first of them to the last.
-    `address`: where it is asked.
-    """
-
+    # When rank 0 last answered, in seconds since the epoch; None if it never did.
     answered: float | None = None
+    # Since when it has not answered; None while it does.
     silent: float | None = None
+    # Connections since its last answer that were accepted and stayed without one, and the seconds
+    # from the first of them to the last.
     ignored: int = 0
     ignored_for: float = 0.0
+    # Where it is asked.
     address: str = ""
 
 
@@ -65,94 +65,101 @@ class Contact:
 class Seen:
     """What is seen of one attempt.
 
-    On a cluster its job is first `held` (made suspended, not yet released), then `queued`
-    (released, nothing runs: a queue holds it, or its pods are not scheduled), then live. `waiting`
-    says why nothing runs yet, or why what it left is not recorded, `stalled` that somebody must
-    act, `hopeless` that waiting cannot help, `waits` what it is charged to if it waits too long
-    while it holds its nodes, and since when (seconds since the epoch). `succeeded` is the job's own
-    word, which is no evidence; `evidence` is what pods say of a failure that left no last word.
-    `verify`: how far the re-hashing of an artifact is whose last word was lost. `idle`: somebody
-    else suspended its job, which is in no queue.
-
-    `pods` are the running times by UID, of pods that are there and of those that are remembered
-    (`gone_pods`); `never_ran` are those whose container could not start. `bad_nodes` are nodes
-    whose own device failed, with what was wrong. `contact` says whether rank 0 answers when it is
-    asked for its progress; None on a laptop.
+    On a cluster an attempt's job is first `unreleased` (created, suspended), then `queued`
+    (released, but a queue or the scheduler holds it), then live.
     """
 
+    # It has a process, a pod that has not ended, or a job that may still make pods.
     live: bool
+    # A process or a job of it exists or has existed.
     started: bool
+    # Its last word, once it has ended.
     word: LastWord | None = None
     progress: Progress | None = None
     checkpoint_step: int = 0
     macs: int = 0
     gpu_seconds: float = 0.0
     uid: str | None = None
-    held: bool = False
+    unreleased: bool = False
     queued: bool = False
-    waiting: str = ""
-    stalled: str = ""
+    # Why nothing runs yet, or why what it left is not recorded yet.
+    waiting: Reason | None = None
+    # Why a person has to act.
+    stalled: Reason | None = None
     running: bool = False
+    # What a wait is charged to if it lasts too long while it occupies nodes, and since when it
+    # waits (seconds since the epoch).
     waits: tuple[FailureClass, float] | None = None
+    # Why waiting longer cannot help.
     hopeless: tuple[FailureClass, str] | None = None
+    # The job says that it succeeded. That alone is no evidence.
     succeeded: bool = False
+    # What pods tell of a failure that left no last word.
     evidence: tuple[FailureClass, str] | None = None
+    # The answer of the Job that hashes an artifact again whose last word was lost.
     verify: LastWord | Literal["Pending", "Unanswered"] | None = None
+    # Running times by pod UID: of pods that exist, and of pods that are remembered (`gone_pods`).
     pods: Mapping[str, PodTime] = field(default_factory=dict)
-    never_ran: frozenset[str] = frozenset()
     gone_pods: frozenset[str] = frozenset()
+    # UIDs of pods whose container could not start.
+    never_ran: frozenset[str] = frozenset()
+    # Nodes whose own device failed, with a short name of the fault.
     bad_nodes: Mapping[str, str] = field(default_factory=dict)
+    # Whether rank 0 answers when it is asked for its progress; None on a laptop.
     contact: Contact | None = None
+    # Someone else suspended its job, and the job is in no queue.
     idle: bool = False
 
     @property
     def there(self) -> bool:
-        """Something runs, or would."""
-        return self.live or self.held or self.queued or self.idle
+        """Created, queued or running."""
+        return self.live or self.unreleased or self.queued or self.idle
 
 
 @dataclass(frozen=True)
 class Observed:
-    """Live reads. `live` names every attempt of this chain that has a process, pod or unfinished
-    job, wanted or not.
-
-    `interrupted`: stop what runs and start nothing (Ctrl-C). `inputs`: by input digest, what is
-    known of earlier work, to say which field a miss is owed to. `retry`: a new value renews budgets
-    once. `highest_number`: the highest attempt number the world remembers for a stage's name or an
-    input digest; a lost status must not make a name again.
-
-    Of a cluster: `records`: a last word becomes an artifact by being recorded. `obstacle`: why
-    nothing can be launched, `stuck`: a pod that does not go though its time is over; both begin
-    with their reason. `strays`: unfinished jobs, by UID, that no intent and no UID in the status
-    names. `spent_jobs`: finished jobs that need not be kept. `claim_missing`: the chain's own claim
-    is still to be made. `loading`: who still fills the claim of data, beginning with its reason,
-    and whether somebody must act. `share`: who holds an input digest on a claim that chains share:
-    "" nobody, "Mine", or a name; None where nothing is shared. `shares`: the digests of shares this
-    chain holds. `outdated`: the attempt's job would be made otherwise today. `price`: of a GPU
-    hour.
-    """
+    """What one pass has read. The second half is there on a cluster alone."""
 
     status: ChainStatus
     artifact: Callable[[str], Artifact | Damage | None]
     attempt: Callable[[str], Seen]
+    # Every attempt of the chain that has a process, a pod or an unfinished job, wanted or not.
     live: frozenset[str] = frozenset()
+    # By input digest, the inputs of earlier work: they tell which field a miss is due to.
     inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     fingerprint: str | None = None
+    # A new value renews the retry budgets once.
     retry: str | None = None
+    # Stop what runs and start nothing (Ctrl-C).
     interrupted: bool = False
     backoff_seconds: float = 10.0
     poll_seconds: float = 0.5
+    # The highest attempt number that is known of a stage's name or an input digest: after a status
+    # was lost, a name must not be used again.
     highest_number: Callable[[str, str], int] = lambda stage, digest: 0
+
+    # A last word becomes an artifact when a StageArtifact records it.
     records: bool = False
-    obstacle: str = ""
-    stuck: str = ""
+    # Why nothing can be launched.
+    obstacle: Reason | None = None
+    # A pod that has not ended although its grace is over.
+    stuck: Reason | None = None
+    # By UID, unfinished jobs that no attempt in the status names.
     strays: Mapping[str, str] = field(default_factory=dict)
+    # By UID, finished jobs that need not be kept.
     spent_jobs: Mapping[str, str] = field(default_factory=dict)
+    # The chain's own claim does not exist yet.
     claim_missing: bool = False
-    loading: Callable[[], tuple[str, bool]] = lambda: ("", False)
+    # Why the data is not there yet: a Job still fills its claim, or has failed.
+    loading: Callable[[], Reason | None] = lambda: None
+    # Who trains an input digest on a claim that several chains use: "" for no chain yet, "Mine", or
+    # another chain's name; None where nothing is shared.
     share: Callable[[str], str | None] = lambda digest: None
-    outdated: Callable[[Launch], bool] = lambda launch: False
+    # The input digests that this chain has reserved.
     shares: frozenset[str] = frozenset()
+    # The attempt's job would be made differently today.
+    outdated: Callable[[Launch], bool] = lambda launch: False
+    # The price of a GPU hour.
     price: str | None = None
 
 

@@ -1,42 +1,47 @@
-"""An attempt judged: why it is needed, whether a deadline has passed, which budget pays at its end
-(RULES 5, 7, 8).
+"""An attempt judged: why it is needed, whether a deadline has passed, which budget it charges.
+
+A disruption (an end that is not the work's fault) charges `maxDisruptions`, a failure `maxRetries`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from modelchain.api.contracts import FailureClass, LastWord
 from modelchain.api.faults import LAUNCH_FAILURE
+from modelchain.api.reasons import Code, Reason
 from modelchain.api.spec import Deadlines, Retry
 from modelchain.api.status import AttemptStatus, StageStatus, State
 from modelchain.decide.ledger import running_seconds
 from modelchain.decide.observed import Contact, Seen
 from modelchain.identity.digest import differing_fields
 
-IGNORED = 10  # connections without an answer
-SILENT_SECONDS = 300  # a trainer takes a minute or two to load before it answers
+# Unanswered connections after which a trainer is seen to stand still.
+IGNORED = 10
+NEVER_TRAINED = "never trained"
+# A trainer takes a minute or two to load before it answers.
+SILENT_SECONDS = 300
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How an attempt ended, and what its stage has left. `final`: why it is not tried again, if it
-    is not.
-
-    `advanced`: it left a newer checkpoint than the one before. `pays_retry`: it is charged to the
-    retries, so the next one waits; a stage that is launched at once would burn them all in seconds.
-    """
+    """How an attempt ended, and what its stage has left of its budgets."""
 
     failure: FailureClass
     message: str
+    # It was asked to stop, so it charges no budget.
     stopped: bool
     checkpoint_step: int
     retries: int
     disruptions: int
+    # Why the stage is not tried again, if it is not.
     final: str | None = None
+    # It left a newer checkpoint than the attempt before.
     advanced: bool = False
+    # It charges a retry, so the next attempt waits. Without a wait, a stage that fails at once
+    # would use up its retries in seconds.
     pays_retry: bool = False
 
 
@@ -45,8 +50,8 @@ def judge(
 ) -> Verdict:
     """An attempt that ended and left no valid artifact.
 
-    A disruption with no newer checkpoint than the last charges the retries: it would otherwise go
-    on for ever. What was stopped by us charges nobody.
+    A disruption that brought no newer checkpoint charges a retry as well: otherwise the stage could
+    be disrupted for ever. An attempt that we stopped charges no budget.
     """
     failure, message = _cause(attempt, seen)
     if failure is FailureClass.HARDWARE and _fails_again(stage, attempt, seen):
@@ -82,8 +87,8 @@ def judge(
 
 
 def _fails_again(stage: StageStatus, attempt: AttemptStatus, seen: Seen) -> bool:
-    """A launch failure that names no cause is the device's once; a program that goes wrong fails
-    everywhere.
+    """The first launch failure without a cause is blamed on the device. A second one is blamed on
+    the program, which fails on every node.
     """
     before = any(a.fault == LAUNCH_FAILURE for a in stage.attempts if a.name != attempt.name)
     return before and LAUNCH_FAILURE in seen.bad_nodes.values()
@@ -96,105 +101,113 @@ def _allowed(count: int, what: str) -> str:
 
 
 def _cause(attempt: AttemptStatus, seen: Seen) -> tuple[FailureClass, str]:
-    """The deadline it was ended for, its own last word, what its pods say, or nothing at all."""
+    """The deadline it was ended for, else its last word, else what its pods tell."""
     word = seen.verify if isinstance(seen.verify, LastWord) else seen.word
     if attempt.ending is not None:
         return attempt.ending, attempt.message
     if word is not None and word.result == "Succeeded":
         return FailureClass.NO_ARTIFACT, "reported success, but left no artifact"
     if word is not None and word.failure is FailureClass.PREEMPTED and seen.evidence is not None:
-        return word.failure, seen.evidence[1]  # it only knows that it was told to stop
+        return word.failure, seen.evidence[1]  # the trainer knows only that it was told to stop
     if word is not None:
         return word.failure or FailureClass.ERROR, word.message
     return seen.evidence or (FailureClass.KILLED, "died without a last word")
 
 
+@dataclass(frozen=True)
+class Due:
+    """A deadline: when it passes (seconds since the epoch), and how an attempt then ends.
+
+    `evident`: the attempt is seen not to progress. Silence alone is no evidence.
+    """
+
+    at: float
+    evident: bool
+    failure: FailureClass
+    message: str
+
+
 def deadline(
     limits: Deadlines, stage: StageStatus, attempt: AttemptStatus, seen: Seen, now: float
 ) -> tuple[FailureClass, str] | float | None:
-    """The deadline that has passed and what to say of it, or the seconds until the next one; None
-    without one.
+    """The deadline that has passed and its message, or the seconds until the next one.
 
-    Time in a queue never counts: the start counts from the first running pod of those that are
-    there. Silence is no
-    evidence: a deadline for a step has passed only if the trainer is seen to stand still after it.
+    None without a deadline. Time in a queue never counts: the start counts from the first running
+    pod. A deadline for a step has passed only if the trainer is seen to stand still after it.
     """
     if seen.hopeless is not None:
         return seen.hopeless
-    dues: list[tuple[float, bool, FailureClass, str]] = []
+    dues = list(_dues(limits, stage, attempt, seen, now))
+    for due in dues:
+        if due.at <= now and due.evident:
+            return due.failure, due.message
+    return min((due.at - now for due in dues if due.at > now), default=None)
+
+
+def _dues(
+    limits: Deadlines, stage: StageStatus, attempt: AttemptStatus, seen: Seen, now: float
+) -> Iterator[Due]:
     began = min((pod.started for pod in seen.pods.values() if pod.finished is None), default=None)
-    if began is None and seen.waits is not None:
-        failure, since = seen.waits
-        text = (
-            f"{seen.waiting}; given up after {limits.start_seconds} s (spec.deadlines.startSeconds)"
+    if began is None:
+        if seen.waits is not None:
+            failure, since = seen.waits
+            waited = f"given up after {limits.start_seconds} s (spec.deadlines.startSeconds)"
+            why = seen.waiting.text if seen.waiting else ""
+            yield Due(since + limits.start_seconds, True, failure, f"{why}; {waited}")
+        return
+    yield _next_step(limits, stage, attempt, seen, began)
+    if limits.stage_seconds is not None:
+        left = limits.stage_seconds - stage.spent.seconds - running_seconds(attempt, now)
+        message = (
+            f"the stage has run for {limits.stage_seconds} s; raise spec.deadlines.stageSeconds to"
+            " go on"
         )
-        dues.append((since + limits.start_seconds, True, failure, text))
-    if began is not None:
-        dues.append(_next_step(limits, stage, attempt, seen, began))
-        if limits.stage_seconds is not None:
-            left = limits.stage_seconds - stage.spent.seconds - running_seconds(attempt, now)
-            text = (
-                f"the stage has run for {limits.stage_seconds} s; raise spec.deadlines.stageSeconds"
-                " to go on"
-            )
-            dues.append((now + left, True, FailureClass.STAGE_DEADLINE, text))
-    past = [(failure, text) for due, evident, failure, text in dues if due <= now and evident]
-    if past:
-        return past[0]
-    return min((due - now for due, *_ in dues if due > now), default=None)
+        yield Due(now + left, True, FailureClass.STAGE_DEADLINE, message)
 
 
 def _next_step(
     limits: Deadlines, stage: StageStatus, attempt: AttemptStatus, seen: Seen, began: float
-) -> tuple[float, bool, FailureClass, str]:
-    """When the next step, or the first, is overdue; whether it is seen to be; and what is then said
-    of it.
-    """
-    stepped = (
-        attempt.stepped_at
-        if attempt.stepped_at is not None and attempt.stepped_at >= began
-        else None
-    )
-    if stepped is None:
-        due = began + limits.start_seconds
-        text = f"no first step within {limits.start_seconds} s (spec.deadlines.startSeconds)"
-        text += f": {seen.waiting}" if seen.waiting else ""
-        return (
-            due,
-            bool(seen.waiting) or _shows(seen.contact, due, limits),
-            FailureClass.START_DEADLINE,
-            text,
-        )
-    due, step = stepped + limits.stall_seconds, stage.progress.step if stage.progress else 0
-    text = f"no step after {step} for {limits.stall_seconds} s (spec.deadlines.stallSeconds)"
-    return due, _shows(seen.contact, due, limits), FailureClass.STALL_DEADLINE, text
+) -> Due:
+    """When the attempt's next step is overdue, or its first one since `began`."""
+    stepped = attempt.stepped_at
+    if stepped is None or stepped < began:
+        at = began + limits.start_seconds
+        message = f"no first step within {limits.start_seconds} s (spec.deadlines.startSeconds)"
+        if seen.waiting:
+            return Due(at, True, FailureClass.START_DEADLINE, f"{message}: {seen.waiting.text}")
+        evident = _stands_still(seen.contact, at, limits)
+        return Due(at, evident, FailureClass.START_DEADLINE, message)
+    at, step = stepped + limits.stall_seconds, stage.progress.step if stage.progress else 0
+    message = f"no step after {step} for {limits.stall_seconds} s (spec.deadlines.stallSeconds)"
+    evident = _stands_still(seen.contact, at, limits)
+    return Due(at, evident, FailureClass.STALL_DEADLINE, message)
 
 
-def _shows(contact: Contact | None, due: float, limits: Deadlines) -> bool:
-    """Whether rank 0 is seen to stand still: it answered after `due`; or it answered once, and
-    since then takes connections without a word. What does not connect at all shows nothing of the
-    trainer.
+def _stands_still(contact: Contact | None, due: float, limits: Deadlines) -> bool:
+    """Whether rank 0 is seen to stand still.
+
+    It has answered after `due`; or it answered once, and since then accepts connections and does
+    not answer them. A connection that is refused or times out tells nothing of the trainer.
     """
     if contact is None or contact.answered is None:
         return False
-    return contact.answered >= due or (
-        contact.ignored >= IGNORED and contact.ignored_for >= limits.stall_seconds
-    )
+    ignores = contact.ignored >= IGNORED and contact.ignored_for >= limits.stall_seconds
+    return contact.answered >= due or ignores
 
 
-def progress_unknown(limits: Deadlines, seen: Seen, now: float) -> str:
-    """What is said of a running trainer that cannot be asked for its progress; empty while it
-    can.
-    """
+def progress_unknown(limits: Deadlines, seen: Seen, now: float) -> Reason | None:
+    """The reason of a running trainer that does not tell its progress; None while it does."""
     contact = seen.contact
     if not seen.running or contact is None or contact.silent is None:
-        return ""
+        return None
     if now - contact.silent < min(SILENT_SECONDS, limits.stall_seconds):
-        return ""
-    return (
-        f"ProgressUnknown: rank 0 does not tell its progress at {contact.address}; look for a"
-        " NetworkPolicy, a service mesh or a firewall that closes this port to the operator."
-        " Nothing is ended for it: the trainer watches itself"
+        return None
+    return Reason(
+        Code.PROGRESS_UNKNOWN,
+        contact.address,
+        f"rank 0 does not tell its progress at {contact.address}; look for a NetworkPolicy, a"
+        " service mesh or a firewall that closes this port to the operator. Nothing is ended for"
+        " it: the trainer watches itself",
     )
 
 
@@ -203,20 +216,15 @@ def why_missed(
     digest: str,
     inputs: Mapping[str, Any],
     known_inputs: Mapping[str, Mapping[str, Any]],
-) -> str:
-    """The field a miss is owed to, by comparing with the newest other inputs this stage is known to
-    have had.
-    """
+) -> Reason:
+    """Which input changed, by comparing with the newest other inputs that this stage has had."""
     mine = [a for a in stage.attempts if a.input_digest == digest]
     if any(a.state is State.SUCCEEDED for a in mine) or (not mine and stage.last_digest == digest):
-        return "Miss: its artifact is gone"
+        return Reason(Code.MISS, stage.name, "its artifact is gone")
     known = [*(a.input_digest for a in stage.attempts), stage.last_digest]
     before = next((d for d in reversed(known) if d not in (digest, None)), None)
     if before is None:
-        return "Miss: never trained"
+        return Reason(Code.MISS, stage.name, NEVER_TRAINED)
     old = known_inputs.get(before)
-    return (
-        f"Miss: {', '.join(differing_fields(old, inputs))} changed"
-        if old
-        else "Miss: its inputs changed"
-    )
+    changed = ", ".join(differing_fields(old, inputs)) if old else "its inputs"
+    return Reason(Code.MISS, stage.name, f"{changed} changed")

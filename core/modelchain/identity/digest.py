@@ -1,7 +1,7 @@
-"""The input digest: what changes one stage's weights, and nothing else (RULES section 1).
+"""The input digest: a hash of all that changes one stage's weights, and of nothing else.
 
-A stage's directory is named by it, so its formula is a promise: goldens in the tests hold it. A new
-formula is `v: 3`.
+It names a stage's directory, so its formula must never change: golden digests in the tests hold it.
+A new formula needs a new `v`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from modelchain.api.spec import ChainSpec, Evaluation
 from modelchain.identity.shards import base_names
 
 VERSION = 2
-# Raised whenever the trainer's arithmetic changes. It is recorded with what was trained and is no
-# part of the digest: an upgrade must not retrain a family. A trainer goes on from no checkpoint of
-# another number.
+# Raised whenever the trainer's arithmetic changes. It is recorded with what was trained and not
+# hashed, since an upgrade must not retrain a family. A trainer resumes no checkpoint of another
+# number.
 TRAINER_MATH = 3
 
 
 def canonical(value: Any) -> bytes:
-    """JSON with one spelling for one value: sorted keys, no blanks, ASCII."""
+    """JSON in which equal values are spelled alike: sorted keys, no blanks, ASCII."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     ).encode()
@@ -37,7 +37,7 @@ def digest_of(inputs: Mapping[str, Any] | Sequence[Any]) -> str:
 
 
 def number(decimal: str | Decimal) -> str:
-    """One spelling for equal decimals: "1e-3", "0.001" and ".0010" are all "0.001"."""
+    """A decimal, spelled alike for equal values: "1e-3", "0.001" and ".0010" are all "0.001"."""
     value = Decimal(decimal).normalize()
     return format(abs(value) if value == 0 else value, "f")
 
@@ -49,8 +49,7 @@ def stage_inputs(
 
     Args:
         epochs: the stage's epochs, given, allocated or frozen.
-        fingerprint: of the training data, where known; one given in the spec has been checked
-            against it.
+        fingerprint: of the training data, if known. One that the spec gives was checked against it.
         predecessor: the predecessor's artifact digest; None for the first stage (and a model
             trained alone).
     """
@@ -81,9 +80,9 @@ def stage_inputs(
     return inputs
 
 
-@lru_cache(maxsize=8)  # every look at a chain asks for every stage
+@lru_cache(maxsize=8)  # every pass over a chain asks for every stage
 def _shard_list(pattern: str) -> Mapping[str, Any]:
-    """The shards' names in order, as one digest, and their number: inputs stay small with 100,000
+    """One digest of the shards' names in order, and their number: so inputs stay small for 100,000
     shards.
     """
     names = base_names(pattern)
@@ -91,8 +90,8 @@ def _shard_list(pattern: str) -> Mapping[str, Any]:
 
 
 def evaluation_key(evaluation: Evaluation) -> str:
-    """What an evaluation measures, whatever its name, folder and rhythm: equal keys need no second
-    measurement.
+    """A digest of what an evaluation measures: not of its name, folder and interval. Equal keys
+    need no second measurement.
     """
     lists = [
         PurePosixPath(path).name if path else None
@@ -104,8 +103,8 @@ def evaluation_key(evaluation: Evaluation) -> str:
 
 
 def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of the inputs that differ, in the new inputs' order; what a cache miss is
-    explained by.
+    """Dotted names of the inputs that differ, in the order of the new inputs. They
+    explain a miss.
     """
     out: list[str] = []
     for key in [*new, *(k for k in old if k not in new)]:

@@ -1,5 +1,5 @@
-"""Shard patterns in brace notation, expanded as webdataset does, with a bound on what they may
-expand to.
+"""Shard patterns in brace notation, expanded as by webdataset, with a bound on the
+number of paths.
 """
 
 from __future__ import annotations
@@ -37,18 +37,21 @@ def expand(pattern: str) -> list[str]:
 
 
 def paths(files: str | list[str]) -> list[str]:
-    """The paths of a pattern; of a list, its items as they are."""
+    """The paths of a pattern, or the items of a list."""
     return expand(files) if isinstance(files, str) else files
 
 
 def base_names(pattern: str) -> list[str]:
-    """What of the shards goes into the input digest: their names in order, without any folder."""
+    """The part of the shards that is hashed: their names in order, without folders."""
     return [PurePosixPath(name).name for name in expand(pattern)]
 
 
 def _count(pattern: str) -> int:
-    """How many paths a pattern names, without making them: braceexpand makes those of nested braces
-    all at once.
+    """How many paths a pattern names. They are not made, since braceexpand makes all paths of
+    nested braces at once.
+
+    Innermost groups are replaced by their count, between NULs, until no group is left. The count of
+    a text is then the product of the numbers in it.
     """
 
     def weight(text: str) -> int:

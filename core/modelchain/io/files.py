@@ -1,5 +1,5 @@
-"""Files that are either whole or not there: hashing, atomic writes, and the check of a directory by
-its manifest.
+"""Files that are either whole or absent: hashing, atomic writes, and verifying a directory by its
+manifest.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from pydantic import ValidationError
 from modelchain.api.contracts import MANIFEST, RESULTS, WEIGHTS, FileEntry, Manifest, Results
 from modelchain.errors import WorkError
 
-READABLE = (
-    0o644  # temporary files are made for their owner alone; a successor may run as another user
-)
+# Temporary files are readable for their owner only, and a successor may run as another user.
+READABLE = 0o644
 
 
 def sha256_of(path: Path) -> str:
@@ -39,7 +38,7 @@ def fsync(path: Path) -> None:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`, whole or not at all."""
+    """Replace the content of `path`, entirely or not at all."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -70,7 +69,7 @@ def verify(directory: Path) -> Manifest:
     """Re-hash every file the manifest of `directory` names.
 
     Raises:
-        FileNotFoundError: there is no manifest, so there is nothing here.
+        FileNotFoundError: there is no manifest, so the directory counts as absent.
         WorkError: the manifest does not parse, or a file is missing or differs; names the file and
             both digests.
     """
@@ -95,8 +94,8 @@ def verify(directory: Path) -> Manifest:
 
 
 def read_artifact(directory: Path) -> tuple[Manifest, Results]:
-    """Manifest and results of `<input digest>/artifact`, every byte re-hashed first; raises as
-    `verify` does.
+    """Manifest and results of `<input digest>/artifact`, after re-hashing every byte. Raises what
+    `verify` raises.
     """
     manifest = verify(directory)
     of_these = manifest.kind == "artifact" and manifest.input_digest == directory.parent.name

@@ -1,8 +1,8 @@
-"""`python -m modelchain.io.guard PIDFILE COMMAND...`: COMMAND, which ends when its parent ends.
+"""`python -m modelchain.io.guard PIDFILE COMMAND...` runs COMMAND so that it ends with its parent.
 
-torchx starts its processes in sessions of their own and has no hook between fork and exec, so this
-stands in between: it asks the kernel for SIGTERM at the parent's death (kept across exec), notes
-the pid, and becomes COMMAND.
+torchx starts its processes in sessions of their own and has no hook between fork and exec. So this
+program runs in between: it asks the kernel for SIGTERM at the parent's death (which exec keeps),
+writes its pid to PIDFILE, and executes COMMAND.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import sys
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
-PARENT = "MODELCHAIN_TORCHRUN"  # torchrun's pid, for its workers to ask for the same
+PARENT = "MODELCHAIN_TORCHRUN"  # torchrun's pid, with which its workers call `die_with_parent`
 
 
 def die_with_parent(sig: signal.Signals, parent: int) -> None:
-    """Have the kernel send `sig` to this process when its parent dies; leave at once if it already
-    has.
+    """Have the kernel send `sig` to this process when its parent dies. If the parent has died
+    already, end at once.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, int(sig), 0, 0, 0) != 0:

@@ -1,5 +1,5 @@
-"""The last word of an attempt: how it is written, and what it says of a failing device and of a
-whole artifact.
+"""The last word of an attempt: writing it, and its fields for a failing device and for a finished
+artifact.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ LAST_WORD_BYTES = 2048
 
 
 def write_last_word(path: Path, word: LastWord) -> None:
-    """Success is rank 0's to report; of failures in a pod's file the first stands, as the cause,
-    unless it is Unknown.
+    """Write the last word, at most 2 KiB of it.
 
-    At most 2 KiB: details of metrics go, `results.json` has them, and the end of the message.
-    The file may be there already, empty: a kubelet makes it.
+    Only rank 0 reports success. Of several failures in one pod's file the first stays, since it is
+    the cause, unless its class is Unknown. A word that is too long loses the details of metrics,
+    which `results.json` has, and the end of its message. The kubelet may have made an empty file.
     """
     succeeded = word.result == "Succeeded"
     if succeeded and os.environ.get("RANK", "0") != "0":
@@ -45,14 +45,12 @@ def write_last_word(path: Path, word: LastWord) -> None:
 
 
 def node() -> str:
-    """The machine's name; a pod is told its node's."""
+    """The machine's name; in a pod, its node's."""
     return os.environ.get("MODELCHAIN_NODE") or platform.node()
 
 
 def blame(error: Exception, failure: str) -> dict[str, str]:
-    """The fields that tell of a failing device: which error, and this node, unless no node is to
-    blame.
-    """
+    """The fields for a failing device: the error, and this node if a node's device failed."""
     if failure != FailureClass.HARDWARE:
         return {}
     fault = getattr(error, "fault", "") or fault_of(str(error))
@@ -60,7 +58,7 @@ def blame(error: Exception, failure: str) -> dict[str, str]:
 
 
 def success(artifact: Path, manifest: Manifest, results: Results, **spent: Any) -> LastWord:
-    """The word on a whole artifact; `spent` holds macs, seconds and gpu_seconds."""
+    """The last word of a finished artifact; `spent` holds macs, seconds and gpu_seconds."""
     return LastWord(
         result="Succeeded", step=results.steps, steps=results.steps, metrics=results.final.metrics,
         manifest_digest=sha256_of(artifact / MANIFEST), artifact_digest=manifest.artifact_digest,
@@ -69,17 +67,16 @@ def success(artifact: Path, manifest: Manifest, results: Results, **spent: Any) 
 
 
 def verify_artifact(task: Task) -> LastWord:
-    """In place of a lost last word, what `results.json` says of all the training; or NoArtifact, or
-    CorruptArtifact.
+    """The last word for an attempt that left none, from the artifact: success with the figures of
+    `results.json`, or the failure NoArtifact or CorruptArtifact.
 
     Raises:
-        OSError: the volume cannot be read, which answers nothing.
+        OSError: the volume cannot be read, so nothing is known.
     """
     path = Path(task.root)
     for name in (task.input_digest, "artifact", MANIFEST):
-        if (
-            path / name not in path.iterdir()
-        ):  # listed, as NFS may answer a look-up from an old cache
+        # Listed, since NFS may answer the lookup of one name from an old cache.
+        if path / name not in path.iterdir():
             return LastWord(
                 result="Failed", failure=FailureClass.NO_ARTIFACT, message=f"{path} holds no {name}"
             )

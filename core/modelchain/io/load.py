@@ -1,5 +1,5 @@
-"""Reading spec files: YAML to a checked ModelChain, or one clear line for each thing that is
-wrong.
+"""Reading spec files: from YAML to a checked ModelChain, or one line for each thing
+that is wrong.
 """
 
 from __future__ import annotations
@@ -24,10 +24,31 @@ MAX_BYTES = 1 << 20
 MAX_NODES = 100_000
 
 
+# What PyYAML raises where a value does not fit its tag, as `!!int ""`.
+_TAG_ERRORS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+
+
 def load_yaml(path: Path, kind: str | None = None) -> Any:
-    """The YAML document of `path`, or of several the one of a `kind`; of bounded size even after
-    aliases expand.
+    """The YAML document of `path`, or of several documents the one of `kind`. Its size is bounded,
+    also after aliases expand.
     """
+    raw = _read(path)
+    try:
+        documents = _documents(raw.decode(), path)
+    except UnicodeDecodeError as error:
+        raise InputError(f"is not UTF-8 text (byte {error.start})", file=path) from error
+    except yaml.YAMLError as error:
+        raise InputError(f"is not valid YAML: {_yaml_message(error)}", file=path) from error
+    except _TAG_ERRORS as error:
+        raise InputError(
+            f"is not valid YAML: a value does not fit its tag ({error})", file=path
+        ) from error
+    except RecursionError as error:
+        raise InputError("is nested too deeply", file=path) from error
+    return _the_one(documents, kind, path)
+
+
+def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
@@ -35,44 +56,33 @@ def load_yaml(path: Path, kind: str | None = None) -> Any:
         raise InputError(f"cannot be read: {error.strerror}", file=path) from error
     if len(raw) > MAX_BYTES:
         raise InputError(f"is larger than {MAX_BYTES} bytes", file=path)
-    try:
-        loader = yaml.SafeLoader(raw.decode())
-        found = []
-        while loader.check_node():
-            node = loader.get_node()
-            assert node is not None
-            _check_nodes(node, path)
-            found.append(loader.construct_document(node))
-    except UnicodeDecodeError as error:
-        raise InputError(f"is not UTF-8 text (byte {error.start})", file=path) from error
-    except yaml.YAMLError as error:
-        raise InputError(f"is not valid YAML: {_yaml_message(error)}", file=path) from error
-    except (
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        ArithmeticError,
-    ) as error:  # PyYAML on `!!int ""`
-        raise InputError(
-            f"is not valid YAML: a value does not fit its tag ({error})", file=path
-        ) from error
-    except RecursionError as error:
-        raise InputError("is nested too deeply", file=path) from error
-    values = [value for value in found if value is not None]
-    if len(values) > 1:
-        values = [
-            value
-            for value in values
-            if isinstance(value, dict) and kind and value.get("kind") == kind
-        ]
-        if len(values) != 1:
-            raise InputError(
-                f"holds {len(found)} documents; keep one {kind or 'of them'} in a file", file=path
-            )
-    if not values:
+    return raw
+
+
+def _documents(text: str, path: Path) -> list[Any]:
+    loader = yaml.SafeLoader(text)
+    found = []
+    while loader.check_node():
+        node = loader.get_node()
+        assert node is not None
+        _check_nodes(node, path)
+        found.append(loader.construct_document(node))
+    return found
+
+
+def _the_one(documents: list[Any], kind: str | None, path: Path) -> Any:
+    """The only document that is not empty, or the only one of this kind."""
+    found = [document for document in documents if document is not None]
+    if not found:
         raise InputError("is empty", file=path)
-    return values[0]
+    if len(found) == 1:
+        return found[0]
+    of_kind = [d for d in found if isinstance(d, dict) and kind and d.get("kind") == kind]
+    if len(of_kind) != 1:
+        raise InputError(
+            f"holds {len(documents)} documents; keep one {kind or 'of them'} in a file", file=path
+        )
+    return of_kind[0]
 
 
 def load_model(kind: type[M], path: Path) -> M:
@@ -81,17 +91,15 @@ def load_model(kind: type[M], path: Path) -> M:
 
 
 def load_chain(path: Path) -> ModelChain:
-    """A spec file, checked in itself (`modelchain.plan.check`); what needs the data is checked by
-    `run`.
-    """
+    """A spec file, checked by `modelchain.plan.check`. What needs the data is checked by `run`."""
     chain = load_model(ModelChain, path)
     check(chain, str(path))
     return chain
 
 
 def parse(kind: type[M], value: Any, file: str) -> M:
-    """Validate `value`; pydantic's findings become problems with a field path and words for a
-    person.
+    """Validate `value`. Pydantic's errors become problems with a field path and a
+    readable message.
     """
     if not isinstance(value, dict):
         raise InputError(f"holds a {_type_name(value)}, not a {kind.__name__} object", file=file)
@@ -110,37 +118,37 @@ def _field(loc: tuple[int | str, ...]) -> str:
     return out
 
 
+# Kinds of pydantic's errors. Ours come from the validators of the API types and are whole
+# sentences.
+_OUR_ERRORS = {"model", "evaluation", "storage", "vision", "text"}
+_TYPE_ERRORS = {
+    "int_type",
+    "int_from_float",
+    "float_type",
+    "bool_type",
+    "string_type",
+    "list_type",
+    "model_type",
+    "dict_type",
+}
+
+
 def _message(error: ErrorDetails) -> str:
-    kind, got = error["type"], _short(error["input"])
-    context = error.get("ctx", {})
-    match kind:
-        case "extra_forbidden":
-            return (
-                "unknown field; check its spelling and place (this version acts on no such field)"
-            )
-        case "missing":
-            return "required, but not given"
-        case "string_type" if isinstance(error["input"], int | float):
-            return f"must be a text, so put it in quotes (got {_type_name(error['input'])} {got})"
-        case "string_pattern_mismatch":
-            return f"{got} does not have the form {context['pattern']}"
-        case (
-            "int_type"
-            | "int_from_float"
-            | "float_type"
-            | "bool_type"
-            | "string_type"
-            | "list_type"
-            | "model_type"
-            | "dict_type"
-        ):
-            return f"{error['msg'].removeprefix('Input ')} (got {_type_name(error['input'])} {got})"
-        case "model" | "evaluation" | "storage" | "vision" | "text" | "mlp":
-            return error["msg"]
-        case _:
-            return (
-                f"{error['msg'].removeprefix('Input ').removeprefix('Value error, ')} (got {got})"
-            )
+    kind, value = error["type"], error["input"]
+    if kind in _OUR_ERRORS:
+        return error["msg"]
+    if kind == "extra_forbidden":
+        return "unknown field; check its spelling and place (this version acts on no such field)"
+    if kind == "missing":
+        return "required, but not given"
+    got = _short(value)
+    if kind == "string_pattern_mismatch":
+        return f"{got} does not have the form {error['ctx']['pattern']}"
+    if kind in _TYPE_ERRORS:
+        got = f"{_type_name(value)} {got}"
+    if kind == "string_type" and isinstance(value, int | float):
+        return f"must be a text, so put it in quotes (got {got})"
+    return f"{error['msg'].removeprefix('Input ').removeprefix('Value error, ')} (got {got})"
 
 
 def _type_name(value: Any) -> str:
@@ -175,8 +183,8 @@ def _yaml_message(error: yaml.YAMLError) -> str:
 
 
 def _check_nodes(root: yaml.Node, path: Path) -> None:
-    """Before anything is built: no key twice, which PyYAML lets through, and a bound on what
-    aliases expand to.
+    """Checks before anything is built: no key is given twice, which PyYAML allows, and aliases
+    expand to a bounded size.
     """
     sizes: dict[int, int] = {}
     open_: set[int] = set()
@@ -218,8 +226,8 @@ def _check_keys(node: yaml.MappingNode) -> None:
 
 
 def status_of(chain: Mapping[str, Any]) -> ChainStatus:
-    """The status of a chain read from a cluster. Raises WorkError for one that another version
-    wrote.
+    """The status of a chain that was read from a cluster. Raises WorkError if another version wrote
+    it.
     """
     try:
         return ChainStatus.model_validate_json(json.dumps(chain.get("status") or {}))

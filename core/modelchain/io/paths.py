@@ -11,7 +11,7 @@ from modelchain.identity.shards import expand
 
 
 class DataFolder:
-    """`folder` stands for the chain's mountPath; nothing is ever written under it."""
+    """The folder that stands for the chain's mountPath. Nothing is ever written to it."""
 
     def __init__(self, chain: ModelChain, folder: Path | None, file: Path):
         self.chain, self.file = chain, file
@@ -37,7 +37,7 @@ class DataFolder:
         return files
 
     def request(self, cache: Path, train: bool = True) -> DataRequest:
-        """What the trainer is to open. Raises InputError naming every field whose files are
+        """The files that the trainer is to open. Raises InputError with every field whose files are
         missing.
         """
         problems: list[Problem] = []

@@ -1,4 +1,6 @@
-"""How a process is asked to stop. Knows no torch: a trainer listens before that has loaded."""
+"""How a process is asked to stop. This imports no torch: a trainer listens before torch
+is loaded.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,14 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-STOPS = (signal.SIGTERM, signal.SIGHUP)  # torchrun forwards the one it was sent
-
+STOPS = (signal.SIGTERM, signal.SIGHUP)  # torchrun forwards the one that it gets
 
 Handler = Callable[[int, FrameType | None], Any]
 
 
 def listen(signals: Iterable[signal.Signals], handler: Handler) -> dict[signal.Signals, Any]:
-    """Have these signals handled, but SIGHUP not where `nohup` has switched it off; returns the
-    handlers before.
+    """Handle these signals, except SIGHUP where `nohup` has switched it off. Returns the handlers
+    that were set before.
     """
     heard = [
         sig
@@ -30,15 +31,15 @@ def listen(signals: Iterable[signal.Signals], handler: Handler) -> dict[signal.S
 
 
 class Preempted(BaseException):
-    """Asked to stop, and everything worth keeping is on the disk. As KeyboardInterrupt, no failure
-    of what it ends.
+    """The process was asked to stop, and all that is worth keeping is on the disk. Like
+    KeyboardInterrupt this is no failure of the code that it ends.
     """
 
 
 @dataclass
-class Stop:
-    """The request to stop. The loop obeys at the end of a step; the rest at once, as nothing is
-    half done there.
+class StopRequest:
+    """A request to stop. The training loop obeys at the end of a step; other code obeys at once,
+    since nothing is half done there.
     """
 
     asked: bool = False
@@ -56,8 +57,8 @@ class Stop:
 
     @contextmanager
     def loop(self, inside: bool = True) -> Iterator[None]:
-        """The block belongs to the training loop; with False, it is in its midst and may be left at
-        once.
+        """Marks a block as part of the training loop. With False, it marks a block inside the loop
+        that may be left at once.
         """
         before, self.in_loop = self.in_loop, inside
         try:
@@ -69,8 +70,8 @@ class Stop:
     @contextmanager
     def heard(self, seconds: float, give_up: Callable[[], None]) -> Iterator[None]:
         """Handle SIGTERM and SIGHUP (unless `nohup` has switched it off) in the block, and ignore
-        them after it. If the block has not ended `seconds` after one, a thread calls `give_up`: a
-        main thread within C, or waiting for a lost peer, handles no signal.
+        them after it. If the block has not ended `seconds` after a signal, a thread calls
+        `give_up`, since a main thread that runs C code or waits for a lost peer handles no signal.
         """
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
@@ -86,14 +87,13 @@ class Stop:
         threading.Thread(target=watch, name="stop", daemon=True).start()
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         stops = listen(STOPS, self.on_signal)
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # a terminal's Ctrl-C is the runner's to turn into SIGTERM
+        # The runner turns a terminal's Ctrl-C into SIGTERM.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             yield
         finally:
             for sig in stops:
-                signal.signal(sig, signal.SIG_IGN)  # it is as good as over
+                signal.signal(sig, signal.SIG_IGN)  # too late to stop
             signal.set_wakeup_fd(-1)
             over.set()
             os.close(writing)

@@ -1,5 +1,5 @@
-"""The table of stages that `run` keeps up to date and `status` prints once, and the report at a
-chain's end.
+"""The table of stages that `run` updates and `status` prints once, and the report of a finished
+chain.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from modelchain.api.contracts import Measured, Results
+from modelchain.api.contracts import Growth, Measured, Results
 from modelchain.api.status import ChainStatus, StageStatus, State
-from modelchain.decide.conditions import sentence
+from modelchain.decide.conditions import brief
 from modelchain.io.units import human
-from modelchain.plan.plan import Plan
+from modelchain.plan.plan import Plan, StagePlan
 
 COLOURS = {
     State.SUCCEEDED: "green",
@@ -29,14 +29,14 @@ COLOURS = {
 
 
 def console(stderr: bool = False) -> Console:
-    """Tables are never folded to less than they need; a pipe has no width of its own."""
+    """A console for tables. A pipe has no width, so it gets one in which no table is folded."""
     made = Console(stderr=stderr)
     return made if made.is_terminal else Console(stderr=stderr, width=120)
 
 
 def stages_table(name: str, status: ChainStatus) -> RenderableType:
-    """One line a stage: state, progress with ETA, MACs spent, first metric; below it why each is as
-    it is.
+    """One line for each stage: state, progress with ETA, MACs spent, metrics; below, the reason of
+    each state.
     """
     running = any(stage.progress for stage in status.stages)
     table = Table(title=f"chain {name}", title_justify="left", box=SIMPLE_HEAD)
@@ -63,7 +63,7 @@ def stages_table(name: str, status: ChainStatus) -> RenderableType:
         )
     reasons = [
         Text(
-            f"  {sentence(s).removesuffix(' (never trained)')}",
+            f"  {brief(s)}",
             style="red" if s.state is State.FAILED else "dim",
         )
         for s in status.stages
@@ -91,16 +91,28 @@ def report_table(plan: Plan, status: ChainStatus, results: dict[str, Results]) -
     metric = next(
         (name for r in results.values() for name in r.final.metrics if "/" not in name), None
     )
-    total, alone = sum(r.macs for r in results.values()), plan.individual.macs
-    seconds = sum(r.seconds for r in results.values())
     table = Table(
         title=f"chain {plan.chain}: finished",
         title_justify="left",
         box=SIMPLE_HEAD,
         show_footer=True,
     )
-    measured = metric or "loss"
-    for header, footer in (
+    for header, footer in _report_columns(plan, results, metric or "loss"):
+        table.add_column(
+            header, footer=footer, justify="left" if header == "stage" else "right", no_wrap=True
+        )
+    for planned, stage in zip(plan.stages, status.stages, strict=True):
+        table.add_row(*_report_row(planned, stage, results[planned.name], metric))
+    return table
+
+
+def _report_columns(
+    plan: Plan, results: dict[str, Results], measured: str
+) -> list[tuple[str, str]]:
+    """The heading of each column and the sum below it."""
+    total, alone = sum(r.macs for r in results.values()), plan.individual.macs
+    seconds = sum(r.seconds for r in results.values())
+    return [
         ("stage", "together"),
         ("epochs", ""),
         ("inherited", ""),
@@ -111,30 +123,33 @@ def report_table(plan: Plan, status: ChainStatus, results: dict[str, Results]) -
         ("alone:\nepochs", ""),
         ("alone:\nMACs", human(alone)),
         ("times\nless", f"{alone / total:.2f}"),
-    ):
-        table.add_column(
-            header, footer=footer, justify="left" if header == "stage" else "right", no_wrap=True
-        )
-    for planned, stage in zip(plan.stages, status.stages, strict=True):
-        result, individual = results[planned.name], planned.individual
-        grown = result.growth
-        inherited = "nothing"
-        if grown is not None:
-            share = 1 - grown.new / (grown.inserted + grown.duplicated + grown.new)
-            inherited = f"{share:.0%}"
-        table.add_row(
-            planned.name,
-            str(stage.epochs),
-            inherited,
-            _measure(result.initial, metric),
-            _measure(result.final, metric),
-            f"{result.seconds:.0f}",
-            human(result.macs),
-            str(individual.epochs),
-            human(individual.macs),
-            f"{individual.macs / result.macs:.2f}",
-        )
-    return table
+    ]
+
+
+def _report_row(
+    planned: StagePlan, stage: StageStatus, result: Results, metric: str | None
+) -> list[str]:
+    individual = planned.individual
+    return [
+        planned.name,
+        str(stage.epochs),
+        _inherited(result.growth),
+        _measure(result.initial, metric),
+        _measure(result.final, metric),
+        f"{result.seconds:.0f}",
+        human(result.macs),
+        str(individual.epochs),
+        human(individual.macs),
+        f"{individual.macs / result.macs:.2f}",
+    ]
+
+
+def _inherited(growth: Growth | None) -> str:
+    """The share of the parameters that came from the predecessor."""
+    if growth is None:
+        return "nothing"
+    share = 1 - growth.new / (growth.inserted + growth.duplicated + growth.new)
+    return f"{share:.0%}"
 
 
 def _measure(measured: Measured, metric: str | None) -> str:

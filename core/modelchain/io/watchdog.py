@@ -1,15 +1,14 @@
-"""A trainer's watchdog: a process of its own that kills a rank which makes no progress, whatever
-blocks it.
+"""A trainer's watchdog: a process of its own that kills a rank which makes no progress.
 
-A rank in a collective that never returns, or on a disk that never answers, handles no signal and
-runs no thread; and the operator may not reach it. So each rank forks this before it loads anything,
-and reports its steps through shared memory, which cannot block. What counts as progress:
+A rank that waits in a collective or for a disk may handle no signal and run no thread, and the
+operator may not reach it. So each rank forks a watchdog before it loads anything, and reports its
+steps through shared memory, which cannot block. Progress is:
 
-- before the first step of an attempt nothing but that step: reading the data and the evaluation
-  before it must fit in `startSeconds` from the trainer's start, as they must for the operator;
+- before the first step, only that step: reading the data and the evaluation before it must fit in
+  `startSeconds` from the trainer's start, which is also the operator's limit;
 - then a step, or a batch of an evaluation, every `stallSeconds`;
-- after the last step the last evaluation's batches, and the artifact, which may take `startSeconds`
-if that is longer.
+- after the last step, batches of the last evaluation, and the artifact. These may take
+  `startSeconds` if that is longer.
 """
 
 from __future__ import annotations
@@ -31,13 +30,12 @@ from modelchain.io.guard import die_with_parent
 from modelchain.io.lastword import write_last_word
 
 POLL_SECONDS = 0.5
-HELD_UP_SECONDS = (
-    5.0  # a machine that sleeps stops the watchdog, too: of a longer gap only this much counts
-)
-TRACE_SECONDS = 1.0  # for the stack traces
-# for the watchdogs of other nodes, whose ranks wait for this one: their last words say the same
+# A machine that sleeps stops the watchdog, too. Of a longer gap between two polls only this counts.
+HELD_UP_SECONDS = 5.0
+TRACE_SECONDS = 1.0  # time for the rank to write its stack traces
+# Time for the watchdogs of other nodes, whose ranks wait for this one, to write the same last word.
 PEER_SECONDS = 2.0
-WRITE_SECONDS = 10.0  # the disk that the rank hangs on may be the last word's
+WRITE_SECONDS = 10.0  # the last word may lie on the disk that hangs
 
 
 class Phase(IntEnum):
@@ -45,28 +43,26 @@ class Phase(IntEnum):
 
 
 _STEP, _CHECKPOINT_STEP, _MACS, _BEATS, _PHASE = range(5)
-_shared = memoryview(bytearray(8 * 5)).cast(
-    "d"
-)  # nobody reads this one; `start` replaces it by shared memory
+_shared = memoryview(bytearray(8 * 5)).cast("d")  # `start` replaces it by shared memory
 
 
 def beat(phase: Phase | None = None) -> None:
-    """A step is done, or a batch of an evaluation; `phase` if another one begins."""
+    """Report a finished step or batch of an evaluation; `phase`, if a new one begins."""
     if phase is not None:
         _shared[_PHASE] = phase
     _shared[_BEATS] += 1
 
 
 def tell(report: Mapping[str, Any]) -> None:
-    """What the last word is to say if the rank cannot write it: its step, checkpoint_step and
-    macs.
+    """Report step, checkpoint_step and macs, for the last word that the watchdog may
+    have to write.
     """
     _shared[_STEP], _shared[_MACS] = report["step"], report["macs"]
     _shared[_CHECKPOINT_STEP] = report["checkpoint_step"] or 0
 
 
 def start(task: Task) -> None:
-    """Have this process watched from now on. Only before it has threads: it forks."""
+    """Have this process watched from now on. Call it before there are threads, since it forks."""
     global _shared
     _shared = memoryview(mmap.mmap(-1, _shared.nbytes)).cast("d")
     faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
@@ -74,11 +70,8 @@ def start(task: Task) -> None:
     if os.fork():
         return
     try:
-        for sig in (
-            signal.SIGTERM,
-            signal.SIGINT,
-            signal.SIGHUP,
-        ):  # torchrun's, to all processes of a rank
+        # torchrun sends its signals to all processes of a rank
+        for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(sig, signal.SIG_IGN)
         die_with_parent(signal.SIGKILL, rank)
         began = time.monotonic()
@@ -89,7 +82,7 @@ def start(task: Task) -> None:
 
 
 def _overdue(start: float, stall: float) -> tuple[FailureClass, str]:
-    """Returns when a limit has passed: the class, and a sentence."""
+    """Wait until a limit has passed. Returns the failure and a message."""
     limits = {Phase.STARTING: start, Phase.STEPPING: stall, Phase.STEPPED: max(start, stall)}
     beats, idle, before = 0.0, 0.0, time.monotonic()
     while True:
@@ -111,7 +104,7 @@ def _overdue(start: float, stall: float) -> tuple[FailureClass, str]:
 
 
 def _end(rank: int, task: Task, failure: FailureClass, message: str, seconds: float) -> None:
-    """Write the last word, have the rank write its stack traces, and kill it."""
+    """Write the last word, make the rank write its stack traces, and kill it."""
     gpus = int(os.environ.get("WORLD_SIZE", "1")) if task.device == "cuda" else 0
     word = LastWord(
         result="Failed",
@@ -129,9 +122,9 @@ def _end(rank: int, task: Task, failure: FailureClass, message: str, seconds: fl
     writer.start()
     writer.join(WRITE_SECONDS)
     print(f"{failure}: {message}; this process is ended", file=sys.stderr, flush=True)
-    os.kill(rank, signal.SIGUSR1)  # `faulthandler` answers whatever holds the interpreter
-    os.kill(rank, signal.SIGCONT)  # a stopped one answers nothing
+    os.kill(rank, signal.SIGUSR1)  # `faulthandler` answers even if the interpreter is blocked
+    os.kill(rank, signal.SIGCONT)  # a stopped process would not answer
     time.sleep(TRACE_SECONDS)
-    os.kill(rank, signal.SIGSTOP)  # it must not go on after all, against what has been told
+    os.kill(rank, signal.SIGSTOP)  # it must not train on after its failure was reported
     time.sleep(PEER_SECONDS)
     os.kill(rank, signal.SIGKILL)

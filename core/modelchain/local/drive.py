@@ -1,4 +1,4 @@
-"""The loop of a local chain: check the data once, then decide, write or act, and look again."""
+"""The loop of a local chain: check the data once, then repeat: observe, decide, write or act."""
 
 from __future__ import annotations
 
@@ -25,25 +25,22 @@ from modelchain.local.launch import STOPS
 from modelchain.local.root import Root
 from modelchain.local.world import LocalWorld
 
-INTERRUPTED = "modelchain: interrupted; the same command goes on"
+INTERRUPTED = "modelchain: interrupted; run the same command to resume"
 POLL_SECONDS = 0.5
 
 
 def prepare(request: DataRequest, store: Root, console: Console) -> str:
-    """Have the trainer index and check all data before the first stage; returns the training
-    data's fingerprint.
+    """Index and check all data in a process of the data room. Returns the training data's
+    fingerprint.
     """
     asked = store.path / ".data-request.json"
     write_atomic(asked, request.model_dump_json(by_alias=True).encode())
     console.print("checking the data", style="dim")
-    guard = [
-        sys.executable,
-        "-m",
-        "modelchain.io.guard",
-        os.devnull,
-    ]  # it ends with us, whatever ends us
+    # Under the guard it ends with this process. In a session of its own it gets no Ctrl-C, which
+    # this process handles.
+    guard = [sys.executable, "-m", "modelchain.io.guard", os.devnull]
     command = [*guard, sys.executable, "-m", "modelchain_data", str(asked)]
-    try:  # in a session of its own, so that Ctrl-C is ours to handle
+    try:
         done = subprocess.run(
             command, stdout=subprocess.PIPE, text=True, check=False, start_new_session=True
         )
@@ -70,14 +67,14 @@ def prepare(request: DataRequest, store: Root, console: Console) -> str:
 def drive(
     chain: ModelChain, world: LocalWorld, status: ChainStatus, console: Console
 ) -> ChainStatus:
-    """Decide, write or act, and look again, until nothing is left to do."""
+    """Observe, decide, and write or act, until nothing is left to do."""
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
         _hung_up(number)
         world.interrupted = True
 
     handlers = listen(STOPS, interrupt)
-    printed = ""
+    printed: dict[str, str] = {}
     try:
         with Live(console=console, auto_refresh=False, transient=True) as live:
             while True:
@@ -106,8 +103,8 @@ def as_ctrl_c(number: int, _frame: FrameType | None) -> None:
 
 
 def _hung_up(number: int) -> None:
-    """The terminal has gone: a line written to it would be an error, and end what is to end in
-    peace.
+    """After SIGHUP the terminal is gone. Send output to nowhere, since a failing write would end
+    this process before its trainer has stopped.
     """
     if number == signal.SIGHUP:
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -125,19 +122,20 @@ def _writable(stream: int) -> bool:
     return True
 
 
-def _print_changes(status: ChainStatus, before: str) -> str:
-    """Without a terminal: one line whenever a stage's state or tenth of progress changes."""
-    lines = []
+def _print_changes(status: ChainStatus, before: dict[str, str]) -> dict[str, str]:
+    """Without a terminal: one line whenever a stage's state, reason or tenth of progress changes.
+
+    Returns what was last printed of each stage, but for the time left, which always changes.
+    """
+    said = {}
     for stage in status.stages:
-        at = stage.progress
-        share = f" {10 * (10 * at.step // at.steps)} %, {at.eta_seconds:.0f} s left" if at else ""
-        lines.append(
-            f"{stage.name}: {stage.state}{share}{f' ({stage.reason})' if stage.reason else ''}"
-        )
-    known = before.splitlines()
-    for line in lines:
-        if line not in known and not (
-            " s left" in line and line.split(",")[0] in {k.split(",")[0] for k in known}
-        ):
-            print(line, file=sys.stderr, flush=True)
-    return "\n".join(lines)
+        at, left = stage.progress, ""
+        line = f"{stage.name}: {stage.state}"
+        if at is not None:
+            line += f" {10 * (10 * at.step // at.steps)} %"
+            left = f", {at.eta_seconds:.0f} s left"
+        why = f" ({stage.reason})" if stage.reason else ""
+        said[stage.name] = line + why
+        if before.get(stage.name) != said[stage.name]:
+            print(line + left + why, file=sys.stderr, flush=True)
+    return said

@@ -1,6 +1,4 @@
-"""One attempt as a process tree: torchrun, started and watched through torchx, stopped by
-ourselves.
-"""
+"""One attempt as a process tree: torchrun, which torchx starts and watches and which we stop."""
 
 from __future__ import annotations
 
@@ -26,8 +24,8 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # each asks `run` to sto
 GRACE_SECONDS = 35.0  # torchrun itself gives its workers 30 s
 
 
-class Trainer:
-    """The running attempt of this process, if any; at most one at a time."""
+class TrainerProcess:
+    """The process tree of the running attempt, if any; at most one at a time."""
 
     def __init__(self, lock: RootLock):
         try:
@@ -47,50 +45,31 @@ class Trainer:
         self.attempt: str | None = None
 
     def start(self, attempt: str, task: Path, processes: int, threads: int) -> None:
-        """Start `torchrun -m modelchain_trainer TASK`; it ends when this process ends."""
+        """Start `torchrun -m modelchain_trainer TASK`. It ends when this process ends."""
         directory = task.parent
         self._pid_file = directory / "pid"
-        command = [
-            "-m", "modelchain.io.guard", str(self._pid_file),
-            sys.executable, "-m", "torch.distributed.run",
-            "--nnodes=1", f"--nproc-per-node={processes}", "--standalone", "--max-restarts=0",
-            # else processes look for each other by the host's name, which may not resolve
-            "--local-addr=127.0.0.1",
-            "-m", "modelchain_trainer", str(task),
-        ]  # fmt: skip
         role = self._specs.Role(
             name="trainer",
             image=str(Path.cwd()),
             entrypoint=sys.executable,
-            args=[argument.replace("$", "$$") for argument in command],
-            env={
-                "OMP_NUM_THREADS": str(threads),
-                # Spinning threads make a step 60 times slower as soon as anything else wants a core
-                # (measured).
-                "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-                "GLOO_SOCKET_IFNAME": os.environ.get(
-                    "GLOO_SOCKET_IFNAME", "lo"
-                ),  # else gloo looks the name up, too
-                "MODELCHAIN_RUNNER": str(os.getpid()),
-                "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "30",
-            },
+            # torchx substitutes macros such as ${app_id}
+            args=[a.replace("$", "$$") for a in _arguments(self._pid_file, task, processes)],
+            env=_environment(threads),
         )
         app = self._specs.AppDef(name=attempt, roles=[role])
+        # torchx's scheduler installs handlers of its own, which kill after 10 s
         handlers = {sig: signal.getsignal(sig) for sig in STOPS}
         with self._lock.as_stdin():
             self._handle = self._runner.run(
                 app, scheduler="local_cwd", cfg={"log_dir": str(directory / "logs")}
             )
-        for (
-            sig,
-            handler,
-        ) in handlers.items():  # torchx's scheduler installs its own, which kill after 10 s
+        for sig, handler in handlers.items():
             signal.signal(sig, handler)
         self.attempt = attempt
         self._stopping_since = None
 
     def is_live(self) -> bool:
-        """True until every process of the attempt has ended, torchrun's orphans included."""
+        """Whether any process of the attempt runs, including orphans of torchrun."""
         if self._handle is None:
             return False
         status = self._runner.status(self._handle)
@@ -103,8 +82,8 @@ class Trainer:
         return False
 
     def stop(self) -> None:
-        """Ask torchrun to stop: its workers checkpoint first. After the grace it is killed, and
-        they die with it.
+        """Ask torchrun to stop, which lets its workers write a checkpoint. After GRACE_SECONDS it
+        is killed, and they with it.
         """
         if self._handle is None or self._stopping_since is not None:
             return
@@ -119,7 +98,7 @@ class Trainer:
             self._signal(signal.SIGKILL)
 
     def _signal(self, sig: signal.Signals) -> bool:
-        """False while the guard has not yet noted its pid."""
+        """Send a signal. False if the guard has not written its pid yet."""
         assert self._pid_file is not None
         with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
             os.kill(int(self._pid_file.read_text()), sig)
@@ -127,8 +106,33 @@ class Trainer:
         return False
 
 
+def _arguments(pid_file: Path, task: Path, processes: int) -> list[str]:
+    """Python's arguments to run torchrun under the guard, which ends it with this process."""
+    return [
+        "-m", "modelchain.io.guard", str(pid_file),
+        sys.executable, "-m", "torch.distributed.run",
+        "--nnodes=1", f"--nproc-per-node={processes}", "--standalone", "--max-restarts=0",
+        # else processes look for each other by the host's name, which may not resolve
+        "--local-addr=127.0.0.1",
+        "-m", "modelchain_trainer", str(task),
+    ]  # fmt: skip
+
+
+def _environment(threads: int) -> dict[str, str]:
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        # Threads that spin make a step 60 times slower as soon as another process wants a core
+        # (measured).
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+        # else gloo, too, looks up the host's name
+        "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
+        "MODELCHAIN_RUNNER": str(os.getpid()),
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "30",
+    }
+
+
 def measure(request: EvaluationRequest) -> dict[str, float]:
-    """Have the trainer measure a finished artifact."""
+    """Metrics of a finished artifact, measured by the trainer."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         file.write(request.model_dump_json(by_alias=True))
         file.flush()
@@ -142,7 +146,7 @@ def measure(request: EvaluationRequest) -> dict[str, float]:
 
 
 def processes_for(asked: int | None) -> int:
-    """Processes of a stage on this machine: as asked, else one a GPU that may be used, else one."""
+    """Processes of a stage on this machine: as asked, else one for each visible GPU, else one."""
     return asked or max(gpus(), 1)
 
 
@@ -154,14 +158,12 @@ def gpus() -> int:
     if listed.returncode != 0:
         return 0
     there = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
-    visible = os.environ.get(
-        "CUDA_VISIBLE_DEVICES"
-    )  # nvidia-smi ignores it; CUDA stops reading at a -1
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # nvidia-smi ignores it
     if visible is None or there == 0:
         return there
-    return min(
-        there, len(list(takewhile(lambda name: name.strip() not in ("", "-1"), visible.split(","))))
-    )
+    # CUDA stops reading at the first name that is empty or -1.
+    names = takewhile(lambda name: name.strip() not in ("", "-1"), visible.split(","))
+    return min(there, len(list(names)))
 
 
 def threads_for(processes: int) -> int:

@@ -1,5 +1,5 @@
-"""The root's lock: an flock that trainers inherit, so a root is free only when nobody works in it
-any more.
+"""The root's lock: an flock that trainers inherit, so a root is free only when no process works in
+it any more.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from modelchain.errors import WorkError
 
 LOCK = ".lock"
 SURVIVOR_SECONDS = 45.0  # torchrun gives its workers 30 s to checkpoint
+KILL_SECONDS = 15.0  # for killed processes to end
 
 
 class RootLock:
-    """Held from `acquire` until the process and every trainer it started have ended."""
+    """Held from `acquire` until this process and all trainers that it started have ended."""
 
     def __init__(self, root: Path, handle: int):
         self.path, self.handle = root / LOCK, handle
@@ -29,47 +30,21 @@ class RootLock:
     def acquire(cls, root: Path, say: Callable[[str], None]) -> RootLock:
         """Take the lock of `root`.
 
-        Trainers that outlived their runner hold it too: they are named and waited for, then ended.
+        Trainers that outlived their runner hold it, too. They are named, waited for, and in the end
+        killed.
 
         Raises:
             WorkError: another `modelchain run` works in this root.
         """
         handle = os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        deadline, said = time.monotonic() + SURVIVOR_SECONDS, False
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                pass
-            pids = holders(root)
-            note = _note(root)
-            if note.get("pid") in pids:
-                os.close(handle)
-                raise WorkError(
-                    f"{root} is in use by `modelchain run` (pid {note['pid']}, since"
-                    f" {note['since']})"
-                )
-            names = ", ".join(map(str, pids)) or "unknown"
-            if not said:
-                say(f"{root}: waiting for processes of an earlier run to end (pid {names})")
-                said = True
-            if time.monotonic() > deadline:
-                for pid in pids:
-                    with contextlib.suppress(ProcessLookupError, PermissionError):
-                        os.kill(pid, signal.SIGKILL)
-                if time.monotonic() > deadline + 15:
-                    os.close(handle)
-                    raise WorkError(
-                        f"{root} is still held by pid {names} of an earlier run, which could not be"
-                        " ended"
-                    )
-            time.sleep(0.2)
+        try:
+            _wait_for(handle, root, say)
+        except BaseException:
+            os.close(handle)
+            raise
         os.ftruncate(handle, 0)
-        note_bytes = json.dumps(
-            {"pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        ).encode()
-        os.pwrite(handle, note_bytes, 0)
+        note = {"pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        os.pwrite(handle, json.dumps(note).encode(), 0)
         return cls(root, handle)
 
     def release(self) -> None:
@@ -77,8 +52,8 @@ class RootLock:
 
     @contextlib.contextmanager
     def as_stdin(self) -> Iterator[None]:
-        """Processes started inside inherit the lock, as their standard input: torchx closes every
-        other handle.
+        """Processes that are started in the block inherit the lock as their standard input, since
+        torchx closes all other handles.
         """
         try:
             saved = os.dup(0)
@@ -93,6 +68,48 @@ class RootLock:
             else:
                 os.dup2(saved, 0)
                 os.close(saved)
+
+
+def _wait_for(handle: int, root: Path, say: Callable[[str], None]) -> None:
+    """Lock the file, after the trainers of an earlier run have ended or were killed."""
+    deadline, said = time.monotonic() + SURVIVOR_SECONDS, False
+    while not _locked(handle):
+        pids = holders(root)
+        _check_other_run(root, pids)
+        names = ", ".join(map(str, pids)) or "unknown"
+        if not said:
+            say(f"{root}: waiting for processes of an earlier run to end (pid {names})")
+            said = True
+        if time.monotonic() > deadline:
+            _kill(pids)
+        if time.monotonic() > deadline + KILL_SECONDS:
+            raise WorkError(
+                f"{root} is still held by pid {names} of an earlier run, which could not be ended"
+            )
+        time.sleep(0.2)
+
+
+def _locked(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _check_other_run(root: Path, pids: list[int]) -> None:
+    """Raise WorkError if the process that noted itself in the lock file still holds it."""
+    note = _note(root)
+    if note.get("pid") in pids:
+        raise WorkError(
+            f"{root} is in use by `modelchain run` (pid {note['pid']}, since {note['since']})"
+        )
+
+
+def _kill(pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def holders(root: Path) -> list[int]:

@@ -1,5 +1,5 @@
-"""A root directory on disk, read and written: the stored status, artifacts re-hashed, attempts as
-they are seen.
+"""The root directory of a local run: the stored status, verified artifacts, and what attempts have
+written.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from modelchain.api.contracts import (
     Results,
     Task,
 )
+from modelchain.api.reasons import Code, Reason
 from modelchain.api.spec import API_VERSION, KIND, ModelChain, Record
 from modelchain.api.status import AttemptStatus, ChainStatus, StageStatus
 from modelchain.decide.observed import Artifact, Damage
@@ -37,8 +38,8 @@ R = TypeVar("R", bound=Record)
 
 
 class Root:
-    """`status.json` and the directories named by input digests. What it stores holds for a copy of
-    the root, too.
+    """`status.json` and the directories named by input digests. All stored paths are relative, so a
+    root can be copied.
     """
 
     def __init__(self, path: Path, status_name: str = "status.json"):
@@ -65,8 +66,8 @@ class Root:
         return parse_status(stored, self.status_file)
 
     def _frozen_by_artifacts(self) -> list[StageStatus]:
-        """Without a status, epochs that were once allocated are read from the artifacts, as a
-        re-created chain does.
+        """Without a status, the epochs that were allocated are read from the artifacts, as for a
+        re-created chain.
         """
         found: dict[str, StageStatus] = {}
         manifests = self.path.glob(f"*/artifact/{MANIFEST}")
@@ -91,8 +92,8 @@ class Root:
         write_atomic(self.status_file, json.dumps(document, indent=1).encode())
 
     def artifact(self, digest: str) -> Artifact | Damage | None:
-        """The artifact of an input digest, every byte re-hashed when first seen in this process and
-        after a change.
+        """The artifact of an input digest. Every byte is re-hashed at the first call and after a
+        change.
         """
         directory = self.path / digest / "artifact"
         if not (directory / MANIFEST).is_file():
@@ -111,7 +112,8 @@ class Root:
         try:
             manifest, results = read_artifact(directory)
         except (WorkError, OSError, ValidationError) as error:
-            return Damage(" ".join(str(error).split()) + restore)
+            message = " ".join(str(error).split()) + restore
+            return Damage(Reason(Code.CORRUPT_ARTIFACT, digest, message))
         assert manifest.artifact_digest is not None
         metrics = dict(results.final.metrics)
         for added in self.added_evaluations(digest).values():
@@ -125,8 +127,8 @@ class Root:
         )
 
     def added_evaluations(self, digest: str) -> dict[str, dict[str, float]]:
-        """By evaluation key, metrics that were measured after the artifact was finished; it stays
-        as it was.
+        """By evaluation key, metrics that were measured after the artifact was finished. They do
+        not change it.
         """
         with contextlib.suppress(OSError, ValueError):
             return dict(json.loads((self.path / digest / EVALUATIONS).read_bytes()))
@@ -155,7 +157,7 @@ class Root:
         return self.path / attempt.input_digest / f"{OWNER}-a{attempt.number}"
 
     def started(self, attempt: AttemptStatus) -> bool:
-        """A task was written, so a process may have run."""
+        """Whether a task was written, so that a process may have run."""
         return (self.attempt_directory(attempt) / TASK).exists()
 
     def last_word(self, attempt: AttemptStatus) -> LastWord | None:
@@ -178,8 +180,8 @@ class Root:
         return None
 
     def checkpoint_step(self, digest: str) -> int:
-        """The newest complete checkpoint of an input digest that a trainer would go on from; 0 if
-        there is none.
+        """The step of the newest complete checkpoint that a trainer would resume; 0 if there is
+        none.
         """
         paths = (self.path / digest).glob(f"*/step-*/{MANIFEST}")
         made = [(path.parent, _read(Manifest, path)) for path in paths]
@@ -187,8 +189,8 @@ class Root:
         return max((_number(step, "step-") for step in ours), default=0)
 
     def known_inputs(self) -> dict[str, dict[str, Any]]:
-        """By input digest, the inputs of all work ever begun in this root; to name the field a miss
-        is owed to.
+        """By input digest, the inputs of all work ever begun in this root, to name the field that
+        caused a miss.
         """
         known: dict[str, dict[str, Any]] = {}
         for path in self.path.glob(f"*/{OWNER}-a*/{TASK}"):
@@ -216,13 +218,13 @@ def progress_of(record: dict[str, Any]) -> Progress | None:
 
 
 def _number(directory: Path, prefix: str) -> int:
-    """The number in a directory's name; 0 for a name somebody else made."""
+    """The number in a directory's name; 0 for a name that is not ours."""
     digits = directory.name.removeprefix(prefix)
     return int(digits) if digits.isdecimal() else 0
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The stored object, or a WorkError that says what to do with a file that is none."""
+    """The stored object. Raises WorkError, with what to do, if the file is damaged."""
     try:
         stored = json.loads(path.read_bytes())
         if not isinstance(stored["metadata"]["name"], str):

@@ -1,5 +1,5 @@
-"""The local world: a root directory and one trainer process tree, as `decide` sees them and acts on
-them.
+"""The local world that `decide` observes and acts on: a root directory and one process tree of a
+trainer.
 """
 
 from __future__ import annotations
@@ -11,25 +11,30 @@ from modelchain.api.contracts import LAST_WORD, TASK, DataRequest, EvaluationReq
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import AttemptStatus, ChainStatus
 from modelchain.decide.observed import Launch, Observed, Seen, Step, Stop
-from modelchain.decide.task import task_for
+from modelchain.decide.task import Placement, task_for
 from modelchain.identity.digest import evaluation_key
 from modelchain.io.files import write_atomic
-from modelchain.local.launch import Trainer, gpus, measure, processes_for, threads_for
+from modelchain.local.launch import TrainerProcess, gpus, measure, processes_for, threads_for
 from modelchain.local.root import OWNER, Root, progress_of
 
 BACKOFF_SECONDS = 1.0
 
 
 class LocalWorld:
-    """Reads what is there into `Observed`, and carries a `Step` out."""
+    """Reads the state of this machine into `Observed`, and executes a `Step`."""
 
     def __init__(
-        self, chain: ModelChain, root: Root, trainer: Trainer, data: DataRequest, fingerprint: str
+        self,
+        chain: ModelChain,
+        root: Root,
+        trainer: TrainerProcess,
+        data: DataRequest,
+        fingerprint: str,
     ):
         self.chain, self.root, self.trainer = chain, root, trainer
         self.data, self.fingerprint = data, fingerprint
         self.inputs, self.numbers = root.known_inputs(), root.attempt_numbers()
-        self.retry = f"{time.time():.6f}"  # typing the command again renews budgets, once
+        self.retry = f"{time.time():.6f}"  # each run of the command renews the retry budgets once
         self.interrupted = False
 
     def observe(self, status: ChainStatus) -> Observed:
@@ -64,8 +69,8 @@ class LocalWorld:
         )
 
     def evaluate_added(self, status: ChainStatus, say: Callable[[str], None]) -> bool:
-        """Measure finished artifacts by evaluations the spec gained since; nothing is trained. True
-        if any was.
+        """Run evaluations that were added to the spec on finished artifacts, without training.
+        Returns whether there were any.
         """
         measured = False
         for stage in status.stages:
@@ -104,18 +109,16 @@ class LocalWorld:
         threads = threads_for(processes)
         directory = self.root.attempt_directory(launch.attempt)
         directory.mkdir(parents=True, exist_ok=True)
-        task = task_for(
-            self.chain,
-            epochs,
-            launch,
+        placement = Placement(
             root=str(self.root.path),
             predecessors=str(self.root.path),
             owner=OWNER,
+            last_word=str(directory / LAST_WORD),
             data=self.data,
             threads=threads,
             device="cuda" if gpus() else "cpu",
-            last_word=str(directory / LAST_WORD),
         )
+        task = task_for(self.chain, epochs, launch, placement)
         write_atomic(directory / TASK, task.model_dump_json(by_alias=True, indent=1).encode())
         self.inputs[task.input_digest] = task.inputs
         self.trainer.start(launch.attempt.name, directory / TASK, processes, threads)

@@ -1,16 +1,15 @@
-"""What must hold between the fields of a spec: checked before the first stage, with the field that
-is at fault.
+"""What must hold between the fields of a spec. It is checked before the first stage, and problems
+name the field at fault.
 
-The neighbours' rule is RULES section 3: a predecessor's weights are inserted into its successor, so
-nothing may shrink.
+Neighbours are compared because a predecessor's weights are inserted into its successor: no size may
+shrink, and what the growth cannot change must be equal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import PurePosixPath
-from typing import Any
 
 from modelchain.api import messages
 from modelchain.api.modelconfig import ModelConfig
@@ -21,7 +20,7 @@ from modelchain.plan.plan import plan
 
 
 def check(chain: ModelChain, file: str | None = None) -> None:
-    """Raise InputError with every problem of the spec that one field alone cannot show."""
+    """Raise InputError with every problem between fields of the spec."""
     problems: list[Problem] = []
 
     def report(field: str, message: str) -> None:
@@ -71,37 +70,50 @@ def _decimals(spec: ChainSpec, report: Report) -> None:
 
 def _paths(spec: ChainSpec, report: Report) -> None:
     mount = spec.data.volume.mount_path
-    paths = [("spec.data.train.shards", spec.data.train.shards)]
-    for index, evaluation in enumerate(spec.evaluation):
-        where = f"spec.evaluation[{index}]"
-        paths.append((f"{where}.shards", evaluation.shards))
-        paths += [(f"{where}.{field}", path) for field, path in evaluation.list_files.items()]
     if ".." in PurePosixPath(mount).parts:
         report("spec.data.volume.mountPath", messages.DOTS)
         return
-    folder = mount.removesuffix("/") + "/"
-    for field, path in paths:
-        if "pipe:" in path:
-            report(field, messages.PIPE)
-            continue
-        if not path.startswith(folder):
-            report(field, messages.OUTSIDE.format(path=path, mount=mount))
-            continue
-        try:
-            names = expand(path) if field.endswith("shards") else [path]
-        except InputError as error:
-            report(field, error.problems[0].message)
-            continue
-        for name in names:
-            if ".." in PurePosixPath(name).parts:
-                report(field, messages.DOTS)
-            elif PurePosixPath(mount) not in PurePosixPath(name).parents:
-                report(field, messages.OUTSIDE.format(path=name, mount=mount))
-            else:
-                continue
-            break
-        if len(set(names)) != len(names):
-            report(field, messages.TWICE)
+    for field, path in _paths_of(spec):
+        for message in _path_problems(path, mount, is_pattern=field.endswith("shards")):
+            report(field, message)
+
+
+def _paths_of(spec: ChainSpec) -> Iterator[tuple[str, str]]:
+    """Every path of the spec, with its field."""
+    yield "spec.data.train.shards", spec.data.train.shards
+    for index, evaluation in enumerate(spec.evaluation):
+        where = f"spec.evaluation[{index}]"
+        yield f"{where}.shards", evaluation.shards
+        for field, path in evaluation.list_files.items():
+            yield f"{where}.{field}", path
+
+
+def _path_problems(path: str, mount: str, is_pattern: bool) -> Iterator[str]:
+    if "pipe:" in path:
+        yield messages.PIPE
+        return
+    if not path.startswith(mount.removesuffix("/") + "/"):
+        yield messages.OUTSIDE.format(path=path, mount=mount)
+        return
+    try:
+        names = expand(path) if is_pattern else [path]
+    except InputError as error:
+        yield error.problems[0].message
+        return
+    if misplaced := next(filter(None, (_misplaced(name, mount) for name in names)), None):
+        yield misplaced
+    if len(set(names)) != len(names):
+        yield messages.TWICE
+
+
+def _misplaced(name: str, mount: str) -> str | None:
+    """Why a file's name is not one below the mount."""
+    path = PurePosixPath(name)
+    if ".." in path.parts:
+        return messages.DOTS
+    if PurePosixPath(mount) not in path.parents:
+        return messages.OUTSIDE.format(path=name, mount=mount)
+    return None
 
 
 def _neighbours(spec: ChainSpec, report: Report) -> None:
@@ -115,48 +127,55 @@ def _neighbours(spec: ChainSpec, report: Report) -> None:
 
 
 def mismatch(before: ModelConfig, after: ModelConfig) -> list[str]:
-    """Why `after` cannot be grown from `before`, if so: no tower may shrink, one must grow, the
-    rest must be equal.
+    """Why `after` cannot be grown from `before`; empty if it can. No tower may shrink, one must
+    grow, and the rest must be equal.
     """
-    b, a = before.vision_cfg, after.vision_cfg
-    bt, at = before.text_cfg, after.text_cfg
-    if a.is_swin != b.is_swin:
-        return [messages.FAMILIES]
-    equal: list[tuple[str, Any, Any]] = [
-        ("vision image_size", b.image_size, a.image_size),
-        ("text head width", bt.head_width, at.head_width),
-        ("text context_length", bt.context_length, at.context_length),
-        ("text vocab_size", bt.vocab_size, at.vocab_size),
-        ("text mlp_ratio", bt.mlp_ratio, at.mlp_ratio),
-        ("quick_gelu", before.quick_gelu, after.quick_gelu),
-    ]
-    if not a.is_swin:
-        equal += [
-            ("vision head_width", b.head_width, a.head_width),
-            ("vision patch_size", b.patch_size, a.patch_size),
-            ("vision mlp_ratio", b.mlp_ratio, a.mlp_ratio),
-        ]
+    if after.vision_cfg.family is not before.vision_cfg.family:
+        return [messages.OTHER_FAMILY]
+    equal = zip(_equal(before), _equal(after), strict=True)
+    sizes = list(zip(_sizes(before), _sizes(after), strict=True))
     problems = [
         messages.EQUAL.format(name=name, x=_spelled(x), y=_spelled(y))
-        for name, x, y in equal
+        for (name, x), (_, y) in equal
         if x != y
     ]
-    sizes: list[tuple[str, int, int]] = [
-        ("vision width", b.base_width, a.base_width),
-        ("vision heads", b.heads, a.heads),
-        *(("vision depth", x, y) for x, y in zip(b.depths, a.depths, strict=True)),
-        ("text width", bt.width, at.width),
-        ("text heads", bt.heads, at.heads),
-        ("text depth", bt.layers, at.layers),
+    problems += [
+        messages.SHRINKS.format(name=name, x=x, y=y) for (name, x), (_, y) in sizes if y < x
     ]
-    problems += [messages.SHRINKS.format(name=name, x=x, y=y) for name, x, y in sizes if y < x]
-    if not problems and all(x == y for _, x, y in sizes):
+    if not problems and all(x == y for x, y in sizes):
         problems.append(messages.NO_GROWTH)
     return problems
 
 
+def _equal(config: ModelConfig) -> list[tuple[str, float]]:
+    """By name, what must be equal along a chain."""
+    vision, text = config.vision_cfg, config.text_cfg
+    return [
+        ("vision image_size", vision.image_size),
+        ("text head width", text.head_width),
+        ("text context_length", text.context_length),
+        ("text vocab_size", text.vocab_size),
+        ("text mlp_ratio", text.mlp_ratio),
+        ("quick_gelu", config.quick_gelu),
+        *((f"vision {name}", getattr(vision, name)) for name in vision.family.EQUAL),
+    ]
+
+
+def _sizes(config: ModelConfig) -> list[tuple[str, int]]:
+    """By name, what may grow along a chain and may not shrink."""
+    vision, text = config.vision_cfg.shape, config.text_cfg
+    return [
+        ("vision width", vision.width),
+        ("vision heads", vision.heads),
+        *(("vision depth", depth) for depth in vision.depths),
+        ("text width", text.width),
+        ("text heads", text.heads),
+        ("text depth", text.layers),
+    ]
+
+
 def _spelled(value: bool | float) -> str:
-    """As it is written in YAML, and as CEL's `string()` spells it."""
+    """Spelled as in YAML, and as by CEL's `string()`."""
     if isinstance(value, bool):
         return str(value).lower()
     return str(int(value)) if value == int(value) else str(value)
@@ -183,15 +202,13 @@ def _recipe(spec: ChainSpec, report: Report) -> None:
                 break
         epochs = stage.epochs or (recipe.baseline_epochs if index == 0 else None)
         if epochs is None:
-            continue  # allocated by the plan; `check_epochs` looks at it then
+            continue  # the plan allocates them; see `check_epochs`
         if too_long := warmup_too_long(spec, index, epochs):
             report(*too_long)
 
 
 def warmup_too_long(spec: ChainSpec, index: int, epochs: int) -> tuple[str, str] | None:
-    """If stage `index` cannot warm up within its steps (RULES section 4), the field at fault and
-    why.
-    """
+    """If stage `index` cannot warm up within its steps, the field at fault and why."""
     steps = epochs * (spec.data.train.samples // spec.recipe.global_batch_size)
     field, warmup = "first", spec.recipe.warmup_steps.first
     if index > 0:
@@ -204,9 +221,7 @@ def warmup_too_long(spec: ChainSpec, index: int, epochs: int) -> tuple[str, str]
 
 
 def check_epochs(chain: ModelChain, file: str, frozen: dict[str, int]) -> None:
-    """Raise InputError if no epochs can be allocated, or a stage could not warm up within its
-    own.
-    """
+    """Raise InputError if no epochs can be allocated, or a stage could not warm up in its own."""
     try:
         planned = enumerate(plan(chain, "analytic", {}, frozen).stages)
     except InputError as error:

@@ -1,8 +1,7 @@
-"""The operator's one file: node pools with their prices, defaults, settings. `modelchain plan
---pools` reads it, too.
+"""The operator's configuration file: node pools with their prices, defaults, settings. `modelchain
+plan --pools` reads it, too.
 
-Whatever Kubernetes needs to run a pod and a chain should not have to know (RULES section 8) stands
-in a node pool.
+A node pool holds what Kubernetes needs to run a pod and a chain should not have to know.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ OWN_ENV = "MODELCHAIN_"
 
 
 def _as_text(value: Any) -> Any:
-    """`cpu: 96` is how people write it."""
+    """Accepts a number for a text, since people write `cpu: 96`."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-# The pattern innermost, or the JSON schema, and with it the chart's, would be without it.
+# The pattern has to be innermost, else it is missing in the JSON schema and so in the chart's.
 _Quantity = Annotated[
     str, StringConstraints(pattern=r"^[0-9]{1,12}(\.[0-9]{1,3})?(m|Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$")
 ]
@@ -49,7 +48,7 @@ Image = Annotated[str, StringConstraints(pattern=r"^[^\s@]+@sha256:[0-9a-f]{64}$
 
 
 class Price(ApiModel):
-    """Never assumed: money is shown only where somebody named a price and where it comes from."""
+    """A price and its source. None is assumed: without one no money is shown."""
 
     per_gpu_hour: DecimalString
     currency: Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
@@ -57,7 +56,7 @@ class Price(ApiModel):
 
 
 class Toleration(ApiModel):
-    """As in a pod."""
+    """A toleration, as in a pod."""
 
     key: Qualified | None = None
     operator: Literal["Exists", "Equal"] = "Equal"
@@ -79,8 +78,8 @@ class Toleration(ApiModel):
 
 
 class Topology(ApiModel):
-    """Kueue's topology-aware scheduling: a node label within which all pods must, or had better,
-    lie.
+    """Kueue's topology-aware scheduling: the node label whose value all pods must share, or should
+    share.
     """
 
     required: Qualified | None = None
@@ -94,9 +93,9 @@ class Topology(ApiModel):
 
 
 class NodePool(ApiModel):
-    """One kind of node, as one trainer pod uses it: requests equal limits for all that is given.
+    """One kind of node, of which a trainer pod takes one. Requests equal limits.
 
-    `gpus_per_node` 0 is a CPU pool: no GPU is asked for, and a node runs one process unless the
+    A CPU pool has `gpus_per_node` 0: no GPU is requested, and a node runs one process unless the
     stage says otherwise.
     """
 
@@ -113,10 +112,8 @@ class NodePool(ApiModel):
     cpu: Cores | None = None
     memory: Quantity | None = None
     ephemeral_storage: Quantity | None = None
-    extra_resources: dict[Qualified, Quantity] = Field(
-        {}, description="InfiniBand devices, for one"
-    )
-    env: dict[EnvName, LongText] = Field({}, description="NCCL's settings, for one")
+    extra_resources: dict[Qualified, Quantity] = Field({}, description="such as InfiniBand devices")
+    env: dict[EnvName, LongText] = Field({}, description="such as NCCL's settings")
     labels: dict[Qualified, LabelValue] = {}
     annotations: dict[Qualified, LongText] = {
         "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
@@ -151,8 +148,8 @@ class NodePool(ApiModel):
         return self
 
     def processes(self, asked: int | None) -> int:
-        """Processes of one node: as the stage asks, else one a GPU, else one. InputError for more
-        than its GPUs.
+        """Processes on one node: as the stage asks, else one for each GPU, else one. Raises
+        InputError for more than its GPUs.
         """
         if asked and self.gpus_per_node and asked > self.gpus_per_node:
             raise InputError(
@@ -164,14 +161,10 @@ class NodePool(ApiModel):
 
     @property
     def cores(self) -> float | None:
-        """Of one node, from `cpu`."""
-        return (
-            None
-            if self.cpu is None
-            else float(self.cpu[:-1]) / 1000
-            if self.cpu.endswith("m")
-            else float(self.cpu)
-        )
+        """CPU cores of one node, from `cpu`."""
+        if self.cpu is None:
+            return None
+        return float(self.cpu[:-1]) / 1000 if self.cpu.endswith("m") else float(self.cpu)
 
     @property
     def pod_tolerations(self) -> list[Toleration]:
@@ -180,20 +173,19 @@ class NodePool(ApiModel):
         return [Toleration(key=self.gpu_resource, operator="Exists")] if self.gpus_per_node else []
 
 
-# What a chain may name when no file is given. The group is the images' own: a new volume is root's.
+# The pools when no file is given. A new volume belongs to root, so fsGroup is the images' group.
 DEFAULT_POOLS: Mapping[str, NodePool] = {
     **{
         name: NodePool.model_validate({"gpu": "A100", "gpusPerNode": 8, "fsGroup": 65532})
         for name in ("a100-40gb", "a100-80gb")
     },
-    "cpu": NodePool.model_validate(
-        {"gpu": "CPU", "gpusPerNode": 0, "fsGroup": 65532}
-    ),  # of the quickstart
+    # the quickstart's
+    "cpu": NodePool.model_validate({"gpu": "CPU", "gpusPerNode": 0, "fsGroup": 65532}),
 }
 
 
 class Defaults(ApiModel):
-    """What holds for a chain that does not say."""
+    """Values for chains that give none."""
 
     node_pool: Text | None = None
     image: Image | None = None
@@ -201,13 +193,13 @@ class Defaults(ApiModel):
 
 
 class PoolFile(ApiModel):
-    """The whole file. `namespaces`: those the operator serves, none for all of the cluster."""
+    """The whole file. `namespaces` are those that the operator serves; empty for all."""
 
     node_pools: dict[Text, NodePool] = Field(default=dict(DEFAULT_POOLS), min_length=1)
     defaults: Defaults = Defaults()
     namespaces: list[Namespace] = Field([], json_schema_extra={"uniqueItems": True})
     progress_seconds: int = Field(
-        30, ge=5, le=3600, description="between two looks at a running trainer"
+        30, ge=5, le=3600, description="how often a running trainer is asked for its progress"
     )
 
     @model_validator(mode="after")
@@ -233,8 +225,8 @@ class PoolFile(ApiModel):
         return self
 
     def pool(self, name: str | None) -> NodePool:
-        """The pool a chain's `runner.nodePool` names, or the default. InputError where there is
-        none.
+        """The pool that a chain's `runner.nodePool` names, or the default. Raises InputError if
+        there is none.
         """
         name = name or self.defaults.node_pool
         known = ", ".join(sorted(self.node_pools))

@@ -147,9 +147,8 @@ class Kube:
         self.api = api
         self.calls: Counter[tuple[str, str, int]] = Counter()
         self._behind = 0.0  # our clock, in seconds, as the answers' dates tell
-        self._written: OrderedDict[tuple[str, str], None] = (
-            OrderedDict()
-        )  # UIDs and resourceVersions
+        # UIDs and resourceVersions.
+        self._written: OrderedDict[tuple[str, str], None] = OrderedDict()
         api.user_agent = f"modelchain-operator/{version('modelchain')}"
         # aiohttp repeats a PUT or DELETE once when a kept connection dies, which would hide an
         # `Ambiguous`

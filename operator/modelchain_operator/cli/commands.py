@@ -22,7 +22,6 @@ from rich.text import Text
 
 from modelchain.api.status import StageStatus, State
 from modelchain.cli.options import NEEDS_OPERATOR, Context, Kubeconfig, Name, Namespace, Output
-from modelchain.decide.conditions import constant
 from modelchain.errors import EXIT_DONE, EXIT_WORK_FAILED, InputError
 from modelchain.io.load import status_of
 
@@ -199,9 +198,7 @@ def _to_retry(chain: Object, look: str) -> str:
 
 
 def _retry_helps(stage: StageStatus) -> bool:
-    from modelchain_operator.explain.next_steps import RETRY_HELPS
-
-    return constant(stage.reason) in RETRY_HELPS
+    return stage.code is not None and stage.code.retry_helps
 
 
 def _set_suspend(

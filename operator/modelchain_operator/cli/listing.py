@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
+import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
+from pydantic import ValidationError
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from modelchain.api.status import StageStatus, State
+from modelchain.decide.conditions import current, sentence
 from modelchain.io.units import age
 from modelchain_operator.api.kube import Object, Throttled, Unavailable
 from modelchain_operator.api.objects import is_true, true_condition
@@ -28,7 +31,6 @@ STYLES = {
     "Verifying": "cyan",
     "Suspended": "yellow",
 }
-NEXT_COMMAND = re.compile(r"; (see|look|then): (kubectl|modelchain) [^;]*")
 LEAST_WHY = 40  # characters
 BAD = ("Failed", "Stalled", "InvalidSpec")
 
@@ -72,15 +74,23 @@ def _why(chain: Object) -> str:
         return "no operator has looked at it yet"
     if status.get("observedGeneration") != chain["metadata"]["generation"]:
         return "it was changed, and no operator has looked at it since"
-    for kind in ("Stalled", "Suspended", "Reconciling"):
-        if (said := true_condition(chain, kind)) is not None:
-            return without_commands(said["message"])
-    return ""
+    if (stalled := true_condition(chain, "Stalled")) is not None:
+        stage = _current(chain)
+        of_stage = stage is not None and (stage.stalled or stage.state is State.FAILED)
+        return sentence(stage, command=False) if stage and of_stage else str(stalled["message"])
+    if (suspended := true_condition(chain, "Suspended")) is not None:
+        return str(suspended["message"])
+    stage = _current(chain) if true_condition(chain, "Reconciling") else None
+    return sentence(stage, command=False) if stage else ""
 
 
-def without_commands(text: str) -> str:
-    """A sentence without what to type next, for where that is said apart."""
-    return NEXT_COMMAND.sub("", text)
+def _current(chain: Object) -> StageStatus | None:
+    """The stage that says most of a chain; None where another version wrote the status."""
+    stages = (chain.get("status") or {}).get("stages") or []
+    try:
+        return current([StageStatus.model_validate_json(json.dumps(one)) for one in stages])
+    except ValidationError:
+        return None
 
 
 def table(rows: Sequence[Row], namespaces: bool, width: int) -> RenderableType:

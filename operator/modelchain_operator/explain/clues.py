@@ -15,9 +15,8 @@ from modelchain_operator.api.objects import condition, is_deleting, seconds, uid
 from modelchain_operator.explain.read import Situation
 from modelchain_operator.runners import pods as podread
 
-DEAD_AFTER = (
-    60.0  # seconds without a renewal; four times a Lease's duration, for clocks that differ
-)
+# Seconds without a renewal; four times a Lease's duration, for clocks that differ.
+DEAD_AFTER = 60.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Operator:
 
     @property
     def line(self) -> Line:
-        by = f"last renewed by {self.pod}" if self.pod else "held by nobody"
+        by = f"last renewed by {self.pod}" if self.pod else "given back"
         return Line(f"lease/modelchain-operator in {self.namespace}", by, self.silent)
 
 

@@ -7,20 +7,17 @@ Pure. The questions below are asked in turn; the first that has an answer gives 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from modelchain.api.contracts import FailureClass
+from modelchain.api.reasons import DESCRIBE, EDIT, Code, Reason, filled, known
 from modelchain.api.status import AttemptStatus, State
-from modelchain.decide.conditions import constant
 from modelchain.io.units import age, human
-from modelchain_operator.api import objects
+from modelchain_operator.api import objects, refusals
 from modelchain_operator.api.kube import Object
 from modelchain_operator.api.objects import condition, is_deleting, is_true, label
-from modelchain_operator.cli.listing import without_commands
-from modelchain_operator.explain import next_steps as waits
 from modelchain_operator.explain.clues import (
     Clues,
     Line,
@@ -38,15 +35,22 @@ from modelchain_operator.runners.registry import RUNNERS, runner_for
 from modelchain_operator.runners.template import CHAIN, ROLE, attempt_of
 
 SOON = 60.0  # seconds in which an operator that works has looked at a change
-UNSEEN = 30.0  # seconds after which a change that nobody looked at shows that no operator works
+UNSEEN = 30.0  # seconds; an operator that works has seen a change by then
 SLOW = 600.0  # seconds without a step that are worth saying
 MOST_LINES = 8
-MEND_THE_SPEC = (FailureClass.USER_ERROR, FailureClass.IMAGE, FailureClass.STAGE_DEADLINE)
+# What pods wait for that have not started.
+WAITS_FOR = {
+    Code.UNSCHEDULABLE: "for a node",
+    Code.SCHEDULING_GATED: "behind a scheduling gate",
+    Code.IMAGE: "for its image",
+    Code.INIT: "for rank 0's pod",
+    Code.STARTING: "for its pods to start",
+}
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """`reason` is a constant for scripts; `state` and `cause` are a sentence each, `next` a
+    """`reason` is a code for scripts; `state` and `cause` are a sentence each, `next` a
     command.
     """
 
@@ -81,7 +85,7 @@ def explain(situation: Situation) -> Explanation:
     answers = (answer for ask in questions if (answer := ask()) is not None)
     found = next(answers, None) or case.other()
     other_math = list(filter(None, map(case.clues.other_math, case.status.stages)))
-    if found.reason == "Complete":
+    if found.reason == Code.COMPLETE:
         return replace(found, evidence=(*found.evidence, *other_math))
     hidden = [
         Line(kind, "you may not read these, so this may not be all")
@@ -153,7 +157,7 @@ class _Case:
             cause = f"its pods are still ending ({len(self.live)}); artifacts stay"
         then = self._kubectl("get pods", f"-l {CHAIN}={self.name}")
         return self._say(
-            "Deleting",
+            Code.DELETING,
             f"Chain {self.name} is being deleted",
             cause,
             then,
@@ -171,16 +175,16 @@ class _Case:
             if since >= UNSEEN:
                 return self._no_operator(state, operator)
             cause = f"an operator that works will come to it; the change is {age(since)} old"
-            return self._say("NotSeenYet", state, cause, self._follow())
+            return self._say(Code.NOT_SEEN_YET, state, cause, self._follow())
         if since < SOON:
             cause = f"an operator is at work and will come to it; the change is {age(since)} old"
-            return self._say("NotSeenYet", state, cause, self._follow(), [operator.line])
+            return self._say(Code.NOT_SEEN_YET, state, cause, self._follow(), [operator.line])
         cause = (
             f"an operator is alive, and has not looked for {age(since)}: it serves other"
             " namespaces, or failed at it"
         )
         then = f"kubectl logs {shlex.quote(operator.pod)} -n {operator.namespace} --tail=50"
-        return self._say("NotSeen", state, cause, then, [operator.line])
+        return self._say(Code.NOT_SEEN, state, cause, then, [operator.line])
 
     def complete(self) -> Explanation | None:
         if not is_true(self.s.chain, "Complete"):
@@ -202,19 +206,18 @@ class _Case:
         state = f"Chain {self.name} is complete: {finished} {since} ago"
         then = self._kubectl("get sart", f"-l {CHAIN}={self.name}")
         return self._say(
-            "Complete", state, f"{cause} took {spent}", then, map(self.clues.results, stages)
+            Code.COMPLETE, state, f"{cause} took {spent}", then, map(self.clues.results, stages)
         )
 
     def failed(self) -> Explanation | None:
         stage = self.stage
         if stage is None or stage.state is not State.FAILED:
             return None
-        failure, _, cause = stage.reason.partition(": ")
+        code, cause = stage.code or Code.FAILED, stage.message
         if self.s.chain["spec"].get("suspend"):
             cause += "; besides, the chain is suspended"
-        then = self._edit() if failure in MEND_THE_SPEC else f"modelchain retry {self._here()}"
-        state = f"{self.subject} has failed ({failure}) and is not tried again by itself"
-        return self._say(failure, state, cause, then, self.clues.failures(stage))
+        state = f"{self.subject} has failed ({code}) and is not tried again by itself"
+        return self._say(code, state, cause, self._command(code), self.clues.failures(stage))
 
     def suspended(self) -> Explanation | None:
         if not self.s.chain["spec"].get("suspend") or self.status.is_true("Stalled"):
@@ -222,7 +225,9 @@ class _Case:
         if stopping := [pod for pod in self.training if podread.is_live(pod)]:
             cause = "spec.suspend is true, and its pods write a checkpoint before they end"
             pods = map(self.clues.pod, stopping)
-            return self._say("Stopping", f"{self.subject} is stopping", cause, self._follow(), pods)
+            return self._say(
+                Code.STOPPING, f"{self.subject} is stopping", cause, self._follow(), pods
+            )
         step = self.stage.checkpoint_step if self.stage else 0
         cause = (
             "spec.suspend is true; resumed, it goes on from"
@@ -230,7 +235,7 @@ class _Case:
         )
         lines = self.clues.conditions("Suspended")
         return self._say(
-            "Suspended",
+            Code.SUSPENDED,
             f"{self.subject} is suspended",
             cause,
             f"modelchain resume {self._here()}",
@@ -238,54 +243,60 @@ class _Case:
         )
 
     def stalled(self) -> Explanation | None:
+        """The stage's own reason; a spec that is refused as a whole is in the condition alone."""
         stalled = self.status.condition("Stalled")
         if stalled is None or stalled.status != "True":
             return None
-        text = self.stage.reason if self.stage and self.stage.stalled else stalled.message
-        reason = constant(text) or stalled.reason
-        cause = text.removeprefix(f"{reason}: ")
+        code, cause, then = stalled.reason, stalled.message, ""
+        if self.stage is not None and self.stage.stalled:
+            code, cause = self.stage.reason_code or code, self.stage.message
+            then = self.stage.next
+        then = then or self._command(known(code))
         lines = [*self.clues.conditions("Stalled"), *self.clues.warnings(self.job, *self.pods)]
-        attempt = self.attempt.name if self.attempt else ""
-        then = waits.after_stall(reason, cause, self.name, self.namespace, attempt, self.runner)
-        return self._say(
-            reason, f"{self.subject} is stalled: somebody has to act", cause, then, lines
-        )
+        state = f"{self.subject} is stalled: a person has to act"
+        return self._say(code, state, cause, then, lines)
 
     def backing_off(self) -> Explanation | None:
         stage = self.stage
         if stage is None or stage.not_before is None or stage.state is not State.PENDING:
             return None
-        failure, _, cause = stage.reason.partition(": ")
+        failed = stage.attempts[-1]
         wait = stage.not_before - self.s.now
         when = f"in {age(wait)}" if wait > 0 else "now"
-        state = f"{self.subject} is tried again {when}: its last attempt failed ({failure})"
-        last = next(
-            (pod for pod in self.training if attempt_of(pod) == stage.attempts[-1].name), None
-        )
-        then = (
-            self._kubectl("logs", objects.name(last))
-            if last
-            else self._kubectl("describe mchain", self.name)
-        )
-        if failure in MEND_THE_SPEC:
-            then = self._edit()
-        return self._say(
-            "BackOff", state, cause.removesuffix("; tries again"), then, self.clues.failures(stage)
-        )
+        state = f"{self.subject} is tried again {when}: its last attempt failed ({failed.failure})"
+        pod = next((pod for pod in self.training if attempt_of(pod) == failed.name), None)
+        if stage.code is not None and stage.code.command == EDIT:
+            then = self._command(stage.code)
+        elif pod is not None:
+            then = self._kubectl("logs", objects.name(pod))
+        else:
+            then = self._kubectl("describe mchain", self.name)
+        return self._say(Code.BACK_OFF, state, failed.message, then, self.clues.failures(stage))
 
     def shared(self) -> Explanation | None:
-        if self.stage is None or constant(self.stage.reason) != "SharedStage":
-            return None
-        cause = self.stage.reason.removeprefix("SharedStage: ")
-        then = f"modelchain explain {cause.removeprefix('chain ').split()[0]} -n {self.namespace}"
-        return self._say("SharedStage", f"{self.subject} waits for another chain", cause, then)
+        return self._as_the_status_says(Code.SHARED_STAGE, "waits for another chain")
 
     def loading(self) -> Explanation | None:
-        if self.stage is None or constant(self.stage.reason) != "DataLoading":
+        return self._as_the_status_says(Code.DATA_LOADING, "waits for its data")
+
+    def avoiding(self) -> Explanation | None:
+        waiting = self._not_started()
+        lines = [*map(self.clues.pod, waiting[:3]), *self.clues.warnings(*waiting)]
+        return self._as_the_status_says(Code.NODES_AVOIDED, "waits for a node", lines)
+
+    def unheard(self) -> Explanation | None:
+        doing = "runs, and the operator cannot ask it how far it is"
+        lines = list(map(self.clues.pod, self.pods[:4]))
+        return self._as_the_status_says(Code.PROGRESS_UNKNOWN, doing, lines)
+
+    def _as_the_status_says(
+        self, code: Code, doing: str, lines: Sequence[Line] = ()
+    ) -> Explanation | None:
+        """If the stage is there for this reason: what the operator has written of it."""
+        if self.stage is None or self.stage.code is not code:
             return None
-        cause = self.stage.reason.removeprefix("DataLoading: ")
-        then = self._kubectl("logs -f", f"job/{cause.removeprefix('job ').split()[0]}")
-        return self._say("DataLoading", f"{self.subject} waits for its data", cause, then)
+        then = self.stage.next or self._command(code)
+        return self._say(code, f"{self.subject} {doing}", self.stage.message, then, lines)
 
     def queued(self) -> Explanation | None:
         job = self.runner.state(self.job) if self.job is not None else None
@@ -313,79 +324,55 @@ class _Case:
         if refused := self.clues.warnings(self.job):
             cause = refused[0].message
             describe = self.runner.describe(name, self.namespace)
-            then = waits.after_refusal(cause, self.namespace) or describe
-            return self._say("PodsForbidden", state, cause, then, refused)
+            then = refusals.next_command(cause, self.namespace) or describe
+            return self._say(Code.PODS_FORBIDDEN, state, cause, then, refused)
         kind, controller = self.runner.kind.lower(), self.runner.controller
         line = self.clues.thing(kind, self.job, "is there, with no pods and no events")
         cause = f"{controller} has made none yet; if that lasts, {controller} does not run"
-        return self._say("NoPods", state, cause, self.runner.controller_pods, [line])
+        return self._say(Code.NO_PODS, state, cause, self.runner.controller_pods, [line])
 
     def waiting(self) -> Explanation | None:
         """Pods that do not start: their claims first, of which a pod says little."""
-        if not (held := self._not_started()):
+        if not (waiting := self._not_started()):
             return None
-        if claim := self._claim_that_holds(held):
+        if claim := self._claim_not_bound(waiting):
             return claim
-        warned = self.clues.warnings(*held)
-        cause = (
-            waits.of_pods(self.pods, self.job, self._nodes(), self.runner)
-            or "its pods have not started yet"
-        )
-        reason, what = waits.kind_of(cause)
-        if reason == "Starting" and warned:
+        warned = self.clues.warnings(*waiting)
+        gang = podread.Gang(self._nodes(), self.runner.node_rank)
+        reason, _ = podread.why_waiting(self.pods, gang)
+        if reason is None or reason.code not in WAITS_FOR:
+            reason = Reason(Code.STARTING, message="its pods have not started yet")
+        cause = reason.message
+        if reason.code is Code.STARTING and warned:
             cause = f"{warned[0].object} waits: {warned[0].message}"
-        then = self._kubectl("describe pod", objects.name(held[0]))
-        return self._say(
-            reason,
-            f"{self.subject} waits {what}",
-            cause,
-            then,
-            [*map(self.clues.pod, held[:3]), *warned],
-        )
-
-    def avoiding(self) -> Explanation | None:
-        if self.stage is None or constant(self.stage.reason) != "NodesAvoided":
-            return None
-        held, cause = self._not_started(), self.stage.reason.removeprefix("NodesAvoided: ")
-        lines = [*map(self.clues.pod, held[:3]), *self.clues.warnings(*held)]
-        then = f"modelchain retry {self._here()}"
-        return self._say("NodesAvoided", f"{self.subject} waits for a node", cause, then, lines)
+        then = self._kubectl("describe pod", objects.name(waiting[0]))
+        state = f"{self.subject} waits {WAITS_FOR[reason.code]}"
+        lines = [*map(self.clues.pod, waiting[:3]), *warned]
+        return self._say(reason.code, state, cause, then, lines)
 
     def _not_started(self) -> list[Object]:
         return [
             pod for pod in self.pods if podread.is_live(pod) and podread.started_at(pod) is None
         ]
 
-    def unheard(self) -> Explanation | None:
-        if self.stage is None or constant(self.stage.reason) != "ProgressUnknown":
-            return None
-        cause = self.stage.reason.removeprefix("ProgressUnknown: ")
-        then = self._kubectl("get networkpolicies")
-        state = f"{self.subject} runs, and the operator cannot ask it how far it is"
-        return self._say("ProgressUnknown", state, cause, then, map(self.clues.pod, self.pods[:4]))
-
-    def _claim_that_holds(self, held: list[Object]) -> Explanation | None:
-        said = " ".join(str((condition(pod, "PodScheduled") or {}).get("message")) for pod in held)
+    def _claim_not_bound(self, waiting: list[Object]) -> Explanation | None:
+        said = " ".join(
+            str((condition(pod, "PodScheduled") or {}).get("message")) for pod in waiting
+        )
         for name, claim in self.s.claims.items():
             now = "missing" if claim is None else phase(claim)
             warned = self.clues.warnings(claim)
-            # one that waits for its first pod is Pending, too, and no cause
-            if now == "Bound" or not (warned or claim is None or "PersistentVolumeClaim" in said):
+            # A claim that waits for its first pod is Pending, too, and not the cause.
+            suspect = warned or claim is None or "PersistentVolumeClaim" in said
+            if now == "Bound" or not suspect:
                 continue
-            lines = [
-                Line(f"persistentvolumeclaim/{name}", f"is {now}"),
-                *warned,
-                *map(self.clues.pod, held[:2]),
-            ]
+            lines = [Line(f"persistentvolumeclaim/{name}", f"is {now}"), *warned]
+            lines += map(self.clues.pod, waiting[:2])
             then = self._kubectl("describe pvc", name) if claim else self._kubectl("get pvc")
             why = f": {warned[0].message}" if warned else ", and no event says why"
-            return self._say(
-                f"Claim{now.title()}",
-                f"{self.subject} waits for a volume",
-                f"claim {name} is {now}{why}",
-                then,
-                lines,
-            )
+            code = known(f"Claim{now.title()}") or Code.CLAIM_PENDING
+            state = f"{self.subject} waits for a volume"
+            return self._say(code, state, f"claim {name} is {now}{why}", then, lines)
         return None
 
     def verifying(self) -> Explanation | None:
@@ -402,7 +389,7 @@ class _Case:
             *(self.clues.thing("job", job, "re-hashes the artifact") for job in jobs),
             *map(self.clues.pod, pods),
         ]
-        return self._say("Verifying", state, self.stage.reason, self._follow(), lines)
+        return self._say(Code.VERIFIES, state, self.stage.message, self._follow(), lines)
 
     def running(self) -> Explanation | None:
         first = next(
@@ -433,17 +420,17 @@ class _Case:
             f" {age(self.s.now - (podread.started_at(first) or self.s.now))}"
         )
         then = self._kubectl("logs -f", objects.name(first))
-        return self._say("Running", state, cause, then, map(self.clues.pod, self.pods[:4]))
+        return self._say(Code.RUNNING, state, cause, then, map(self.clues.pod, self.pods[:4]))
 
     def other(self) -> Explanation:
         cause = (
-            self.stage.reason
-            if self.stage and self.stage.reason
+            self.stage.message
+            if self.stage and self.stage.message
             else "the operator is about to act"
         )
         lines = [*self.clues.conditions("Reconciling", "Ready"), *map(self.clues.pod, self.live)]
         return self._say(
-            "InProgress", f"{self.subject} is {self._word()}", cause, self._follow(), lines
+            Code.IN_PROGRESS, f"{self.subject} is {self._word()}", cause, self._follow(), lines
         )
 
     def silence(self, found: Explanation) -> list[Line]:
@@ -451,7 +438,11 @@ class _Case:
         work without one.
         """
         operator = self.clues.operator()
-        if operator is None or operator.live or found.reason in ("NoOperator", "NotSeenYet"):
+        if (
+            operator is None
+            or operator.live
+            or found.reason in (Code.NO_OPERATOR, Code.NOT_SEEN_YET)
+        ):
             return []
         return [
             replace(
@@ -463,21 +454,20 @@ class _Case:
     # Words.
 
     def _say(
-        self, reason: str, state: str, cause: str, then: str, lines: Iterable[Line] = ()
+        self, code: str, state: str, cause: str, then: str, lines: Iterable[Line] = ()
     ) -> Explanation:
         unique = {(line.object, line.message): line for line in lines}
-        return Explanation(
-            reason,
-            _sentence(state),
-            _sentence(without_commands(cause)),
-            then,
-            tuple(unique.values()),
-        )
+        return Explanation(code, _sentence(state), _sentence(cause), then, tuple(unique.values()))
+
+    def _command(self, code: Code | None) -> str:
+        """The next command of a code, for this chain; a newer operator's code is not known here."""
+        command = DESCRIBE if code is None or "{subject}" in code.command else code.command
+        return filled(command or DESCRIBE, self.name, self.namespace)
 
     def _no_operator(self, state: str, found: Operator | None) -> Explanation:
         then = f"kubectl get pods -n {found.namespace}" if found else "kubectl get deployments -A"
         return self._say(
-            "NoOperator", state, no_operator(found), then, [found.line] if found else []
+            Code.NO_OPERATOR, state, no_operator(found), then, [found.line] if found else []
         )
 
     def _word(self) -> str:
@@ -491,9 +481,6 @@ class _Case:
 
     def _kubectl(self, verb: str, what: str = "") -> str:
         return " ".join(part for part in ("kubectl", verb, what, "-n", self.namespace) if part)
-
-    def _edit(self) -> str:
-        return self._kubectl("edit mchain", self.name)
 
     def _nodes(self) -> int:
         name = self.stage.name if self.stage else ""

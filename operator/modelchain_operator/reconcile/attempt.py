@@ -10,9 +10,11 @@ from typing import Any
 
 from modelchain.api.artifact import stage_artifact_name
 from modelchain.api.contracts import FailureClass, Progress
+from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import AttemptStatus, ChainStatus, State
 from modelchain.decide.observed import Contact, Seen
 from modelchain.plan.pools import NodePool, PoolFile
+from modelchain_operator.api import refusals
 from modelchain_operator.api.kube import Object
 from modelchain_operator.api.objects import (
     annotation,
@@ -39,11 +41,6 @@ from modelchain_operator.runners.template import (
 
 PODS_COME_WITHIN = 5.0  # seconds after a release; after that, events are read for the reason
 GONE = JobState(released=True, suspended=False, finished=None, deleting=False, message="")
-_SUSPENDED = (
-    "SuspendedByAnother: somebody else has suspended {kind} {name}, which is in no queue; nothing"
-    " is done against it. Set spec.runner.queueName if jobs have to be in a queue here; to launch"
-    " it anew: modelchain retry {chain}"
-)
 
 
 @dataclass(frozen=True)
@@ -157,7 +154,7 @@ class Sightings:
             live=it.live,
             started=True,
             uid=uid(it.job) if it.job is not None else attempt.uid,
-            held=it.unreleased,
+            unreleased=it.unreleased,
             queued=it.queued,
             waiting=self._unrecorded(attempt) if it.over else self._waiting(it),
             stalled=self._stalled(it),
@@ -176,38 +173,48 @@ class Sightings:
             **self._progress(attempt, found),
         )
 
-    def _stalled(self, it: _Launched) -> str:
-        """Why a user must act before this attempt can go on, beginning with its reason."""
+    def _stalled(self, it: _Launched) -> Reason | None:
+        """Why a user must act before this attempt can go on."""
         if it.idle:
-            chain = f"{self.snapshot.spec.metadata.name} -n {self.snapshot.namespace}"
-            kind = runner_for(it.attempt.runner).kind
-            return _SUSPENDED.format(kind=kind, name=it.attempt.name, chain=chain)
+            return self._suspended_by_another(it.attempt)
         if it.job is not None and it.live:
             return self._refusal(it.job, it)
-        return self._lost(it) if it.left_artifact else ""
+        return self._lost(it) if it.left_artifact else None
 
     def _not_started(self, attempt: AttemptStatus) -> Seen:
         """An intent alone. Its name may be taken, by a job that is being deleted or by one that is
         not ours.
         """
         taken = self.snapshot.want("name", attempt.name)
-        stalled = ""
         if taken is not None and is_deleting(taken):
-            return Seen(
-                live=True, started=False, waiting=f"waits until an earlier {attempt.name} is gone"
-            )
+            message = f"waits until an earlier {attempt.name} is gone"
+            waiting = Reason(Code.NAME_GOING, attempt.name, message)
+            return Seen(live=True, started=False, waiting=waiting)
+        stalled = None
         if taken is not None and not self.is_ours(taken, attempt):
-            runner = runner_for(attempt.runner)
-            stalled = (
-                f"NameTaken: a {runner.kind} {attempt.name} is there that this chain did not make;"
-                f" rename the chain, or: kubectl delete {runner.resource.qualified} {attempt.name}"
-                f" -n {self.snapshot.namespace}"
-            )
-        return Seen(
-            live=False,
-            started=False,
-            stalled=stalled,
-            waiting=self.memory.refused.get((self.snapshot.namespace, attempt.name), ""),
+            stalled = self._name_taken(attempt)
+        refused = self.memory.refused.get((self.snapshot.namespace, attempt.name))
+        return Seen(live=False, started=False, stalled=stalled, waiting=refused)
+
+    def _name_taken(self, attempt: AttemptStatus) -> Reason:
+        runner, namespace = runner_for(attempt.runner), self.snapshot.namespace
+        return Reason(
+            Code.NAME_TAKEN,
+            attempt.name,
+            f"a {runner.kind} {attempt.name} is there that this chain did not make; rename the"
+            f" chain, or: kubectl delete {runner.resource.qualified} {attempt.name} -n {namespace}",
+            runner.describe(attempt.name, namespace),
+        )
+
+    def _suspended_by_another(self, attempt: AttemptStatus) -> Reason:
+        chain = f"{self.snapshot.spec.metadata.name} -n {self.snapshot.namespace}"
+        kind = runner_for(attempt.runner).kind
+        return Reason(
+            Code.SUSPENDED_BY_ANOTHER,
+            attempt.name,
+            f"another client has suspended {kind} {attempt.name}, which is in no queue; nothing is"
+            " done against it. Set spec.runner.queueName if jobs have to be in a queue here; to"
+            f" launch it anew: modelchain retry {chain}",
         )
 
     def _job(self, attempt: AttemptStatus) -> Object | None:
@@ -247,36 +254,37 @@ class Sightings:
             going=self.memory.going,
         )
 
-    def _waiting(self, it: _Launched) -> str:
+    def _waiting(self, it: _Launched) -> Reason | None:
         """Why nothing runs yet."""
         if not it.state.released:
-            return self.memory.refused.get((self.snapshot.namespace, it.attempt.name), "")
+            return self.memory.refused.get((self.snapshot.namespace, it.attempt.name))
         if it.state.suspended:
             look = f"kubectl get workloads -n {self.snapshot.namespace}"
-            return f"Queued: waits for its turn in queue {it.state.queue}; look: {look}"
-        if _unscheduled(it.found):
-            return "Unschedulable: " + it.found.waiting.replace("Unschedulable: ", "")
+            message = f"waits for its turn in queue {it.state.queue}"
+            return Reason(Code.QUEUED, str(it.state.queue), message, look, shown="look")
         return it.found.waiting
 
-    def _unrecorded(self, attempt: AttemptStatus) -> str:
-        return self.memory.refused.get(
-            (self.snapshot.namespace, stage_artifact_name(attempt.input_digest)), ""
-        )
+    def _unrecorded(self, attempt: AttemptStatus) -> Reason | None:
+        record = stage_artifact_name(attempt.input_digest)
+        return self.memory.refused.get((self.snapshot.namespace, record))
 
-    def _refusal(self, job: Object, it: _Launched) -> str:
+    def _refusal(self, job: Object, it: _Launched) -> Reason | None:
         """Pods that are refused at creation leave only an event, which is read where no pod has
         come.
         """
         if it.found.live or it.state.suspended or it.state.deleting or it.state.finished:
-            return ""
+            return None
         released = seconds(it.attempt.started_at)
         if released is None or self.now < released + PODS_COME_WITHIN:
-            return ""
+            return None
         uids = runner_of(job).event_uids(job)
         said = next(filter(None, [self.snapshot.want("refusal", told) for told in uids]), "")
-        return f"PodsForbidden: {said}" if said else ""
+        if not said:
+            return None
+        look = refusals.next_command(said, self.snapshot.namespace)
+        return Reason(Code.PODS_FORBIDDEN, it.attempt.name, said, look)
 
-    def _lost(self, it: _Launched) -> str:
+    def _lost(self, it: _Launched) -> Reason | None:
         """What an attempt left is not on a claim that was made after it, and must not be recorded
         as if it were.
         """
@@ -285,10 +293,12 @@ class Sightings:
         if it.job is not None:
             began = podread.created_at(it.job)
         if claim is not None and (began is None or podread.created_at(claim) <= began):
-            return ""
-        return (
-            f"ArtifactMissing: attempt {it.attempt.name} succeeded, but its claim is gone or was"
-            " replaced since; bring it back, or set stages[].rerun to train the stage again"
+            return None
+        return Reason(
+            Code.ARTIFACT_MISSING,
+            it.attempt.name,
+            f"attempt {it.attempt.name} succeeded, but its claim is gone or was replaced since;"
+            " bring it back, or set stages[].rerun to train the stage again",
         )
 
     def _waits(self, name: str, found: Evidence) -> tuple[FailureClass, float] | None:
@@ -303,11 +313,8 @@ class Sightings:
         ]
         if not times:
             return None
-        return (
-            FailureClass.IMAGE
-            if "cannot be pulled" in found.waiting
-            else FailureClass.START_DEADLINE
-        ), min(times)
+        pulls = found.waiting is not None and found.waiting.code is Code.IMAGE
+        return FailureClass.IMAGE if pulls else FailureClass.START_DEADLINE, min(times)
 
     def _verify(self, attempt: AttemptStatus) -> Any:
         job = self.snapshot.want("verify", attempt.name)
@@ -370,4 +377,7 @@ class Sightings:
 
 
 def _unscheduled(found: Evidence) -> bool:
-    return "Unschedulable" in found.waiting or "scheduling gate" in found.waiting
+    return found.waiting is not None and found.waiting.code in (
+        Code.UNSCHEDULABLE,
+        Code.SCHEDULING_GATED,
+    )

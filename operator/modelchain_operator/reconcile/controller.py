@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 from pydantic import ValidationError
 
+from modelchain.api.reasons import Code
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import ChainStatus, StageStatus, State
-from modelchain.decide.conditions import constant, refused, sentence
+from modelchain.decide.conditions import refused, sentence
 from modelchain.decide.decide import decide
 from modelchain.decide.observed import Launch, Step
 from modelchain.errors import InputError
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 Key = tuple[str, str]  # namespace, name of a chain
 MOST_STEPS = 64  # in one pass; a chain that needs more gets another pass soon
 SOON = 0.5
-WARNINGS = ("ProgressUnknown", "NodesAvoided")  # reasons of a stage that is not failing
+WARNINGS = (Code.PROGRESS_UNKNOWN, Code.NODES_AVOIDED)  # of a stage that is not failing
 
 
 class Controller:
@@ -129,7 +130,7 @@ class Controller:
                 "the API server keeps less of a status than was written; apply this version's CRDs"
             )
         for stage in status.stages:
-            if _news(before.get(stage.name, StageStatus(name=stage.name))) != _news(stage):
+            if news(before.get(stage.name, StageStatus(name=stage.name))) != news(stage):
                 self._tell(snapshot.chain, stage)
 
     def _tell(self, chain: Object, stage: StageStatus) -> None:
@@ -137,13 +138,13 @@ class Controller:
         if stage.state is State.PENDING and not stage.attempts and not stage.stalled:
             return
         retrying = stage.state is State.PENDING and stage.retries > 0
-        bad = stage.stalled or stage.state is State.FAILED or retrying or _news(stage) in WARNINGS
+        bad = stage.stalled or stage.state is State.FAILED or retrying or news(stage) in WARNINGS
         text = sentence(stage)
         if stage.state is State.SUCCEEDED and stage.results:
             text += "; " + ", ".join(
                 f"{name} {value}" for name, value in stage.results.items() if "/" not in name
             )
-        self.events.tell(chain, "Warning" if bad else "Normal", _news(stage), text)
+        self.events.tell(chain, "Warning" if bad else "Normal", news(stage), text)
 
     async def _refuse(self, chain: Object, status: ChainStatus, error: InputError) -> None:
         """A spec that the CRD let through and that cannot be run: said in the status, and nothing
@@ -156,18 +157,18 @@ class Controller:
         )
         if said != status:
             chain = await self.executor.write_status(chain, said)
-            self.events.tell(chain, "Warning", "InvalidSpec", message)
+            self.events.tell(chain, "Warning", Code.INVALID_SPEC, message)
 
 
-def _news(stage: StageStatus) -> str:
-    """The reason constant of the event that tells of a stage's state."""
+def news(stage: StageStatus) -> Code:
+    """The reason of the event that tells of a stage's state."""
     if stage.stalled:
-        return "StageStalled"
-    if stage.reason.startswith("stopping: "):
-        return "StageStopping"
-    if constant(stage.reason) in WARNINGS:
-        return constant(stage.reason)
-    return "StageRetrying" if stage.not_before is not None else f"Stage{stage.state}"
+        return Code.STAGE_STALLED
+    if stage.code is Code.STOPPING:
+        return Code.STAGE_STOPPING
+    if stage.code in WARNINGS:
+        return stage.code
+    return Code.STAGE_RETRYING if stage.not_before is not None else Code(f"Stage{stage.state}")
 
 
 def _status_of(chain: Object) -> ChainStatus:

@@ -41,9 +41,8 @@ class Events:
         self.identity = identity
         self.counts: Counter[str] = Counter()
         self._repeats: OrderedDict[str, int] = OrderedDict()  # event name -> the count it has
-        self._tokens: OrderedDict[str, tuple[float, float]] = (
-            OrderedDict()
-        )  # chain UID -> (tokens, when)
+        # Chain UID -> (tokens, when).
+        self._tokens: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._waiting: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
 

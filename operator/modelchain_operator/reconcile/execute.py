@@ -1,5 +1,7 @@
-"""The only writer: one action of `decide`, one call. Every write names the object it expects, by
-UID or resourceVersion, so that it fails if another is there.
+"""The only writer: one action of `decide`, one call.
+
+Every write names the object it expects, by UID or resourceVersion, so that it fails if another one
+is there.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from modelchain.api.artifact import (
     StageArtifactSpec,
     stage_artifact_name,
 )
+from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import AttemptStatus, ChainStatus
 from modelchain.decide.ledger import timestamp
 from modelchain.decide.observed import (
@@ -33,6 +36,7 @@ from modelchain.decide.observed import (
 )
 from modelchain.errors import InputError
 from modelchain.plan.pools import PoolFile
+from modelchain_operator.api import refusals
 from modelchain_operator.api.kube import (
     ARTIFACTS,
     CHAINS,
@@ -65,7 +69,7 @@ from modelchain_operator.runners.template import (
     task_of,
 )
 
-QUEUE_REQUIRED = "QueueRequired: set spec.runner.queueName"
+QUEUE_REQUIRED = Reason(Code.QUEUE_REQUIRED, message="set spec.runner.queueName")
 
 
 class Executor:
@@ -122,19 +126,22 @@ class Executor:
             runner, snapshot.spec, self.config, snapshot.status.epochs, launch
         )
         job["metadata"]["annotations"][requests.MADE_FROM] = stamp
-        made = await self._create(runner.resource, job, "LaunchRefused")
+        refused = Reason(
+            Code.LAUNCH_REFUSED, launch.attempt.name, next_command=runner.controller_pods
+        )
+        made = await self._create(runner.resource, job, refused)
         snapshot.jobs[launch.attempt.name] = made
 
-    async def _create(self, resource: Resource, body: Object, reason: str) -> Object:
-        """POST; a refusal is said in the status, after `reason`."""
-        with self._told((body["metadata"]["namespace"], body["metadata"]["name"]), reason):
+    async def _create(self, resource: Resource, body: Object, refused: Reason) -> Object:
+        """POST; a refusal is told in the status, as `refused` with the server's words."""
+        with self._told((body["metadata"]["namespace"], body["metadata"]["name"]), refused):
             return await self.kube.create(resource, body)
 
     @contextmanager
-    def _told(self, key: tuple[str, str], reason: str) -> Iterator[None]:
-        """Around the write of an object (its namespace and name): remember a refusal, which the
-        status then says after `reason`. Other errors are temporary, and the status does not say
-        them.
+    def _told(self, key: tuple[str, str], refused: Reason) -> Iterator[None]:
+        """Around the write of an object (its namespace and name): a refusal is remembered, so that
+        the status tells it as `refused`, with the server's words added. Other errors pass by
+        themselves, and are not told.
         """
         try:
             yield
@@ -142,8 +149,9 @@ class Executor:
             self.memory.refused.pop(key, None)
             raise
         except ApiError as error:
-            if isinstance(error, Forbidden | Invalid) or "webhook" in str(error):
-                self.memory.refuse(key, f"{reason}: {error}")
+            webhook = "webhook" in str(error)
+            if isinstance(error, Forbidden | Invalid) or webhook:
+                self.memory.refuse(key, with_words(refused, key[0], str(error)))
             raise
         self.memory.refused.pop(key, None)
 
@@ -159,9 +167,8 @@ class Executor:
                 raise Conflict(f"{name} is not the job that is to be released, or it goes")
             patch = runner.release(job, queue, timestamp(self.memory.clock()))
             try:
-                with self._told(
-                    (snapshot.namespace, name), "ReleaseRefused" if queue else QUEUE_REQUIRED
-                ):
+                refused = Reason(Code.RELEASE_REFUSED, name) if queue else QUEUE_REQUIRED
+                with self._told((snapshot.namespace, name), refused):
                     snapshot.jobs[name] = await self.kube.patch(
                         runner.resource, snapshot.namespace, name, patch
                     )
@@ -210,7 +217,7 @@ class Executor:
         digest = action.launch.attempt.input_digest
         try:
             record = await self._create(
-                ARTIFACTS, self._stage_artifact(snapshot, action), "RecordRefused"
+                ARTIFACTS, self._stage_artifact(snapshot, action), Reason(Code.RECORD_REFUSED)
             )
         except AlreadyExists:  # by an earlier pass or another operator: what it says decides
             snapshot.read.pop(Need("artifact", digest), None)
@@ -261,6 +268,18 @@ class Executor:
         if job is not None:
             return task_of(job)["inputs"], image_of(job)
         return dict(launch.inputs), requests.image_of(snapshot.spec, self.config)
+
+
+def with_words(refused: Reason, namespace: str, said: str) -> Reason:
+    """The reason of a refusal, with what the API server said and the command that shows its cause.
+
+    A webhook that cannot be called is the controller's own: `next_command` shows its pods.
+    """
+    message = f"{refused.message}: {said}" if refused.message else said
+    if "webhook" in said and refused.next_command:
+        return refused.with_message(message)
+    look = refusals.next_command(said, namespace)
+    return Reason(refused.code, refused.subject, message, look)
 
 
 def _predecessor(before: Artifact) -> ArtifactPredecessor:

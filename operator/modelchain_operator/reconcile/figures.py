@@ -28,6 +28,7 @@ class StageFigures:
     progress: float | None
     transition_seconds: float | None
     retried: Mapping[str, int]
+    reason: str  # its code; empty where another version wrote the status
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ def _stage(stage: Object) -> StageFigures:
         progress=_progress(stage),
         transition_seconds=None if transition is None else float(transition),
         retried=stage.get("retried") or {},
+        reason=stage.get("reasonCode") or "",
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from modelchain.api.contracts import DataRequest, TaskEvaluation, TrainFiles
 from modelchain.api.spec import ModelChain
 from modelchain.decide.observed import Launch
-from modelchain.decide.task import task_for
+from modelchain.decide.task import Placement, task_for
 from modelchain.errors import InputError
 from modelchain.identity.digest import canonical
 from modelchain.plan.pools import NodePool, PoolFile
@@ -80,18 +80,16 @@ def job_request(
     meta, spec = chain.metadata, chain.spec
     assert meta.uid is not None and meta.namespace is not None
     stage, pool = spec.stages[launch.stage], pool_of(chain, config)
-    task = task_for(
-        chain,
-        epochs,
-        launch,
+    placement = Placement(
         root=ARTIFACTS,
         predecessors=PREDECESSORS,
         owner=meta.uid[:8],
+        last_word=TERMINATION_MESSAGE,
         data=_data(chain),
         threads=_threads(pool, stage.resources.processes_per_node),
         device="cuda" if pool.gpus_per_node else "cpu",
-        last_word=TERMINATION_MESSAGE,
     )
+    task = task_for(chain, epochs, launch, placement)
     return JobRequest(
         name=launch.attempt.name,
         namespace=meta.namespace,

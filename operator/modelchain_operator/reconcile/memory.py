@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from modelchain.api.contracts import LiveProgress
+from modelchain.api.reasons import Reason
 from modelchain_operator.api.kube import Object
 from modelchain_operator.api.objects import is_deleting, label, uid
 from modelchain_operator.runners import pods as podread
@@ -72,7 +73,7 @@ class Memory:
         default_factory=dict
     )  # by pod UID, since when it is known to be deleted
     clock: Callable[[], float] = time.time
-    refused: dict[tuple[str, str], str] = field(
+    refused: dict[tuple[str, str], Reason] = field(
         default_factory=dict
     )  # why, by namespace and name of a job or record
     _of: dict[str, dict[str, None]] = field(
@@ -109,7 +110,7 @@ class Memory:
                 self.going.clear()
             self.going.setdefault(uid(pod), self.clock())
 
-    def refuse(self, key: tuple[str, str], why: str) -> None:
+    def refuse(self, key: tuple[str, str], why: Reason) -> None:
         """An object of that namespace and name may not be made, or not be released."""
         if len(self.refused) > MAX_PODS:
             self.refused.clear()

@@ -155,6 +155,12 @@ def _of_chains(chains: Sequence[Figures]) -> Iterator[Metric]:
         [((*_of(c), kind), kind in c.true) for c in chains for kind in CONDITIONS],
     )
     yield _gauge(
+        "modelchain_stage_reason",
+        "1 for the reason of each stage; docs/reasons.md says what the codes mean",
+        [*CHAIN, "stage", "reason"],
+        [((*_of(c), s.name, s.reason), 1) for c in chains for s in c.stages if s.reason],
+    )
+    yield _gauge(
         "modelchain_stages", "Stages of a chain by state", [*CHAIN, "state"], _states(chains)
     )
 

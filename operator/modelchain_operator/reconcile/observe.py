@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterator
 
 from modelchain.api import messages
+from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import ChainStatus, StageStatus
 from modelchain.decide.observed import Artifact, Damage, Launch, Observed
 from modelchain.errors import InputError
@@ -55,7 +56,7 @@ class View:
         pods = self.sightings.pods
         with_pods = {name for name in pods if any(podread.is_live(pod) for pod in pods[name])}
         stalled = (self.sightings.evidence(name).stalled for name in pods if name in with_pods)
-        stuck = next(filter(None, stalled), "")
+        stuck = next(filter(None, stalled), None)
         price = self.pool.price.per_gpu_hour if self.pool and self.pool.price else None
         return Observed(
             status=self.status,
@@ -69,7 +70,7 @@ class View:
             highest_number=self._highest_number,
             records=True,
             obstacle=obstacle,
-            stuck=f"NodeLost: {stuck}" if stuck else "",
+            stuck=stuck,
             strays=strays,
             spent_jobs=dict(self._spent_jobs()),
             claim_missing=self._own_claim() and snapshot.want("claim") is None,
@@ -106,37 +107,17 @@ class View:
 
     # What is in the way.
 
-    def _obstacle(self) -> str:
-        """Why nothing can be launched, beginning with its reason; empty if nothing is in the
-        way.
-        """
-        spec, snapshot = self.spec, self.snapshot
+    def _obstacle(self) -> Reason | None:
+        """Why nothing can be launched; None if nothing is in the way."""
         try:
-            if spec.runner.kind not in RUNNERS:
-                raise InputError(messages.LOCAL, field="spec.runner.kind")
-            pool = requests.pool_of(snapshot.spec, self.config)
-            requests.image_of(snapshot.spec, self.config)
-            for index, stage in enumerate(spec.stages):
-                try:
-                    pool.processes(stage.resources.processes_per_node)
-                except InputError as error:
-                    raise InputError(
-                        error.problems[0].message, field=f"spec.stages[{index}].resources"
-                    ) from error
-            if spec.storage is None:
-                raise InputError(
-                    "say where artifacts are kept: claimTemplate or claimName", field="spec.storage"
-                )
-            if spec.data.volume.claim_name is None:
-                raise InputError(
-                    "name the claim that holds the data", field="spec.data.volume.claimName"
-                )
-            check_mount_path(spec.data.volume.mount_path)
+            self._check_for_a_cluster()
         except InputError as error:
-            return f"InvalidSpec: {error.problems[0]}"
-        if (kind := self._next_kind()) in snapshot.missing:
+            problem = error.problems[0]
+            return Reason(Code.INVALID_SPEC, problem.field or "", str(problem))
+        if (kind := self._next_kind()) in self.snapshot.missing:
             runner = RUNNERS[kind]
-            return f"RunnerMissing: {runner.kind} is not installed; {runner.install}"
+            message = f"{runner.kind} is not installed; {runner.install}"
+            return Reason(Code.RUNNER_MISSING, runner.kind, message, runner.install)
         return self._claim_obstacle()
 
     def _next_kind(self) -> str:
@@ -147,43 +128,62 @@ class View:
         intent = next(intents, None)
         return self.spec.runner.kind if intent is None else intent.runner or UNNAMED
 
-    def _claim_obstacle(self) -> str:
+    def _check_for_a_cluster(self) -> None:
+        """Raises InputError for what a laptop does not need, or the configuration does not have."""
+        spec, chain = self.spec, self.snapshot.spec
+        if spec.runner.kind not in RUNNERS:
+            raise InputError(messages.LOCAL, field="spec.runner.kind")
+        pool = requests.pool_of(chain, self.config)
+        requests.image_of(chain, self.config)
+        for index, stage in enumerate(spec.stages):
+            try:
+                pool.processes(stage.resources.processes_per_node)
+            except InputError as error:
+                field = f"spec.stages[{index}].resources"
+                raise InputError(error.problems[0].message, field=field) from error
+        if spec.storage is None:
+            message = "say where artifacts are kept: claimTemplate or claimName"
+            raise InputError(message, field="spec.storage")
+        if spec.data.volume.claim_name is None:
+            message = "name the claim that holds the data"
+            raise InputError(message, field="spec.data.volume.claimName")
+        check_mount_path(spec.data.volume.mount_path)
+
+    def _claim_obstacle(self) -> Reason | None:
         claim, name = self.snapshot.want("claim"), requests.claim_name(self.snapshot.spec)
+        if claim is None and not self._shared():
+            return None  # it will be created
         if claim is None:
-            missing = (
-                f"ClaimMissing: there is no claim {name}; create it, or correct"
-                " spec.storage.claimName"
-            )
-            return missing if self._shared() else ""
+            message = f"there is no claim {name}; create it, or correct spec.storage.claimName"
+            return Reason(Code.CLAIM_MISSING, name, message)
         if is_deleting(claim):
             look = f"kubectl describe pvc {name} -n {self.snapshot.namespace}"
-            return f"ClaimMissing: claim {name} is being deleted; who holds it: {look}"
+            message = f"claim {name} is being deleted; who holds it: {look}"
+            return Reason(Code.CLAIM_MISSING, name, message, look)
         if not self._shared() and label(claim, CHAIN) != self.snapshot.spec.metadata.name:
-            return (
-                f"ClaimTaken: claim {name} was not made for this chain (label {CHAIN}); to use it"
-                " all the same, name it in spec.storage.claimName"
+            message = (
+                f"claim {name} was not made for this chain (label {CHAIN}); to use it all the same,"
+                " name it in spec.storage.claimName"
             )
-        return ""
+            return Reason(Code.CLAIM_TAKEN, name, message)
+        return None
 
-    def loading(self) -> tuple[str, bool]:
-        """A Job with the label `modelchain.dev/fills` that has not packed the data yet, and whether
-        it failed.
-        """
+    def loading(self) -> Reason | None:
+        """A Job with the label `modelchain.dev/fills` that has not packed the data yet."""
         claim, here = self.spec.data.volume.claim_name, f"-n {self.snapshot.namespace}"
-        named = (
-            claim is not None and len(claim) <= LABEL_LENGTH
-        )  # no longer one can be a label's value
-        for job in self.snapshot.want("loaders", claim or "") or [] if named else []:
+        if claim is None or len(claim) > LABEL_LENGTH:  # too long to be a label's value
+            return None
+        for job in self.snapshot.want("loaders", claim) or []:
             packs = job["metadata"]["name"]
             if true_condition(job, "Failed"):
-                look = f"kubectl logs job/{packs} {here}; then delete it, or make it anew"
-                return (
-                    f"DataFailed: job {packs} was to fill claim {claim} and has failed: {look}",
-                    True,
+                message = (
+                    f"job {packs} was to fill claim {claim} and has failed: kubectl logs"
+                    f" job/{packs} {here}; then delete it, or make it anew"
                 )
+                return Reason(Code.DATA_FAILED, packs, message)
             if not true_condition(job, "Complete"):
-                return f"DataLoading: job {packs} fills claim {claim}", False
-        return "", False
+                return Reason(Code.DATA_LOADING, packs, f"job {packs} fills claim {claim}")
+        return None
 
     def _shared(self) -> bool:
         return self.spec.storage is not None and self.spec.storage.claim_name is not None
@@ -202,25 +202,26 @@ class View:
             return None
         name, spec = record["metadata"]["name"], record["spec"]
         if spec["inputDigest"] != digest:
-            return Damage(
-                f"DigestConflict: {name} records {spec['inputDigest']}, not {digest}; rename it",
-                stalls=True,
-            )
+            message = f"{name} records {spec['inputDigest']}, not {digest}; rename it"
+            return self._unusable(Code.DIGEST_CONFLICT, name, message)
         claim = self.snapshot.want("claim")
         if claim is None or uid(claim) != spec["claimUID"]:
-            return Damage(f"ArtifactMissing: {self._elsewhere(name, spec, claim)}", stalls=True)
+            return self._unusable(Code.ARTIFACT_MISSING, name, self._elsewhere(name, spec, claim))
+        # What another chain has spent is in its own ledger.
         ours = spec["chain"] == self.snapshot.spec.metadata.name
         return Artifact(
             digest=spec["artifactDigest"],
             path=spec["path"],
-            macs=(
-                int(spec["macs"]) if ours else 0
-            ),  # what another chain has spent is in its own ledger
+            macs=int(spec["macs"]) if ours else 0,
             metrics={name: float(value) for name, value in spec.get("metrics", {}).items()},
             gpu_seconds=float(spec["gpuSeconds"]) if ours else 0.0,
             cost=spec.get("cost") if ours else None,
             trainer_math=spec.get("trainerMath"),
         )
+
+    def _unusable(self, code: Code, record: str, message: str) -> Damage:
+        describe = f"kubectl describe sart {record} -n {self.snapshot.namespace}"
+        return Damage(Reason(code, record, message, describe), stalls=True)
 
     def _elsewhere(self, name: str, record: Object, claim: Object | None) -> str:
         """What to do about a record of a claim that this chain does not have."""
@@ -259,17 +260,17 @@ class View:
         return stamp is not None and stamp != now
 
     def share(self, digest: str) -> str | None:
-        """Which chain trains this digest: "Mine", "" for none yet, or another one; None: no claim
-        is shared and no chain does.
+        """Who trains this digest: "Mine", another chain's name, or "" for no chain yet. None where
+        no claim is shared and no other chain trains it.
         """
         if self._shared():
             if digest in (self.snapshot.want("shares") or {}):
                 return "Mine"
             lease = self.snapshot.want("lease", digest)
             if lease is not None:
-                return f"chain {lease['spec']['holderIdentity']}"
+                return str(lease["spec"]["holderIdentity"])
         for rival in self.snapshot.want("rivals", digest) or []:
-            return f"chain {label(rival, CHAIN)}"
+            return label(rival, CHAIN)
         return "" if self._shared() else None
 
     # Jobs that are not needed.

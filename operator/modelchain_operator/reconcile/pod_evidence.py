@@ -11,6 +11,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from modelchain.api.contracts import FailureClass, LastWord
+from modelchain.api.reasons import Reason
 from modelchain.api.status import PodTime
 from modelchain_operator.api import objects
 from modelchain_operator.api.objects import Read
@@ -34,9 +35,9 @@ class Evidence:
     running: int = 0
     word: LastWord | None = None
     failure: podread.Failure | None = None
-    waiting: str = ""
+    waiting: Reason | None = None
     permanent: podread.Failure | None = None
-    stalled: str = ""
+    stalled: Reason | None = None
     pods: Mapping[str, PodTime] = field(default_factory=dict)
     gone: frozenset[str] = frozenset()
     never_ran: frozenset[str] = frozenset()
@@ -141,7 +142,7 @@ _TAKEN = {  # reasons of the condition DisruptionTarget
     "PreemptionByScheduler": (FailureClass.PREEMPTED, "was preempted by a pod of higher priority"),
     "EvictionByEvictionAPI": (
         FailureClass.PREEMPTED,
-        "was evicted (a node is drained, or somebody asked for it)",
+        "was evicted (a node is drained, or an eviction was requested)",
     ),
     "TerminationByKubelet": (FailureClass.PREEMPTED, "was ended by its node"),
     "DeletionByTaintManager": (

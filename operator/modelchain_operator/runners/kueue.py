@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from modelchain.api.reasons import Code
 from modelchain.plan.pools import NodePool
 from modelchain_operator.api.kube import Object, Resource
 from modelchain_operator.api.objects import Read, annotation, condition, label, true_condition
@@ -96,7 +97,7 @@ class KueueQueue:
 class Wait(NamedTuple):
     """`next`: a command. `lines`: (object, message, RFC 3339 time or None)."""
 
-    reason: str
+    reason: Code
     cause: str
     next: str
     lines: Sequence[tuple[str, str, str | None]] = ()
@@ -121,9 +122,9 @@ def why_queued(
         return _of_workload(mine[-1], namespace)
     if hidden:
         cause = "its Workload cannot be seen with your rights"
-        return Wait("Queued", cause, f"kubectl get workloads -n {namespace}")
+        return Wait(Code.QUEUED, cause, f"kubectl get workloads -n {namespace}")
     return Wait(
-        "NoWorkload",
+        Code.NO_WORKLOAD,
         f"Kueue has made no Workload for {job['metadata']['name']}; {framework} may be off in its"
         " integrations.frameworks",
         "kubectl get configmap kueue-manager-config -n kueue-system -o yaml",
@@ -136,10 +137,10 @@ def _queue_missing(queue: KueueQueue, job: Read, namespace: str) -> Wait | None:
             f"queue {queue.name} is Kueue's, and Kueue is not installed, so nothing will ever admit"
             f" {job['metadata']['name']}"
         )
-        return Wait("KueueMissing", cause, f"kubectl get crd localqueues.{GROUP}")
+        return Wait(Code.KUEUE_MISSING, cause, f"kubectl get crd localqueues.{GROUP}")
     if queue.local is None:
         cause = f"there is no LocalQueue {queue.name} in namespace {namespace}"
-        return Wait("LocalQueueMissing", cause, f"kubectl get localqueues -n {namespace}")
+        return Wait(Code.LOCAL_QUEUE_MISSING, cause, f"kubectl get localqueues -n {namespace}")
     return None
 
 
@@ -149,7 +150,7 @@ def _inactive(queue: KueueQueue, namespace: str) -> Wait | None:
         return None
     said = f"Active is False ({active.get('reason')})"
     return Wait(
-        "QueueInactive",
+        Code.QUEUE_INACTIVE,
         f"LocalQueue {queue.name} takes nothing in: {active.get('message')}",
         f"kubectl describe localqueue {queue.name} -n {namespace}",
         [(f"localqueue/{queue.name}", said, active["lastTransitionTime"])],
@@ -168,7 +169,10 @@ def _of_workload(work: Read, namespace: str) -> Wait:
         if (c := condition(work, kind)) is not None
     ]
     return Wait(
-        "Queued", _why_not_admitted(work), f"kubectl describe workload {name} -n {namespace}", lines
+        Code.QUEUED,
+        _why_not_admitted(work),
+        f"kubectl describe workload {name} -n {namespace}",
+        lines,
     )
 
 

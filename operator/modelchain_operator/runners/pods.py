@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from modelchain.api.contracts import FailureClass, LastWord
+from modelchain.api.reasons import Code, Reason
 from modelchain_operator.api.kube import Object
 from modelchain_operator.api.objects import (
     Read,
@@ -239,27 +240,33 @@ _NEVER_AS_ROOT = ("runAsNonRoot", "non-numeric user")
 @dataclass(frozen=True)
 class _Wait:
     weight: int  # the most telling first
-    sentence: str
+    reason: Reason
     permanent: FailureClass | None = None
 
 
-def why_waiting(live: Sequence[Read], gang: Gang) -> tuple[str, Failure | None]:
-    """A sentence, empty if there is nothing to wait for; and the failure if waiting cannot help."""
+def why_waiting(live: Sequence[Read], gang: Gang) -> tuple[Reason | None, Failure | None]:
+    """Why the pods do not run, and the failure if waiting longer cannot help."""
     waits = [wait for pod in gang.in_order(live) if (wait := _wait_of(pod)) is not None]
     there = [pod for pod in live if is_live(pod)]
-    if waits:
-        wait = min(waits, key=lambda wait: wait.weight)
-        sentence = wait.sentence
-        if gang.nodes > 1:
-            running = sum(is_running(pod) for pod in there)
-            sentence = f"{running} of {gang.nodes} pods run, {sentence}"
-        return sentence, (wait.permanent, sentence) if wait.permanent else None
+    if not waits:
+        return _incomplete(there, len(live), gang), None
+    wait = min(waits, key=lambda wait: wait.weight)
+    reason = wait.reason
+    if gang.nodes > 1:
+        running = sum(is_running(pod) for pod in there)
+        reason = reason.with_message(f"{running} of {gang.nodes} pods run, {reason.message}")
+    return reason, (wait.permanent, reason.text) if wait.permanent else None
+
+
+def _incomplete(there: Sequence[Read], known: int, gang: Gang) -> Reason | None:
+    """No pod waits, but pods are still ending or still to come."""
     if going := next((pod for pod in there if is_deleting(pod)), None):
-        return f"waits until {where(going)}, which is being deleted, has ended", None
-    if there and len(there) == len(live) < gang.nodes:
-        missing = f"{len(there)} of {gang.nodes} pods are there; the others are still to be created"
-        return missing, None
-    return "", None
+        message = f"waits until {where(going)}, which is being deleted, has ended"
+        return Reason(Code.PODS_ENDING, name_of(going), message)
+    if there and len(there) == known < gang.nodes:
+        message = f"{len(there)} of {gang.nodes} pods are there; the others are still to be created"
+        return Reason(Code.PODS_MISSING, name_of(there[0]), message)
+    return None
 
 
 def _wait_of(pod: Read) -> _Wait | None:
@@ -277,52 +284,59 @@ def _wait_of(pod: Read) -> _Wait | None:
             return _container_wait(pod, status, waiting)
         if status in inits and now.get("running") is not None:
             runs = f"init container {status['name']} runs until rank 0's pod can be reached"
-            return _Wait(5, f"{name_of(pod)} waits: {runs}")
-    return _Wait(6, f"{name_of(pod)} waits: not yet looked at by a node or the scheduler")
+            return _Wait(5, _of_pod(Code.INIT, pod, runs))
+    return _Wait(6, _of_pod(Code.STARTING, pod, "not yet looked at by a node or the scheduler"))
+
+
+def _of_pod(code: Code, pod: Read, text: str, *, see: bool = False) -> Reason:
+    """Why a pod waits. `see`: the sentence ends with the command that shows the pod."""
+    shown: Literal["", "see"] = "see" if see else ""
+    bare = code not in (Code.UNSCHEDULABLE, Code.SCHEDULING_GATED)
+    return Reason(code, name_of(pod), f"{name_of(pod)} waits: {text}", _describe(pod), shown, bare)
 
 
 def _scheduler_wait(pod: Read, scheduled: Read) -> _Wait:
-    name = name_of(pod)
     said = short(scheduled.get("message")) or "no node was found yet"
     if scheduled.get("reason") == "SchedulingGated":
-        return _Wait(3, f"{name} waits: held by a scheduling gate ({said})")
+        return _Wait(3, _of_pod(Code.SCHEDULING_GATED, pod, f"held by a scheduling gate ({said})"))
     # The scheduler goes on to say why preemption does not help either, which is as long again.
     said = re.split(r"\.? (?:no new claims to deallocate, )?preemption: ", said)[0]
     said = said.removesuffix(". not found")  # said twice where a claim is missing
-    reason = scheduled.get("reason", "Unschedulable")
-    return _Wait(2, f"{name} waits: {reason}: {said}; {_describe(pod)}")
+    why = scheduled.get("reason", "Unschedulable")
+    if why != "Unschedulable":  # the scheduler's own error, which is no lack of nodes
+        return _Wait(2, _of_pod(Code.STARTING, pod, f"{why}: {said}", see=True))
+    return _Wait(2, _of_pod(Code.UNSCHEDULABLE, pod, said, see=True))
 
 
 def _container_wait(pod: Read, status: Read, waiting: Read) -> _Wait:
     # The kubelet tells the same failure in turn as ErrImagePull and as ImagePullBackOff with a
     # preface.
     said = short(str(waiting.get("message") or "").rsplit("ErrImagePull: ", 1)[-1])
-    reason, image, name = waiting.get("reason", ""), status.get("image", ""), name_of(pod)
+    reason, image = waiting.get("reason", ""), status.get("image", "")
+    more = said or f"see: {_describe(pod)}"
     if reason == "InvalidImageName":
-        sentence = f"{name} waits: {image} is no image name; correct runner.image"
-        return _Wait(0, sentence, FailureClass.IMAGE)
+        return _bad_image(pod, f"{image} is no image name; correct runner.image")
     if reason in _PULL or reason == "ErrImageNeverPull":
         if any(text in said.lower() for text in _NO_SUCH_IMAGE):
-            sentence = f"{name} waits: there is no image {image}; correct runner.image ({said})"
-            return _Wait(0, sentence, FailureClass.IMAGE)
-        said = said or _describe(pod)
-        return _Wait(1, f"{name} waits: image {image} cannot be pulled: {said}")
+            return _bad_image(pod, f"there is no image {image}; correct runner.image ({said})")
+        return _Wait(1, _of_pod(Code.IMAGE, pod, f"image {image} cannot be pulled: {more}"))
     if reason == "CreateContainerConfigError" and any(text in said for text in _NEVER_AS_ROOT):
-        sentence = (
-            f"{name} waits: the image's user is root; set runAsUser of the node pool ({said})"
-        )
-        return _Wait(0, sentence, FailureClass.IMAGE)
+        return _bad_image(pod, f"the image's user is root; set runAsUser of the node pool ({said})")
     if reason in ("", "ContainerCreating"):
-        does = "its node pulls the image and mounts volumes"
-        return _Wait(4, f"{name} waits: {does}; if for long, {_describe(pod)}")
-    return _Wait(1, f"{name} waits: {reason}: {said or _describe(pod)}")
+        does = "its node pulls the image and mounts volumes; if for long, see: "
+        return _Wait(4, _of_pod(Code.STARTING, pod, does + _describe(pod)))
+    return _Wait(1, _of_pod(Code.STARTING, pod, f"{reason}: {more}"))
+
+
+def _bad_image(pod: Read, text: str) -> _Wait:
+    return _Wait(0, _of_pod(Code.IMAGE, pod, text), FailureClass.IMAGE)
 
 
 def _describe(pod: Read) -> str:
-    return f"see: kubectl describe pod {name_of(pod)} -n {pod['metadata']['namespace']}"
+    return f"kubectl describe pod {name_of(pod)} -n {pod['metadata']['namespace']}"
 
 
-def stuck(live: Sequence[Read], now: float, going: Mapping[str, float] | None) -> str:
+def stuck(live: Sequence[Read], now: float, going: Mapping[str, float] | None) -> Reason | None:
     """A pod that outstays its grace: its node does not answer. The deletion's timestamp has the
     grace in it.
 
@@ -338,9 +352,10 @@ def stuck(live: Sequence[Read], now: float, going: Mapping[str, float] | None) -
         waited = going is None or now - going.get(uid(pod), now) > grace + STUCK_SECONDS
         if waited or now > due + STUCK_SECONDS + CLOCKS_DIFFER:
             name, node = name_of(pod), pod["spec"].get("nodeName", "unknown")
-            return (
+            message = (
                 f"pod {name} should have ended at {meta['deletionTimestamp']}; node {node} does not"
                 f" answer. If it is dead for certain: kubectl delete pod {name} -n"
                 f" {meta['namespace']} --force --grace-period=0"
             )
-    return ""
+            return Reason(Code.NODE_LOST, name, message, f"kubectl describe node {node}")
+    return None

@@ -28,9 +28,8 @@ CHAIN, CHAIN_UID, STAGE, ATTEMPT, INPUT_DIGEST, ROLE = (
 )
 # of a Job that packs data: the claim that no stage is trained from before
 FILLS = "modelchain.dev/fills"
-MAIN_CONTAINER = (
-    "kubectl.kubernetes.io/default-container"  # `kubectl logs` follows it, and so do we
-)
+# `kubectl logs` follows it, and so do we.
+MAIN_CONTAINER = "kubectl.kubernetes.io/default-container"
 
 Role = Literal["train", "verify"]
 

@@ -40,9 +40,8 @@ class Leader:
         self.namespace = namespace
         self.identity = identity
         self.leading = asyncio.Event()
-        self._held: Object | None = (
-            None  # the Lease as we last wrote it; None when it must be read first
-        )
+        # The Lease as we last wrote it; None when it must be read first.
+        self._held: Object | None = None
         self._version = ""  # of the Lease as last read
         self._alone = False  # no Lease can be had, and this was said
         self._changed = 0.0  # when we saw that version first, by our clock

@@ -200,8 +200,8 @@ class Service:
         self._on_part(job, ended=any(true_condition(job, kind) for kind in JOB_ENDS))
 
     def _on_pod(self, pod: Object) -> None:
-        self.controller.remember(pod)
         self._on_part(pod, ended=not is_live(pod))
+        self.controller.remember(pod)
 
     def _on_part(self, part: Object, ended: bool) -> None:
         """A job or pod; one that ended leaves a node idle."""

@@ -18,38 +18,41 @@ from modelchain_trainer.growth.rules import layer_of
 def agreement(
     student: nn.Module, predecessor: nn.Module, run: Callable[[nn.Module], object]
 ) -> dict[str, list[float]]:
-    """For each stack the cosines, predecessor's layer by layer, of its stream with the student's
-    leading channels.
+    """For each stack of layers a list of cosines, one for each layer of the predecessor: between
+    its output and the student's leading channels, as means over tokens.
 
-    `run` shows one model the same pictures and captions as the other. A layer that the student has
-    several times is compared after the last of them. Means over tokens; 1 is the same up to its
-    length.
+    `run` must show both models the same pictures and captions. A layer that the student has several
+    times is compared after the last of them. 1 means equal but for the length.
     """
-    ours, theirs = _streams(student, run), _streams(predecessor, run)
-    found = {}
+    ours = _layer_outputs(student, run)
+    theirs = _layer_outputs(predecessor, run)
+    cosines = {}
     for stack, old in theirs.items():
         new = ours[stack]
-        last = [(layer + 1) * len(new) // len(old) - 1 for layer in range(len(old))]
-        pairs = zip((new[layer] for layer in last), old, strict=True)
-        found[stack] = [
+        last_copies = [(layer + 1) * len(new) // len(old) - 1 for layer in range(len(old))]
+        pairs = zip((new[layer] for layer in last_copies), old, strict=True)
+        cosines[stack] = [
             round(float(cosine_similarity(a[:, : b.shape[1]], b).mean()), 3) for a, b in pairs
         ]
-    return found
+    return cosines
 
 
-def _streams(model: nn.Module, run: Callable[[nn.Module], object]) -> dict[str, list[Tensor]]:
-    """What each layer of each stack gives out, [tokens, channels], while the model is run as for an
-    evaluation.
-    """
+def _layer_outputs(model: nn.Module, run: Callable[[nn.Module], object]) -> dict[str, list[Tensor]]:
+    """The output of each layer of each stack, [tokens, channels], in evaluation mode."""
     seen: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
-    hooks, training = [], model.training
-    for name, module in model.named_modules():
-        if key := layer_of(name):
-            hooks.append(
-                module.register_forward_hook(
-                    lambda _, __, out, key=key: seen[key].append(out.flatten(0, -2).float())
-                )
-            )
+
+    def keep(key: tuple[str, int]) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+            seen[key].append(output.flatten(0, -2).float())
+
+        return hook
+
+    hooks = [
+        module.register_forward_hook(keep(key))
+        for name, module in model.named_modules()
+        if (key := layer_of(name))
+    ]
+    training = model.training
     try:
         run(model.eval())
     finally:
@@ -58,5 +61,6 @@ def _streams(model: nn.Module, run: Callable[[nn.Module], object]) -> dict[str, 
             hook.remove()
     stacks: dict[str, list[Tensor]] = defaultdict(list)
     for stack, layer in sorted(seen):
+        # The text tower runs once for each chunk of captions.
         stacks[stack].append(torch.cat(seen[stack, layer]))
     return dict(stacks)

@@ -1,9 +1,9 @@
-"""Growth by copying channels, units and heads such that what reads the copies reads what it read
-before.
+"""Growth by copying channels, hidden units and heads, so that what reads the copies gets what it
+got before.
 
-A map says of which old entry each new one is a copy, the same for all tensors of a layer and, for
-the stream, of a tower. Whoever reads divides by the number of copies. That is exact for linear
-layers and attention; through a LayerNorm only where all entries have equally many copies.
+A map says which old entry each new entry copies. It is the same for all tensors of a layer, and in
+the stream for all of a tower. Consumers divide by the number of copies. That is exact for linear
+layers and attention; through a LayerNorm it is exact only if all entries have equally many copies.
 """
 
 from __future__ import annotations
@@ -15,27 +15,25 @@ from torch import Tensor
 
 from modelchain_trainer.growth.rules import Axis, Part, Role, Space
 
-Map = Callable[
-    [Axis, int, int, int], Tensor
-]  # axis, new, old, entries a head -> of which old entry each is a copy
-Weights = Callable[
-    [Axis, Tensor, int], Tensor | None
-]  # axis, that map, old -> factor of each entry, None for ones
+# (axis, new size, old size, entries of a head) -> for each new entry the index of the old one.
+Map = Callable[[Axis, int, int, int], Tensor]
+# (axis, that map, old size) -> the factor of each new entry; None: all are 1.
+Factors = Callable[[Axis, Tensor, int], Tensor | None]
 
 
 def net2net(part: Part) -> int:
-    """Net2WiderNet (Chen et al., arXiv 1511.05641): new entries copy old ones drawn at random; a
-    little noise on the copies tells them apart from then on.
+    """Net2WiderNet (Chen et al., arXiv 1511.05641): new entries copy old ones that are drawn at
+    random. A little noise on the copies lets them learn different things.
     """
-    part.new.copy_(spread(part, part.old, drawn, shared))
+    part.new.copy_(copied(part, part.old, drawn_map, divided_by_copies))
     noise = 0.01 * part.old.std() if part.old.numel() > 1 else 0.0
-    same = torch.Generator().manual_seed(part.new.numel())  # on all ranks
+    # A seed of its own, so that all ranks draw the same noise.
+    generator = torch.Generator().manual_seed(part.new.numel())
     for dim, axis in enumerate(part.axes):
         if axis.role is Role.WRITES and axis.space is not Space.FIXED:
-            copies = part.new.narrow(
-                dim, part.old.shape[dim], part.new.shape[dim] - part.old.shape[dim]
-            )
-            copies += noise * torch.randn(copies.shape, generator=same).to(copies)
+            kept = part.old.shape[dim]
+            copies = part.new.narrow(dim, kept, part.new.shape[dim] - kept)
+            copies += noise * torch.randn(copies.shape, generator=generator).to(copies)
     return part.new.numel()
 
 
@@ -43,13 +41,13 @@ def fpi(part: Part) -> int:
     """bert2BERT's function-preserving initialisation (Chen et al., arXiv 2110.07143): exact where
     widths are integer multiples.
     """
-    part.new.copy_(spread(part, part.old, cyclic, shared))
+    part.new.copy_(copied(part, part.old, cyclic_map, divided_by_copies))
     return part.new.numel()
 
 
 def aki(part: Part) -> int:
     """bert2BERT's advanced knowledge initialisation: as `fpi`, but new outputs copy those of the
-    layer after, which tells them apart.
+    next layer, so that they differ from the old ones.
     """
     count = fpi(part)
     if (
@@ -58,52 +56,52 @@ def aki(part: Part) -> int:
         and part.axes[0].space not in (Space.FIXED, Space.EMBEDDING)
     ):
         kept = len(part.old)
-        part.new[kept:] = spread(part, part.after, cyclic, shared)[kept:]
+        part.new[kept:] = copied(part, part.after, cyclic_map, divided_by_copies)[kept:]
     return count
 
 
-def spread(part: Part, old: Tensor, copies: Map, weights: Weights) -> Tensor:
-    """`old` at the student's shape: each entry a copy of the one that the map names, times its
+def copied(part: Part, old: Tensor, map_of: Map, factors_of: Factors) -> Tensor:
+    """`old` in the student's shape: each entry is a copy of the one that the map names, times its
     factor.
     """
     for dim, (axis, new) in enumerate(zip(part.axes, part.new.shape, strict=True)):
         size = old.shape[dim]
         if axis.space is Space.FIXED or new == size:
             continue
-        source = copies(axis, new, size, part.head)
-        old = taken(old, dim, source, weights(axis, source, size))
+        source = map_of(axis, new, size, part.head)
+        old = select(old, dim, source, factors_of(axis, source, size))
     return old
 
 
-def taken(old: Tensor, dim: int, source: Tensor, factors: Tensor | None) -> Tensor:
-    """Along one axis the entries that `source` names, each times its factor."""
+def select(old: Tensor, dim: int, source: Tensor, factors: Tensor | None) -> Tensor:
+    """Along axis `dim` the entries that `source` names, each times its factor."""
     new = old.index_select(dim, source.to(old.device))
-    return (
-        new
-        if factors is None
-        else new * factors.to(new).view([-1 if d == dim else 1 for d in range(new.ndim)])
-    )
+    if factors is None:
+        return new
+    along_dim = [-1 if d == dim else 1 for d in range(new.ndim)]
+    return new * factors.to(new).view(along_dim)
 
 
-def cyclic(axis: Axis, new: int, old: int, head: int) -> Tensor:
-    """All old entries in order, again and again; heads stay whole, since `old` is a number of
-    heads.
+def cyclic_map(axis: Axis, new: int, old: int, head: int) -> Tensor:
+    """All old entries in order, again and again. Heads stay whole, because `old` is a multiple of a
+    head's width.
     """
     return torch.arange(new) % old
 
 
-def drawn(axis: Axis, new: int, old: int, head: int) -> Tensor:
-    """All old entries in order, then any; heads are drawn whole."""
+def drawn_map(axis: Axis, new: int, old: int, head: int) -> Tensor:
+    """All old entries in order, then entries drawn at random; heads are drawn as a whole."""
     unit = head if axis.space is Space.HEADS else 1
-    same = torch.Generator().manual_seed(new)  # all tensors of a space agree on it
-    more = torch.randint(old // unit, ((new - old) // unit,), generator=same)
-    groups = torch.cat([torch.arange(old // unit), more])
-    return (groups[:, None] * unit + torch.arange(unit)).flatten()
+    # The seed depends on the size alone, so that all tensors of a space draw the same entries.
+    generator = torch.Generator().manual_seed(new)
+    more = torch.randint(old // unit, ((new - old) // unit,), generator=generator)
+    units = torch.cat([torch.arange(old // unit), more])
+    return (units[:, None] * unit + torch.arange(unit)).flatten()
 
 
-def shared(axis: Axis, source: Tensor, old: int) -> Tensor | None:
-    """Who reads divides by the number of copies; in the shared space lengths and angles stay as
-    they were.
+def divided_by_copies(axis: Axis, source: Tensor, old: int) -> Tensor | None:
+    """Consumers divide by the number of copies. In the shared space of pictures and captions both
+    towers divide by its root, so that lengths and angles stay as they were.
     """
     count = torch.bincount(source, minlength=old)[source]
     if axis.space is Space.EMBEDDING:

@@ -1,4 +1,4 @@
-"""What growth has done, for results.json and for people."""
+"""What growth has done, for results.json and for the log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 KINDS = ("inserted", "duplicated", "new")
-REST = "all else"  # than stacks of layers
+REST = "all else"  # parameters outside of stacks of layers
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,10 @@ class GrowthReport:
 
     method: dict[str, str]
     inserted: int  # from the predecessor, each of its elements once
-    duplicated: int  # from the predecessor, again: copies in width, layers taken before
+    duplicated: int  # from the predecessor again: copies in width, layers taken before
     new: int  # the student's own initialisation, or zeros
-    stacks: Mapping[str, Counter[str]] = field(
-        default_factory=dict
-    )  # the same three by stack of layers, and REST
+    # The same three counts for each stack of layers, and REST.
+    stacks: Mapping[str, Counter[str]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As in `results.json`: `{method: {width, depth}, inserted, duplicated, new}`."""
@@ -33,7 +32,7 @@ class GrowthReport:
         }
 
     def lines(self, predecessor: str, cosines: Mapping[str, Sequence[float]]) -> Iterator[str]:
-        """A table to print: a row for each stack, with `agreement`'s cosines."""
+        """A table to print, with a row for each stack; `cosines` are `agreement`'s."""
         yield (
             f"grown from {predecessor} by {self.method['width']} in width and"
             f" {self.method['depth']} in depth:"
@@ -41,16 +40,10 @@ class GrowthReport:
         stacks = {stack: counts for stack, counts in self.stacks.items() if stack != REST}
         together = Counter({kind: getattr(self, kind) for kind in KINDS})
         rows = {**stacks, REST: self.stacks[REST], "together": together}
-        wide = max(map(len, rows))
-        yield (
-            f"{'':{wide}}"
-            + "".join(f"{kind:>14}" for kind in KINDS)
-            + f"  cosine with the output of each layer of {predecessor}"
-        )
+        width = max(map(len, rows))
+        heads = "".join(f"{kind:>14}" for kind in KINDS)
+        yield f"{'':{width}}{heads}  cosine with the output of each layer of {predecessor}"
         for name, counts in rows.items():
+            numbers = "".join(f"{counts[kind]:>14,}" for kind in KINDS)
             alike = " ".join(f"{cosine:.2f}" for cosine in cosines.get(name, ()))
-            yield (
-                f"{name:{wide}}"
-                + "".join(f"{counts[kind]:>14,}" for kind in KINDS)
-                + f"  {alike}".rstrip()
-            )
+            yield f"{name:{width}}{numbers}" + f"  {alike}".rstrip()

@@ -1,4 +1,4 @@
-"""What the axes of every parameter are: each matches exactly one rule. Buffers are never
+"""What the axes of every parameter mean. Each parameter matches exactly one rule; buffers are never
 touched.
 """
 
@@ -16,30 +16,30 @@ from modelchain.errors import InputError
 
 
 class Space(StrEnum):
-    """What an axis counts. Axes of one space in one layer run in step: whoever copies a channel
-    copies it in all.
+    """What an axis counts. A method that copies an entry of a space copies it in every tensor of
+    the layer that has an axis of this space.
     """
 
     STREAM = auto()  # channels of the residual stream
     HEADS = auto()  # channels inside attention; the width of a head is constant along a chain
     MLP = auto()  # hidden units
     EMBEDDING = auto()  # the space that images and captions share
-    FIXED = auto()  # positions, vocabulary, colours, pixels of a patch
+    FIXED = auto()  # positions, vocabulary, colours, pixels of a patch: never grows
 
 
 class Role(StrEnum):
     """What a tensor does along an axis."""
 
-    WRITES = auto()
-    READS = auto()
-    SCALES = auto()  # a LayerNorm's, before something that reads
-    SCALES_STREAM = auto()  # a LayerNorm's whose output is the stream itself
+    WRITES = auto()  # its outputs
+    READS = auto()  # its inputs
+    SCALES = auto()  # weight or bias of a LayerNorm whose output is read
+    SCALES_STREAM = auto()  # of a LayerNorm whose output is the stream itself
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a parameter: `chunks` tensors of their own lie side by side along it, each grown
-    on its own.
+    """One axis of a parameter. `chunks` independent tensors lie side by side along it, and each is
+    grown by itself.
     """
 
     space: Space
@@ -47,13 +47,17 @@ class Axis:
     chunks: int = 1
 
     def fits(self, new: int, old: int) -> bool:
-        """Whether a predecessor's axis of `old` entries can go into a student's of `new`. Table G's
-        shared space goes 512, 384, 512, 768: it alone may shrink.
+        """Whether a predecessor's axis of `old` entries can go into a student's of `new`. Only the
+        shared space may shrink: in the paper's Table G it goes 512, 384, 512, 768.
         """
-        grows = self.space is not Space.FIXED if new > old else self.space is Space.EMBEDDING
-        return (new == old or grows) and new % self.chunks == old % self.chunks == 0
+        if new % self.chunks or old % self.chunks:
+            return False
+        if new > old:
+            return self.space is not Space.FIXED
+        return new == old or self.space is Space.EMBEDDING
 
     def slices(self, size: int) -> list[slice]:
+        """Where along an axis of `size` entries each chunk lies."""
         step = size // self.chunks
         return [slice(i * step, (i + 1) * step) for i in range(self.chunks)]
 
@@ -69,17 +73,17 @@ MLP = Axis(Space.MLP)
 READS_MLP = Axis(Space.MLP, Role.READS)
 EMBEDDING = Axis(Space.EMBEDDING)
 FIXED = Axis(Space.FIXED)
-MERGED_NORM = replace(
-    NORM, chunks=4
-)  # Swin's patch merging: the channels of four neighbours, concatenated
+MERGED_NORM = replace(NORM, chunks=4)  # Swin's patch merging concatenates four neighbours
 READS_MERGED = replace(READS_STREAM, chunks=4)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Parameters whose whole name matches `pattern`; its groups `stack` and `layer` say where a
-    repeated layer is. `closes`: what a layer adds to the stream goes through it last, so with zeros
-    there the layer does nothing.
+    """Parameters whose whole name matches `pattern`. Its groups `stack` and `layer` say where a
+    repeated layer is.
+
+    `closes`: these parameters are the last that act on what a layer adds to the stream. If they are
+    zero, the layer adds nothing.
     """
 
     pattern: str
@@ -136,27 +140,26 @@ RULES = (
 
 @dataclass(frozen=True)
 class Part:
-    """What a method in width fills: `new`, in place, which holds the student's own initialisation;
-    no axis of it is shorter than the predecessor's, and none has chunks.
-    """
+    """What a method in width fills. No axis of `new` is shorter than that of `old`."""
 
-    new: Tensor
-    old: Tensor
-    after: Tensor  # the predecessor's from the layer after `old`'s; `old` where there is none
+    new: Tensor  # to be filled in place; holds the student's own initialisation
+    old: Tensor  # the predecessor's
+    after: Tensor  # the same of the predecessor's next layer; `old` if there is none
     axes: tuple[Axis, ...]
     head: int = 1  # entries of an attention head along the axis of space HEADS
     shifts: bool = False  # a bias, not a weight
 
 
-def chunks(part: Part) -> Iterator[Part]:
-    """The parts that lie side by side in a tensor, as views of it."""
+def split_chunks(part: Part) -> Iterator[Part]:
+    """The independent tensors that lie side by side in a part, as views of it."""
     per_axis = [
         list(zip(axis.slices(new), axis.slices(old), strict=True))
         for axis, new, old in zip(part.axes, part.new.shape, part.old.shape, strict=True)
     ]
     plain = tuple(replace(axis, chunks=1) for axis in part.axes)
     for pairs in product(*per_axis):
-        ours, theirs = tuple(new for new, _ in pairs), tuple(old for _, old in pairs)
+        ours = tuple(new for new, _ in pairs)
+        theirs = tuple(old for _, old in pairs)
         yield replace(
             part, new=part.new[ours], old=part.old[theirs], after=part.after[theirs], axes=plain
         )
@@ -173,7 +176,7 @@ def match(name: str) -> tuple[Rule, str | None, int]:
 
 
 def layer_of(module: str) -> tuple[str, int] | None:
-    """The stack's name and the layer's index, where a module's name is that of a repeated layer."""
+    """The stack's name and the layer's index, if a module of this name is a repeated layer."""
     hit = re.fullmatch(_VIT_LAYER, module) or re.fullmatch(_SWIN_LAYER, module)
     return (hit["stack"], int(hit["layer"])) if hit else None
 

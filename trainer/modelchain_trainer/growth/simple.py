@@ -1,5 +1,5 @@
-"""The paper's own three methods in width (Figure A a to c), and the third as the authors released
-it.
+"""The paper's own three methods in width (Figure A a to c), and the third as in the authors'
+released code.
 """
 
 from __future__ import annotations
@@ -7,26 +7,24 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from modelchain_trainer.growth.copies import cyclic, spread
+from modelchain_trainer.growth.copies import copied, cyclic_map
 from modelchain_trainer.growth.rules import Part, Space
 
 
 def insert(part: Part) -> int:
-    """Insertion (c): the predecessor's tensor is the leading corner, the rest the student's own
-    initialisation.
+    """Insertion (c): the predecessor's tensor is the leading corner, and the rest keeps the
+    student's own initialisation.
 
-    `Released` is this on tensors that were not taken apart: query, key and value then go where they
-    do not belong (docs/training.md).
+    `Released` is the same on tensors that were not split into their chunks: query, key and value
+    then land where they do not belong (docs/growth.md).
     """
     part.new[corner(part)] = part.old
     return part.old.numel()
 
 
 def duplicate(part: Part) -> int:
-    """Duplication (a): copies side by side, unscaled; so what reads them reads each copy in
-    full.
-    """
-    part.new.copy_(spread(part, part.old, cyclic, lambda *_: None))
+    """Duplication (a): copies side by side, unscaled. Consumers read each copy in full."""
+    part.new.copy_(copied(part, part.old, cyclic_map, lambda *_: None))
     return part.new.numel()
 
 
@@ -47,4 +45,5 @@ def _stretched(tensor: Tensor, dim: int, size: int) -> Tensor:
 
 
 def corner(part: Part) -> tuple[slice, ...]:
+    """Where the predecessor's tensor goes in the student's."""
     return tuple(slice(size) for size in part.old.shape)

@@ -1,4 +1,4 @@
-"""Writing CEL: rules, literals, and sentences put together at run time."""
+"""Writing CEL: rules, literals, and messages that are formatted when a rule fails."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-# CEL's comprehensions give values, not places: the places of a chain's stages after the first.
+from pydantic import BaseModel
+
+# The places of a chain's stages after the first, as a list to iterate over: CEL's comprehensions
+# give the items of a list and not their places.
 FIRST_TO_LAST = f"[{', '.join(str(i) for i in range(1, 32))}]"
 
 
@@ -28,12 +31,25 @@ def literal(value: str | float | Sequence[str | float] | Mapping[str, Sequence[f
             return f"[{', '.join(literal(v) for v in value)}]"
 
 
+def given(at: str, kind: type[BaseModel], name: str) -> str:
+    """CEL for a field of an object at `at`, its default filled in if it has one: a CRD has no
+    defaults inside lists.
+    """
+    default = kind.model_fields[name].default
+    return f"{at}.{name}" if default is None else f"(has({at}.{name}) ? {at}.{name} : {default})"
+
+
+def whole_product(width: str, ratio: str) -> str:
+    """CEL: whether the product of an integer and a double is whole."""
+    return f"double({width}) * {ratio} == double(int(double({width}) * {ratio}))"
+
+
 def sentence(template: str, **values: str) -> str:
     """CEL that makes the text of `template`, each {name} in it replaced by the value of the CEL
     expression given.
 
-    By `format`: of texts that are added up the server estimates any length, and refuses the rule as
-    too costly.
+    It uses `format`, because the server cannot bound the length of texts that are concatenated and
+    refuses such a rule as too costly.
     """
     names = re.findall(r"\{(\w+)\}", template)
     pattern = re.sub(r"\{\w+\}", "%s", template.replace("%", "%%"))
@@ -42,10 +58,10 @@ def sentence(template: str, **values: str) -> str:
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule on the schema at `path`. `expression` is CEL that makes the sentence, `message`
-    stands in for it.
+    """One rule on the schema at `path`. `expression` is CEL that makes the message; `message` is
+    used where that fails.
 
-    `field`, below `path`, is the one to be blamed.
+    `field`, below `path`, is the one that the server names as wrong.
     """
 
     path: str

@@ -1,0 +1,493 @@
+"""Why a chain or a stage is as it is: one enum of codes, each with its meaning and what to do.
+
+Status, conditions, events, metrics, `explain`, alerts and docs all use these codes. A `Reason` is
+the code with its details; it becomes a sentence only where it is stored or shown. The table in
+`docs/reasons.md` is made from this enum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Literal
+
+EDIT = "kubectl edit mchain {chain} -n {namespace}"
+RETRY = "modelchain retry {chain} -n {namespace}"
+RESUME = "modelchain resume {chain} -n {namespace}"
+EXPLAIN = "modelchain explain {chain} -n {namespace}"
+WATCH = "modelchain get {chain} -n {namespace} --watch"
+DESCRIBE = "kubectl describe mchain {chain} -n {namespace}"
+
+
+class Code(StrEnum):
+    """A reason. The value is written to objects and read by scripts, so it never changes.
+
+    `meaning` and `action` are the docs' columns. `command` is the next command to type: a template
+    over {chain}, {namespace} and {subject}, empty where nothing has to be done. `named`: a
+    condition carries this code as its reason, and the sentence in the status begins with it.
+    `retry_helps`: `modelchain retry` mends a stage that is stalled for this reason.
+    """
+
+    meaning: str
+    action: str
+    command: str
+    named: bool
+    retry_helps: bool
+
+    def __new__(
+        cls,
+        value: str,
+        meaning: str = "",  # for the type checker: a look-up by value gives the value alone
+        action: str = "Nothing",
+        command: str = "",
+        named: bool = True,
+        retry_helps: bool = False,
+    ) -> Code:
+        code = str.__new__(cls, value)
+        code._value_ = value
+        code.meaning, code.action, code.command = meaning, action, command
+        code.named, code.retry_helps = named, retry_helps
+        return code
+
+    # Why a stage is trained, or is not.
+    MISS = "Miss", "No finished artifact exists for the stage's inputs, so it is trained"
+    UNCHANGED = (
+        "Unchanged",
+        "An artifact of the same inputs exists, so the stage is not trained again",
+        "Nothing; to train it all the same, set the stage's `rerun`",
+        "",
+        False,
+    )
+
+    # What a stage waits for, and goes on by itself.
+    WAITS_FOR_STAGE = "WaitsForStage", "An earlier stage has not finished", "Nothing", "", False
+    STOPPING = (
+        "Stopping",
+        "The running attempt was asked to stop; it writes a checkpoint first",
+        "Nothing",
+        "",
+        False,
+    )
+    RESUMES = "Resumes", "The next attempt resumes from the newest checkpoint", "Nothing", "", False
+    MAKES_CLAIM = "MakesClaim", "The chain's own claim is being created", "Nothing", "", False
+    TAKES_SHARE = (
+        "TakesShare",
+        "The stage's inputs are being reserved on a claim that several chains use",
+        "Nothing",
+        "",
+        False,
+    )
+    SHARED_STAGE = (
+        "SharedStage",
+        "Another chain trains a stage of the same inputs; its artifact will be used",
+        "Nothing",
+        "modelchain explain {subject} -n {namespace}",
+    )
+    DATA_LOADING = (
+        "DataLoading",
+        "A Job still fills the claim that holds the data",
+        "Nothing",
+        "kubectl logs -f job/{subject} -n {namespace}",
+    )
+    NAME_GOING = (
+        "NameGoing",
+        "A deleted job of the attempt's name is not gone yet",
+        "Nothing",
+        "",
+        False,
+    )
+    VERIFIES = (
+        "Verifying",
+        "The attempt's last word was lost; its artifact is hashed again before anything else",
+        "Nothing",
+        WATCH,
+        False,
+    )
+
+    # What a queue or pods wait for.
+    QUEUED = (
+        "Queued",
+        "Kueue has not admitted the job yet",
+        "Nothing; see the Workload for what it waits for",
+        "kubectl get workloads -n {namespace}",
+    )
+    UNSCHEDULABLE = (
+        "Unschedulable",
+        "No node fits the stage's pods",
+        "Compare the node pool's selector and resources with the nodes",
+        "kubectl describe pod {subject} -n {namespace}",
+    )
+    SCHEDULING_GATED = (
+        "SchedulingGated",
+        "A scheduling gate holds the stage's pods",
+        "Ask who sets the gate",
+        "kubectl describe pod {subject} -n {namespace}",
+    )
+    NODES_AVOIDED = (
+        "NodesAvoided",
+        "Only nodes are left whose devices failed within a day",
+        "Wait, add nodes, or retry to allow these nodes again",
+        RETRY,
+        True,
+        True,
+    )
+    PODS_ENDING = (
+        "PodsEnding",
+        "A pod of an earlier start has not ended yet",
+        "Nothing",
+        "",
+        False,
+    )
+    PODS_MISSING = (
+        "PodsMissing",
+        "Some of the attempt's pods are still to be created",
+        "Nothing",
+        "",
+        False,
+    )
+    PROGRESS_UNKNOWN = (
+        "ProgressUnknown",
+        "The attempt runs, but rank 0 does not answer the operator; nothing is ended for it",
+        "Open port 9091 of the trainer's pods to the operator",
+        "kubectl get networkpolicies -n {namespace}",
+    )
+
+    # What a person has to mend: the stage is stalled.
+    INVALID_SPEC = (
+        "InvalidSpec",
+        "The spec cannot be run as it is",
+        "Correct the field that the message names and apply the spec again",
+        EDIT,
+    )
+    RUNNER_MISSING = (
+        "RunnerMissing",
+        "The kind of job that the chain asks for is not installed in this cluster",
+        "Install it with the command in the message",
+        EXPLAIN,
+    )
+    CLAIM_MISSING = (
+        "ClaimMissing",
+        "The claim for artifacts or data does not exist, or is being deleted",
+        "Create it, or correct `spec.storage.claimName`",
+        "kubectl get pvc -n {namespace}",
+    )
+    CLAIM_TAKEN = (
+        "ClaimTaken",
+        "A claim of the chain's name exists that this chain did not make",
+        "Name the claim in `spec.storage.claimName` to use it all the same",
+        EDIT,
+    )
+    DATA_FAILED = (
+        "DataFailed",
+        "The Job that was to fill the claim of data has failed",
+        "Read its logs; delete the Job, or create it again",
+        "kubectl logs job/{subject} -n {namespace}",
+    )
+    ARTIFACT_MISSING = (
+        "ArtifactMissing",
+        "The stage's record names a claim that the chain no longer has",
+        "Bring the claim back, or delete the record to permit training again",
+        "kubectl get sart -n {namespace}",
+    )
+    DIGEST_CONFLICT = (
+        "DigestConflict",
+        "Two different artifacts are known for the same inputs",
+        "Keep the recorded one, or delete the record to train again",
+        "kubectl get sart -n {namespace}",
+    )
+    NAME_TAKEN = (
+        "NameTaken",
+        "A job of the attempt's name exists that this chain did not make",
+        "Rename the chain, or delete that job",
+        EXPLAIN,
+    )
+    LAUNCH_REFUSED = (
+        "LaunchRefused",
+        "The API server refuses to create the attempt's job",
+        "Change what the message names: a quota, a policy, a webhook",
+        DESCRIBE,
+    )
+    RELEASE_REFUSED = (
+        "ReleaseRefused",
+        "The API server refuses to release the attempt's job into its queue",
+        "Change what the message names",
+        DESCRIBE,
+    )
+    QUEUE_REQUIRED = (
+        "QueueRequired",
+        "This cluster runs only jobs that are in a queue",
+        "Set `spec.runner.queueName`",
+        EDIT,
+    )
+    RECORD_REFUSED = (
+        "RecordRefused",
+        "The stage has finished, and the API server refuses its record",
+        "Change what the message names; the artifact is safe meanwhile",
+        DESCRIBE,
+    )
+    PODS_FORBIDDEN = (
+        "PodsForbidden",
+        "The API server refuses the attempt's pods",
+        "Change what the message names: a quota, a limit, the Pod Security Standard",
+        DESCRIBE,
+    )
+    SUSPENDED_BY_ANOTHER = (
+        "SuspendedByAnother",
+        "Someone else suspended the job, and it is in no queue",
+        "Set `spec.runner.queueName`, or retry to launch a new attempt",
+        RETRY,
+        True,
+        True,
+    )
+    SAME_DEVICE_ERROR = (
+        "SameDeviceError",
+        "The devices of two nodes failed in the same way, so the nodes are hardly the cause",
+        "Compare the GPU driver with the CUDA version of the image, then retry",
+        RETRY,
+        True,
+        True,
+    )
+    VERIFY_UNANSWERED = (
+        "VerifyUnanswered",
+        "The Job that hashes the artifact again could not answer",
+        "Read its logs, then retry",
+        RETRY,
+        True,
+        True,
+    )
+    BLOCKED = (
+        "Blocked",
+        "The stage is stalled; its message says why",
+        "Do what the message says",
+        EXPLAIN,
+    )
+
+    # How an attempt ended without an artifact: the values of `FailureClass`.
+    USER_ERROR = (
+        "UserError",
+        "The trainer refuses its inputs; another attempt cannot help",
+        "Correct the spec or the data, then retry",
+        EDIT,
+    )
+    CORRUPT_PREDECESSOR = (
+        "CorruptPredecessor",
+        "The predecessor's artifact does not have the recorded hash",
+        "Restore the artifact, or delete its record to train that stage again",
+        RETRY,
+    )
+    CORRUPT_ARTIFACT = (
+        "CorruptArtifact",
+        "The stage's own artifact does not have the recorded hash",
+        "Restore the file, or delete the artifact to train again",
+        RETRY,
+    )
+    PREEMPTED = "Preempted", "The platform took the pods away", "Nothing", RETRY
+    KILLED = "Killed", "The attempt died without an exit code of its own", "Nothing", RETRY
+    NON_FINITE = (
+        "NonFinite",
+        "The loss is not a finite number",
+        "Lower the learning rate, or lengthen the warm-up",
+        RETRY,
+    )
+    DATA = "Data", "Too many samples cannot be decoded", "Repair the shards, then retry", RETRY
+    VOLUME_FULL = (
+        "VolumeFull",
+        "A volume is full",
+        "Enlarge the claim or the pool's `ephemeralStorage`, then retry",
+        RETRY,
+    )
+    NO_ARTIFACT = "NoArtifact", "The stage has no artifact", "Retry to train it", RETRY
+    ERROR = "Error", "The trainer failed", "Read the attempt's logs", RETRY
+    OUT_OF_MEMORY = (
+        "OutOfMemory",
+        "The trainer ran out of memory",
+        "Raise the pool's `memory`, or lower `recipe.microBatchSize`",
+        RETRY,
+    )
+    NODE_LOST = (
+        "NodeLost",
+        "A node does not answer, and a pod on it may still run",
+        "If the node is dead for certain, force-delete the pod as the message says",
+        RETRY,
+    )
+    HARDWARE = (
+        "Hardware",
+        "A GPU failed; the chain avoids its node for a day",
+        "Have the node's GPU looked at",
+        RETRY,
+    )
+    IMAGE = "Image", "The image cannot be pulled or started", "Correct `spec.runner.image`", EDIT
+    INIT = "Init", "An init container failed: rank 0's pod was not reachable", "Nothing", RETRY
+    START_DEADLINE = (
+        "StartDeadline",
+        "The attempt took no first step within `deadlines.startSeconds`",
+        "Find out what it waited for, or raise the deadline",
+        RETRY,
+    )
+    STALL_DEADLINE = (
+        "StallDeadline",
+        "The attempt took no step for `deadlines.stallSeconds`",
+        "Read the stack traces in the attempt's logs",
+        RETRY,
+    )
+    STAGE_DEADLINE = (
+        "StageDeadline",
+        "The stage has run for `deadlines.stageSeconds`",
+        "Raise the deadline to go on from the newest checkpoint",
+        EDIT,
+    )
+    UNKNOWN = "Unknown", "The attempt ended without a last word", "Read its logs", RETRY
+
+    # Why nothing runs although nothing is wrong.
+    INTERRUPTED = (
+        "Interrupted",
+        "A local run was interrupted",
+        "Type the same command again; it resumes from the newest checkpoint",
+        "",
+        False,
+    )
+    SUSPENDED = (
+        "Suspended",
+        "The chain's `spec.suspend` is true",
+        "Resume the chain",
+        RESUME,
+        False,
+    )
+
+    # What conditions say of the whole chain.
+    ALL_STAGES_FINISHED = "AllStagesFinished", "Every stage has an artifact"
+    IN_PROGRESS = "InProgress", "The chain is at work", "Nothing", WATCH
+    PENDING = "Pending", "The stage waits for its turn"
+    STARTING = (
+        "Starting",
+        "The attempt's job exists, and its pods have not started training",
+        "Nothing",
+        "kubectl describe pod {subject} -n {namespace}",
+    )
+    RUNNING = "Running", "The stage trains", "Nothing", "kubectl logs -f {subject} -n {namespace}"
+    COMPLETE = "Complete", "The chain has finished", "Nothing", "kubectl get sart -n {namespace}"
+    FAILED = "Failed", "A stage has failed and is not tried again by itself", "Retry", RETRY
+    NO_FAILURE = "NoFailure", "No stage has failed"
+    NOT_SUSPENDED = "NotSuspended", "Nothing is suspended"
+    STOPPED = "Stopped", "The chain was stopped by a suspend or an interrupt", "Resume it", RESUME
+    PLANNED = "Planned", "The spec is planned, and its stages are launched one after another"
+
+    # What events tell.
+    STAGE_PENDING = "StagePending", "A stage waits"
+    STAGE_QUEUED = "StageQueued", "A stage's job waits in a queue"
+    STAGE_STARTING = "StageStarting", "A stage is launched"
+    STAGE_RUNNING = "StageRunning", "A stage trains"
+    STAGE_VERIFYING = "StageVerifying", "A stage's artifact is verified"
+    STAGE_SUCCEEDED = "StageSucceeded", "A stage has finished"
+    STAGE_FAILED = "StageFailed", "A stage has failed and is not tried again", "Retry", RETRY
+    STAGE_SUSPENDED = "StageSuspended", "A stage is suspended", "Resume the chain", RESUME
+    STAGE_STALLED = "StageStalled", "A stage waits for a person", "See why", EXPLAIN
+    STAGE_STOPPING = "StageStopping", "A stage's attempt was asked to stop"
+    STAGE_RETRYING = "StageRetrying", "An attempt ended without an artifact; another one follows"
+
+    # What only `explain` finds out.
+    DELETING = "Deleting", "The chain is being deleted; artifacts stay"
+    NOT_SEEN_YET = "NotSeenYet", "The operator has not reconciled the newest spec yet"
+    NOT_SEEN = (
+        "NotSeen",
+        "The operator runs and has not reconciled the newest spec",
+        "Read its logs: it may serve other namespaces, or fail at this chain",
+    )
+    NO_OPERATOR = "NoOperator", "No operator runs for this chain", "Install or start the operator"
+    BACK_OFF = "BackOff", "The last attempt failed, and the next one waits a while"
+    NO_PODS = (
+        "NoPods",
+        "The job was released, and its controller has made no pods",
+        "See whether the controller of this kind of job runs",
+    )
+    CLAIM_PENDING = (
+        "ClaimPending",
+        "A claim that the pods mount is not bound",
+        "See the claim's events",
+        "kubectl describe pvc {subject} -n {namespace}",
+    )
+    CLAIM_LOST = (
+        "ClaimLost",
+        "A claim that the pods mount has lost its volume",
+        "Restore the volume",
+        "kubectl describe pvc {subject} -n {namespace}",
+    )
+    KUEUE_MISSING = (
+        "KueueMissing",
+        "The chain names a queue, and Kueue is not installed",
+        "Install Kueue, or leave out `spec.runner.queueName`",
+    )
+    LOCAL_QUEUE_MISSING = (
+        "LocalQueueMissing",
+        "The queue that the chain names does not exist in its namespace",
+        "Create the LocalQueue, or correct `spec.runner.queueName`",
+        "kubectl get localqueues -n {namespace}",
+    )
+    QUEUE_INACTIVE = (
+        "QueueInactive",
+        "The LocalQueue admits nothing at present",
+        "Ask the administrator of the queue",
+        "kubectl describe localqueue {subject} -n {namespace}",
+    )
+    NO_WORKLOAD = (
+        "NoWorkload",
+        "Kueue has made no Workload for the job",
+        "Enable this kind of job in Kueue's `integrations.frameworks`",
+    )
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A code with its details.
+
+    `subject` is what it is about: a pod, job, claim or record by name, or another chain. `message`
+    says it without the code. `next_command` is what to type, where it is not the code's own.
+    `shown`: the sentence ends with that command, after this word. `bare`: the sentence does not
+    begin with the code.
+    """
+
+    code: Code
+    subject: str = ""
+    message: str = ""
+    next_command: str = ""
+    shown: Literal["", "see", "look"] = ""
+    bare: bool = False
+
+    @property
+    def next(self) -> str:
+        """The next command; still a template over {chain} and {namespace}."""
+        return self.next_command or self.code.command.replace("{subject}", self.subject)
+
+    @property
+    def text(self) -> str:
+        """The sentence as the status holds it."""
+        begins = f"{self.code}: " if self.code.named and not self.bare else ""
+        ends = f"; {self.shown}: {self.next}" if self.shown else ""
+        return begins + self.message + ends
+
+    def with_message(self, message: str) -> Reason:
+        return replace(self, message=message)
+
+
+def known(code: str) -> Code | None:
+    """The code of a stored status; None for none, or for one that another version wrote."""
+    return Code(code) if code in Code._value2member_map_ else None
+
+
+def without_command(text: str, next_command: str) -> str:
+    """A stored sentence without the command that stands beside it."""
+    for word in ("see", "look"):
+        text = text.removesuffix(f"; {word}: {next_command}")
+    return text
+
+
+def without_code(text: str, code: str) -> str:
+    """A stored sentence without the code that stands beside it."""
+    return text.removeprefix(f"{code}: ")
+
+
+def filled(command: str, chain: str, namespace: str | None) -> str:
+    """A next command for this chain; empty on a laptop where it needs a cluster."""
+    if namespace is None and "{namespace}" in command:
+        return ""
+    return command.replace("{chain}", chain).replace("{namespace}", namespace or "")

@@ -1,0 +1,173 @@
+"""One stage in a pass: finished, waiting for an earlier stage, or to be trained. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from modelchain.api.contracts import FailureClass
+from modelchain.api.reasons import Code, Reason
+from modelchain.api.status import AttemptStatus, StageStatus, State
+from modelchain.decide import transitions
+from modelchain.decide.attempt import follow
+from modelchain.decide.ledger import closed, ended, whole
+from modelchain.decide.observed import Artifact, Launch, Seen
+from modelchain.decide.outcome import Outcome, Turn, failed, settled, stalled
+from modelchain.decide.verdict import why_missed
+from modelchain.decide.waits import first_wait
+from modelchain.identity.digest import digest_of, stage_inputs
+
+MAX_ATTEMPTS = 999  # the number has three digits, so that a pod's name fits into 63 characters
+LEAVING_SECONDS = 0.2  # a trainer that has left its artifact exits within a moment
+
+
+def behind(turn: Turn, stage: StageStatus, blocked: str) -> Outcome:
+    """A stage that waits for the stage `blocked`."""
+    reason = Reason(Code.WAITS_FOR_STAGE, blocked, f"waits for stage {blocked}")
+    return Outcome(transitions.behind(stage, reason, settled(turn, stage)))
+
+
+def advance(turn: Turn, stage: StageStatus) -> Outcome:
+    """What the stage becomes whose predecessors have all finished."""
+    assert stage.epochs is not None
+    inputs = stage_inputs(
+        turn.chain.spec,
+        turn.index,
+        epochs=stage.epochs,
+        fingerprint=turn.observed.fingerprint,
+        predecessor=turn.predecessor.digest if turn.predecessor else None,
+    )
+    digest = digest_of(inputs)
+    turn = replace(turn, miss=_miss(turn, stage, digest, inputs))
+    stage = transitions.of_inputs(stage, digest)
+    if turn.handed_over is not None:
+        stage = stage.changed(inherits_at=turn.handed_over)
+    found = turn.observed.artifact(digest)
+    if isinstance(found, Artifact):
+        return _finish(turn, stage, found)
+    if found is not None and found.stalls:
+        return stalled(turn, stage, found.reason)
+    if found is not None:
+        return failed(turn, stage, FailureClass.CORRUPT_ARTIFACT, found.reason.message)
+    return _train(turn, transitions.missed(stage), inputs)
+
+
+def _miss(turn: Turn, stage: StageStatus, digest: str, inputs: Mapping[str, Any]) -> Reason:
+    """Why there is no artifact of these inputs.
+
+    What was found out before the first attempt at them is kept: later, the inputs of the attempt
+    before may no longer be known.
+    """
+    attempted = bool(stage.attempts) and stage.attempts[-1].input_digest == digest
+    if attempted and stage.input_digest == digest and stage.code is Code.MISS:
+        return Reason(Code.MISS, stage.name, stage.message)
+    return why_missed(stage, digest, inputs, turn.observed.inputs)
+
+
+# -- a stage with an artifact ----------------------------------------------------------------------
+
+
+def _finish(turn: Turn, stage: StageStatus, found: Artifact) -> Outcome:
+    """The artifact of the stage's inputs exists; a trainer that still runs may exit by itself."""
+    conflict = _conflict(turn, stage, found)
+    if conflict is not None:
+        return stalled(turn, stage, conflict)
+    handed_over = _handed_over(turn, stage)
+    leaving = _leaving(turn, stage)
+    unchanged = Reason(Code.UNCHANGED, stage.name, "unchanged since it was trained")
+    stage = transitions.finished(
+        stage,
+        found,
+        turn.miss if stage.cache == "Miss" else unchanged,
+        [_closed(turn, stage, attempt) for attempt in stage.attempts],
+        frozen=turn.chain.spec.stages[turn.index].epochs is None,
+        leaving=bool(leaving),
+    )
+    if leaving:
+        again = min(LEAVING_SECONDS, turn.observed.poll_seconds)
+        return Outcome(stage, again=again, wanted=leaving)
+    return Outcome(stage, artifact=found, handed_over=handed_over)
+
+
+def _makers(turn: Turn, stage: StageStatus) -> Iterator[tuple[AttemptStatus, Seen]]:
+    """Open attempts at the stage's present inputs, and what is seen of each."""
+    for attempt in stage.attempts:
+        if attempt.finished_at is None and attempt.input_digest == stage.input_digest:
+            yield attempt, turn.observed.attempt(attempt.name)
+
+
+def _conflict(turn: Turn, stage: StageStatus, found: Artifact) -> Reason | None:
+    """An attempt says that it left other weights than those that are recorded."""
+    for attempt, seen in _makers(turn, stage):
+        said = seen.word.left if seen.word else None
+        if not seen.there and said not in (None, found.digest):
+            return Reason(
+                Code.DIGEST_CONFLICT,
+                attempt.name,
+                f"attempt {attempt.name} made weights {said}, but {found.digest} are recorded for"
+                " the same inputs; keep those, or delete the record to train again",
+            )
+    return None
+
+
+def _handed_over(turn: Turn, stage: StageStatus) -> float | None:
+    """When the trainer ended that made the artifact, if it is this pass that finds that out."""
+    over = [pair for pair in _makers(turn, stage) if pair[1].started and not pair[1].there]
+    return ended(*over[-1], turn.now) if over else None
+
+
+def _leaving(turn: Turn, stage: StageStatus) -> frozenset[str]:
+    return frozenset(attempt.name for attempt, seen in _makers(turn, stage) if seen.live)
+
+
+def _closed(turn: Turn, stage: StageStatus, attempt: AttemptStatus) -> AttemptStatus:
+    """The attempt, closed if it has gone. The one that made the artifact has succeeded."""
+    seen = turn.observed.attempt(attempt.name)
+    if attempt.finished_at is not None or seen.there:
+        return attempt
+    made_it = attempt.input_digest == stage.input_digest and seen.started
+    state = State.SUCCEEDED if made_it else State.SUSPENDED
+    over = closed(attempt, seen, turn.now, turn.observed.price, state)
+    return whole(stage, over) if made_it else over
+
+
+# -- a stage without one ---------------------------------------------------------------------------
+
+
+def _train(turn: Turn, stage: StageStatus, inputs: Mapping[str, Any]) -> Outcome:
+    """Follow the newest attempt at these inputs, or intend one once nothing is in the way."""
+    last = stage.attempts[-1] if stage.attempts else None
+    if last is not None and last.finished_at is None and last.input_digest == stage.input_digest:
+        avoid = tuple(known.node for known in turn.avoid)
+        return follow(turn, stage, Launch(turn.index, last, inputs, turn.predecessor, avoid))
+    stage = transitions.booked(stage, settled(turn, stage))
+    if stage.state is State.FAILED:
+        return Outcome(stage)
+    waiting = first_wait(turn, stage)
+    return waiting if waiting is not None else _intend(turn, stage)
+
+
+def _intend(turn: Turn, stage: StageStatus) -> Outcome:
+    """Write the intent of a new attempt; it is launched in a later pass, from what is written."""
+    digest = stage.input_digest
+    assert digest is not None
+    number = 1 + max(stage.attempt_count, turn.observed.highest_number(stage.name, digest))
+    if number > MAX_ATTEMPTS:
+        message = f"{MAX_ATTEMPTS} attempts were made; rename the stage to go on"
+        return failed(turn, stage, FailureClass.ERROR, message)
+    name = f"{turn.chain.metadata.name}-{stage.name}-a{number}"
+    intent = AttemptStatus(
+        name=name,
+        number=number,
+        input_digest=digest,
+        runner=turn.chain.spec.runner.kind if turn.observed.records else "Local",
+        state=State.PENDING,
+    )
+    frozen = turn.chain.spec.stages[turn.index].epochs is None
+    return Outcome(
+        transitions.intended(stage, intent, turn.miss, frozen=frozen),
+        again=0.0,
+        wanted=frozenset({name}),
+        shares=frozenset({digest}),
+    )

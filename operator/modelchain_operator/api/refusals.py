@@ -1,0 +1,14 @@
+"""What to look at when the API server refuses an object. Its answer says so in a sentence alone."""
+
+from __future__ import annotations
+
+
+def next_command(message: str, namespace: str) -> str:
+    """The command that shows the quota, policy or limit; empty where the message names none."""
+    if "exceeded quota" in message:
+        return f"kubectl describe resourcequota -n {namespace}"
+    if "PodSecurity" in message:
+        return f"kubectl get namespace {namespace} --show-labels"
+    if "maximum" in message or "minimum" in message:
+        return f"kubectl describe limitrange -n {namespace}"
+    return ""

@@ -1,0 +1,139 @@
+"""The codes of reasons: they are complete, the same everywhere, and never parsed from a message."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelchain.api.contracts import FailureClass
+from modelchain.api.reasons import Code, Reason, filled, known, without_code, without_command
+from modelchain.api.status import (
+    AttemptFields,
+    AttemptStatus,
+    ChainStatus,
+    StageFields,
+    StageStatus,
+    State,
+)
+
+ROOT = Path(__file__).parents[2]
+SOURCES = [*ROOT.glob("core/**/*.py"), *ROOT.glob("operator/**/*.py")]
+TESTS = [path for path in ROOT.glob("tests/**/*.py") if path != Path(__file__)]
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\n"), max_size=60)
+
+
+def test_every_failure_class_has_a_code() -> None:
+    assert all(Code(failure) == failure.value for failure in FailureClass)
+
+
+@pytest.mark.parametrize("state", State)
+def test_every_state_has_a_code_and_an_event(state: State) -> None:
+    assert Code(f"Stage{state}")
+    assert state is State.SUCCEEDED or Code(state) == state.value
+
+
+@pytest.mark.parametrize("code", Code)
+def test_every_code_has_a_valid_name_a_meaning_and_an_action(code: Code) -> None:
+    assert re.fullmatch(r"[A-Z][A-Za-z]{2,39}", code), "valid as the reason of a condition"
+    assert code.meaning[0].isupper() and code.action
+    assert not code.meaning.endswith(".") and not code.action.endswith(".")
+    assert set(re.findall(r"\{(\w+)\}", code.command)) <= {"chain", "namespace", "subject"}
+
+
+@pytest.mark.parametrize("code", Code)
+def test_every_code_is_produced_by_a_test(code: Code) -> None:
+    """At least one test names the code or its value."""
+    asked = re.compile(
+        rf'Code\.{code.name}\b|FailureClass\.{code.name}\b|F\.{code.name}\b|"{code}"'
+    )
+    assert any(asked.search(path.read_text()) for path in TESTS), code
+
+
+@given(st.sampled_from(list(Code)), TEXT, TEXT, st.sampled_from(["", "see", "look"]), st.booleans())
+def test_the_message_of_a_stored_reason(
+    code: Code, message: str, command: str, shown: str, bare: bool
+) -> None:
+    """Without its code and its command, the text of a reason is the message."""
+    reason = Reason(code, "s", message, command, shown, bare)  # type: ignore[arg-type]
+    assert message in reason.text
+    left = without_command(reason.text, reason.next) if shown else reason.text
+    if code.named and not bare:
+        left = without_code(left, code)
+    assert left == message
+
+
+def test_next_commands() -> None:
+    failed = Reason(Code.DATA_FAILED, "pack", "job pack has failed")
+    assert filled(failed.next, "vit", "team") == "kubectl logs job/pack -n team"
+    assert (
+        filled(Reason(Code.INVALID_SPEC).next, "vit", "team") == "kubectl edit mchain vit -n team"
+    )
+    assert filled(Reason(Code.INVALID_SPEC).next, "vit", None) == "", "a laptop has no cluster"
+    assert Reason(Code.NAME_TAKEN, next_command="kubectl get x").next == "kubectl get x"
+
+
+def test_a_code_of_another_version_is_no_error() -> None:
+    assert known("SomethingNew") is None and known("") is None
+    stored = {"stages": [{"name": "a", "reason": "x", "reasonCode": "SomethingNew"}]}
+    assert ChainStatus.model_validate_json(json.dumps(stored)).stages[0].code is None
+
+
+def test_a_status_without_codes_is_read() -> None:
+    """The version before codes wrote such a status."""
+    attempt = {"name": "c-a-a1", "number": 1, "inputDigest": "d", "state": "Failed"}
+    stage = {"name": "a", "state": "Failed", "reason": "Error: it broke; 3 retries are allowed"}
+    stored = {"stages": [{**stage, "attempts": [{**attempt, "failure": "Error"}]}]}
+    found = ChainStatus.model_validate_json(json.dumps(stored)).stages[0]
+    assert found.code is Code.ERROR and found.reason == stage["reason"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "model", "fixed"),
+    [
+        (StageFields, StageStatus, {"name"}),
+        (AttemptFields, AttemptStatus, {"name", "number", "input_digest", "runner"}),
+    ],
+)
+def test_fields_that_change_have_the_types_of_the_status(
+    fields: type, model: type[StageStatus] | type[AttemptStatus], fixed: set[str]
+) -> None:
+    typed, stored = get_type_hints(fields), get_type_hints(model)
+    names = set(model.model_fields)
+    assert set(typed) == names - fixed
+    for name, kind in typed.items():
+        assert kind == stored[name], name
+
+
+# Patterns of code that once parsed messages.
+OLD_HELPERS = {
+    "a reason constant from a sentence": r"\bconstant\(",
+    "a reason's beginning": r"reason\.(startswith|partition|removeprefix|removesuffix|split)\(",
+    "commands cut from a sentence": r"without_commands|NEXT_COMMAND",
+    "the next command from a sentence": r"after_stall|RETRY_HELPS|partition\(\"has failed",
+    "what pods wait for": r"\"image\" in|in found\.waiting|kind_of\(|cannot be pulled\" in",
+    "a sentence's end": r"removesuffix\(\"; tries again|_STOPS",
+}
+
+
+@pytest.mark.parametrize("name", OLD_HELPERS)
+def test_no_code_parses_messages(name: str) -> None:
+    found = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in SOURCES
+        for line in path.read_text().splitlines()
+        if re.search(OLD_HELPERS[name], line)
+    ]
+    assert found == []
+
+
+def test_a_status_is_changed_by_name_and_type() -> None:
+    """`decide` never changes a stage or an attempt with `model_copy`, which checks no types."""
+    for path in ROOT.glob("core/modelchain/decide/*.py"):
+        for line in path.read_text().splitlines():
+            assert not re.search(r"\b(stage|attempt|final|over|longest)\.model_copy\(", line), line

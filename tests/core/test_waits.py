@@ -1,0 +1,170 @@
+"""What a stage waits for before its next attempt: one row per situation, and the order of waits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from specs import MINIMAL
+
+from modelchain.api.reasons import Code, Reason
+from modelchain.api.spec import ModelChain
+from modelchain.api.status import AvoidedNode, ChainStatus, StageStatus, State
+from modelchain.decide import waits
+from modelchain.decide.observed import MakeClaim, Observed, Seen, TakeShare
+from modelchain.decide.outcome import Turn
+
+NOW = 1000.0
+STAGE = StageStatus(name="vit-t", input_digest="d" * 64, reason="as before")
+OBSTACLE = Reason(Code.INVALID_SPEC, message="no such pool")
+LOADING = Reason(Code.DATA_LOADING, "pack", "job pack fills claim photos")
+FAILED_LOAD = Reason(Code.DATA_FAILED, "pack", "job pack has failed")
+STUCK = Reason(Code.NODE_LOST, "n1", "pod p should have ended")
+SUSPENDED = Reason(Code.SUSPENDED, message="spec.suspend is true")
+ALIKE = tuple(AvoidedNode(node=name, until=2 * NOW, fault="NoDevice") for name in ("n1", "n2"))
+
+
+def turn(**changes: Any) -> Turn:
+    """A turn in which nothing is in the way, with changes; `seen` changes what was read."""
+    observed = Observed(
+        status=ChainStatus(),
+        artifact=lambda digest: None,
+        attempt=lambda name: Seen(live=False, started=False),
+        poll_seconds=30.0,
+        **changes.pop("seen", {}),
+    )
+    plain = Turn(
+        chain=ModelChain.model_validate(MINIMAL),
+        index=0,
+        observed=observed,
+        now=NOW,
+        finished=False,
+        retried=False,
+        stopping=None,
+        avoid=(),
+        miss=Reason(Code.MISS, "vit-t", "never trained"),
+    )
+    return replace(plain, **changes)
+
+
+# The function, the situation, and the outcome: state, code, stalled, seconds until the next pass.
+ROWS: dict[str, tuple[waits.Wait, Turn, tuple[State, Code, bool, float | None]]] = {
+    "a finished chain": (
+        waits.for_a_request,
+        turn(finished=True),
+        (State.FAILED, Code.NO_ARTIFACT, False, None),
+    ),
+    "an earlier attempt": (
+        waits.for_an_earlier_attempt,
+        turn(seen={"live": frozenset({"vit-t-a1"})}),
+        (State.PENDING, Code.MISS, False, 30.0),
+    ),
+    "an earlier attempt on a lost node": (
+        waits.for_an_earlier_attempt,
+        turn(seen={"live": frozenset({"vit-t-a1"}), "stuck": STUCK}),
+        (State.PENDING, Code.NODE_LOST, True, 30.0),
+    ),
+    "a suspended chain": (
+        waits.for_resumption,
+        turn(stopping=SUSPENDED),
+        (State.SUSPENDED, Code.SUSPENDED, False, None),
+    ),
+    "an obstacle": (
+        waits.for_an_obstacle,
+        turn(seen={"obstacle": OBSTACLE}),
+        (State.PENDING, Code.INVALID_SPEC, True, 30.0),
+    ),
+    "two nodes that failed alike": (
+        waits.for_other_devices,
+        turn(avoid=ALIKE),
+        (State.PENDING, Code.SAME_DEVICE_ERROR, True, 30.0),
+    ),
+    "a claim": (
+        waits.for_the_claim,
+        turn(seen={"claim_missing": True}),
+        (State.PENDING, Code.MAKES_CLAIM, False, None),
+    ),
+    "data that is being packed": (
+        waits.for_the_data,
+        turn(seen={"loading": lambda: LOADING}),
+        (State.PENDING, Code.DATA_LOADING, False, waits.LOADING_SECONDS),
+    ),
+    "data that was not packed": (
+        waits.for_the_data,
+        turn(seen={"loading": lambda: FAILED_LOAD}),
+        (State.PENDING, Code.DATA_FAILED, True, 30.0),
+    ),
+    "a share that no chain has": (
+        waits.for_the_share,
+        turn(seen={"share": lambda digest: ""}),
+        (State.PENDING, Code.TAKES_SHARE, False, 30.0),
+    ),
+    "a share that another chain has": (
+        waits.for_the_share,
+        turn(seen={"share": lambda digest: "other"}),
+        (State.QUEUED, Code.SHARED_STAGE, False, 30.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_each_wait(name: str) -> None:
+    wait, in_the_way, expected = ROWS[name]
+    outcome = wait(in_the_way, STAGE)
+    assert outcome is not None
+    stage = outcome.stage
+    assert (stage.state, stage.code, stage.stalled, outcome.again) == expected
+    assert stage.reason and outcome.artifact is None and not outcome.wanted
+    assert waits.first_wait(in_the_way, STAGE) == outcome, "no earlier wait applies"
+
+
+@pytest.mark.parametrize("wait", waits.BEFORE_INTENT)
+def test_no_wait_applies_when_nothing_is_in_the_way(wait: waits.Wait) -> None:
+    assert wait(turn(), STAGE) is None
+    assert wait(turn(seen={"share": lambda digest: "Mine"}), STAGE) is None
+    assert waits.first_wait(turn(), STAGE) is None
+
+
+def test_the_back_off_keeps_the_reason_and_the_share() -> None:
+    stage = STAGE.changed(not_before=NOW + 8, state=State.PENDING)
+    outcome = waits.first_wait(turn(), stage)
+    assert outcome is not None and outcome.again == 8
+    assert outcome.stage.reason == "as before" and outcome.shares == {"d" * 64}
+    assert waits.for_the_back_off(turn(now=NOW + 8), stage) is None
+
+
+def test_the_actions_of_waits() -> None:
+    claim = waits.first_wait(turn(seen={"claim_missing": True}), STAGE)
+    assert claim is not None and claim.action == MakeClaim()
+    share = waits.first_wait(turn(seen={"share": lambda digest: ""}), STAGE)
+    assert share is not None and share.action == TakeShare("d" * 64)
+    assert share.shares == {"d" * 64}
+
+
+def test_the_number_of_an_ending_attempt_is_remembered() -> None:
+    """Once its job and pods are gone, nothing else knows the number."""
+    seen = {"live": frozenset({"vit-t-a7"}), "highest_number": lambda stage, digest: 7}
+    outcome = waits.for_an_earlier_attempt(turn(seen=seen), STAGE)
+    assert outcome is not None and outcome.stage.attempt_count == 7
+
+
+def test_the_order_of_waits() -> None:
+    """If every wait applies at once, the first one is reported."""
+    everything = turn(
+        finished=True,
+        stopping=SUSPENDED,
+        avoid=ALIKE,
+        seen={
+            "live": frozenset({"vit-t-a1"}),
+            "obstacle": OBSTACLE,
+            "claim_missing": True,
+            "loading": lambda: LOADING,
+            "share": lambda digest: "other",
+        },
+    )
+    stage = STAGE.changed(not_before=NOW + 8)
+    for index, wait in enumerate(waits.BEFORE_INTENT):
+        assert wait(everything, stage) is not None, wait.__name__
+        if index == 0:
+            assert waits.first_wait(everything, stage) == wait(everything, stage)

@@ -1,0 +1,107 @@
+"""An API server in memory: enough of one for passes of the operator, and nothing that can fail."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from specs import with_changes
+
+from modelchain_operator.api.kube import AlreadyExists, NotFound, Object, Resource
+
+MOMENT = "2026-01-01T00:00:00Z"
+IMAGE = "registry.example/trainer@sha256:" + "0" * 64
+
+
+def chain() -> Object:
+    """A chain of two stages on claims that exist."""
+    spec = with_changes(
+        {
+            "metadata": {"name": "vit", "namespace": "team", "uid": "c" * 36, "generation": 1},
+            "spec.runner": {"nodePool": "a100-80gb", "image": IMAGE},
+            "spec.storage.claimName": "artifacts",
+            "spec.data.volume.claimName": "data",
+        }
+    )
+    return {**spec, "metadata": {**spec["metadata"], "creationTimestamp": "2026-01-01T00:00:00Z"}}
+
+
+class MemoryKube:
+    """Stands in for `Kube`. `wrote_status` is called with each status that is written."""
+
+    def __init__(self, wrote_status: Callable[[Object], None]) -> None:
+        self.objects: dict[tuple[str, str], Object] = {}
+        self.calls: Counter[Any] = Counter()
+        self.wrote_status = wrote_status
+        self._version = 0
+
+    def put(self, resource: Resource, obj: Object) -> Object:
+        """The object as the server keeps it now, with a UID and a new version."""
+        self._version += 1
+        meta = obj["metadata"]
+        meta |= {
+            "resourceVersion": str(self._version),
+            "uid": meta.get("uid") or f"u{meta['name']}",
+        }
+        meta.setdefault("creationTimestamp", MOMENT)
+        self.objects[resource.plural, meta["name"]] = copy.deepcopy(obj)
+        return copy.deepcopy(obj)
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> Object:
+        if (resource.plural, name) not in self.objects:
+            raise NotFound(f"{resource.plural} {name}", code=404)
+        return copy.deepcopy(self.objects[resource.plural, name])
+
+    async def list(
+        self, resource: Resource, namespace: str | None = None, selector: str = "", fields: str = ""
+    ) -> list[Object]:
+        found = [obj for (plural, _), obj in self.objects.items() if plural == resource.plural]
+        return copy.deepcopy([obj for obj in found if _selected(obj, selector)])
+
+    async def create(self, resource: Resource, obj: Object) -> Object:
+        if (resource.plural, obj["metadata"]["name"]) in self.objects:
+            raise AlreadyExists(f"{resource.plural} {obj['metadata']['name']}", code=409)
+        return self.put(resource, obj)
+
+    async def patch(self, resource: Resource, namespace: str, name: str, body: Object) -> Object:
+        return self.put(resource, _merged(self.objects[resource.plural, name], body))
+
+    async def replace_status(self, resource: Resource, obj: Object) -> Object:
+        stored = self.objects[resource.plural, obj["metadata"]["name"]]
+        self.wrote_status(obj["status"])
+        return self.put(resource, stored | {"status": obj["status"]})
+
+    async def delete(
+        self, resource: Resource, namespace: str, name: str, uid: str, propagation: str = ""
+    ) -> None:
+        del self.objects[resource.plural, name]
+
+    def wrote(self, obj: Object) -> bool:
+        return False
+
+
+def _selected(obj: Object, selector: str) -> bool:
+    labels = obj["metadata"].get("labels") or {}
+    for term in filter(None, selector.split(",")):
+        key, _, value = term.partition("=")
+        if key.endswith("!"):
+            if labels.get(key[:-1]) == value:
+                return False
+        elif labels.get(key) != value:
+            return False
+    return True
+
+
+def _merged(old: Object, patch: Object) -> Object:
+    """RFC 7386."""
+    out = dict(old)
+    for key, value in patch.items():
+        if value is None:
+            out.pop(key, None)
+        elif isinstance(value, dict):
+            out[key] = _merged(out.get(key) or {}, value)
+        else:
+            out[key] = value
+    return out

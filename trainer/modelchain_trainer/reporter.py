@@ -1,0 +1,132 @@
+"""What an attempt tells while it trains: its records, its lines in the log, the metrics it serves,
+and the numbers of its last word. Nothing here steers the training.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from modelchain.api.contracts import LiveProgress, Task
+from modelchain.io import watchdog
+from modelchain_trainer.growth import GrowthReport
+from modelchain_trainer.hyperparameters import Hyperparameters
+from modelchain_trainer.metrics import Meter
+from modelchain_trainer.record import Recorder, StepNumbers
+from modelchain_trainer.state import Spent, TrainState
+
+
+class Reporter:
+    """The voice of one rank; on all ranks but 0 `say` is silent and `recorder` is inactive."""
+
+    def __init__(
+        self,
+        task: Task,
+        recorder: Recorder,
+        meter: Meter,
+        last_word: dict[str, Any],
+        say: Callable[[str], None],
+        gpus: int,
+    ):
+        self.task = task
+        self.hyper = Hyperparameters.of(task.inputs)
+        self.recorder = recorder
+        self.meter = meter
+        self.last_word = last_word  # fields of a failure's LastWord, kept up to date
+        self.say = say
+        self.gpus = gpus  # of all ranks together; 0 on a CPU
+        self.started = time.monotonic()
+
+    def seconds(self) -> float:
+        """Of this attempt, until now."""
+        return round(time.monotonic() - self.started, 3)
+
+    def time_spent(self) -> dict[str, float]:
+        """Fields of a LastWord: seconds of this attempt, and those of all its GPUs."""
+        seconds = self.seconds()
+        return {"seconds": seconds, "gpu_seconds": seconds * self.gpus}
+
+    def macs(self, spent: Spent) -> int:
+        """Multiply-accumulates this attempt has spent."""
+        return spent.steps * self.task.macs_per_step
+
+    def progress(
+        self, state: TrainState, spent: Spent, checkpoint_step: int, rate: float = 0.0
+    ) -> LiveProgress:
+        """Bring the served progress up to date, and the last word, so that it is true whenever the
+        end comes. `rate` is in steps a second.
+        """
+        macs = self.macs(spent)
+        self.last_word |= {
+            "step": state.step,
+            "macs": macs,
+            "checkpoint_step": checkpoint_step or None,
+            **self.time_spent(),
+        }
+        watchdog.tell(self.last_word)
+        live = LiveProgress(
+            attempt=self.task.attempt,
+            step=state.step,
+            steps=self.hyper.steps,
+            macs=macs,
+            checkpoint_step=checkpoint_step,
+            samples_per_second=rate * self.hyper.global_batch_size,
+            eta_seconds=(self.hyper.steps - state.step) / rate if rate else 0.0,
+        )
+        self.meter.live = live
+        self.meter.samples = spent.samples
+        return live
+
+    def steps(
+        self,
+        numbers: Sequence[StepNumbers],
+        state: TrainState,
+        spent: Spent,
+        live: LiveProgress,
+        has_teacher: bool,
+    ) -> None:
+        """Write a record for each of these steps, and one line for all of them. `state` and `spent`
+        are those after the last of them.
+        """
+        records = [one.record(has_teacher) for one in numbers]
+        for record in records:
+            steps_since = state.step - record["step"]
+            self.recorder.write(
+                **record,
+                steps=self.hyper.steps,
+                macs=self.macs(spent) - steps_since * self.task.macs_per_step,
+                etaSeconds=live.eta_seconds,
+                samplesPerSecond=live.samples_per_second,
+            )
+        self.meter.last = records[-1]
+        self.meter.skipped += sum(one.skipped for one in numbers)
+        self.meter.replaced = state.counters.replaced_pictures
+        self.say(self._line(state, live))
+
+    def _line(self, state: TrainState, live: LiveProgress) -> str:
+        epoch = state.step / self.hyper.steps_per_epoch
+        loss = "not finite, skipped" if state.skips else f"{state.final_loss:.4f}"
+        left = timedelta(seconds=round(live.eta_seconds))
+        return (
+            f"{self.task.stage} step {state.step}/{self.hyper.steps} epoch {epoch:.1f} loss {loss}"
+            f" {live.samples_per_second:.0f} samples/s, {left} left"
+        )
+
+    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.recorder.write(event="evaluation", step=step, metrics=metrics)
+
+    def growth(
+        self, grown: GrowthReport, predecessor: str, cosines: Mapping[str, Sequence[float]]
+    ) -> None:
+        """What was inherited, and how alike the layers are before the first step."""
+        for line in grown.lines(predecessor, cosines):
+            self.say(line)
+        self.recorder.write(
+            event="growth", step=0, **grown.to_dict(), stacks=grown.stacks, cosines=cosines
+        )
+
+    def went_back(self, step: int, bad_from: int, bad_to: int) -> None:
+        """To the checkpoint of `step`, after steps `bad_from` to `bad_to` were skipped."""
+        self.recorder.write(event="wentBack", step=step, nonFiniteFrom=bad_from, nonFiniteTo=bad_to)
