@@ -449,7 +449,7 @@ def test_long_messages_are_cut() -> None:
     )
 
 
-def test_pods_still_to_be_made() -> None:
+def test_pods_that_are_still_to_be_created() -> None:
     reason = seen(running(0), nodes=4).waiting
     assert reason.text == "1 of 4 pods are there; the others are still to be created"
     assert reason.code is Code.PODS_MISSING
@@ -471,7 +471,7 @@ def test_pods_that_are_refused_at_creation() -> None:
     assert refusal(events[2:]) == ""
 
 
-# -- life and time ---------------------------------------------------------------------------------
+# -- liveness and time -----------------------------------------------------------------------------
 
 
 def test_only_pods_that_were_read_are_live() -> None:
@@ -577,7 +577,7 @@ def test_times_and_gpus() -> None:
     assert found.running == 1
 
 
-def test_a_lost_node_stops_counting_when_it_was_noticed() -> None:
+def test_a_pod_on_a_lost_node_counts_until_the_loss_was_noticed() -> None:
     pod = disrupted(running(start=10), "DeletionByPodGC", when=80)
     pod["status"]["phase"] = "Failed"
     [time] = seen(pod).pods.values()

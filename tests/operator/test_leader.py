@@ -162,7 +162,7 @@ def test_a_dead_leader_is_replaced_after_the_duration_of_its_lease() -> None:
     travel.run(main())
 
 
-def test_without_answers_leadership_ends_before_a_successor_may_begin() -> None:
+def test_without_answers_leadership_ends_before_another_operator_may_lead() -> None:
     async def main() -> None:
         for fault in ("broken", "silent"):
             world = World()

@@ -137,7 +137,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad(name: str) -> None:
+def test_bad_files_are_refused(name: str) -> None:
     value, message = BAD[name]
     with pytest.raises(InputError, match=message):
         parse(PoolFile, value, "operator.yaml")

@@ -208,7 +208,7 @@ def test_each_kind_of_job_is_watched_separately_and_once(
         monkeypatch.setattr(Service, "_watch", watch)
         monkeypatch.setattr(Service, "_resync", lambda self: asyncio.Event().wait())
         monkeypatch.setattr(service.signal, "alarm", lambda seconds: None)
-        served = Service(None, Told(), [], None, "")  # type: ignore[arg-type]
+        served = Service(None, Stub(), [], None, "")  # type: ignore[arg-type]
         running = asyncio.create_task(served.run())
         await asyncio.sleep(0.1)
         running.cancel()
@@ -220,7 +220,7 @@ def test_each_kind_of_job_is_watched_separately_and_once(
     assert sorted(map(sorted, watched[1:])) == [["otherjobs"], ["pytorchjobs"]]
 
 
-class Told:
+class Stub:
     """Stands in for a controller and for events, and ignores every call."""
 
     async def reconcile(self, key: tuple[str, str]) -> None: ...
@@ -311,7 +311,7 @@ class Team:
         self.body = with_changes(inline(config(), **changes))
         self.chain = self.server.put(CHAINS, self.body)
         pools = PoolFile.model_validate({"nodePools": {"cpu": CPU_POOL.model_dump(by_alias=True)}})
-        self.controller = Controller(self.server, Told(), pools, lambda: self.now)  # type: ignore[arg-type]
+        self.controller = Controller(self.server, Stub(), pools, lambda: self.now)  # type: ignore[arg-type]
 
     def one_pass(self) -> ChainStatus:
         """Makes one pass with the current runner and returns the status after it."""
