@@ -93,7 +93,7 @@ def test_lists_that_others_patch_are_keyed() -> None:
     assert places["status"]["default"] == {"observedGeneration": -1}
 
 
-def test_rules_say_what_to_do() -> None:
+def test_every_rule_has_a_short_message() -> None:
     rules = [
         rule
         for name in DEFINITIONS

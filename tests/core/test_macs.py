@@ -140,7 +140,7 @@ def test_a_forward_pass_on_the_cpu_counts_the_same(name: str, fused: bool) -> No
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_parameters_are_the_modules(name: str) -> None:
+def test_parameters_are_those_of_the_modules(name: str) -> None:
     model = _build(CONFIGS[name], "meta")
     parts = [*model.visual.parameters(), *model.transformer.parameters()]
     assert macs.parameters(CONFIGS[name]) == sum(p.numel() for p in parts)

@@ -261,7 +261,7 @@ def test_budgets_end_and_a_new_retry_token_renews_them_once(failure: F, newer: b
     )
 
 
-def test_killed_without_a_last_word_is_a_disruption() -> None:
+def test_an_attempt_killed_without_a_last_word_is_a_disruption() -> None:
     world = until_live(World(1))
     world.train()
     world.end(word=False)

@@ -55,7 +55,7 @@ def test_the_table_is_large_and_its_names_differ() -> None:
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_good(name: str, tmp_path: Path) -> None:
+def test_good_specs_load(name: str, tmp_path: Path) -> None:
     file = tmp_path / "chain.yaml"
     file.write_text(yaml.safe_dump(GOOD[name]))
     chain = load_chain(file)
@@ -69,7 +69,7 @@ def test_examples(file: Path) -> None:
 
 
 @pytest.mark.parametrize("row", BAD, ids=lambda row: row.name)
-def test_bad(row: Bad, tmp_path: Path) -> None:
+def test_bad_specs_are_refused(row: Bad, tmp_path: Path) -> None:
     error = refused(tmp_path, yaml.safe_dump(row.spec))
     fields = [problem.field for problem in error.problems]
     assert row.field in fields
@@ -163,7 +163,7 @@ BAD_YAML: dict[str, tuple[str | bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD_YAML)
-def test_bad_yaml(name: str, tmp_path: Path) -> None:
+def test_bad_yaml_is_refused(name: str, tmp_path: Path) -> None:
     content, message = BAD_YAML[name]
     error = refused(tmp_path, content)
     assert message in str(error)
