@@ -61,13 +61,6 @@ class Code(StrEnum):
 
     # What a stage waits for, and goes on by itself.
     WAITS_FOR_STAGE = "WaitsForStage", "An earlier stage has not finished", "Nothing", "", False
-    WAITS_FOR_STOP = (
-        "WaitsForStop",
-        "An earlier attempt still writes its checkpoint; the next one starts after it has ended",
-        "Nothing",
-        "",
-        False,
-    )
     STOPPING = (
         "Stopping",
         "The running attempt was asked to stop; it writes a checkpoint first",

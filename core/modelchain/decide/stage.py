@@ -54,10 +54,13 @@ def advance(turn: Turn, stage: StageStatus) -> Outcome:
 
 
 def _miss(turn: Turn, stage: StageStatus, digest: str, inputs: Mapping[str, Any]) -> Reason:
-    """Why there is no artifact of these inputs. It was found out when they were new, and is kept:
-    later, what the inputs were before may no longer be known.
+    """Why there is no artifact of these inputs.
+
+    What was found out before the first attempt at them is kept: later, the inputs of the attempt
+    before may no longer be known.
     """
-    if stage.input_digest == digest and stage.code is Code.MISS:
+    attempted = bool(stage.attempts) and stage.attempts[-1].input_digest == digest
+    if attempted and stage.input_digest == digest and stage.code is Code.MISS:
         return Reason(Code.MISS, stage.name, stage.message)
     return why_missed(stage, digest, inputs, turn.observed.inputs)
 
