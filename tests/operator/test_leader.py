@@ -157,7 +157,7 @@ def test_a_dead_leader_is_followed_after_its_duration() -> None:
         world.start("a")
         world.start("b")
         await world.run(5)
-        world.leaders["a"]._held = None  # so that nothing is given back
+        world.leaders["a"]._written = None  # so that nothing is given back
         await world.stop("a")
         assert 12 < await world.until(lambda names: names == ["b"]) < 21
 
