@@ -188,7 +188,7 @@ def _only(launch: Launch) -> frozenset[str]:
 
 
 def _end(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcome | None:
-    """The attempt has ended and no artifact is recorded: record it, verify it, or judge the attempt.
+    """The attempt has ended and no artifact is recorded: record one, verify it, or judge.
 
     On a laptop nothing has to be recorded: an artifact that is found counts by itself.
     """

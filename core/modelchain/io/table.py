@@ -82,7 +82,7 @@ def _progress(stage: StageStatus) -> RenderableType:
 
 def report_table(plan: Plan, status: ChainStatus, results: dict[str, Results]) -> RenderableType:
     """What each stage reached, and what the chain cost compared to training each model alone."""
-    # A name with a slash belongs to one evaluation; a plain one is the stage's main metric.
+    # A name with a slash, such as "imagenet/top-5", is a secondary metric.
     metric = next(
         (name for r in results.values() for name in r.final.metrics if "/" not in name), None
     )
