@@ -360,7 +360,7 @@ WAITS: dict[str, tuple[list[Pod], str, FailureClass | None]] = {
         "held by a scheduling gate",
         None,
     ),
-    "just made": ([pending()], "not yet looked at", None),
+    "just made": ([pending()], "neither the scheduler nor a node has taken it up yet", None),
     "no such image": (
         [waiting(0, "ErrImagePull", NOT_FOUND)],
         "there is no image .* correct runner.image",

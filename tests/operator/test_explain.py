@@ -103,7 +103,12 @@ def test_a_recent_change() -> None:
 
 def test_an_operator_that_does_not_reconcile() -> None:
     then = "kubectl logs operator-7d -n modelchain-system --tail=50"
-    check(ask(chain(current(), seen=2)), "NotSeen", "has not looked for 60m", then)
+    check(
+        ask(chain(current(), seen=2)),
+        "NotSeen",
+        "has not made a pass over this chain for 60m",
+        then,
+    )
 
 
 @pytest.mark.parametrize("leases", [[], [lease(0)]])
@@ -575,7 +580,7 @@ def test_no_controller_creates_pods() -> None:
         (podshapes.waiting(0, "ImagePullBackOff", "401 unauthorized"), "Image", "cannot be pulled"),
         (podshapes.waiting(0, "InvalidImageName"), "Image", "correct runner.image"),
         (podshapes.waiting(0, "ContainerCreating"), "Starting", "mounts volumes"),
-        (podshapes.pending(), "Starting", "not yet looked at"),
+        (podshapes.pending(), "Starting", "neither the scheduler nor a node has taken it up yet"),
     ],
 )
 def test_a_pod_waits(pod: Object, reason: str, cause: str) -> None:

@@ -155,7 +155,7 @@ def test_a_dead_leader_is_replaced_after_the_duration_of_its_lease() -> None:
         world.start("a")
         world.start("b")
         await world.run(5)
-        world.leaders["a"]._held = None  # so that nothing is given back
+        world.leaders["a"]._written = None  # so that nothing is given back
         await world.stop("a")
         assert 12 < await world.until(lambda names: names == ["b"]) < 21
 
