@@ -78,7 +78,9 @@ def _listed(pods: dict[str, PodTime], seen: Seen) -> tuple[dict[str, PodTime], l
 
 
 def running_seconds(attempt: AttemptStatus, now: float) -> float:
-    """Seconds that the attempt has run, which are those of rank 0's pods. Queueing does not count."""
+    """Seconds that the attempt has run, which are those of rank 0's pods. Queueing does not
+    count.
+    """
     return attempt.gone.seconds + _seconds(attempt.pods.values(), now)
 
 
