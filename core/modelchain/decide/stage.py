@@ -58,12 +58,13 @@ def advance(turn: Turn, stage: StageStatus) -> Outcome:
 
 
 def _miss(turn: Turn, stage: StageStatus, digest: str, inputs: Mapping[str, Any]) -> Reason:
-    """Why no artifact of these inputs exists.
+    """Why there is no artifact of these inputs.
 
-    The answer is found once, when the inputs are new, and kept in the status. Later the inputs
-    before them, with which they are compared, may no longer be known.
+    What was found out before the first attempt at them is kept: later, the inputs of the attempt
+    before may no longer be known.
     """
-    if stage.input_digest == digest and stage.code is Code.MISS:
+    attempted = bool(stage.attempts) and stage.attempts[-1].input_digest == digest
+    if attempted and stage.input_digest == digest and stage.code is Code.MISS:
         return Reason(Code.MISS, stage.name, stage.message)
     return why_missed(stage, digest, inputs, turn.observed.inputs)
 

@@ -42,8 +42,8 @@ def for_an_earlier_attempt(turn: Turn, stage: StageStatus) -> Outcome | None:
         # its number, which must not be used again.
         highest = observed.highest_number(stage.name, stage.input_digest)
         stage = stage.changed(attempt_count=max(stage.attempt_count, highest))
-    message = f"{turn.miss.text}; waits for an earlier attempt to stop"
-    stage = transitions.waiting(stage, Reason(Code.WAITS_FOR_STOP, stage.name, message))
+    message = f"{turn.miss.message}; waits for an earlier attempt to stop"
+    stage = transitions.waiting(stage, turn.miss.with_message(message))
     if observed.stuck is not None:
         return stalled(turn, stage, observed.stuck)
     return Outcome(stage, again=observed.poll_seconds)

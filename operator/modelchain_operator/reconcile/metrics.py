@@ -82,7 +82,7 @@ class OperatorCollector(Collector):
         )
         yield _gauge(
             "modelchain_operator_leader",
-            "1 for the operator that works and tells of chains, 0 for one that waits",
+            "1 for the operator that works and reports chains, 0 for one that waits",
             [],
             [([], service.leads)],
         )
@@ -102,7 +102,7 @@ class OperatorCollector(Collector):
         calls = dict(service.kube.calls)  # a copy, as the loop goes on counting
         yield _counter(
             "modelchain_operator_api_requests_total",
-            "Requests to the API server, watches aside, by the answer's status; none where no"
+            "Requests to the API server without watches, by the answer's status; code is none if no"
             " answer came",
             ["verb", "resource", "code"],
             [
@@ -155,7 +155,7 @@ def _of(chain: Figures) -> tuple[str, str]:
 def _of_chains(chains: Sequence[Figures]) -> Iterator[Metric]:
     yield _gauge(
         "modelchain_condition",
-        "Whether a condition of the chain is True; absent ones count as not",
+        "1 if a condition of the chain is True, 0 if it is not or is absent",
         [*CHAIN, "condition"],
         [((*_of(c), kind), kind in c.true) for c in chains for kind in CONDITIONS],
     )
@@ -185,8 +185,7 @@ def _of_stages(chains: Sequence[Figures]) -> Iterator[Metric]:
     )
     yield _gauge(
         "modelchain_stage_transition_seconds",
-        "From the end of the predecessor's trainer to the job of this stage, when it was last"
-        " handed over",
+        "From the end of the predecessor's trainer to the job of this stage, at the last hand-over",
         STAGE,
         _each(chains, lambda stage: stage.transition_seconds),
     )
@@ -214,7 +213,7 @@ def _of_spending(chains: Sequence[Figures], currency: str) -> Iterator[Metric]:
     )
     yield _counter(
         "modelchain_stage_retries_total",
-        "Attempts that were made again, by why the one before ended",
+        "Attempts that were made again, by the class of the attempt before",
         [*STAGE, "class"],
         _retries(chains),
     )
