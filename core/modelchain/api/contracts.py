@@ -83,10 +83,9 @@ class Predecessor(Record):
 
 
 class TaskEvaluation(Evaluation, Record):
-    """An evaluation with its shards as paths on the trainer's machine: a list, or a pattern in
-    brace notation.
-    """
+    """An evaluation, with its shards on the trainer's machine."""
 
+    # A list of paths, or a pattern in brace notation.
     files: list[str] | str
 
 
@@ -206,9 +205,7 @@ class LastWord(Record):
 
     @property
     def left(self) -> str | None:
-        """The SHA-256 of the weights that the attempt left, or of their manifest if only that is
-        known.
-        """
+        """The SHA-256 of the attempt's weights, or of its manifest if only that is known."""
         return self.artifact_digest or self.manifest_digest
 
 
@@ -220,8 +217,9 @@ class FileEntry(Record):
 
 
 class Manifest(Record):
-    """The list of the files of an artifact or a checkpoint. It is written last: without it, the
-    files do not count.
+    """The list of the files of an artifact or of a checkpoint.
+
+    It is written last. Without it the files do not count.
     """
 
     v: Literal[1] = 1

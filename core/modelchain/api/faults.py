@@ -10,9 +10,8 @@ import re
 
 # The fault of a collective that failed. A link or a switch may be broken, so no node is avoided.
 COLLECTIVE = "Collective"
-# The fault of a kernel that ended for a cause that CUDA does not know. Usually that is the
-# hardware,
-# and sometimes the program.
+# The fault of a kernel that ended for a cause unknown to CUDA: usually the hardware, sometimes the
+# program.
 LAUNCH_FAILURE = "LaunchFailure"
 
 # By fault, texts of cudaGetErrorString, of its older versions and of torch's checks, in lower case.

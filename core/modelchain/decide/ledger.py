@@ -78,9 +78,7 @@ def _listed(pods: dict[str, PodTime], seen: Seen) -> tuple[dict[str, PodTime], l
 
 
 def running_seconds(attempt: AttemptStatus, now: float) -> float:
-    """Seconds that the attempt has run, which are those of rank 0's pods. Queueing does not
-    count.
-    """
+    """Seconds that the attempt has run: those of rank 0's pods. Time in a queue does not count."""
     return attempt.gone.seconds + _seconds(attempt.pods.values(), now)
 
 
@@ -133,7 +131,7 @@ def whole(stage: StageStatus, final: AttemptStatus) -> AttemptStatus:
     """The attempt that finished a stage, with the MACs that no trainer could report.
 
     An earlier attempt may have been killed after its last report, and this one resumed from its
-    checkpoint. Together they have done the whole stage at least once, so what is missing to that
+    checkpoint. Together they have done the whole stage at least once. What the reports lack of that
     is added here.
     """
     if not any(

@@ -166,40 +166,40 @@ class Sightings:
         unfinished = job is not None and state_of(job).finished is None
         return Seen(live=live or unfinished, started=True)
 
-    def _launched(self, it: _Launched) -> Seen:
-        attempt, found = it.attempt, it.found
+    def _launched(self, launched: _Launched) -> Seen:
+        attempt, found = launched.attempt, launched.found
         # The job says that it succeeded, and no pod left a last word to prove it.
-        unproven = it.left_artifact and found.word is None
+        unproven = launched.left_artifact and found.word is None
         return Seen(
-            live=it.live,
+            live=launched.live,
             started=True,
-            uid=uid(it.job) if it.job is not None else attempt.uid,
-            unreleased=it.unreleased,
-            queued=it.queued,
-            waiting=self._unrecorded(attempt) if it.over else self._waiting(it),
-            stalled=self._stalled(it),
+            uid=uid(launched.job) if launched.job is not None else attempt.uid,
+            unreleased=launched.unreleased,
+            queued=launched.queued,
+            waiting=self._unrecorded(attempt) if launched.over else self._waiting(launched),
+            stalled=self._stalled(launched),
             running=found.running > 0,
             waits=self._waits(attempt.name, found),
             hopeless=found.permanent,
-            word=found.word if it.over else None,
-            evidence=it.failure,
-            succeeded=it.succeeded,
+            word=found.word if launched.over else None,
+            evidence=launched.failure,
+            succeeded=launched.succeeded,
             verify=self._verify(attempt) if unproven else None,
             pods=found.pods,
             never_ran=found.never_ran,
             gone_pods=found.gone,
             bad_nodes=found.bad_nodes,
-            idle=it.idle,
+            idle=launched.idle,
             **self._progress(attempt, found),
         )
 
-    def _stalled(self, it: _Launched) -> Reason | None:
+    def _stalled(self, launched: _Launched) -> Reason | None:
         """Why a user must act before this attempt can go on."""
-        if it.idle:
-            return self._suspended_by_another(it.attempt)
-        if it.job is not None and it.live:
-            return self._refusal(it.job, it)
-        return self._lost(it) if it.left_artifact else None
+        if launched.idle:
+            return self._suspended_by_another(launched.attempt)
+        if launched.job is not None and launched.live:
+            return self._refusal(launched.job, launched)
+        return self._lost(launched) if launched.left_artifact else None
 
     def _not_started(self, attempt: AttemptStatus) -> Seen:
         """An intent without a job.
@@ -282,30 +282,31 @@ class Sightings:
             going=self.memory.going,
         )
 
-    def _waiting(self, it: _Launched) -> Reason | None:
+    def _waiting(self, launched: _Launched) -> Reason | None:
         """Why nothing of an attempt runs yet."""
-        if not it.state.released:
-            return self.memory.refused.get((self.snapshot.namespace, it.attempt.name))
-        if it.state.suspended:
+        if not launched.state.released:
+            return self.memory.refused.get((self.snapshot.namespace, launched.attempt.name))
+        if launched.state.suspended:
             look = f"kubectl get workloads -n {self.snapshot.namespace}"
-            message = f"waits for its turn in queue {it.state.queue}"
-            return Reason(Code.QUEUED, str(it.state.queue), message, look, shown="look")
-        return it.found.waiting
+            message = f"waits for its turn in queue {launched.state.queue}"
+            return Reason(Code.QUEUED, str(launched.state.queue), message, look, shown="look")
+        return launched.found.waiting
 
     def _unrecorded(self, attempt: AttemptStatus) -> Reason | None:
         """Why the API server refused the attempt's StageArtifact, if it did."""
         record = stage_artifact_name(attempt.input_digest)
         return self.memory.refused.get((self.snapshot.namespace, record))
 
-    def _refusal(self, job: Object, it: _Launched) -> Reason | None:
+    def _refusal(self, job: Object, launched: _Launched) -> Reason | None:
         """Why the API server refuses to create the attempt's pods.
 
         Only an event tells that. Events are read only if no pod has come for some seconds: in most
         cases that read is saved.
         """
-        if it.found.live or it.state.suspended or it.state.deleting or it.state.finished:
+        state = launched.state
+        if launched.found.live or state.suspended or state.deleting or state.finished:
             return None
-        released = seconds(it.attempt.started_at)
+        released = seconds(launched.attempt.started_at)
         if released is None or self.now < released + PODS_COME_WITHIN:
             return None
         uids = runner_of(job).event_uids(job)
@@ -315,23 +316,23 @@ class Sightings:
         if not message:
             return None
         look = refusals.next_command(message, self.snapshot.namespace)
-        return Reason(Code.PODS_FORBIDDEN, it.attempt.name, message, look)
+        return Reason(Code.PODS_FORBIDDEN, launched.attempt.name, message, look)
 
-    def _lost(self, it: _Launched) -> Reason | None:
+    def _lost(self, launched: _Launched) -> Reason | None:
         """Why an artifact cannot be recorded: its claim is gone, or is younger than the attempt.
 
         A younger claim replaced the one that the attempt wrote to, and does not hold the artifact.
         """
         claim = self.snapshot.want("claim")
-        began = seconds(it.attempt.started_at)
-        if it.job is not None:
-            began = podread.created_at(it.job)
+        name, began = launched.attempt.name, seconds(launched.attempt.started_at)
+        if launched.job is not None:
+            began = podread.created_at(launched.job)
         if claim is not None and (began is None or podread.created_at(claim) <= began):
             return None
         return Reason(
             Code.ARTIFACT_MISSING,
-            it.attempt.name,
-            f"attempt {it.attempt.name} succeeded, but its claim is gone or was replaced since;"
+            name,
+            f"attempt {name} succeeded, but its claim is gone or was replaced since;"
             " bring it back, or set stages[].rerun to train the stage again",
         )
 

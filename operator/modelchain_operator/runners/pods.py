@@ -114,9 +114,9 @@ def run_time(pod: Read, now: float) -> tuple[float, float | None] | None:
     None if it never ran, or if its times cannot be true. The end is None while it runs.
 
     The node's clock may be wrong, but the time between two of its readings is right. So the length
-    is taken from the node, and only the start is corrected: first by the scheduler's clock, and
-    if that gives no possible time either, to the pod's creation. The result must not depend on
-    `now`, or every pass would see a change and write it.
+    is taken from the node, and only the start is corrected: first by the scheduler's clock, and if
+    that gives no possible time either, to the pod's creation. The result must not depend on `now`,
+    or every pass would see a change and write it.
     """
     started, finished, created = started_at(pod), ended_at(pod), created_at(pod)
     if started is None or (

@@ -24,6 +24,7 @@ K = TypeVar("K", bound=Hashable)
 log = logging.getLogger(__name__)
 
 # All times are in seconds.
+
 # How long a key waits before its pass, so that a burst of events becomes one pass.
 DEBOUNCE = 0.5
 # The wait after the first failure, and the longest. Each failure in a row doubles the wait.

@@ -39,6 +39,7 @@ from modelchain_operator.watch.queue import WorkQueue
 Key = tuple[str, str]  # a chain's namespace and name
 
 # All times are in seconds.
+
 # Between two LISTs of all chains. Each LIST queues the unfinished ones.
 RESYNC = 60.0
 # Between two LISTs that queue the finished chains as well.
