@@ -66,8 +66,8 @@ class Contact:
 class Seen:
     """What is seen of one attempt.
 
-    On a cluster an attempt's job is first `unreleased` (created, suspended), then `queued`
-    (released, but a queue or the scheduler holds it), then live.
+    On a cluster an attempt's job is at first `unreleased` (created, and suspended), then `queued`
+    (released, but waiting in a queue or for the scheduler), and then `live`.
     """
 
     # The attempt has a process, a pod that has not ended, or a job that may still make pods.

@@ -60,8 +60,8 @@ def advance(turn: Turn, stage: StageStatus) -> Outcome:
 def _miss(turn: Turn, stage: StageStatus, digest: str, inputs: Mapping[str, Any]) -> Reason:
     """Why there is no artifact of these inputs.
 
-    What was found out before the first attempt at them is kept: later, the inputs of the attempt
-    before may no longer be known.
+    Once an attempt at these inputs was made, the reason is kept in the status. It was found by
+    comparing them with the inputs of the attempt before, which may no longer be known.
     """
     attempted = bool(stage.attempts) and stage.attempts[-1].input_digest == digest
     if attempted and stage.input_digest == digest and stage.code is Code.MISS:

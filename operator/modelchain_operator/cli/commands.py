@@ -181,7 +181,7 @@ def retry(
 def _to_retry(chain: Object, explain: str) -> str:
     """The name of the stage that a retry tries again.
 
-    Raises InputError if there is none. It ends with the command `explain`, which says more.
+    Raises InputError if there is none. The error's message ends with the command `explain`.
     """
     name, status = chain["metadata"]["name"], status_of(chain)
     for stage in status.stages:

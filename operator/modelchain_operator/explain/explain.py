@@ -230,7 +230,7 @@ class _Case:
         return self._say(code, state, cause, self._command(code), self.clues.failures(stage))
 
     def suspended(self) -> Explanation | None:
-        """A chain that is suspended and stalled is told about below: resuming would not help it."""
+        """The chain is suspended. If it is stalled as well, that comes first: see `stalled`."""
         if not self.s.chain["spec"].get("suspend") or self.status.is_true("Stalled"):
             return None
         if stopping := [pod for pod in self.training if podread.is_live(pod)]:
@@ -254,7 +254,10 @@ class _Case:
         )
 
     def stalled(self) -> Explanation | None:
-        """Somebody has to act. The stage says why; if the whole spec is refused, the condition."""
+        """A person has to act.
+
+        The stage has the reason. If the whole spec was refused, only the condition has it.
+        """
         stalled = self.status.condition("Stalled")
         if stalled is None or stalled.status != "True":
             return None
@@ -345,7 +348,7 @@ class _Case:
         return self._say(Code.NO_PODS, state, cause, self.runner.controller_pods, [line])
 
     def waiting(self) -> Explanation | None:
-        """Pods do not start. Their claims are looked at first, since a pod says little of them."""
+        """Pods do not start. Their claims are checked first, since pods say little about them."""
         if not (waiting := self._not_started()):
             return None
         if claim := self._claim_not_bound(waiting):

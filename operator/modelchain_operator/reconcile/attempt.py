@@ -300,8 +300,8 @@ class Sightings:
     def _refusal(self, job: Object, launched: _Launched) -> Reason | None:
         """Why the API server refuses to create the attempt's pods.
 
-        Only an event tells that. Events are read only if no pod has come for some seconds: in most
-        cases that read is saved.
+        Only an event shows that. In most cases pods come soon, so events are read only if none has
+        come for some seconds.
         """
         state = launched.state
         if launched.found.live or state.suspended or state.deleting or state.finished:

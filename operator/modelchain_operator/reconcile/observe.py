@@ -1,7 +1,7 @@
 """Turns a snapshot into the `Observed` that `decide` is given.
 
-Pure: it reads nothing itself. What the snapshot does not hold yet is noted with `Snapshot.want`;
-the caller reads it, and then decides again.
+Pure: it reads nothing itself. What is needed and was not read yet is noted with `Snapshot.want`.
+The caller reads it, and then decides again.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ class Service:
             running = [tasks.create_task(part) for part in parts]
             try:
                 await stop.wait()
-                log.info("told to stop")
+                log.info("stopping on a signal")
             finally:
                 signal.alarm(STOP_WITHIN)  # SIGALRM kills the process if a task hangs
             for task in running:
