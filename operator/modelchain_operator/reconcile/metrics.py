@@ -143,8 +143,8 @@ class ChainCollector(Collector):
 
 
 _SOURCE = (
-    "source: trained by this chain, or reused: what a result it found had cost an earlier chain of"
-    " its name"
+    "source: trained by this chain, or reused, which is what the records it found say an earlier"
+    " chain of its name has spent"
 )
 
 
