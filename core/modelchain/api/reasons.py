@@ -14,6 +14,7 @@ from typing import Literal
 EDIT = "kubectl edit mchain {chain} -n {namespace}"
 RETRY = "modelchain retry {chain} -n {namespace}"
 RESUME = "modelchain resume {chain} -n {namespace}"
+STOPS_FIRST = "; waits for an earlier attempt to stop"
 EXPLAIN = "modelchain explain {chain} -n {namespace}"
 WATCH = "modelchain get {chain} -n {namespace} --watch"
 DESCRIBE = "kubectl describe mchain {chain} -n {namespace}"
@@ -458,7 +459,7 @@ class Reason:
     `subject` is what it is about: a pod, job, claim or record by name, or another chain. `message`
     says it without the code. `next_command` is what to type, where it is not the code's own.
     `shown`: the sentence ends with that command, after this word. `bare`: the sentence does not
-    begin with the code.
+    begin with the code. `stops_first`: the stage also waits for an earlier attempt to stop.
     """
 
     code: Code
@@ -467,6 +468,7 @@ class Reason:
     next_command: str = ""
     shown: Literal["", "see", "look"] = ""
     bare: bool = False
+    stops_first: bool = False
 
     @property
     def next(self) -> str:
@@ -477,8 +479,9 @@ class Reason:
     def text(self) -> str:
         """The sentence as the status holds it."""
         begins = f"{self.code}: " if self.code.named and not self.bare else ""
+        waits = STOPS_FIRST if self.stops_first else ""
         ends = f"; {self.shown}: {self.next}" if self.shown else ""
-        return begins + self.message + ends
+        return begins + self.message + waits + ends
 
     def with_message(self, message: str) -> Reason:
         return replace(self, message=message)
@@ -493,7 +496,7 @@ def without_command(text: str, next_command: str) -> str:
     """A stored sentence without the command that stands beside it."""
     for word in ("see", "look"):
         text = text.removesuffix(f"; {word}: {next_command}")
-    return text
+    return text.removesuffix(STOPS_FIRST)
 
 
 def without_code(text: str, code: str) -> str:

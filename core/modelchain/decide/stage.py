@@ -60,11 +60,10 @@ def advance(turn: Turn, stage: StageStatus) -> Outcome:
 def _miss(turn: Turn, stage: StageStatus, digest: str, inputs: Mapping[str, Any]) -> Reason:
     """Why there is no artifact of these inputs.
 
-    Once an attempt at these inputs was made, the reason is kept in the status. It was found by
-    comparing them with the inputs of the attempt before, which may no longer be known.
+    The answer is found once, when the inputs are new, and is kept in the status. It compares them
+    with the inputs of the attempt before, which may no longer be known later.
     """
-    attempted = bool(stage.attempts) and stage.attempts[-1].input_digest == digest
-    if attempted and stage.input_digest == digest and stage.code is Code.MISS:
+    if stage.input_digest == digest and stage.code is Code.MISS:
         return Reason(Code.MISS, stage.name, stage.message)
     return why_missed(stage, digest, inputs, turn.observed.inputs)
 

@@ -7,6 +7,7 @@ an attempt. The first one that returns a stage counts. All of them are pure.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from modelchain.api.contracts import FailureClass
 from modelchain.api.reasons import Code, Reason
@@ -42,8 +43,7 @@ def for_an_earlier_attempt(turn: Turn, stage: StageStatus) -> Outcome | None:
         # its number, which must not be used again.
         highest = observed.highest_number(stage.name, stage.input_digest)
         stage = stage.changed(attempt_count=max(stage.attempt_count, highest))
-    message = f"{turn.miss.message}; waits for an earlier attempt to stop"
-    stage = transitions.waiting(stage, turn.miss.with_message(message))
+    stage = transitions.waiting(stage, replace(turn.miss, stops_first=True))
     if observed.stuck is not None:
         return stalled(turn, stage, observed.stuck)
     return Outcome(stage, again=observed.poll_seconds)
