@@ -28,7 +28,7 @@ def avoided(known: Iterable[AvoidedNode], bad: Mapping[str, str], now: float) ->
 
 
 def still_avoided(known: Iterable[AvoidedNode], now: float) -> list[AvoidedNode]:
-    """The nodes that are to be avoided for longer still."""
+    """The avoided nodes, without those whose day is over."""
     return [one for one in known if one.until > now]
 
 
@@ -61,7 +61,7 @@ def same_everywhere(known: Iterable[AvoidedNode]) -> Reason | None:
 
 
 def nodes_avoided(known: Iterable[AvoidedNode], waiting: Reason) -> Reason:
-    """The reason `waiting` of pods, changed if they may have no node because some are avoided."""
+    """Why pods wait. If no node fits and some nodes are avoided, the reason names these."""
     nodes = ", ".join(one.node for one in known)
     if not nodes or waiting.code is not Code.UNSCHEDULABLE:
         return waiting
