@@ -58,7 +58,7 @@ def seen(
         gang=podread.Gang(nodes or max(len(live), 1), PyTorchJob().node_rank),
         now=T0 + more.pop("now", 200.0),
         known=more.pop("known", ()),
-        going=more.pop("going", None),
+        deleting_since=more.pop("deleting_since", None),
     )
 
 
@@ -503,14 +503,14 @@ def test_a_pod_within_its_grace_period_if_our_clock_is_ahead() -> None:
     pod, ahead = deleted(running(), grace_over=150), 300.0
     first_seen = {objects.uid(pod): T0 + 30 + ahead}  # deleted at 30 with a grace of 120
     for now in (31, 150, 200):
-        assert seen(pod, now=now + ahead, going=first_seen).stalled is None
-    assert "--force" in seen(pod, now=30 + 120 + 61 + ahead, going=first_seen).stalled.text, (
-        "the grace period is over by either clock"
-    )
-    assert seen(pod, now=211, going={}).stalled is None, (
+        assert seen(pod, now=now + ahead, deleting_since=first_seen).stalled is None
+    assert (
+        "--force" in seen(pod, now=30 + 120 + 61 + ahead, deleting_since=first_seen).stalled.text
+    ), "the grace period is over by either clock"
+    assert seen(pod, now=211, deleting_since={}).stalled is None, (
         "an operator that has just started has not seen the grace period pass"
     )
-    assert "--force" in seen(pod, now=150 + 60 + 601, going={}).stalled.text, (
+    assert "--force" in seen(pod, now=150 + 60 + 601, deleting_since={}).stalled.text, (
         "clocks do not differ that much"
     )
 

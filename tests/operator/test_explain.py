@@ -505,7 +505,7 @@ def test_data_that_is_still_being_packed() -> None:
                 [workload(("QuotaReserved", "False", "8 more GPUs needed"))],
             ),
             "Queued",
-            "8 more GPUs needed; its place in the queue is not told",
+            "8 more GPUs needed; Kueue does not show its place in the queue",
             "kubectl describe workload pytorchjob-family-b-a2 -n team",
         ),
         (

@@ -120,17 +120,17 @@ def test_connections_that_are_never_accepted() -> None:
 def test_an_answer_ends_the_silence_and_many_ignored_connections_take_little_memory() -> None:
     clock = Clock()
     memory = Memory(clock=clock)
-    memory.told("pod", ANSWER)
+    memory.note_answer("pod", ANSWER)
     for _ in range(3 * MOST_IGNORED):
         clock.now += 5
-        memory.unheard("pod", accepted=True)
+        memory.note_silence("pod", accepted=True)
     found = memory.progress["pod"]
     assert (found.answer, found.answered, found.silent) == (ANSWER, 1000.0, 1005.0)
     assert (
         found.ignored[-1] - found.ignored[0] == 5 * (3 * MOST_IGNORED - 1)
         and len(found.ignored) <= MOST_IGNORED + 2
     )
-    memory.unheard("pod", accepted=False)
+    memory.note_silence("pod", accepted=False)
     assert memory.progress["pod"].ignored == found.ignored
-    memory.told("pod", ANSWER)
+    memory.note_answer("pod", ANSWER)
     assert (memory.progress["pod"].silent, memory.progress["pod"].ignored) == (None, ())

@@ -279,7 +279,7 @@ class Sightings:
                 if attempt and attempt.gone.seconds + attempt.gone.gpu_seconds
                 else None
             ),
-            going=self.memory.going,
+            deleting_since=self.memory.deleting_since,
         )
 
     def _waiting(self, launched: _Launched) -> Reason | None:

@@ -357,10 +357,13 @@ def _describe(pod: Read) -> str:
     return f"kubectl describe pod {name_of(pod)} -n {pod['metadata']['namespace']}"
 
 
-def stuck(live: Sequence[Read], now: float, going: Mapping[str, float] | None) -> Reason | None:
+def stuck(
+    live: Sequence[Read], now: float, deleting_since: Mapping[str, float] | None
+) -> Reason | None:
     """Why a deleted pod still exists after its grace period: its node does not answer.
 
-    `going` says, by UID, since when this process has known that a pod is being deleted.
+    `deleting_since` says, by UID, since when this process has known that a pod is being deleted.
+    None means that our clock and the API server's agree.
 
     The deletion timestamp includes the grace period, and is by the API server's clock. If our clock
     is minutes ahead, a pod within its grace period would look stuck. So the grace period must also
@@ -371,7 +374,10 @@ def stuck(live: Sequence[Read], now: float, going: Mapping[str, float] | None) -
         if not is_live(pod) or due is None or now <= due + STUCK_SECONDS:
             continue
         grace = meta.get("deletionGracePeriodSeconds") or 0
-        waited = going is None or now - going.get(uid(pod), now) > grace + STUCK_SECONDS
+        waited = (
+            deleting_since is None
+            or now - deleting_since.get(uid(pod), now) > grace + STUCK_SECONDS
+        )
         # A restarted operator has not waited itself, but no two clocks are as far apart as this.
         if waited or now > due + STUCK_SECONDS + CLOCKS_DIFFER:
             name, node = name_of(pod), pod["spec"].get("nodeName", "unknown")
