@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 import time
 import urllib.request
 from collections import Counter
@@ -26,6 +24,7 @@ import pytest
 import sweeps
 from aiohttp import web
 from apiclient import Api, loop, run
+from commandline import modelchain
 from controlplane import ControlPlane, KubectlError
 from faults import Action, Answer, Exchange, Request
 from kubelet import Kubelet
@@ -46,7 +45,6 @@ from modelchain.io.load import load_yaml, parse
 
 T = TypeVar("T")
 
-MODELCHAIN = str(Path(sys.executable).with_name("modelchain"))
 CHAINS = "/apis/modelchain.dev/v1alpha1/namespaces/%s/modelchains/%s"
 RETRY = "modelchain.dev/retry"
 SAMPLED = 14
@@ -483,9 +481,7 @@ class World:
     def cli(self, *words: str) -> str:
         space = self.space
         words = (*words, "-n", space.namespace, f"--kubeconfig={space.cluster.kubeconfig}")
-        done = subprocess.run(
-            [MODELCHAIN, *words], capture_output=True, text=True, timeout=120, check=False
-        )
+        done = modelchain(*words)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -742,9 +738,7 @@ def test_a_name_that_the_api_server_completes(world: World, tmp_path: Path) -> N
     file.write_text(world.space.kubectl("get", "mchain", name, "-o", "yaml"))
     assert "generateName: sweep-" in file.read_text()
     for command in ("validate", "plan"):
-        done = subprocess.run(
-            [MODELCHAIN, command, "-f", str(file)], capture_output=True, text=True, check=False
-        )
+        done = modelchain(command, "-f", str(file))
         assert done.returncode == 0, done.stderr
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import plays
 import pytest
+from commandline import modelchain
 from controlplane import ControlPlane
 from kubelet import Kubelet
 from rig import CONFIG, IMAGE, Operator, Space, chain
@@ -53,10 +54,7 @@ class Cli:
         self.space = space
 
     def ended(self, *words: str) -> subprocess.CompletedProcess[str]:
-        words = (*words, f"--kubeconfig={self.space.cluster.kubeconfig}")
-        done = subprocess.run(
-            [MODELCHAIN, *words], capture_output=True, text=True, timeout=120, check=False
-        )
+        done = modelchain(*words, f"--kubeconfig={self.space.cluster.kubeconfig}")
         assert "Traceback" not in done.stderr
         return done
 

@@ -241,7 +241,7 @@ def _open_in_a_process(shards: list[Path], cache: Path, barrier, answers) -> Non
 
 
 def test_processes_race_for_one_index_and_one_builds_it(shards: list[Path], tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     barrier, answers = context.Barrier(2), context.Queue()
     arguments = (shards, tmp_path / "cache", barrier, answers)
     workers = [context.Process(target=_open_in_a_process, args=arguments) for _ in range(2)]

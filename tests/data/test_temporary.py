@@ -47,6 +47,7 @@ def started(source: Path, tmp_path: Path) -> Iterator[list[subprocess.Popen[str]
         process.wait()
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_signals_end_it_as_ctrl_c_does(
     started: list[subprocess.Popen[str]], tmp_path: Path, sig: int

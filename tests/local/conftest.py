@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
-from harness import Chain
+from harness import Chain, one_stage
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +31,22 @@ def finished(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Chain:
     done = chain.run()
     assert done.returncode == 0, done.stderr
     return chain
+
+
+RENAMED = ["unshare", "--uts", "sh", "-c", 'hostname nosuchhost.invalid && exec "$@"', "sh"]
+
+
+@pytest.fixture(scope="session")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> tuple[Chain, bool]:
+    """Its first stage, trained by two processes; and whether the host's name did not resolve, which
+    needs root.
+    """
+    chain = one_stage(Chain(tmp_path_factory.mktemp("ranks"), digits), processesPerNode=2)
+    try:
+        renamed = not subprocess.run([*RENAMED, "true"], capture_output=True).returncode
+    except FileNotFoundError:
+        renamed = False
+    command = [*(RENAMED if renamed else []), *chain.command()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return chain, renamed

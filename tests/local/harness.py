@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import yaml
 
+STEP = r'"event": "step", "step": (\d+)'
 MODELCHAIN = str(Path(sys.executable).parent / "modelchain")
 
 SPEC: dict[str, Any] = {
@@ -24,7 +26,7 @@ SPEC: dict[str, Any] = {
         "stages": [
             {
                 "name": "one",
-                "epochs": 4,
+                "epochs": 2,
                 "modelConfig": {
                     "embed_dim": 32,
                     "vision_cfg": {
@@ -39,7 +41,7 @@ SPEC: dict[str, Any] = {
             },
             {
                 "name": "two",
-                "epochs": 2,
+                "epochs": 1,
                 "modelConfig": {
                     "embed_dim": 48,
                     "vision_cfg": {
@@ -66,7 +68,7 @@ SPEC: dict[str, Any] = {
             }
         ],
         "recipe": {
-            "baselineEpochs": 4,
+            "baselineEpochs": 2,
             "globalBatchSize": 32,
             "learningRate": "1e-3",
             "warmupSteps": {"first": 10, "successors": 5},
@@ -116,7 +118,8 @@ class Chain:
         return dict(json.loads(done.stdout))
 
     def artifact(self, stage: int) -> Path:
-        return self.root / self.status()["stages"][stage]["artifact"]["path"]
+        status = json.loads((self.root / "status.json").read_text())["status"]
+        return self.root / status["stages"][stage]["artifact"]["path"]
 
     def processes(self) -> list[int]:
         """Every process with a path of this root in its command line."""
@@ -131,6 +134,22 @@ class Chain:
                 found.append(int(process.name))
         return found
 
+    def checks_data(self) -> bool:
+        """The data is being checked, in a process of its own."""
+        commands = (Path(f"/proc/{pid}/cmdline") for pid in self.processes())
+        return any(b"modelchain_data" in file.read_bytes() for file in commands if file.exists())
+
+    def step(self, stage: str) -> int:
+        """The last step that an attempt of a stage has written down."""
+        attempts = [path.parent for path in self.root.glob("*/local-a*/metrics.jsonl")]
+        lines = [
+            line
+            for attempt in attempts
+            if json.loads((attempt / "task.json").read_text())["stage"] == stage
+            for line in (attempt / "metrics.jsonl").read_text().splitlines()
+        ]
+        return max((int(n) for n in re.findall(STEP, "\n".join(lines))), default=0)
+
     def kill(self) -> None:
         """kill -9 to everything at once."""
         for pid in self.processes():
@@ -140,7 +159,14 @@ class Chain:
                 continue
 
 
-def wait_until(true: Any, seconds: float = 90.0) -> None:
+def one_stage(chain: Chain, **resources: int) -> Chain:
+    """The same chain without its second stage."""
+    chain.spec["spec"]["stages"] = chain.spec["spec"]["stages"][:1]
+    chain.spec["spec"]["stages"][0]["resources"] = resources
+    return chain
+
+
+def wait_until(true: Any, seconds: float = 200.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it did not happen in time"

@@ -7,11 +7,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
-from harness import MODELCHAIN, Chain
+from harness import MODELCHAIN, Chain, wait_until
 
 
 def said(done: subprocess.CompletedProcess[str]) -> list[str]:
@@ -51,7 +50,7 @@ def test_a_wrong_call_is_one_line(words: list[str]) -> None:
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_while_the_data_is_checked(chain: Chain, sig: signal.Signals) -> None:
     runner = chain.start()
-    time.sleep(2.0)
+    wait_until(chain.checks_data)
     os.killpg(runner.pid, sig)
     _, err = runner.communicate(timeout=30)
     assert runner.returncode == 130 and "Traceback" not in err and "interrupted" in err

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import random
 import shutil
 import signal
 import time
@@ -13,8 +11,9 @@ from pathlib import Path
 
 import open_clip
 import pytest
+import sweeps
 import torch
-from harness import Chain, wait_until
+from harness import Chain, one_stage, wait_until
 
 WEIGHTS = "open_clip_model.safetensors"
 
@@ -52,7 +51,7 @@ def test_a_chain_is_trained_and_its_artifacts_open_in_open_clip(finished: Chain)
         "final",
         "growth",
     } <= set(results)
-    assert results["predecessor"] == "one" and results["steps"] == 2 * (finished.samples // 32)
+    assert results["predecessor"] == "one" and results["steps"] == finished.samples // 32
     assert set(results["initial"]) == {"loss", "metrics"}
     assert results["growth"]["inserted"] > 0 and results["growth"]["duplicated"] > 0
     assert status["total"]["macs"] == sum(
@@ -129,15 +128,24 @@ def test_a_flipped_byte_is_refused(finished: Chain, tmp_path: Path) -> None:
     assert weights.read_bytes() == raw and attempts(chain) == 2
 
 
+EPOCHS = {"one": 2, "two": 1}  # of the stages
+MOMENTS = ["before a stage trains", "one", "two"]
+
+
 @pytest.mark.parametrize("who", ["tree", "runner"])
 def test_killed_at_any_moment_it_goes_on_and_ends_bitwise_equal(
     finished: Chain, chain: Chain, who: str
 ) -> None:
-    rng = random.Random(f"{who}{os.environ.get('SEED', '0')}")
-    for _ in range(3):
+    """Once in `make test`; in `make test-all` once before and in each stage, in one life."""
+    sweep = f"kills of the {who}"
+    rng = sweeps.chance(f"steps of {sweep}")
+    for moment in sorted(sweeps.sample(sweep, MOMENTS, 1), key=MOMENTS.index):
         runner = chain.start()
-        # Anywhere from before the data is checked to the middle of a stage.
-        time.sleep(rng.uniform(1, 22))
+        if moment in EPOCHS:
+            step = rng.randrange(EPOCHS[moment] * (chain.samples // 32))
+            wait_until(lambda: chain.step(moment) > step or runner.poll() is not None)  # noqa: B023
+        else:
+            time.sleep(rng.uniform(0.5, 8))
         if who == "tree":
             chain.kill()
         else:
@@ -155,12 +163,15 @@ def test_killed_at_any_moment_it_goes_on_and_ends_bitwise_equal(
     assert all(len(owners) == 1 for owners in steps.values()), "nothing finished is trained again"
 
 
-def test_a_second_run_names_the_first(finished: Chain, chain: Chain) -> None:
+def test_a_second_run_names_the_first(finished: Chain, tmp_path: Path) -> None:
+    """While stage two is trained again."""
+    chain = copy_of(finished, tmp_path)
+    shutil.rmtree(chain.artifact(1))
     first = chain.start()
     wait_until(lambda: (chain.root / ".lock").exists() and (chain.root / ".lock").read_text())
     second = chain.run()
     assert second.returncode == 1 and f"pid {first.pid}" in second.stderr
-    wait_until(lambda: list(chain.root.glob("*/local-a1/metrics.jsonl")))
+    wait_until(lambda: list(chain.root.glob("*/local-a2/metrics.jsonl")))
     first.send_signal(signal.SIGINT)
     _, err = first.communicate(timeout=60)
     assert first.returncode == 130, err
@@ -175,28 +186,26 @@ def test_a_second_run_names_the_first(finished: Chain, chain: Chain) -> None:
 
 
 def losses(chain: Chain) -> list[float]:
-    path = next(chain.root.glob("*/local-a1/metrics.jsonl"))
+    """Of stage one."""
+    path = chain.artifact(0).parent / "local-a1" / "metrics.jsonl"
     return [
         r["loss"] for r in map(json.loads, path.read_text().splitlines()) if r["event"] == "step"
     ]
 
 
-@pytest.mark.parametrize("how", ["ranks", "pieces"])
-def test_ranks_and_micro_batches_change_nothing(finished: Chain, chain: Chain, how: str) -> None:
-    chain.spec["spec"]["stages"] = chain.spec["spec"]["stages"][:1]
-    if how == "ranks":
-        chain.spec["spec"]["stages"][0]["resources"] = {"processesPerNode": 2}
-    else:
-        chain.spec["spec"]["recipe"]["microBatchSize"] = 8
+def micro_batches(chain: Chain) -> Chain:
+    one_stage(chain).spec["spec"]["recipe"]["microBatchSize"] = 8
     done = chain.run()
     assert done.returncode == 0, done.stderr
-    same = (
-        finished.root / finished.status()["stages"][0]["inputDigest"] / "local-a1" / "metrics.jsonl"
-    )
-    reference = [
-        r["loss"] for r in map(json.loads, same.read_text().splitlines()) if r["event"] == "step"
-    ]
-    mine = losses(chain)
+    return chain
+
+
+@pytest.mark.parametrize("how", ["ranks", "pieces"])
+def test_ranks_and_micro_batches_change_nothing(
+    finished: Chain, chain: Chain, how: str, request: pytest.FixtureRequest
+) -> None:
+    other = request.getfixturevalue("two_ranks")[0] if how == "ranks" else micro_batches(chain)
+    mine, reference = losses(other), losses(finished)
     assert len(mine) == len(reference)
     assert max(abs(a - b) for a, b in zip(mine[:20], reference[:20], strict=True)) <= 1e-5
     assert max(abs(a - b) / b for a, b in zip(mine[:100], reference[:100], strict=True)) <= 1e-3

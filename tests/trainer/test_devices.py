@@ -250,7 +250,9 @@ def test_a_failing_collective_blames_no_node_and_a_lost_peer_is_not_the_cause(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = mp.spawn(summing_rank, (port, how, files), nprocs=2, join=False)
+    context = mp.start_processes(
+        summing_rank, (port, how, files), 2, join=False, start_method="forkserver"
+    )
     deadline = time.monotonic() + 100
     seen = {"right": 0, "wrong": 1, "late": 0, "lost": 0}[how]
     while not Path(files[seen]).exists() or not Path(files[seen]).read_bytes():

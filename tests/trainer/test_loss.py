@@ -189,7 +189,8 @@ def rank_main(rank, world, folder):
 @pytest.fixture(scope="module", params=[1, 2, 4], ids=lambda world: f"world{world}")
 def ranks(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(rank_main, (request.param, str(folder)), nprocs=request.param)
+    arguments = (request.param, str(folder))
+    mp.start_processes(rank_main, arguments, request.param, start_method="forkserver")
     return [load_file(Path(folder) / f"rank-{rank}.safetensors") for rank in range(request.param)]
 
 

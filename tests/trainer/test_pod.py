@@ -305,7 +305,7 @@ def test_a_rank_that_waits_for_rank_0_handles_signals_and_a_lost_peer_is_unknown
     tmp_path: Path,
 ) -> None:
     files = [str(tmp_path / name) for name in "01"]
-    mp.spawn(waiting_rank, (free_port(), files), nprocs=2)
+    mp.start_processes(waiting_rank, (free_port(), files), 2, start_method="forkserver")
     ends, failures = zip(*(json.loads(Path(file).read_bytes()) for file in files), strict=True)
     assert failures == ("Unknown", None) and ends[1] < ends[0] - 1
 

@@ -772,7 +772,7 @@ def spawn_ranks(task, world, ids):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     arguments = (world, port, task.model_dump_json(by_alias=True), str(ids))
-    mp.spawn(rank_main, arguments, nprocs=world)
+    mp.start_processes(rank_main, arguments, world, start_method="forkserver")
 
 
 @pytest.mark.timeout(900)  # seven trainers, some of them side by side
