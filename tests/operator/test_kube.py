@@ -66,7 +66,7 @@ async def reset(request: web.Request) -> web.StreamResponse:
 
 
 async def stall(request: web.Request) -> web.StreamResponse:
-    await asyncio.sleep(5)
+    await asyncio.sleep(30)
     return web.Response()
 
 
@@ -104,9 +104,9 @@ async def serve(*answers: Answer) -> AsyncIterator[tuple[Kube, Server]]:
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kube, "TIMEOUT", ClientTimeout(total=0.3, sock_connect=0.2))
+    monkeypatch.setattr(kube, "TIMEOUT", ClientTimeout(total=2.0, sock_connect=2.0))
     monkeypatch.setattr(kube, "READ_BACKOFF", 0.01)
-    monkeypatch.setattr(kube, "READ_PATIENCE", 0.5)
+    monkeypatch.setattr(kube, "READ_PATIENCE", 3.0)
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def why_queued(
     if mine:
         return _of_workload(mine[-1], namespace)
     if hidden:
-        cause = "you may not read its Workload"
+        cause = "its Workload cannot be read with your rights"
         return Wait(Code.QUEUED, cause, f"kubectl get workloads -n {namespace}")
     return Wait(
         Code.NO_WORKLOAD,
