@@ -588,6 +588,15 @@ def test_a_pod_waits(pod: Object, reason: str, cause: str) -> None:
     check(found, reason, cause, "kubectl describe pod vit-b-a1-master-0 -n team")
 
 
+def test_a_name_is_not_read_as_a_cause() -> None:
+    """The chain is named after ImageNet; its pod waits in an init container, not for an image."""
+    pod = mine(podshapes.in_init())
+    pod["metadata"]["name"] = "imagenet-vit-b-a1-worker-0"
+    found = ask(chain(current()), jobs=[job()], pods=[pod])
+    then = "kubectl describe pod imagenet-vit-b-a1-worker-0 -n team"
+    check(found, Code.INIT, "init container init-pytorch runs", then)
+
+
 def test_an_event_tells_what_a_mount_waits_for() -> None:
     pod = mine(podshapes.waiting(0, "ContainerCreating"))
     found = ask(
