@@ -64,12 +64,8 @@ def judge(
     if failure is FailureClass.HARDWARE and _fails_again(stage, attempt, seen):
         failure = FailureClass.ERROR
         message += "; this has happened before, so it counts as the program's fault"
-    word = seen.word
-    checkpoint = max(
-        seen.checkpoint_step, attempt.checkpoint_step, (word.checkpoint_step or 0) if word else 0
-    )
+    checkpoint = max(stage.checkpoint_step, _newest_checkpoint(attempt, seen))
     advanced = checkpoint > stage.checkpoint_step
-    checkpoint = max(checkpoint, stage.checkpoint_step)
     if (
         failure.disruption
         and attempt.ending is None
@@ -82,12 +78,9 @@ def judge(
     if failure.permanent:
         final = message
     elif failure.disruption and disruptions > limits.max_disruptions:
-        final = (
-            f"{message}; {_allowed(limits.max_disruptions, 'disruption')}"
-            " (spec.retry.maxDisruptions)"
-        )
+        final = f"{message}; {_spent(limits.max_disruptions, 'disruption', 'maxDisruptions')}"
     elif pays_retry and retries > limits.max_retries:
-        final = f"{message}; {_allowed(limits.max_retries, 'retry')} (spec.retry.maxRetries)"
+        final = f"{message}; {_spent(limits.max_retries, 'retry', 'maxRetries')}"
     return Verdict(
         failure, message, False, checkpoint, retries, disruptions, final, advanced, pays_retry
     )
@@ -103,10 +96,18 @@ def _fails_again(stage: StageStatus, attempt: AttemptStatus, seen: Seen) -> bool
     return before and LAUNCH_FAILURE in seen.bad_nodes.values()
 
 
-def _allowed(count: int, what: str) -> str:
-    if count == 1:
-        return f"1 {what} is allowed"
-    return f"{count} {what.removesuffix('y') + 'ie' if what.endswith('y') else what}s are allowed"
+def _newest_checkpoint(attempt: AttemptStatus, seen: Seen) -> int:
+    """The step of the newest checkpoint that any source tells of."""
+    told = seen.word.checkpoint_step if seen.word else None
+    return max(seen.checkpoint_step, attempt.checkpoint_step, told or 0)
+
+
+def _spent(limit: int, unit: str, field: str) -> str:
+    """What is said of a budget that is used up."""
+    if limit == 1:
+        return f"1 {unit} is allowed (spec.retry.{field})"
+    units = f"{unit.removesuffix('y')}ies" if unit.endswith("y") else f"{unit}s"
+    return f"{limit} {units} are allowed (spec.retry.{field})"
 
 
 def _cause(attempt: AttemptStatus, seen: Seen) -> tuple[FailureClass, str]:

@@ -25,7 +25,7 @@ REACHED = Fraction(99, 100)
 Epochs = dict[int, int]
 
 
-def allocate(
+def allocate(  # long: its contract takes half of it
     costs: Sequence[Fraction],
     individual: Fraction,
     fixed: Sequence[int | None],
