@@ -50,7 +50,7 @@ class Evidence:
     bad_nodes: Mapping[str, str] = field(default_factory=dict)
 
 
-def evidence(
+def evidence(  # long: its contract takes half of it
     live: Sequence[Read],
     remembered: Iterable[Read],
     *,

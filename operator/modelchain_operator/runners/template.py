@@ -164,12 +164,6 @@ def pod_template(
     Apart from its mounts, the container can write in /tmp and HOME only.
     """
     pool = request.pool
-    security: Object = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
-    if pool.run_as_user is not None:
-        security["runAsUser"] = pool.run_as_user
-    if pool.fs_group is not None:
-        # With OnRootMismatch the kubelet does not change every file of a volume for every pod.
-        security |= {"fsGroup": pool.fs_group, "fsGroupChangePolicy": "OnRootMismatch"}
     container |= {
         "image": request.image,
         "imagePullPolicy": "IfNotPresent",
@@ -185,7 +179,7 @@ def pod_template(
     spec: Object = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": security,
+        "securityContext": _security(pool),
         "containers": [container],
         "volumes": [*volumes, {"name": "tmp", "emptyDir": {}}, {"name": "home", "emptyDir": {}}],
     }
@@ -197,6 +191,17 @@ def pod_template(
         spec["imagePullSecrets"] = [{"name": name} for name in pool.image_pull_secrets]
     annotations = {INPUT_DIGEST: request.input_digest, MAIN_CONTAINER: container["name"]}
     return {"metadata": {"labels": labels(request, role), "annotations": annotations}, "spec": spec}
+
+
+def _security(pool: NodePool) -> Object:
+    """A pod's security context: the restricted Pod Security Standard, and what the pool adds."""
+    security: Object = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    if pool.run_as_user is not None:
+        security["runAsUser"] = pool.run_as_user
+    if pool.fs_group is not None:
+        # With OnRootMismatch the kubelet does not change every file of a volume for every pod.
+        security |= {"fsGroup": pool.fs_group, "fsGroupChangePolicy": "OnRootMismatch"}
+    return security
 
 
 def environment(request: JobRequest, more: dict[str, str]) -> list[Object]:

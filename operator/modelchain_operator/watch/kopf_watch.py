@@ -20,7 +20,7 @@ from modelchain_operator.runners.template import CHAIN_UID
 Receiver = Callable[[Object], None]
 
 
-async def watch(
+async def watch(  # long: its contract takes half of it
     kube: Kube,
     receivers: Mapping[Resource, Receiver],
     namespaces: Sequence[str],
