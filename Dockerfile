@@ -21,16 +21,16 @@ COPY data data
 COPY trainer trainer
 COPY operator operator
 COPY benchmarks/modelchain_bench benchmarks/modelchain_bench
-RUN python3 -m pip --python /opt/modelchain/bin/python install --no-cache-dir --no-deps .
+RUN python3 -m pip --python /opt/modelchain/bin/python install --no-cache-dir --retries 10 --no-deps .
 
 # With the source's folders empty, pip installs what pyproject.toml asks for and a package without modules.
 FROM base AS operator-dependencies
 RUN mkdir core data trainer operator benchmarks && touch README.md LICENSE && \
-    python3 -m pip --python /opt/modelchain/bin/python install --no-cache-dir -c constraints.txt '.[operator]'
+    python3 -m pip --python /opt/modelchain/bin/python install --no-cache-dir --retries 10 -c constraints.txt '.[operator]'
 
 FROM base AS trainer-dependencies
 RUN mkdir core data trainer operator benchmarks && touch README.md LICENSE && \
-    python3 -m pip --python /opt/modelchain/bin/python install --no-cache-dir -c constraints.txt '.[trainer]'
+    python3 -m pip --python /opt/modelchain/bin/python install --no-cache-dir --retries 10 -c constraints.txt '.[trainer]'
 
 FROM operator-dependencies AS operator
 COPY --from=code /opt/modelchain /opt/modelchain

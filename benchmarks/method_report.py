@@ -215,7 +215,7 @@ def _compared(arms: Sequence[Json], base: Mapping[int, Json]) -> str:
             row.append(_signed(values))
             verdicts.append(verdict(values))
         rows.append([*row, worst(verdicts)])
-    return _markdown([*head, "verdict"], rows)
+    return _markdown([*head, "result"], rows)
 
 
 def _ablation(arms: Sequence[Json], table: Sequence[Json], base: Mapping[int, Json]) -> str:

@@ -255,7 +255,7 @@ def table(figures: Json) -> str:
         [
             *lines,
             "",
-            f"Machine: {machine}; all of the control plane and the played pods run on it, too.",
+            f"Machine: {machine}; the whole control plane and the simulated pods run on it, too.",
         ]
     )
 

@@ -1,4 +1,4 @@
-"""Writing CEL: rules, literals, and messages that are formatted when a rule fails."""
+"""Writes CEL: rules, literals, and messages that the server formats when a rule fails."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel
 
-# The places of a chain's stages after the first, as a list to iterate over: CEL's comprehensions
-# give the items of a list and not their places.
+# The indexes of a chain's stages after the first. A CEL rule iterates over this list, since CEL's
+# comprehensions give the items of a list and not their indexes.
 FIRST_TO_LAST = f"[{', '.join(str(i) for i in range(1, 32))}]"
 
 
@@ -32,8 +32,9 @@ def literal(value: str | float | Sequence[str | float] | Mapping[str, Sequence[f
 
 
 def given(at: str, kind: type[BaseModel], name: str) -> str:
-    """CEL for a field of an object at `at`, its default filled in if it has one: a CRD has no
-    defaults inside lists.
+    """CEL for the field `name` of the object at `at`, or for the field's default, if it has one.
+
+    A rule has to fill in the default, since our CRD has no defaults inside lists.
     """
     default = kind.model_fields[name].default
     return f"{at}.{name}" if default is None else f"(has({at}.{name}) ? {at}.{name} : {default})"
@@ -45,11 +46,11 @@ def whole_product(width: str, ratio: str) -> str:
 
 
 def sentence(template: str, **values: str) -> str:
-    """CEL that makes the text of `template`, each {name} in it replaced by the value of the CEL
-    expression given.
+    """CEL for the text of `template`, in which each {name} is replaced by a value.
 
-    It uses `format`, because the server cannot bound the length of texts that are concatenated and
-    refuses such a rule as too costly.
+    `values` has, by name, the CEL expression that gives the value. The text is made with `format`:
+    the server cannot bound the length of concatenated texts, and would refuse the rule as too
+    costly.
     """
     names = re.findall(r"\{(\w+)\}", template)
     pattern = re.sub(r"\{\w+\}", "%s", template.replace("%", "%%"))
@@ -58,20 +59,20 @@ def sentence(template: str, **values: str) -> str:
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule on the schema at `path`. `expression` is CEL that makes the message; `message` is
-    used where that fails.
-
-    `field`, below `path`, is the one that the server names as wrong.
-    """
+    """One rule on the schema at `path`."""
 
     path: str
+    # CEL that is true for a valid object.
     rule: str
+    # The message if `expression` fails or is empty.
     message: str
+    # CEL that makes the message.
     expression: str = ""
+    # The field below `path` that the server names as wrong.
     field: str = ""
 
     def validation(self) -> dict[str, str]:
-        """As an entry of x-kubernetes-validations."""
+        """The rule as an entry of x-kubernetes-validations."""
         entry = {"rule": self.rule, "message": self.message}
         entry |= {"messageExpression": self.expression} if self.expression else {}
         return entry | ({"fieldPath": self.field} if self.field else {})
@@ -80,6 +81,6 @@ class Rule:
 def rule(
     path: str, test: str, message: str, values: Mapping[str, str] | None = None, field: str = ""
 ) -> Rule:
-    """A rule whose message is a template: `values` are CEL for the names in its braces."""
+    """A rule whose message is a template. `values` has CEL for each name in braces."""
     plain = re.sub(r"\{\w+\}", "...", message)
     return Rule(path, test, plain, sentence(message, **values) if values else "", field)

@@ -1,5 +1,6 @@
-"""`modelchain-operator`, also `python -m modelchain_operator`: runs the chains of a cluster until
-told to stop.
+"""`modelchain-operator`, also `python -m modelchain_operator`: runs a cluster's chains.
+
+It runs until a signal asks it to stop.
 """
 
 from __future__ import annotations
@@ -28,9 +29,8 @@ from modelchain_operator.watch.service import Service
 
 LEASE_NAMESPACE = "modelchain-system"
 
-_UsageError: Any = typer.BadParameter.__mro__[
-    1
-]  # click's, which typer carries under a private name
+# click's UsageError. Typer bundles click under a private name, so it cannot be imported by its own.
+_UsageError: Any = typer.BadParameter.__mro__[1]
 
 log = logging.getLogger(__name__)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -45,13 +45,13 @@ def operator(
         Path | None, typer.Option(help="Default: the pod's service account, else kubectl's.")
     ] = None,
     namespace: Annotated[
-        list[str] | None, typer.Option(help="Serve only this one; repeatable.")
+        list[str] | None, typer.Option(help="Serve only this namespace; repeatable.")
     ] = None,
     liveness_port: Annotated[
         int, typer.Option(help="Port of GET /healthz.", min=1, max=65535)
     ] = 8080,
     metrics_port: Annotated[
-        int, typer.Option(help="Port of GET /metrics; 0: none.", min=0, max=65535)
+        int, typer.Option(help="Port of GET /metrics; 0 switches it off.", min=0, max=65535)
     ] = 9090,
     leader_election: Annotated[bool, typer.Option("--leader-election/--no-leader-election")] = True,
     log_format: Annotated[Literal["plain", "json"], typer.Option()] = "plain",
@@ -76,8 +76,10 @@ def operator(
 
 
 def _check_port(port: int, use: str, option: str) -> None:
-    """Before anything starts: kopf would fail at a taken port again and again. 0 is free. Raises
-    InputError.
+    """Raise InputError if a port cannot be bound. Port 0 always can.
+
+    This is checked before anything starts, since kopf would try a port that is taken again and
+    again.
     """
     with socket.socket() as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -117,7 +119,7 @@ def _configure_logging(form: str, verbose: bool) -> None:
         verbose=verbose, log_format=kopf.LogFormat.JSON if form == "json" else kopf.LogFormat.FULL
     )
     if not verbose:
-        # a line for each event, probe and login
+        # These log a line for each event, probe and login.
         for name in (
             "kopf.objects",
             "kopf.activities",
@@ -125,15 +127,16 @@ def _configure_logging(form: str, verbose: bool) -> None:
             "aiohttp.access",
         ):
             logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("asyncio").propagate = True  # kopf hides it, and with it what callbacks raise
-    logging.getLogger("kubernetes").setLevel(logging.INFO)  # below that it logs whole answers
-    logging.getLogger("kopf._core.reactor.running").setLevel(
-        logging.ERROR
-    )  # warns that it does not catch signals
+    # kopf hides this logger, and with it the errors that callbacks raise.
+    logging.getLogger("asyncio").propagate = True
+    # At DEBUG this logger writes whole responses.
+    logging.getLogger("kubernetes").setLevel(logging.INFO)
+    # This logger warns that kopf catches no signals. It need not, since `Service` does.
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
 
 
 def main() -> None:
-    """Run the command line: exit code 0 when asked to stop, 1 when something broke, 2 for wrong
+    """Run the command line. The exit code is 0 if a signal stopped it, 1 for an error, 2 for wrong
     input.
     """
     try:
@@ -146,7 +149,7 @@ def main() -> None:
             print(f"modelchain-operator: {line}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     except Exception:
-        log.exception("the operator ends, to be started again")
+        log.exception("the operator failed and exits; Kubernetes starts it again")
         sys.exit(EXIT_WORK_FAILED)
 
 

@@ -388,6 +388,8 @@ class Pod:
             CollectorRegistry(),
         )
         meter.live = self.progress()
+        steps = meter.live.macs // self.task.macs_per_step
+        meter.samples = steps * self.task.inputs["globalBatchSize"]
         registry.register(meter)
         return web.Response(
             body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST}

@@ -865,7 +865,7 @@ class Life:
         at = Progress(step=10**15 - 1, steps=10**15, samples_per_second=1e6, eta_seconds=1.0)
         for failure in range(failures + 1):
             assert isinstance(self.look(live=False, started=False, uid=None), Launch)
-            assert isinstance(self.look(held=True), Release)
+            assert isinstance(self.look(unreleased=True), Release)
             self.now += 100
             self.look(live=True, running=True, pods=started, progress=at, macs=10**21 + failure)
             self.keep()

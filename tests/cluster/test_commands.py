@@ -222,8 +222,8 @@ def test_a_user_who_may_not(cli: Cli, control_plane: ControlPlane) -> None:
         "create", "role", "reader", "--verb=get,list", "--resource=modelchains.modelchain.dev"
     )
     cli.space.kubectl("create", "rolebinding", "reader", "--role=reader", "--user=jane")
-    # Suspended, so that it is not complete before it is explained.
-    cli.space.apply(chain(spec__suspend=True))
+    # On nodes that do not exist, so that it is not complete before it is explained.
+    cli.space.apply(chain(spec__runner={"image": IMAGE, "nodePool": "nowhere"}))
     admin, control_plane.kubeconfig = control_plane.kubeconfig, control_plane.kubeconfig_for("jane")
     try:
         found = json.loads(cli("explain", "family", "-o", "json"))

@@ -1,5 +1,5 @@
-"""The API server of `cluster_simulation`: everything there is, the verbs, and the promises where a
-write lands.
+"""The API server of `cluster_simulation`: its objects, its verbs, and what the operator promises,
+checked whenever a write arrives.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster_objects import Chain, Job, Pod, Thing, Verifier, shown
-from cluster_operator import Looker, one_of_a_kind
+from cluster_operator import Operator, one_of_a_kind
 from simulation import MAX_DISRUPTIONS, MAX_RETRIES, weights_of
 
 from modelchain.api.status import ChainStatus, StageStatus, State
@@ -37,10 +37,10 @@ from modelchain_operator.runners.template import CHAIN_UID, INPUT_DIGEST
 
 @dataclass
 class ApiServer:
-    """Everything there is. Objects are kept by UID; a name belongs to one that is there."""
+    """All objects, by UID. At most one object of a kind has a given name at a time."""
 
     chains: dict[str, Chain]
-    lookers: list[Looker]
+    operators: list[Operator]
     turn: int = 0
     now: float = 1_700_000_000.0
     jobs: dict[str, Job] = field(default_factory=dict)
@@ -49,35 +49,45 @@ class ApiServer:
     records: dict[str, Thing] = field(default_factory=dict)
     claims: dict[str, Thing] = field(default_factory=dict)
     leases: dict[str, Thing] = field(default_factory=dict)
-    disk: frozenset[tuple[str, str]] = frozenset()  # (claim UID, digest) with a whole artifact
+    # (claim UID, input digest) of every complete artifact.
+    disk: frozenset[tuple[str, str]] = frozenset()
     checkpoints: dict[str, int] = field(default_factory=dict)
-    flying: list[tuple[Snapshot, Step]] = field(
-        default_factory=list
-    )  # writes of dead operators that may still land
-    waits: int = 0  # how often time has passed since anything last changed
+    # Writes of dead operators that may still arrive.
+    flying: list[tuple[Snapshot, Step]] = field(default_factory=list)
+    # How often time has passed since the last change.
+    waits: int = 0
 
     # What happened, for the checks; `made` also numbers UIDs.
     made: dict[str, int] = field(default_factory=dict)
-    freed: frozenset[tuple[str, str]] = frozenset()  # jobs that were let run: chain UID, UID
-    launched: frozenset[tuple[str, str]] = frozenset()  # jobs that were made: chain UID, name
-    noted: frozenset[str] = frozenset()  # UIDs that a status has held
-    stopped: frozenset[str] = (
-        frozenset()
-    )  # UIDs of jobs that an operator deleted, for which nobody is charged
+    # Released jobs: (chain UID, job UID).
+    freed: frozenset[tuple[str, str]] = frozenset()
+    # Created jobs: (chain UID, name).
+    launched: frozenset[tuple[str, str]] = frozenset()
+    # UIDs of jobs that a status has named.
+    noted: frozenset[str] = frozenset()
+    # UIDs of jobs that an operator deleted; their ends charge no budget.
+    stopped: frozenset[str] = frozenset()
+    # Names of attempts that began before the budgets were last renewed.
     forgiven: frozenset[str] = frozenset()
-    wiped: bool = False  # a status was lost
-    permitted: frozenset[str] = (
-        frozenset()
-    )  # digests whose record was deleted: the way to permit training again
-    recorded: frozenset[str] = frozenset()  # digests that ever had a record
-    last_read: dict[str, Object] | None = (
-        None  # jobs an operator had read that is gone, while its write lands
-    )
-    refusals: int = 0  # so many objects more may not be made
-    mute: bool = False  # verify Jobs end without an answer
-    config: int = 0  # which of the operator's configurations holds
-    changed: bool = False  # something was asked for while an attempt was launched
-    by_hand: frozenset[str] = frozenset()  # UIDs of jobs that somebody else deleted
+    # A status was lost.
+    wiped: bool = False
+    # Digests whose record was deleted, which permits training them again.
+    permitted: frozenset[str] = frozenset()
+    # Digests that have ever had a record.
+    recorded: frozenset[str] = frozenset()
+    # The jobs that a dead operator had read, while a write of it arrives.
+    last_read: dict[str, Object] | None = None
+    # How many of the next creations are refused.
+    refusals: int = 0
+    # Verify Jobs end without an answer.
+    mute: bool = False
+    # The index of the operator's current configuration.
+    config: int = 0
+    # A change was requested while an attempt was launched.
+    changed: bool = False
+    # UIDs of jobs that another client deleted.
+    by_hand: frozenset[str] = frozenset()
+    # What has happened, for the message of a failed check.
     trace: tuple[str, ...] = ()
 
     # The API server.
@@ -86,7 +96,7 @@ class ApiServer:
         if self.last_read is not None:
             things = [job for job in self.last_read.values() if job["metadata"]["name"] == name]
             if resource is not PYTORCHJOBS or not things:
-                raise NotFound("nobody is there to ask")
+                raise NotFound("the operator that read this is dead")
             return things[0]
         for thing in self._kind(resource).values():
             if thing.name == name:
@@ -118,7 +128,7 @@ class ApiServer:
         thing: Any
         if resource is PYTORCHJOBS:
             assert body["spec"]["runPolicy"]["suspend"] and labels[QUEUE] == UNRELEASED_QUEUE, (
-                "made suspended and in no queue"
+                "a job is created suspended and in no real queue"
             )
             notes = body["metadata"]["annotations"]
             thing = Job(name, uid, owner, notes[INPUT_DIGEST], notes[MADE_FROM], body, self.now)
@@ -126,7 +136,7 @@ class ApiServer:
             thing = Verifier(name, uid, owner, body["metadata"]["annotations"][INPUT_DIGEST], body)
         elif resource is ARTIFACTS:
             where = body["spec"]["claimUID"], body["spec"]["inputDigest"]
-            assert where in self.disk, "only what is there is recorded"
+            assert where in self.disk, "only an artifact that exists is recorded"
             self.recorded |= {where[1]}
             says = (
                 f"{body['spec']['inputDigest']} {body['spec']['artifactDigest']}"
@@ -142,7 +152,7 @@ class ApiServer:
         return shown(thing)
 
     async def patch(self, resource: Resource, namespace: str, name: str, body: Object) -> Object:
-        """The release: the one kind of patch there is, in one step or two."""
+        """A release, the only patch the operator sends; it takes one step or two."""
         assert resource is PYTORCHJOBS
         job = next((job for job in self.jobs.values() if job.name == name), None)
         if job is None:
@@ -152,10 +162,12 @@ class ApiServer:
             raise Conflict(name)
         labels, spec = meta.get("labels", {}), body.get("spec")
         assert job.suspended or not labels, (
-            "Kueue refuses another queue for a job that is not suspended"
+            "Kueue refuses to change the queue of a job that is not suspended"
         )
-        assert spec is None or job.queue is None, "and takes none away from one that starts"
-        assert job.uid in self.noted, "nothing is done to a job before a status has held its UID"
+        assert spec is None or job.queue is None, (
+            "the queue is removed before the suspension is lifted"
+        )
+        assert job.uid in self.noted, "a job is not patched before a status has named its UID"
         released = RELEASED in meta.get("annotations", {})
         if released and not job.released:
             self._check_release(job)
@@ -212,10 +224,10 @@ class ApiServer:
         return {**kinds, LEASES: self.leases}[resource]
 
     def touched(self) -> None:
-        """Something changed: watches tell."""
+        """Something changed, and watches report it: every operator needs another pass."""
         self.waits = 0
-        for looker in self.lookers:
-            looker.rested = False
+        for operator in self.operators:
+            operator.rested = False
 
     def _owner(self, uid: str) -> Chain | None:
         return next((chain for chain in self.chains.values() if chain.uid == uid), None)
@@ -227,37 +239,35 @@ class ApiServer:
     # The promises.
 
     def _check_made(self, resource: Resource, owner: str, name: str) -> None:
-        """An attempt is made once: whoever deleted its job has recorded it before, unless that was
-        somebody else.
+        """The job of an attempt is created once, unless another client deleted it: an operator
+        writes the end of an attempt before it deletes the job.
         """
         if resource is PYTORCHJOBS and not self.wiped:
             uid = f"{name}#{self.made[name] - 1}"
-            assert (
-                owner,
-                name,
-            ) not in self.launched or uid in self.by_hand, f"{name} is made again"
+            assert (owner, name) not in self.launched or uid in self.by_hand, (
+                f"{name} is created again"
+            )
             self.launched |= {(owner, name)}
 
     def _check_deleted(self, job: Job) -> None:
-        """What an intent names is not deleted before a status has held its UID: its name would be
-        free again.
+        """The job of an intent is not deleted before a status has named its UID. Otherwise its name
+        would be free, and the job would be created a second time.
         """
         chain = self._owner(job.owner)
         for attempt in (a for s in chain.status.stages for a in s.attempts) if chain else ():
             assert attempt.name != job.name or attempt.finished_at or job.uid in self.noted, (
-                f"{job.uid} is not noted"
+                f"{job.uid} is in no status"
             )
 
     def _check_release(self, job: Job) -> None:
-        assert job.uid in self.noted, "a job is released only when a status has held its UID"
+        assert job.uid in self.noted, "a job is released only after a status has named its UID"
         assert not job.finished and not job.deleting
         chain = self._owner(job.owner)
         if chain is not None and not self.wiped:
-            # A later status may have closed it; then this is the last word of somebody who was
-            # slow, and is stopped.
+            # A slow operator may release a job late, but never one whose attempt is closed.
             named = [a for s in chain.status.stages for a in s.attempts if a.uid == job.uid]
-            assert named, "its status still knows it"
-            assert not any(a.finished_at for a in named), "what is closed never starts"
+            assert named, "the status still names the job"
+            assert not any(a.finished_at for a in named), "the job of a closed attempt never starts"
         same = [
             uid for owner, uid in self.freed if owner == job.owner and uid.split("#")[0] == job.name
         ]
@@ -284,7 +294,7 @@ class ApiServer:
         assert not {"Stalled", "Reconciling"} <= set(kinds) and len(set(kinds)) == len(kinds)
         for index, stage in enumerate(status.stages):
             old = before.get(stage.name, StageStatus(name=stage.name))
-            assert stage.attempt_count >= old.attempt_count, "numbers never fall"
+            assert stage.attempt_count >= old.attempt_count, "attempt numbers never fall"
             assert all(a.finished_at for a in stage.attempts[:-1]), (
                 "only the newest attempt may be open"
             )
@@ -307,18 +317,18 @@ class ApiServer:
             or chain.status.retry != chain.retry
         )
         over = chain.status.is_true("Complete") or chain.status.is_true("Failed")
-        assert asked or not over, "a finished chain starts nothing by itself"
+        assert asked or not over, "a finished chain starts no work by itself"
         for other in (a for s in chain.status.stages for a in s.attempts):
             job = self.jobs.get(other.uid or "")
-            assert job is None or job.finished, f"{new.name} while {other.name} is not over"
+            assert job is None or job.finished, f"{new.name} begins before {other.name} has ended"
         pods = [
             p
             for p in self.pods.values()
             if p.live and p.trains and dict(p.labels)[CHAIN_UID] == chain.uid
         ]
-        assert self.wiped or not pods, f"{new.name} while {pods} are there"
+        assert self.wiped or not pods, f"{new.name} begins while {pods} are live"
         names = {uid.split("#")[0] for owner, uid in self.freed if owner == chain.uid}
-        assert new.name not in names or self.wiped, "numbers never come back"
+        assert new.name not in names or self.wiped, "an attempt number is used once"
         if index:
             first = status.stages[index - 1]
             assert first.state is State.SUCCEEDED and first.artifact is not None
@@ -336,7 +346,7 @@ class ApiServer:
                 claim,
                 new.input_digest,
             ) in self.disk and new.input_digest not in self.permitted
-            assert not known, "a lost message is no reason to train again"
+            assert not known, "a lost last word is no reason to train again"
         judged = [
             a
             for a in old.attempts
@@ -362,13 +372,15 @@ class ApiServer:
                     State.SUCCEEDED,
                 ), f"{attempt.name} was stopped: {attempt}"
             if attempt.state is State.SUCCEEDED:
-                assert attempt.input_digest in self.recorded, "recorded first"
+                assert attempt.input_digest in self.recorded, (
+                    "the artifact is recorded before its attempt is closed"
+                )
 
-    def _check_launch(self, looker: Looker, launch: Launch) -> None:
-        facts = looker.facts
-        assert facts is not None and facts.fresh, "the intent is read again before its launch"
-        assert launch.attempt.input_digest not in looker.recorded, (
-            "what is recorded is not trained again"
+    def _check_launch(self, operator: Operator, launch: Launch) -> None:
+        facts = operator.facts
+        assert facts is not None and facts.fresh, "the cluster is read again before a launch"
+        assert launch.attempt.input_digest not in operator.recorded, (
+            "a digest that has a record is not trained again"
         )
         if launch.stage:
             assert launch.predecessor is not None
@@ -378,7 +390,7 @@ class ApiServer:
                 == launch.predecessor.digest
                 == weights_of(before.input_digest or "")
             )
-            assert before.input_digest in looker.recorded, "its predecessor is recorded"
+            assert before.input_digest in operator.recorded, "its predecessor is recorded"
 
 
 def _selected(labels: dict[str, str], selector: str) -> bool:

@@ -1,5 +1,5 @@
-"""The objects of `cluster_simulation`: small and comparable, and as the API server would show
-them.
+"""The objects of `cluster_simulation`: small and comparable, with the form in which the API server
+would return each.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def clock(now: float) -> str:
 
 @dataclass(frozen=True)
 class Chain:
-    """`edits` as in `specs.with_changes`. `version` is the resourceVersion."""
+    """A ModelChain. `edits` are as in `specs.with_changes`; `version` is the resourceVersion."""
 
     name: str
     uid: str
@@ -77,8 +77,8 @@ def _chain_body(chain: Chain) -> tuple[Object, ModelChain]:
 
 @dataclass(frozen=True)
 class Job:
-    """A PyTorchJob. `made_from`: tells bodies apart. `ran`: pods were made for it since it was last
-    suspended.
+    """A PyTorchJob. `made_from` tells jobs with different bodies apart. `ran` is true if pods were
+    created for it since it was last suspended.
     """
 
     name: str
@@ -106,7 +106,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Pod:
-    """`word` is its termination message. `job` is the UID of the job that made it."""
+    """`word` is its termination message; `job` is the UID of the job that created it."""
 
     uid: str
     job: str
@@ -145,7 +145,7 @@ class Verifier:
 
 @dataclass(frozen=True)
 class Thing:
-    """A StageArtifact, a claim or a Lease: made, read, deleted."""
+    """A StageArtifact, a claim or a Lease: it is created, read and deleted, but never changed."""
 
     name: str
     uid: str
@@ -157,7 +157,9 @@ class Thing:
 
 @cache
 def shown(thing: Job | Pod | Verifier | Thing) -> Object:
-    """One dict an object, so that what an operator holds can be told by its identity."""
+    """The object as the API server returns it: always the same dict for the same object, so that
+    states of the search can compare what an operator has read by identity.
+    """
     match thing:
         case Job():
             meta = {
@@ -173,9 +175,9 @@ def shown(thing: Job | Pod | Verifier | Thing) -> Object:
             if thing.deleting:
                 meta["deletionTimestamp"] = clock(2e9)
             policy = {**thing.body["spec"]["runPolicy"], "suspend": thing.suspended}
-            held = [thing.finished] if thing.finished else []
+            ended = [thing.finished] if thing.finished else []
             conditions = [
-                {"type": kind, "status": "True", "message": "as its pods"} for kind in held
+                {"type": kind, "status": "True", "message": "as its pods"} for kind in ended
             ]
             spec = {**thing.body["spec"], "runPolicy": policy}
             return {

@@ -1,5 +1,5 @@
-"""Operators of `cluster_simulation`: between which two requests one is, what it has read, what it
-remembers.
+"""Operators of `cluster_simulation`: how far an operator is in its pass, what it has read, and what
+it remembers.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ T = TypeVar("T")
 
 
 def answer_of(coroutine: Coroutine[Any, Any, T]) -> T:
-    """What it returns; nothing here ever waits."""
+    """What a coroutine returns; nothing in this simulation ever waits."""
     try:
         coroutine.send(None)
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
-    raise AssertionError("it waits")
+    raise AssertionError("the coroutine waits")
 
 
 class Kept(Cache):
-    """Nothing here takes a minute; what is to be forgotten is dropped."""
+    """A cache without expiry: tests drop what an operator should forget."""
 
     def get(self, key: Any) -> Object | None:
         return self._kept.get(key, (0.0, None))[1]
@@ -42,25 +42,27 @@ class Kept(Cache):
 
 
 @dataclass
-class Looker:
-    """One operator at one chain: between which two requests it is, what it has read, what it is
-    about to write.
+class Operator:
+    """One operator, reconciling one chain: how far it is in its pass, what it has read, and what it
+    is about to write.
     """
 
     chain: str
-    standby: bool = False  # looks only when it is made to
-    phase: str = "idle"  # then jobs, pods, write
+    # It makes a pass only when a test makes it.
+    standby: bool = False
+    # The next request: idle (reads the chain), jobs, pods, write.
+    phase: str = "idle"
     facts: Snapshot | None = None
     step: Step | None = None
     steps: int = 0
     memory: Memory = field(default_factory=lambda: Memory(artifacts=Kept(), claims=Kept()))
-    rested: bool = False  # has looked since the world last changed, and there was nothing to do
+    # It has made a pass since the last change, and there was nothing to do.
+    rested: bool = False
     again: float | None = None
-    recorded: frozenset[str] = (
-        frozenset()
-    )  # digests with a StageArtifact when it last read the jobs
+    # Digests that had a StageArtifact when it last read the jobs.
+    recorded: frozenset[str] = frozenset()
 
-    def copy(self) -> Looker:
+    def copy(self) -> Operator:
         other = copy.copy(self)
         memory = self.memory
         assert isinstance(memory.artifacts, Kept) and isinstance(memory.claims, Kept)
@@ -74,7 +76,7 @@ class Looker:
         return other
 
     def crash(self) -> None:
-        """All that it knew is gone."""
+        """The process restarts: it forgets everything."""
         self.phase, self.facts, self.step, self.rested, self.again = "idle", None, None, False, None
         self.memory = Memory(artifacts=Kept(), claims=Kept())
 
@@ -115,7 +117,7 @@ class Looker:
 
 
 def copied(facts: Snapshot) -> Snapshot:
-    """Its own dicts; what they hold is never changed."""
+    """A copy with dicts of its own. Their values are shared, because they are never changed."""
     read = {
         need: dict(value) if need.what == "shares" else value for need, value in facts.read.items()
     }
@@ -136,11 +138,9 @@ _statuses: dict[str, ChainStatus] = {}
 
 
 def one_of_a_kind(status: ChainStatus) -> ChainStatus:
-    """Equal statuses become one object; it is also checked that a status is read back as it was
-    written.
-    """
+    """The same object for equal statuses. Also checks that a status is read back as written."""
     text = status.model_dump_json(by_alias=True, exclude_none=True)
     if text not in _statuses:
-        assert ChainStatus.model_validate_json(text) == status, "a status is what it is written as"
+        assert ChainStatus.model_validate_json(text) == status, "a status is read back as written"
         _statuses[text] = status
     return _statuses[text]

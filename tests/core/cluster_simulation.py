@@ -1,8 +1,9 @@
-"""A small API server, what acts on it, and operators that look at it request by request.
+"""A simulated cluster: an API server, what acts on it, and operators whose passes are cut into
+single requests.
 
-The operators are the real `View`, `decide`, `Executor` and `Reader`; only the loop around them is
-told here again, cut into single requests, so that anything may happen between two of them. Every
-promise is checked where a write lands.
+The operators use the real `View`, `decide`, `Executor` and `Reader`. Only the loop around them is
+written again here, request by request, so that anything may happen between two requests. Every
+promise is checked when a write arrives.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 
 from cluster_objects import NAMESPACE, Chain, Thing
-from cluster_operator import Kept, Looker, answer_of, copied, one_of_a_kind
+from cluster_operator import Kept, Operator, answer_of, copied, one_of_a_kind
 from cluster_world import World
 from simulation import MAX_DISRUPTIONS, MAX_RETRIES, weights_of
 
@@ -44,7 +45,7 @@ CONFIGS = [
     )
     for digit in "01"
 ]
-STEPS = 64  # of one look; the controller's own bound
+STEPS = 64  # of one pass; the controller's own bound
 REASONS = (
     "SameDeviceError",
     "ArtifactMissing",
@@ -57,7 +58,9 @@ REASONS = (
 
 
 class OneByOne(Reader):
-    """Nothing here ever waits, so nothing goes on beside it."""
+    """A reader that answers needs one after another: nothing in this simulation waits, so there is
+    no concurrency.
+    """
 
     async def each(self, facts: Snapshot, needs: Sequence[Need]) -> None:
         for need in needs:
@@ -66,76 +69,77 @@ class OneByOne(Reader):
 
 @dataclass
 class Cluster(World):
-    """Operators in the world, each one request at a time, and what must hold when all has come to
-    rest.
+    """Operators in the world, each advanced by single requests, and what must be true once nothing
+    changes any more.
     """
 
-    def advance(self, looker: Looker) -> None:
-        """Its next request."""
-        match looker.phase:
+    def advance(self, operator: Operator) -> None:
+        """Makes the operator's next request."""
+        match operator.phase:
             case "idle":
-                chain = self.chains.get(looker.chain)
-                looker.rested, looker.again, looker.steps = True, None, 0
+                chain = self.chains.get(operator.chain)
+                operator.rested, operator.again, operator.steps = True, None, 0
                 if chain is not None:
-                    looker.facts = Snapshot(chain.shown(), chain.spec(), chain.status, {}, [])
-                    looker.phase = "jobs"
+                    operator.facts = Snapshot(chain.shown(), chain.spec(), chain.status, {}, [])
+                    operator.phase = "jobs"
             case "jobs":
-                facts = self._facts(looker)
+                facts = self._facts(operator)
                 selector = f"{CHAIN_UID}={facts.uid}"
                 jobs = answer_of(self.list(PYTORCHJOBS, NAMESPACE, selector))
                 facts.jobs = {job["metadata"]["name"]: job for job in jobs}
-                looker.recorded = frozenset(r.says.split()[0] for r in self.records.values())
-                looker.phase = "pods"
+                operator.recorded = frozenset(r.says.split()[0] for r in self.records.values())
+                operator.phase = "pods"
             case "pods":
-                facts = self._facts(looker)
+                facts = self._facts(operator)
                 facts.pods = answer_of(self.list(PODS, NAMESPACE, f"{CHAIN_UID}={facts.uid}"))
                 for pod in facts.pods:
-                    looker.memory.remember(pod)
-                self._decide(looker)
+                    operator.memory.remember(pod)
+                self._decide(operator)
             case "write":
-                self._write(looker)
+                self._write(operator)
 
-    def _facts(self, looker: Looker) -> Snapshot:
-        assert looker.facts is not None
-        return looker.facts
+    def _facts(self, operator: Operator) -> Snapshot:
+        assert operator.facts is not None
+        return operator.facts
 
-    def _decide(self, looker: Looker) -> None:
-        facts = self._facts(looker)
-        reader = OneByOne(self, looker.memory, 30)  # type: ignore[arg-type]
+    def _decide(self, operator: Operator) -> None:
+        facts = self._facts(operator)
+        reader = OneByOne(self, operator.memory, 30)  # type: ignore[arg-type]
         while True:
-            view = View(facts, CONFIGS[self.config], looker.memory, self.now)
+            view = View(facts, CONFIGS[self.config], operator.memory, self.now)
             step = decide(facts.spec, view.observed(), self.now)
             if not facts.needs:
                 break
             answer_of(reader.answer(facts))
-        looker.steps += 1
-        assert looker.steps < STEPS, "a look that does not end"
+        operator.steps += 1
+        assert operator.steps < STEPS, "the pass does not end"
         if not step.write and step.action is None:
-            looker.phase, looker.facts, looker.again = "idle", None, step.again
+            operator.phase, operator.facts, operator.again = "idle", None, step.again
         elif isinstance(step.action, Launch) and not step.write and not facts.fresh:
             reader.forget(facts, step.action)
             facts.fresh = True
-            looker.phase = "jobs"
+            operator.phase = "jobs"
         else:
-            looker.step, looker.phase = replace(step, status=one_of_a_kind(step.status)), "write"
+            operator.step = replace(step, status=one_of_a_kind(step.status))
+            operator.phase = "write"
 
-    def _write(self, looker: Looker) -> None:
-        facts, step = self._facts(looker), looker.step
+    def _write(self, operator: Operator) -> None:
+        facts, step = self._facts(operator), operator.step
         assert step is not None
         if isinstance(step.action, Launch) and not step.write:
-            self._check_launch(looker, step.action)
-        looker.step = None
+            self._check_launch(operator, step.action)
+        operator.step = None
         try:
-            done = self._land(facts, step, looker.memory)
+            done = self._land(facts, step, operator.memory)
         except ApiError:
-            looker.phase, looker.facts, looker.rested = "idle", None, False
+            operator.phase, operator.facts, operator.rested = "idle", None, False
             return
         self._check_live()
         if not done:
-            looker.phase, looker.facts, looker.again = "idle", None, step.again
+            operator.phase, operator.facts, operator.again = "idle", None, step.again
             return
-        looker.rested = True
-        self._decide(looker)
+        operator.rested = True
+        self._decide(operator)
 
     def _land(self, facts: Snapshot, step: Step, memory: Memory) -> bool:
         executor = Executor(self, CONFIGS[self.config], memory)  # type: ignore[arg-type]
@@ -152,8 +156,8 @@ class Cluster(World):
         return answer_of(executor.act(facts, step.action))
 
     def _note_stop(self, facts: Snapshot, stop: Stop) -> None:
-        """What ends by itself before the stop comes, or of a deadline, is judged by how it
-        ended.
+        """Remembers that this job was stopped, so its end may charge no budget. A job whose pods
+        ended before, or that a deadline ended, is left out: it is judged by how it ended.
         """
         job = (
             self.jobs.get(facts.jobs[stop.attempt]["metadata"]["uid"])
@@ -172,7 +176,7 @@ class Cluster(World):
                 self.stopped |= {job.uid}
 
     def land(self, index: int) -> None:
-        """A write of an operator that is gone arrives."""
+        """A write of a dead operator arrives."""
         facts, step = self.flying.pop(index)
         self.last_read = {uid(job): job for job in facts.jobs.values()}
         with suppress(ApiError):
@@ -180,35 +184,34 @@ class Cluster(World):
         self.last_read = None
         self._check_live()
 
-    def die(self, looker: Looker, how: str) -> None:
-        """The operator is killed: before its write was sent, with the write under way, or with the
-        answer.
+    def die(self, operator: Operator, how: str) -> None:
+        """The operator is killed before it sends its write ("unsent"), while the write is under way
+        ("sent"), or when the write has been made ("answered").
         """
         if how == "answered":
-            self.advance(looker)
+            self.advance(operator)
         elif how == "sent":
-            assert looker.facts is not None and looker.step is not None
-            self.flying.append((looker.facts, looker.step))
-        looker.crash()
+            assert operator.facts is not None and operator.step is not None
+            self.flying.append((operator.facts, operator.step))
+        operator.crash()
 
-    # Without more faults.
+    # Life without further faults.
 
     def calm_step(self) -> bool:
-        """What happens next if nothing is in the way; False at rest."""
-        current = self.lookers[self.turn]
+        """What happens next without a fault; False once nothing changes any more."""
+        current = self.operators[self.turn]
         if current.phase != "idle":
             self.advance(current)
             return True
-        for index, looker in enumerate(
-            self.lookers
-        ):  # who is in the middle of a look, then who has one to take
-            if looker.phase != "idle":
+        # First an operator in the middle of a pass, then one that has a pass to make.
+        for index, operator in enumerate(self.operators):
+            if operator.phase != "idle":
                 self.turn = index
                 return True
-        for index, looker in enumerate(self.lookers):
-            if not looker.rested and not looker.standby:
+        for index, operator in enumerate(self.operators):
+            if not operator.rested and not operator.standby:
                 self.turn = index
-                self.advance(looker)
+                self.advance(operator)
                 return True
         for name, happen in self.natural():
             self.trace += (name,)
@@ -221,19 +224,19 @@ class Cluster(World):
             self.touched()
             return True
         soonest = min(
-            (looker.again for looker in self.lookers if looker.again is not None), default=None
+            (operator.again for operator in self.operators if operator.again is not None),
+            default=None,
         )
         if self.waits == 3:
             return False
         waits = self.waits + 1
-        self.wait(
-            600.0 if soonest is None else max(soonest, 1.0)
-        )  # all chains are looked at again by and by
+        # Every chain is reconciled again after at most ten minutes.
+        self.wait(600.0 if soonest is None else max(soonest, 1.0))
         self.waits = waits
         return True
 
     def check_rest(self) -> None:
-        """It ended, for a stated reason, and left nothing behind."""
+        """Every chain has ended for a stated reason and left nothing behind."""
         for chain in self.chains.values():
             status = chain.status
             assert status.observed_generation == chain.generation and chain.retry in (
@@ -296,7 +299,7 @@ class Cluster(World):
             "made",
         ):
             setattr(other, name, dict(getattr(self, name)))
-        other.lookers = [looker.copy() for looker in self.lookers]
+        other.operators = [operator.copy() for operator in self.operators]
         other.flying = list(self.flying)
         return other
 
@@ -316,7 +319,7 @@ class Cluster(World):
         by_uid = attrgetter("uid")
         parts = (
             chains,
-            [looker.key(self.chains.get(looker.chain)) for looker in self.lookers],
+            [operator.key(self.chains.get(operator.chain)) for operator in self.operators],
             self.turn,
             self.now,
             sorted(self.jobs.values(), key=by_uid),
@@ -353,13 +356,15 @@ class Cluster(World):
 
 
 def alone(stages: int = 2, *, operators: int = 1, queue: bool = False) -> Cluster:
-    """One chain, and one operator that looks, and others that only look when they are made to."""
+    """One chain and one active operator. The other operators make a pass only when a test makes
+    them.
+    """
     chain = Chain("family", "family-0", stages, queue=queue, status=one_of_a_kind(ChainStatus()))
-    return Cluster({"family": chain}, [Looker("family", standby=n > 0) for n in range(operators)])
+    return Cluster({"family": chain}, [Operator("family", standby=n > 0) for n in range(operators)])
 
 
 def together(stages: int = 2) -> Cluster:
-    """Two chains on one claim; their first stages are the same work."""
+    """Two chains on one claim; their first stages have the same input digest."""
     status = one_of_a_kind(ChainStatus())
     meta = {"name": "shared", "namespace": NAMESPACE, "labels": {CHAIN: ""}}
     claim = Thing("shared", "shared#1", "", "", {"metadata": meta})
@@ -370,7 +375,7 @@ def together(stages: int = 2) -> Cluster:
             "two", "two-0", stages, shared=True, edits=other if stages > 1 else (), status=status
         ),
     }
-    world = Cluster(chains, [Looker("one"), Looker("two")], claims={"shared#1": claim})
+    world = Cluster(chains, [Operator("one"), Operator("two")], claims={"shared#1": claim})
     world.made["shared"] = 1
     return world
 

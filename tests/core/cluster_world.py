@@ -1,5 +1,5 @@
-"""What goes on around the operators of `cluster_simulation`: other controllers, nodes, people and
-bad luck.
+"""What surrounds the operators of `cluster_simulation`: other controllers, nodes, users and
+faults.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from modelchain_operator.runners.template import CHAIN
 
 @dataclass
 class World(ApiServer):
-    """The objects, and everything that changes them but the operators."""
+    """The objects, and everything that changes them except the operators."""
 
-    # What goes on by itself.
+    # What happens by itself.
 
     def natural(self) -> Iterator[tuple[str, Callable[[World], object]]]:
-        """Everything that the other controllers, the nodes and the trainers would do next."""
+        """Everything that other controllers, nodes and trainers may do next."""
         for job in self.jobs.values():
             mine = [p for p in self.pods.values() if p.job == job.uid]
             if self._owner(job.owner) is None:
@@ -85,7 +85,7 @@ class World(ApiServer):
         self.set_pod(uid, phase="Running", started=self.now, claim=claim)
 
     def make_claim(self, chain: Chain) -> None:
-        """By hand, with the labels it had."""
+        """A user creates the claim again, with the labels it had."""
         name = "shared" if chain.shared else f"{chain.name}-artifacts"
         self.made[name] = self.made.get(name, 0) + 1
         uid = f"{name}#{self.made[name]}"
@@ -114,8 +114,8 @@ class World(ApiServer):
     def succeed(self, uid: str, *, word: bool = True) -> None:
         pod = self.pods[uid]
         self.disk |= {(pod.claim, pod.digest)}
-        for looker in self.lookers:
-            looker.memory.claims = Kept()  # it took longer than anything is remembered
+        for operator in self.operators:
+            operator.memory.claims = Kept()  # training took longer than claims are cached
         self.finish(uid, "Succeeded", success(pod.digest) if word else "")
 
     def fail(self, uid: str, failure: FailureClass | None) -> None:
@@ -128,11 +128,13 @@ class World(ApiServer):
 
     def finish(self, uid: str, phase: str, word: str) -> None:
         self.set_pod(uid, phase=phase, word=word, ended=self.now)
-        for looker in self.lookers:
-            looker.memory.remember(shown(self.pods[uid]))
+        for operator in self.operators:
+            operator.memory.remember(shown(self.pods[uid]))
 
     def end_gracefully(self, uid: str, *, watched: bool = True) -> None:
-        """It is told to stop, leaves a checkpoint and its last word, and is gone with it."""
+        """The pod gets SIGTERM, writes a checkpoint and its last word, and is deleted. Operators
+        see the last word if they watch.
+        """
         pod = self.pods.pop(uid)
         if pod.phase == "Running" and watched:
             self.checkpoints[pod.digest] = step = self.checkpoints.get(pod.digest, 0) + 1
@@ -143,8 +145,8 @@ class World(ApiServer):
                 message="SIGTERM",
             )
             ended = replace(pod, phase="Failed", word=said(word), ended=self.now, deleting=True)
-            for looker in self.lookers:
-                looker.memory.remember(shown(ended))
+            for operator in self.operators:
+                operator.memory.remember(shown(ended))
 
     def verify(self, uid: str) -> None:
         verifier = self.verifiers[uid]
@@ -179,7 +181,7 @@ class World(ApiServer):
         del self.verifiers[uid]
         self.pods = {pod.uid: pod for pod in self.pods.values() if pod.job != uid}
 
-    # What people and bad luck do.
+    # What users and faults do.
 
     def edit(self, name: str, *, bump: bool = True, **update: Any) -> None:
         chain = self.chains[name]
@@ -205,7 +207,7 @@ class World(ApiServer):
         )
 
     def recreate(self, name: str) -> None:
-        """Deleted and applied again; what it owned is collected by and by."""
+        """The chain is deleted and applied again; what it owned is garbage-collected later."""
         chain = self.chains[name]
         self.made[name] = self.made.get(name, 0) + 1
         fresh = Chain(
@@ -214,7 +216,9 @@ class World(ApiServer):
         self.chains[name] = fresh
 
     def lose_claim(self, name: str, *, again: bool) -> None:
-        """Only once no pod is there that uses it, or will be: Kubernetes keeps it until then."""
+        """The claim is deleted. Tests do this only while no pod uses it or will use it, because
+        Kubernetes keeps a claim until then.
+        """
         self.now += 1
         uid = self._claim(self.chains[name])
         del self.claims[uid]
@@ -224,32 +228,32 @@ class World(ApiServer):
     def forget_record(self, uid: str) -> None:
         record = self.records.pop(uid)
         self.permitted |= {record.says.split()[0]}
-        for looker in self.lookers:
-            looker.memory.artifacts.drop((NAMESPACE, record.says.split()[0]))
+        for operator in self.operators:
+            operator.memory.artifacts.drop((NAMESPACE, record.says.split()[0]))
 
     def delete_job(self, uid: str) -> None:
-        """By hand, in the background: its pods outlive it."""
+        """A user deletes the job in the background: its pods outlive it."""
         self.by_hand |= {uid}
         del self.jobs[uid]
 
     def delete_job_and_pods(self, uid: str) -> None:
-        """By hand, in the foreground."""
+        """A user deletes the job in the foreground: its pods end first."""
         self.by_hand |= {uid}
         self.set_job(uid, deleting=True)
 
     def reconfigure(self) -> None:
-        """An operator with another configuration, or the one before again."""
+        """The operator gets its other configuration, or the first one again."""
         self.config = 1 - self.config
 
     def wait(self, seconds: float) -> None:
         self.now += seconds
-        for looker in self.lookers:
-            looker.rested = False
-            looker.memory.artifacts, looker.memory.claims = Kept(), Kept()
+        for operator in self.operators:
+            operator.rested = False
+            operator.memory.artifacts, operator.memory.claims = Kept(), Kept()
 
 
 def said(word: LastWord) -> str:
-    """As the trainer writes it."""
+    """The termination message that a trainer writes for this last word."""
     return word.model_dump_json(by_alias=True, exclude_none=True)
 
 

@@ -1,7 +1,7 @@
-"""Every order of a few faults, at every moment of a small world: what holds in it is asserted by
-the world itself.
+"""An exhaustive search: a few faults, in every order, at every moment of a small world. The world
+itself asserts what must be true.
 
-In `make test` only some of the faults happen, chosen by a seed; see sweeps.py.
+`make test` tries only some of the faults, chosen by a seed; see sweeps.py.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from sweeps import Dice
 class Explorable(Protocol):
     def copy(self) -> Any: ...
     def key(self) -> bytes:
-        """Equal for worlds from which the same follows."""
+        """Equal for worlds that behave alike from here on."""
 
     def calm_step(self) -> bool:
-        """What happens next if nothing is in the way; False at rest."""
+        """What happens next without a fault; False once nothing changes any more."""
 
     def check_rest(self) -> None: ...
 
@@ -36,17 +36,16 @@ def explore(
     dice: Dice,
     told: Callable[[W], AbstractContextManager[object]] = nullcontext,
 ) -> tuple[int, int]:
-    """From every state that up to `budget` faults lead to, an undisturbed world comes to rest as it
-    should.
+    """Checks that a world comes to rest from every state that up to `budget` faults lead to.
 
     Args:
-        faults: all that may go wrong in a world, each to be done to a copy of it.
-        longest_calm: steps within which an undisturbed world comes to rest.
+        faults: the faults possible in a world, each a function that is applied to a copy of it.
+        longest_calm: steps after which a world without further faults must have come to rest.
         dice: choose the faults that happen.
-        told: held around all that happens to a world, to say how a promise was broken.
+        told: a context around every change of a world, which says how a promise was broken.
 
     Returns:
-        How many states and how many ends there were.
+        The number of states, and the number of states at rest.
     """
     calm: dict[bytes, bytes | None] = {}
     seen = {start.key(): budget}
@@ -79,5 +78,5 @@ def explore(
             if at is None:
                 break
             at = calm[at]
-        assert at is None, "it does not end"
+        assert at is None, "the world does not come to rest"
     return len(calm), sum(following is None for following in calm.values())

@@ -1,8 +1,8 @@
-"""A world in which `decide` lives: trainers that finish, fail and vanish, edits, crashes. It checks
-every step taken.
+"""A world for `decide`: trainers finish, fail and vanish, users edit, operators crash. The world
+checks every step that `decide` takes.
 
-Small enough to be explored exhaustively: all of its state is in `World`, all that happens to it are
-methods.
+It is small enough to be explored exhaustively: its whole state is in `World`, and everything that
+can happen is a method.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_RETRIES, MAX_DISRUPTIONS = 1, 2
 def chain_of(
     stages: int, edits: tuple[tuple[str, Any], ...], suspend: bool, generation: int | None
 ) -> ModelChain:
-    """A chain of that many stages, with edits by path, as the API server would hold it."""
+    """A chain of that many stages, with edits by path, as the API server would store it."""
     shapes = (config(vision={"layers": 2 + i}) for i in range(stages))
     retry = {"maxRetries": MAX_RETRIES, "maxDisruptions": MAX_DISRUPTIONS}
     changes = {
@@ -50,8 +50,8 @@ def weights_of(input_digest: str) -> str:
 
 @dataclass(frozen=True)
 class Trainer:
-    """One attempt as it really is: what was spent, and how far its checkpoints had come when it
-    began.
+    """The truth about one attempt: what it has spent, and from which checkpoint it began
+    (`began_at`).
     """
 
     stage: str
@@ -67,8 +67,8 @@ class Trainer:
 
 @dataclass
 class World:
-    """`cluster`: an edit raises the generation. Locally it comes with another `run`, which brings a
-    new retry token.
+    """On a cluster (`cluster`) an edit raises the generation. On a laptop the user edits and starts
+    `run` again, which brings a new retry token.
     """
 
     stages: int
@@ -85,15 +85,18 @@ class World:
     artifacts: dict[str, str] = field(default_factory=dict)
     checkpoints: dict[str, int] = field(default_factory=dict)
     inputs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    forgiven: frozenset[str] = frozenset()  # attempts of before budgets were renewed
-    forgetful: bool = False  # the status was lost, or a stage dropped: its ledger went with it
-    undisturbed: bool = True  # nothing has asked for anything to be stopped
+    # Attempts that began before the budgets were last renewed.
+    forgiven: frozenset[str] = frozenset()
+    # The status was lost or a stage was dropped, and its ledger with it.
+    forgetful: bool = False
+    # Nothing has happened that gives a reason to stop an attempt.
+    undisturbed: bool = True
 
     def __post_init__(self) -> None:
         if self.cluster and self.generation is None:
             self.generation = 1
 
-    # What decide sees.
+    # What `decide` sees.
 
     def chain(self) -> ModelChain:
         edits = sorted(self.edits.items(), key=lambda edit: (edit[1] is DELETE, edit[0]))
@@ -140,10 +143,10 @@ class World:
             highest_number=self.highest_number,
         )
 
-    # What decide does.
+    # What `decide` does.
 
     def step(self) -> Step:
-        """One look, carried out; every promise is checked on the way."""
+        """Decides once and carries the step out; every promise is checked on the way."""
         step = decide(self.chain(), self.observed(), self.now)
         if step.write:
             self._write(step.status)
@@ -153,11 +156,11 @@ class World:
             self._stop(step.action)
         return step
 
-    def held(self) -> bool:
+    def must_stop(self) -> bool:
         return self.suspend or self.interrupted
 
     def ended(self) -> bool:
-        """Finished, and nobody has asked for more since."""
+        """The chain is finished, and no edit or retry has been requested since."""
         asked = self.status.retry != str(self.retry) or self.status.observed_generation != (
             self.generation or 0
         )
@@ -165,15 +168,15 @@ class World:
 
     def _write(self, status: ChainStatus) -> None:
         text = status.model_dump_json(by_alias=True)
-        assert ChainStatus.model_validate_json(text) == status, "a status is what it is written as"
+        assert ChainStatus.model_validate_json(text) == status, "a status is read back as written"
         before = {s.name: s for s in self.status.stages}
         for stage in status.stages:
             old = before.get(stage.name, StageStatus(name=stage.name))
-            assert stage.attempt_count >= old.attempt_count, "numbers never fall"
-            assert stage.macs >= old.macs or not old.attempts, "what was spent stays spent"
+            assert stage.attempt_count >= old.attempt_count, "attempt numbers never fall"
+            assert stage.macs >= old.macs or not old.attempts, "spending never falls"
             begun = {a.name for a in stage.attempts} - {a.name for a in old.attempts}
             assert not (begun and self.ended()), "a finished chain starts work only when asked"
-            assert not (begun and self.held())
+            assert not (begun and self.must_stop())
             assert len({a.name for a in stage.attempts}) == len(stage.attempts)
             assert all(a.finished_at is not None for a in stage.attempts[:-1]), (
                 "only the newest attempt may be open"
@@ -193,7 +196,7 @@ class World:
         self.status = status
 
     def closed(self, status: ChainStatus) -> list[str]:
-        """Attempts that began and are closed in the status, or were and have left its history."""
+        """Attempts that began and are closed, in the status or already trimmed from its history."""
         open_ = {a.name for s in status.stages for a in s.attempts if a.finished_at is None}
         return [name for name in self.trainers if name not in open_]
 
@@ -204,15 +207,15 @@ class World:
         attempt, stage = launch.attempt, self.chain().spec.stages[launch.stage]
         known = next(s for s in self.status.stages if s.name == stage.name)
         assert not any(trainer.live for trainer in self.trainers.values()), (
-            "never two live attempts"
+            "there are never two live attempts"
         )
-        assert not self.held() and not self.ended()
+        assert not self.must_stop() and not self.ended()
         assert known.attempts[-1] == attempt and known.input_digest == attempt.input_digest, (
-            "the intent comes first"
+            "the intent is in the status before the launch"
         )
-        assert known.state is State.STARTING, "an action only from a status that says so"
+        assert known.state is State.STARTING, "the status says that the stage starts"
         assert digest_of(launch.inputs) == attempt.input_digest
-        assert attempt.input_digest not in self.artifacts, "what is there is not trained again"
+        assert attempt.input_digest not in self.artifacts, "an existing artifact is not retrained"
         assert attempt.name not in self.trainers, "a name is used once"
         assert all(
             t.number < attempt.number for t in self.trainers.values() if t.stage == stage.name
@@ -226,7 +229,7 @@ class World:
                 if s.name == self.chain().spec.stages[launch.stage - 1].name
             )
             assert self.artifact_is_whole(before.input_digest), (
-                "a successor only after a whole predecessor"
+                "a successor starts only after its predecessor's artifact is complete"
             )
             assert launch.predecessor is not None
             assert (
@@ -271,7 +274,7 @@ class World:
         return next((name for name, trainer in self.trainers.items() if trainer.live), None)
 
     def train(self, *, checkpoint: bool = True) -> None:
-        """The live attempt spends something, and may leave a checkpoint."""
+        """The live attempt takes a step, and may write a checkpoint."""
         name = self.live()
         assert name is not None
         trainer = self.trainers[name]
@@ -280,8 +283,8 @@ class World:
             self.checkpoints[trainer.digest] = self.checkpoints.get(trainer.digest, 0) + 1
 
     def make_artifact(self) -> None:
-        """It is in place, and the process that made it still lives: all that its inputs ask for was
-        done.
+        """The live attempt publishes its artifact and keeps running. Over all attempts, at least
+        the planned MACs have then been spent.
         """
         name = self.live()
         assert name is not None
@@ -301,20 +304,20 @@ class World:
             failure=failure,
             message="as it was told",
             checkpoint_step=self.checkpoints.get(trainer.digest),
-            macs=trainer.macs // 2,  # it speaks of its last report; more was spent since
+            macs=trainer.macs // 2,  # as of its last report; more was spent since
         )
         self.trainers[name] = replace(trainer, live=False, word=said if word else None)
 
     def tear_launch(self, step: Step) -> None:
-        """The launcher dies half-way: the task is written, no process was started."""
+        """The launcher dies half-way: the task is written, but no process was started."""
         assert isinstance(step.action, Launch)
         self._launch(step.action)
         name = step.action.attempt.name
         self.trainers[name] = replace(self.trainers[name], live=False)
 
     def restart(self) -> None:
-        """The decider comes back. Locally the command was typed again: budgets are new, an
-        interruption is over.
+        """The process that decides restarts. On a laptop the user has started the command again,
+        which renews the budgets and ends an interruption.
         """
         self.interrupted = False
         if not self.cluster:
@@ -328,7 +331,7 @@ class World:
         self.forgiven |= {a.name for s in self.status.stages for a in s.attempts}
 
     def edit(self, **changes: Any) -> None:
-        """`suspend`, `drop` (the last stage), or a path with its value."""
+        """Edits the spec: `suspend`, or paths with their values."""
         self.undisturbed = False
         self.suspend = changes.pop("suspend", self.suspend)
         self.edits.update(changes)
@@ -340,7 +343,7 @@ class World:
             self.restart()
 
     def toggle(self, path: str, value: Any) -> None:
-        """Edit, or edit back."""
+        """Makes an edit, or reverts it."""
         if path in self.edits:
             del self.edits[path]
             self.edit()
@@ -348,7 +351,7 @@ class World:
             self.edit(**{path: value})
 
     def drop_last_stage(self) -> None:
-        """It is dropped from the spec, or comes back."""
+        """The last stage is dropped from the spec, or comes back."""
         self.forgetful = True
         self.toggle(f"spec.stages[{self.stages - 1}]", DELETE)
 
@@ -361,7 +364,7 @@ class World:
         self.status = ChainStatus()
 
     def hurt(self, stage: int, how: str | None) -> None:
-        """An artifact of a stage is removed (None) or damaged."""
+        """The artifact of a stage is removed (None) or damaged."""
         self.undisturbed = False
         digest = self.status.stages[stage].input_digest
         if how is None:
@@ -369,10 +372,10 @@ class World:
         elif digest in self.artifacts:
             self.artifacts[digest] = how
 
-    # With no more faults.
+    # Life without further faults.
 
     def calm_step(self) -> bool:
-        """One look; where it waits, the world goes on by itself. False at rest."""
+        """One step of `decide`; while it waits, the world goes on. False at rest."""
         before = dict(self.trainers)
         step = self.step()
         if step.write or self.trainers != before:
@@ -380,10 +383,10 @@ class World:
             return True
         name = self.live()
         if step.again is None:
-            assert name is None, "at rest while something runs"
+            assert name is None, "`decide` rests while an attempt runs"
             return False
         if name is None:
-            assert step.again > 0 and self.backoff, "waits for nothing"
+            assert step.again > 0 and self.backoff, "`decide` waits without a reason"
             self.now += step.again
         elif self.trainers[name].digest in self.artifacts:
             self.end()
@@ -395,7 +398,7 @@ class World:
         return True
 
     def check_rest(self) -> None:
-        """At rest: asked again, nothing is written; and why it rests is said."""
+        """At rest `decide` writes nothing more, and the status says why the chain rests."""
         again = decide(self.chain(), self.observed(), self.now + 1000)
         assert (
             not again.write
@@ -418,18 +421,18 @@ class World:
                 assert set(states) == {State.SUCCEEDED}
                 assert all(self.artifact_is_whole(s.input_digest) for s in self.status.stages)
             case "Suspended":
-                assert self.held()
+                assert self.must_stop()
                 assert State.SUSPENDED in states and State.FAILED not in states
             case "Failed":
                 self._check_failed(next(s for s in self.status.stages if s.state is State.FAILED))
         if not self.forgetful and all(s.attempts or not s.macs for s in self.status.stages):
             assert self.status.total.macs == sum(t.macs for t in self.trainers.values()), (
-                "the ledger is what was spent"
+                "the ledger equals what was spent"
             )
 
     def _check_failed(self, stage: StageStatus) -> None:
-        """For a reason: damage, an end that nothing can mend, a budget, or work that nobody asked
-        for again.
+        """A stage fails for one of these reasons: a damaged artifact, a permanent failure, an
+        exhausted budget, or an artifact that is gone while no retraining was requested.
         """
         last = stage.attempts[-1].failure if stage.attempts else None
         limits = self.chain().spec.retry

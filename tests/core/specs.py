@@ -1,7 +1,7 @@
 """One table of good and bad specs, as data, for the tests of core and of a real API server.
 
-A spec is `MINIMAL` with changes: `{"spec.stages[1].model": "ViT-S-16", "spec.recipe.seed":
-DELETE}`.
+A spec is `MINIMAL` with changes by path, such as
+`{"spec.stages[1].model": "ViT-S-16", "spec.recipe.seed": DELETE}`.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ GOOD: dict[str, Object] = {name: with_changes(changes) for name, changes in _GOO
 
 
 class Bad(NamedTuple):
-    """A spec that is refused: the field that the message names, and words of it."""
+    """A spec that is refused, the field that the message names, and a part of the message."""
 
     name: str
     spec: Object
@@ -219,12 +219,12 @@ def _bad(name: str, changes: Mapping[str, Any], field: str, message: str) -> Bad
 
 
 def _one(name: str, path: str, value: Any, message: str) -> Bad:
-    """One path is changed, and the message must name that path."""
+    """A spec with one changed path, which the message must name."""
     return _bad(name, {path: value}, path, message)
 
 
 def _pair(name: str, before: Object, after: Object, message: str) -> Bad:
-    """Two stages that cannot be neighbours. The message names both."""
+    """A chain of two stages that cannot be neighbours; the message names the second stage."""
     return _bad(name, inline(before, after), "spec.stages[1]", message)
 
 

@@ -1,4 +1,4 @@
-"""A status as an API server keeps it: with its numbers, and within the bounds of its CRD."""
+"""How an API server stores a status: what becomes of its numbers, and the bounds of its CRD."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def through_a_server(value: Any) -> Any:
-    """An integer beyond 64 bits becomes a float, and may be printed as one."""
+    """The value after an API server stored it: integers beyond 64 bits become floats."""
     if isinstance(value, dict):
         return {key: through_a_server(inner) for key, inner in value.items()}
     if isinstance(value, list):

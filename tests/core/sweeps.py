@@ -2,7 +2,7 @@
 
 A parametrized test with the mark `sweep(n)` keeps n of its cases; the others are deselected
 (tests/conftest.py). A test that finds its cases while it runs takes them from `sample` or `Dice`.
-All draw by one seed, which is printed; the environment variable SEED repeats it.
+All of them use one seed, which is printed; set the environment variable SEED to repeat a run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def everything() -> bool:
 
 
 def seed() -> int:
-    """The seed of this run; drawn once, and inherited by child processes."""
+    """The seed of this run. It is drawn once, and child processes inherit it."""
     return int(os.environ.setdefault("SEED", str(random.randrange(10**6))))
 
 

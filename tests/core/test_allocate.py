@@ -1,5 +1,5 @@
-"""Rule 3 with whole epochs: properties for any chain and target, and the epochs for the paper's
-three targets.
+"""Epochs by the paper's rule 3, rounded to whole epochs: properties for any chain and target, and
+the epochs for the paper's three targets.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Chain = tuple[list[Fraction], Fraction, list[int | None], int]
 
 @st.composite
 def chains(draw: st.DrawFn) -> Chain:
-    """Costs of an epoch, cost of all models alone, given epochs (None: free) and baseline epochs,
-    with at least one free stage.
+    """The cost of an epoch of each stage, the cost of training all models alone, the given epochs
+    (None: to be allocated) and the baseline epochs. At least one stage has free epochs.
     """
     count = draw(st.integers(2, 9))
     baseline = draw(st.integers(1, 300))
@@ -46,7 +46,7 @@ def chains(draw: st.DrawFn) -> Chain:
     )
 
 
-# Of the largest possible ratio; 1/0.99 is the border.
+# Targets as parts of the largest possible ratio. Up to 1/0.99 of it a target can be reached.
 parts = st.fractions(min_value=Fraction(1, 20), max_value=Fraction(21, 20), max_denominator=1000)
 
 
@@ -65,8 +65,8 @@ def _largest(costs: list[Fraction], individual: Fraction, fixed: list[int | None
 def _line(
     costs: list[Fraction], individual: Fraction, fixed: list[int | None], target: Fraction
 ) -> dict[int, Fraction]:
-    """Written from docs/plan.md alone: epochs of the second stage, falling to 0.625 of them at the
-    last.
+    """The line of docs/plan.md, written without the implementation: epochs fall linearly from the
+    second stage to 0.625 of its epochs at the last stage.
     """
     n = len(costs)
     weights = {
@@ -133,7 +133,7 @@ def _refusal(chain: Chain, target: Fraction) -> str | None:
 
 
 def _named(message: str) -> Fraction:
-    """The ratio that a refusal offers: the second one in it."""
+    """The ratio that a refusal offers, which is the second number in its message."""
     return Fraction([word for word in message.split() if word[0].isdigit()][1])
 
 
@@ -142,11 +142,11 @@ def test_the_ratio_that_a_refusal_names_is_accepted(chain: Chain) -> None:
     too_high, too_low = _refusal(chain, Fraction(10**9)), _refusal(chain, Fraction(1, 10**9))
     assert too_high is not None and too_low is not None
     if "give every stage its epochs" in too_low:
-        return  # so few baseline epochs that no target fits
+        return  # with so few baseline epochs no target fits
     assert "largest" in too_high and "smallest" in too_low
     assert _refusal(chain, _named(too_low)) is None
-    # Where the free stages hardly cost anything, four digits can put the largest just under the
-    # smallest.
+    # Where the free stages hardly cost anything, rounding to four digits can make the largest ratio
+    # smaller than the smallest.
     assert _named(too_high) < _named(too_low) or _refusal(chain, _named(too_high)) is None
 
 
@@ -163,16 +163,19 @@ VIT4 = "ViT-T-16 ViT-S-16 ViT-B-16 ViT-L-16"
 @pytest.mark.parametrize(
     ("names", "baseline", "target", "epochs"),
     [
-        # facts.json, rule3: 128/23/19/15 gives 5.614, below 0.99 x 5.68; the last is rounded up
-        # most.
+        # facts.json, rule3: 128/23/19/15 gives 5.614, below 0.99 x 5.68. The last stage was rounded
+        # up most, so it loses an epoch.
         (VIT4, 128, "5.68", [128, 23, 19, 14]),
         # 64/23/18/14 gives 2.849 at once.
         ("ViT-S-16 ViT-M-16 ViT-B-16 ViT-L-16", 64, "2.84", [64, 23, 18, 14]),
-        # 128/20/17/13 gives 5.1671, just below 0.99 x 5.22 = 5.1678; the third is rounded up most.
+        # 128/20/17/13 gives 5.1671, just below 0.99 x 5.22 = 5.1678. The third stage was rounded up
+        # most, so it loses an epoch.
         ("Swin-T Swin-S Swin-B Swin-L", 128, "5.22", [128, 20, 16, 13]),
     ],
 )
-def test_the_papers_targets(names: str, baseline: int, target: str, epochs: list[int]) -> None:
+def test_the_epochs_for_the_papers_targets(
+    names: str, baseline: int, target: str, epochs: list[int]
+) -> None:
     costs, individual = _paper(names, baseline)
     assert (
         allocate(costs, individual, [baseline, None, None, None], Fraction(target), baseline)
@@ -188,7 +191,7 @@ def test_an_impossible_target_names_the_largest_ratio_rounded_down() -> None:
     assert error.value.problems[0].field == FIELD
 
 
-def test_a_target_too_low_names_the_smallest() -> None:
+def test_a_target_too_low_names_the_smallest_ratio() -> None:
     costs, individual = _paper(VIT4, 128)
     with pytest.raises(InputError, match="smallest sensible") as error:
         allocate(costs, individual, [128, None, None, None], Fraction(1), 128)
@@ -196,17 +199,17 @@ def test_a_target_too_low_names_the_smallest() -> None:
     assert allocate(costs, individual, [128, None, None, None], smallest, 128)[1] <= 128
 
 
-def test_two_stages_spend_what_is_left() -> None:
-    # 100 epochs alone cost 100 x (1 + 4); the chain may cost 500 / 2.5 = 200: (200 - 100) / 5 = 20
-    # epochs.
+def test_the_second_of_two_stages_gets_the_rest_of_the_budget() -> None:
+    # Training both alone costs 100 x (1 + 4) = 500. The chain may cost 500 / 2.5 = 200, of which
+    # the first stage takes 100: the second gets (200 - 100) / 5 = 20 epochs.
     assert allocate(
         [Fraction(1), Fraction(5)], Fraction(500), [100, None], Fraction(5, 2), 100
     ) == [100, 20]
 
 
-def test_an_epoch_is_not_given_back_where_the_chain_would_rise() -> None:
-    # Line 1.85, 1.51, 1.16, rounded 2, 2, 1. Both twos are taken; the cheap one could come back but
-    # for the order.
+def test_an_epoch_is_not_added_where_epochs_would_rise_along_the_chain() -> None:
+    # The line gives 1.85, 1.51 and 1.16 epochs, rounded 2, 2 and 1. To reach the target both twos
+    # lose an epoch. The target allows it back at the cheap third stage, but then epochs would rise.
     costs = [Fraction(cost) for cost in (3, 50, 2, 2)]
     assert allocate(costs, Fraction(228), [4, None, None, None], Fraction(114, 55), 4) == [
         4,

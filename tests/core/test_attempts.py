@@ -1,4 +1,4 @@
-"""How an attempt that ended is judged, and which deadline has passed while it runs."""
+"""How an ended attempt is judged, and which deadline a running attempt has missed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def stepped(step: int) -> StageStatus:
 
 
 @pytest.mark.parametrize("failure", F)
-def test_which_budget_pays(failure: F) -> None:
+def test_which_budget_a_failure_charges(failure: F) -> None:
     verdict = judge(
         LIMITS, StageStatus(name="a"), attempt(), failed(failure, checkpoint_step=5), False
     )
@@ -58,15 +58,15 @@ def test_which_budget_pays(failure: F) -> None:
 
 
 @pytest.mark.parametrize("failure", [f for f in F if f.disruption])
-def test_a_disruption_that_got_nowhere_pays_with_a_retry_too(failure: F) -> None:
+def test_a_disruption_without_a_newer_checkpoint_charges_a_retry_too(failure: F) -> None:
     before = StageStatus(name="a", checkpoint_step=5)
     verdict = judge(LIMITS, before, attempt(), failed(failure, checkpoint_step=5), False)
     assert (verdict.disruptions, verdict.retries) == (1, 1)
-    assert verdict.pays_retry and not verdict.advanced, "and waits as a retry does"
+    assert verdict.pays_retry and not verdict.advanced, "the next attempt waits as after a failure"
 
 
 @pytest.mark.parametrize("failure", CAUSES)
-def test_whoever_pays_a_retry_waits(failure: F) -> None:
+def test_a_verdict_says_whether_a_retry_was_charged_and_progress_was_made(failure: F) -> None:
     for step in (5, 6):
         verdict = judge(
             LIMITS,
@@ -78,8 +78,8 @@ def test_whoever_pays_a_retry_waits(failure: F) -> None:
         assert verdict.pays_retry is (verdict.retries == 1) and verdict.advanced is (step == 6)
 
 
-def test_a_launch_failure_is_the_devices_once() -> None:
-    """Then it is the program's: a kernel that is wrong fails on every node."""
+def test_only_the_first_launch_failure_is_blamed_on_the_device() -> None:
+    """The second one is blamed on the program, because a wrong kernel fails on every node."""
     word = LastWord(
         result="Failed",
         failure=F.HARDWARE,
@@ -105,7 +105,7 @@ def test_a_launch_failure_is_the_devices_once() -> None:
 
 
 @pytest.mark.parametrize("failure", CAUSES)
-def test_the_last_of_a_budget_is_final(failure: F) -> None:
+def test_a_failure_beyond_its_budget_is_final(failure: F) -> None:
     before = StageStatus(name="a", retries=1, disruptions=2)
     verdict = judge(LIMITS, before, attempt(), failed(failure, checkpoint_step=5), False)
     field = "spec.retry.maxDisruptions" if failure.disruption else "spec.retry.maxRetries"
@@ -114,7 +114,7 @@ def test_the_last_of_a_budget_is_final(failure: F) -> None:
 
 @pytest.mark.parametrize("failure", F)
 @pytest.mark.parametrize("how", ["suspended chain", "asked to stop"])
-def test_what_was_stopped_charges_nobody(failure: F, how: str) -> None:
+def test_an_attempt_that_was_stopped_charges_no_budget(failure: F, how: str) -> None:
     stopping = how == "suspended chain"
     one = attempt(state=State.RUNNING if stopping else State.SUSPENDED)
     verdict = judge(LIMITS, StageStatus(name="a"), one, failed(failure), stopping)
@@ -123,7 +123,7 @@ def test_what_was_stopped_charges_nobody(failure: F, how: str) -> None:
         assert (verdict.retries, verdict.disruptions, verdict.final) == (0, 0, None)
 
 
-def test_what_was_ended_for_a_deadline_pays_even_while_the_chain_is_stopped() -> None:
+def test_an_attempt_ended_for_a_deadline_is_charged_even_while_the_chain_is_suspended() -> None:
     one = attempt(state=State.SUSPENDED, ending=F.START_DEADLINE, message="no first step")
     verdict = judge(LIMITS, StageStatus(name="a"), one, failed(F.PREEMPTED), True)
     assert (verdict.failure, verdict.message, verdict.stopped) == (
@@ -165,7 +165,7 @@ def test_what_was_ended_for_a_deadline_pays_even_while_the_chain_is_stopped() ->
         "verify said absent",
     ],
 )
-def test_the_cause(seen: Seen, failure: F) -> None:
+def test_the_cause_of_an_end(seen: Seen, failure: F) -> None:
     assert judge(LIMITS, StageStatus(name="a"), attempt(), seen, False).failure is failure
 
 
@@ -182,7 +182,7 @@ def test_no_deadline_without_pods() -> None:
     )
 
 
-def test_the_start_counts_from_the_first_running_pod() -> None:
+def test_the_start_deadline_counts_from_the_first_running_pod() -> None:
     pods = {"w": PodTime(started=1030.0), "m": PodTime(started=1000.0, first=True)}
     seen = running(pods=pods)
     assert deadline(DEADLINES, StageStatus(name="a"), attempt(), seen, 1040.0) == 60.0
@@ -198,7 +198,7 @@ def test_the_start_counts_from_the_first_running_pod() -> None:
         )
 
 
-def test_a_queue_that_starts_it_again_starts_the_clock_again() -> None:
+def test_a_restart_by_the_queue_restarts_the_start_deadline() -> None:
     pods = {
         "old": PodTime(started=0.0, finished=50.0, first=True),
         "new": PodTime(started=1000.0, first=True),
@@ -220,19 +220,19 @@ def test_a_stall_counts_from_the_last_step() -> None:
     [
         (None, False),
         (Contact(), False),
-        (Contact(silent=1200.0), False),  # a policy closes the port, or the operator has just come
-        (Contact(answered=1249.0, silent=1249.5), False),  # it answered, before the time was over
+        # A network policy closes the port, or the operator has just started.
+        (Contact(silent=1200.0), False),
+        # It answered before the deadline.
+        (Contact(answered=1249.0, silent=1249.5), False),
         (Contact(answered=1249.0, silent=1249.5, ignored=9, ignored_for=900.0), False),
         (Contact(answered=1249.0, silent=1249.5, ignored=10, ignored_for=49.0), False),
-        (
-            Contact(ignored=10, ignored_for=900.0),
-            False,
-        ),  # never heard: who takes connections there is not known
+        # It has never answered, so another program may accept the connections.
+        (Contact(ignored=10, ignored_for=900.0), False),
         (Contact(answered=1249.0, silent=1249.5, ignored=10, ignored_for=50.0), True),
         (Contact(answered=1250.0), True),
     ],
 )
-def test_silence_is_no_stall(contact: Contact | None, ends: bool) -> None:
+def test_silence_alone_is_no_stall(contact: Contact | None, ends: bool) -> None:
     seen, one = (
         running(pods={"m": PodTime(started=1000.0, first=True)}, contact=contact),
         attempt(stepped_at=1200.0),
@@ -247,21 +247,23 @@ def test_silence_is_no_stall(contact: Contact | None, ends: bool) -> None:
     )
 
 
-def test_a_trainer_that_cannot_be_asked_is_told_of() -> None:
+def test_a_trainer_that_cannot_be_reached_is_reported() -> None:
     pods = {"m": PodTime(started=1000.0, first=True)}
     silent = running(pods=pods, contact=Contact(silent=1000.0, address="10.0.0.1:9091, pod x"))
-    assert progress_unknown(DEADLINES, silent, 1049.0) is None, "it may still load"
+    assert progress_unknown(DEADLINES, silent, 1049.0) is None, "the trainer may still load"
     reason = progress_unknown(DEADLINES, silent, 1050.0)
     assert reason is not None and reason.text.startswith("ProgressUnknown: ")
     assert "10.0.0.1:9091" in reason.text and "NetworkPolicy" in reason.text
-    assert progress_unknown(DEADLINES, silent, 9999.0) == reason, "it is written once"
+    assert progress_unknown(DEADLINES, silent, 9999.0) == reason, (
+        "the reason stays the same, so it is written once"
+    )
     assert (
         progress_unknown(DEADLINES, running(pods=pods, contact=Contact(answered=1.0)), 9999.0)
         is None
     )
 
 
-def test_a_stage_has_all_its_attempts_time_and_none_of_its_queues() -> None:
+def test_the_stage_deadline_counts_all_attempts_and_no_time_in_queues() -> None:
     stage = stepped(7).model_copy(update={"spent": Spent(seconds=600.0)})
     one = attempt(
         stepped_at=1290.0, pods={"m": PodTime(started=1000.0, first=True)}, gone=Spent(seconds=90.0)
@@ -271,7 +273,7 @@ def test_a_stage_has_all_its_attempts_time_and_none_of_its_queues() -> None:
     assert isinstance(late, tuple) and late[0] is F.STAGE_DEADLINE
 
 
-def test_nodes_held_by_pods_that_do_not_start() -> None:
+def test_pods_that_do_not_start_end_the_attempt_at_the_start_deadline() -> None:
     seen = Seen(
         live=True,
         started=True,
@@ -287,7 +289,7 @@ def test_nodes_held_by_pods_that_do_not_start() -> None:
     )
 
 
-def test_what_waiting_cannot_help_is_not_waited_for() -> None:
+def test_an_attempt_that_can_never_start_is_ended_at_once() -> None:
     seen = Seen(live=True, started=True, hopeless=(F.IMAGE, "there is no image x"))
     assert deadline(DEADLINES, StageStatus(name="a"), attempt(), seen, 0.0) == (
         F.IMAGE,

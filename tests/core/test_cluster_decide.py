@@ -1,7 +1,7 @@
-"""`decide` on a cluster: every fault at every request in small worlds, and lives at random in
+"""`decide` on a cluster: every fault at every request in small worlds, and random histories in
 larger ones.
 
-MODELCHAIN_EXPLORE=n lives n times as many random lives; from 10 on every pair of faults is
+MODELCHAIN_EXPLORE=n plays n times as many random histories. From 10 on every pair of faults is
 explored, which takes hours.
 """
 
@@ -22,7 +22,8 @@ from modelchain.api.status import State
 from modelchain.decide.observed import Launch, RecordArtifact
 
 EXPLORE = int(os.environ.get("MODELCHAIN_EXPLORE", "1"))
-LONGEST_CALM = 600  # requests, events and waits of a chain that nothing disturbs any more
+# Requests, events and waits after which a world without further faults must be at rest.
+LONGEST_CALM = 600
 
 Event = tuple[str, Callable[[Cluster], object]]
 
@@ -32,15 +33,15 @@ def settle(world: Cluster) -> Cluster:
         if not world.calm_step():
             world.check_rest()
             return world
-    raise AssertionError("it does not end")
+    raise AssertionError("the world does not come to rest")
 
 
 def until(world: Cluster, condition: Callable[[Cluster], bool]) -> Cluster:
     for _ in range(LONGEST_CALM):
         if condition(world):
             return world
-        assert world.calm_step(), "it came to rest before"
-    raise AssertionError("it does not come")
+        assert world.calm_step(), "the world came to rest before the condition was true"
+    raise AssertionError("the condition does not become true")
 
 
 def running(world: Cluster) -> bool:
@@ -48,7 +49,7 @@ def running(world: Cluster) -> bool:
 
 
 def changed(what: Callable[[Cluster], object]) -> Callable[[Cluster], None]:
-    """A fault that watches tell of."""
+    """A fault that watches report to the operators."""
 
     def happen(world: Cluster) -> None:
         what(world)
@@ -58,20 +59,20 @@ def changed(what: Callable[[Cluster], object]) -> Callable[[Cluster], None]:
 
 
 def faults(world: Cluster) -> Iterator[Event]:
-    """Everything that may go wrong, be slow, or be asked for, at this moment."""
-    current = world.lookers[world.turn]
+    """Everything that may fail, be slow, or be requested at this moment."""
+    current = world.operators[world.turn]
     if current.phase == "write":
         for how in ("unsent", "sent", "answered"):
-            yield f"dies, {how}", lambda w, h=how: w.die(w.lookers[w.turn], h)
+            yield f"dies, {how}", lambda w, h=how: w.die(w.operators[w.turn], h)
         if current.step is not None and isinstance(current.step.action, Launch | RecordArtifact):
             yield "what it makes is refused twice", lambda w: setattr(w, "refusals", 2)
     elif current.memory.pods:
-        yield "dies", lambda w: w.lookers[w.turn].crash()
-    for index, looker in enumerate(world.lookers):
-        if index != world.turn and (looker.phase != "idle" or current.phase != "idle"):
+        yield "dies", lambda w: w.operators[w.turn].crash()
+    for index, operator in enumerate(world.operators):
+        if index != world.turn and (operator.phase != "idle" or current.phase != "idle"):
             yield (
                 f"operator {index} goes on",
-                lambda w, i=index: (setattr(w, "turn", i), w.advance(w.lookers[i])),
+                lambda w, i=index: (setattr(w, "turn", i), w.advance(w.operators[i])),
             )
     for index in range(len(world.flying)):
         yield f"write {index} lands", lambda w, i=index: w.land(i)
@@ -80,7 +81,7 @@ def faults(world: Cluster) -> Iterator[Event]:
     ):
         yield name, changed(happen)
     yield from disasters(world)
-    yield from wishes(world)
+    yield from user_requests(world)
 
 
 def disasters(world: Cluster) -> Iterator[Event]:
@@ -144,7 +145,7 @@ def disasters(world: Cluster) -> Iterator[Event]:
             )
 
 
-def wishes(world: Cluster) -> Iterator[Event]:
+def user_requests(world: Cluster) -> Iterator[Event]:
     for name, chain in world.chains.items():
         yield (
             f"{name} suspend: {not chain.suspend}",
@@ -165,7 +166,9 @@ def wishes(world: Cluster) -> Iterator[Event]:
 
 
 def every_fault(world: Cluster) -> Iterator[Callable[[Cluster], None]]:
-    """For `explore`: with a trace, and the promise that no fault may break."""
+    """The faults for `explore`. Each writes a trace and then checks that at most one attempt is
+    live.
+    """
     for name, happen in faults(world):
 
         def fault(
@@ -179,7 +182,7 @@ def every_fault(world: Cluster) -> Iterator[Callable[[Cluster], None]]:
 
 
 class traced:
-    """Says how a broken promise came about."""
+    """Adds what happened before to the error of a failed check."""
 
     def __init__(self, world: Cluster):
         self.world = world
@@ -192,7 +195,7 @@ class traced:
             error.add_note("what happened: " + "; ".join(self.world.trace))
 
 
-# Situations, one by one: each was wrong once.
+# Single situations. `decide` was wrong in each of them once.
 
 
 def test_an_undisturbed_chain() -> None:
@@ -215,7 +218,7 @@ def test_a_transition_is_measured_once() -> None:
     changed(lambda w: w.toggle("family", "spec.stages[1].rerun", "x"))(world)
     settle(world)
     _, edited, after = world.chains["family"].status.stages
-    assert edited.transition_seconds == before[0], "its predecessor had ended long ago"
+    assert edited.transition_seconds == before[0], "its predecessor had finished long before"
     assert after.transition_seconds is not None and after.transition_seconds < 60
 
 
@@ -231,7 +234,7 @@ def test_a_suspension_is_no_transition() -> None:
     assert world.chains["family"].status.stages[1].transition_seconds is None
 
 
-def test_an_edit_that_is_taken_back_charges_nobody() -> None:
+def test_an_edit_that_is_reverted_charges_no_budget() -> None:
     world = until(alone(1), running)
     changed(lambda w: w.toggle("family", "spec.stages[0].rerun", "x"))(world)
     until(world, lambda w: all(job.deleting for job in w.jobs.values()))
@@ -242,7 +245,7 @@ def test_an_edit_that_is_taken_back_charges_nobody() -> None:
     assert [a.state for a in stage.attempts] == [State.SUSPENDED, State.SUCCEEDED]
 
 
-def test_a_job_that_goes_while_its_artifact_is_rehashed_is_not_trained_again() -> None:
+def test_a_job_deleted_while_its_artifact_is_rehashed_is_not_trained_again() -> None:
     world = until(alone(1), running)
     changed(lambda w: w.succeed("family-a-a1#1-1", word=False))(world)
     until(world, lambda w: bool(w.verifiers))
@@ -255,7 +258,7 @@ def test_a_job_that_goes_while_its_artifact_is_rehashed_is_not_trained_again() -
 
 
 @pytest.mark.parametrize("again", [True, False])
-def test_a_claim_that_goes_before_its_artifact_is_recorded_is_said(again: bool) -> None:
+def test_a_claim_lost_before_its_artifact_is_recorded_is_reported(again: bool) -> None:
     world = until(alone(1), lambda w: any(pod.phase == "Succeeded" for pod in w.pods.values()))
     world.set_job("family-a-a1#1", finished="Succeeded")
     changed(lambda w: w.lose_claim("family", again=again))(world)
@@ -267,8 +270,8 @@ def test_a_claim_that_goes_before_its_artifact_is_recorded_is_said(again: bool) 
     assert world.chains["family"].status.is_true("Complete")
 
 
-def test_only_a_new_value_of_the_retry_annotation_asks_for_anything() -> None:
-    """A GitOps tool that does not know of it takes it away again."""
+def test_only_a_new_value_of_the_retry_annotation_starts_attempts() -> None:
+    """A GitOps tool that does not know the annotation removes it, which must start nothing."""
 
     def fails(world: Cluster) -> Cluster:
         for _ in range(LONGEST_CALM):
@@ -277,7 +280,7 @@ def test_only_a_new_value_of_the_retry_annotation_asks_for_anything() -> None:
                     changed(lambda w, u=pod.uid: w.fail(u, F.ERROR))(world)
             if not world.calm_step():
                 return world
-        raise AssertionError("it does not end")
+        raise AssertionError("the world does not come to rest")
 
     world = fails(alone(1))
     made = len(attempts(world))
@@ -289,9 +292,9 @@ def test_only_a_new_value_of_the_retry_annotation_asks_for_anything() -> None:
 
 
 @pytest.mark.parametrize("then", ["retry", "a queue is named", "it is suspended"])
-def test_a_job_that_somebody_else_suspends_is_not_fought_over(then: str) -> None:
-    """It is in no queue, so nobody will let it go on. Nothing is done or charged until somebody
-    says what is wanted.
+def test_a_job_that_another_client_suspends_stays_suspended(then: str) -> None:
+    """The job is in no queue, so no controller will resume it. The operator reports this, and does
+    and charges nothing until a user requests a retry or edits the chain.
     """
     world = until(alone(1), running)
     changed(lambda w: w.set_job("family-a-a1#1", suspended=True))(world)
@@ -301,7 +304,7 @@ def test_a_job_that_somebody_else_suspends_is_not_fought_over(then: str) -> None
     assert stage.stalled and stage.reason.startswith("SuspendedByAnother: ")
     assert (stage.retries, stage.disruptions, len(stage.attempts), len(world.jobs)) == (0, 0, 1, 1)
     spent = stage.gpu_seconds
-    world.now += 86_400.0  # nobody holds a GPU meanwhile
+    world.now += 86_400.0  # no pod exists, so no GPU time is spent
     match then:
         case "retry":
             changed(lambda w: w.edit("family", bump=False, retry="again"))(world)
@@ -317,17 +320,17 @@ def test_a_job_that_somebody_else_suspends_is_not_fought_over(then: str) -> None
     assert (stage.retries, stage.disruptions) == (0, 0) and stage.gpu_seconds < spent + 10_000
 
 
-def test_a_suspended_chain_does_not_keep_others_from_a_shared_stage() -> None:
+def test_a_suspended_chain_does_not_block_a_shared_stage() -> None:
     world = until(together(1), lambda w: bool(attempts(w)))
     changed(lambda w: w.edit("one", suspend=True))(world)
     settle(world)
     assert all(chain.status.is_true("Complete") for chain in world.chains.values()), (
-        "trained by the other, used by both"
+        "the other chain trains the stage, and both use it"
     )
     assert [a.state for a in attempts(world).values()] == [State.SUSPENDED, State.SUCCEEDED]
 
 
-def test_a_lost_status_starts_nothing_beside_the_job_it_forgot_and_no_name_again() -> None:
+def test_after_a_lost_status_the_old_job_is_stopped_first_and_no_name_is_reused() -> None:
     world = until(alone(1), running)
     changed(lambda w: w.wipe("family"))(world)
     settle(world)
@@ -335,16 +338,16 @@ def test_a_lost_status_starts_nothing_beside_the_job_it_forgot_and_no_name_again
 
 
 @pytest.mark.parametrize("moment", ["complete", "running"])
-def test_an_operator_of_other_arithmetic_trains_nothing_again(
+def test_an_operator_with_another_trainer_math_retrains_nothing(
     moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is complete stays so, and what runs goes on: the number is recorded, and no part of the
-    inputs.
+    """A complete chain stays complete, and a running attempt goes on: TRAINER_MATH is recorded with
+    an artifact, but is no part of the input digest.
     """
     world = settle(alone(2)) if moment == "complete" else until(alone(2), running)
     jobs, digests = set(world.jobs), [s.input_digest for s in world.chains["family"].status.stages]
     monkeypatch.setattr("modelchain.identity.digest.TRAINER_MATH", 99)
-    world.lookers[0].crash()
+    world.operators[0].crash()
     settle(world)
     status = world.chains["family"].status
     assert status.is_true("Complete") and list(attempts(world)) == ["family-a-a1", "family-b-a1"]
@@ -358,7 +361,7 @@ def test_a_shared_stage_is_trained_once() -> None:
     assert sorted(attempts(world)) == ["one-a-a1", "one-b-a1", "two-b-a1"]
 
 
-# All that can happen, in small worlds.
+# Everything that can happen, in small worlds.
 
 
 @pytest.mark.parametrize(
@@ -380,7 +383,7 @@ def test_one_fault_at_every_request(
 
 
 def changes(world: Cluster) -> Iterator[Event]:
-    """What a person or a GitOps tool may ask for while an attempt is launched, and take back."""
+    """What a user or a GitOps tool may change, and revert, while an attempt is launched."""
     chain = world.chains["family"]
     yield "suspend or resume", changed(lambda w: w.edit("family", suspend=not chain.suspend))
     yield "edit", changed(lambda w: w.toggle("family", "spec.stages[0].rerun", "x"))
@@ -396,26 +399,26 @@ def changes(world: Cluster) -> Iterator[Event]:
 
 
 def relabel(world: Cluster) -> None:
-    """Somebody puts every job that is held into a queue of theirs."""
+    """Another client puts every unreleased job into a queue of its own."""
     for job in list(world.jobs.values()):
         if job.suspended and not job.released:
             world.set_job(job.uid, queue="foreign")
 
 
 def start(world: Cluster) -> None:
-    """Somebody lifts every suspension."""
+    """Another client starts every unreleased job."""
     for job in list(world.jobs.values()):
         if job.suspended and not job.released:
             world.set_job(job.uid, suspended=False)
 
 
 def launching(world: Cluster) -> bool:
-    """From the intent until the job may run."""
+    """An attempt is open, from its intent on, and has no pod yet."""
     return any(a.finished_at is None for a in attempts(world).values()) and not world.pods
 
 
 def every_change(world: Cluster) -> Iterator[Callable[[Cluster], None]]:
-    """For `explore`: the first change belongs to a launch, another may come whenever."""
+    """The changes for `explore`: the first one happens during a launch, a second at any time."""
     if not (launching(world) or world.changed):
         return
     for name, happen in changes(world):
@@ -436,8 +439,8 @@ def every_change(world: Cluster) -> Iterator[Callable[[Cluster], None]]:
 def test_changes_while_an_attempt_is_launched(
     queue: bool, changes: int, request: pytest.FixtureRequest
 ) -> None:
-    """The first at any step of the launch, the second at any step after it: it ends, and no attempt
-    is made twice.
+    """The first change comes at any step of the launch, the second at any later step. The world
+    always comes to rest, and no attempt is created twice.
     """
     world = until(alone(1, queue=queue), launching)
     changes = 1 if queue and EXPLORE < 10 else 2
@@ -448,7 +451,7 @@ def test_changes_while_an_attempt_is_launched(
 
 
 def shape(world: Cluster) -> tuple[object, ...]:
-    """What can be seen of a chain and its jobs, whatever they are numbered."""
+    """The visible state of a chain and its jobs, without the numbers of its attempts."""
     chain = world.chains["family"]
     shown = [
         (
@@ -474,8 +477,8 @@ def shape(world: Cluster) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("first", ["suspend or resume", "edit", "another configuration", "retry"])
 def test_no_pair_of_states_repeats(first: str) -> None:
-    """At every step of a launch a change, and when that is done its reverse: nothing goes round in
-    a circle.
+    """At every step of a launch a change is made and, once it is carried out, reverted. `decide`
+    never goes round in a circle.
     """
     before = until(alone(1), launching)
     while launching(before):
@@ -493,11 +496,11 @@ def test_no_pair_of_states_repeats(first: str) -> None:
             break
 
 
-# At random, in larger worlds.
+# Random histories in larger worlds.
 
 
 @pytest.mark.parametrize("seed", range(40 * EXPLORE))
-def test_random_lives(seed: int) -> None:
+def test_random_histories(seed: int) -> None:
     chance = random.Random(seed)
     starts = [
         lambda: alone(2, operators=2),

@@ -1,11 +1,12 @@
-"""The code that `decide` gives a stage beside each of its sentences, and those of conditions."""
+"""The codes that `decide` gives stages beside their reasons, and the codes of conditions."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
-from specs import MINIMAL
+from specs import MINIMAL, with_changes
 
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.spec import ModelChain
@@ -19,7 +20,7 @@ NOW = 1000.0
 
 
 def after(status: ChainStatus, **seen: Any) -> ChainStatus:
-    """The status that `decide` writes of what is seen."""
+    """The status that `decide` writes for what it observes."""
     absent = Seen(live=False, started=False)
     defaults: dict[str, Any] = {"artifact": lambda d: None, "attempt": lambda name: absent}
     return decide(CHAIN, Observed(status=status, **defaults | seen), NOW).status
@@ -29,22 +30,22 @@ def codes(status: ChainStatus) -> list[Code | None]:
     return [stage.code for stage in status.stages]
 
 
-def test_a_first_stage_and_one_behind_it() -> None:
+def test_the_codes_of_a_new_chain() -> None:
     assert codes(after(ChainStatus())) == [Code.MISS, Code.WAITS_FOR_STAGE]
 
 
-def test_an_artifact_that_is_there() -> None:
+def test_the_code_of_a_hit() -> None:
     found = Artifact("w", "d/artifact", macs=1, metrics={})
     assert codes(after(ChainStatus(), artifact=lambda d: found)) == [Code.UNCHANGED] * 2
 
 
-def test_a_command_that_is_interrupted() -> None:
+def test_the_code_of_an_interrupted_command() -> None:
     status = after(ChainStatus(), interrupted=True)
     assert codes(status)[0] is Code.INTERRUPTED and status.stages[0].state is State.SUSPENDED
 
 
 @pytest.mark.parametrize(("interrupted", "code"), [(True, Code.INTERRUPTED), (False, Code.RESUMES)])
-def test_an_attempt_that_was_stopped(interrupted: bool, code: Code) -> None:
+def test_the_codes_of_an_attempt_that_is_stopped(interrupted: bool, code: Code) -> None:
     status = after(ChainStatus())
     name = status.stages[0].attempts[0].name
     running = {"attempt": lambda _: Seen(live=True, started=True), "live": frozenset({name})}
@@ -90,3 +91,39 @@ def test_a_stall_without_a_code_of_its_own() -> None:
     stage = StageStatus(name="a", state=State.PENDING, reason="x", stalled=True)
     stalled = completed(CHAIN, ChainStatus(), [stage], None, NOW).condition("Stalled")
     assert stalled is not None and stalled.reason == Code.BLOCKED
+
+
+OLD = Path(__file__).with_name("status-without-codes.json")
+
+
+def test_a_status_of_the_version_before_goes_on() -> None:
+    """It has no codes, no next commands and no runner. Its running attempt is neither launched
+    again nor stopped; only what is new is written.
+    """
+    old = ChainStatus.model_validate_json(OLD.read_text())
+    running = old.stages[1].attempts[-1]
+    first = old.stages[0]
+    assert running.runner is None and first.artifact is not None and first.input_digest is not None
+    made = Artifact(first.artifact.digest, first.artifact.path, first.macs, {"top1": 30.0})
+    seen = Seen(
+        live=True,
+        started=True,
+        uid=running.uid,
+        running=True,
+        progress=old.stages[1].progress,
+        macs=running.macs,
+        pods=running.pods,
+    )
+    observed = Observed(
+        status=old,
+        artifact={first.input_digest: made}.get,
+        attempt=lambda name: seen,
+        live=frozenset({running.name}),
+        records=True,
+        price="2.21",
+    )
+    meta = {"name": "vit", "namespace": "team", "generation": old.observed_generation}
+    spec = with_changes({"metadata": meta})
+    step = decide(ModelChain.model_validate(spec), observed, NOW)
+    assert [stage.attempts for stage in step.status.stages] == [s.attempts for s in old.stages]
+    assert step.action is None and codes(step.status)[0] is not None

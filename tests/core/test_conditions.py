@@ -1,4 +1,4 @@
-"""Conditions as kstatus reads them, the one-line summary, and the bound on a status."""
+"""Conditions as kstatus reads them, the one-line summary, and the size limit of a status."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def status(
 
 
 def stage(name: str, state: State, reason: Reason | str = "why", **more: Any) -> StageStatus:
-    """A stage as `decide` leaves it: the sentence of a reason with its code beside it."""
+    """A stage as `decide` writes it: the text of a reason with its code beside it."""
     one = StageStatus(name=name, state=state, **more)
     if isinstance(reason, str):
         return one.changed(reason=reason)
@@ -51,10 +51,13 @@ def stage(name: str, state: State, reason: Reason | str = "why", **more: Any) ->
 
 
 def kstatus(generation: int, status: ChainStatus) -> str:
-    """What `sigs.k8s.io/cli-utils` computes of any object: notes/ecosystem.md, section 2."""
+    """What kstatus (`sigs.k8s.io/cli-utils/pkg/kstatus`) computes for any custom resource: an old
+    observedGeneration is InProgress, Stalled is Failed, Reconciling is InProgress, and Ready must
+    not be false.
+    """
     if status.observed_generation != generation:
         return "InProgress"
-    for condition in status.conditions:  # the first in the list's order
+    for condition in status.conditions:  # the first in list order decides
         if condition.type == "Stalled" and condition.status == "True":
             return "Failed"
         if condition.type == "Reconciling" and condition.status == "True":
@@ -108,7 +111,7 @@ def test_kstatus_of_every_phase(phase: str) -> None:
     last, verdict, reason = PHASES[phase]
     found = status(DONE, last)
     assert kstatus(3, found) == verdict
-    assert kstatus(4, found) == "InProgress", "an edit that nobody has seen yet"
+    assert kstatus(4, found) == "InProgress", "no pass has seen the edit yet"
     said = found.condition("Stalled") or found.condition("Reconciling")
     assert (said.reason if said else "") == reason
     assert (found.condition("Ready") is None) == (phase == "suspended")
@@ -119,14 +122,14 @@ def test_kstatus_of_every_phase(phase: str) -> None:
     assert found.is_true("Admitted")
 
 
-def test_a_status_nobody_has_written_is_not_current() -> None:
+def test_a_status_that_was_never_written_is_not_current() -> None:
     assert kstatus(1, ChainStatus()) == "InProgress"
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(State), st.booleans()), min_size=1, max_size=5))
 def test_conditions_never_contradict_each_other(stages: list[tuple[State, bool]]) -> None:
-    ended = (State.SUCCEEDED, State.FAILED)  # waits for nobody
+    ended = (State.SUCCEEDED, State.FAILED)  # such a stage waits for nothing
     found = status(
         *(
             stage("abcde"[i], state, stalled=stalled and state not in ended)
@@ -159,7 +162,7 @@ def test_times_change_only_with_the_status() -> None:
     assert changed == {"Ready", "Complete", "Finished"}
 
 
-def test_a_refused_spec_fails_at_once_and_keeps_what_is_known() -> None:
+def test_a_refused_spec_fails_at_once_and_keeps_the_stages() -> None:
     before = status(DONE, stage("b", State.RUNNING))
     found = refused(before, 4, "spec.stages[0]: no", NOW + 60)
     assert kstatus(4, found) == "Failed" and found.stages == before.stages
@@ -167,14 +170,16 @@ def test_a_refused_spec_fails_at_once_and_keeps_what_is_known() -> None:
         found.condition("Reconciling") is None
         and found.condition("Stalled").message == "spec.stages[0]: no"
     )  # type: ignore[union-attr]
-    assert refused(found, 4, "spec.stages[0]: no", NOW + 120) == found, "said once"
+    assert refused(found, 4, "spec.stages[0]: no", NOW + 120) == found, (
+        "the refusal is written once"
+    )
     mended = completed(chain(), found, before.stages, None, NOW + 180)
     assert kstatus(3, mended) == "InProgress" and mended.condition("Stalled") is None
 
 
 def test_a_complete_chain_whose_spec_is_refused_is_not_complete() -> None:
-    """What has finished is not what is asked for now; its stages are known all the same, and
-    nothing starts unasked.
+    """The stages that finished are not those of the spec now. They stay in the status, and nothing
+    starts by itself.
     """
     before = status(DONE)
     assert before.is_true("Complete") and before.is_true("Finished")
@@ -186,14 +191,18 @@ def test_a_complete_chain_whose_spec_is_refused_is_not_complete() -> None:
             "InvalidSpec",
         )
     assert found.stages == before.stages and found.is_over(1)
-    assert refused(found, 4, "spec.stages[0]: no", NOW + 120) == found, "said once"
+    assert refused(found, 4, "spec.stages[0]: no", NOW + 120) == found, (
+        "the refusal is written once"
+    )
     mended = completed(chain(), found, before.stages, None, NOW + 180)
     assert mended.is_true("Complete")
 
 
 @pytest.mark.parametrize("length", [10, 5000])
 def test_texts_of_any_length_fit_the_crd(length: int) -> None:
-    """Both ends stay: the beginning has the reason, and the end what somebody else said last."""
+    """Both ends of a long text stay: the beginning has the reason's code, and the end what the API
+    server or a webhook said last.
+    """
     text = "policy says no; " * length + "the end"
     reason = Reason(Code.LAUNCH_REFUSED, message=text)
     failed = AttemptStatus(
@@ -282,7 +291,7 @@ def test_a_status_of_32_stages_with_long_histories_is_bounded() -> None:
     )
     again = completed(chain(8), found, found.stages, None, NOW)
     assert completed(chain(8), again, again.stages, None, NOW) == again, (
-        "bounding it again changes nothing"
+        "a status that was shortened is not shortened further"
     )
 
 

@@ -1,4 +1,4 @@
-"""The CRDs are current and small, and keep the rules of strict API reviews (kube-api-linter's)."""
+"""The CRDs are current and small, and keep the rules of kube-api-linter."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_files_are_current() -> None:
 
 
 @pytest.mark.parametrize("name", DEFINITIONS)
-def test_plain_kubectl_apply_can_keep_it_in_an_annotation(name: str) -> None:
+def test_each_crd_fits_the_annotation_of_plain_kubectl_apply(name: str) -> None:
     assert len(rendered()[name].encode()) < 80_000
     assert len(json.dumps(DEFINITIONS[name])) < 60_000
 
@@ -62,7 +62,7 @@ def test_everything_is_bounded(path: str, node: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("path", "node"), NODES)
 def test_no_default_within_a_list(path: str, node: dict[str, Any]) -> None:
-    """Argo CD compares whole lists, so a default inside would always be a difference."""
+    """Argo CD compares whole lists, so a default inside a list would always be a difference."""
     assert "default" not in node or not (
         "[]" in path or (path.startswith("status") and path != "status")
     )
@@ -93,7 +93,7 @@ def test_lists_that_others_patch_are_keyed() -> None:
     assert places["status"]["default"] == {"observedGeneration": -1}
 
 
-def test_rules_say_what_to_do() -> None:
+def test_every_rule_has_a_short_message() -> None:
     rules = [
         rule
         for name in DEFINITIONS
@@ -105,7 +105,7 @@ def test_rules_say_what_to_do() -> None:
         assert 10 < len(rule["message"]) < 400 and "\n" not in rule["message"]
 
 
-def test_cel_knows_as_many_places_as_there_can_be_stages() -> None:
+def test_cel_lists_an_index_for_every_possible_stage() -> None:
     [most] = [
         m.max_length for m in ChainSpec.model_fields["stages"].metadata if hasattr(m, "max_length")
     ]

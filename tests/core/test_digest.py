@@ -1,5 +1,5 @@
-"""The input digest is a promise: golden digests, and for every field of the spec the stages that
-it retrains.
+"""The input digest must stay stable: golden digests, and for every field of the spec the stages
+that a change of it retrains.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ FREE = {
     "spec.stages[2].epochs": DELETE,
     "spec.allocation.targetAcceleration": "3",
 }
-ONLY = object()  # stands for a field that takes one value today
+ONLY = object()  # stands for the value of a field that has only one valid value today
 
 
 class Row(NamedTuple):
@@ -165,7 +165,7 @@ ROWS = [
     Row("spec.storage.claimTemplate.storageClassName", "rwx", ""),
     Row("spec.storage.claimTemplate.size", "2Gi", ""),
     Row("spec.storage", {"claimName": "other"}, ""),
-    Row("spec.storage.claimName", ONLY, ""),  # in the row above
+    Row("spec.storage.claimName", ONLY, ""),  # the row above changes it
     Row("spec.storage.retain", False, ""),
     Row("spec.runner.kind", "Local", ""),
     Row("spec.runner.nodePool", "a100-80gb", ""),
@@ -216,7 +216,7 @@ def test_which_stages_a_field_retrains(row: Row) -> None:
 
 
 @pytest.mark.parametrize("field", ["width", "depth"])
-def test_the_growth_method_is_hashed_though_there_is_one(field: str) -> None:
+def test_the_growth_method_is_hashed_though_only_one_exists(field: str) -> None:
     chain = parse(ZOO)
     other = chain.spec.transfer.model_copy(update={field: "Another"})
     changed = chain.model_copy(update={"spec": chain.spec.model_copy(update={"transfer": other})})
@@ -242,13 +242,13 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def test_every_field_of_the_spec_has_a_row() -> None:
-    """Whether a new field is hashed must be decided."""
+    """A new field needs a decision whether it is hashed."""
     rows = {re.sub(r"\[\d\]", "[]", row.path) for row in ROWS}
     fields = set(_fields(ModelChain))
     assert len(fields) > 60
     assert fields - rows == set()
     assert rows - fields == {"spec.evaluation", "spec.storage"}, (
-        "rows for whole groups, beside those of their fields"
+        "two rows replace whole groups; the fields of the groups have rows of their own"
     )
 
 
@@ -273,7 +273,9 @@ GOLDEN = {
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_digests(name: str) -> None:
-    """If this fails, every existing artifact would be retrained: raise `v`, and document it."""
+    """If this fails, a release would retrain every existing artifact. If that is intended, raise
+    `v` and document it.
+    """
     base, expected = GOLDEN[name]
     assert digests(parse(base)) == expected
 
@@ -296,7 +298,7 @@ def test_golden_text() -> None:
     assert canonical(inputs).decode() == text
     assert digest_of(inputs) == hashlib.sha256(text.encode()).hexdigest()
     assert digest_of(json.loads(text)) == digest_of(inputs), (
-        "what is written to a manifest hashes alike when read back"
+        "inputs that are read back from a manifest have the same digest"
     )
 
 
@@ -347,9 +349,9 @@ def test_equal_decimals_hash_alike(spellings: tuple[str, ...]) -> None:
     assert len({number(text) for text in spellings}) == 1
 
 
-def test_equal_pulls_hash_alike_however_alpha_is_meant() -> None:
-    """alpha of Equation 1 times half the predecessor's embed_dim is the authors' alpha. ViT-T has
-    512 and ViT-S 384.
+def test_equal_distillation_weights_hash_alike_in_both_conventions() -> None:
+    """The alpha of Equation 1 times half the predecessor's embed_dim is the alpha of the authors'
+    release. The embed_dim of ViT-T is 512, that of ViT-S 384.
     """
 
     def of(alpha: str, convention: str) -> ModelChain:
@@ -403,7 +405,7 @@ def test_a_miss_names_its_fields(
     assert differing_fields(old, new) == fields
 
 
-def test_a_stage_that_becomes_the_first_names_what_it_lost() -> None:
+def test_a_stage_that_becomes_the_first_names_the_fields_it_lost() -> None:
     spec = parse(ZOO).spec
     as_second = stage_inputs(spec, 1, epochs=8, fingerprint=None, predecessor="a" * 64)
     alone = stage_inputs(spec, 1, epochs=8, fingerprint=None, predecessor=None)

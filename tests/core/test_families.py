@@ -1,4 +1,4 @@
-"""Families of towers: the registry is complete, and all that a new family touches is named here."""
+"""Families of towers: the registry is complete, and TOUCHED lists the files a new one touches."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ ROOT = Path(__file__).parents[2]
 FOLDER = Path(registry.__file__).parent
 COMMON = {"__init__", "registry", "tower"}
 
-# Code that knows a family by its name, and so what a new family touches: a file of its own, the
-# registry, and in the trainer the rules that grow its parameters, the layers to compile, and the
-# files that other libraries open.
+# The files that name a family. A new family touches them: its own file, the registry, and in the
+# trainer the growth rules of its parameters, the layers to compile, and the export.
 TOUCHED = {
     "core/modelchain/families/registry.py",
     "core/modelchain/families/swin.py",
@@ -38,7 +37,7 @@ def test_the_registry_holds_every_file_of_the_folder() -> None:
 
 
 def _words(tree: ast.AST) -> Iterator[str]:
-    """Names and texts in code; docstrings and comments are prose and may name families."""
+    """Names and strings in code. Docstrings and comments are left out; they may name families."""
     prose = {
         id(node.value)
         for node in ast.walk(tree)
@@ -55,7 +54,7 @@ def _words(tree: ast.AST) -> Iterator[str]:
 
 
 def _knows_a_family(file: Path) -> bool:
-    """Whether the code names a family, other than by giving a model of Table G as an example."""
+    """Whether the code names a family. Models of Table G do not count; they serve as examples."""
     words = " ".join(_words(ast.parse(file.read_text())))
     for model in MODELS:
         words = re.sub(rf"\b{model}\b", "", words)

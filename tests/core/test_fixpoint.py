@@ -1,5 +1,5 @@
-"""At the sizes that users have: what `decide` wrote is what it decides again, and whatever is asked
-for is reached.
+"""`decide` at the sizes that users have: deciding again right after a pass changes nothing, and
+every request is carried out.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 SCHEMA = definitions()["modelchains.yaml"]["spec"]["versions"][0]["schema"]["openAPIV3Schema"][
     "properties"
 ]["status"]
-MOST_WRITES = 12  # of one look; a chain that has nothing new to say writes none
+MOST_STEPS = 12  # of one pass: writes and actions
 MOMENTS = 12
 
 
 @dataclass
 class Run:
-    """A job as it really is. `macs` and `step` are of its present life; an evicted one starts
-    another.
+    """The truth about a job. `macs` and `step` count from its last start; a job that was evicted
+    starts again.
     """
 
     digest: str
@@ -59,7 +59,7 @@ class Run:
 
 @dataclass
 class Life:
-    """A chain on a cluster that does as it is told, with real numbers."""
+    """A chain on a cluster that carries out every action, with realistic numbers."""
 
     body: dict[str, Any]
     nodes: int = 1
@@ -82,7 +82,7 @@ class Life:
         generation = self.body["metadata"]["generation"] + 1
         self.body = with_changes({"metadata.generation": generation, **changes}, self.body)
 
-    # What decide sees and does.
+    # What `decide` sees and does.
 
     def seen(self, name: str) -> Seen:
         run = self.runs.get(name)
@@ -92,7 +92,7 @@ class Life:
         stage, attempt = next(
             (s, a) for s in self.status.stages for a in s.attempts if a.name == name
         )
-        gone = frozenset(list(run.pods)[: -self.nodes])  # of earlier lives, remembered
+        gone = frozenset(list(run.pods)[: -self.nodes])  # remembered, from before an eviction
         summed_up = attempt.gone.gpu_seconds > 0
         pods = {
             u: pod
@@ -129,9 +129,9 @@ class Life:
             poll_seconds=30.0,
         )
 
-    def look(self) -> None:
-        """Until nothing is left to do now: then to decide again changes nothing."""
-        for _ in range(MOST_WRITES):
+    def reconcile(self) -> None:
+        """One pass, until nothing is left to do. Deciding again must then change nothing."""
+        for _ in range(MOST_STEPS):
             self.now += 0.01
             step = decide(self.chain, self.observed(), self.now)
             if step.write:
@@ -139,7 +139,7 @@ class Life:
             elif not self.does(step.action):
                 break
         else:
-            raise AssertionError("it goes on writing")
+            raise AssertionError("the pass does not end")
         self.now += 0.01
         again = decide(self.chain, self.observed(), self.now)
         assert not again.write and again.status == self.status
@@ -148,7 +148,7 @@ class Life:
         body = through_a_server(status.model_dump(mode="json", by_alias=True, exclude_none=True))
         assert list(violations(body, SCHEMA)) == []
         self.status = ChainStatus.model_validate_json(json.dumps(body))
-        assert self.status == status, "what is read back is what was written"
+        assert self.status == status, "a status is read back as written"
         assert len(json.dumps(body)) < 200_000
 
     def does(self, action: object) -> bool:
@@ -180,7 +180,7 @@ class Life:
         )
 
     def planned(self, stage: str) -> tuple[int, int]:
-        """Steps, and MACs of one of them."""
+        """The steps of a stage, and the MACs of one step."""
         found = next(s for s in plan(self.chain, "analytic", {}).stages if s.name == stage)
         steps = found.samples // self.chain.spec.recipe.global_batch_size
         return steps, found.macs // steps
@@ -223,9 +223,8 @@ class Life:
         self.end_pods(name)
         self.now += 60.0
         self.start(name)
-        self.runs[name].pods = dict(
-            list(self.runs[name].pods.items())[-4096:]
-        )  # what a memory holds
+        # The operator remembers as many pods.
+        self.runs[name].pods = dict(list(self.runs[name].pods.items())[-4096:])
 
     def end(self, failure: FailureClass | None) -> None:
         name = self.live
@@ -246,7 +245,7 @@ class Life:
         run.over = True
 
     def happens(self, chance: random.Random) -> None:
-        """One thing, at random."""
+        """One random event."""
         if self.live is None:
             self.now += 700.0
             return
@@ -275,9 +274,9 @@ def life_of(example: str, nodes: int = 1, **changes: Any) -> Life:
 
 
 def random_life(chance: random.Random) -> Life:
-    """Of up to 1e21 MACs a stage."""
+    """A chain with up to about 1e21 MACs per stage."""
     macs = 10 ** chance.uniform(16, 21)
-    per_sample = 1e11  # about what ViT-S takes
+    per_sample = 1e11  # about the training MACs of ViT-S
     samples = int(min(99_999_999_999, macs / per_sample / 32))
     return life_of(
         chance.choice(["vit-cc3m", "swin-cc3m"]),
@@ -290,82 +289,83 @@ def random_life(chance: random.Random) -> Life:
     )
 
 
-def wishes(life: Life) -> None:
-    """At this moment everything that may be asked for; each is done within two looks."""
+def check_requests(life: Life) -> None:
+    """Makes every possible request at this moment; each is carried out within two passes."""
     name = life.live
     suspended = life.copy()
     suspended.edit(**{"spec.suspend": True})
     edited = life.copy()
     edited.edit(**{"spec.recipe.seed": 12345})
     for other in (suspended, edited):
-        other.look()
-        other.look()
+        other.reconcile()
+        other.reconcile()
         assert name is None or other.runs[name].stopped
         assert other.status.observed_generation == life.body["metadata"]["generation"] + 1
     asked = replace(life.copy(), retry="again")
-    asked.look()
+    asked.reconcile()
     assert asked.status.retry == "again"
     if name is not None:
         late = life.copy()
         late.now += 1e6
-        late.look()
-        late.look()
-        assert late.runs[name].stopped, "it has taken no step for days, and says so"
+        late.reconcile()
+        late.reconcile()
+        assert late.runs[name].stopped, "the trainer answers, but has taken no step for days"
 
 
 @pytest.mark.parametrize("of", ["vit-cc3m", "swin-cc3m", "vit-merged15m", *range(5)])
-def test_whatever_is_asked_for_is_reached_at_any_moment(of: str | int) -> None:
+def test_every_request_is_carried_out_at_any_moment(of: str | int) -> None:
     chance = random.Random(of)
     life = life_of(of) if isinstance(of, str) else random_life(chance)
     for _ in range(MOMENTS):
-        life.look()
-        wishes(life)
+        life.reconcile()
+        check_requests(life)
         life.happens(chance)
-    life.look()
+    life.reconcile()
     listed = sum(attempt.macs for stage in life.status.stages for attempt in stage.attempts)
     assert life.status.total.macs >= listed * (1 - 1e-12), (
-        "above 2^53 each sum is rounded to a double"
+        "the sum is smaller by rounding only: above 2^53 it is a double"
     )
 
 
 @pytest.mark.parametrize(("nodes", "evictions"), [(1, 500), (8, 500), (130, 20), (256, 20)])
-def test_any_number_of_evictions_at_any_size(nodes: int, evictions: int) -> None:
+def test_gpu_seconds_are_right_after_any_number_of_evictions(nodes: int, evictions: int) -> None:
     life, chance = life_of("swin-cc3m", nodes), random.Random(nodes)
-    life.look()
+    life.reconcile()
     began = life.now
     for n in range(evictions):
         life.evict()
         if n % 7 == 0:
             life.train(chance)
-        life.look()
-    wishes(life)
+        life.reconcile()
+    check_requests(life)
     life.end(None)
     ended = life.now
-    life.look()
+    life.reconcile()
     first = life.status.stages[0]
-    idle = evictions * 60.0  # between two lives nobody holds a GPU
+    idle = evictions * 60.0  # after an eviction no pod holds a GPU for a minute
     assert first.state is State.SUCCEEDED
-    assert first.gpu_seconds == pytest.approx(
-        (ended - began - idle) * nodes * 8, abs=nodes
-    )  # looks take time, too
+    # The tolerance is for the passes, which take time too.
+    assert first.gpu_seconds == pytest.approx((ended - began - idle) * nodes * 8, abs=nodes)
 
 
 @pytest.mark.parametrize("change", [{"spec.suspend": True}, {"spec.recipe.seed": 12345}])
-def test_what_steps_while_it_is_asked_to_stop_is_stopped(change: dict[str, Any]) -> None:
-    """A step that nobody has written yet: it is accounted for once, or the stop would never have
-    its turn.
+def test_an_attempt_that_takes_steps_while_it_should_stop_is_stopped(
+    change: dict[str, Any],
+) -> None:
+    """A step that is not in the status yet is written first. That must happen once only, or the
+    stop would be put off for ever.
     """
     life, chance = life_of("swin-cc3m", nodes=8), random.Random(0)
-    life.look()
+    life.reconcile()
     for _ in range(2):  # the first step of an attempt, and another
         name = life.live
         assert name is not None
         life.train(chance)
         asked = life.copy()
         asked.edit(**change)
-        asked.look()
-        asked.look()
+        asked.reconcile()
+        asked.reconcile()
         assert asked.runs[name].stopped
         asked.train(chance)
-        asked.look()
-        life.look()
+        asked.reconcile()
+        life.reconcile()

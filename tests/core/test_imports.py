@@ -1,5 +1,5 @@
-"""The walls between the rooms, operator -> core <- data <- trainer <- bench, and those inside core;
-nothing heavy in core, and I/O only in its io, local and cli.
+"""Which room may import which: operator -> core <- data <- trainer <- bench. The same for the
+layers inside core. Core imports nothing heavy, and does I/O in its io, local and cli folders only.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def files(*folders: Path) -> list[Path]:
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, list[str]]]:
-    """Every module imported anywhere in a file, also inside functions, and the names taken from
+    """Every module imported anywhere in a file, also inside functions, with the names taken from
     it.
     """
     for node in ast.walk(tree):
@@ -90,12 +90,12 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, list[str]]]:
                 func=ast.Attribute(attr="import_module")
                 | ast.Name(id="import_module" | "__import__")
             ):
-                assert isinstance(node.args[0], ast.Constant), "an import that cannot be read"
+                assert isinstance(node.args[0], ast.Constant), "an import by a computed name"
                 yield str(node.args[0].value), []
 
 
 def imported(file: Path) -> Iterator[str]:
-    """Everything a file imports, by its whole name: `from a.b import c` is a.b.c."""
+    """Everything a file imports, by its full name: `from a.b import c` is a.b.c."""
     for module, names in imports(ast.parse(file.read_text())):
         yield from (f"{module}.{name}" for name in names) if names else [module]
 
@@ -148,7 +148,7 @@ def test_the_operator_imports_core_alone() -> None:
 
 
 def _folder(name: str) -> str | None:
-    """The folder of core, or the single file, that an imported name of core lies in."""
+    """The folder of core, or its single file, that an imported name belongs to."""
     package, _, rest = name.partition(".")
     return rest.split(".")[0] if package == "modelchain" else None
 
@@ -184,11 +184,12 @@ PURE = [file for file in files(CORE) if _folder_of(file) not in WITH_IO]
 
 @pytest.mark.parametrize("file", PURE, ids=_name)
 def test_core_does_no_io(file: Path) -> None:
-    """Outside of io, local and cli all is a pure function of its arguments, the time included."""
+    """Outside io, local and cli, core is pure: functions get even the time as an argument."""
     tree = ast.parse(file.read_text())
     for module, names in imports(tree):
         if module == "pathlib":
-            # `Path` names a file in an error message's type; that it opens none is seen below.
+            # `Path` may be imported for type annotations. The loop below shows that no file is
+            # opened.
             assert set(names) <= PURE_PATHS | {"Path"}, f"{module}: {names}"
         else:
             assert module.split(".")[0] not in IO_MODULES, module
@@ -239,12 +240,12 @@ def test_operator_does_not_shadow_the_standard_library() -> None:
         ),
     ],
 )
-def test_imports_are_found_wherever_they_are(source: str, module: str) -> None:
+def test_imports_are_found_anywhere_in_a_file(source: str, module: str) -> None:
     found = [name.split(".")[0] for name, _ in imports(ast.parse(source))]
     assert module in found
 
 
-def test_the_walls_inside_core(tmp_path: Path) -> None:
+def test_the_layers_inside_core(tmp_path: Path) -> None:
     file = tmp_path / "x.py"
     file.write_text("from modelchain import cli\nfrom modelchain.io.files import fsync, verify\n")
     assert list(imported(file)) == [

@@ -1,4 +1,6 @@
-"""What attempts have spent: once per pod, once per attempt, and read back as it was written."""
+"""What attempts have spent: each pod and each attempt counts once, and a status is read back as it
+was written.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ from modelchain.decide.ledger import (
 from modelchain.decide.observed import Seen
 from modelchain.decide.transitions import booked
 
-PRICE = "3.60"  # an hour: a tenth of a cent a second
+PRICE = "3.60"  # per GPU hour: a tenth of a cent per second
 
 
 def attempt(number: int = 1, **more: Any) -> AttemptStatus:
@@ -44,8 +46,8 @@ def seen(pods: dict[str, PodTime], **more: Any) -> Seen:
 
 @st.composite
 def runs(draw: st.DrawFn) -> list[tuple[float, float, int]]:
-    """Pods of one attempt that a queue evicts and starts again: (started, finished, GPUs), one
-    after another.
+    """Pods of one attempt that a queue evicts and starts again, one after another: (started,
+    finished, GPUs).
     """
     at, out = 1000.0, []
     for _ in range(draw(st.integers(1, 6))):
@@ -58,10 +60,10 @@ def runs(draw: st.DrawFn) -> list[tuple[float, float, int]]:
 
 @settings(deadline=None)
 @given(runs(), st.data())
-def test_gpu_seconds_count_once_a_pod_whenever_it_is_looked_at(
+def test_gpu_seconds_count_each_pod_once_whenever_passes_run(
     life: list[tuple[float, float, int]], data: Any
 ) -> None:
-    """Also if a pod is heard of again after it was gone, as from a memory of watch events."""
+    """This is true even if a pod that is gone appears again, from the memory of watch events."""
     one, truth = attempt(), sum((finished - started) * gpus for started, finished, gpus in life)
     end = life[-1][1]
     for n, (started, finished, gpus) in enumerate(life):
@@ -79,14 +81,14 @@ def test_gpu_seconds_count_once_a_pod_whenever_it_is_looked_at(
     assert abs(running_seconds(one, end + 999) - sum(f - s for s, f, _ in life)) < 0.01
     over = closed(one, seen({}), end, PRICE, State.FAILED)
     assert abs(over.gpu_seconds - truth) < 0.01 and not over.pods, (
-        "closed with nobody there: nothing is lost"
+        "an attempt that is closed after its pods are gone loses nothing"
     )
     assert over.cost == money(truth, PRICE)
 
 
 @settings(deadline=None)
 @given(runs())
-def test_pods_that_vanish_unseen_have_run_until_the_next_look(
+def test_pods_that_vanish_unseen_count_until_the_next_pass(
     life: list[tuple[float, float, int]],
 ) -> None:
     one = attempt()
@@ -94,11 +96,11 @@ def test_pods_that_vanish_unseen_have_run_until_the_next_look(
         one = account(one, seen({f"p{n}": PodTime(started=started, gpus=gpus)}), started, PRICE)
         one = account(one, seen({}), finished, PRICE)
         once = account(one, seen({}), finished + 1000, PRICE)
-        assert once.gpu_seconds == one.gpu_seconds, "its end stays where it was put"
+        assert once.gpu_seconds == one.gpu_seconds, "a later pass does not move the pod's end"
     assert abs(one.gpu_seconds - sum((f - s) * g for s, f, g in life)) < 0.01
 
 
-def test_the_list_of_pods_is_bounded_and_their_time_is_not() -> None:
+def test_the_list_of_pods_is_bounded_and_loses_no_time() -> None:
     one = attempt()
     for n in range(2 * ledger.MAX_PODS):
         pod = PodTime(started=10.0 * n + 1, finished=10.0 * n + 6, gpus=2, first=True)
@@ -107,7 +109,7 @@ def test_the_list_of_pods_is_bounded_and_their_time_is_not() -> None:
     assert one.gpu_seconds == 2 * ledger.MAX_PODS * 10 and one.gone.gpu_seconds > 0
 
 
-def test_only_rank_0_is_running_time() -> None:
+def test_running_time_is_that_of_rank_0() -> None:
     pods = {"m": PodTime(started=1.0, gpus=8, first=True), "w": PodTime(started=1.0, gpus=8)}
     one = account(attempt(), seen(pods), 11.0, PRICE)
     assert (one.gpu_seconds, running_seconds(one, 11.0)) == (160.0, 10.0)
@@ -121,9 +123,9 @@ def test_without_pods_the_attempts_own_figures_count() -> None:
     assert (one.gpu_seconds, one.cost, one.macs) == (7.5, "0.01", 9)
 
 
-def test_an_open_attempt_is_counted_anew_and_a_closed_one_is_not() -> None:
-    """A container that never started reports a start of 1970; an earlier version billed the years
-    since.
+def test_the_figures_of_an_open_attempt_are_computed_anew() -> None:
+    """A container that never started reports 1970 as its start. An earlier version charged for all
+    the years since; the next pass corrects that.
     """
     early = {"m": PodTime(started=0.0, gpus=8, first=True), "w": PodTime(started=1.0, gpus=8)}
     one = attempt(pods=early, gpu_seconds=1e10, cost="9999999.00")
@@ -142,10 +144,10 @@ def test_an_open_attempt_is_counted_anew_and_a_closed_one_is_not() -> None:
         PRICE,
     )
     assert (ended.gpu_seconds, ended.cost) == (72.0, "0.07"), (
-        "what its node says at the end is better than our guess"
+        "the end that the node reports replaces our estimate"
     )
     assert account(ended, seen({}), 1020.0, None).cost == "0.07", (
-        "without a price what is known stays"
+        "without a price the known cost stays"
     )
 
 
@@ -153,7 +155,7 @@ def test_an_open_attempt_is_counted_anew_and_a_closed_one_is_not() -> None:
     ("nodes", "evictions"), [(130, 1), (8, 33), (256, 4), (256, 500), (1, 500)]
 )
 def test_any_number_of_evictions_keeps_the_list_within_the_crd(nodes: int, evictions: int) -> None:
-    """Remembered pods come back as long as the memory has them; each counts once."""
+    """Pods that are gone come back as long as the operator remembers them; each counts once."""
     one, remembered, now = attempt(), {}, 1000.0
     for run in range(evictions + 1):
         there = {f"{run}-{n}": PodTime(started=now, gpus=8, first=n == 0) for n in range(nodes)}
@@ -178,7 +180,7 @@ def test_same_pods() -> None:
     assert not same_pods(one, seen({**pods, "w": PodTime(started=5.0)}))
     assert not same_pods(one, seen({}, never_ran=frozenset("m")))
     gone = account(one, seen({}), 20.0, None)
-    assert same_pods(gone, seen({})), "that it is gone is known"
+    assert same_pods(gone, seen({})), "the pod is already known to be gone"
 
 
 @settings(deadline=None)
@@ -192,7 +194,7 @@ def test_an_attempt_is_closed_once_and_trimming_loses_nothing(spent: list[tuple[
         )
         stage = booked(stage, [*stage.attempts, opened])
         over = opened.model_copy(update={"finished_at": "2026-01-01T00:00:00Z"})
-        for _ in range(3):  # the same look again adds nothing
+        for _ in range(3):  # a repeated pass adds nothing
             stage = booked(stage, [*stage.attempts[:-1], over])
         macs, gpu_seconds = macs + over.macs, gpu_seconds + seconds
     assert len(stage.attempts) == min(len(spent), ledger.KEPT_ATTEMPTS)
@@ -212,7 +214,7 @@ def test_money() -> None:
         and total_cost([None]) is None
         and total_cost([]) is None
     )
-    assert total_cost(["0.10"] * 1000) == "100.00", "no float comes near it"
+    assert total_cost(["0.10"] * 1000) == "100.00", "the sum is exact, because no float is used"
 
 
 @settings(deadline=None)

@@ -1,4 +1,6 @@
-"""The formulas against the real modules, counted by torch, and against the recomputed Table G."""
+"""The formulas for MACs and parameters against the real modules, counted by torch, and against
+Table G of the paper, recomputed.
+"""
 
 from __future__ import annotations
 
@@ -55,8 +57,9 @@ SMALL = {
 CONFIGS = SMALL | {name: MODELS[name].config for name in MODELS}
 
 # facts.json, table_G: forward MACs with four captions; parameters of the image tower and of the
-# text blocks; training GMACs a sample with the update at 3 P / 1024. Its MACs take an embedding of
-# 512 throughout, as the authors released, its parameters Table G's own (ViT-S 384, ViT-L 768).
+# text blocks; training GMACs per sample with the update at 3 P / 1024. The MACs are for an
+# embedding of 512 throughout, as in the authors' release; the parameters are for Table G's own
+# embeddings (ViT-S 384, ViT-L 768).
 TABLE_G = {
     "ViT-T-16": (4306477568, 5622912, 9477120, 12.890575566375),
     "ViT-C-16": (6860673024, 9856512, 14795520, 20.54355612675),
@@ -71,7 +74,7 @@ TABLE_G = {
     "Swin-L": (61073590272, 195781908, 85054464, 183.1926922028086),
 }
 
-# Table G as printed: millions of parameters of the image tower and overall.
+# Table G as printed: millions of parameters of the image tower and of the whole model.
 PRINTED_PARAMETERS = {
     "ViT-T-16": ("5.62", "15.10"),
     "ViT-C-16": ("9.86", "24.66"),
@@ -93,15 +96,15 @@ def _one_thread() -> None:
 
 
 def _build(config: ModelConfig, device: str) -> CLIP:
-    # What the trainer uses. Without it the count is the same (see the test below).
+    # As in the trainer. Without fused attention the count is the same, as a test below shows.
     set_fused_attn(True, experimental=True)
     with torch.device(device):
         return CLIP(**config.resolved())
 
 
 def _counted(model: CLIP, config: ModelConfig, device: str) -> tuple[int, int]:
-    """MACs of one image and of one caption. In training mode, since evaluation takes a fused path
-    that torch does not count.
+    """MACs of one image and of one caption. The model is in training mode, because torch does not
+    count the fused path of evaluation.
     """
     side, length = config.vision_cfg.image_size, config.text_cfg.context_length
     out = []
@@ -127,7 +130,7 @@ def test_forward_macs_are_what_torch_counts(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["mlp ratios", "Swin-T, short captions"])
 @pytest.mark.parametrize("fused", [True, False])
-def test_a_real_pass_counts_the_same(name: str, fused: bool) -> None:
+def test_a_forward_pass_on_the_cpu_counts_the_same(name: str, fused: bool) -> None:
     config = CONFIGS[name]
     model = _build(config, "cpu")
     for module in model.modules():
@@ -137,7 +140,7 @@ def test_a_real_pass_counts_the_same(name: str, fused: bool) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_parameters_are_the_modules(name: str) -> None:
+def test_parameters_are_those_of_the_modules(name: str) -> None:
     model = _build(CONFIGS[name], "meta")
     parts = [*model.visual.parameters(), *model.transformer.parameters()]
     assert macs.parameters(CONFIGS[name]) == sum(p.numel() for p in parts)
@@ -153,7 +156,7 @@ def test_table_g(name: str) -> None:
     assert float(macs.training_macs(config, 4, 1024)) / 1e9 == pytest.approx(training, rel=exact)
 
 
-def test_training_is_three_forwards_less_the_patch_embedding_plus_the_update() -> None:
+def test_training_is_three_forward_passes_less_the_patch_embedding_plus_the_update() -> None:
     config = SMALL["mlp ratios"]
     patches = _build(config, "cpu").visual.conv1
     with FlopCounterMode(display=False) as counter:
@@ -165,16 +168,16 @@ def test_training_is_three_forwards_less_the_patch_embedding_plus_the_update() -
 
 
 @pytest.mark.parametrize("name", PRINTED_PARAMETERS)
-def test_the_printed_parameters_are_ours_but_for_vit_xb(name: str) -> None:
+def test_the_printed_parameters_equal_ours_except_for_vit_xb(name: str) -> None:
     image, overall = map(float, PRINTED_PARAMETERS[name])
-    # Table G adds rounded cells.
+    # The tolerance is wider than rounding, because Table G adds rounded cells.
     close = pytest.approx(macs.parameters(MODELS[name].config) / 1e6, abs=0.011)
     assert (overall == close) == (name != "ViT-XB-16")
     assert (image == pytest.approx(TABLE_G[name][1] / 1e6, abs=0.005)) == (name != "ViT-XB-16")
 
 
 @pytest.mark.parametrize("name", PRINTED_PARAMETERS)
-def test_the_printed_training_macs_hold_nine_a_parameter_and_the_forward_ones_six_captions(
+def test_the_printed_macs_count_nine_per_parameter_for_the_update_and_six_captions(
     name: str,
 ) -> None:
     cells, config = MODELS[name].paper, MODELS[name].config
@@ -194,7 +197,7 @@ def test_the_printed_training_macs_hold_nine_a_parameter_and_the_forward_ones_si
 
 
 def _patches(config: ModelConfig) -> None:
-    """The patch embedding's forward pass of one picture."""
+    """Runs the patch embedding's forward pass of one image."""
     vision = config.vision_cfg
     patch = 4 if vision.timm_model_name else vision.patch_size
     width = vision.shape.width

@@ -1,5 +1,5 @@
-"""Nodes whose devices failed are avoided for a day, at most sixteen; one fault on two of them is no
-fault of theirs.
+"""At most sixteen nodes whose devices failed are avoided, each for a day. The same fault on two
+nodes is not blamed on the nodes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NOW = 1_700_000_000.0
 
 
 class Machines(Life):
-    """A chain whose trainers' devices fail: `bad` are nodes of the newest attempt, with their
+    """A chain whose devices fail. `bad` has the failed nodes of the newest attempt, with their
     faults.
     """
 
@@ -49,8 +49,8 @@ class Machines(Life):
         )
 
     def fails_on(self, node: str, fault: str, checkpoint: int = 0) -> StageStatus:
-        """The newest attempt's device fails there; what has become of its stage, after every wait
-        is over.
+        """The newest attempt's device fails on this node. Returns the stage after the back-off is
+        over.
         """
         name = self.live
         assert name is not None
@@ -61,20 +61,20 @@ class Machines(Life):
         )
         self.runs[name].word = word.model_copy(update={"checkpoint_step": checkpoint})
         self.runs[name].over = True
-        self.look()
+        self.reconcile()
         self.now += 1000.0
-        self.look()
+        self.reconcile()
         return self.status.stages[0]
 
 
 @pytest.fixture
 def machines() -> Machines:
     life = Machines(life_of("vit-cc3m").body)
-    life.look()
+    life.reconcile()
     return life
 
 
-def test_the_next_attempts_keep_away(machines: Machines) -> None:
+def test_later_attempts_avoid_the_node(machines: Machines) -> None:
     stage = machines.fails_on("n1", "EccError")
     assert (stage.disruptions, stage.retries, stage.attempts[0].failure) == (
         1,
@@ -87,22 +87,22 @@ def test_the_next_attempts_keep_away(machines: Machines) -> None:
     assert machines.launched[-1].avoid == ("n1", "n2")
     machines.now += AVOIDED_SECONDS
     machines.fails_on("n3", "SelfTest")
-    assert machines.launched[-1].avoid == ("n3",), "a day is over"
+    assert machines.launched[-1].avoid == ("n3",), "after a day the first two are free again"
     assert [known.node for known in machines.status.avoid] == ["n3"]
 
 
-def test_after_a_day_a_node_is_free_again_for_an_attempt_that_waits_for_one(
+def test_after_a_day_a_node_is_no_longer_avoided_while_an_attempt_waits(
     machines: Machines,
 ) -> None:
-    """Its job names the nodes to keep away from; that they are no longer avoided outdates it."""
+    """The status must change by itself, because a job that still excludes the node is outdated."""
     machines.fails_on("n1", "EccError")
     assert [known.node for known in machines.status.avoid] == ["n1"]
     machines.now += AVOIDED_SECONDS
-    machines.look()
+    machines.reconcile()
     assert machines.status.avoid == [] and len(machines.runs) == 2
 
 
-def test_who_pays_a_retry_waits(machines: Machines) -> None:
+def test_a_stage_waits_after_a_charged_retry(machines: Machines) -> None:
     name = machines.live
     assert name is not None
     machines.bad = {"n1": "NoDevice"}
@@ -110,7 +110,7 @@ def test_who_pays_a_retry_waits(machines: Machines) -> None:
         result="Failed", failure=FailureClass.HARDWARE, message="bad", node="n1", fault="NoDevice"
     )
     machines.runs[name].word, machines.runs[name].over = word, True
-    machines.look()
+    machines.reconcile()
     stage = machines.status.stages[0]
     assert (
         stage.state is State.PENDING
@@ -120,7 +120,7 @@ def test_who_pays_a_retry_waits(machines: Machines) -> None:
     assert len(machines.runs) == 1
 
 
-def test_the_same_fault_on_a_second_node_waits_for_a_person(machines: Machines) -> None:
+def test_the_same_fault_on_a_second_node_stalls_until_a_retry(machines: Machines) -> None:
     machines.fails_on("n1", "DriverTooOld")
     stage = machines.fails_on("n2", "DriverTooOld")
     assert (
@@ -128,7 +128,7 @@ def test_the_same_fault_on_a_second_node_waits_for_a_person(machines: Machines) 
     )
     assert len(machines.runs) == 2 and machines.status.is_true("Stalled")
     machines.retry = "mended"
-    machines.look()
+    machines.reconcile()
     assert (
         machines.status.avoid == []
         and len(machines.runs) == 3
@@ -140,17 +140,17 @@ def test_an_edit_forgets_the_fault_and_not_the_node(machines: Machines) -> None:
     machines.fails_on("n1", "DriverTooOld")
     machines.fails_on("n2", "DriverTooOld")
     machines.edit(**{"spec.runner.image": "registry.example/older-cuda@sha256:" + "1" * 64})
-    machines.look()
+    machines.reconcile()
     assert len(machines.runs) == 3 and machines.launched[-1].avoid == ("n1", "n2")
 
 
-def test_a_device_that_worked_for_a_while_is_another_matter(machines: Machines) -> None:
+def test_the_same_fault_after_progress_does_not_stall(machines: Machines) -> None:
     machines.fails_on("n1", "EccError")
     stage = machines.fails_on("n2", "EccError", checkpoint=50)
     assert not stage.stalled and len(machines.runs) == 3
 
 
-def test_at_most_sixteen(machines: Machines) -> None:
+def test_at_most_sixteen_nodes_are_avoided(machines: Machines) -> None:
     for n in range(20):
         machines.fails_on(f"n{n}", f"Xid {n}")
     assert [known.node for known in machines.status.avoid] == [f"n{n}" for n in range(4, 20)]
@@ -162,7 +162,7 @@ def test_at_most_sixteen(machines: Machines) -> None:
         max_size=60,
     )
 )
-def test_the_newest_stand_once(failures: list[tuple[str, str]]) -> None:
+def test_the_newest_nodes_are_kept_once_each(failures: list[tuple[str, str]]) -> None:
     known: list[AvoidedNode] = []
     for n, (node, fault) in enumerate(failures):
         known = avoided(known, {node: fault}, NOW + n)
@@ -172,7 +172,7 @@ def test_the_newest_stand_once(failures: list[tuple[str, str]]) -> None:
     assert names == expected[::-1]
 
 
-def test_two_nodes_of_one_gang_that_fail_alike() -> None:
+def test_two_nodes_of_one_gang_with_the_same_fault() -> None:
     known = avoided([], {"n1": "NoDevice", "n2": "NoDevice"}, NOW)
     reason = same_everywhere(still_avoided(known, NOW + 1))
     assert reason is not None and reason.text.startswith("SameDeviceError: ")
@@ -180,7 +180,7 @@ def test_two_nodes_of_one_gang_that_fail_alike() -> None:
     assert same_everywhere(without_faults(known)) is None
 
 
-def test_nothing_else_fits() -> None:
+def test_the_reason_if_only_avoided_nodes_are_left() -> None:
     known = [AvoidedNode(node="n1", until=NOW)]
     unschedulable = Reason(Code.UNSCHEDULABLE, message="0/4 nodes are available")
     said = nodes_avoided(known, unschedulable).text

@@ -1,4 +1,6 @@
-"""The plan against all numbers that `paper/facts.json` recomputes, and its own rules."""
+"""The plan against all numbers of the paper that `paper/facts.json` recomputes, and the plan's own
+rules.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ FACTS = ROOT.parent / "shared" / "paper" / "facts.json"
 UNIT = 10**19  # the tables count 10^10 GMACs
 CC3M, MERGED = 2753427, 12927058
 
-# facts.json, table_2.*.computed: training each alone, the chain, and the accumulated ratios.
+# facts.json, table_2.*.computed: each model trained alone, each in the chain, and the accumulated
+# ratios.
 TABLE_2 = {
     "vit-cc3m": (
         [0.619234718592, 1.5383947334399999, 3.7453655973119995, 10.788499698816],
@@ -65,18 +68,19 @@ PRINTED_HOURS = {
     "swin-cc3m": (["2.22", "3.29", "3.73", "6.76"], ["2.22", "0.68", "0.58", "0.73"]),
     "vit-merged15m": (["5.10", "6.20", "7.94", "16.28"], ["5.10", "2.60", "2.75", "4.52"]),
 }
-# Times fewer, of the whole family: MACs and hours as printed; hours by the plan's law.
+# How many times fewer MACs and hours the whole family takes, as printed; then hours by the plan's
+# law.
 PRINTED_RATIOS = {
     "vit-cc3m": (5.68, 4.10),
     "swin-cc3m": (5.22, 3.80),
     "vit-merged15m": (2.84, 2.37),
 }
 LAW_RATIOS = {"vit-cc3m": 3.92, "swin-cc3m": 3.58, "vit-merged15m": 2.43}
-# Cells that are not what rounding gives: stage, alone or in the chain.
+# Printed cells that differ from the rounded value: chain, stage, alone or in the chain.
 SLIPS = {("vit-cc3m", 1, "com"), ("vit-cc3m", 2, "com"), ("vit-merged15m", 1, "base")}
 
-# facts.json, table_2.*.own_conventions.A_full_n4_exactCu.acc[-1] (ViT-S and ViT-L there at the
-# released embedding).
+# facts.json, table_2.*.own_conventions.A_full_n4_exactCu.acc[-1]. It takes ViT-S and ViT-L with the
+# embedding of the authors' release.
 ANALYTIC = {
     "vit-cc3m": (5.830782406247072, 1e-5),
     "swin-cc3m": (5.169291220713631, 1e-12),
@@ -159,7 +163,7 @@ def test_the_examples_give_table_2(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRINTED_MACS)
-def test_the_printed_ratios_are_quotients_of_printed_cells_three_of_which_rounding_does_not_give(
+def test_the_printed_ratios_are_quotients_of_printed_cells_though_three_are_misrounded(
     name: str,
 ) -> None:
     for mode, printed, computed in zip(
@@ -172,8 +176,8 @@ def test_the_printed_ratios_are_quotients_of_printed_cells_three_of_which_roundi
 
 
 def _hours() -> list[tuple[str, float, float, bool, bool]]:
-    """For each of Table 2's 21 different GPU hours: chain and stage, milliseconds a sample as
-    printed, GMACs a sample, whether it is a successor, whether it is a Swin.
+    """For each of Table 2's 21 different GPU hours: chain and stage, milliseconds per sample as
+    printed, GMACs per sample, whether it is a successor, whether it is a Swin.
     """
     rows = []
     for name, (alone, chained) in PRINTED_HOURS.items():
@@ -200,7 +204,7 @@ def _hours() -> list[tuple[str, float, float, bool, bool]]:
     return rows
 
 
-def test_the_laws_errors_are_those_that_docs_plan_says() -> None:
+def test_the_laws_errors_are_those_in_docs_plan() -> None:
     rows = _hours()
     assert len(rows) == 21
     design = np.array(
@@ -210,12 +214,12 @@ def test_the_laws_errors_are_those_that_docs_plan_says() -> None:
     law = np.array([A100_BASE, A100_PER_GMAC, A100_TEACHER, swin.A100_MS])
     errors = np.abs(design @ law / printed - 1)
     assert (round(100 * errors.mean(), 2), round(100 * errors.max(), 1)) == (3.76, 10.2)
-    # 54 is printed for ViT-B in the chain on CC3M; the printed sum (2.06 to 2.62) and ratio (3.45 /
-    # 6.16) need 56.
+    # For ViT-B in the chain on CC3M 54 is printed, but the printed sum (2.06 to 2.62) and the ratio
+    # (3.45 / 6.16) need 56.
     read = np.array([ms * 56 / 54 if row == "vit-cc3m 2 True" else ms for row, ms, *_ in rows])
 
     def fitted(kept: Any) -> Any:
-        """By least squares of relative errors."""
+        """The law fitted by least squares of relative errors."""
         scaled = design[kept] / read[kept, None]
         return np.linalg.lstsq(scaled, np.ones(len(scaled)), rcond=None)[0]
 
@@ -237,14 +241,14 @@ def test_the_laws_ratio_of_hours_is_not_the_papers(name: str) -> None:
         (result.individual, analytic.individual),
     ):
         assert 6 <= round(100 * (1 - (counted.gpu_hours or 0) / (by_table.gpu_hours or 1))) <= 11
-    # Hours are printed with their sums, of which ViT's holds 56 where 54 is printed; 14.95 / 3.64
-    # is cut off at 4.10.
+    # The paper also prints sums of hours. The sum for ViT on CC3M counts 56 where the cell has 54,
+    # and the paper cuts 14.95 / 3.64 off at 4.10.
     alone, chained = (sum(Decimal(cell) for cell in cells) for cells in PRINTED_HOURS[name])
     chained += Decimal("0.02") * (name == "vit-cc3m")
     assert float(alone / chained) == pytest.approx(PRINTED_RATIOS[name][1], abs=0.01)
 
 
-def test_pages_and_examples_say_these_ratios() -> None:
+def test_pages_and_examples_state_these_ratios() -> None:
     page = (ROOT / "docs" / "plan.md").read_text()
     titles = {
         "vit-cc3m": "ViT on CC3M",
@@ -274,7 +278,7 @@ def test_pages_and_examples_say_these_ratios() -> None:
     reason=f"{FACTS.name} is not beside this checkout; the committed numbers stand",
 )
 @pytest.mark.parametrize("name", RUNS)
-def test_the_committed_numbers_are_the_facts(name: str) -> None:
+def test_the_committed_numbers_are_those_of_facts_json(name: str) -> None:
     facts = json.loads(FACTS.read_text())
     computed = facts["table_2"][RUNS[name]]["computed"]
     assert (computed["base"], computed["com"], computed["acc_ratio"]) == TABLE_2[name]
@@ -302,7 +306,7 @@ def test_the_committed_numbers_are_the_facts(name: str) -> None:
     not FACTS.exists(),
     reason=f"{FACTS.name} is not beside this checkout; the committed numbers stand",
 )
-def test_the_committed_figures_are_the_facts() -> None:
+def test_the_committed_figures_are_those_of_facts_json() -> None:
     figures = json.loads(FACTS.read_text())["figures"]
     rows = [*figures["fig6_CC3M"], *figures["fig6_M15"], *figures["fig7"]["plausible"].values()]
     told = {(tuple(r["models"]), tuple(r["epochs"])): (r["total"], r["baseline"]) for r in rows}
@@ -334,7 +338,7 @@ def test_analytic_ratios(name: str) -> None:
     )
 
 
-def test_analytic_counts_samples_really_seen_to_the_integer() -> None:
+def test_the_analytic_convention_counts_exactly_the_samples_that_are_seen() -> None:
     result = plan(_example("vit-cc3m"), "analytic", DEFAULT_POOLS)
     first, second = result.stages[:2]
     assert first.samples == 128 * (CC3M // 1024) * 1024
@@ -342,7 +346,7 @@ def test_analytic_counts_samples_really_seen_to_the_integer() -> None:
     assert result.total.macs == sum(stage.macs for stage in result.stages)
 
 
-def test_the_json_has_the_shape_of_the_contract() -> None:
+def test_the_fields_of_the_json_document() -> None:
     document = json.loads(plan(_example("vit-cc3m"), "paper", DEFAULT_POOLS).to_json())
     assert list(document) == [
         "chain",
@@ -384,9 +388,8 @@ def test_cost_is_hours_times_a_named_price() -> None:
     for amount in (*result.stages, *(stage.individual for stage in result.stages)):
         assert amount.gpu_hours is not None and amount.cost is not None
         assert amount.cost == f"{amount.gpu_hours * 2.5:.2f}"
-    assert result.total.gpu_hours == pytest.approx(
-        162.828 + 51.192, abs=0.01
-    )  # fit_ms of facts.json
+    # By fit_ms of facts.json.
+    assert result.total.gpu_hours == pytest.approx(162.828 + 51.192, abs=0.01)
     assert float(result.total.cost or 0) == pytest.approx(
         sum(float(s.cost or 0) for s in result.stages)
     )
@@ -394,7 +397,7 @@ def test_cost_is_hours_times_a_named_price() -> None:
 
 @pytest.mark.parametrize("convention", ["analytic", "paper"])
 def test_without_distillation_no_predecessor_runs_or_is_counted(convention: Any) -> None:
-    """Without alpha an epoch of a stage costs as much as one of the model alone."""
+    """With alpha 0 an epoch of a stage costs as much as an epoch of the model alone."""
     runner, transfer = {"nodePool": "mine"}, {"distillation": {"alpha": "0.0"}}
     chain = _chain(["ViT-T-16", "ViT-S-16"], [128, 128], runner=runner, transfer=transfer)
     for stage in plan(chain, convention, _pools()).stages:
@@ -410,7 +413,9 @@ def test_without_distillation_no_predecessor_runs_or_is_counted(convention: Any)
         ({"nodePool": "mine"}, {"gpu": "H100"}),
     ],
 )
-def test_hours_are_unknown_off_a100(runner: dict[str, str], pool: dict[str, str]) -> None:
+def test_hours_are_unknown_without_an_a100_pool(
+    runner: dict[str, str], pool: dict[str, str]
+) -> None:
     result = plan(_chain(["ViT-T-16"], [None], runner=runner), "paper", _pools(**pool))
     assert (result.total.gpu_hours, result.total.cost) == (None, None)
     assert result.stages[0].individual.gpu_hours is None
@@ -463,7 +468,7 @@ def test_epochs_given_or_frozen_stay_and_the_rest_is_allocated() -> None:
     frozen = {"s1": 120, "s2": 30}
     assert _epochs(_chain(models, [None] * 4, **target), frozen)[:2] == [120, 30]
     assert _epochs(_chain(models, [None, 24, None, None], **target), frozen)[:2] == [120, 24]
-    # A frozen stage that spends more leaves less to the others, and the target still holds.
+    # A frozen stage that spends more leaves less to the others, and the target is still reached.
     lean = _chain(models, [None] * 4, **target)
     assert sum(_epochs(lean, {"s2": 40})[2:]) < sum(_epochs(lean)[2:])
     assert plan(lean, "paper", {}, {"s2": 40}).acceleration >= 0.99 * 5.68
@@ -494,7 +499,7 @@ def test_the_command_prints_one_json_document() -> None:
     assert json.loads(result.stdout)["acceleration"] == pytest.approx(5.651, abs=0.002)
 
 
-def test_the_table_ends_in_words_and_never_cuts_a_number(tmp_path: Path) -> None:
+def test_the_table_ends_with_a_sentence_and_never_cuts_a_number(tmp_path: Path) -> None:
     pools = tmp_path / "pools.yaml"
     price = "{perGpuHour: '2', currency: USD, source: list price}"
     pools.write_text(f"nodePools: {{a100-80gb: {{gpu: A100, gpusPerNode: 8, price: {price}}}}}")

@@ -1,4 +1,4 @@
-"""The codes: complete, equal everywhere, and never read back from a sentence."""
+"""The codes of reasons: they are complete, the same everywhere, and never parsed from a message."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TESTS = [path for path in ROOT.glob("tests/**/*.py") if path != Path(__file__)]
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\n"), max_size=60)
 
 
-def test_every_way_in_which_an_attempt_ends_has_a_code() -> None:
+def test_every_failure_class_has_a_code() -> None:
     assert all(Code(failure) == failure.value for failure in FailureClass)
 
 
@@ -39,8 +39,8 @@ def test_every_state_has_a_code_and_an_event(state: State) -> None:
 
 
 @pytest.mark.parametrize("code", Code)
-def test_every_code_can_be_read(code: Code) -> None:
-    assert re.fullmatch(r"[A-Z][A-Za-z]{2,39}", code), "what a condition's reason may be"
+def test_every_code_has_a_valid_name_a_meaning_and_an_action(code: Code) -> None:
+    assert re.fullmatch(r"[A-Z][A-Za-z]{2,39}", code), "valid as the reason of a condition"
     assert code.meaning[0].isupper() and code.action
     assert not code.meaning.endswith(".") and not code.action.endswith(".")
     assert set(re.findall(r"\{(\w+)\}", code.command)) <= {"chain", "namespace", "subject"}
@@ -48,7 +48,7 @@ def test_every_code_can_be_read(code: Code) -> None:
 
 @pytest.mark.parametrize("code", Code)
 def test_every_code_is_produced_by_a_test(code: Code) -> None:
-    """A test asks for it by its name or by its value."""
+    """At least one test names the code or its value."""
     asked = re.compile(
         rf'Code\.{code.name}\b|FailureClass\.{code.name}\b|F\.{code.name}\b|"{code}"'
     )
@@ -59,7 +59,7 @@ def test_every_code_is_produced_by_a_test(code: Code) -> None:
 def test_the_message_of_a_stored_reason(
     code: Code, message: str, command: str, shown: str, bare: bool
 ) -> None:
-    """The code and the command stand beside the sentence, so the message is what is left."""
+    """Without its code and its command, the text of a reason is the message."""
     reason = Reason(code, "s", message, command, shown, bare)  # type: ignore[arg-type]
     assert message in reason.text
     left = without_command(reason.text, reason.next) if shown else reason.text
@@ -85,7 +85,7 @@ def test_a_code_of_another_version_is_no_error() -> None:
 
 
 def test_a_status_without_codes_is_read() -> None:
-    """As the version before wrote it."""
+    """The version before codes wrote such a status."""
     attempt = {"name": "c-a-a1", "number": 1, "inputDigest": "d", "state": "Failed"}
     stage = {"name": "a", "state": "Failed", "reason": "Error: it broke; 3 retries are allowed"}
     stored = {"stages": [{**stage, "attempts": [{**attempt, "failure": "Error"}]}]}
@@ -110,7 +110,7 @@ def test_fields_that_change_have_the_types_of_the_status(
         assert kind == stored[name], name
 
 
-# How sentences were once read back.
+# Patterns of code that once parsed messages.
 OLD_HELPERS = {
     "a reason constant from a sentence": r"\bconstant\(",
     "a reason's beginning": r"reason\.(startswith|partition|removeprefix|removesuffix|split)\(",
@@ -122,7 +122,7 @@ OLD_HELPERS = {
 
 
 @pytest.mark.parametrize("name", OLD_HELPERS)
-def test_no_sentence_is_read_back(name: str) -> None:
+def test_no_code_parses_messages(name: str) -> None:
     found = [
         f"{path.relative_to(ROOT)}: {line.strip()}"
         for path in SOURCES
@@ -133,7 +133,7 @@ def test_no_sentence_is_read_back(name: str) -> None:
 
 
 def test_a_status_is_changed_by_name_and_type() -> None:
-    """Untyped copies of a stage or an attempt are made nowhere in `decide`."""
+    """`decide` never changes a stage or an attempt with `model_copy`, which checks no types."""
     for path in ROOT.glob("core/modelchain/decide/*.py"):
         for line in path.read_text().splitlines():
             assert not re.search(r"\b(stage|attempt|final|over|longest)\.model_copy\(", line), line

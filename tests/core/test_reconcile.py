@@ -1,5 +1,5 @@
-"""`decide`: what it does in each situation, explored exhaustively in small worlds and at random in
-larger ones.
+"""`decide`: single situations, an exhaustive search of small worlds, and random histories of larger
+ones.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ F = FailureClass
 PERMANENT = [f for f in F if f.permanent]
 DISRUPTIONS = [f for f in F if f.disruption]
 RETRIED = [f for f in F if not f.permanent and not f.disruption]
-LONGEST_CALM = 80  # steps of a chain of three stages that nothing disturbs any more
+# Steps after which a chain of three stages without further faults must be at rest.
+LONGEST_CALM = 80
 
 
 def settle(world: World) -> World:
-    """With no more faults: it ends, within bounds, for a stated reason."""
+    """Without further faults the world comes to rest, in time and for a stated reason."""
     for _ in range(LONGEST_CALM):
         if not world.calm_step():
             world.check_rest()
             return world
-    raise AssertionError("it does not end")
+    raise AssertionError("the world does not come to rest")
 
 
 def until_live(world: World) -> World:
@@ -56,12 +57,12 @@ def until_live_in(world: World, stage: str) -> World:
 
 
 def rest(world: World) -> World:
-    """Look until nothing changes, while the world stands still."""
+    """Take steps of `decide` until nothing changes, while the world stands still."""
     for _ in range(20):
         step = world.step()
         if not step.write and step.action is None:
             return world
-    raise AssertionError("it goes on writing")
+    raise AssertionError("`decide` does not stop writing")
 
 
 def states(world: World) -> list[str]:
@@ -72,7 +73,7 @@ def launched(world: World) -> list[str]:
     return list(world.trainers)
 
 
-# Situations, one by one.
+# Single situations.
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3])
@@ -93,7 +94,7 @@ def test_an_undisturbed_chain(stages: int, cluster: bool) -> None:
     )  # type: ignore[union-attr]
 
 
-def test_every_state_on_the_way() -> None:
+def test_the_states_of_a_chain_in_order() -> None:
     world, seen = World(2), []
     while True:
         if states(world) not in seen:
@@ -119,7 +120,7 @@ def test_every_state_on_the_way() -> None:
     ]
 
 
-def test_typed_again_all_is_a_hit() -> None:
+def test_a_command_that_is_run_again_hits_every_stage() -> None:
     world = settle(World(3))
     world.restart()
     settle(world)
@@ -163,7 +164,7 @@ def test_an_edit_retrains_what_it_must(
     world.edits.clear()
     world.edit()
     settle(world)
-    assert len(launched(world)) == 3 + len(again), "edited back: what was trained is found again"
+    assert len(launched(world)) == 3 + len(again), "after the revert the old artifacts are hits"
     assert [s.cache for s in world.status.stages] == ["Hit"] * 3
 
 
@@ -175,7 +176,7 @@ def test_an_edit_of_a_later_stage_leaves_the_running_one_alone() -> None:
     assert not any(t.asked_to_stop for t in world.trainers.values())
 
 
-def test_an_edit_of_the_running_stage_supersedes_the_attempt_and_edited_back_it_resumes() -> None:
+def test_an_edit_of_the_running_stage_stops_the_attempt_and_after_a_revert_it_resumes() -> None:
     world = until_live_in(World(2), "b")
     world.train()
     world.edit(**{"spec.stages[1].rerun": "x"})
@@ -214,7 +215,7 @@ def test_an_edit_of_an_earlier_stage_stops_the_running_one_first() -> None:
 
 
 @pytest.mark.parametrize("failure", list(F))
-def test_what_each_failure_costs(failure: F) -> None:
+def test_which_budget_each_failure_charges(failure: F) -> None:
     world = until_live(World(1))
     world.train()
     world.end(failure)
@@ -232,7 +233,7 @@ def test_what_each_failure_costs(failure: F) -> None:
 
 @pytest.mark.parametrize("failure", [*RETRIED, *DISRUPTIONS, *PERMANENT])
 @pytest.mark.parametrize("newer", [True, False])
-def test_budgets_end_and_a_new_token_renews_them_once(failure: F, newer: bool) -> None:
+def test_budgets_end_and_a_new_retry_token_renews_them_once(failure: F, newer: bool) -> None:
     world = World(2)
     for _ in range(2):
         attempts = 0
@@ -256,35 +257,35 @@ def test_budgets_end_and_a_new_token_renews_them_once(failure: F, newer: bool) -
     settle(world)
     assert world.status.is_true("Complete")
     assert world.status.stages[0].retried == ({failure: 2 * allowed} if allowed else {}), (
-        "renewed with no budget"
+        "counts by cause stay when budgets are renewed"
     )
 
 
-def test_killed_without_a_last_word_is_a_disruption() -> None:
+def test_an_attempt_killed_without_a_last_word_is_a_disruption() -> None:
     world = until_live(World(1))
     world.train()
     world.end(word=False)
     world.step()
     stage = world.status.stages[0]
     assert (stage.retries, stage.disruptions, stage.attempts[0].failure) == (0, 1, F.KILLED)
-    assert stage.macs == 10, "what was seen of it is what it spent"
+    assert stage.macs == 10, "the last report counts as what it spent"
 
 
 @pytest.mark.parametrize("cluster", [True, False])
 @pytest.mark.parametrize("killed", range(1, MAX_DISRUPTIONS + 1))
-def test_what_killed_attempts_did_after_they_were_last_asked_is_counted_once_the_stage_is_done(
+def test_unreported_work_of_killed_attempts_is_counted_once_the_stage_succeeds(
     killed: int, cluster: bool
 ) -> None:
     world = World(2, cluster=cluster)
     for _ in range(killed):
         until_live(world).train()
-        world.step()  # it is asked, and tells of 10
-        world.end(word=False)  # after much more, with checkpoints, that nobody was told of
+        world.step()  # the trainer reports 10
+        world.end(word=False)  # it did much more, with checkpoints, but never reported it
         world.step()
     last = until_live(world).live()
     assert last is not None
     world.trainers[last] = replace(world.trainers[last], macs=7)  # it had little left to do
-    world.forgetful = True  # trainers that did more than they told of
+    world.forgetful = True  # the ledger may differ: trainers did more than they reported
     world.artifacts[world.trainers[last].digest] = "whole"
     world.end()
     while world.status.stages[0].state is not State.SUCCEEDED:
@@ -295,8 +296,8 @@ def test_what_killed_attempts_did_after_they_were_last_asked_is_counted_once_the
 
 
 def test_a_record_counts_the_work_of_a_chain_that_was_deleted() -> None:
-    """Of it nothing is known but that the stage is trained: its trainer counts whole steps, each of
-    as many MACs.
+    """All that is known of that work is that the stage is trained. The record counts the planned
+    MACs, as whole steps of equal MACs.
     """
     world = until_live(World(1, cluster=True))
     name, steps = world.live(), 1000
@@ -312,11 +313,11 @@ def test_a_record_counts_the_work_of_a_chain_that_was_deleted() -> None:
     assert step.action.spent.macs == stage.planned_macs // steps * steps
 
 
-def test_what_another_chain_had_done_is_not_counted() -> None:
+def test_the_work_of_another_chain_is_not_counted() -> None:
     world = until_live(World(1))
     name = world.live()
     assert name is not None
-    world.train()  # from another's checkpoint to the end
+    world.train()  # from another chain's checkpoint to the end
     world.artifacts[world.trainers[name].digest] = "whole"
     world.end()
     while not world.status.is_true("Complete"):
@@ -324,7 +325,7 @@ def test_what_another_chain_had_done_is_not_counted() -> None:
     assert world.status.total.macs == 10
 
 
-def test_success_reported_and_nothing_there() -> None:
+def test_a_reported_success_without_an_artifact() -> None:
     world = until_live(World(1))
     world.end()
     world.step()
@@ -332,7 +333,7 @@ def test_success_reported_and_nothing_there() -> None:
     settle(world)
 
 
-def test_died_after_its_artifact_was_whole() -> None:
+def test_an_attempt_that_dies_after_its_artifact_is_complete_succeeds() -> None:
     world = until_live(World(1))
     world.train()
     world.make_artifact()
@@ -344,7 +345,7 @@ def test_died_after_its_artifact_was_whole() -> None:
     )
 
 
-def test_a_successor_waits_until_its_predecessor_has_left() -> None:
+def test_a_successor_waits_until_its_predecessors_process_has_ended() -> None:
     world = until_live(World(2))
     world.make_artifact()
     for _ in range(3):
@@ -355,7 +356,7 @@ def test_a_successor_waits_until_its_predecessor_has_left() -> None:
     settle(world)
 
 
-def test_backoff_doubles_and_is_waited_for() -> None:
+def test_the_back_off_doubles_up_to_a_limit() -> None:
     world = World(1, backoff=8.0)
     world.edits["spec.retry.maxRetries"] = 9
     waits = []
@@ -372,7 +373,7 @@ def test_backoff_doubles_and_is_waited_for() -> None:
 
 @pytest.mark.parametrize("how", ["suspend", "interrupt"])
 @pytest.mark.parametrize("cluster", [True, False])
-def test_stopping_charges_nobody_and_goes_on(how: str, cluster: bool) -> None:
+def test_a_stopped_stage_charges_no_budget_and_resumes(how: str, cluster: bool) -> None:
     world = until_live_in(World(2, cluster=cluster), "b")
     for n in range(1, 6):
         until_live(world)
@@ -395,10 +396,12 @@ def test_stopping_charges_nobody_and_goes_on(how: str, cluster: bool) -> None:
             world.restart()
     settle(world)
     assert world.status.is_true("Complete")
-    assert world.status.stages[1].reason == "Miss: never trained", "not what it was once stopped by"
+    assert world.status.stages[1].reason == "Miss: never trained", (
+        "the reason to train, not to stop"
+    )
 
 
-def test_it_finishes_while_it_is_being_stopped() -> None:
+def test_an_attempt_may_finish_while_it_is_being_stopped() -> None:
     world = until_live(World(2))
     world.train()
     world.interrupt()
@@ -412,12 +415,12 @@ def test_it_finishes_while_it_is_being_stopped() -> None:
     )
 
 
-def test_suspended_from_the_start() -> None:
+def test_a_chain_that_is_suspended_from_the_start() -> None:
     world = settle(World(2, suspend=True))
     assert launched(world) == [] and states(world) == ["Suspended", "Pending"]
 
 
-def test_stopped_between_intent_and_launch() -> None:
+def test_a_suspension_between_intent_and_launch() -> None:
     world = World(1)
     world.step()
     assert world.status.stages[0].state is State.STARTING and not world.trainers
@@ -462,8 +465,8 @@ def test_a_damaged_artifact_is_never_used_and_never_trained_over() -> None:
     assert len(launched(world)) == 2 and world.status.is_true("Complete")
 
 
-def test_a_stage_that_waited_still_knows_what_changed() -> None:
-    """Also when its status holds no attempt, as after a lost status."""
+def test_a_stage_that_was_pending_still_reports_what_changed() -> None:
+    """It does so even if its status has no attempt, as after a lost status."""
     world = settle(World(2))
     world.lose_status()
     world.restart()
@@ -477,7 +480,7 @@ def test_a_stage_that_waited_still_knows_what_changed() -> None:
     ]
 
 
-def test_a_hit_whose_artifact_vanishes_is_not_called_edited() -> None:
+def test_a_hit_whose_artifact_vanishes_is_not_reported_as_edited() -> None:
     world = settle(World(1))
     world.lose_status()
     world.restart()
@@ -490,7 +493,7 @@ def test_a_hit_whose_artifact_vanishes_is_not_called_edited() -> None:
 
 @pytest.mark.parametrize("stage", [0, 1])
 def test_a_finished_chain_starts_work_only_when_asked(stage: int) -> None:
-    """A finished chain trains nothing unasked; it says that the artifact is gone."""
+    """If an artifact vanishes, a finished chain reports that and trains nothing by itself."""
     world = settle(World(2))
     world.hurt(stage, None)
     settle(world)
@@ -498,7 +501,7 @@ def test_a_finished_chain_starts_work_only_when_asked(stage: int) -> None:
     assert "run again" in world.status.stages[stage].reason
     world.restart()
     settle(world)
-    assert len(launched(world)) == 3, "retrained to the same bytes, so the successor is a hit"
+    assert len(launched(world)) == 3, "retraining gives the same bytes, so the successor is a hit"
     assert world.status.is_true("Complete")
     assert (world.status.stages[stage].cache, world.status.stages[stage].reason) == (
         "Miss",
@@ -506,7 +509,7 @@ def test_a_finished_chain_starts_work_only_when_asked(stage: int) -> None:
     )
 
 
-def test_a_failed_chain_does_not_try_again_because_an_earlier_artifact_went() -> None:
+def test_a_failed_chain_does_not_retry_because_an_earlier_artifact_vanished() -> None:
     world = until_live_in(World(2), "b")
     world.end(F.USER_ERROR)
     rest(world)
@@ -518,7 +521,7 @@ def test_a_failed_chain_does_not_try_again_because_an_earlier_artifact_went() ->
     assert world.status.stages[1].reason.startswith("UserError")
 
 
-def test_a_predecessor_that_is_gone_is_trained_first() -> None:
+def test_a_predecessor_whose_artifact_vanished_is_trained_first() -> None:
     world = until_live_in(World(3), "b")
     world.hurt(0, None)
     settle(world)
@@ -531,16 +534,16 @@ def test_a_predecessor_that_is_gone_is_trained_first() -> None:
     ]
 
 
-def test_a_lost_status_makes_no_name_again() -> None:
+def test_after_a_lost_status_no_name_is_reused() -> None:
     world = until_live_in(World(2), "b")
     world.lose_status()
     settle(world)
     assert launched(world) == ["family-a-a1", "family-b-a1", "family-b-a2"]
     assert [a.name for a in world.status.stages[1].attempts] == ["family-b-a2"], (
-        "no old last word is taken for a new one"
+        "an old last word is never read as a new attempt's"
     )
     assert world.status.stages[0].macs == 1000, (
-        "of earlier work the artifact's own record is all that is known"
+        "all that is known of earlier work is the artifact's own record"
     )
 
 
@@ -554,14 +557,14 @@ def test_a_stage_that_was_dropped_and_comes_back() -> None:
     assert launched(world) == ["family-a-a1", "family-b-a1", "family-b-a2"]
 
 
-def test_a_renamed_stage_is_the_same_work() -> None:
+def test_a_renamed_stage_is_not_retrained() -> None:
     world = settle(World(2))
     world.edit(**{"spec.stages[0].name": "tiny"})
     settle(world)
     assert len(launched(world)) == 2 and [s.cache for s in world.status.stages] == ["Hit", "Hit"]
 
 
-def test_the_history_is_bounded_and_the_ledger_is_not() -> None:
+def test_the_history_is_bounded_and_the_ledger_loses_nothing() -> None:
     world = World(1)
     world.edits["spec.retry.maxDisruptions"] = 50
     for _ in range(25):
@@ -574,7 +577,7 @@ def test_the_history_is_bounded_and_the_ledger_is_not() -> None:
     assert stage.retried == {F.PREEMPTED: 25}
 
 
-def test_attempts_end_at_999() -> None:
+def test_a_stage_fails_after_999_attempts() -> None:
     stage = StageStatus(name="a", attempt_count=999)
     world = World(1, status=ChainStatus(stages=[stage]))
     settle(world)
@@ -592,7 +595,7 @@ def test_allocated_epochs_stay_as_they_were_at_the_first_launch() -> None:
     settle(world)
     after = world.status.stages[1].epochs
     assert before is not None and after is not None and after > before, (
-        "not launched yet: allocated anew"
+        "the stage was not launched yet, so its epochs are allocated anew"
     )
     assert world.status.stages[1].frozen
     world.edit(**{"spec.allocation.targetAcceleration": "1.5"})
@@ -609,13 +612,13 @@ def test_allocated_epochs_are_frozen_while_the_stage_still_trains() -> None:
     assert launched(world) == ["family-a-a1", "family-b-a1"]
 
 
-# All that can happen, in small worlds.
+# Everything that can happen, in small worlds.
 
 Event = Callable[[World], object]
 
 
 def faults(world: World) -> Iterator[Event]:
-    """Everything that may go wrong, or be asked for, at this moment."""
+    """Everything that may fail or be requested at this moment."""
     if world.live() is not None:
         yield lambda w: w.end(word=False)
         yield lambda w: (w.train(), w.end(word=False))[-1]
@@ -658,7 +661,7 @@ def test_two_faults_in_two_stages_explored_exhaustively() -> None:
     assert found > 50_000 // part and ends > 5000 // part
 
 
-# At random, in larger worlds.
+# Random histories in larger worlds.
 
 
 @settings(max_examples=60, deadline=None)
@@ -669,7 +672,7 @@ def test_two_faults_in_two_stages_explored_exhaustively() -> None:
     backoff=st.sampled_from([0.0, 5.0]),
     trouble=st.integers(0, 30),
 )
-def test_long_random_lives(
+def test_long_random_histories(
     seed: int, stages: int, cluster: bool, backoff: float, trouble: int
 ) -> None:
     world, chance = World(stages, cluster=cluster, backoff=backoff), random.Random(seed)
@@ -702,7 +705,7 @@ def test_long_random_lives(
                     world.tear_launch(step)
                 trouble -= 1
             case 5 | 6:
-                assert world.copy().step() == world.step(), "the same seen, the same done"
+                assert world.copy().step() == world.step(), "`decide` is deterministic"
             case _:
                 if not world.calm_step():
                     world.check_rest()
@@ -714,4 +717,4 @@ def test_long_random_lives(
         world.ask_again()
         world.edit(suspend=False)
         settle(world)
-    assert world.status.is_true("Complete"), "asked again, with nothing in the way, it is finished"
+    assert world.status.is_true("Complete"), "a retry without further faults completes the chain"

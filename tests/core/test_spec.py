@@ -1,6 +1,4 @@
-"""Every good spec loads. Every bad one gives one line for each thing that is wrong, and never a
-traceback.
-"""
+"""Every good spec loads. Every bad one gives one line per problem, and never a traceback."""
 
 from __future__ import annotations
 
@@ -26,14 +24,14 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 
 
 def load(value: Any) -> ModelChain:
-    """Does what `load_chain` does, with an object instead of a file."""
+    """Like `load_chain`, but with an object instead of a file."""
     chain = parse(ModelChain, value, "chain.yaml")
     check(chain, "chain.yaml")
     return chain
 
 
 def refused(tmp_path: Path, content: str | bytes) -> InputError:
-    """The error for a file of this content. Each of its lines names the file and is short."""
+    """The error for a file with this content. Each line of it names the file and is short."""
     file = tmp_path / "chain.yaml"
     file.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(InputError) as caught:
@@ -57,12 +55,12 @@ def test_the_table_is_large_and_its_names_differ() -> None:
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_good(name: str, tmp_path: Path) -> None:
+def test_good_specs_load(name: str, tmp_path: Path) -> None:
     file = tmp_path / "chain.yaml"
     file.write_text(yaml.safe_dump(GOOD[name]))
     chain = load_chain(file)
     again = load(chain.model_dump(mode="json", by_alias=True, exclude_unset=True))
-    assert again == chain, "what is written out loads as the same chain"
+    assert again == chain, "a chain that is dumped loads as the same chain"
 
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
@@ -71,7 +69,7 @@ def test_examples(file: Path) -> None:
 
 
 @pytest.mark.parametrize("row", BAD, ids=lambda row: row.name)
-def test_bad(row: Bad, tmp_path: Path) -> None:
+def test_bad_specs_are_refused(row: Bad, tmp_path: Path) -> None:
     error = refused(tmp_path, yaml.safe_dump(row.spec))
     fields = [problem.field for problem in error.problems]
     assert row.field in fields
@@ -80,7 +78,7 @@ def test_bad(row: Bad, tmp_path: Path) -> None:
     ), str(error)
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     changes = {"metadata.name": "X", "spec.recipe.seed": -1, "spec.data.train.shards": DELETE}
     with pytest.raises(InputError) as caught:
         load(with_changes(changes))
@@ -165,7 +163,7 @@ BAD_YAML: dict[str, tuple[str | bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD_YAML)
-def test_bad_yaml(name: str, tmp_path: Path) -> None:
+def test_bad_yaml_is_refused(name: str, tmp_path: Path) -> None:
     content, message = BAD_YAML[name]
     error = refused(tmp_path, content)
     assert message in str(error)
@@ -178,7 +176,7 @@ def test_a_folder_and_a_missing_file(tmp_path: Path) -> None:
         _one_line_each(caught.value, str(path))
 
 
-def test_anchors_and_merges_are_yaml_too(tmp_path: Path) -> None:
+def test_anchors_and_merges_are_allowed(tmp_path: Path) -> None:
     file = tmp_path / "chain.yaml"
     text = yaml.safe_dump(MINIMAL | {"status": {"base": {"epochs": 3}}})
     text = text.replace("base:\n", "base: &base\n") + "  derived: {<<: *base, more: 1}\n"
@@ -186,7 +184,7 @@ def test_anchors_and_merges_are_yaml_too(tmp_path: Path) -> None:
     assert load_chain(file).status["derived"] == {"epochs": 3, "more": 1}
 
 
-def test_names_of_shards() -> None:
+def test_the_expansion_of_shard_patterns() -> None:
     assert expand("/data/{b,a-{08..10}}.tar") == [
         "/data/b.tar",
         "/data/a-08.tar",
@@ -242,7 +240,7 @@ SCALARS: list[Any] = [
 
 
 def _places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every path of an object."""
+    """Every path in an object."""
     children = (
         value.items()
         if isinstance(value, dict)
@@ -255,7 +253,7 @@ def _places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 @settings(max_examples=600, deadline=None)
 @given(data=st.data(), name=st.sampled_from(sorted(GOOD)))
-def test_no_mutation_raises_anything_else(data: st.DataObject, name: str) -> None:
+def test_a_mutated_spec_raises_no_other_error(data: st.DataObject, name: str) -> None:
     spec: Any = copy.deepcopy(GOOD[name])
     for _ in range(data.draw(st.integers(1, 4))):
         place = data.draw(st.sampled_from(_places(spec)))
@@ -294,7 +292,7 @@ def test_no_mutation_raises_anything_else(data: st.DataObject, name: str) -> Non
     st.binary(max_size=80)
     | st.text(alphabet="[]{}&*<!:-,|>'\"%@ \n\tax0", max_size=80).map(str.encode)
 )
-def test_no_bytes_raise_anything_else(content: bytes) -> None:
+def test_arbitrary_bytes_raise_no_other_error(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "chain.yaml"
         file.write_bytes(content)
@@ -302,8 +300,8 @@ def test_no_bytes_raise_anything_else(content: bytes) -> None:
             load_chain(file)
 
 
-def test_what_is_built_for_a_good_spec() -> None:
-    """The defaults that docs/spec.md lists."""
+def test_the_defaults_of_a_spec() -> None:
+    """They are those that docs/spec.md lists."""
     spec = load(
         with_changes({"spec.recipe.warmupSteps": DELETE, "spec.data.train.samples": 2_753_427})
     ).spec

@@ -1,4 +1,4 @@
-"""Bounds on what is written by hand: the length of functions, and of lines of prose."""
+"""Limits for hand-written files: the length of functions, and of lines of prose."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WIDTH = 100
 class Function(NamedTuple):
     where: str
     lines: int  # from `def` to the last line, docstring included
-    reason: str  # of `# long: <reason>` on the line of its `def`
+    reason: str  # from a comment `# long: <reason>` on the line of its `def`
 
 
 def functions(source: str, name: str) -> Iterator[Function]:
@@ -51,13 +51,13 @@ def test_most_functions_are_short() -> None:
     assert median(f.lines for room in ROOMS for f in _all_functions(room)) <= MEDIAN
 
 
-def test_how_functions_are_measured() -> None:
+def test_the_measure_of_functions() -> None:
     source = "@cache\ndef f(  # long: a table\n    x,\n):\n    return x\n\n\ndef g(): ...\n"
     assert list(functions(source, "a.py")) == [("a.py:2 f", 4, "a table"), ("a.py:8 g", 1, "")]
 
 
 def long_lines(page: str) -> list[int]:
-    """Lines of prose that are too long. Tables, code blocks, what a script writes between its
+    """Numbers of the lines of prose that are too long. Tables, code blocks, generated text between
     markers, and the targets of links do not count.
     """
     found, in_code, made = [], False, False
@@ -78,7 +78,7 @@ def test_lines_of_prose_are_short(page: Path) -> None:
     assert long_lines(page.read_text()) == []
 
 
-def test_how_prose_is_measured() -> None:
+def test_the_measure_of_prose() -> None:
     long = "word " * 30
     page = f"{long}\n| {long} |\n```\n{long}\n```\n[page]({'x' * 100})\n  {long}\n"
     assert long_lines(page) == [1, 7]

@@ -1,4 +1,4 @@
-"""What a stage waits for before its next attempt: a table for each function, and their order."""
+"""What a stage waits for before its next attempt: one row per situation, and the order of waits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ALIKE = tuple(AvoidedNode(node=name, until=2 * NOW, fault="NoDevice") for name i
 
 
 def turn(**changes: Any) -> Turn:
-    """A turn in which nothing is in the way, but for the changes; `seen` changes what is read."""
+    """A turn in which nothing is in the way, with changes; `seen` changes what was read."""
     observed = Observed(
         status=ChainStatus(),
         artifact=lambda digest: None,
@@ -48,7 +48,7 @@ def turn(**changes: Any) -> Turn:
     return replace(plain, **changes)
 
 
-# The function, what is in the way, and then: state, code, stalled, seconds until the next look.
+# The function, the situation, and the outcome: state, code, stalled, seconds until the next pass.
 ROWS: dict[str, tuple[waits.Wait, Turn, tuple[State, Code, bool, float | None]]] = {
     "a finished chain": (
         waits.for_a_request,
@@ -58,7 +58,7 @@ ROWS: dict[str, tuple[waits.Wait, Turn, tuple[State, Code, bool, float | None]]]
     "an earlier attempt": (
         waits.for_an_earlier_attempt,
         turn(seen={"live": frozenset({"vit-t-a1"})}),
-        (State.PENDING, Code.WAITS_FOR_STOP, False, 30.0),
+        (State.PENDING, Code.MISS, False, 30.0),
     ),
     "an earlier attempt on a lost node": (
         waits.for_an_earlier_attempt,
@@ -109,24 +109,24 @@ ROWS: dict[str, tuple[waits.Wait, Turn, tuple[State, Code, bool, float | None]]]
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_what_is_in_the_way(name: str) -> None:
+def test_each_wait(name: str) -> None:
     wait, in_the_way, expected = ROWS[name]
     outcome = wait(in_the_way, STAGE)
     assert outcome is not None
     stage = outcome.stage
     assert (stage.state, stage.code, stage.stalled, outcome.again) == expected
     assert stage.reason and outcome.artifact is None and not outcome.wanted
-    assert waits.first_wait(in_the_way, STAGE) == outcome, "and nothing comes before it"
+    assert waits.first_wait(in_the_way, STAGE) == outcome, "no earlier wait applies"
 
 
 @pytest.mark.parametrize("wait", waits.BEFORE_INTENT)
-def test_nothing_is_in_the_way(wait: waits.Wait) -> None:
+def test_no_wait_applies_when_nothing_is_in_the_way(wait: waits.Wait) -> None:
     assert wait(turn(), STAGE) is None
     assert wait(turn(seen={"share": lambda digest: "Mine"}), STAGE) is None
     assert waits.first_wait(turn(), STAGE) is None
 
 
-def test_the_back_off_keeps_what_was_said_and_the_share() -> None:
+def test_the_back_off_keeps_the_reason_and_the_share() -> None:
     stage = STAGE.changed(not_before=NOW + 8, state=State.PENDING)
     outcome = waits.first_wait(turn(), stage)
     assert outcome is not None and outcome.again == 8
@@ -134,7 +134,7 @@ def test_the_back_off_keeps_what_was_said_and_the_share() -> None:
     assert waits.for_the_back_off(turn(now=NOW + 8), stage) is None
 
 
-def test_what_is_to_be_written_on_the_way() -> None:
+def test_the_actions_of_waits() -> None:
     claim = waits.first_wait(turn(seen={"claim_missing": True}), STAGE)
     assert claim is not None and claim.action == MakeClaim()
     share = waits.first_wait(turn(seen={"share": lambda digest: ""}), STAGE)
@@ -142,15 +142,15 @@ def test_what_is_to_be_written_on_the_way() -> None:
     assert share.shares == {"d" * 64}
 
 
-def test_the_number_of_an_attempt_that_goes_is_remembered() -> None:
+def test_the_number_of_an_ending_attempt_is_remembered() -> None:
     """Once its job and pods are gone, nothing else knows the number."""
     seen = {"live": frozenset({"vit-t-a7"}), "highest_number": lambda stage, digest: 7}
     outcome = waits.for_an_earlier_attempt(turn(seen=seen), STAGE)
     assert outcome is not None and outcome.stage.attempt_count == 7
 
 
-def test_the_order() -> None:
-    """Everything at once: each wait hides those after it."""
+def test_the_order_of_waits() -> None:
+    """If every wait applies at once, the first one is reported."""
     everything = turn(
         finished=True,
         stopping=SUSPENDED,

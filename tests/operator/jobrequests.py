@@ -1,4 +1,4 @@
-"""Requests for jobs: of the examples, and generated ones that use every setting of a node pool."""
+"""Job requests: those of the examples, and generated ones that use every setting of a node pool."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CPU_POOL = NodePool.model_validate({"gpu": "CPU", "gpusPerNode": 0})
 
 
 def request(**changes: Any) -> JobRequest:
-    """One node of eight GPUs, unless told otherwise."""
+    """A request for one node with eight GPUs, with changes."""
     simple = JobRequest(
         name="vit-b-a1",
         namespace="team",
@@ -38,7 +38,7 @@ def request(**changes: Any) -> JobRequest:
 
 
 def of_examples() -> list[JobRequest]:
-    """Every stage of every example, as the operator would ask for it."""
+    """The requests that the operator would make for every stage of every example."""
     out = []
     for file in EXAMPLES:
         chain = load_chain(file)
@@ -61,7 +61,7 @@ def of_examples() -> list[JobRequest]:
 
 
 def generated(seed: int) -> JobRequest:
-    """A request that may use anything; equal for equal seeds."""
+    """A random request that may use any setting; equal seeds give equal requests."""
     chance = random.Random(seed)
     optional: dict[str, Any] = {
         "nodeSelector": {"pool": "a100", "example.com/zone": ""},

@@ -1,4 +1,4 @@
-"""An API server in memory: enough of one for passes of the operator, and nothing that can fail."""
+"""An API server in memory. It has what passes of the operator need, and it never fails."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class MemoryKube:
         self._version = 0
 
     def put(self, resource: Resource, obj: Object) -> Object:
-        """The object as the server keeps it now, with a UID and a new version."""
+        """Stores an object and returns it as stored, with a UID and a new version."""
         self._version += 1
         meta = obj["metadata"]
         meta |= {
@@ -95,7 +95,7 @@ def _selected(obj: Object, selector: str) -> bool:
 
 
 def _merged(old: Object, patch: Object) -> Object:
-    """RFC 7386."""
+    """The object after a merge patch (RFC 7386)."""
     out = dict(old)
     for key, value in patch.items():
         if value is None:

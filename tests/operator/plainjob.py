@@ -1,5 +1,5 @@
-"""A second runner, for the tests alone: a plain `batch/v1` Job. Run as a program, this file is the
-operator with plain Jobs in the place of PyTorchJobs.
+"""A second runner, only for tests: a plain `batch/v1` Job. Run as a program, this file is an
+operator that creates plain Jobs instead of PyTorchJobs.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ INDEX = "batch.kubernetes.io/job-completion-index"
 
 
 class PlainJob:
-    """One pod a node, numbered by the Job. Pods of several nodes would not find one another: here
-    they are only played.
+    """A runner with one pod per node, numbered by the Job. Pods of several nodes would not find one
+    another, so tests only simulate them.
     """
 
     resource = JOBS

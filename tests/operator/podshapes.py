@@ -29,8 +29,8 @@ def word(
 
 
 def pending(rank: int = 0, *, created: float = 0, job: str = "vit-b-a1") -> Pod:
-    """Made, not looked at. Rank 0 is the master, the others are workers with training-operator's
-    init container.
+    """A new pod that neither the scheduler nor a kubelet has seen. Rank 0 is the master; the others
+    are workers with training-operator's init container.
     """
     kind, index = ("master", 0) if rank == 0 else ("worker", rank - 1)
     name = f"{job}-{kind}-{index}"
@@ -84,7 +84,7 @@ def scheduled(rank: int = 0, **more: Any) -> Pod:
 
 
 def waiting(rank: int, reason: str, message: str = "", image: str = IMAGE) -> Pod:
-    """The kubelet holds its container back."""
+    """A pod whose container the kubelet has not started, with the reason."""
     pod = scheduled(rank)
     state = {"waiting": {"reason": reason} | ({"message": message} if message else {})}
     pod["status"]["containerStatuses"] = [
@@ -160,7 +160,7 @@ def disrupted(pod: Pod, reason: str, *, when: float = 90, message: str = "") -> 
 
 
 def evicted(pod: Pod, message: str) -> Pod:
-    """By the kubelet's eviction manager."""
+    """The pod after the kubelet's eviction manager ended it."""
     pod["status"] |= {"phase": "Failed", "reason": "Evicted", "message": message}
     return disrupted(pod, "TerminationByKubelet", message=message)
 

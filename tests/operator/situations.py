@@ -1,4 +1,4 @@
-"""A chain whose second stage is at work, and what is around it, as `explain` reads it."""
+"""A chain that is at its second stage, and the objects around it, as `explain` reads them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def condition(
 def chain(
     stage: StageStatus | None = None, *conditions: Condition, seen: int = 3, **spec: Any
 ) -> Object:
-    """Chain `family`: stage a has finished, b is as given, c waits. None: nobody has looked at
-    it.
+    """Chain `family`: stage a has finished, b is as given, c waits. With None for b no operator has
+    reconciled the chain.
     """
     stages = (
         [StageStatus(name="a", state=State.SUCCEEDED), stage, StageStatus(name="c")]
@@ -53,7 +53,7 @@ def chain(
 def current(
     state: State = State.STARTING, reason: Reason | None = None, **more: Any
 ) -> StageStatus:
-    """The stage that the chain is at, as the operator leaves it in the status."""
+    """The stage that the chain is at, as the operator writes it."""
     return told(StageStatus(name="b", state=state, attempts=[ATTEMPT], **more), reason)
 
 

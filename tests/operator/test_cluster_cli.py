@@ -1,5 +1,5 @@
-"""The cluster's command line without a cluster: its tables, its errors, and what is said without
-the packages.
+"""The commands for a cluster, tested without one: tables, errors, and the message if packages are
+missing.
 """
 
 from __future__ import annotations
@@ -52,20 +52,20 @@ def drawn(rows: list[Row], namespaces: bool, width: int) -> str:
 
 
 @pytest.mark.parametrize("namespaces", [False, True])
-def test_eighty_columns_cut_nothing(namespaces: bool) -> None:
+def test_a_terminal_of_eighty_columns_shows_everything(namespaces: bool) -> None:
     text = drawn(ROWS, namespaces, 80)
     assert max(map(len, text.splitlines())) <= 80 and "…" not in text
     assert " ".join(LONG.split()) in " ".join(text.split())
     assert text.splitlines()[1].split() == (["vision"] if namespaces else []) + list(ROWS[0][1:8])
 
 
-def test_a_wide_terminal_has_one_line_a_chain() -> None:
+def test_a_wide_terminal_has_one_line_per_chain() -> None:
     lines = drawn(ROWS, False, 150).splitlines()
     assert len(lines) == 4 and lines[2].rstrip().endswith("…")
     assert LONG in drawn(ROWS, False, 4096)
 
 
-def test_columns_of_nothing_are_left_out() -> None:
+def test_empty_columns_are_left_out() -> None:
     new = Row("team", "family", "", "New", "", "", "", "3s", "no operator has looked at it yet")
     assert drawn([new], False, 100).split()[:4] == ["name", "state", "age", "why"]
 
@@ -79,8 +79,8 @@ def test_ages(seconds: float, text: str) -> None:
 
 
 def chain(observed: int = 1, *conditions: tuple[str, str], stages: Any = ({},)) -> Object:
-    held = [{"type": kind, "status": "True", "message": message} for kind, message in conditions]
-    status = {"observedGeneration": observed, "conditions": held, "stages": list(stages)}
+    found = [{"type": kind, "status": "True", "message": message} for kind, message in conditions]
+    status = {"observedGeneration": observed, "conditions": found, "stages": list(stages)}
     meta = {"name": "family", "namespace": "team", "generation": 1, "creationTimestamp": at(0)}
     return {"metadata": meta, "status": status}
 
@@ -124,14 +124,12 @@ def stalled(reason: str) -> dict[str, Any]:
         (chain(1, ("Complete", "3 of 3 stages have finished")), ""),
     ],
 )
-def test_why(thing: Object, why: str) -> None:
+def test_the_why_column(thing: Object, why: str) -> None:
     assert row(thing, T0 + 60).why == why
 
 
 def retry(monkeypatch: pytest.MonkeyPatch, thing: Object) -> str:
-    """What `modelchain retry` prints for a chain; whether it wrote anything is in the chain's
-    annotations.
-    """
+    """What `modelchain retry` prints for a chain. The chain's annotations show what it wrote."""
 
     class Api:
         async def patch(self, resource: object, namespace: str, name: str, body: Object) -> None:
@@ -190,7 +188,7 @@ def test_retry_where_it_helps(stage: StageStatus, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     "reason", ["InvalidSpec", "PodsForbidden", "RunnerMissing", "ClaimMissing", "NameTaken"]
 )
-def test_retry_where_somebody_has_to_correct(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_where_a_correction_is_needed(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = (
         situations.current(State.PENDING, Reason(Code(reason), message="no"), stalled=True)
         if reason != "InvalidSpec"
@@ -209,7 +207,7 @@ def test_retry_where_nothing_failed(monkeypatch: pytest.MonkeyPatch) -> None:
         retry(monkeypatch, situations.chain(situations.current()))
 
 
-def test_a_watch_outlives_the_api_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_watch_goes_on_after_an_outage_of_the_api_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "POLL_SECONDS", 0.0)
     answers: list[Any] = [[chain()], Unavailable("gone"), [chain()], [chain(1, ("Finished", ""))]]
     shown: list[Any] = []
@@ -242,7 +240,7 @@ current-context: c
             2,
             "there is no none; name a file with --kubeconfig or KUBECONFIG",
         ),
-        ("get --kubeconfig list", 2, "that is no kubeconfig"),
+        ("get --kubeconfig list", 2, "the file is not a kubeconfig"),
         ("get --kubeconfig half", 2, "no API server to talk to"),
         ("get --kubeconfig file --context other", 2, "Expected object with name other"),
         (
@@ -250,8 +248,8 @@ current-context: c
             1,
             "the API server at https://127.0.0.1:1 cannot be reached: GET /apis/",
         ),
-        ("get A/b --kubeconfig file", 2, "'A/b' is no name of a ModelChain"),
-        ("get -n a/b --kubeconfig file", 2, "'a/b' is no name of a namespace"),
+        ("get A/b --kubeconfig file", 2, "'A/b' is not a valid name of a ModelChain"),
+        ("get -n a/b --kubeconfig file", 2, "'a/b' is not a valid name of a namespace"),
         ("get -A x", 2, "leave out NAME and -n, or -A"),
         ("get -w -o json", 2, "leave one of them out"),
         ("status", 2, "name one chain"),

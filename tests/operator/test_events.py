@@ -1,4 +1,4 @@
-"""Events: one line for one sentence, bounded, and never in the way."""
+"""Events: one event per message, with a count and a rate limit, and no failure stops a pass."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def tell(ours: Events, *said: Any) -> None:
     await asyncio.gather(*ours._waiting)
 
 
-def test_a_repeated_sentence_raises_the_count() -> None:
+def test_a_repeated_message_raises_the_count() -> None:
     async def main() -> None:
         port = Port()
         ours = events(port)
@@ -97,7 +97,7 @@ def test_the_count_goes_on_after_a_restart_and_begins_again_when_the_event_expir
     travel.run(main())
 
 
-def test_a_flood_is_cut() -> None:
+def test_a_flood_of_events_is_limited() -> None:
     async def main() -> None:
         port = Port()
         ours = events(port)
@@ -112,7 +112,7 @@ def test_a_flood_is_cut() -> None:
     travel.run(main())
 
 
-def test_failures_are_counted_and_waited_for_briefly() -> None:
+def test_failed_writes_are_counted_and_time_out_soon() -> None:
     async def main() -> None:
         port = Port()
         ours = events(port)
@@ -153,5 +153,5 @@ def test_the_event_of_a_state(state: State) -> None:
         (StageStatus(name="a", reason_code="ProgressUnknown"), Code.PROGRESS_UNKNOWN),
     ],
 )
-def test_the_event_of_what_befell_a_stage(stage: StageStatus, code: Code) -> None:
+def test_the_event_of_a_stages_situation(stage: StageStatus, code: Code) -> None:
     assert news(stage) is code

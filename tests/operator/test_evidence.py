@@ -1,5 +1,5 @@
-"""What pods say of an attempt: every row of issue 4's failure matrix that pods can show, and how
-rows mix.
+"""What pods tell of an attempt: every kind of failure that pods can show, and what several pods
+show together.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def seen(
         gang=podread.Gang(nodes or max(len(live), 1), PyTorchJob().node_rank),
         now=T0 + more.pop("now", 200.0),
         known=more.pop("known", ()),
-        going=more.pop("going", None),
+        deleting_since=more.pop("deleting_since", None),
     )
 
 
@@ -67,7 +67,7 @@ def text(reason: Reason | None) -> str:
 
 
 def told(found: Evidence) -> tuple[FailureClass | None, str]:
-    """The class and the sentence, whoever told it."""
+    """The failure class and its message, from the last word or else from the pods."""
     if found.word is not None:
         assert found.failure is None
         return found.word.failure, found.word.message
@@ -75,7 +75,7 @@ def told(found: Evidence) -> tuple[FailureClass | None, str]:
     return found.failure
 
 
-# -- rows of the failure matrix: one failed pod ----------------------------------------------------
+# -- one failed pod --------------------------------------------------------------------------------
 
 EPHEMERAL = "Pod ephemeral local storage usage exceeds the total limit of containers 100Gi. "
 NODE_FULL = (
@@ -161,12 +161,12 @@ ROWS: dict[str, tuple[Pod, FailureClass, str]] = {
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_failure(name: str) -> None:
+def test_the_failure_that_one_pod_shows(name: str) -> None:
     pod, failure, sentence = ROWS[name]
     found = seen(pod)
     assert told(found)[0] is failure
     assert re.search(sentence, told(found)[1]), told(found)[1]
-    assert told(seen(remembered=(pod,))) == told(found), "a pod that is gone says the same"
+    assert told(seen(remembered=(pod,))) == told(found), "a remembered pod gives the same evidence"
 
 
 def test_a_pod_without_a_container_status() -> None:
@@ -213,7 +213,7 @@ NO_DEVICE = (
 def test_a_pod_that_its_node_refuses(
     reason: str, message: str, failure: FailureClass, bad: dict[str, str]
 ) -> None:
-    """A node without a healthy device is the node's fault; and a pod that is gone says the same."""
+    """A missing healthy device is the node's fault. A remembered pod gives the same evidence."""
     pod = scheduled()
     pod["status"] |= {"phase": "Failed", "reason": reason, "message": message}
     for found in (seen(pod), seen(remembered=(pod,))):
@@ -229,7 +229,7 @@ def test_a_pods_own_reason_names_the_lost_node(reason: str) -> None:
     assert failure is F.NODE_LOST and "node-0" in sentence
 
 
-def test_success_is_rank_0s_word() -> None:
+def test_success_is_rank_0s_last_word() -> None:
     found = seen(
         ended(0, code=0, message=word("Succeeded", steps=7)), ended(1, code=1, message=word())
     )
@@ -250,10 +250,10 @@ def test_success_needs_its_digests() -> None:
 def test_a_job_that_failed_and_left_nothing() -> None:
     found = seen(job=job("Failed", "1 Master replica(s) failed"))
     assert told(found)[0] is F.UNKNOWN and "1 Master replica(s) failed" in told(found)[1]
-    assert seen(job=job("Succeeded")).failure is None, "that is for the verify Job"
+    assert seen(job=job("Succeeded")).failure is None, "the verify Job will look for the artifact"
 
 
-# -- several pods: the cause, not what follows from it ---------------------------------------------
+# -- several pods: the cause, not its consequences -------------------------------------------------
 
 OOM = ended(1, code=137, reason="OOMKilled", end=60)
 GROUPS: dict[str, tuple[list[Pod], FailureClass]] = {
@@ -299,20 +299,20 @@ GROUPS: dict[str, tuple[list[Pod], FailureClass]] = {
 
 
 @pytest.mark.parametrize("name", GROUPS)
-def test_the_cause_stands_in_any_order(name: str) -> None:
+def test_the_cause_is_found_in_any_order_of_pods(name: str) -> None:
     pods, failure = GROUPS[name]
     for order in permutations(pods):
         assert told(seen(*order))[0] is failure
 
 
-def test_figures_of_a_word_are_kept_where_a_pod_knows_the_cause() -> None:
+def test_the_figures_of_a_last_word_are_kept_if_another_pod_shows_the_cause() -> None:
     pods, _ = GROUPS["the rest is stopped"]
     found = seen(*pods)
     assert found.word and (found.word.failure, found.word.checkpoint_step) == (F.OUT_OF_MEMORY, 9)
     assert "vit-b-a1-worker-0" in found.word.message
 
 
-def test_a_word_that_was_remembered_counts() -> None:
+def test_a_remembered_last_word_counts() -> None:
     said = deleted(ended(0, message=word("Failed", "NonFinite")), grace_over=150)
     assert told(seen(ended(1, end=120), remembered=(said,), nodes=2))[0] is F.NON_FINITE
 
@@ -326,13 +326,13 @@ def test_a_restart_by_the_queue_forgets_the_evicted_pods() -> None:
     assert told(seen(again[0], out_of_memory, remembered=tuple(before)))[0] is F.OUT_OF_MEMORY
 
 
-def test_a_pod_replaced_while_its_peers_run_is_still_the_cause() -> None:
+def test_a_pod_that_was_replaced_while_its_peers_ran_is_still_the_cause() -> None:
     lost = disrupted(ended(1, end=50, code=143), "PreemptionByScheduler", when=50)
     peers = [ended(0, end=120, message=word()), running(1, created=60, start=70)]
     assert told(seen(*peers, remembered=(lost,)))[0] is F.PREEMPTED
 
 
-# -- what is waited for ----------------------------------------------------------------------------
+# -- what an attempt waits for ---------------------------------------------------------------------
 
 NO_GPU = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
 NOT_FOUND = (
@@ -360,7 +360,7 @@ WAITS: dict[str, tuple[list[Pod], str, FailureClass | None]] = {
         "held by a scheduling gate",
         None,
     ),
-    "just made": ([pending()], "not yet looked at", None),
+    "just made": ([pending()], "neither the scheduler nor a node has taken it up yet", None),
     "no such image": (
         [waiting(0, "ErrImagePull", NOT_FOUND)],
         "there is no image .* correct runner.image",
@@ -424,7 +424,7 @@ WAITS: dict[str, tuple[list[Pod], str, FailureClass | None]] = {
 
 
 @pytest.mark.parametrize("name", WAITS)
-def test_waiting(name: str) -> None:
+def test_what_an_attempt_waits_for(name: str) -> None:
     pods, sentence, failure = WAITS[name]
     found = seen(*pods)
     assert re.search(sentence, text(found.waiting)) if sentence else not found.waiting, (
@@ -433,7 +433,7 @@ def test_waiting(name: str) -> None:
     assert (found.permanent and found.permanent[0]) == failure
 
 
-def test_a_pull_that_is_tried_and_backed_off_from_is_told_in_one_way() -> None:
+def test_a_failed_pull_has_the_same_reason_during_its_back_off() -> None:
     backing_off = f'Back-off pulling image "{IMAGE}": ErrImagePull: {NOT_FOUND}'
     tried, later = (
         seen(waiting(0, "ErrImagePull", NOT_FOUND)),
@@ -449,14 +449,14 @@ def test_long_messages_are_cut() -> None:
     )
 
 
-def test_pods_still_to_be_made() -> None:
+def test_pods_that_are_still_to_be_created() -> None:
     reason = seen(running(0), nodes=4).waiting
     assert reason.text == "1 of 4 pods are there; the others are still to be created"
     assert reason.code is Code.PODS_MISSING
     assert seen(deleted(running(0), grace_over=210)).waiting.code is Code.PODS_ENDING
 
 
-def test_refused_at_creation() -> None:
+def test_pods_that_are_refused_at_creation() -> None:
     def event(reason: str, message: str, when: float) -> Pod:
         return {"reason": reason, "message": message, "lastTimestamp": at(when)}
 
@@ -471,10 +471,10 @@ def test_refused_at_creation() -> None:
     assert refusal(events[2:]) == ""
 
 
-# -- life and time ---------------------------------------------------------------------------------
+# -- liveness and time -----------------------------------------------------------------------------
 
 
-def test_live_is_what_was_read_alone() -> None:
+def test_only_pods_that_were_read_are_live() -> None:
     assert (
         seen(pending()).live
         and seen(running()).live
@@ -484,7 +484,7 @@ def test_live_is_what_was_read_alone() -> None:
     assert not seen(remembered=(disrupted(running(), "DeletionByTaintManager"),)).live
 
 
-def test_a_pod_that_outstays_its_grace() -> None:
+def test_a_pod_that_exceeds_its_grace_period() -> None:
     pod = deleted(running(), grace_over=150)
     assert seen(pod, now=209).stalled is None
     stalled = seen(pod, now=211).stalled
@@ -492,26 +492,26 @@ def test_a_pod_that_outstays_its_grace() -> None:
         "kubectl delete pod vit-b-a1-master-0 -n team --force --grace-period=0" in stalled.text
         and "node-0" in stalled.text
     )
-    assert seen(pod, now=999).stalled == stalled, "the same words, so that nothing is written again"
+    assert seen(pod, now=999).stalled == stalled, "the reason stays the same, so it is written once"
     assert seen(deleted(ended(), grace_over=150), now=999).stalled is None
 
 
-def test_a_pod_within_its_grace_on_a_clock_that_is_ahead() -> None:
-    """Ours is five minutes ahead of the API server's: by its timestamp alone every pod that goes
-    would be stuck.
+def test_a_pod_within_its_grace_period_if_our_clock_is_ahead() -> None:
+    """The operator's clock is five minutes ahead of the API server's. By the timestamp alone, every
+    pod that is being deleted would seem stuck.
     """
     pod, ahead = deleted(running(), grace_over=150), 300.0
     first_seen = {objects.uid(pod): T0 + 30 + ahead}  # deleted at 30 with a grace of 120
     for now in (31, 150, 200):
-        assert seen(pod, now=now + ahead, going=first_seen).stalled is None
-    assert "--force" in seen(pod, now=30 + 120 + 61 + ahead, going=first_seen).stalled.text, (
-        "its grace is over by any clock"
+        assert seen(pod, now=now + ahead, deleting_since=first_seen).stalled is None
+    assert (
+        "--force" in seen(pod, now=30 + 120 + 61 + ahead, deleting_since=first_seen).stalled.text
+    ), "the grace period is over by either clock"
+    assert seen(pod, now=211, deleting_since={}).stalled is None, (
+        "an operator that has just started has not seen the grace period pass"
     )
-    assert seen(pod, now=211, going={}).stalled is None, (
-        "an operator that has just come has seen no grace pass"
-    )
-    assert "--force" in seen(pod, now=150 + 60 + 601, going={}).stalled.text, (
-        "no two clocks differ so much"
+    assert "--force" in seen(pod, now=150 + 60 + 601, deleting_since={}).stalled.text, (
+        "clocks do not differ that much"
     )
 
 
@@ -531,14 +531,14 @@ def test_a_container_that_never_started_has_no_time(
     assert told(found)[0] is F.IMAGE and found.pods == {} and found.never_ran == {objects.uid(pod)}
     uid = objects.uid(pod)
     assert seen(remembered=(pod,), known={uid}).pods == {}, (
-        "gone, and an earlier look had believed a time"
+        "the pod is gone, and an earlier pass had recorded a time for it"
     )
 
 
 @pytest.mark.parametrize("finished", ["1970", "null"])
-def test_an_end_that_nobody_knows(finished: str) -> None:
-    """ContainerStatusUnknown: it ran, and how long nobody can say; not for years, and not less than
-    nothing.
+def test_a_container_whose_end_is_unknown(finished: str) -> None:
+    """After ContainerStatusUnknown it is not known how long the container ran. It must count
+    neither as years nor as a negative time.
     """
     pod = ended(code=137, reason="ContainerStatusUnknown")
     state = pod["status"]["containerStatuses"][1]["state"]["terminated"]
@@ -552,8 +552,8 @@ SKEWS = [0, -2, 2, -300, 300, -1900, 1900]
 @pytest.mark.parametrize("skew", SKEWS)
 @pytest.mark.parametrize("tells", [True, False])
 def test_a_node_whose_clock_is_off(skew: float, tells: bool) -> None:
-    """The time between a start and an end of one clock is right, and lies where it can have
-    been.
+    """A start and an end are from the node's clock, so their difference is right. The interval is
+    moved to where it is possible by our clock.
     """
     over = ended(0, start=10 + skew, end=100 + skew)
     going = running(0, start=10 + skew)
@@ -577,21 +577,21 @@ def test_times_and_gpus() -> None:
     assert found.running == 1
 
 
-def test_a_lost_node_stops_counting_when_it_was_noticed() -> None:
+def test_a_pod_on_a_lost_node_counts_until_the_loss_was_noticed() -> None:
     pod = disrupted(running(start=10), "DeletionByPodGC", when=80)
     pod["status"]["phase"] = "Failed"
     [time] = seen(pod).pods.values()
     assert time.finished == T0 + 80
 
 
-def test_time_of_a_pod_that_is_gone_counts_only_while_the_status_carries_it() -> None:
+def test_the_time_of_a_pod_that_is_gone_counts_only_if_the_status_lists_it() -> None:
     pod = ended(start=20, end=50)
     uid = objects.uid(pod)
     assert seen(remembered=(pod,)).pods == {}
     assert seen(remembered=(pod,), known={uid}).pods == seen(pod).pods
 
 
-def test_only_what_says_something_is_remembered_and_little_of_it() -> None:
+def test_only_pods_with_evidence_are_remembered_and_little_of_each() -> None:
     assert podread.remember(running()) is None and podread.remember(pending()) is None
     big = ended(message=word())
     big["metadata"]["managedFields"] = [{"x": "y" * 100_000}]
@@ -600,7 +600,7 @@ def test_only_what_says_something_is_remembered_and_little_of_it() -> None:
     assert kept is not None and len(json.dumps(kept)) < 3_000
 
 
-# -- anything the API may hold ---------------------------------------------------------------------
+# -- any pod that the API may return ---------------------------------------------------------------
 
 MESSAGES = [
     "",
@@ -642,7 +642,7 @@ def any_pod(draw: st.DrawFn) -> Pod:
         pod = disrupted(pod, draw(st.sampled_from(reasons)), when=end)
     if draw(st.booleans()):
         pod = deleted(pod, grace_over=end)
-    for place in ("conditions", "containerStatuses"):  # an API may leave lists out, or null
+    for place in ("conditions", "containerStatuses"):  # an API server may send null for a list
         if draw(st.integers(0, 9)) == 0:
             pod["status"][place] = None
     pod["metadata"]["uid"] = draw(st.uuids()).hex
@@ -655,7 +655,7 @@ def any_pod(draw: st.DrawFn) -> Pod:
     st.lists(any_pod(), max_size=3),
     st.randoms(use_true_random=False),
 )
-def test_whatever_pods_hold(live: list[Pod], gone: list[Pod], chance: Any) -> None:
+def test_any_pods_give_consistent_evidence(live: list[Pod], gone: list[Pod], chance: Any) -> None:
     found = seen(*live, remembered=tuple(gone), nodes=4)
     shuffled = list(live)
     chance.shuffle(shuffled)
@@ -679,8 +679,8 @@ def test_whatever_pods_hold(live: list[Pod], gone: list[Pod], chance: Any) -> No
 @pytest.mark.parametrize("ahead", [-3600, -5, 0, 5, 3600])
 @pytest.mark.parametrize("told", [True, False])
 def test_a_start_does_not_move_with_our_clock(ahead: int, told: bool) -> None:
-    """Whatever a node's clock says, and whether or not the pod tells when its node took it: else
-    each look writes.
+    """This is true for any clock of the node, and with or without the pod's startTime. Otherwise
+    every pass would write a new status.
     """
     alive = running(start=10 + ahead)
     over = ended(1, start=10 + ahead, end=40 + ahead)
@@ -690,7 +690,7 @@ def test_a_start_does_not_move_with_our_clock(ahead: int, told: bool) -> None:
     early, late = seen(alive, over, now=41), seen(alive, over, now=45)
     assert early.pods == late.pods
     for pod in late.pods.values():
-        assert pod.started >= T0, "not before it was made"
+        assert pod.started >= T0, "no pod starts before it was created"
         if told:
             assert pod.started - T0 == pytest.approx(10, abs=5)
         assert pod.finished is None or pod.finished - pod.started == 30

@@ -1,5 +1,5 @@
-"""`explain`: for each way in which a chain does not run, the right reason, its cause, and a command
-to type next.
+"""`explain`: for each way in which a chain does not run, the right reason, its cause, and the next
+command.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def check(found: Explanation, reason: str, cause: str, then: str) -> None:
     assert found.next == then
 
 
-# Nobody looks at it.
+# No operator reconciles the chain.
 
 
 def test_created_and_no_operator_is_there() -> None:
@@ -82,17 +82,17 @@ def test_changed_and_the_operator_is_dead() -> None:
     )
 
 
-def test_a_lease_that_was_given_back_is_nobodys() -> None:
+def test_a_lease_that_was_given_back() -> None:
     assert "was given back" in ask(chain(seen=-1), leases=[lease(3599, "")]).cause
 
 
-def test_the_operator_heard_of_last_counts() -> None:
+def test_the_lease_that_was_renewed_last_counts() -> None:
     assert (
         ask(chain(current(State.PENDING)), leases=[lease(10), lease(3599)]).reason == "InProgress"
     )
 
 
-def test_a_change_of_a_moment_ago() -> None:
+def test_a_recent_change() -> None:
     thing = chain(current(), seen=2)
     thing["metadata"]["managedFields"] = [
         {"time": at(3595)},
@@ -101,13 +101,18 @@ def test_a_change_of_a_moment_ago() -> None:
     check(ask(thing), "NotSeenYet", "5s old", "modelchain get family -n team --watch")
 
 
-def test_an_operator_that_does_not_look() -> None:
+def test_an_operator_that_does_not_reconcile() -> None:
     then = "kubectl logs operator-7d -n modelchain-system --tail=50"
-    check(ask(chain(current(), seen=2)), "NotSeen", "has not looked for 60m", then)
+    check(
+        ask(chain(current(), seen=2)),
+        "NotSeen",
+        "has not made a pass over this chain for 60m",
+        then,
+    )
 
 
 @pytest.mark.parametrize("leases", [[], [lease(0)]])
-def test_a_change_of_a_moment_ago_and_no_operator_to_be_seen(leases: list[Object]) -> None:
+def test_a_recent_change_without_a_live_operator(leases: list[Object]) -> None:
     thing = chain(current(), seen=2)
     for changed, reason in ((3571, "NotSeenYet"), (3569, "NoOperator")):
         thing["metadata"]["managedFields"] = [{"time": at(changed)}]
@@ -115,7 +120,7 @@ def test_a_change_of_a_moment_ago_and_no_operator_to_be_seen(leases: list[Object
 
 
 def test_an_old_lease_hides_no_cause() -> None:
-    """An operator may do without one, and leave that of an earlier one as it is."""
+    """An operator may run without a Lease, and does not renew one that an earlier operator left."""
     stage = current(
         State.PENDING, Reason(Code.CLAIM_MISSING, "data", "there is no claim data"), stalled=True
     )
@@ -154,7 +159,7 @@ def test_complete() -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0 GPU seconds"), (359, "359 GPU seconds"), (360, "0.1 GPU hours")]
 )
-def test_no_time_is_rounded_away(seconds: float, text: str) -> None:
+def test_short_times_are_not_rounded_to_zero(seconds: float, text: str) -> None:
     assert gpu_time(seconds) == text
 
 
@@ -215,7 +220,7 @@ def test_deleting() -> None:
     assert found.evidence[0].message == "is ending"
 
 
-# Stalled: the operator's own reasons.
+# Stalled, for the operator's own reasons.
 
 
 RUNNER = PyTorchJob()
@@ -223,7 +228,7 @@ LAUNCH_REFUSED = Reason(Code.LAUNCH_REFUSED, "family-b-a2", next_command=RUNNER.
 
 
 def refused(code: Code, said: str) -> Reason:
-    """As the operator remembers a refusal of the API server."""
+    """The reason that the operator remembers for a refusal of the API server."""
     reason = LAUNCH_REFUSED if code is Code.LAUNCH_REFUSED else Reason(code)
     return with_words(reason, "team", said)
 
@@ -352,7 +357,7 @@ def test_a_node_that_does_not_answer() -> None:
     check(ask(thing), "NodeLost", "should have ended", "kubectl describe node node-0")
 
 
-def test_a_refused_spec_has_no_stage_to_blame() -> None:
+def test_a_refused_spec_concerns_no_stage() -> None:
     thing = chain(
         None,
         condition("Stalled", "InvalidSpec", "spec.stages: too few; correct it and apply it again"),
@@ -360,24 +365,24 @@ def test_a_refused_spec_has_no_stage_to_blame() -> None:
     check(ask(thing), "InvalidSpec", "spec.stages: too few", "kubectl edit mchain family -n team")
 
 
-# What goes on, or would.
+# Queued or running.
 
 
-def test_nodes_that_are_avoided_and_nothing_else_fits() -> None:
+def test_only_avoided_nodes_are_left() -> None:
     stage = current(
         State.QUEUED,
         Reason(Code.NODES_AVOIDED, message="no node is left but n1 (0/4 nodes are available)"),
     )
-    held = mine(podshapes.unschedulable())
+    waiting = mine(podshapes.unschedulable())
     check(
-        ask(chain(stage), pods=[held]),
+        ask(chain(stage), pods=[waiting]),
         "NodesAvoided",
         "no node is left but n1",
         "modelchain retry family -n team",
     )
 
 
-def test_a_trainer_that_cannot_be_asked() -> None:
+def test_a_trainer_that_cannot_be_reached() -> None:
     stage = current(
         State.RUNNING,
         Reason(
@@ -390,7 +395,7 @@ def test_a_trainer_that_cannot_be_asked() -> None:
 
 
 @pytest.mark.parametrize("complete", [True, False])
-def test_a_stage_that_another_arithmetic_has_trained(complete: bool) -> None:
+def test_a_stage_that_was_trained_with_another_trainer_math(complete: bool) -> None:
     thing = chain(current(State.RUNNING), *([condition("Complete")] if complete else []))
     thing["status"]["stages"][0]["artifact"] = {
         "path": "d/artifact",
@@ -435,7 +440,7 @@ def test_shared_stage() -> None:
     )
 
 
-def test_data_that_is_still_packed() -> None:
+def test_data_that_is_still_being_packed() -> None:
     loading = Reason(Code.DATA_LOADING, "pack", "job pack fills claim photos")
     stage = told(StageStatus(name="b"), loading)
     check(
@@ -500,7 +505,7 @@ def test_data_that_is_still_packed() -> None:
                 [workload(("QuotaReserved", "False", "8 more GPUs needed"))],
             ),
             "Queued",
-            "8 more GPUs needed; its place in the queue is not told",
+            "8 more GPUs needed; Kueue does not show its place in the queue",
             "kubectl describe workload pytorchjob-family-b-a2 -n team",
         ),
         (
@@ -532,7 +537,7 @@ def test_queued(queue: KueueQueue, reason: str, cause: str, then: str) -> None:
     check(found, reason, cause, then)
 
 
-def test_a_workload_that_may_not_be_seen() -> None:
+def test_workloads_that_the_user_may_not_read() -> None:
     queue = KueueQueue("q", True, {"metadata": {}})
     found = ask(chain(current()), jobs=[job(True, "q")], queue=queue, unreadable=("workloads",))
     assert "your rights" in found.cause
@@ -542,14 +547,14 @@ def test_a_workload_that_may_not_be_seen() -> None:
 # Pods.
 
 
-def test_pods_are_refused() -> None:
+def test_pods_that_are_refused() -> None:
     thing = job()
     said = event(thing, 'Error creating: pods "x" is forbidden: exceeded quota: q', "PyTorchJob")
     found = ask(chain(current()), jobs=[thing], events=[said])
     check(found, "PodsForbidden", "exceeded quota", "kubectl describe resourcequota -n team")
 
 
-def test_nobody_makes_pods() -> None:
+def test_no_controller_creates_pods() -> None:
     check(
         ask(chain(current()), jobs=[job()]),
         "NoPods",
@@ -575,7 +580,7 @@ def test_nobody_makes_pods() -> None:
         (podshapes.waiting(0, "ImagePullBackOff", "401 unauthorized"), "Image", "cannot be pulled"),
         (podshapes.waiting(0, "InvalidImageName"), "Image", "correct runner.image"),
         (podshapes.waiting(0, "ContainerCreating"), "Starting", "mounts volumes"),
-        (podshapes.pending(), "Starting", "not yet looked at"),
+        (podshapes.pending(), "Starting", "neither the scheduler nor a node has taken it up yet"),
     ],
 )
 def test_a_pod_waits(pod: Object, reason: str, cause: str) -> None:
@@ -583,7 +588,16 @@ def test_a_pod_waits(pod: Object, reason: str, cause: str) -> None:
     check(found, reason, cause, "kubectl describe pod vit-b-a1-master-0 -n team")
 
 
-def test_what_a_mount_waits_for_is_in_an_event() -> None:
+def test_a_name_is_not_read_as_a_cause() -> None:
+    """The chain is named after ImageNet; its pod waits in an init container, not for an image."""
+    pod = mine(podshapes.in_init())
+    pod["metadata"]["name"] = "imagenet-vit-b-a1-worker-0"
+    found = ask(chain(current()), jobs=[job()], pods=[pod])
+    then = "kubectl describe pod imagenet-vit-b-a1-worker-0 -n team"
+    check(found, Code.INIT, "init container init-pytorch runs", then)
+
+
+def test_an_event_tells_what_a_mount_waits_for() -> None:
     pod = mine(podshapes.waiting(0, "ContainerCreating"))
     found = ask(
         chain(current()), jobs=[job()], pods=[pod], events=[event(pod, "FailedMount: nfs is down")]
@@ -602,7 +616,7 @@ def test_half_a_gang_waits() -> None:
 
 
 @pytest.mark.parametrize("phase", ["Pending", "Lost"])
-def test_a_claim_holds_the_pod(phase: str) -> None:
+def test_a_pod_waits_for_an_unbound_claim(phase: str) -> None:
     volume = claim(phase=phase)
     pod = mine(podshapes.unschedulable(message="pod has unbound immediate PersistentVolumeClaims"))
     said = event(volume, 'storageclass.storage.k8s.io "rwx" not found', "PersistentVolumeClaim")
@@ -616,20 +630,20 @@ def test_a_claim_holds_the_pod(phase: str) -> None:
     )
 
 
-def test_a_missing_claim_holds_the_pod() -> None:
+def test_a_pod_waits_for_a_missing_claim() -> None:
     pod = mine(podshapes.unschedulable(message='persistentvolumeclaim "data" not found. not found'))
     found = ask(chain(current()), jobs=[job()], pods=[pod], claims={"data": None})
     assert found.evidence[-1].message.endswith('"data" not found')
     check(found, "ClaimMissing", "claim data is missing", "kubectl get pvc -n team")
 
 
-def test_a_claim_that_waits_for_its_pod_is_no_cause() -> None:
+def test_a_claim_that_waits_for_its_first_pod_is_no_cause() -> None:
     pod = mine(podshapes.unschedulable(message="3 Insufficient nvidia.com/gpu"))
     found = ask(chain(current()), jobs=[job()], pods=[pod], claims={"family-artifacts": claim()})
     assert found.reason == "Unschedulable"
 
 
-# It runs.
+# Running.
 
 
 def test_running() -> None:
@@ -650,7 +664,7 @@ def test_running_without_a_step() -> None:
     assert found.reason == "Running" and "first step" in found.cause
 
 
-def test_running_and_stuck() -> None:
+def test_running_without_progress() -> None:
     attempt = ATTEMPT.model_copy(update={"stepped_at": NOW - 1200})
     stage = current(State.RUNNING).model_copy(update={"attempts": [attempt]})
     found = ask(chain(stage), jobs=[job()], pods=[mine(podshapes.running())])
@@ -671,7 +685,7 @@ def test_verifying() -> None:
     check(found, "Verifying", "last word was lost", "modelchain get family -n team --watch")
 
 
-def test_json_has_all_of_it() -> None:
+def test_the_json_document_has_every_field() -> None:
     seen = Situation(chain=chain(seen=-1), now=NOW, leases=[lease(0)])
     found = document(seen, explain(seen))
     assert list(found) == ["chain", "namespace", "reason", "state", "cause", "next", "evidence"]

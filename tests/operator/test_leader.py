@@ -1,5 +1,5 @@
-"""Leader election on a Lease held by a small server in memory: one leader, take-over, no answer,
-giving back.
+"""Leader election on a Lease of a small server in memory: one leader, take-over, outages, and
+giving the Lease back.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from modelchain_operator.watch.leader import Leader
 
 
 class Server:
-    """One Lease, with versions; `fault` may raise or wait before a call, `lost` swallows the
-    answers of writes.
-    """
+    """Stores one Lease with its version."""
 
     def __init__(self) -> None:
         self.lease: dict[str, Any] | None = None
@@ -34,7 +32,7 @@ class Server:
 
 
 class Port:
-    """What one operator sees of the server."""
+    """One operator's connection to the server, with its faults."""
 
     def __init__(self, server: Server):
         self.server = server
@@ -97,7 +95,7 @@ class World:
         return [name for name, leader in self.leaders.items() if leader.leading.is_set()]
 
     async def run(self, seconds: float) -> list[str]:
-        """Who leads after so long; never two on the way."""
+        """The leaders after so many seconds. There are never two in between."""
         end = travel.now() + seconds
         while travel.now() < end:
             await asyncio.sleep(0.1)
@@ -105,14 +103,14 @@ class World:
         return self.leading()
 
     async def until(self, wanted: Callable[[list[str]], bool]) -> float:
-        """Seconds until the leaders are as wanted."""
+        """The seconds until the leaders are as wanted."""
         start = travel.now()
         while not wanted(self.leading()):
             await self.run(0.1)
         return travel.now() - start
 
 
-def test_without_a_namespace_for_the_lease_it_works_all_the_same_and_takes_it_once_it_can() -> None:
+def test_without_a_namespace_for_the_lease_it_leads_and_takes_the_lease_later() -> None:
     async def main() -> None:
         world = World()
         port = world.start("a")
@@ -124,7 +122,7 @@ def test_without_a_namespace_for_the_lease_it_works_all_the_same_and_takes_it_on
     travel.run(main())
 
 
-def test_one_leads_and_writes_no_more_than_the_lease() -> None:
+def test_one_leads_and_only_the_leader_renews() -> None:
     async def main() -> None:
         world = World()
         world.start("a")
@@ -137,7 +135,7 @@ def test_one_leads_and_writes_no_more_than_the_lease() -> None:
     travel.run(main())
 
 
-def test_giving_back_hands_over_at_once() -> None:
+def test_a_lease_that_is_given_back_is_taken_over_at_once() -> None:
     async def main() -> None:
         world = World()
         world.start("a")
@@ -151,20 +149,20 @@ def test_giving_back_hands_over_at_once() -> None:
     travel.run(main())
 
 
-def test_a_dead_leader_is_followed_after_its_duration() -> None:
+def test_a_dead_leader_is_replaced_after_the_duration_of_its_lease() -> None:
     async def main() -> None:
         world = World()
         world.start("a")
         world.start("b")
         await world.run(5)
-        world.leaders["a"]._held = None  # so that nothing is given back
+        world.leaders["a"]._written = None  # so that nothing is given back
         await world.stop("a")
         assert 12 < await world.until(lambda names: names == ["b"]) < 21
 
     travel.run(main())
 
 
-def test_without_answers_leadership_ends_before_a_successor_may_begin() -> None:
+def test_without_answers_leadership_ends_before_another_operator_may_lead() -> None:
     async def main() -> None:
         for fault in ("broken", "silent"):
             world = World()
@@ -194,7 +192,7 @@ def test_a_short_outage_keeps_the_leader() -> None:
     travel.run(main())
 
 
-def test_a_deleted_lease_is_made_again() -> None:
+def test_a_deleted_lease_is_created_again() -> None:
     async def main() -> None:
         world = World()
         world.start("a")
@@ -206,7 +204,7 @@ def test_a_deleted_lease_is_made_again() -> None:
     travel.run(main())
 
 
-def test_a_stolen_lease_is_noticed_and_won_back_when_free() -> None:
+def test_a_stolen_lease_ends_leadership_until_it_expires() -> None:
     async def main() -> None:
         world = World()
         world.start("a")

@@ -1,5 +1,5 @@
-"""`GET /metrics` of the operator: what a status says is what is scraped, whoever asks and how
-often.
+"""`GET /metrics` of the operator: it returns the figures of the statuses, and scraping changes
+nothing.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Api(World):
 
 
 def scraped(*chains: dict[str, Any], leads: bool = True) -> str:
-    """What a new operator answers that has listed these chains."""
+    """The metrics of a new operator that has listed these chains."""
 
     async def main() -> str:
         api = Api(*chains)
@@ -139,12 +139,12 @@ class Waiting:
 
 
 def samples(text: str) -> dict[str, Samples]:
-    """Values by metric and by label values in the order of their names."""
+    """Values by metric and by label values, which are in the order of the labels' names."""
     found: dict[str, Samples] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             labels = tuple(value for name, value in sorted(sample.labels.items()))
-            assert labels not in found.setdefault(sample.name, {}), f"{sample} is there twice"
+            assert labels not in found.setdefault(sample.name, {}), f"{sample} appears twice"
             found[sample.name][labels] = sample.value
     return found
 
@@ -173,9 +173,9 @@ def test_totals_are_those_of_the_status() -> None:
             )
 
 
-def test_what_a_found_result_had_cost_is_beside_what_was_spent() -> None:
-    """Chains that share a stage: the sum over `source="trained"` holds nothing twice, and begins at
-    0.
+def test_reused_spending_is_separate_from_trained_spending() -> None:
+    """If chains share a stage, the sum over `source="trained"` counts nothing twice. Its series
+    begin at 0.
     """
     found = samples(scraped(chain()))["modelchain_stage_gpu_seconds_total"]
     assert found == {
@@ -188,7 +188,7 @@ def test_what_a_found_result_had_cost_is_beside_what_was_spent() -> None:
     costs = samples(scraped(chain()))["modelchain_stage_cost_total"]
     assert ("vit", "EUR", "ns", "trained", "s2") in costs and not [
         c for c in costs if c[-1] == "s4"
-    ], "no price: none"
+    ], "a stage without a price has no cost"
 
 
 def test_states_conditions_and_progress() -> None:
@@ -205,7 +205,7 @@ def test_states_conditions_and_progress() -> None:
     assert found["modelchain_info"] == {("vit", "ns", "a100", "night"): 1}
 
 
-def test_retries_are_those_of_the_ledger_and_begin_at_0_while_a_stage_is_trained() -> None:
+def test_retries_are_those_of_the_status_and_begin_at_0_while_a_stage_is_trained() -> None:
     found = samples(scraped(chain()))["modelchain_stage_retries_total"]
     assert {k: v for k, v in found.items() if v} == {
         ("vit", "Preempted", "ns", "s2"): 2,
@@ -220,7 +220,7 @@ def test_a_restart_changes_nothing() -> None:
     assert sorted(of_chains(first)) == sorted(of_chains(second)) != []
 
 
-def test_one_that_waits_for_the_lease_tells_of_no_chain() -> None:
+def test_an_operator_that_waits_for_the_lease_exports_no_chain() -> None:
     waiting = scraped(chain(), leads=False)
     assert not of_chains(waiting) and samples(waiting)["modelchain_operator_leader"] == {(): 0}
     assert samples(scraped(chain()))["modelchain_operator_leader"] == {(): 1}
@@ -233,8 +233,10 @@ def test_a_chain_without_a_status_and_no_chain_at_all() -> None:
 
 
 @pytest.mark.parametrize("late", ["list", "watch"])
-def test_what_comes_late_changes_nothing_and_a_deleted_chain_is_forgotten(late: str) -> None:
-    """A counter that fell back for a moment would count twice."""
+def test_an_old_version_that_comes_late_changes_nothing_and_a_deleted_chain_is_forgotten(
+    late: str,
+) -> None:
+    """A counter that falls for a moment would be counted twice by Prometheus."""
     before, now = (
         chain(),
         chain(status=STATUS.model_copy(update={"stages": STAGES[:1]}), version=10),
@@ -259,7 +261,7 @@ def test_what_comes_late_changes_nothing_and_a_deleted_chain_is_forgotten(late: 
     travel.run(main())
 
 
-def test_the_operator_tells_how_it_is_doing() -> None:
+def test_the_operators_own_metrics() -> None:
     found = samples(scraped(chain()))
     assert found["modelchain_operator_api_requests_total"] == {
         ("200", "modelchains", "get"): 3,
@@ -271,7 +273,7 @@ def test_the_operator_tells_how_it_is_doing() -> None:
     assert found["process_resident_memory_bytes"][()] > 0
 
 
-def test_it_is_served() -> None:
+def test_metrics_are_served() -> None:
     made = CollectorRegistry()
     server = metrics.serve(0, made)
     with urllib.request.urlopen(
@@ -283,8 +285,8 @@ def test_it_is_served() -> None:
 
 
 def test_a_counter_does_not_fall_when_an_estimate_is_corrected() -> None:
-    """Prometheus takes a fall for a new counter and adds all of it again; what was wrong altogether
-    is taken back.
+    """Prometheus takes a counter that falls for a new one, and adds its whole value again. So a
+    small correction is not exported, but a large one is.
     """
 
     def spent(gpu_seconds: float, cost: str) -> dict[str, Any]:

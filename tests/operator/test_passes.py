@@ -1,4 +1,4 @@
-"""Passes of the operator over a chain, against an API server in memory: what is in the way."""
+"""Passes of the operator against an API server in memory: a launch, and what prevents it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOW = 1_767_225_700.0
 
 
 def reconciled(*jobs: Object) -> tuple[Code | None, list[str]]:
-    """The code of the first stage after a few passes, and the names of the jobs that are there."""
+    """The code of the first stage after a few passes, and the names of the jobs that exist."""
 
     async def main() -> tuple[Code | None, list[str]]:
         kube = MemoryKube(lambda status: None)

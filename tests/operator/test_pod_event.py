@@ -1,4 +1,4 @@
-"""A pod event, from the watch to the write of a status: the files it passes through, in order."""
+"""The files whose code handles a pod event, from the watch to the write of a status, in order."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ NOW = 1_767_225_700.0
 
 @dataclass
 class Trace:
-    """Files of the project in the order in which code of theirs first ran, and by file those whose
-    code called it.
+    """The project's files in the order in which their code first ran, and for each file the files
+    whose code called it.
     """
 
     order: list[str] = field(default_factory=list)
@@ -97,8 +97,8 @@ def _running(job: Object) -> Object:
 
 
 def test_the_path_of_a_pod_event() -> None:
-    """The page's steps run in the page's order; all else that runs is a helper, which never calls a
-    step.
+    """The steps of docs/architecture.md run in the page's order. Every other file that runs is a
+    helper, and never calls a step.
     """
     trace = asyncio.run(traced())
     steps = re.findall(r"^\| \d+ \| `([\w/]+\.py)` \|", PAGE.read_text(), re.M)

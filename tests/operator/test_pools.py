@@ -1,4 +1,4 @@
-"""The operator's configuration file: strict, and enough without one."""
+"""The operator's configuration file: it is checked strictly, and the operator works without one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pool_file(**pool: Any) -> PoolFile:
     return parse(PoolFile, {"nodePools": {"mine": GPU | pool}}, "operator.yaml")
 
 
-def test_without_a_file_any_node_will_do_that_has_the_gpus() -> None:
+def test_the_default_pools_take_any_node_with_the_gpus() -> None:
     for pool in (DEFAULT_POOLS["a100-40gb"], DEFAULT_POOLS["a100-80gb"]):
         assert not pool.node_selector
         assert [t.model_dump(exclude_none=True) for t in pool.pod_tolerations] == [
@@ -41,7 +41,7 @@ def test_the_sample_loads_and_its_pools_can_be_named() -> None:
     assert file.pool(None) is file.node_pools[file.defaults.node_pool or ""]
 
 
-def test_the_sample_asks_nothing_of_a_site_and_shows_every_key_of_a_pool() -> None:
+def test_the_sample_needs_nothing_of_a_site_and_shows_every_key_of_a_pool() -> None:
     text = SAMPLE.read_text()
     pool = yaml.safe_load(text)["nodePools"]["a100-80gb"]
     assert set(pool) == {
@@ -71,21 +71,21 @@ def test_a_cpu_pool_asks_for_no_gpu() -> None:
     )
 
 
-def test_processes_are_the_gpus_unless_asked_otherwise() -> None:
+def test_there_is_one_process_per_gpu_by_default() -> None:
     pool = NodePool.model_validate(GPU)
     assert (pool.processes(None), pool.processes(2)) == (8, 2)
     with pytest.raises(InputError, match="9 is more than the 8 GPUs"):
         pool.processes(9)
 
 
-def test_the_taint_tolerated_is_the_resources_own() -> None:
+def test_the_tolerated_taint_is_that_of_the_gpu_resource() -> None:
     amd = NodePool.model_validate(GPU | {"gpuResource": "amd.com/gpu"})
     none = NodePool.model_validate(GPU | {"tolerations": []})
     assert [t.key for t in amd.pod_tolerations] == ["amd.com/gpu"]
     assert none.pod_tolerations == []
 
 
-def test_an_unknown_pool_names_those_there_are() -> None:
+def test_the_error_for_an_unknown_pool_names_the_pools() -> None:
     with pytest.raises(InputError, match=r"v100 is no node pool .* it has mine"):
         pool_file().pool("v100")
     with pytest.raises(InputError, match="name one of"):
@@ -137,7 +137,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad(name: str) -> None:
+def test_bad_files_are_refused(name: str) -> None:
     value, message = BAD[name]
     with pytest.raises(InputError, match=message):
         parse(PoolFile, value, "operator.yaml")

@@ -1,4 +1,6 @@
-"""What is known of a rank 0 from asking it: an answer, a connection without one, none at all."""
+"""What the operator learns by asking rank 0 for its progress: it answers, accepts a connection and
+says nothing, or cannot be reached.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ class Clock:
 
 @contextmanager
 def listening(backlog: int = 8) -> Iterator[tuple[socket.socket, Object]]:
-    """A socket on an address of its own, and the pod that has it."""
+    """A socket on an address of its own, and a pod with that address."""
     for n in _addresses:
         address = f"127.33.{n >> 8 & 255}.{n & 255}"
         with socket.socket() as server:
@@ -53,7 +55,7 @@ def listening(backlog: int = 8) -> Iterator[tuple[socket.socket, Object]]:
 
 
 def asked(pod: Object, times: int = 1, serve: Callable[[], Awaitable[Any]] | None = None) -> Asked:
-    """What is remembered after asking it again and again, ten seconds apart."""
+    """What is remembered after asking the pod so many times, ten seconds apart."""
     memory = Memory(clock=Clock())
     reader = Reader(None, memory, 0.0)  # type: ignore[arg-type]
 
@@ -75,7 +77,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshot, "PROGRESS_TIMEOUT", timeout)
 
 
-def test_it_answers() -> None:
+def test_a_trainer_that_answers() -> None:
     with listening() as (taken, pod):
 
         async def serve() -> asyncio.Server:
@@ -89,23 +91,23 @@ def test_it_answers() -> None:
     assert (found.answer, found.answered, found.silent, found.ignored) == (ANSWER, 1010.0, None, ())
 
 
-def test_connections_that_are_taken_and_not_answered() -> None:
-    """Only these are counted: somebody is there and says nothing."""
+def test_connections_that_are_accepted_and_not_answered() -> None:
+    """Only these are counted as ignored, because they show that a process listens."""
     with listening() as (_, pod):
         found = asked(pod, 3)
     assert (found.answered, found.silent, found.ignored) == (None, 1000.0, (1000.0, 1010.0, 1020.0))
 
 
-def test_a_port_that_nobody_opens() -> None:
+def test_a_port_that_is_closed() -> None:
     with listening() as (taken, pod):
         taken.close()
         found = asked(pod, 3)
     assert (found.answered, found.silent, found.ignored) == (None, 1000.0, ())
 
 
-def test_connections_that_do_not_come_about() -> None:
-    """As a network policy that drops packets has it: a full backlog takes none, and refuses
-    none.
+def test_connections_that_are_never_accepted() -> None:
+    """This happens under a network policy that drops packets. A full backlog does the same: it
+    neither accepts nor refuses.
     """
     with listening(backlog=0) as (_, pod), socket.socket() as first, socket.socket() as second:
         for one in (first, second):
@@ -115,20 +117,20 @@ def test_connections_that_do_not_come_about() -> None:
     assert (found.answered, found.silent, found.ignored) == (None, 1000.0, ())
 
 
-def test_an_answer_ends_the_silence_and_very_many_are_counted_in_little_room() -> None:
+def test_an_answer_ends_the_silence_and_many_ignored_connections_take_little_memory() -> None:
     clock = Clock()
     memory = Memory(clock=clock)
-    memory.told("pod", ANSWER)
+    memory.note_answer("pod", ANSWER)
     for _ in range(3 * MOST_IGNORED):
         clock.now += 5
-        memory.unheard("pod", accepted=True)
+        memory.note_silence("pod", accepted=True)
     found = memory.progress["pod"]
     assert (found.answer, found.answered, found.silent) == (ANSWER, 1000.0, 1005.0)
     assert (
         found.ignored[-1] - found.ignored[0] == 5 * (3 * MOST_IGNORED - 1)
         and len(found.ignored) <= MOST_IGNORED + 2
     )
-    memory.unheard("pod", accepted=False)
+    memory.note_silence("pod", accepted=False)
     assert memory.progress["pod"].ignored == found.ignored
-    memory.told("pod", ANSWER)
+    memory.note_answer("pod", ANSWER)
     assert (memory.progress["pod"].silent, memory.progress["pod"].ignored) == (None, ())

@@ -1,5 +1,5 @@
-"""The PyTorchJob we create, release and read: by our own reading of the rules; tests/cluster asks
-the real webhook.
+"""The PyTorchJob that the operator creates, releases and reads. The rules are checked here as we
+read them; tests/cluster asks the real webhook.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def test_every_pod_meets_the_restricted_standard(asked: JobRequest) -> None:
 
 
 @pytest.mark.parametrize("asked", REQUESTS, ids=lambda r: f"{r.chain}-{r.stage}")
-def test_every_pod_is_sound(asked: JobRequest) -> None:
+def test_every_pod_is_consistent(asked: JobRequest) -> None:
     for template in templates(asked):
         [container] = template["spec"]["containers"]
         volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
@@ -95,7 +95,7 @@ def test_every_pod_is_sound(asked: JobRequest) -> None:
         assert all(len(value) <= 63 for value in template["metadata"]["labels"].values())
 
 
-def test_one_node_is_a_master_alone_and_more_are_workers() -> None:
+def test_rank_0_is_the_master_and_further_nodes_are_workers() -> None:
     alone = RUNNER.build(request())["spec"]
     assert alone["pytorchReplicaSpecs"].keys() == {"Master"}
     assert alone["nprocPerNode"] == "8"
@@ -115,7 +115,7 @@ def test_one_node_is_a_master_alone_and_more_are_workers() -> None:
     }
 
 
-def test_it_is_owned_without_blocking_and_in_a_queue_that_is_not_there() -> None:
+def test_a_new_job_is_owned_without_blocking_and_in_a_queue_that_does_not_exist() -> None:
     meta = RUNNER.build(request())["metadata"]
     [owner] = meta["ownerReferences"]
     assert (owner["kind"], owner["name"], owner["controller"], owner["blockOwnerDeletion"]) == (
@@ -150,7 +150,7 @@ def test_mounts() -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/tmp", "/artifacts/data", "/home", "/dev/"])
-def test_data_mounted_over_ours_is_refused(path: str) -> None:
+def test_data_mounted_over_the_operators_paths_is_refused(path: str) -> None:
     with pytest.raises(InputError, match="mount the data at /data"):
         RUNNER.build(request(mount_path=path))
 
@@ -161,7 +161,7 @@ def test_a_task_too_large_is_refused() -> None:
         request(task="é" * 40_000)
 
 
-def test_the_pool_reaches_the_pod() -> None:
+def test_the_settings_of_a_pool_reach_the_pod() -> None:
     pool = NodePool.model_validate(
         {
             "gpu": "A100",
@@ -223,18 +223,18 @@ def test_the_pool_reaches_the_pod() -> None:
     assert spec["securityContext"] | {"fsGroup": 7, "runAsUser": 8} == spec["securityContext"]
 
 
-def test_autoscalers_must_not_evict_unless_told_otherwise() -> None:
+def test_autoscalers_may_not_evict_by_default() -> None:
     annotations = master(request())["metadata"]["annotations"]
     assert annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
     assert annotations["karpenter.sh/do-not-disrupt"] == "true"
 
 
-def test_a_cpu_pool_asks_for_nothing() -> None:
+def test_a_cpu_pool_requests_no_resources() -> None:
     spec = master(request(pool=CPU_POOL, processes_per_node=1))["spec"]
     assert spec["containers"][0]["resources"] == {} and "tolerations" not in spec
 
 
-def test_torchrun_takes_its_place_from_the_operators_variables(
+def test_torchrun_reads_its_rank_from_training_operators_variables(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from torch.distributed.run import parse_args
@@ -267,9 +267,11 @@ def test_torchrun_takes_its_place_from_the_operators_variables(
     assert (read.max_restarts, read.module, read.training_script) == (0, True, "modelchain_trainer")
 
 
-def test_torchrun_alone_does_not_look_for_itself_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that does not resolve would hold it up for ten minutes; with peers it must be found by
-    its name.
+def test_torchrun_on_one_node_does_not_resolve_its_own_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A name that does not resolve would delay it for ten minutes. With several nodes the peers
+    find rank 0 by its name, so then the name is used.
     """
     from torch.distributed.run import parse_args
 
@@ -287,7 +289,7 @@ def test_torchrun_alone_does_not_look_for_itself_by_name(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("asked", REQUESTS[:12], ids=lambda r: f"{r.chain}-{r.stage}")
-def test_every_pod_is_told_its_nodes_name_and_no_pool_says_another(asked: JobRequest) -> None:
+def test_every_pod_gets_its_nodes_name_and_no_pool_can_override_it(asked: JobRequest) -> None:
     pool = asked.pool.model_copy(update={"env": {**asked.pool.env, "MODELCHAIN_NODE": "elsewhere"}})
     for template in templates(replace(asked, pool=pool)):
         [node] = [
@@ -303,7 +305,7 @@ NOW = "2026-09-01T00:00:00Z"
 
 
 def made(asked: JobRequest, *conditions: tuple[str, str]) -> Object:
-    """As the API server would give the job back."""
+    """The job as the API server would return it."""
     job: Object = json.loads(json.dumps(RUNNER.build(asked)))
     job["metadata"] |= {"uid": "u-1", "resourceVersion": "7"}
     job["status"] = {
@@ -322,8 +324,10 @@ def merged(job: Object, patch: Object) -> Object:
     return out
 
 
-def test_release_without_a_queue_takes_the_label_away_and_then_lifts_the_suspension() -> None:
-    """Two patches: Kueue refuses to take the label from a job that is not suspended then."""
+def test_a_release_without_a_queue_removes_the_label_and_then_lifts_the_suspension() -> None:
+    """It takes two patches, because Kueue does not allow the label's removal from a job that the
+    same patch starts.
+    """
     job = made(request())
     first = RUNNER.release(job, None, NOW)
     assert first == {
@@ -349,12 +353,12 @@ def test_release_without_a_queue_takes_the_label_away_and_then_lifts_the_suspens
 
 
 @pytest.mark.parametrize("foreign", [None, "default"])
-def test_release_into_a_queue_leaves_the_rest_to_it(foreign: str | None) -> None:
+def test_a_release_into_a_queue_leaves_the_suspension_to_kueue(foreign: str | None) -> None:
     job = made(request(priority_class="high"))
     assert job["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "high"
     if foreign:
         job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = foreign
-    assert not RUNNER.state(job).released, "who labels a job does not release it"
+    assert not RUNNER.state(job).released, "another client's label does not release a job"
     patch = RUNNER.release(job, "vision", NOW)
     assert patch == {
         "metadata": {
@@ -368,7 +372,7 @@ def test_release_into_a_queue_leaves_the_rest_to_it(foreign: str | None) -> None
     assert queued.released and queued.suspended and queued.queue == "vision"
 
 
-def test_a_job_that_somebody_else_started_is_only_marked() -> None:
+def test_a_job_that_another_client_started_is_only_marked_as_released() -> None:
     job = made(request())
     job["spec"]["runPolicy"]["suspend"] = False
     assert not RUNNER.state(job).released
@@ -380,7 +384,7 @@ def test_a_job_that_somebody_else_started_is_only_marked() -> None:
         )
 
 
-def test_it_keeps_away_from_nodes_that_failed() -> None:
+def test_a_job_avoids_nodes_that_failed() -> None:
     job = RUNNER.build(request(nodes=3, avoid=("node-1", "node-2")))
     for replica in job["spec"]["pytorchReplicaSpecs"].values():
         rules = replica["template"]["spec"]["affinity"]["nodeAffinity"][
@@ -399,21 +403,20 @@ def test_it_keeps_away_from_nodes_that_failed() -> None:
         ([], None, ""),
         ([("Created", "True"), ("Suspended", "True")], None, ""),
         ([("Created", "True"), ("Suspended", "False"), ("Running", "True")], None, ""),
-        (
-            [("Created", "True"), ("Running", "False"), ("Suspended", "True")],
-            None,
-            "",
-        ),  # evicted by a queue
+        # A queue has evicted it.
+        ([("Created", "True"), ("Running", "False"), ("Suspended", "True")], None, ""),
         ([("Created", "True"), ("Running", "False"), ("Succeeded", "True")], "Succeeded", ""),
         ([("Created", "True"), ("Running", "False"), ("Failed", "True")], "Failed", "Failed said"),
     ],
 )
-def test_state(conditions: list[tuple[str, str]], finished: str | None, message: str) -> None:
+def test_the_state_by_conditions(
+    conditions: list[tuple[str, str]], finished: str | None, message: str
+) -> None:
     state = RUNNER.state(made(request(), *conditions))
     assert (state.finished, state.message) == (finished, message)
 
 
-def test_state_before_the_operator_has_looked_and_while_deleting() -> None:
+def test_the_state_without_a_status_and_during_deletion() -> None:
     job = made(request())
     del job["status"]
     assert RUNNER.state(job).finished is None
@@ -436,5 +439,5 @@ def test_node_ranks() -> None:
     assert RUNNER.node_rank({"metadata": {}}) is None
 
 
-def test_the_image_is_the_chains() -> None:
+def test_every_pod_has_the_requested_image() -> None:
     assert {t["spec"]["containers"][0]["image"] for t in templates(request(nodes=2))} == {IMAGE}

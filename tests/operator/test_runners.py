@@ -1,4 +1,4 @@
-"""The runner port: what every kind of job must keep, and chains whose kind is edited."""
+"""The runner port: what every runner must do, and chains whose runner is edited."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ both = pytest.mark.parametrize(
 
 
 def merged(job: Object, patch: Object) -> Object:
-    """As the API server applies a merge patch."""
+    """The job after the API server has applied a merge patch."""
     out = dict(job)
     for key, value in patch.items():
         if value is None:
@@ -61,7 +61,7 @@ def merged(job: Object, patch: Object) -> Object:
 
 
 def made(runner: Runner, *conditions: str, **changes: Any) -> Object:
-    """As the API server gives the job back."""
+    """The job as the API server returns it."""
     job: Object = json.loads(json.dumps(runner.build(request(**changes))))
     job["metadata"] |= {"uid": "u-1", "resourceVersion": "7"}
     found = [{"type": kind, "status": "True", "message": f"{kind} said"} for kind in conditions]
@@ -69,11 +69,11 @@ def made(runner: Runner, *conditions: str, **changes: Any) -> Object:
     return job
 
 
-# What every kind must keep.
+# What every runner must do.
 
 
 @both
-def test_a_new_job_is_suspended_and_carries_all_it_is_found_by(
+def test_a_new_job_is_suspended_and_has_the_labels_that_find_it(
     runner: Runner, suspended_in: Any
 ) -> None:
     job = runner.build(request(priority_class="high", nodes=2))
@@ -120,7 +120,7 @@ def test_a_release_without_a_queue_takes_two_patches(runner: Runner, suspended_i
 
 
 @both
-def test_a_release_into_a_queue_leaves_the_suspension_to_it(
+def test_a_release_into_a_queue_leaves_the_suspension_to_kueue(
     runner: Runner, suspended_in: Any
 ) -> None:
     job = made(runner)
@@ -131,7 +131,7 @@ def test_a_release_into_a_queue_leaves_the_suspension_to_it(
 
 
 @both
-def test_a_job_that_another_client_started_is_only_marked(
+def test_a_job_that_another_client_started_is_only_marked_as_released(
     runner: Runner, suspended_in: Any
 ) -> None:
     job = made(runner)
@@ -168,14 +168,14 @@ def test_the_rank_of_a_pods_node(runner: Runner, suspended_in: Any) -> None:
 
 
 @both
-def test_where_to_look(runner: Runner, suspended_in: Any) -> None:
+def test_where_users_and_the_operator_look_for_a_job(runner: Runner, suspended_in: Any) -> None:
     kind = runner.kind.lower()
     assert runner.describe("vit-b-a1", "team") == f"kubectl describe {kind} vit-b-a1 -n team"
     assert runner.event_uids(made(runner)) == ("u-1",)
     assert runner.resource.qualified.startswith(f"{kind}s.")
 
 
-# Two kinds at once.
+# Two runners at once.
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def two_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RUNNERS, "PlainJob", PlainJob())
 
 
-def test_attempts_of_old_statuses_are_pytorchjobs(two_kinds: None) -> None:
+def test_attempts_of_old_statuses_have_the_pytorchjob_runner(two_kinds: None) -> None:
     old = {"name": "a", "number": 1, "inputDigest": "d", "state": "Running"}
     attempt = AttemptStatus.model_validate_json(json.dumps(old))
     assert attempt.runner is None and runner_for(attempt.runner).kind == "PyTorchJob"
@@ -191,7 +191,7 @@ def test_attempts_of_old_statuses_are_pytorchjobs(two_kinds: None) -> None:
     assert runner_of(made(PlainJob())).kind == "Job"
 
 
-def test_each_kind_is_watched_by_itself_and_none_twice(
+def test_each_kind_of_job_is_watched_separately_and_once(
     two_kinds: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Other(PyTorchJob):
@@ -208,7 +208,7 @@ def test_each_kind_is_watched_by_itself_and_none_twice(
         monkeypatch.setattr(Service, "_watch", watch)
         monkeypatch.setattr(Service, "_resync", lambda self: asyncio.Event().wait())
         monkeypatch.setattr(service.signal, "alarm", lambda seconds: None)
-        served = Service(None, Told(), [], None, "")  # type: ignore[arg-type]
+        served = Service(None, Stub(), [], None, "")  # type: ignore[arg-type]
         running = asyncio.create_task(served.run())
         await asyncio.sleep(0.1)
         running.cancel()
@@ -220,8 +220,8 @@ def test_each_kind_is_watched_by_itself_and_none_twice(
     assert sorted(map(sorted, watched[1:])) == [["otherjobs"], ["pytorchjobs"]]
 
 
-class Told:
-    """Stands for a controller and for events."""
+class Stub:
+    """Stands in for a controller and for events, and ignores every call."""
 
     async def reconcile(self, key: tuple[str, str]) -> None: ...
     def remember(self, pod: Object) -> None: ...
@@ -230,7 +230,7 @@ class Told:
 
 
 class ApiServer:
-    """Objects by kind and name. `absent`: kinds that are not installed."""
+    """Objects by kind and name. The kinds in `absent` are not installed."""
 
     def __init__(self) -> None:
         self.objects: defaultdict[Resource, dict[str, Object]] = defaultdict(dict)
@@ -292,7 +292,7 @@ class ApiServer:
 
 
 class Team:
-    """One chain of one stage on an API server, looked at by the real controller."""
+    """One chain of one stage on an API server, reconciled by the real controller."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async def unheard(self: Reader, pods: object) -> None: ...
@@ -311,10 +311,10 @@ class Team:
         self.body = with_changes(inline(config(), **changes))
         self.chain = self.server.put(CHAINS, self.body)
         pools = PoolFile.model_validate({"nodePools": {"cpu": CPU_POOL.model_dump(by_alias=True)}})
-        self.controller = Controller(self.server, Told(), pools, lambda: self.now)  # type: ignore[arg-type]
+        self.controller = Controller(self.server, Stub(), pools, lambda: self.now)  # type: ignore[arg-type]
 
-    def look(self) -> ChainStatus:
-        """One pass, with the kind that the spec names now; the status after it."""
+    def one_pass(self) -> ChainStatus:
+        """Makes one pass with the current runner and returns the status after it."""
         chain = self.server.objects[CHAINS]["family"]
         spec = ModelChain.model_validate(self.body)
         runner = spec.spec.runner.model_copy(update={"kind": self.kind})
@@ -325,12 +325,12 @@ class Team:
         return snapshot.status
 
     def attempts(self) -> list[tuple[str, str | None, bool]]:
-        """Name, kind and whether it is open."""
-        [stage] = self.look().stages
+        """Makes one pass and returns the attempts: name, runner, and whether it is open."""
+        [stage] = self.one_pass().stages
         return [(a.name, a.runner, a.finished_at is None) for a in stage.attempts]
 
     def pod(self, runner: Runner, phase: str, **state: Any) -> None:
-        """Rank 0's pod of the first attempt."""
+        """Creates rank 0's pod of the first attempt."""
         job = self.server.objects[runner.resource]["family-a-a1"]
         rank_0 = INDEX if runner.kind == "Job" else REPLICA_TYPE
         labels = job["metadata"]["labels"] | {rank_0: "0" if runner.kind == "Job" else "master"}
@@ -349,7 +349,7 @@ def team(two_kinds: None, monkeypatch: pytest.MonkeyPatch) -> Team:
 @pytest.mark.parametrize(
     ("kind", "other"), [("PyTorchJob", "PlainJob"), ("PlainJob", "PyTorchJob")]
 )
-def test_an_edit_of_the_kind_leaves_a_running_attempt_and_holds_for_the_next(
+def test_an_edit_of_the_runner_leaves_a_running_attempt_and_applies_to_the_next(
     team: Team, kind: str, other: str
 ) -> None:
     runner, next_runner = RUNNERS[kind], RUNNERS[other]
@@ -361,14 +361,14 @@ def test_an_edit_of_the_kind_leaves_a_running_attempt_and_holds_for_the_next(
     team.kind = other
     for _ in range(3):
         team.now += 60
-        assert team.attempts() == [("family-a-a1", kind, True)], "it is not launched again"
+        assert team.attempts() == [("family-a-a1", kind, True)], "the stage is not launched again"
     assert team.server.names(runner) == ["family-a-a1"] and team.server.names(next_runner) == []
-    # It fails, and is tried again: by the other kind.
+    # The attempt fails, and the retry uses the other runner.
     ended = {"exitCode": 1, "reason": "Error", "startedAt": at(10), "finishedAt": at(200)}
     team.pod(runner, "Failed", terminated=ended)
     failed = {"type": "Failed", "status": "True", "message": "it failed"}
     team.server.put(runner.resource, merged(job, {"status": {"conditions": [failed]}}))
-    team.look()
+    team.one_pass()
     team.now += 60
     assert team.attempts() == [("family-a-a1", kind, False), ("family-a-a2", other, True)]
     assert team.server.names(runner) == ["family-a-a1"]
@@ -377,8 +377,8 @@ def test_an_edit_of_the_kind_leaves_a_running_attempt_and_holds_for_the_next(
     assert next_runner.state(again).released
 
 
-def test_an_attempt_of_a_status_that_names_no_kind_is_found(team: Team) -> None:
-    team.look()
+def test_an_attempt_of_a_status_that_names_no_runner_is_found(team: Team) -> None:
+    team.one_pass()
     chain = team.server.objects[CHAINS]["family"]
     del chain["status"]["stages"][0]["attempts"][0]["runner"]
     team.pod(PyTorchJob(), "Running", running={"startedAt": at(10)})
@@ -387,12 +387,12 @@ def test_an_attempt_of_a_status_that_names_no_kind_is_found(team: Team) -> None:
     assert team.server.names(PlainJob()) == [] and team.server.deleted == []
 
 
-def test_an_attempt_without_pods_is_made_anew_by_the_other_kind(team: Team) -> None:
-    team.look()
+def test_an_attempt_without_pods_is_replaced_by_one_of_the_other_runner(team: Team) -> None:
+    team.one_pass()
     team.kind = "PlainJob"
-    team.look()
+    team.one_pass()
     assert team.server.deleted == [("pytorchjobs", "family-a-a1")]
-    team.look()
+    team.one_pass()
     assert team.attempts() == [
         ("family-a-a1", "PyTorchJob", False),
         ("family-a-a2", "PlainJob", True),
@@ -402,31 +402,31 @@ def test_an_attempt_without_pods_is_made_anew_by_the_other_kind(team: Team) -> N
     ]
 
 
-def test_a_missing_kind_is_only_said_of_the_next_launch(team: Team) -> None:
+def test_a_missing_kind_is_reported_only_for_the_next_launch(team: Team) -> None:
     team.server.absent = {PyTorchJob.resource}
     team.kind = "PlainJob"
-    assert team.attempts() == [("family-a-a1", "PlainJob", True)], "the other kind may be missing"
+    assert team.attempts() == [("family-a-a1", "PlainJob", True)], "only the other kind is missing"
     team.pod(PlainJob(), "Running", running={"startedAt": at(10)})
     team.kind = "PyTorchJob"
-    status = team.look()
+    status = team.one_pass()
     assert not status.stages[0].stalled and team.server.names(PlainJob()) == ["family-a-a1"]
-    # Without pods it would be made anew, if there were anything to make it with.
+    # Without pods the attempt would be replaced, but the other kind is not installed.
     team.server.objects[PODS].clear()
     assert team.attempts() == [("family-a-a1", "PlainJob", True)]
-    # Once it has gone the next launch needs the kind that is missing.
+    # Once the job is gone, the next launch needs the missing kind.
     job = team.server.objects[PlainJob.resource].pop("family-a-a1")
     assert job["metadata"]["uid"]
-    team.look()
+    team.one_pass()
     team.now += 60
-    status = team.look()
+    status = team.one_pass()
     assert status.stages[0].reason == (
         f"RunnerMissing: PyTorchJob is not installed; {PyTorchJob.install}"
     )
 
 
-def test_a_stray_is_deleted_as_the_kind_it_was_listed_as(team: Team) -> None:
-    """Even one that has the name of an attempt: that one's job stays."""
-    team.look()
+def test_a_stray_is_deleted_by_the_kind_it_was_listed_as(team: Team) -> None:
+    """Even if a stray has the name of an attempt, the attempt's own job stays."""
+    team.one_pass()
     job = team.server.objects[PyTorchJob.resource]["family-a-a1"]
     stray = PlainJob().build(request())
     stray["metadata"] |= {"name": "family-a-a1", "labels": job["metadata"]["labels"]}
@@ -437,20 +437,20 @@ def test_a_stray_is_deleted_as_the_kind_it_was_listed_as(team: Team) -> None:
     assert team.server.names(PyTorchJob()) == ["family-a-a1"]
 
 
-def test_verify_jobs_are_no_attempts(team: Team) -> None:
-    """A runner's kind may be one that the operator itself uses."""
-    team.look()
+def test_verify_jobs_are_no_strays(team: Team) -> None:
+    """The kind of a runner's jobs may be one that the operator uses for other jobs."""
+    team.one_pass()
     job = team.server.objects[PyTorchJob.resource]["family-a-a1"]
     check = PlainJob().build(request())
     labels = job["metadata"]["labels"] | {"modelchain.dev/role": "verify"}
     check["metadata"] |= {"name": "family-a-a1-verify", "labels": labels}
     team.server.put(PlainJob.resource, check)
-    team.look()
+    team.one_pass()
     assert team.server.deleted == []
 
 
-def test_a_status_that_names_an_unknown_kind_is_not_acted_on(team: Team) -> None:
-    team.look()
+def test_a_status_that_names_an_unknown_runner_is_not_acted_on(team: Team) -> None:
+    team.one_pass()
     chain = team.server.objects[CHAINS]["family"]
     chain["status"]["stages"][0]["attempts"][0]["runner"] = "TrainJob"
     with pytest.raises(RuntimeError, match="it names the runner TrainJob"):

@@ -1,4 +1,6 @@
-"""What wakes a chain: resync, artifacts and children; what is forgotten; when we are not alive."""
+"""What starts a pass of a chain: resync, artifacts, pods and edits. Also what the service forgets,
+and when its liveness check fails.
+"""
 
 from __future__ import annotations
 
@@ -42,12 +44,12 @@ def chain(
 
 
 class World:
-    """An API server that only lists chains, and a controller that writes down what it is told."""
+    """An API server that only lists chains, and a controller that records its calls."""
 
     def __init__(self, *chains: dict[str, Any]) -> None:
         self.chains = list(chains)
         self.broken: ApiError | None = None
-        self.looks: list[tuple[Key, int]] = []
+        self.passes: list[tuple[Key, int]] = []
         self.changed: list[dict[str, Any]] = []
         self.remembered: list[dict[str, Any]] = []
 
@@ -67,7 +69,7 @@ class World:
         return obj["metadata"].get("resourceVersion") == "2"
 
     async def reconcile(self, key: Key) -> float | None:
-        self.looks.append((key, round(travel.now())))
+        self.passes.append((key, round(travel.now())))
         return None
 
     def remember(self, pod: dict[str, Any]) -> None:
@@ -76,8 +78,8 @@ class World:
     def artifact_changed(self, record: dict[str, Any]) -> None:
         self.changed.append(record)
 
-    def looks_at(self, name: str) -> int:
-        return len([key for key, _ in self.looks if key[1] == name])
+    def passes_of(self, name: str) -> int:
+        return len([key for key, _ in self.passes if key[1] == name])
 
 
 def play(world: World, script: Callable[[Service], Awaitable[None]], *namespaces: str) -> None:
@@ -92,7 +94,7 @@ def play(world: World, script: Callable[[Service], Awaitable[None]], *namespaces
     travel.run(main())
 
 
-def test_unfinished_chains_are_woken_every_minute_and_all_every_ten() -> None:
+def test_unfinished_chains_have_a_pass_every_minute_and_all_every_ten() -> None:
     world = World(
         chain("running"), chain("done", finished=True), {"metadata": chain("new")["metadata"]}
     )
@@ -101,11 +103,11 @@ def test_unfinished_chains_are_woken_every_minute_and_all_every_ten() -> None:
         await asyncio.sleep(1200)
 
     play(world, script)
-    assert 20 <= world.looks_at("running") == world.looks_at("new") <= 23
-    assert world.looks_at("done") == 2
+    assert 20 <= world.passes_of("running") == world.passes_of("new") <= 23
+    assert world.passes_of("done") == 2
 
 
-def test_a_changed_chain_is_unfinished() -> None:
+def test_a_finished_chain_that_was_edited_is_unfinished() -> None:
     edited = chain("edited", finished=True)
     edited["metadata"]["generation"] = 2
     world = World(edited)
@@ -114,10 +116,10 @@ def test_a_changed_chain_is_unfinished() -> None:
         await asyncio.sleep(300)
 
     play(world, script)
-    assert world.looks_at("edited") >= 5
+    assert world.passes_of("edited") >= 5
 
 
-def test_a_chain_that_vanished_unseen_is_looked_at_once_more() -> None:
+def test_a_chain_that_vanished_unseen_has_one_more_pass() -> None:
     world = World(chain("a"), chain("b"))
 
     async def script(service: Service) -> None:
@@ -129,10 +131,10 @@ def test_a_chain_that_vanished_unseen_is_looked_at_once_more() -> None:
         assert set(service.known) == {("ns", "b")}
 
     play(world, script)
-    assert world.looks_at("a") == world.looks_at("c") == 2
+    assert world.passes_of("a") == world.passes_of("c") == 2
 
 
-def test_an_echo_of_our_own_write_wakes_nobody() -> None:
+def test_an_event_of_our_own_write_starts_no_pass() -> None:
     world = World()
     done = chain("done", finished=True)
 
@@ -144,10 +146,10 @@ def test_an_echo_of_our_own_write_wakes_nobody() -> None:
         assert ("ns", "done") in service.known
 
     play(world, script)
-    assert world.looks_at("done") == 1
+    assert world.passes_of("done") == 1
 
 
-def test_an_artifact_wakes_those_whose_status_speaks_of_it() -> None:
+def test_an_artifact_starts_a_pass_of_the_chains_whose_status_names_its_digest() -> None:
     world = World(
         chain("waits", True, DIGEST),
         chain("other", True, "e" * 64),
@@ -158,16 +160,16 @@ def test_an_artifact_wakes_those_whose_status_speaks_of_it() -> None:
 
     async def script(service: Service) -> None:
         await asyncio.sleep(10)
-        world.looks.clear()
+        world.passes.clear()
         service._on_artifact(artifact)
         await asyncio.sleep(10)
 
     play(world, script)
-    assert [key for key, _ in world.looks] == [("ns", "waits")]
+    assert [key for key, _ in world.passes] == [("ns", "waits")]
     assert world.changed == [artifact]
 
 
-def test_a_pod_is_remembered_and_wakes_its_chain() -> None:
+def test_a_pod_is_remembered_and_starts_a_pass_of_its_chain() -> None:
     world = World()
     pod = {"metadata": {"namespace": "ns", "name": "p", "labels": {"modelchain.dev/chain": "vit"}}}
 
@@ -177,7 +179,7 @@ def test_a_pod_is_remembered_and_wakes_its_chain() -> None:
 
     play(world, script)
     assert world.remembered == [pod]
-    assert [key for key, _ in world.looks] == [("ns", "vit")]
+    assert [key for key, _ in world.passes] == [("ns", "vit")]
 
 
 def test_only_the_given_namespaces_are_listed() -> None:
@@ -189,10 +191,10 @@ def test_only_the_given_namespaces_are_listed() -> None:
         await asyncio.sleep(10)
 
     play(world, script, "one", "three")
-    assert sorted(key for key, _ in world.looks) == [("one", "a"), ("three", "c")]
+    assert sorted(key for key, _ in world.passes) == [("one", "a"), ("three", "c")]
 
 
-def test_without_a_list_for_three_rounds_we_are_not_alive() -> None:
+def test_the_liveness_check_fails_after_three_rounds_without_a_list() -> None:
     world = World()
 
     async def script(service: Service) -> None:
@@ -238,7 +240,7 @@ def test_a_refused_list_is_one_warning_with_a_remedy(
     ] == [True]
 
 
-def test_without_the_kinds_one_warning_says_how_to_install_them(
+def test_one_warning_says_how_to_install_missing_kinds(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     world = World()

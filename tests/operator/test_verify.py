@@ -1,4 +1,4 @@
-"""The verify Job: reads only, asks for no GPU and no queue, and its pods' answer is found."""
+"""The verify Job: it only reads, requests no GPU and no queue, and its pods' answer is found."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_it_runs_anywhere_without_gpus_or_a_queue() -> None:
     assert not any("kueue" in label for label in job["metadata"]["labels"])
 
 
-def test_its_names() -> None:
+def test_the_name_and_labels_of_a_verify_job() -> None:
     job = built()
     assert job["metadata"]["name"] == verify.name("vit-b-a1") == "vit-b-a1-verify"
     for labels in (job["metadata"]["labels"], job["spec"]["template"]["metadata"]["labels"]):
@@ -51,7 +51,7 @@ def test_its_names() -> None:
     assert job["metadata"]["ownerReferences"][0]["uid"] == "11111111-2222-3333-4444-555555555555"
 
 
-def test_a_node_that_goes_away_is_not_held_against_it() -> None:
+def test_a_disruption_of_its_pod_does_not_count_as_a_failure() -> None:
     [rule] = built()["spec"]["podFailurePolicy"]["rules"]
     assert rule == {
         "action": "Ignore",
@@ -70,7 +70,7 @@ def test_the_newest_answer_counts() -> None:
     assert found and found.result == "Succeeded"
 
 
-def test_finished() -> None:
+def test_when_a_verify_job_has_finished() -> None:
     def job(kind: str, status: str) -> dict[str, Any]:
         return {"status": {"conditions": [{"type": kind, "status": status}]}}
 

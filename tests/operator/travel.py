@@ -1,5 +1,5 @@
-"""A loop whose clock jumps to the next timer instead of waiting, so hours of queue and lease take
-no time.
+"""An event loop whose clock jumps to the next timer instead of waiting, so tests of hours take no
+time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class _Selector(selectors.DefaultSelector):  # type: ignore[valid-type, misc]
 
     def select(self, timeout: float | None = None) -> Any:
         if timeout is None:
-            raise RuntimeError("everything waits, and no timer is set")
+            raise RuntimeError("every task waits, and no timer is set")
         self.now += max(timeout, 0.0)
         return super().select(0)
 

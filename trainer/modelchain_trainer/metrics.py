@@ -82,7 +82,7 @@ class Meter(Collector):
         yield _counter("samples_total", "Samples this attempt was trained on", self.samples)
         yield _gauge(
             "samples_per_second",
-            "Samples a second since the line logged before",
+            "Samples a second between the last two logged lines",
             live.samples_per_second,
         )
 
@@ -111,7 +111,7 @@ class Meter(Collector):
         )
         yield _gauge(
             "text_token_efficiency",
-            "Share of the text tokens of rank 0's last logged step that are no padding",
+            "Fraction of the text tokens of rank 0's last logged step that are not padding",
             self.last.get("tokenEfficiency"),
         )
         yield _counter(
@@ -132,7 +132,7 @@ class Meter(Collector):
         )
         yield _gauge(
             "checkpoint_seconds",
-            "What the last checkpoint took: of the loop (stall), and then in its thread (write)",
+            "Time of the last checkpoint: the loop waited (stall), then a thread wrote (write)",
             {(phase,): took for phase, took in saver.seconds.items()} if saver else {},
             "phase",
         )

@@ -1,6 +1,4 @@
-"""What the rooms hand to each other, as typed JSON: the trainer's task, its last word, the
-manifest, the results.
-"""
+"""The JSON documents that the rooms exchange: task, last word, manifest, results and progress."""
 
 from __future__ import annotations
 
@@ -18,11 +16,12 @@ MANIFEST, RESULTS, WEIGHTS, CONFIG = (
     "open_clip_config.json",
 )
 TASK, LAST_WORD, METRICS = "task.json", "termination.json", "metrics.jsonl"
-EVALUATIONS = "evaluations.json"  # beside an artifact: what was measured after it was finished
+# Beside an artifact: what `modelchain evaluate` measured after the artifact was finished.
+EVALUATIONS = "evaluations.json"
 
 
 class FailureClass(StrEnum):
-    """Why an attempt ended without an artifact; decides which retry budget is charged."""
+    """Why an attempt ended without an artifact. The class decides which budget is charged."""
 
     USER_ERROR = "UserError"
     CORRUPT_PREDECESSOR = "CorruptPredecessor"
@@ -46,11 +45,12 @@ class FailureClass(StrEnum):
 
     @classmethod
     def _missing_(cls, value: object) -> FailureClass:
+        """`Error` stands for the class of a newer version, which is not known here."""
         return cls.ERROR
 
     @property
     def permanent(self) -> bool:
-        """Trying again cannot help: the user has to change something first."""
+        """Whether trying again cannot help, because the user has to change something first."""
         return self in (
             self.USER_ERROR,
             self.DATA,
@@ -61,7 +61,7 @@ class FailureClass(StrEnum):
 
     @property
     def disruption(self) -> bool:
-        """The machine failed and not the work: charged to maxDisruptions."""
+        """Whether the end was not the work's fault. It is then charged to `maxDisruptions`."""
         return self in (
             self.PREEMPTED,
             self.KILLED,
@@ -83,15 +83,16 @@ class Predecessor(Record):
 
 
 class TaskEvaluation(Evaluation, Record):
-    """An evaluation with its shards as paths on the trainer's machine: a list, or a pattern in
-    brace notation.
-    """
+    """An evaluation, with its shards on the trainer's machine."""
 
+    # A list of paths, or a pattern in brace notation.
     files: list[str] | str
 
 
 class TrainFiles(Record):
-    # A pod is given the pattern: a list of thousands of paths does not fit into a task.
+    """The training data: its shards, and what the spec says of them."""
+
+    # A pod gets the pattern, since a list of thousands of paths would not fit into its task.
     files: list[str] | str
     samples: int
     captions_per_sample: int
@@ -99,12 +100,13 @@ class TrainFiles(Record):
 
 
 class DataRequest(Record):
-    """What data a chain reads, and the folder for its indexes and tokens (never beside the data).
+    """What data a chain reads.
 
-    `python -m modelchain_data FILE` takes one before the first stage: it builds the missing
-    indexes, checks all data, and writes a DataAnswer to standard output.
+    Before the first stage, `python -m modelchain_data FILE` reads such a request. It builds the
+    missing indexes, checks all data, and writes a DataAnswer to standard output.
     """
 
+    # The folder for indexes and tokens. It is never beside the data, which may be read-only.
     cache: str
     file: str = Field(description="the spec file, for error messages")
     train: TrainFiles
@@ -112,14 +114,17 @@ class DataRequest(Record):
 
 
 class DataAnswer(Record):
+    """What the data room answers to a DataRequest. With `problems` the data cannot be used."""
+
     fingerprint: str | None = None
     notes: list[str] = []
     problems: list[str] = []
 
 
 class EvaluationRequest(Record):
-    """What `python -m modelchain_trainer evaluate FILE` takes: the evaluations to run on a finished
-    artifact.
+    """The evaluations to run on a finished artifact.
+
+    `python -m modelchain_trainer evaluate FILE` reads such a request.
     """
 
     artifact: str
@@ -127,8 +132,9 @@ class EvaluationRequest(Record):
 
 
 class Task(Record):
-    """All that a trainer is told: one stage, one attempt. Paths are absolute on the trainer's
-    machine.
+    """All that a trainer gets to know about the attempt that it trains.
+
+    Paths are absolute on the trainer's machine.
     """
 
     v: Literal[1] = 1
@@ -152,17 +158,19 @@ class Task(Record):
         description="what the pool has; a trainer that finds no such device ends at once"
     )
     start_seconds: int = Field(
-        description="the trainer ends itself if it makes no first step within this time"
+        description="the trainer ends itself if it has not made its first step after this time"
     )
-    stall_seconds: int = Field(description="and if it makes no new step for this time")
-    last_word: str = Field(description="file for the termination message")
+    stall_seconds: int = Field(
+        description="the trainer ends itself if it has made no new step for this time"
+    )
+    last_word: str = Field(description="the file to which the termination message is written")
 
 
 class LastWord(Record):
-    """The termination message (<= 2 KiB) that an attempt leaves, and that outlives its process.
+    """Rank 0's termination message, of at most 2 KiB. It outlives the process and its pod.
 
-    A trainer of another version may have written it, so unknown keys are ignored, a
-    `manifestDigest` without a result is a success, and an unknown class is an Error.
+    A trainer of another version may have written it. So unknown keys are ignored, an unknown class
+    counts as an Error, and a `manifestDigest` without a result counts as a success.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -190,31 +198,35 @@ class LastWord(Record):
     @model_validator(mode="before")
     @classmethod
     def _result_follows(cls, word: Any) -> Any:
+        """Add the result that an older trainer did not write."""
         if isinstance(word, dict) and "result" not in word:
             return {**word, "result": "Succeeded" if word.get("manifestDigest") else "Failed"}
         return word
 
     @property
     def left(self) -> str | None:
-        """SHA-256 of the weights that it left, or of the manifest if only that is given."""
+        """The SHA-256 of the attempt's weights, or of its manifest if only that is known."""
         return self.artifact_digest or self.manifest_digest
 
 
 class FileEntry(Record):
+    """One file of an artifact, in its manifest."""
+
     sha256: str
     size: int
 
 
 class Manifest(Record):
-    """The list of an artifact's files. It is written last, so without it there is no artifact.
+    """The list of the files of an artifact or of a checkpoint.
 
-    `artifactDigest` is the SHA-256 of the weights file alone, since a successor inherits nothing
-    else: weights that are trained again to the same bytes are the same artifact.
+    It is written last. Without it the files do not count.
     """
 
     v: Literal[1] = 1
     kind: Literal["artifact", "checkpoint"]
     input_digest: str
+    # The SHA-256 of the weights file alone, since a successor inherits nothing else. If training
+    # again gives the same weights, byte by byte, that is the same artifact.
     artifact_digest: str | None = None
     step: int
     inputs: dict[str, Any]
@@ -223,18 +235,23 @@ class Manifest(Record):
 
     @property
     def trainer_math(self) -> int | None:
-        """`TRAINER_MATH` of the trainer that wrote this; None if it is not recorded."""
+        """`TRAINER_MATH` of the trainer that wrote the manifest; None if it did not say."""
         number = self.environment.get("trainerMath")
         return number if isinstance(number, int) else None
 
 
 class Measured(Record):
+    """The loss and the metrics of one model at one time."""
+
     loss: float
     metrics: dict[str, float]
 
 
 class Growth(Record):
-    """How many elements of the student's parameters were inserted, duplicated, and are new."""
+    """How a stage's first weights were made from its predecessor's.
+
+    `inserted`, `duplicated` and `new` count the elements of all parameters.
+    """
 
     method: dict[str, str]
     inserted: int
@@ -243,8 +260,9 @@ class Growth(Record):
 
 
 class Results(Record):
-    """`results.json` of an artifact. `macs` and `seconds` are those of the training that made these
-    weights.
+    """`results.json` of an artifact.
+
+    `macs` and `seconds` are those of the training that made these weights.
     """
 
     stage: str
@@ -258,13 +276,13 @@ class Results(Record):
     final: Measured
     growth: Growth | None
     evaluations: dict[str, str] = Field(
-        {}, description="by name, its `modelchain.identity.digest.evaluation_key`"
+        {}, description="by an evaluation's name, its `modelchain.identity.digest.evaluation_key`"
     )
     counters: dict[str, int] = {}
 
 
 class Progress(Record):
-    """Live progress, the last line of metrics.jsonl reduced to what a table shows."""
+    """How far a training is: the part of the last line of metrics.jsonl that a table shows."""
 
     step: int
     steps: int

@@ -1,27 +1,27 @@
-"""Short names of device errors, from the messages of CUDA, NCCL and torch: equal errors have equal
-names.
+"""Finds device errors in the messages of CUDA, NCCL and torch, and gives them short names.
 
-With them the operator tells a broken node from an image or a program that fails on every node.
+Equal errors get equal names. So the operator can tell a broken node from an image or a program that
+fails in the same way on every node.
 """
 
 from __future__ import annotations
 
 import re
 
-# A collective failed. A link or a switch may be broken, so no node is avoided.
+# The fault of a collective that failed. A link or a switch may be broken, so no node is avoided.
 COLLECTIVE = "Collective"
-# CUDA's error for a kernel that ended for an unknown cause: usually the hardware, sometimes the
+# The fault of a kernel that ended for a cause unknown to CUDA: usually the hardware, sometimes the
 # program.
 LAUNCH_FAILURE = "LaunchFailure"
 
-# Texts of cudaGetErrorString, of its older versions and of torch's own checks, in lower case.
+# By fault, texts of cudaGetErrorString, of its older versions and of torch's checks, in lower case.
 _FAULTS = {
     "EccError": ("uncorrectable ecc error",),
     "NvlinkError": (
         "uncorrectable nvlink error",
         "peer gpu memory over nvlink or a hardware error",
     ),
-    # Only where the device was not used yet. Later the work itself has run out of memory.
+    # This counts only before the first use of the device. Later it is the work that needs too much.
     "DeviceMemory": ("out of memory",),
     "DeviceLost": (
         "fallen off the bus",
@@ -56,8 +56,9 @@ _FAULTS = {
     "CpuBuild": ("torch not compiled with cuda enabled",),
     LAUNCH_FAILURE: ("unspecified launch failure",),
 }
+# NVIDIA's driver numbers its device errors as Xids.
 _XID = re.compile(r"\bxid\b")
-# Errors of the program itself, whatever else CUDA says.
+# Errors of the program itself. They rule out a device error, whatever else the message says.
 _PROGRAM = ("device-side assert triggered", "illegal memory access", "misaligned address")
 # What the other ranks see when one has ended. Every error of gloo counts, since it uses no device;
 # its messages name its source files.
@@ -81,8 +82,9 @@ def fault_of(text: str) -> str:
 
 
 def of_a_peer(text: str) -> bool:
-    """Whether `text` says only that another process of the attempt has ended, which is never the
-    cause.
+    """Whether `text` says that another process of the attempt has ended.
+
+    That is a consequence of the failure and never its cause.
     """
     text = text.lower()
     return any(word in text for word in _PEERS)

@@ -14,6 +14,7 @@ from typing import Literal
 EDIT = "kubectl edit mchain {chain} -n {namespace}"
 RETRY = "modelchain retry {chain} -n {namespace}"
 RESUME = "modelchain resume {chain} -n {namespace}"
+STOPS_FIRST = "; waits for an earlier attempt to stop"
 EXPLAIN = "modelchain explain {chain} -n {namespace}"
 WATCH = "modelchain get {chain} -n {namespace} --watch"
 DESCRIBE = "kubectl describe mchain {chain} -n {namespace}"
@@ -54,20 +55,13 @@ class Code(StrEnum):
     UNCHANGED = (
         "Unchanged",
         "An artifact of the same inputs exists, so the stage is not trained again",
-        "Nothing; to train it all the same, set the stage's `rerun`",
+        "Nothing; to train it again, set the stage's `rerun`",
         "",
         False,
     )
 
     # What a stage waits for, and goes on by itself.
     WAITS_FOR_STAGE = "WaitsForStage", "An earlier stage has not finished", "Nothing", "", False
-    WAITS_FOR_STOP = (
-        "WaitsForStop",
-        "An earlier attempt still writes its checkpoint; the next one starts after it has ended",
-        "Nothing",
-        "",
-        False,
-    )
     STOPPING = (
         "Stopping",
         "The running attempt was asked to stop; it writes a checkpoint first",
@@ -98,7 +92,7 @@ class Code(StrEnum):
     )
     NAME_GOING = (
         "NameGoing",
-        "A deleted job of the attempt's name is not gone yet",
+        "A job with the attempt's name was deleted, but still exists",
         "Nothing",
         "",
         False,
@@ -140,7 +134,7 @@ class Code(StrEnum):
     )
     PODS_ENDING = (
         "PodsEnding",
-        "A pod of an earlier start has not ended yet",
+        "A pod of the attempt is being deleted and has not ended yet",
         "Nothing",
         "",
         False,
@@ -154,7 +148,7 @@ class Code(StrEnum):
     )
     PROGRESS_UNKNOWN = (
         "ProgressUnknown",
-        "The attempt runs, but rank 0 does not answer the operator; nothing is ended for it",
+        "The attempt runs, but rank 0 does not answer the operator, which lets it run",
         "Open port 9091 of the trainer's pods to the operator",
         "kubectl get networkpolicies -n {namespace}",
     )
@@ -180,20 +174,20 @@ class Code(StrEnum):
     )
     CLAIM_TAKEN = (
         "ClaimTaken",
-        "A claim of the chain's name exists that this chain did not make",
-        "Name the claim in `spec.storage.claimName` to use it all the same",
+        "A claim with the name `CHAIN-artifacts` exists, and this chain did not make it",
+        "To use that claim, name it in `spec.storage.claimName`",
         EDIT,
     )
     DATA_FAILED = (
         "DataFailed",
-        "The Job that was to fill the claim of data has failed",
+        "The Job that fills the claim of data has failed",
         "Read its logs; delete the Job, or create it again",
         "kubectl logs job/{subject} -n {namespace}",
     )
     ARTIFACT_MISSING = (
         "ArtifactMissing",
-        "The stage's record names a claim that the chain no longer has",
-        "Bring the claim back, or delete the record to permit training again",
+        "The recorded artifact of the stage is not on the chain's claim",
+        "Bring the claim back, or do what the message says; never delete another chain's record",
         "kubectl get sart -n {namespace}",
     )
     DIGEST_CONFLICT = (
@@ -240,7 +234,7 @@ class Code(StrEnum):
     )
     SUSPENDED_BY_ANOTHER = (
         "SuspendedByAnother",
-        "Someone else suspended the job, and it is in no queue",
+        "Another controller or a person suspended the job, and it is in no queue",
         "Set `spec.runner.queueName`, or retry to launch a new attempt",
         RETRY,
         True,
@@ -289,7 +283,12 @@ class Code(StrEnum):
         RETRY,
     )
     PREEMPTED = "Preempted", "The platform took the pods away", "Nothing", RETRY
-    KILLED = "Killed", "The attempt died without an exit code of its own", "Nothing", RETRY
+    KILLED = (
+        "Killed",
+        "The attempt's job was deleted, or on a laptop its trainer died without a last word",
+        "Nothing",
+        RETRY,
+    )
     NON_FINITE = (
         "NonFinite",
         "The loss is not a finite number",
@@ -303,7 +302,12 @@ class Code(StrEnum):
         "Enlarge the claim or the pool's `ephemeralStorage`, then retry",
         RETRY,
     )
-    NO_ARTIFACT = "NoArtifact", "The stage has no artifact", "Retry to train it", RETRY
+    NO_ARTIFACT = (
+        "NoArtifact",
+        "The trainer reported success, or the stage had finished, but the claim holds no artifact",
+        "Retry to train it",
+        RETRY,
+    )
     ERROR = "Error", "The trainer failed", "Read the attempt's logs", RETRY
     OUT_OF_MEMORY = (
         "OutOfMemory",
@@ -313,14 +317,14 @@ class Code(StrEnum):
     )
     NODE_LOST = (
         "NodeLost",
-        "A node does not answer, and a pod on it may still run",
-        "If the node is dead for certain, force-delete the pod as the message says",
+        "A node is gone, or it does not answer and a pod on it may still run",
+        "Nothing if the node is gone; else make sure that it is dead and force-delete the pod",
         RETRY,
     )
     HARDWARE = (
         "Hardware",
         "A GPU failed; the chain avoids its node for a day",
-        "Have the node's GPU looked at",
+        "Check the node's GPU; `nvidia-smi -q` and the kernel's log show errors",
         RETRY,
     )
     IMAGE = "Image", "The image cannot be pulled or started", "Correct `spec.runner.image`", EDIT
@@ -388,7 +392,12 @@ class Code(StrEnum):
     STAGE_SUCCEEDED = "StageSucceeded", "A stage has finished"
     STAGE_FAILED = "StageFailed", "A stage has failed and is not tried again", "Retry", RETRY
     STAGE_SUSPENDED = "StageSuspended", "A stage is suspended", "Resume the chain", RESUME
-    STAGE_STALLED = "StageStalled", "A stage waits for a person", "See why", EXPLAIN
+    STAGE_STALLED = (
+        "StageStalled",
+        "A stage cannot continue before a person acts",
+        "See why",
+        EXPLAIN,
+    )
     STAGE_STOPPING = "StageStopping", "A stage's attempt was asked to stop"
     STAGE_RETRYING = "StageRetrying", "An attempt ended without an artifact; another one follows"
 
@@ -401,7 +410,7 @@ class Code(StrEnum):
         "Read its logs: it may serve other namespaces, or fail at this chain",
     )
     NO_OPERATOR = "NoOperator", "No operator runs for this chain", "Install or start the operator"
-    BACK_OFF = "BackOff", "The last attempt failed, and the next one waits a while"
+    BACK_OFF = "BackOff", "The last attempt failed; the next one starts after a pause"
     NO_PODS = (
         "NoPods",
         "The job was released, and its controller has made no pods",
@@ -450,7 +459,7 @@ class Reason:
     `subject` is what it is about: a pod, job, claim or record by name, or another chain. `message`
     says it without the code. `next_command` is what to type, where it is not the code's own.
     `shown`: the sentence ends with that command, after this word. `bare`: the sentence does not
-    begin with the code.
+    begin with the code. `stops_first`: the stage also waits for an earlier attempt to stop.
     """
 
     code: Code
@@ -459,6 +468,7 @@ class Reason:
     next_command: str = ""
     shown: Literal["", "see", "look"] = ""
     bare: bool = False
+    stops_first: bool = False
 
     @property
     def next(self) -> str:
@@ -469,8 +479,9 @@ class Reason:
     def text(self) -> str:
         """The sentence as the status holds it."""
         begins = f"{self.code}: " if self.code.named and not self.bare else ""
+        waits = STOPS_FIRST if self.stops_first else ""
         ends = f"; {self.shown}: {self.next}" if self.shown else ""
-        return begins + self.message + ends
+        return begins + self.message + waits + ends
 
     def with_message(self, message: str) -> Reason:
         return replace(self, message=message)
@@ -485,7 +496,7 @@ def without_command(text: str, next_command: str) -> str:
     """A stored sentence without the command that stands beside it."""
     for word in ("see", "look"):
         text = text.removesuffix(f"; {word}: {next_command}")
-    return text
+    return text.removesuffix(STOPS_FIRST)
 
 
 def without_code(text: str, code: str) -> str:

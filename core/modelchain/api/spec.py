@@ -1,7 +1,8 @@
-"""The API types of `ModelChain` (modelchain.dev/v1alpha1): strict, bounded, decimals as strings.
+"""The API types of `ModelChain` (modelchain.dev/v1alpha1).
 
-The CRD is generated from these types. Rules between fields are in `modelchain.plan.check`, and as
-CEL in `modelchain.crd`.
+They are strict, every list and text has a limit, and decimals are strings. The CRD is generated
+from these types. Rules between fields are in `modelchain.plan.check`, and as CEL in
+`modelchain.crd`.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ LongText = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 ClaimName = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", max_length=253)
 ]
-# A label's value on a cluster: labels name Kueue's queues and priorities.
+# A name that becomes the value of a label, as those of Kueue's queues and priorities do.
 LabelName = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", max_length=63)
 ]
 DataPath = Annotated[str, StringConstraints(pattern=r"^/", min_length=2, max_length=1024)]
-# At most 24 characters and a two-digit exponent, so that no spec can hold a number that takes long
-# to compute with.
+# A decimal has at most 24 characters and a two-digit exponent, since larger numbers could take very
+# long to compute with.
 DecimalString = Annotated[
     str,
     StringConstraints(
@@ -57,16 +58,16 @@ class ApiModel(BaseModel):
 
 
 class Record(ApiModel):
-    """Base of what we write ourselves: it also takes Python's field names, which a spec
-    does not.
-    """
+    """Base of what we write ourselves. Unlike a spec, it can also be made by Python's names."""
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
 
 class Metadata(ApiModel):
-    """What is read of an object's metadata. Unknown keys are ignored: an API server adds some, and
-    what `kubectl get -o yaml` prints must be a valid spec.
+    """The metadata of a chain.
+
+    Unknown keys are ignored. An API server adds some, and the output of `kubectl get -o yaml` must
+    be a valid chain.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -87,7 +88,7 @@ class Metadata(ApiModel):
     @model_validator(mode="before")
     @classmethod
     def _name_to_come(cls, metadata: Any) -> Any:
-        """An API server completes `generateName`; until then its beginning stands for the name."""
+        """Use `generateName` as the name until the API server has made a name from it."""
         if (
             isinstance(metadata, dict)
             and "name" not in metadata
@@ -98,7 +99,7 @@ class Metadata(ApiModel):
 
 
 class Resources(ApiModel):
-    """What a stage runs on. A change trains nothing again."""
+    """What a stage runs on. A change here never causes a stage to be trained again."""
 
     nodes: int = Field(1, ge=1, le=256, description="nodes; each runs one pod")
     processes_per_node: int | None = Field(
@@ -107,15 +108,13 @@ class Resources(ApiModel):
 
 
 class Stage(ApiModel):
-    """One model of the chain, smallest first: either `model`, a name, or `modelConfig`, in
-    open_clip's format.
-    """
+    """One model of the chain: either `model`, a name, or `modelConfig`, in open_clip's format."""
 
     name: StageName = Field(description="unique in the chain; part of the names of its jobs")
     model: str | None = Field(
         None, max_length=63, description=f"a model of Table G: {', '.join(MODELS)}"
     )
-    # No defaults inside: named as in open_clip's own JSON files.
+    # The keys inside are those of open_clip's JSON files, and none has a default.
     model_config_: ModelConfig | None = Field(None, alias="modelConfig")
     epochs: int | None = Field(None, ge=1, le=10_000, description="default: allocated by the plan")
     rerun: Text | None = Field(None, description="any new text trains this stage again")
@@ -146,7 +145,7 @@ class TrainData(ApiModel):
     shards: DataPath = Field(description="tars in brace notation, under mountPath")
     samples: int = Field(ge=1, le=100_000_000_000, description="number of samples in the shards")
     captions_per_sample: int = Field(
-        4, ge=1, le=64, description="captions drawn for each picture, anew in each epoch"
+        4, ge=1, le=64, description="captions drawn for each picture, again in each epoch"
     )
     fingerprint: (
         Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", max_length=64)] | None
@@ -248,15 +247,18 @@ class Distillation(ApiModel):
     convention: Literal["Released", "Equation1"] = Field(
         "Released",
         description=(
-            "what alpha multiplies: the means of the authors' code, or the paper's squared norms"
+            "what alpha multiplies: Released, means as in the authors' code; Equation1, squared"
+            " norms as in the paper"
         ),
     )
 
     def released_alpha(self, dim: int) -> Decimal:
-        """alpha as the authors' code uses it: the factor of the mean squares over `dim`, the
-        predecessor's embed_dim, of picture plus text. Equations 1 and 4 of the paper have squared
-        norms, averaged over picture and text. In both, features have unit length, as in the code;
-        the paper does not say so of Equation 1.
+        """alpha as the authors' code uses it.
+
+        The code multiplies alpha by the mean over `dim`, the predecessor's embed_dim, of the
+        squared differences, and adds picture and text. Equations 1 and 4 of the paper have squared
+        norms, and average over picture and text. We take features of unit length in both cases, as
+        the code does. The paper does not say so of Equation 1.
         """
         return (
             Decimal(self.alpha) * dim / 2 if self.convention == "Equation1" else Decimal(self.alpha)
@@ -264,7 +266,7 @@ class Distillation(ApiModel):
 
     @property
     def pulls(self) -> bool:
-        """Whether a predecessor runs as teacher. Stages are grown from it in any case."""
+        """Whether predecessors are teachers. Stages are grown from them in any case."""
         return bool(Decimal(self.alpha))
 
 
@@ -295,7 +297,8 @@ class Allocation(ApiModel):
     target_acceleration: DecimalString | None = Field(
         None,
         description=(
-            "how many times fewer MACs than training each model alone; allocates epochs not given"
+            "how many times fewer MACs than training each model alone; epochs are allocated so"
+            " that this is reached"
         ),
     )
 
@@ -329,7 +332,9 @@ class Storage(ApiModel):
 
 
 class Runner(ApiModel):
-    """Where stages run, and what launches them. A change trains nothing again."""
+    """Where stages run, and what launches them. A change here never causes a stage to be trained
+    again.
+    """
 
     kind: Literal["PyTorchJob", "Local"] = Field(
         "PyTorchJob", description="Local: run by `modelchain run`, not on a cluster"
@@ -341,13 +346,13 @@ class Runner(ApiModel):
 
 
 class Retry(ApiModel):
-    """Budgets of each stage. It fails when one is spent."""
+    """The budgets of each stage. A stage fails when one of them is exceeded."""
 
     max_retries: int = Field(
         3, ge=0, le=100, description="failures after which a stage is tried again"
     )
     max_disruptions: int = Field(
-        50, ge=0, le=10_000, description="interruptions a stage may resume after"
+        50, ge=0, le=10_000, description="disruptions after which a stage resumes"
     )
 
 
@@ -364,8 +369,8 @@ class Deadlines(ApiModel):
 
 
 class Checkpoint(ApiModel):
-    """When a running stage saves its state. It also does at the end of an epoch and before it
-    stops.
+    """When a running stage writes a checkpoint. It also writes one at the end of each epoch and
+    before it stops.
     """
 
     every_seconds: int = Field(60, ge=1, le=86_400, description="time between two checkpoints")
@@ -395,8 +400,9 @@ class ChainSpec(ApiModel):
 
 
 class ModelChain(ApiModel):
-    """The whole object. `status` is accepted and ignored: the operator or the local runner writes
-    it.
+    """The whole object.
+
+    A `status` in a spec's file is ignored, since the operator or the local runner writes it.
     """
 
     api_version: Literal["modelchain.dev/v1alpha1"]

@@ -1,6 +1,4 @@
-"""The status of a chain, which is also its ledger. It has the same shape on a cluster and on a
-laptop.
-"""
+"""The status of a chain, which is also its ledger. It looks the same on a cluster and a laptop."""
 
 from __future__ import annotations
 
@@ -25,73 +23,79 @@ class State(StrEnum):
     SUSPENDED = "Suspended"
 
 
+# Up to here, every whole number is also a float.
 EXACT = 2**53
 
 
 def _storable(value: Any) -> Any:
-    """An API server keeps numbers beyond 64 bits as floats: round to one, so that it is read back
-    as it was written.
+    """The number as an API server stores it.
+
+    It keeps very large numbers as floats. They are rounded here already, so that a status is read
+    back just as it was written.
     """
-    return (
-        int(float(value))
-        if isinstance(value, float) or (isinstance(value, int) and value > EXACT)
-        else value
-    )
+    large = isinstance(value, int) and value > EXACT
+    return int(float(value)) if large or isinstance(value, float) else value
 
 
+# A count of MACs, which may be too large for an integer of the API server.
 Macs = Annotated[int, BeforeValidator(_storable)]
 
 
 class PodTime(Record):
-    """When one pod's container ran (seconds since the epoch), and on how many GPUs."""
+    """When one pod's main container ran (seconds since the epoch), and on how many GPUs."""
 
     started: float
     finished: float | None = None
     gpus: int = 0
-    # It is rank 0's pod; the attempt's running time is that of this pod.
+    # This is rank 0's pod. Its running time is that of the attempt.
     first: bool = False
 
 
 class Spent(Record):
-    """What closed attempts have spent; it does not change any more. `cost` is a decimal string, or
-    None without a price.
-    """
+    """What attempts or pods that have ended have spent."""
 
     macs: Macs = 0
+    # Seconds that GPUs were allocated, summed over all of them.
     gpu_seconds: float = 0.0
+    # Seconds that attempts ran, by rank 0's pods.
     seconds: float = 0.0
+    # A decimal string; None without a price.
     cost: str | None = None
 
 
 class AttemptStatus(Record):
-    """One launch of a stage. Immutable in name and digest; a retry is another attempt.
-
-    `runner` is the kind that launches it, whatever the spec says later. On a cluster `uid` is its
-    job's: a job is released only once its UID is here. `ending` is the deadline it is being ended
-    for. `pods` are those of an open attempt, by UID; `gone` is what was spent by pods no longer
-    listed.
-    """
+    """One launch of a stage. Its name and input digest never change; a retry is a new attempt."""
 
     name: str
     number: int
     input_digest: str
-    runner: str | None = None  # None: recorded before there was a second kind
+    # The kind of runner that launches the attempt, whatever the spec says later. None in a status
+    # of an older version, which had only one kind.
+    runner: str | None = None
     state: State
+    # How the attempt failed, and what there is to say about it.
     failure: FailureClass | None = None
     message: str = ""
+    # RFC 3339. The start is the moment at which the attempt left its queue.
     started_at: str | None = None
+    # RFC 3339. Once it is set, the attempt is closed.
     finished_at: str | None = None
     gpu_seconds: float = 0.0
     cost: str | None = None
     macs: Macs = 0
+    # The UID of the attempt's job. A job is released only once its UID is here.
     uid: str | None = None
+    # The deadline for which the attempt is being ended.
     ending: FailureClass | None = None
-    # The node whose own device ended it, and a short name of the fault.
+    # The node whose own device ended the attempt, and a short name of the fault.
     node: str | None = None
     fault: str = ""
     checkpoint_step: int = 0
+    # When the attempt last took a step, in seconds since the epoch.
     stepped_at: float | None = None
+    # The pods of an open attempt, by UID.
     pods: dict[str, PodTime] = {}
+    # What was spent by pods that are no longer listed in `pods`.
     gone: Spent = Spent()
 
     def changed(self, **fields: Unpack[AttemptFields]) -> AttemptStatus:
@@ -121,54 +125,62 @@ class AttemptFields(TypedDict, total=False):
 
 
 class ArtifactRef(Record):
-    """`path` is relative to the root, `digest` the SHA-256 of the weights."""
+    """A stage's artifact: its path, relative to the root, and the SHA-256 of its weights."""
 
     path: str
     digest: str
-    trainer_math: int | None = None  # of the trainer that made it, where that is known
+    # `TRAINER_MATH` of the trainer that made the artifact; None if that is not known.
+    trainer_math: int | None = None
 
 
 class StageStatus(Record):
-    """One stage. `spent` is the ledger of its closed attempts; `macs`, `gpuSeconds` and `cost` add
-    the open one.
-
-    A stage without attempts of its own shows what the StageArtifact says that it found.
-    `inheritsAt` is when the predecessor's trainer ended (seconds since the epoch), until this stage
-    has a job.
-    """
+    """One stage. `macs`, `gpuSeconds` and `cost` add the open attempt to the ledger `spent`."""
 
     name: str
     state: State = State.PENDING
-    # A sentence; its code, of `modelchain.api.reasons.Code` or of a newer version's; and the
-    # command to type next, where there is one.
+    # Why the state is so: a sentence, its code, and the command to type next, if there is one. The
+    # code may be one of a newer version, which `modelchain.api.reasons.Code` does not have.
     reason: str = ""
     reason_code: str = ""
     next: str = ""
-    # The stage waits for a person, as `reason` says.
+    # A person has to act; `reason` says why.
     stalled: bool = False
+    # The digest of the stage's present inputs; None while they are not known.
     input_digest: str | None = None
-    # With which it was last finished or launched; kept while it waits.
+    # The input digest at which the stage was last launched or finished. It is kept while the stage
+    # waits.
     last_digest: str | None = None
+    # Whether an artifact existed when the stage got its inputs.
     cache: Literal["Hit", "Miss"] | None = None
     epochs: int | None = None
+    # The epochs were allocated by the plan and fixed by a launch. An edit does not change them.
     frozen: bool = False
+    # The last attempts, the newest at the end.
     attempts: list[AttemptStatus] = []
+    # The number of the newest attempt.
     attempt_count: int = 0
+    # What is charged to the two budgets.
     retries: int = 0
     disruptions: int = 0
-    # Attempts that were retried, by how the one before ended; never renewed.
+    # How many attempts ended with each failure class and were followed by another one. Unlike the
+    # budgets, these counts are never renewed.
     retried: dict[FailureClass, int] = {}
     checkpoint_step: int = 0
+    # When the back-off ends, in seconds since the epoch.
     not_before: float | None = None
     progress: Progress | None = None
     results: dict[str, str] = {}
+    # When the predecessor's trainer ended (seconds since the epoch), until this stage has a job.
     inherits_at: float | None = None
-    # From there until this stage had a job.
+    # The seconds from `inherits_at` until this stage had a job.
     transition_seconds: float | None = None
     planned_macs: Macs = 0
+    # The ledger: what closed attempts have spent.
     spent: Spent = Spent()
-    # The part of `spent` by closed attempts at `lastDigest`: what the StageArtifact will say.
+    # The part of it that was spent at `last_digest`, which the StageArtifact will record.
     trained: Spent = Spent()
+    # The ledger plus what the open attempt has spent. A stage without attempts of its own shows
+    # what the StageArtifact that it found had cost.
     macs: Macs = 0
     gpu_seconds: float = 0.0
     cost: str | None = None
@@ -180,9 +192,9 @@ class StageStatus(Record):
 
     @property
     def code(self) -> Code | None:
-        """Why the stage is as it is; None where another version wrote the status.
+        """Why the stage is in its state; None if only another version knows the code.
 
-        An older version wrote no code; of a stage that has failed, its last attempt tells it.
+        An older version wrote no code. For a failed stage, its last attempt has it.
         """
         if not self.reason_code and self.state is State.FAILED and self.attempts:
             return known(self.attempts[-1].failure or "")
@@ -243,7 +255,7 @@ class Total(Record):
 
 
 class Summary(Record):
-    """What one line of a table shows of a chain, ready to print."""
+    """What `kubectl get` shows of a chain in one line."""
 
     stage: str = ""
     state: str = ""
@@ -251,24 +263,22 @@ class Summary(Record):
     accuracy: str = ""
 
 
-# The newest nodes that are kept; a job cannot name any number of nodes.
+# The most avoided nodes that are kept, the newest ones. A job can only exclude so many.
 MOST_AVOIDED = 16
 
 
 class AvoidedNode(Record):
-    """A node whose own device failed. The chain's attempts keep away from it until `until` (seconds
-    since the epoch).
-    """
+    """A node whose own device failed. The chain's attempts keep away from it for a day."""
 
     node: str
+    # When the day is over, in seconds since the epoch.
     until: float
+    # A short name of the fault. It is cleared once work has progressed or the spec has changed.
     fault: str = ""
 
 
 class ChainStatus(Record):
-    """`retry` is the newest value of the retry annotation for which budgets were renewed. It stays
-    when the annotation is removed.
-    """
+    """What the operator knows of a chain: its stages, what they have spent, and its conditions."""
 
     observed_generation: int = -1
     conditions: list[Condition] = []
@@ -276,11 +286,15 @@ class ChainStatus(Record):
     stages: list[StageStatus] = []
     total: Total = Total()
     avoid: list[AvoidedNode] = Field([], max_length=MOST_AVOIDED)
+    # The last value of the retry annotation for which budgets were renewed. It stays when the
+    # annotation is removed.
     retry: str | None = None
 
     def as_stored(self) -> ChainStatus:
-        """As it is read back after it was written. `decide` compares with that form: otherwise it
-        would find a difference in every pass, and write for ever.
+        """The status in the form in which it is read back once it was written.
+
+        `decide` compares in this form. Otherwise it would see a difference in every pass, and write
+        the status for ever.
         """
         return ChainStatus.model_validate_json(
             self.model_dump_json(by_alias=True, exclude_none=True)
@@ -295,12 +309,12 @@ class ChainStatus(Record):
 
     @property
     def epochs(self) -> dict[str, int]:
-        """By stage, the epochs that are known."""
+        """The epochs of each stage, as far as they are known."""
         return {s.name: s.epochs for s in self.stages if s.epochs is not None}
 
     @property
     def frozen_epochs(self) -> dict[str, int]:
-        """By stage, allocated epochs that a launch has fixed; an edit does not change them."""
+        """The epochs of each stage for which a launch has fixed them, so that no edit does."""
         return {s.name: s.epochs for s in self.stages if s.frozen and s.epochs is not None}
 
     def condition(self, kind: str) -> Condition | None:

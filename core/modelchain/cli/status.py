@@ -1,4 +1,4 @@
-"""`modelchain status`: a chain's status, in the same form for a local root and for a cluster."""
+"""`modelchain status`: shows a chain's status, in one form for a local root and for a cluster."""
 
 from __future__ import annotations
 
@@ -54,6 +54,10 @@ def status(
 
 
 def _read_root(root: Path) -> tuple[str, ChainStatus]:
+    """The name and status of the chain in a local root.
+
+    A root in which only one stage was trained alone, as a baseline, shows that.
+    """
     file, alone = root / "status.json", sorted(root.glob("status-alone-*.json"))
     if not file.is_file() and len(alone) == 1:
         file = alone[0]
@@ -64,11 +68,14 @@ def _read_root(root: Path) -> tuple[str, ChainStatus]:
 
 
 def _cluster_reader() -> ReadChain:
-    """The operator room's reader, found by its entry point, since core does not know Kubernetes."""
+    """The function that reads a chain's status on a cluster.
+
+    It is the operator's. Core knows no Kubernetes, so it finds the function by its entry point.
+    """
     for entry in entry_points(group="modelchain.cluster"):
         try:
             read: ReadChain = entry.load()
             return read
-        except ImportError:
+        except ImportError:  # the entry point is always registered, its packages are optional
             continue
     raise InputError(NEEDS_OPERATOR)

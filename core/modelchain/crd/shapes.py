@@ -1,7 +1,8 @@
-"""CEL for model configs: the rules within a tower, and those between neighbours, with Table G as
-lookup maps.
+"""CEL rules of the CRD on the shapes of models.
 
-Neighbours are compared because a stage is grown from its predecessor's weights.
+Some hold within one tower. Others compare neighbouring stages, because a stage is grown from its
+predecessor's weights. CEL can compute the shape of an inline config, but not of a model's name, so
+the shapes of all named models are in the rules as lookup maps.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ _WIDTH, _HEADS, _RATIO = (
     given("self", TextConfig, name) for name in ("width", "heads", "mlp_ratio")
 )
 
-# Tower, rule, message, values.
+# Each rule within a tower: the tower's field, the CEL, its message, and the CEL of each value that
+# the message names.
 TOWERS: list[tuple[str, str, str, Mapping[str, str]]] = [
     *(
         ("vision_cfg", rule.cel, rule.message, rule.cel_values())
@@ -30,8 +32,9 @@ TOWERS: list[tuple[str, str, str, Mapping[str, str]]] = [
     ("text_cfg", whole_product(_WIDTH, _RATIO), WHOLE_MLP, {"w": _WIDTH, "r": _RATIO}),
 ]
 
-# A stage s is two lists, which are compared place by place with those of its neighbour: sizes that
-# may not shrink, and values that must be equal.
+# To compare a stage with its neighbour, its shape is written as two lists, which are compared place
+# by place. The places of the first are sizes that must not shrink; those of the second are values
+# that must be equal.
 _SIZES = [
     "vision width",
     "vision heads",
@@ -52,15 +55,17 @@ _EQUALS = [
 
 
 def _sizes(config: ModelConfig) -> list[int]:
-    """The sizes of a stage; behind them the family's number."""
+    """The sizes of a stage, followed by the number of its family."""
     vision, text = config.vision_cfg, config.text_cfg
     family = FAMILIES.index(vision.family)
     return [*vision.shape.places(), text.width, text.heads, text.layers, family]
 
 
 def _equals(config: ModelConfig) -> list[float]:
-    """What must be equal of a stage. A field that its family does not compare is 0, which is
-    compared with nothing; quick_gelu is 1 if false and 2 if true.
+    """The values of a stage that must equal those of its neighbours.
+
+    0 stands for a field that the stage's family does not compare; the rule skips it. So quick_gelu
+    is 1 for false and 2 for true.
     """
     vision, text = config.vision_cfg, config.text_cfg
     equal = vision.family.EQUAL
@@ -69,6 +74,8 @@ def _equals(config: ModelConfig) -> list[float]:
     return [float(value) for value in (vision.image_size, *shape, *rest)]
 
 
+# CEL on a stage s, which names a model or has an inline config. A rule between neighbours is
+# skipped unless all shapes are known: a wrong model or config has a rule of its own.
 _C, _V, _T = "s.modelConfig", "s.modelConfig.vision_cfg", "s.modelConfig.text_cfg"
 _SHAPES_KNOWN = " && ".join(f"({cel})" for f in FAMILIES if (cel := f.known_cel(_V)))
 _KNOWN = (
@@ -94,7 +101,7 @@ def _by_family(cel_of: Callable[[Family], str]) -> str:
 
 
 def _all_of(family: Family) -> str:
-    """CEL: of every stage of the list `self`, whether its tower is of this family."""
+    """CEL: for every stage of the list `self`, whether its tower is of this family."""
     models = literal(list(family.MODELS))
     return f"self.map(s, has(s.model) ? s.model in {models} : {family.is_of_cel(_V)})"
 
@@ -109,7 +116,7 @@ def _all_sizes() -> str:
 
 
 def _all_equals() -> str:
-    """CEL: what must be equal, of every stage of the list `self`."""
+    """CEL: for every stage of the list `self`, the values that must equal its neighbours'."""
     table = {name: _equals(model.config) for name, model in MODELS.items()}
     shape = _by_family(_family_equals)
     vision = f"([double({_vision('image_size')})] + ({shape}))"
@@ -129,32 +136,37 @@ def _family_equals(family: Family) -> str:
 def _pairs(
     lists: str, wrong: str, places: int, mismatch: str, message: str
 ) -> tuple[str, str, str]:
-    """A rule for neighbours: its CEL, message, and CEL of the message.
+    """A rule between neighbours: its CEL, its message, and CEL that makes a better message.
 
-    `wrong` is CEL on v, the stages' lists, i, a stage's place in the chain, and k, a place in its
-    list; `mismatch` is CEL that describes it. The first one found is reported.
+    Args:
+        lists: CEL for the stages' lists.
+        wrong: CEL that is true for a mismatch. In it v is the stages' lists, i a stage's place in
+            the chain and k a place in its list.
+        places: the length of a stage's list.
+        mismatch: CEL for the text that describes the mismatch. The first one is reported.
+        message: what is shown if the server cannot evaluate that text.
     """
     ks = literal(list(range(places)))
-    said = sentence(
+    text = sentence(
         messages.NEIGHBOURS, after="self[i].name", before="self[i - 1].name", mismatch=mismatch
     )
     at_fault = f"{FIRST_TO_LAST}.filter(i, i < v.size() && {ks}.exists(k, {wrong}))"
     return (
         f"!self.all(s, {_KNOWN}) || [{lists}].all(v, {at_fault}.size() == 0)",
         message,
-        f"[{lists}].map(v, {at_fault}.map(i, {ks}.filter(k, {wrong}).map(k, {said})[0])[0])[0]",
+        f"[{lists}].map(v, {at_fault}.map(i, {ks}.filter(k, {wrong}).map(k, {text})[0])[0])[0]",
     )
 
 
 def _value(at: str) -> str:
-    """CEL: the k-th value that must be equal, spelled as in YAML."""
+    """CEL: the k-th value that must be equal, as a YAML file spells it: quick_gelu as a boolean."""
     return f"(k == {_EQUALS.index('quick_gelu')} ? string(v[{at}][k] == 2.0) : string(v[{at}][k]))"
 
 
 _FAMILY = len(_SIZES)
 _SHRINKS = sentence(messages.SHRINKS, name=f"{literal(_SIZES)}[k]", x="v[i - 1][k]", y="v[i][k]")
 _OTHER = messages.OTHER_FAMILY
-# Rule, message, CEL of the message's text.
+# Each rule between neighbours: its CEL, its message, and CEL that makes a better message.
 NEIGHBOURS: list[tuple[str, str, str]] = [
     *(_pairs(_all_of(f), "v[i] != v[i - 1]", 1, quoted(_OTHER), _OTHER) for f in FAMILIES[1:]),
     _pairs(

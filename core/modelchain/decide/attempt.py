@@ -1,7 +1,7 @@
-"""The attempt that the status names, in a pass: launched, released, watched, or judged. Pure.
+"""What a pass does with the open attempt of a stage: it launches, releases, watches or judges it.
 
-The order of the checks is the protocol. A job's UID is written before any decision about it, and a
-request to stop comes before everything that would start something.
+The order of `CHECKS` is the launch protocol. A job's UID is written to the status before anything
+is decided about the job, and a request to stop comes before all that would start something. Pure.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ Check = Callable[[Turn, StageStatus, Launch, Seen], Outcome | None]
 
 
 def follow(turn: Turn, stage: StageStatus, launch: Launch) -> Outcome:
-    """What becomes of `launch.attempt`: the stage's newest one, whose inputs are the stage's."""
+    """The outcome of `launch.attempt`, the stage's newest attempt, whose inputs are the stage's."""
     seen = turn.observed.attempt(launch.attempt.name)
     if seen.there and not _unknown_job(launch.attempt, seen):
         stage = accounted(stage, seen, turn.now, turn.observed.price)
         launch = replace(launch, attempt=stage.attempts[-1])
     answers = (check(turn, stage, launch, seen) for check in CHECKS)
     outcome = next(answer for answer in answers if answer is not None)
-    if seen.started:  # its inputs stay reserved until it has been judged
+    if seen.started:  # the attempt keeps its share until it has been judged
         return replace(outcome, shares=outcome.shares | {launch.attempt.input_digest})
     return outcome
 
 
 def _unknown_job(attempt: AttemptStatus, seen: Seen) -> bool:
-    """It has a job whose UID the status does not hold yet."""
+    """Whether the attempt has a job whose UID is not in the status yet."""
     return attempt.uid is None and seen.uid is not None
 
 
@@ -46,7 +46,11 @@ def _asked_to_stop(attempt: AttemptStatus) -> bool:
 
 
 def _identify(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcome | None:
-    """A job that was stopped before its UID is known would free its name, and be made again."""
+    """Write the job's UID to the status, before anything else.
+
+    Without its UID the attempt is an intent. If the job were stopped first, the next pass would
+    find its name free and make the job again.
+    """
     if not _unknown_job(launch.attempt, seen) or seen.uid is None:
         return None
     stage = transitions.identified(stage, launch.attempt, seen.uid, turn.now)
@@ -57,13 +61,17 @@ def _identify(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Out
 
 
 def _stop_for_retry(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcome | None:
-    """A retry replaces a job that someone else has suspended."""
+    """A retry replaces a job that another client has suspended."""
     if not (seen.idle and turn.retried) or _asked_to_stop(launch.attempt):
         return None
     return _stop(turn, stage, launch.attempt, stage.state, "it was asked for again")
 
 
 def _stop_on_request(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcome | None:
+    """The chain is suspended, or the attempt was asked to stop earlier and has not ended yet.
+
+    The outcome does not name the attempt as wanted, so `decide` stops it.
+    """
     attempt = launch.attempt
     asked = _asked_to_stop(attempt)
     if not seen.there or not (turn.stopping or asked):
@@ -77,7 +85,7 @@ def _stop_on_request(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen)
 
 
 def _stop_outdated(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcome | None:
-    """Before a pod has run, a job is replaced if it would be made differently today."""
+    """A job that would be made differently today is replaced if none of its pods has run yet."""
     attempt = launch.attempt
     has_run = seen.running or attempt.pods or seen.pods
     replaceable = seen.idle or (seen.there and seen.started and not has_run)
@@ -89,6 +97,7 @@ def _stop_outdated(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -
 def _stop(
     turn: Turn, stage: StageStatus, attempt: AttemptStatus, state: State, why: str
 ) -> Outcome:
+    """Mark the attempt as asked to stop. In a later step `decide` stops it, as it is not wanted."""
     stage = transitions.stopping(stage, transitions.stopped(attempt, why), state, why)
     return Outcome(stage, again=turn.observed.poll_seconds)
 
@@ -97,15 +106,16 @@ def _stop(
 
 
 def _stall(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcome | None:
+    """A person has to act before the attempt can go on."""
     reason = seen.stalled or (turn.observed.stuck if seen.there else None)
     return None if reason is None else stalled(turn, stage, reason, wanted=_only(launch))
 
 
 def _launch(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcome | None:
-    """An intent: no job of it was ever made, as far as anyone knows."""
+    """Launch an intent, which is an attempt without a job."""
     if seen.started:
         return None
-    if _asked_to_stop(launch.attempt):  # a job of it that still appears is a stray
+    if _asked_to_stop(launch.attempt):  # if its job still appears later, it is a stray
         return _judged(turn, stage, launch.attempt, seen)
     if turn.stopping is not None:
         return Outcome(transitions.explained(stage.changed(state=State.SUSPENDED), turn.stopping))
@@ -114,10 +124,12 @@ def _launch(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outco
         return stalled(turn, transitions.idle(stage), turn.observed.obstacle, wanted=wanted)
     if (waiting := for_the_share(turn, stage)) is not None:
         return replace(waiting, wanted=wanted)
-    blocked = seen.waiting is not None and not seen.there
+    # If an earlier job of this name still exists, wait for its end. Otherwise launch, even if the
+    # API server refused the job before: it may accept it by now.
+    refused = seen.waiting is not None and not seen.there
     return Outcome(
-        transitions.starting(stage, seen.waiting or turn.miss, stalled=blocked),
-        action=None if seen.there else launch,  # the name is free once its last owner is gone
+        transitions.starting(stage, seen.waiting or turn.miss, stalled=refused),
+        action=None if seen.there else launch,
         again=turn.observed.poll_seconds,
         wanted=wanted,
         shares=frozenset({launch.attempt.input_digest}),
@@ -125,6 +137,7 @@ def _launch(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outco
 
 
 def _release(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcome | None:
+    """Release the job, whose UID is in the status by now. A refused release is tried again."""
     if not (seen.there and seen.unreleased):
         return None
     refused = seen.waiting is not None
@@ -137,13 +150,14 @@ def _release(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outc
 
 
 def _watch(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcome | None:
-    """It was released: it waits in a queue, starts or runs."""
+    """Watch a released job, which waits in a queue, starts or runs."""
     if not seen.there:
         return None
     state, reason = _doing(turn, seen)
     progress = seen.progress or (stage.progress if seen.running else None)
     attempt = transitions.at_work(launch.attempt, queued=seen.queued, now=turn.now)
     again = turn.observed.poll_seconds
+    # The seconds until a deadline passes; or, if one has passed, how the attempt is to end.
     late = deadline(turn.chain.spec.deadlines, stage, attempt, seen, turn.now)
     if isinstance(late, float):
         again = min(again or late, late)
@@ -154,6 +168,7 @@ def _watch(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcom
 
 
 def _doing(turn: Turn, seen: Seen) -> tuple[State, Reason]:
+    """What a released attempt does, and why."""
     if seen.queued:
         return State.QUEUED, nodes_avoided(turn.avoid, seen.waiting or turn.miss)
     if seen.waiting is not None:
@@ -165,6 +180,7 @@ def _doing(turn: Turn, seen: Seen) -> tuple[State, Reason]:
 
 
 def _only(launch: Launch) -> frozenset[str]:
+    """The attempt as the only one that is wanted."""
     return frozenset({launch.attempt.name})
 
 
@@ -172,7 +188,10 @@ def _only(launch: Launch) -> frozenset[str]:
 
 
 def _end(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcome | None:
-    """It has gone, and no artifact is recorded: record it, ask for its last word, or judge it."""
+    """The attempt has ended and no artifact is recorded: record one, verify it, or judge.
+
+    On a laptop nothing has to be recorded: an artifact that is found counts by itself.
+    """
     attempt, word = launch.attempt, seen.word
     succeeded = word.result == "Succeeded" if word else seen.succeeded
     if not (turn.observed.records and succeeded):
@@ -186,9 +205,10 @@ def _end(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcome 
 
 
 def _record(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen, word: LastWord) -> Outcome:
-    """What all attempts at these inputs have spent is recorded with the artifact.
+    """Record the artifact, with what all attempts at its inputs have spent.
 
-    Attempts of a chain that was deleted meanwhile are known by the work alone.
+    If the chain was deleted and applied again, its earlier attempts are not in the status. Their
+    work is at least counted in MACs: by the last word, and by the steps that the weights took.
     """
     attempt = launch.attempt
     final = whole(stage, account(attempt, seen, turn.now, turn.observed.price))
@@ -198,6 +218,8 @@ def _record(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen, word: La
     if seen.waiting is not None:
         outcome = stalled(turn, transitions.verifying(stage, attempt), seen.waiting)
     elif stage.code is Code.RECORD_REFUSED:
+        # The API server refused the record before this operator was started. The stage stays
+        # stalled until the record is accepted.
         stage = transitions.verifying(stage, attempt).changed(stalled=True)
         outcome = Outcome(stage, again=turn.observed.poll_seconds)
     else:
@@ -206,7 +228,7 @@ def _record(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen, word: La
 
 
 def _verify(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcome:
-    """Its last word was lost: a Job hashes the artifact again, before anything is trained."""
+    """The last word was lost, so a Job hashes the artifact again before anything is trained."""
     attempt = launch.attempt
     stage = transitions.verifying(stage, attempt)
     if seen.verify == "Unanswered":
@@ -224,13 +246,13 @@ def _verify(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outco
 
 
 def _judged(turn: Turn, stage: StageStatus, attempt: AttemptStatus, seen: Seen) -> Outcome:
-    """It left no artifact: close it, charge the right retry budget, and retry, wait or give up."""
+    """The attempt left no artifact: close it, charge a budget, and resume, retry or give up."""
     verdict = judge(turn.chain.spec.retry, stage, attempt, seen, turn.stopping is not None)
     state = State.SUSPENDED if verdict.stopped else State.FAILED
     price = turn.observed.price
     over = closed(attempt, seen, turn.now, price, state, verdict.failure, verdict.message)
     avoid = list(turn.avoid)
-    if verdict.advanced:
+    if verdict.advanced:  # work has progressed, so the devices in general are not to blame
         avoid = without_faults(avoid)
     if verdict.failure is FailureClass.HARDWARE and not verdict.stopped:
         avoid = avoided(avoid, seen.bad_nodes, turn.now)
@@ -239,7 +261,7 @@ def _judged(turn: Turn, stage: StageStatus, attempt: AttemptStatus, seen: Seen) 
     return Outcome(stage, again=turn.observed.poll_seconds, avoid=tuple(avoid))
 
 
-# In this order; the first that has an answer counts.
+# They are made in this order, and the first one that returns an outcome counts.
 CHECKS: tuple[Check, ...] = (
     _identify,
     _stop_for_retry,
@@ -257,29 +279,32 @@ CHECKS: tuple[Check, ...] = (
 
 
 def accounted(stage: StageStatus, seen: Seen, now: float, price: str | None) -> StageStatus:
-    """The stage with what its newest attempt has spent and its step, if a step or a pod is new.
+    """The stage with the spending and the step of its newest attempt, if a step or a pod is new.
 
-    The step is kept whatever else happens to the attempt. Otherwise it would be new again in the
-    next pass, and since time goes on, every pass would write what was spent and do nothing else.
+    This comes before the checks, so that the step is kept whatever they decide. Otherwise the step
+    would still be new in the next pass. Every pass would then write the spending, which grows with
+    time, and never get to an action.
 
     Args:
-        seen: of that attempt, whose job or pods exist.
+        seen: what is seen of that attempt.
         now: seconds since the epoch.
-        price: of a GPU hour.
+        price: the price of a GPU hour.
     """
     attempt = stage.attempts[-1]
     stepped = _stepped(stage, attempt, seen)
     if not stepped and same_pods(attempt, seen):
         return stage
     attempt = account(attempt, seen, now, price)
-    if stepped and seen.macs > 0:  # a resumed attempt tells its step before it takes the next one
+    # A resumed attempt reports its checkpoint's step before it has taken a step of its own. That
+    # must not count as progress.
+    if stepped and seen.macs > 0:
         attempt = attempt.changed(stepped_at=now)
     stage = stage.changed(progress=seen.progress or stage.progress)
     return transitions.with_newest(stage, attempt)
 
 
 def _stepped(stage: StageStatus, attempt: AttemptStatus, seen: Seen) -> bool:
-    """Its step is another one than the status holds, or it is its first."""
+    """Whether the attempt is at another step than the status says, or has taken its first one."""
     step = stage.progress.step if stage.progress else None
     first = attempt.stepped_at is None and seen.macs > 0
     return seen.progress is not None and (step != seen.progress.step or first)

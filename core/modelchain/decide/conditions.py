@@ -1,8 +1,7 @@
-"""A chain's conditions, its one-line summary and the bound on its size: what `kubectl` and GitOps
-tools read.
+"""The parts of a chain's status that are made from its stages: conditions, summary and total.
 
-`Stalled` and `Reconciling` follow kstatus: there only while true, never both, `Ready` absent while
-suspended.
+`kubectl` and GitOps tools read them. `Stalled` and `Reconciling` follow kstatus: they exist only
+while they are true, and never both. `Ready` is absent while the chain is suspended.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ from modelchain.api.status import (
 from modelchain.decide.ledger import MESSAGE_LENGTH, timestamp, total_cost
 from modelchain.decide.verdict import NEVER_TRAINED
 
-# Of a status as JSON: an object of 64 KiB and more is slow to watch and to list.
+# The largest status, as JSON. Objects above 64 KiB are slow to watch and to list.
 MAX_BYTES = 60_000
-# Characters of a stage's reason; a condition's message of 4096 at most has more around it.
+# The most characters of a stage's reason. A condition's message, which has at most 4096, quotes it.
 REASON_LENGTH = 2000
-# Characters of a sentence where there is no room.
+# The most characters of a sentence in a status that would otherwise be too large.
 BRIEF = 80
 # Conditions that are true of a chain that has ended.
 ENDED = ("Complete", "Finished")
-# Conditions that follow the spec, and are said anew when it is refused.
+# Conditions that tell whether the spec is met. They are set anew when the spec is refused.
 OF_THE_SPEC = ("Stalled", "Reconciling", "Ready", "Admitted")
 
 
@@ -46,7 +45,7 @@ def completed(
     now: float,
     avoid: Iterable[AvoidedNode] = (),
 ) -> ChainStatus:
-    """The whole status from its stages, just as it is read back after it was written."""
+    """The whole status, made from its stages, in the form in which it is read back once written."""
     stages = [_cut(_filled(chain, stage), REASON_LENGTH, MESSAGE_LENGTH) for stage in stages]
     total = Total(
         macs=sum(s.macs for s in stages),
@@ -66,14 +65,15 @@ def completed(
 
 
 def _filled(chain: ModelChain, stage: StageStatus) -> StageStatus:
-    """With the next command as it is typed for this chain."""
+    """The stage, with its next command filled in for this chain."""
     return stage.changed(next=filled(stage.next, chain.metadata.name, chain.metadata.namespace))
 
 
 def refused(old: ChainStatus, generation: int, message: str, now: float) -> ChainStatus:
-    """The status of a chain whose spec cannot be run: all that is known of its stages stays.
+    """The status of a chain whose spec cannot be run. What is known of its stages stays.
 
-    It is not complete: the spec asks for something else than what has finished.
+    The chain does not count as complete, since the spec asks for something else than what has
+    finished.
     """
     message = shortened(message, REASON_LENGTH)
 
@@ -94,10 +94,10 @@ def refused(old: ChainStatus, generation: int, message: str, now: float) -> Chai
 
 
 def sentence(stage: StageStatus, *, command: bool = True) -> str:
-    """What a stage does, and why, as events, conditions and tables show it.
+    """What a stage does and why, in one sentence for events, conditions and tables.
 
     Args:
-        command: whether it may end with the command to type next.
+        command: whether the sentence may end with the command to type next.
     """
     doing = _DOING.get(stage.state)
     if doing is not None and stage.code is Code.MISS:
@@ -107,7 +107,7 @@ def sentence(stage: StageStatus, *, command: bool = True) -> str:
 
 
 def brief(stage: StageStatus) -> str:
-    """The same for a table of all stages, where a first training needs no reason."""
+    """The `sentence` for a table of all stages. It leaves out that a stage was never trained."""
     doing = _DOING.get(stage.state)
     first = stage.code is Code.MISS and stage.message == NEVER_TRAINED
     return f"stage {stage.name} {doing}" if doing and first else sentence(stage)
@@ -117,8 +117,10 @@ _DOING = {State.STARTING: "starts", State.RUNNING: "trains", State.SUCCEEDED: "w
 
 
 def current(stages: Sequence[StageStatus]) -> StageStatus | None:
-    """The stage that says most of a chain: one that failed, stalled or is suspended, else the first
-    that has not finished. None once all have.
+    """The stage that stands for the whole chain; None once all have finished.
+
+    It is one that failed, else one that stalls, else one that is suspended, else the first that has
+    not finished.
     """
     first = next((s for s in stages if s.state is not State.SUCCEEDED), None)
     return _failed(stages) or _stalled(stages) or _suspended(stages) or first
@@ -138,7 +140,7 @@ def _suspended(stages: Iterable[StageStatus]) -> StageStatus | None:
 
 @dataclass(frozen=True)
 class _Fact:
-    """A condition but for its times."""
+    """A condition without its times."""
 
     kind: str
     true: bool
@@ -149,7 +151,7 @@ class _Fact:
 def _conditions(
     chain: ModelChain, old: ChainStatus, stages: list[StageStatus], now: float
 ) -> list[Condition]:
-    """In a fixed order, each with one sentence of why; times change only with the status."""
+    """All conditions, in a fixed order, each with a sentence on why."""
     done = sum(s.state is State.SUCCEEDED for s in stages)
     count = f"{done} of {len(stages)} stages have finished"
     facts = [*_progress(chain, stages, count), *_outcome(chain, stages, count)]
@@ -158,8 +160,9 @@ def _conditions(
 
 
 def _progress(chain: ModelChain, stages: list[StageStatus], count: str) -> Iterator[_Fact]:
-    """kstatus's conditions: `Stalled` and `Reconciling` only while true, never both; no `Ready`
-    while a stage is suspended.
+    """The conditions that kstatus reads: `Stalled` or `Reconciling` while one is true, and `Ready`.
+
+    A chain with a suspended stage has no `Ready`: it is neither ready nor on its way there.
     """
     stage = current(stages)
     if stage is None:
@@ -181,13 +184,13 @@ def _progress(chain: ModelChain, stages: list[StageStatus], count: str) -> Itera
 
 
 def _outcome(chain: ModelChain, stages: list[StageStatus], count: str) -> Iterator[_Fact]:
-    """What is always said of a chain."""
+    """The conditions that every chain has, be they true or false."""
     failed, suspended = _failed(stages), _suspended(stages)
     complete = all(stage.state is State.SUCCEEDED for stage in stages)
     if suspended:
         yield _Fact("Suspended", True, Code.STOPPED, suspended.reason)
     else:
-        yield _Fact("Suspended", False, Code.NOT_SUSPENDED, "nothing is held back")
+        yield _Fact("Suspended", False, Code.NOT_SUSPENDED, "no stage is suspended")
     yield _admitted(stages)
     done = Code.ALL_STAGES_FINISHED if complete else Code.IN_PROGRESS
     yield _Fact("Complete", complete, done, count)
@@ -201,13 +204,13 @@ def _outcome(chain: ModelChain, stages: list[StageStatus], count: str) -> Iterat
 
 
 def _then(chain: ModelChain, word: str, verb: str) -> str:
-    """The next command, for people who read conditions; a laptop has none."""
+    """The next command, which ends a condition's message. Empty on a laptop: it has no kubectl."""
     name, namespace = chain.metadata.name, chain.metadata.namespace
     return f"; {word}: modelchain {verb} {name} -n {namespace}" if namespace else ""
 
 
 def _condition(old: ChainStatus, fact: _Fact, generation: int, now: float) -> Condition:
-    """Its time is that of the last change of its status, not of its sentence."""
+    """The condition with its times. As is usual, a new message alone does not change its time."""
     status: Literal["True", "False"] = "True" if fact.true else "False"
     before = old.condition(fact.kind)
     since = before.last_transition_time if before and before.status == status else timestamp(now)
@@ -222,7 +225,7 @@ def _condition(old: ChainStatus, fact: _Fact, generation: int, now: float) -> Co
 
 
 def _admitted(stages: list[StageStatus]) -> _Fact:
-    """The spec is planned, and its first stage needed no more than a launch."""
+    """`Admitted`: true once an attempt was made, or a stage has finished without one."""
     if any(s.attempt_count or s.state is State.SUCCEEDED for s in stages):
         message = "the chain is planned and its stages are launched one after another"
         return _Fact("Admitted", True, Code.PLANNED, message)
@@ -233,7 +236,7 @@ def _admitted(stages: list[StageStatus]) -> _Fact:
 
 
 def _named(stage: StageStatus) -> Code | None:
-    """The stage's code, where a condition may carry it as its reason."""
+    """The stage's code, if a condition may have it as its reason, else None."""
     return stage.code if stage.code is not None and stage.code.named else None
 
 
@@ -244,7 +247,7 @@ def _progress_reason(stage: StageStatus) -> Code:
 
 
 def _summary(chain: ModelChain, stages: list[StageStatus]) -> Summary:
-    """Of the first stage that has not finished, with the newest accuracy."""
+    """The summary: the first stage that has not finished, and the newest accuracy of any stage."""
     measured = next((s.results for s in reversed(stages) if s.results), {})
     named = (e.name for e in chain.spec.evaluation if e.name in measured)
     first = next(named, next(iter(measured), None))
@@ -263,8 +266,10 @@ def _summary(chain: ModelChain, stages: list[StageStatus]) -> Summary:
 
 
 def _bounded(status: ChainStatus) -> ChainStatus:
-    """The status within its size: without the oldest closed attempts, whose spending the ledger
-    keeps; where that is not enough, with shorter sentences.
+    """The status, made smaller if it is too large.
+
+    The oldest attempts are dropped first, from the stage with the most; the ledger keeps what they
+    spent. If that is not enough, sentences are shortened.
     """
     while _size(status) > MAX_BYTES:
         longest = max(status.stages, key=lambda s: len(s.attempts), default=None)
@@ -284,5 +289,6 @@ def _with_stages(status: ChainStatus, stages: list[StageStatus]) -> ChainStatus:
 
 
 def _cut(stage: StageStatus, reason: int, message: int) -> StageStatus:
+    """The stage with its reason and its attempts' messages cut to so many characters."""
     attempts = [a.changed(message=shortened(a.message, message)) for a in stage.attempts]
     return stage.changed(reason=shortened(stage.reason, reason), attempts=attempts)

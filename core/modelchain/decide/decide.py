@@ -1,9 +1,10 @@
-"""`decide`: from a spec, what is seen and the time, the one next step. Pure; the same for a laptop
-and a cluster.
+"""`decide` returns the next step of a chain, from its spec, what was read, and the time.
 
-A step is at most one write. If the status must change, that is the step; an action is taken only
-from a status that already names it. So whatever dies between two steps, the next process finds
-everything it needs in what was written.
+It is a pure function, and the same for a laptop and a cluster.
+
+A step is at most one write. If the status must change, writing it is the step. An action is taken
+only if the stored status already implies it. So a process may die between any two steps: the next
+one finds all that it needs in the stored status.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ def decide(chain: ModelChain, observed: Observed, now: float) -> Step:
 
     Args:
         chain: the checked spec.
-        observed: live reads, the stored status among them.
+        observed: what this pass has read, with the stored status.
         now: seconds since the epoch.
     """
     old = observed.status
-    # A retry that is taken away again asks for nothing.
+    # Removing the retry annotation is no new retry.
     retried = bool(observed.retry) and observed.retry != old.retry
+    # A retry, or a spec that has changed, renews all budgets.
     fresh = retried or old.observed_generation != (chain.metadata.generation or 0)
     stages = _planned(chain, old, fresh)
     avoid = [] if retried else still_avoided(old.avoid, now)
@@ -48,6 +50,7 @@ def decide(chain: ModelChain, observed: Observed, now: float) -> Step:
         avoid=tuple(without_faults(avoid) if fresh else avoid),
     )
     outcomes = _along(turn, stages)
+    # The last stage that changed the avoided nodes has the newest list.
     changed = [outcome.avoid for outcome in outcomes if outcome.avoid is not None]
     avoided = changed[-1] if changed else turn.avoid
     after = [outcome.stage for outcome in outcomes]
@@ -58,7 +61,9 @@ def decide(chain: ModelChain, observed: Observed, now: float) -> Step:
 
 
 def _along(turn: Turn, stages: list[StageStatus]) -> list[Outcome]:
-    """Each stage has its turn once its predecessor has an artifact; the others wait."""
+    """The outcome of every stage, in order. A stage can advance once its predecessor has an
+    artifact; until then it waits.
+    """
     outcomes: list[Outcome] = []
     blocked: str | None = None
     for index, stage in enumerate(stages):
@@ -75,7 +80,7 @@ def _along(turn: Turn, stages: list[StageStatus]) -> list[Outcome]:
 
 
 def _next_action(status: ChainStatus, observed: Observed, outcomes: list[Outcome]) -> Step:
-    """The status says all there is to say: act, or look again later."""
+    """The step when the status need not change: an action, or a pause before the next pass."""
     wanted = frozenset[str]().union(*(outcome.wanted for outcome in outcomes))
     shares = frozenset[str]().union(*(outcome.shares for outcome in outcomes))
     again = next((outcome.again for outcome in outcomes if outcome.again is not None), None)
@@ -88,7 +93,10 @@ def _next_action(status: ChainStatus, observed: Observed, outcomes: list[Outcome
 
 
 def _unwanted(observed: Observed, wanted: frozenset[str]) -> Iterable[Action]:
-    """What no attempt needs, or no longer, goes first."""
+    """The actions that end what must not run: strays, and attempts that are not wanted any more.
+
+    They come before all others.
+    """
     for uid, name in sorted(observed.strays.items()):
         yield Discard(uid, name)
     for name in sorted(observed.live - wanted):
@@ -96,6 +104,7 @@ def _unwanted(observed: Observed, wanted: frozenset[str]) -> Iterable[Action]:
 
 
 def _tidying(observed: Observed, shares: frozenset[str]) -> Iterable[Action]:
+    """The actions that give back shares and delete finished jobs. They come after all others."""
     for digest in sorted(observed.shares - shares):
         yield DropShare(digest)
     for uid, name in sorted(observed.spent_jobs.items()):
@@ -103,7 +112,7 @@ def _tidying(observed: Observed, shares: frozenset[str]) -> Iterable[Action]:
 
 
 def _stopping(chain: ModelChain, observed: Observed) -> Reason | None:
-    """Why nothing may run, if so."""
+    """Why nothing may run; None if it may."""
     if observed.interrupted:
         message = "interrupted; the same command goes on from the newest checkpoint"
         return Reason(Code.INTERRUPTED, message=message)
@@ -113,7 +122,11 @@ def _stopping(chain: ModelChain, observed: Observed) -> Reason | None:
 
 
 def _planned(chain: ModelChain, old: ChainStatus, fresh: bool) -> list[StageStatus]:
-    """The spec's stages in order, with what is known of each. Epochs that a launch fixed stay."""
+    """The spec's stages in order, each with what the status knows of it.
+
+    Epochs with which a stage was launched stay. If the spec or the retry is new, budgets are
+    renewed.
+    """
     known = {stage.name: stage for stage in old.stages}
     frozen = old.frozen_epochs
     figures = {stage.name: stage for stage in plan(chain, "analytic", {}, frozen).stages}

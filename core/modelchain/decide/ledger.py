@@ -1,5 +1,7 @@
-"""What attempts have spent. It is kept for each pod, and added to the stage once, when the attempt
-closes; so the status may forget old attempts and loses no spending.
+"""What attempts have spent.
+
+An open attempt is accounted for by its pods. When it is closed, its sum is added to the stage's
+ledger, once. So the status may drop old attempts without losing what they spent.
 """
 
 from __future__ import annotations
@@ -14,9 +16,12 @@ from modelchain.api.messages import shortened
 from modelchain.api.status import AttemptStatus, PodTime, Spent, StageStatus, State, Total
 from modelchain.decide.observed import Seen
 
+# Attempts of a stage that stay in the status.
 KEPT_ATTEMPTS = 10
+# Characters of an attempt's message.
 MESSAGE_LENGTH = 512
-MAX_PODS = 256  # listed of one attempt: the largest gang, and as many keys as the CRD allows
+# Pods of one attempt that are listed: as many as the largest gang has, and the CRD allows.
+MAX_PODS = 256
 CENT = Decimal("0.01")
 
 
@@ -28,31 +33,32 @@ def timestamp(now: float) -> str:
 def account(attempt: AttemptStatus, seen: Seen, now: float, price: str | None) -> AttemptStatus:
     """The open attempt with what its pods have spent until `now` (seconds since the epoch).
 
-    A pod that vanished without an end is taken to have run until now. Everything is computed again
-    from the times that are known now, so a wrong time is corrected later. Pods stay listed after
-    they are gone: one that appears again then counts once. If there are too many, those that are
-    gone are summed up in `gone`.
+    A pod that vanished without an end is taken to have run until now. All figures are computed anew
+    from the times that are known now, so a wrong time is corrected later. A pod stays listed after
+    it is gone, so that it does not count twice if it appears again. Only if there are too many pods
+    are the gone ones summed up in `gone` and no longer listed.
     """
-    left = {
+    vanished = {
         uid: _ended(pod, now)
         for uid, pod in _believed(attempt, seen).items()
         if uid not in seen.pods
     }
-    pods, over = _listed({**left, **seen.pods}, seen)
+    pods, summed_up = _listed({**vanished, **seen.pods}, seen)
     gone = Spent(
-        gpu_seconds=attempt.gone.gpu_seconds + _gpu_seconds(over, now),
-        seconds=attempt.gone.seconds + _seconds(over, now),
+        gpu_seconds=attempt.gone.gpu_seconds + _gpu_seconds(summed_up, now),
+        seconds=attempt.gone.seconds + _seconds(summed_up, now),
     )
     word = seen.word
     gpu_seconds = gone.gpu_seconds + _gpu_seconds(pods.values(), now)
-    if not pods and not gone.seconds:  # without pods (a laptop) the attempt's own figures count
+    if not pods and not gone.seconds:
+        # There are no pods on a laptop, so the trainer's own figures count.
         gpu_seconds = max(seen.gpu_seconds, word.gpu_seconds if word else 0.0)
     return attempt.changed(
         pods=pods,
         gone=gone,
         gpu_seconds=round(gpu_seconds, 3),
         cost=attempt.cost if price is None else money(gpu_seconds, price),
-        # A last word that had to be brief may hold less than what was seen before it.
+        # A last word that had to be shortened may lack figures that were seen before.
         macs=max(attempt.macs, seen.macs, word.macs if word else 0),
         checkpoint_step=max(attempt.checkpoint_step, seen.checkpoint_step),
     )
@@ -72,12 +78,15 @@ def _listed(pods: dict[str, PodTime], seen: Seen) -> tuple[dict[str, PodTime], l
 
 
 def running_seconds(attempt: AttemptStatus, now: float) -> float:
-    """Seconds that rank 0 has run, over all pods of the attempt; time in a queue is not counted."""
+    """Seconds that the attempt has run: those of rank 0's pods. Time in a queue does not count."""
     return attempt.gone.seconds + _seconds(attempt.pods.values(), now)
 
 
 def ended(attempt: AttemptStatus, seen: Seen, now: float) -> float:
-    """When the attempt's last pod ended, but not later than now; without pods, now."""
+    """When the attempt's last pod ended; now, if no pod's end is known.
+
+    A node's clock may be ahead, so the end is at most now.
+    """
     pods = {**attempt.pods, **seen.pods}.values()
     return min(now, max((pod.finished for pod in pods if pod.finished is not None), default=now))
 
@@ -91,7 +100,7 @@ def closed(
     failure: FailureClass | None = None,
     message: str = "",
 ) -> AttemptStatus:
-    """The attempt in its final form: it has ended, and its spending does not change any more."""
+    """The attempt in its final form. It has ended, and its spending does not change any more."""
     final = account(attempt, seen, now, price)
     node, fault = None, ""
     if failure is FailureClass.HARDWARE:
@@ -101,7 +110,7 @@ def closed(
         failure=failure,
         message=shortened(message, MESSAGE_LENGTH),
         finished_at=timestamp(now),
-        gone=Spent(seconds=running_seconds(final, now)),
+        gone=Spent(seconds=running_seconds(final, now)),  # so that the pods need not be kept
         pods={},
         ending=None,
         stepped_at=None,
@@ -111,15 +120,19 @@ def closed(
 
 
 def least(stage: StageStatus, steps: int | None) -> int:
-    """The least MACs of a finished stage, as its trainer counts them: a whole number each step."""
+    """The MACs that a finished stage took at least.
+
+    A trainer counts a whole number of MACs for each step, so the division drops a remainder.
+    """
     return stage.planned_macs // (steps or 1) * (steps or 1)
 
 
 def whole(stage: StageStatus, final: AttemptStatus) -> AttemptStatus:
-    """The attempt that finished a stage, with MACs that no trainer could report.
+    """The attempt that finished a stage, with the MACs that no trainer could report.
 
-    An earlier attempt may have been killed some time after it last told its progress, and this one
-    resumed from its checkpoint. Together they have done at least the whole stage once.
+    An earlier attempt may have been killed after its last report, and this one resumed from its
+    checkpoint. Together they have done the whole stage at least once. What the reports lack of that
+    is added here.
     """
     if not any(
         a.name != final.name and a.input_digest == final.input_digest for a in stage.attempts
@@ -159,7 +172,7 @@ def money(gpu_seconds: float, price_per_hour: str | None) -> str | None:
 
 
 def total_cost(costs: Iterable[str | None]) -> str | None:
-    """The sum of those that are known; None if none is."""
+    """The sum of the costs that are known; None if none is."""
     known = [Decimal(cost) for cost in costs if cost is not None]
     return str(sum(known, Decimal(0)).quantize(CENT)) if known else None
 
@@ -173,16 +186,21 @@ def _seconds(pods: Iterable[PodTime], now: float) -> float:
 
 
 def _length(pod: PodTime, now: float) -> float:
-    # A kubelet tells whole seconds: so counted, what runs never has more than its end will say.
+    """The seconds that a pod has run.
+
+    A kubelet reports whole seconds. `floor` keeps a running pod from counting more than its end
+    will say, since no figure may fall.
+    """
     return max(0.0, (floor(now) if pod.finished is None else pod.finished) - pod.started)
 
 
 def _ended(pod: PodTime, now: float) -> PodTime:
+    """The pod with an end: its own, or now."""
     return pod if pod.finished is not None else pod.model_copy(update={"finished": now})
 
 
 def _believed(attempt: AttemptStatus, seen: Seen) -> Mapping[str, PodTime]:
-    """The attempt's pods, without those that never ran, as is known by now."""
+    """The pods in the status, without those that are known by now never to have run."""
     return {
         uid: pod
         for uid, pod in attempt.pods.items()
@@ -191,8 +209,9 @@ def _believed(attempt: AttemptStatus, seen: Seen) -> Mapping[str, PodTime]:
 
 
 def same_pods(attempt: AttemptStatus, seen: Seen) -> bool:
-    """Whether no pod has started, ended or vanished since the attempt was last accounted for, and
-    no time was corrected.
+    """Whether the pods are as the status has them: then there is nothing new to account for.
+
+    It is false if a pod has started, ended or vanished, or if a time was corrected.
     """
     known = _believed(attempt, seen)
     vanished = [pod for uid, pod in known.items() if uid not in seen.pods]

@@ -13,9 +13,10 @@ AVOIDED_SECONDS = 86_400.0
 
 
 def avoided(known: Iterable[AvoidedNode], bad: Mapping[str, str], now: float) -> list[AvoidedNode]:
-    """The nodes to keep away from, with those that have just failed.
+    """The avoided nodes, with those added whose device has just failed.
 
     Args:
+        known: the nodes that were avoided before.
         bad: by node, a short name of its fault.
         now: seconds since the epoch.
     """
@@ -27,20 +28,24 @@ def avoided(known: Iterable[AvoidedNode], bad: Mapping[str, str], now: float) ->
 
 
 def still_avoided(known: Iterable[AvoidedNode], now: float) -> list[AvoidedNode]:
-    """The nodes whose day is not over."""
+    """The avoided nodes, without those whose day is over."""
     return [one for one in known if one.until > now]
 
 
 def without_faults(known: Iterable[AvoidedNode]) -> list[AvoidedNode]:
-    """The same nodes without their faults: since then work has progressed, or the spec changed."""
+    """The same nodes without their faults.
+
+    Once the stage has progressed or the spec has changed, an earlier fault must not count towards
+    `same_everywhere`.
+    """
     return [one.model_copy(update={"fault": ""}) for one in known]
 
 
 def same_everywhere(known: Iterable[AvoidedNode]) -> Reason | None:
     """The reason not to launch: two nodes failed alike, with no progress in between.
 
-    Then the nodes are hardly the cause. A driver older than torch's CUDA fails on every node, and
-    each further attempt would take one more node out of use.
+    The nodes are then probably not the cause. For example, a driver that is too old for the image's
+    CUDA fails on every node, and each further attempt would add one more avoided node.
     """
     faults = {one.node: one.fault for one in known if one.fault}
     for fault, count in Counter(faults.values()).items():
@@ -49,14 +54,14 @@ def same_everywhere(known: Iterable[AvoidedNode]) -> Reason | None:
             return Reason(
                 Code.SAME_DEVICE_ERROR,
                 nodes,
-                f"the devices of nodes {nodes} failed alike ({fault}), so it is hardly the nodes:"
-                " compare the driver with the image's CUDA version, then retry",
+                f"the devices of nodes {nodes} failed alike ({fault}), so the nodes are probably"
+                " not the cause: compare the driver with the image's CUDA version, then retry",
             )
     return None
 
 
 def nodes_avoided(known: Iterable[AvoidedNode], waiting: Reason) -> Reason:
-    """Why pods wait that no node takes, while some nodes are avoided."""
+    """Why pods wait. If no node fits and some nodes are avoided, the reason names these."""
     nodes = ", ".join(one.node for one in known)
     if not nodes or waiting.code is not Code.UNSCHEDULABLE:
         return waiting

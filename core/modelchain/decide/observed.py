@@ -1,5 +1,6 @@
-"""What `decide` is given and what it answers: live reads in, one step out. The local runner and the
-operator fill it.
+"""What `decide` is given, `Observed`, and what it returns, a `Step`.
+
+The operator and the local runner each fill `Observed` from what they have just read.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from modelchain.api.status import AttemptStatus, ChainStatus, PodTime, Spent
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished stage's record: on a laptop re-hashed and found whole, on a cluster its
-    StageArtifact.
+    """The artifact of a finished stage.
+
+    On a laptop its files were hashed again and found whole. On a cluster a StageArtifact names it.
     """
 
     digest: str
@@ -36,28 +38,27 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Damage:
-    """An artifact that exists and must not be used; it is never overwritten.
-
-    `stalls`: a person has to decide, so the stage waits. Otherwise the stage has failed.
-    """
+    """An artifact that exists but must not be used. It is never overwritten."""
 
     reason: Reason
+    # A person has to decide what becomes of it, so the stage stalls. Otherwise the stage fails.
     stalls: bool = False
 
 
 @dataclass(frozen=True)
 class Contact:
-    """What asking rank 0 for its progress has told this process so far."""
+    """Whether rank 0 answers when this process asks it for its progress."""
 
     # When rank 0 last answered, in seconds since the epoch; None if it never did.
     answered: float | None = None
     # Since when it has not answered; None while it does.
     silent: float | None = None
-    # Connections since its last answer that were accepted and stayed without one, and the seconds
-    # from the first of them to the last.
+    # How many connections rank 0 has accepted and not answered since its last answer. Unlike a
+    # connection that fails, such a one shows that the trainer hangs.
     ignored: int = 0
+    # The seconds between the first of these connections and the last.
     ignored_for: float = 0.0
-    # Where it is asked.
+    # The address at which rank 0 is asked, for a message.
     address: str = ""
 
 
@@ -65,99 +66,109 @@ class Contact:
 class Seen:
     """What is seen of one attempt.
 
-    On a cluster an attempt's job is first `unreleased` (created, suspended), then `queued`
-    (released, but a queue or the scheduler holds it), then live.
+    On a cluster an attempt's job is at first `unreleased` (created, and suspended), then `queued`
+    (released, but waiting in a queue or for the scheduler), and then `live`.
     """
 
-    # It has a process, a pod that has not ended, or a job that may still make pods.
+    # The attempt has a process, a pod that has not ended, or a job that may still make pods.
     live: bool
-    # A process or a job of it exists or has existed.
+    # A process or a job of the attempt exists or has existed.
     started: bool
-    # Its last word, once it has ended.
+    # The last word, once the attempt has ended.
     word: LastWord | None = None
+    # These four are the trainer's own figures, as far as it can be asked.
     progress: Progress | None = None
     checkpoint_step: int = 0
     macs: int = 0
     gpu_seconds: float = 0.0
+    # The UID of the job.
     uid: str | None = None
     unreleased: bool = False
     queued: bool = False
-    # Why nothing runs yet, or why what it left is not recorded yet.
+    # Why nothing runs yet, or why the artifact is not recorded yet.
     waiting: Reason | None = None
     # Why a person has to act.
     stalled: Reason | None = None
+    # At least one pod, or the process, runs.
     running: bool = False
-    # What a wait is charged to if it lasts too long while it occupies nodes, and since when it
-    # waits (seconds since the epoch).
+    # If pods occupy nodes and have not started: the failure class to charge if that lasts too long,
+    # and since when they wait (seconds since the epoch).
     waits: tuple[FailureClass, float] | None = None
     # Why waiting longer cannot help.
     hopeless: tuple[FailureClass, str] | None = None
     # The job says that it succeeded. That alone is no evidence.
     succeeded: bool = False
-    # What pods tell of a failure that left no last word.
+    # What the pods tell of a failure, if no last word does.
     evidence: tuple[FailureClass, str] | None = None
-    # The answer of the Job that hashes an artifact again whose last word was lost.
+    # If the last word was lost: the answer of the Job that hashes the artifact again. "Pending"
+    # while that runs, "Unanswered" if it ended without an answer, None if it does not exist.
     verify: LastWord | Literal["Pending", "Unanswered"] | None = None
-    # Running times by pod UID: of pods that exist, and of pods that are remembered (`gone_pods`).
+    # Running times by pod UID, of pods that exist and of pods that are only remembered.
     pods: Mapping[str, PodTime] = field(default_factory=dict)
+    # The UIDs of those pods that are only remembered.
     gone_pods: frozenset[str] = frozenset()
     # UIDs of pods whose container could not start.
     never_ran: frozenset[str] = frozenset()
-    # Nodes whose own device failed, with a short name of the fault.
+    # By node whose own device failed, a short name of the fault.
     bad_nodes: Mapping[str, str] = field(default_factory=dict)
     # Whether rank 0 answers when it is asked for its progress; None on a laptop.
     contact: Contact | None = None
-    # Someone else suspended its job, and the job is in no queue.
+    # Another client has suspended the job, and the job is in no queue.
     idle: bool = False
 
     @property
     def there(self) -> bool:
-        """Created, queued or running."""
+        """Whether the attempt still exists: its job or process was made and has not ended."""
         return self.live or self.unreleased or self.queued or self.idle
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What one pass has read. The second half is there on a cluster alone."""
+    """What one pass has read. The fields after the blank line are filled on a cluster only."""
 
+    # The stored status.
     status: ChainStatus
+    # By input digest.
     artifact: Callable[[str], Artifact | Damage | None]
+    # By the attempt's name.
     attempt: Callable[[str], Seen]
-    # Every attempt of the chain that has a process, a pod or an unfinished job, wanted or not.
+    # Names of all attempts that have a process, a pod or an unfinished job, wanted or not.
     live: frozenset[str] = frozenset()
-    # By input digest, the inputs of earlier work: they tell which field a miss is due to.
+    # By input digest, the inputs of earlier work. A comparison shows which field causes a miss.
     inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    # The fingerprint of the training data.
     fingerprint: str | None = None
-    # A new value renews the retry budgets once.
+    # The value of the retry annotation. A new value renews the budgets once.
     retry: str | None = None
-    # Stop what runs and start nothing (Ctrl-C).
+    # The user pressed Ctrl-C: stop what runs and start nothing.
     interrupted: bool = False
+    # The wait before a first retry, and between two passes without an event.
     backoff_seconds: float = 10.0
     poll_seconds: float = 0.5
-    # The highest attempt number that is known of a stage's name or an input digest: after a status
-    # was lost, a name must not be used again.
+    # The highest attempt number in use, by stage and input digest. If the status was lost, it keeps
+    # a new attempt from taking the name of an old one.
     highest_number: Callable[[str, str], int] = lambda stage, digest: 0
 
-    # A last word becomes an artifact when a StageArtifact records it.
+    # Artifacts count only once a StageArtifact records them.
     records: bool = False
-    # Why nothing can be launched.
+    # Why nothing can be launched; None if nothing prevents it.
     obstacle: Reason | None = None
-    # A pod that has not ended although its grace is over.
+    # Why a pod still exists although its grace period is over.
     stuck: Reason | None = None
-    # By UID, unfinished jobs that no attempt in the status names.
+    # Strays, by UID: the names of unfinished jobs that belong to no attempt in the status.
     strays: Mapping[str, str] = field(default_factory=dict)
-    # By UID, finished jobs that need not be kept.
+    # By UID, the names of finished jobs that need not be kept any more.
     spent_jobs: Mapping[str, str] = field(default_factory=dict)
     # The chain's own claim does not exist yet.
     claim_missing: bool = False
     # Why the data is not there yet: a Job still fills its claim, or has failed.
     loading: Callable[[], Reason | None] = lambda: None
-    # Who trains an input digest on a claim that several chains use: "" for no chain yet, "Mine", or
-    # another chain's name; None where nothing is shared.
+    # Who has the share of an input digest: "Mine", another chain's name, or "" for nobody. None if
+    # no share is needed.
     share: Callable[[str], str | None] = lambda digest: None
-    # The input digests that this chain has reserved.
+    # The input digests of which this chain has the share.
     shares: frozenset[str] = frozenset()
-    # The attempt's job would be made differently today.
+    # Whether the attempt's job would be made differently today.
     outdated: Callable[[Launch], bool] = lambda launch: False
     # The price of a GPU hour.
     price: str | None = None
@@ -165,36 +176,35 @@ class Observed:
 
 @dataclass(frozen=True)
 class Launch:
-    """Start this attempt, whose intent the status already holds. On a cluster: make its job,
-    suspended.
-    """
+    """Launch this attempt, whose intent is in the status. A job is made suspended at first."""
 
+    # The stage's place in the chain, from 0.
     stage: int
     attempt: AttemptStatus
+    # The hashed inputs.
     inputs: Mapping[str, Any]
     predecessor: Artifact | None
-    avoid: tuple[str, ...] = ()  # nodes it must not run on
+    # Nodes that the attempt must not run on.
+    avoid: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Release:
-    """Let the job run whose UID the status holds."""
+    """Let the attempt's job run. Its UID is in the status."""
 
     attempt: AttemptStatus
 
 
 @dataclass(frozen=True)
 class Stop:
-    """End this attempt: checkpoint first, then exit. No budget is charged."""
+    """Ask this attempt to write a checkpoint and exit. That charges no budget."""
 
     attempt: str
 
 
 @dataclass(frozen=True)
 class Discard:
-    """Delete a job, by UID, that nothing needs: a late one, or one of the oldest that have
-    finished.
-    """
+    """Delete a job that is not needed: a stray, or a finished one that is too old to be kept."""
 
     uid: str
     name: str
@@ -202,15 +212,16 @@ class Discard:
 
 @dataclass(frozen=True)
 class Verify:
-    """Have the artifact re-hashed whose attempt ended without a last word."""
+    """Make the Job that hashes the artifact again of an attempt that ended without a last word."""
 
     launch: Launch
 
 
 @dataclass(frozen=True)
 class RecordArtifact:
-    """Write down what the attempt's last word says it left, and what all attempts at its inputs
-    have spent.
+    """Make the StageArtifact of an attempt, from its last word.
+
+    `spent` is what all attempts at its inputs have spent.
     """
 
     launch: Launch
@@ -220,18 +231,20 @@ class RecordArtifact:
 
 @dataclass(frozen=True)
 class MakeClaim:
-    """Make the claim that artifacts are kept on."""
+    """Make the chain's own claim for artifacts."""
 
 
 @dataclass(frozen=True)
 class TakeShare:
-    """Claim an input digest for this chain, on a claim that others use, too."""
+    """Take the share of an input digest, so that no other chain on the same claim trains it."""
 
     digest: str
 
 
 @dataclass(frozen=True)
 class DropShare:
+    """Give back the share of an input digest."""
+
     digest: str
 
 
@@ -242,8 +255,9 @@ Action = (
 
 @dataclass(frozen=True)
 class Step:
-    """Write `status` if `write`, else take `action`. `again`: seconds until the next look, None
-    when at rest.
+    """The one next step: write `status` if `write` is set, else take `action` if there is one.
+
+    `again` is the seconds until the next pass; None if only an event can change anything.
     """
 
     status: ChainStatus

@@ -1,4 +1,4 @@
-"""What a pass along the chain gives each stage, and what each stage gives back."""
+"""`Turn` and `Outcome`: what each stage is given in a pass, and what it returns."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ class Turn:
     observed: Observed
     # Seconds since the epoch.
     now: float
-    # All stages had finished, or one had failed, and nothing was asked for since.
+    # All stages had finished, or one had failed, and no edit or retry has come since.
     finished: bool
-    # A retry was asked for that no pass has answered yet.
+    # A retry was asked for, and no pass has acted on it yet.
     retried: bool
     # Why nothing may run: the chain is suspended, or the command was interrupted.
     stopping: Reason | None
     avoid: tuple[AvoidedNode, ...]
-    # The predecessor's artifact, and when its trainer ended, if this pass has found that out.
+    # The predecessor's artifact; None for the first stage.
     predecessor: Artifact | None = None
+    # When the predecessor's trainer ended, if it is this pass that has found that out.
     handed_over: float | None = None
-    # Why the stage has no artifact of its inputs.
+    # Why no artifact of the stage's inputs exists.
     miss: Reason = UNKNOWN_MISS
 
 
@@ -44,7 +45,7 @@ class Outcome:
 
     stage: StageStatus
     action: Action | None = None
-    # Seconds until it must be looked at again; None if an event will tell.
+    # Seconds until the stage needs another pass; None if an event will cause one.
     again: float | None = None
     # Attempts that may go on; all others are stopped.
     wanted: frozenset[str] = frozenset()
@@ -52,9 +53,9 @@ class Outcome:
     shares: frozenset[str] = frozenset()
     # The avoided nodes, where they have changed.
     avoid: tuple[AvoidedNode, ...] | None = None
-    # Its artifact, once the stage has finished: then its successor has its turn.
+    # The stage's artifact once the stage has finished. Then its successor has its turn.
     artifact: Artifact | None = None
-    # When the trainer ended that made the artifact, if this pass has found that out.
+    # When the trainer ended, if it is this pass that has found that out.
     handed_over: float | None = None
 
 
@@ -66,19 +67,22 @@ def stalled(
     wanted: frozenset[str] = frozenset(),
     shares: frozenset[str] = frozenset(),
 ) -> Outcome:
-    """The stage waits for a person. It is looked at again, since no event tells of the mending."""
+    """The stage waits until a person acts. It is polled, since what they do may send no event."""
     stage = transitions.stalled(stage, reason)
     return Outcome(stage, again=turn.observed.poll_seconds, wanted=wanted, shares=shares)
 
 
 def failed(turn: Turn, stage: StageStatus, failure: FailureClass, message: str) -> Outcome:
+    """The stage has failed without an attempt that could be judged."""
     reason = Reason(Code(failure), stage.name, message)
     return Outcome(transitions.failed(stage, reason, settled(turn, stage)))
 
 
 def settled(turn: Turn, stage: StageStatus) -> list[AttemptStatus]:
-    """The attempts of a stage that goes another way: those that have gone are closed as superseded,
-    which charges no retry budget, and those that still run are marked as stopping.
+    """The attempts of a stage that does not need them any more, for example after an edit.
+
+    Those that have ended are closed as superseded, which charges no budget. Those that still run
+    are marked as stopping.
     """
     attempts = []
     for attempt in stage.attempts:
@@ -91,10 +95,11 @@ def settled(turn: Turn, stage: StageStatus) -> list[AttemptStatus]:
 def _settled(turn: Turn, attempt: AttemptStatus) -> AttemptStatus:
     seen = turn.observed.attempt(attempt.name)
     if attempt.uid is None and seen.uid is not None:
-        # Before anything is decided about it: a job that is stopped without this frees its name.
+        # First the UID must be in the status. If the job were stopped now and the operator died,
+        # the attempt would look like an intent, and its job would be made again.
         return attempt.changed(uid=seen.uid)
     if not seen.there:
         price = turn.observed.price
         return closed(attempt, seen, turn.now, price, State.SUSPENDED, message="superseded")
-    # Also if its inputs are asked for again before it has gone.
+    # It stays stopped, even if an edit asks for its inputs again before it has ended.
     return transitions.stopped(attempt) if seen.started else attempt

@@ -18,18 +18,20 @@ from modelchain.decide.verdict import why_missed
 from modelchain.decide.waits import first_wait
 from modelchain.identity.digest import digest_of, stage_inputs
 
-MAX_ATTEMPTS = 999  # the number has three digits, so that a pod's name fits into 63 characters
-LEAVING_SECONDS = 0.2  # a trainer that has left its artifact exits within a moment
+# With three digits for the number, a pod's name still fits into 63 characters.
+MAX_ATTEMPTS = 999
+# How soon to make another pass while a trainer that has finished its artifact still exits.
+LEAVING_SECONDS = 0.2
 
 
 def behind(turn: Turn, stage: StageStatus, blocked: str) -> Outcome:
-    """A stage that waits for the stage `blocked`."""
+    """A stage that waits for the earlier stage `blocked`."""
     reason = Reason(Code.WAITS_FOR_STAGE, blocked, f"waits for stage {blocked}")
     return Outcome(transitions.behind(stage, reason, settled(turn, stage)))
 
 
 def advance(turn: Turn, stage: StageStatus) -> Outcome:
-    """What the stage becomes whose predecessors have all finished."""
+    """The outcome of a stage whose predecessors have all finished."""
     assert stage.epochs is not None
     inputs = stage_inputs(
         turn.chain.spec,
@@ -39,6 +41,7 @@ def advance(turn: Turn, stage: StageStatus) -> Outcome:
         predecessor=turn.predecessor.digest if turn.predecessor else None,
     )
     digest = digest_of(inputs)
+    # Before `of_inputs`, which drops what the miss is compared with.
     turn = replace(turn, miss=_miss(turn, stage, digest, inputs))
     stage = transitions.of_inputs(stage, digest)
     if turn.handed_over is not None:
@@ -46,6 +49,7 @@ def advance(turn: Turn, stage: StageStatus) -> Outcome:
     found = turn.observed.artifact(digest)
     if isinstance(found, Artifact):
         return _finish(turn, stage, found)
+    # Otherwise what was found is `Damage`, and must not be overwritten.
     if found is not None and found.stalls:
         return stalled(turn, stage, found.reason)
     if found is not None:
@@ -54,8 +58,10 @@ def advance(turn: Turn, stage: StageStatus) -> Outcome:
 
 
 def _miss(turn: Turn, stage: StageStatus, digest: str, inputs: Mapping[str, Any]) -> Reason:
-    """Why there is no artifact of these inputs. It was found out when they were new, and is kept:
-    later, what the inputs were before may no longer be known.
+    """Why there is no artifact of these inputs.
+
+    The answer is found once, when the inputs are new, and is kept in the status. It compares them
+    with the inputs of the attempt before, which may no longer be known later.
     """
     if stage.input_digest == digest and stage.code is Code.MISS:
         return Reason(Code.MISS, stage.name, stage.message)
@@ -66,7 +72,7 @@ def _miss(turn: Turn, stage: StageStatus, digest: str, inputs: Mapping[str, Any]
 
 
 def _finish(turn: Turn, stage: StageStatus, found: Artifact) -> Outcome:
-    """The artifact of the stage's inputs exists; a trainer that still runs may exit by itself."""
+    """The artifact of the stage's inputs exists. A trainer that still runs may exit by itself."""
     conflict = _conflict(turn, stage, found)
     if conflict is not None:
         return stalled(turn, stage, conflict)
@@ -88,38 +94,42 @@ def _finish(turn: Turn, stage: StageStatus, found: Artifact) -> Outcome:
 
 
 def _makers(turn: Turn, stage: StageStatus) -> Iterator[tuple[AttemptStatus, Seen]]:
-    """Open attempts at the stage's present inputs, and what is seen of each."""
+    """The stage's open attempts at its present inputs, each with what is seen of it.
+
+    One of them made the artifact, unless the artifact was a hit.
+    """
     for attempt in stage.attempts:
         if attempt.finished_at is None and attempt.input_digest == stage.input_digest:
             yield attempt, turn.observed.attempt(attempt.name)
 
 
 def _conflict(turn: Turn, stage: StageStatus, found: Artifact) -> Reason | None:
-    """An attempt says that it left other weights than those that are recorded."""
+    """Why a person must decide: an attempt made other weights than those that are recorded."""
     for attempt, seen in _makers(turn, stage):
-        said = seen.word.left if seen.word else None
-        if not seen.there and said not in (None, found.digest):
+        made = seen.word.left if seen.word else None
+        if not seen.there and made not in (None, found.digest):
             return Reason(
                 Code.DIGEST_CONFLICT,
                 attempt.name,
-                f"attempt {attempt.name} made weights {said}, but {found.digest} are recorded for"
+                f"attempt {attempt.name} made weights {made}, but {found.digest} are recorded for"
                 " the same inputs; keep those, or delete the record to train again",
             )
     return None
 
 
 def _handed_over(turn: Turn, stage: StageStatus) -> float | None:
-    """When the trainer ended that made the artifact, if it is this pass that finds that out."""
+    """When the trainer ended that made the artifact. None unless this pass sees it first."""
     over = [pair for pair in _makers(turn, stage) if pair[1].started and not pair[1].there]
     return ended(*over[-1], turn.now) if over else None
 
 
 def _leaving(turn: Turn, stage: StageStatus) -> frozenset[str]:
+    """The attempts whose trainer has not exited yet."""
     return frozenset(attempt.name for attempt, seen in _makers(turn, stage) if seen.live)
 
 
 def _closed(turn: Turn, stage: StageStatus, attempt: AttemptStatus) -> AttemptStatus:
-    """The attempt, closed if it has gone. The one that made the artifact has succeeded."""
+    """The attempt, closed if it has ended. The one that made the artifact has succeeded."""
     seen = turn.observed.attempt(attempt.name)
     if attempt.finished_at is not None or seen.there:
         return attempt
@@ -129,24 +139,24 @@ def _closed(turn: Turn, stage: StageStatus, attempt: AttemptStatus) -> AttemptSt
     return whole(stage, over) if made_it else over
 
 
-# -- a stage without one ---------------------------------------------------------------------------
+# -- a stage without an artifact -------------------------------------------------------------------
 
 
 def _train(turn: Turn, stage: StageStatus, inputs: Mapping[str, Any]) -> Outcome:
-    """Follow the newest attempt at these inputs, or intend one once nothing is in the way."""
+    """Follow the open attempt at these inputs. Without one, intend one once nothing prevents it."""
     last = stage.attempts[-1] if stage.attempts else None
     if last is not None and last.finished_at is None and last.input_digest == stage.input_digest:
         avoid = tuple(known.node for known in turn.avoid)
         return follow(turn, stage, Launch(turn.index, last, inputs, turn.predecessor, avoid))
     stage = transitions.booked(stage, settled(turn, stage))
-    if stage.state is State.FAILED:
+    if stage.state is State.FAILED:  # until an edit or a retry
         return Outcome(stage)
     waiting = first_wait(turn, stage)
     return waiting if waiting is not None else _intend(turn, stage)
 
 
 def _intend(turn: Turn, stage: StageStatus) -> Outcome:
-    """Write the intent of a new attempt; it is launched in a later pass, from what is written."""
+    """The intent of a new attempt. Only once it is in the status does a later step launch it."""
     digest = stage.input_digest
     assert digest is not None
     number = 1 + max(stage.attempt_count, turn.observed.highest_number(stage.name, digest))

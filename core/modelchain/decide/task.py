@@ -1,4 +1,4 @@
-"""The task of one attempt, from what `decide` launches and from where its runner places it."""
+"""Makes the task of one attempt, from the `Launch` of `decide` and the runner's `Placement`."""
 
 from __future__ import annotations
 
@@ -16,20 +16,27 @@ from modelchain.plan.plan import plan
 class Placement:
     """Where and on what an attempt runs, as its runner arranges it on the trainer's machine."""
 
-    root: str  # where the attempt writes: an absolute path
-    predecessors: str  # the same root, as artifacts are read from it
-    owner: str  # names the attempt's directory, together with its number
-    last_word: str  # the file for the termination message
+    # The absolute path of the root, where the attempt writes.
+    root: str
+    # The path by which the same root is read, for the predecessor's artifact.
+    predecessors: str
+    # The first part of the name of the attempt's directory. Its number is the second.
+    owner: str
+    # The file for the last word.
+    last_word: str
     data: DataRequest
-    threads: int | None  # of one process
-    device: Literal["cuda", "cpu"]  # what the attempt is to compute on
+    # The threads of one process. If None, the trainer divides its cores among its processes.
+    threads: int | None
+    # The kind of device to compute on.
+    device: Literal["cuda", "cpu"]
 
 
 def task_for(
     chain: ModelChain, epochs: dict[str, int], launch: Launch, placement: Placement
 ) -> Task:
-    """All that the trainer of this attempt needs. `epochs` are those of every stage in
-    the status.
+    """All that the trainer of this attempt needs.
+
+    `epochs` has, by stage, the epochs in the status.
     """
     spec, attempt = chain.spec, launch.attempt
     planned = plan(chain, "analytic", {}, epochs).stages[launch.stage]

@@ -1,7 +1,7 @@
-"""Every way in which the status of a stage or of an attempt changes, by name.
+"""Every change of the status of a stage or of an attempt, each as a function with a name.
 
-The status is immutable: each function returns a changed copy. Nothing else copies one, so that the
-fields which belong together change together.
+A status is immutable, so each function returns a changed copy. No other code makes such copies:
+fields that belong together are then always changed together.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from modelchain.decide.verdict import Verdict
 
 
 def planned(stage: StageStatus, *, epochs: int, macs: int, frozen: bool) -> StageStatus:
-    """A stage at the beginning of a pass: the plan's figures, and no stall before one is found."""
+    """A stage at the beginning of a pass, with the plan's figures.
+
+    It is not stalled until the pass finds a reason, so that a stall ends when its reason is gone.
+    """
     return stage.changed(epochs=epochs, planned_macs=macs, frozen=frozen, stalled=False)
 
 
@@ -44,9 +47,11 @@ def renewed(stage: StageStatus) -> StageStatus:
 
 
 def of_inputs(stage: StageStatus, digest: str) -> StageStatus:
-    """The stage with this input digest; what was known of other inputs does not hold for it."""
+    """The stage with this input digest. What was known of other inputs is dropped."""
     if stage.input_digest != digest:
         stage = stage.changed(input_digest=digest, cache=None, results={})
+    # While a stage waits for an earlier one, it has no input digest. If it then gets the one of its
+    # last attempt again, it keeps its budgets and its checkpoint.
     if not stage.attempts or stage.attempts[-1].input_digest != digest:
         stage = stage.changed(
             retries=0, disruptions=0, checkpoint_step=0, not_before=None, artifact=None
@@ -55,7 +60,7 @@ def of_inputs(stage: StageStatus, digest: str) -> StageStatus:
 
 
 def missed(stage: StageStatus) -> StageStatus:
-    """There is no artifact of its inputs."""
+    """A stage for whose inputs no artifact exists."""
     return stage.changed(cache="Miss", artifact=None, results={})
 
 
@@ -63,6 +68,7 @@ def missed(stage: StageStatus) -> StageStatus:
 
 
 def explained(stage: StageStatus, reason: Reason) -> StageStatus:
+    """The stage with this reason for its state."""
     return stage.changed(reason=reason.text, reason_code=reason.code, next=reason.next)
 
 
@@ -71,7 +77,7 @@ def waiting(stage: StageStatus, reason: Reason) -> StageStatus:
 
 
 def idle(stage: StageStatus) -> StageStatus:
-    """The stage does nothing; what is said of it stays, or is said next."""
+    """The stage does nothing. Its reason stays; the caller may set another."""
     return stage.changed(state=State.PENDING, progress=None)
 
 
@@ -80,7 +86,7 @@ def waiting_for_another_chain(stage: StageStatus, reason: Reason) -> StageStatus
 
 
 def stalled(stage: StageStatus, reason: Reason) -> StageStatus:
-    """The stage waits for a person."""
+    """The stage waits until a person acts. A state that says that it has ended would be wrong."""
     state = State.PENDING if stage.state in (State.SUCCEEDED, State.FAILED) else stage.state
     return explained(stage.changed(state=state, stalled=True), reason)
 
@@ -90,7 +96,7 @@ def starting(stage: StageStatus, reason: Reason, *, stalled: bool = False) -> St
 
 
 def stopping(stage: StageStatus, attempt: AttemptStatus, state: State, why: str) -> StageStatus:
-    """The stage's attempt was asked to stop, and still exists."""
+    """The stage's attempt was asked to stop and has not ended yet."""
     reason = Reason(Code.STOPPING, attempt.name, f"stopping: {why}")
     return explained(with_newest(stage, attempt).changed(state=state), reason)
 
@@ -110,7 +116,7 @@ def behind(stage: StageStatus, reason: Reason, attempts: list[AttemptStatus]) ->
         progress=None,
         inherits_at=None,
     )
-    if stage.state is State.FAILED:
+    if stage.state is State.FAILED:  # it stays failed, with its own reason
         return stage
     return explained(stage.changed(state=State.PENDING), reason)
 
@@ -130,10 +136,11 @@ def finished(
     frozen: bool,
     leaving: bool,
 ) -> StageStatus:
-    """The stage of this artifact. `leaving`: the trainer that made it has not exited yet.
+    """The stage with its artifact. `leaving`: the trainer that made it has not exited yet.
 
-    Without an attempt of its own, a stage shows what its record says was spent.
+    A stage without attempts of its own shows what the record says that its training cost.
     """
+    # `trained` counts at one input digest only. If this one is new, the count begins anew.
     trained_before = stage.trained if stage.last_digest == stage.input_digest else Spent()
     booked_stage = booked(stage, attempts)
     if stage.last_digest != stage.input_digest:
@@ -164,7 +171,7 @@ def finished(
 
 
 def with_attempts(stage: StageStatus, attempts: Sequence[AttemptStatus]) -> StageStatus:
-    """The stage with these attempts; its figures are the ledger and what the open one has spent."""
+    """The stage with these attempts. Its figures are the ledger plus what the open one spent."""
     running = open_spending(stage.spent, attempts)
     return stage.changed(
         attempts=list(attempts),
@@ -175,11 +182,15 @@ def with_attempts(stage: StageStatus, attempts: Sequence[AttemptStatus]) -> Stag
 
 
 def with_newest(stage: StageStatus, attempt: AttemptStatus) -> StageStatus:
+    """The stage with its newest attempt replaced by this one."""
     return with_attempts(stage, [*stage.attempts[:-1], attempt])
 
 
 def booked(stage: StageStatus, attempts: Sequence[AttemptStatus]) -> StageStatus:
-    """The stage with these attempts; those that were closed in this pass enter its ledger, once."""
+    """The stage with these attempts. What the newly closed ones have spent is added to its ledger.
+
+    An attempt is newly closed if the stage still has it as open, so it is added only once.
+    """
     was_open = {a.name for a in stage.attempts if a.finished_at is None}
     over = [a for a in attempts if a.finished_at is not None and a.name in was_open]
     stage = stage.changed(
@@ -193,6 +204,7 @@ def intended(
     stage: StageStatus, intent: AttemptStatus, reason: Reason, *, frozen: bool
 ) -> StageStatus:
     """The stage with the intent of a new attempt."""
+    # At new inputs, `trained` begins anew. Earlier attempts count if an edit was taken back.
     before = [a for a in stage.attempts if a.input_digest == intent.input_digest]
     same_inputs = intent.input_digest == stage.last_digest
     trained = stage.trained if same_inputs else plus(Spent(), before)
@@ -211,9 +223,10 @@ def intended(
 
 
 def identified(stage: StageStatus, attempt: AttemptStatus, uid: str, now: float) -> StageStatus:
-    """The attempt has a job, and is known by its UID from now on.
+    """The stage whose attempt has a job. The attempt is known by the job's UID from now on.
 
-    The time since the predecessor's trainer ended is the transition of the stage, in seconds.
+    If the predecessor's trainer has just ended, the time since then is kept as the duration of the
+    transition between the two stages.
     """
     if stage.inherits_at is not None:
         taken = round(max(0.0, now - stage.inherits_at), 3)
@@ -234,7 +247,7 @@ def watched(
     reason: Reason,
     progress: Progress | None,
 ) -> StageStatus:
-    """A released attempt: in a queue, starting or running."""
+    """The stage of a released attempt, which waits in a queue, starts or runs."""
     stage = with_newest(stage, attempt)
     return explained(stage.changed(state=state, progress=progress), reason)
 
@@ -250,10 +263,11 @@ def after(
     """The stage after its newest attempt was judged: it resumes, waits, is retried or has failed.
 
     Args:
-        closed: that attempt, closed.
+        closed: that attempt in its final form.
         now: seconds since the epoch.
-        backoff: seconds until the first retry; doubled for each one more, up to 64 times.
-        stopping: why nothing may run, if so.
+        backoff: seconds before the first retry. They double with each further one, to at most 64
+            times as many.
+        stopping: why nothing may run; None if the chain may run.
     """
     stage = booked(stage, [*stage.attempts[:-1], closed]).changed(
         progress=None,
@@ -283,19 +297,19 @@ def after(
 
 
 def stopped(attempt: AttemptStatus, message: str | None = None) -> AttemptStatus:
-    """The attempt is asked to stop; no budget is charged for its end."""
+    """The attempt after it was asked to stop. Its end charges no budget."""
     if message is None:
         return attempt.changed(state=State.SUSPENDED)
     return attempt.changed(state=State.SUSPENDED, message=message)
 
 
 def ending(attempt: AttemptStatus, deadline: FailureClass, message: str) -> AttemptStatus:
-    """The attempt is ended, since it has passed a deadline."""
+    """The attempt after it has passed a deadline, for which it is ended."""
     return attempt.changed(ending=deadline, message=message)
 
 
 def at_work(attempt: AttemptStatus, *, queued: bool, now: float) -> AttemptStatus:
-    """A released attempt; it starts when it first leaves its queue."""
+    """A released attempt. Its start is the moment at which it first leaves its queue."""
     started = attempt.started_at or (None if queued else timestamp(now))
     state = State.QUEUED if queued else State.RUNNING
     return attempt.changed(state=state, started_at=started)

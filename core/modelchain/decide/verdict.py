@@ -1,4 +1,4 @@
-"""An attempt judged: why it is needed, whether a deadline has passed, which budget it charges.
+"""Judges an attempt: which budget its end charges, whether a deadline has passed, why it is needed.
 
 A disruption (an end that is not the work's fault) charges `maxDisruptions`, a failure `maxRetries`.
 """
@@ -18,10 +18,10 @@ from modelchain.decide.ledger import running_seconds
 from modelchain.decide.observed import Contact, Seen
 from modelchain.identity.digest import differing_fields
 
-# Unanswered connections after which a trainer is seen to stand still.
+# After so many unanswered connections a trainer counts as standing still.
 IGNORED = 10
 NEVER_TRAINED = "never trained"
-# A trainer takes a minute or two to load before it answers.
+# For so long a silent trainer is not reported. It takes a minute or two to load before it answers.
 SILENT_SECONDS = 300
 
 
@@ -31,16 +31,16 @@ class Verdict:
 
     failure: FailureClass
     message: str
-    # It was asked to stop, so it charges no budget.
+    # The attempt was asked to stop, so it charges no budget.
     stopped: bool
     checkpoint_step: int
     retries: int
     disruptions: int
     # Why the stage is not tried again, if it is not.
     final: str | None = None
-    # It left a newer checkpoint than the attempt before.
+    # The attempt left a newer checkpoint than the one before it.
     advanced: bool = False
-    # It charges a retry, so the next attempt waits. Without a wait, a stage that fails at once
+    # The attempt charges a retry, so the next one waits. Without a wait, a stage that fails at once
     # would use up its retries in seconds.
     pays_retry: bool = False
 
@@ -48,21 +48,24 @@ class Verdict:
 def judge(
     limits: Retry, stage: StageStatus, attempt: AttemptStatus, seen: Seen, stopping: bool
 ) -> Verdict:
-    """An attempt that ended and left no valid artifact.
+    """The verdict on an attempt that ended and left no valid artifact.
 
     A disruption that brought no newer checkpoint charges a retry as well: otherwise the stage could
     be disrupted for ever. An attempt that we stopped charges no budget.
+
+    Args:
+        limits: the budgets in the spec.
+        stage: the stage before this attempt is charged.
+        attempt: the attempt that ended.
+        seen: what was read of the attempt.
+        stopping: nothing of the chain may run, so the attempt was asked to stop.
     """
     failure, message = _cause(attempt, seen)
     if failure is FailureClass.HARDWARE and _fails_again(stage, attempt, seen):
         failure = FailureClass.ERROR
-        message += "; not for the first time, so it is not taken for the node's fault"
-    word = seen.word
-    checkpoint = max(
-        seen.checkpoint_step, attempt.checkpoint_step, (word.checkpoint_step or 0) if word else 0
-    )
+        message += "; this has happened before, so it counts as the program's fault"
+    checkpoint = max(stage.checkpoint_step, _newest_checkpoint(attempt, seen))
     advanced = checkpoint > stage.checkpoint_step
-    checkpoint = max(checkpoint, stage.checkpoint_step)
     if (
         failure.disruption
         and attempt.ending is None
@@ -75,33 +78,42 @@ def judge(
     if failure.permanent:
         final = message
     elif failure.disruption and disruptions > limits.max_disruptions:
-        final = (
-            f"{message}; {_allowed(limits.max_disruptions, 'disruption')}"
-            " (spec.retry.maxDisruptions)"
-        )
+        final = f"{message}; {_spent(limits.max_disruptions, 'disruption', 'maxDisruptions')}"
     elif pays_retry and retries > limits.max_retries:
-        final = f"{message}; {_allowed(limits.max_retries, 'retry')} (spec.retry.maxRetries)"
+        final = f"{message}; {_spent(limits.max_retries, 'retry', 'maxRetries')}"
     return Verdict(
         failure, message, False, checkpoint, retries, disruptions, final, advanced, pays_retry
     )
 
 
 def _fails_again(stage: StageStatus, attempt: AttemptStatus, seen: Seen) -> bool:
-    """The first launch failure without a cause is blamed on the device. A second one is blamed on
-    the program, which fails on every node.
+    """Whether this attempt and an earlier one both ended with CUDA's "unspecified launch failure".
+
+    CUDA does not know its cause. The first such failure is blamed on the device. A second one is
+    blamed on the program, which fails on every node.
     """
     before = any(a.fault == LAUNCH_FAILURE for a in stage.attempts if a.name != attempt.name)
     return before and LAUNCH_FAILURE in seen.bad_nodes.values()
 
 
-def _allowed(count: int, what: str) -> str:
-    if count == 1:
-        return f"1 {what} is allowed"
-    return f"{count} {what.removesuffix('y') + 'ie' if what.endswith('y') else what}s are allowed"
+def _newest_checkpoint(attempt: AttemptStatus, seen: Seen) -> int:
+    """The step of the newest checkpoint that any source tells of."""
+    told = seen.word.checkpoint_step if seen.word else None
+    return max(seen.checkpoint_step, attempt.checkpoint_step, told or 0)
+
+
+def _spent(limit: int, unit: str, field: str) -> str:
+    """What is said of a budget that is used up."""
+    if limit == 1:
+        return f"1 {unit} is allowed (spec.retry.{field})"
+    units = f"{unit.removesuffix('y')}ies" if unit.endswith("y") else f"{unit}s"
+    return f"{limit} {units} are allowed (spec.retry.{field})"
 
 
 def _cause(attempt: AttemptStatus, seen: Seen) -> tuple[FailureClass, str]:
-    """The deadline it was ended for, else its last word, else what its pods tell."""
+    """Why an attempt ended: the deadline it was ended for, else its last word, else what its pods
+    tell.
+    """
     word = seen.verify if isinstance(seen.verify, LastWord) else seen.word
     if attempt.ending is not None:
         return attempt.ending, attempt.message
@@ -116,12 +128,11 @@ def _cause(attempt: AttemptStatus, seen: Seen) -> tuple[FailureClass, str]:
 
 @dataclass(frozen=True)
 class Due:
-    """A deadline: when it passes (seconds since the epoch), and how an attempt then ends.
+    """A deadline, and how the attempt then ends."""
 
-    `evident`: the attempt is seen not to progress. Silence alone is no evidence.
-    """
-
+    # When the deadline passes, in seconds since the epoch.
     at: float
+    # The attempt is seen not to progress. That nothing is known of it is no evidence.
     evident: bool
     failure: FailureClass
     message: str
@@ -168,7 +179,7 @@ def _dues(
 def _next_step(
     limits: Deadlines, stage: StageStatus, attempt: AttemptStatus, seen: Seen, began: float
 ) -> Due:
-    """When the attempt's next step is overdue, or its first one since `began`."""
+    """The deadline of the attempt's next step, or of its first one since `began`."""
     stepped = attempt.stepped_at
     if stepped is None or stepped < began:
         at = began + limits.start_seconds
@@ -186,8 +197,9 @@ def _next_step(
 def _stands_still(contact: Contact | None, due: float, limits: Deadlines) -> bool:
     """Whether rank 0 is seen to stand still.
 
-    It has answered after `due`; or it answered once, and since then accepts connections and does
-    not answer them. A connection that is refused or times out tells nothing of the trainer.
+    Rank 0 must have answered once. Then it stands still in two cases: it has answered after `due`
+    and told of no new step, or it accepts connections and does not answer them any more. A
+    connection that is refused or times out tells nothing of the trainer.
     """
     if contact is None or contact.answered is None:
         return False
@@ -206,8 +218,8 @@ def progress_unknown(limits: Deadlines, seen: Seen, now: float) -> Reason | None
         Code.PROGRESS_UNKNOWN,
         contact.address,
         f"rank 0 does not tell its progress at {contact.address}; look for a NetworkPolicy, a"
-        " service mesh or a firewall that closes this port to the operator. Nothing is ended for"
-        " it: the trainer watches itself",
+        " service mesh or a firewall that closes this port to the operator. The attempt goes on,"
+        " and the trainer's own watchdog ends it if it hangs",
     )
 
 
@@ -217,7 +229,16 @@ def why_missed(
     inputs: Mapping[str, Any],
     known_inputs: Mapping[str, Mapping[str, Any]],
 ) -> Reason:
-    """Which input changed, by comparing with the newest other inputs that this stage has had."""
+    """The reason of a miss: which inputs of the stage have changed.
+
+    They are compared with the newest other inputs that the stage has had.
+
+    Args:
+        stage: as its status says.
+        digest: the stage's present input digest.
+        inputs: the stage's present inputs.
+        known_inputs: by input digest, the inputs of earlier work.
+    """
     mine = [a for a in stage.attempts if a.input_digest == digest]
     if any(a.state is State.SUCCEEDED for a in mine) or (not mine and stage.last_digest == digest):
         return Reason(Code.MISS, stage.name, "its artifact is gone")

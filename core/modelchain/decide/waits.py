@@ -1,12 +1,13 @@
 """What a stage waits for before its next attempt: an ordered list of small functions.
 
-Each function looks at one thing and answers with the stage as it waits, or with None if that thing
-is not in the way. The first answer counts. All of them are pure.
+Each function checks one thing. It returns the waiting stage, or None if that thing does not prevent
+an attempt. The first one that returns a stage counts. All of them are pure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from modelchain.api.contracts import FailureClass
 from modelchain.api.reasons import Code, Reason
@@ -16,13 +17,15 @@ from modelchain.decide.nodes import same_everywhere
 from modelchain.decide.observed import MakeClaim, TakeShare
 from modelchain.decide.outcome import Outcome, Turn, failed, stalled
 
-LOADING_SECONDS = 5.0  # between two looks at a Job that fills the claim of data
+# Seconds between two reads of a Job that fills the data's claim. Its events name no chain, so they
+# cause no pass.
+LOADING_SECONDS = 5.0
 
 Wait = Callable[[Turn, StageStatus], Outcome | None]
 
 
 def for_a_request(turn: Turn, stage: StageStatus) -> Outcome | None:
-    """A finished chain whose artifact has gone trains nothing unasked."""
+    """A finished chain whose artifact is gone trains nothing unless a user asks for it."""
     if not turn.finished:
         return None
     again = "type `modelchain retry`" if turn.observed.records else "run again"
@@ -31,29 +34,30 @@ def for_a_request(turn: Turn, stage: StageStatus) -> Outcome | None:
 
 
 def for_an_earlier_attempt(turn: Turn, stage: StageStatus) -> Outcome | None:
-    """One attempt of a chain lives at a time; an earlier one still writes its checkpoint."""
+    """Only one attempt of a chain may run, and an earlier one still writes its checkpoint."""
     observed = turn.observed
     if not observed.live:
         return None
     if turn.stopping is None and stage.input_digest is not None:
-        # Once the earlier attempt is gone, nothing else remembers its number.
+        # The earlier attempt may not be in the status. Once its objects are gone, no one else knows
+        # its number, which must not be used again.
         highest = observed.highest_number(stage.name, stage.input_digest)
         stage = stage.changed(attempt_count=max(stage.attempt_count, highest))
-    message = f"{turn.miss.text}; waits for an earlier attempt to stop"
-    stage = transitions.waiting(stage, Reason(Code.WAITS_FOR_STOP, stage.name, message))
+    stage = transitions.waiting(stage, replace(turn.miss, stops_first=True))
     if observed.stuck is not None:
         return stalled(turn, stage, observed.stuck)
     return Outcome(stage, again=observed.poll_seconds)
 
 
 def for_resumption(turn: Turn, stage: StageStatus) -> Outcome | None:
+    """The chain is suspended, or the local command was interrupted."""
     if turn.stopping is None:
         return None
     return Outcome(transitions.suspended(stage, turn.stopping))
 
 
 def for_the_back_off(turn: Turn, stage: StageStatus) -> Outcome | None:
-    """The pause before a retry. The share is kept meanwhile, and so is what was said of it."""
+    """The pause before a retry. Meanwhile the stage keeps its share and its reason."""
     if stage.not_before is None or turn.now >= stage.not_before:
         return None
     assert stage.input_digest is not None
@@ -65,16 +69,19 @@ def for_the_back_off(turn: Turn, stage: StageStatus) -> Outcome | None:
 
 
 def for_an_obstacle(turn: Turn, stage: StageStatus) -> Outcome | None:
+    """Nothing can be launched until a person acts."""
     obstacle = turn.observed.obstacle
     return None if obstacle is None else stalled(turn, transitions.idle(stage), obstacle)
 
 
 def for_other_devices(turn: Turn, stage: StageStatus) -> Outcome | None:
+    """The same device error on several nodes: another node would hardly help."""
     everywhere = same_everywhere(turn.avoid)
     return None if everywhere is None else stalled(turn, transitions.idle(stage), everywhere)
 
 
 def for_the_claim(turn: Turn, stage: StageStatus) -> Outcome | None:
+    """The chain's own claim for artifacts is still to be created."""
     if not turn.observed.claim_missing:
         return None
     reason = Reason(Code.MAKES_CLAIM, message="makes the claim for its artifacts")
@@ -82,6 +89,7 @@ def for_the_claim(turn: Turn, stage: StageStatus) -> Outcome | None:
 
 
 def for_the_data(turn: Turn, stage: StageStatus) -> Outcome | None:
+    """A Job still fills the data's claim, or has failed to."""
     loading = turn.observed.loading()
     if loading is None:
         return None
@@ -91,15 +99,15 @@ def for_the_data(turn: Turn, stage: StageStatus) -> Outcome | None:
 
 
 def for_the_share(turn: Turn, stage: StageStatus) -> Outcome | None:
-    """Another chain trains the same inputs; after that, its artifact may be a hit."""
+    """Another chain has the share of these inputs. Once it has trained them, they may be a hit."""
     digest = stage.input_digest
     assert digest is not None
     holder = turn.observed.share(digest)
     if holder in (None, "Mine"):
         return None
     again = turn.observed.poll_seconds
-    if not holder:
-        message = "claims the stage it may share with other chains"
+    if not holder:  # nobody has the share yet
+        message = "reserves its inputs, which other chains on its claim may train as well"
         return Outcome(
             transitions.waiting(stage, Reason(Code.TAKES_SHARE, message=message)),
             action=TakeShare(digest),
@@ -111,7 +119,7 @@ def for_the_share(turn: Turn, stage: StageStatus) -> Outcome | None:
     return Outcome(transitions.waiting_for_another_chain(stage, reason), again=again)
 
 
-# In this order before a new attempt is intended. A later budget or gate is one more function here.
+# They are asked in this order. A new kind of budget or gate is one more function in this list.
 BEFORE_INTENT: tuple[Wait, ...] = (
     for_a_request,
     for_an_earlier_attempt,

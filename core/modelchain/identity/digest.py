@@ -1,7 +1,7 @@
 """The input digest: a hash of all that changes one stage's weights, and of nothing else.
 
-It names a stage's directory, so its formula must never change: golden digests in the tests hold it.
-A new formula needs a new `v`.
+It names a stage's directory, so its formula must never change. Tests compare it with stored
+digests. A new formula needs a new `v`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from modelchain.api.spec import ChainSpec, Evaluation
 from modelchain.identity.shards import base_names
 
 VERSION = 2
-# Raised whenever the trainer's arithmetic changes. It is recorded with what was trained and not
-# hashed, since an upgrade must not retrain a family. A trainer resumes no checkpoint of another
-# number.
+# Raise this number whenever the trainer's arithmetic changes. It is recorded in checkpoints and
+# artifacts. It is not hashed, since an upgrade must not train all stages again. A trainer does not
+# resume a checkpoint that has another number.
 TRAINER_MATH = 3
 
 
 def canonical(value: Any) -> bytes:
-    """JSON in which equal values are spelled alike: sorted keys, no blanks, ASCII."""
+    """JSON in which equal values give equal bytes: keys are sorted, no blanks, ASCII only."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     ).encode()
@@ -37,7 +37,7 @@ def digest_of(inputs: Mapping[str, Any] | Sequence[Any]) -> str:
 
 
 def number(decimal: str | Decimal) -> str:
-    """A decimal, spelled alike for equal values: "1e-3", "0.001" and ".0010" are all "0.001"."""
+    """A decimal in one spelling for equal values: "1e-3", "0.001" and ".0010" give "0.001"."""
     value = Decimal(decimal).normalize()
     return format(abs(value) if value == 0 else value, "f")
 
@@ -48,10 +48,13 @@ def stage_inputs(
     """The resolved inputs of stage `index`, as plain JSON.
 
     Args:
-        epochs: the stage's epochs, given, allocated or frozen.
-        fingerprint: of the training data, if known. One that the spec gives was checked against it.
-        predecessor: the predecessor's artifact digest; None for the first stage (and a model
-            trained alone).
+        spec: the checked spec.
+        index: the stage's place in the chain, from 0.
+        epochs: the stage's epochs: as the spec gives, as allocated, or as launched before.
+        fingerprint: of the training data; None if it is not known. If the spec gives one, the two
+            were compared.
+        predecessor: the predecessor's artifact digest; None for the first stage and for a model
+            that is trained alone.
     """
     stage, recipe, train = spec.stages[index], spec.recipe, spec.data.train
     warmup = recipe.warmup_steps.first if predecessor is None else recipe.warmup_steps.successors
@@ -82,16 +85,18 @@ def stage_inputs(
 
 @lru_cache(maxsize=8)  # every pass over a chain asks for every stage
 def _shard_list(pattern: str) -> Mapping[str, Any]:
-    """One digest of the shards' names in order, and their number: so inputs stay small for 100,000
-    shards.
+    """One digest of all shard names in order, and their number.
+
+    So the inputs stay small even for 100,000 shards.
     """
     names = base_names(pattern)
     return {"shards": digest_of(names), "count": len(names)}
 
 
 def evaluation_key(evaluation: Evaluation) -> str:
-    """A digest of what an evaluation measures: not of its name, folder and interval. Equal keys
-    need no second measurement.
+    """A digest of what an evaluation measures. Equal keys need no second measurement.
+
+    The evaluation's name, the folders of its files and its interval are not hashed.
     """
     lists = [
         PurePosixPath(path).name if path else None
@@ -103,8 +108,9 @@ def evaluation_key(evaluation: Evaluation) -> str:
 
 
 def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of the inputs that differ, in the order of the new inputs. They
-    explain a miss.
+    """The dotted names of the inputs that differ, in the order of the new inputs.
+
+    They explain a miss.
     """
     out: list[str] = []
     for key in [*new, *(k for k in old if k not in new)]:

@@ -1,6 +1,4 @@
-"""The last word of an attempt: writing it, and its fields for a failing device and for a finished
-artifact.
-"""
+"""Writes the last word of an attempt, and makes it for a failed device and a finished artifact."""
 
 from __future__ import annotations
 
@@ -17,15 +15,16 @@ from modelchain.api.faults import COLLECTIVE, fault_of
 from modelchain.errors import WorkError
 from modelchain.io.files import read_artifact, sha256_of
 
+# The most bytes of a last word.
 LAST_WORD_BYTES = 2048
 
 
 def write_last_word(path: Path, word: LastWord) -> None:
-    """Write the last word, at most 2 KiB of it.
+    """Write the last word into the pod's file, which all ranks of the pod share.
 
-    Only rank 0 reports success. Of several failures in one pod's file the first stays, since it is
-    the cause, unless its class is Unknown. A word that is too long loses the details of metrics,
-    which `results.json` has, and the end of its message. The kubelet may have made an empty file.
+    Only rank 0 reports success. If several ranks fail, the first failure stays, since it is the
+    cause, unless its class is Unknown. From a word of more than LAST_WORD_BYTES, details of metrics
+    are left out, which are in `results.json`, and then the end of the message.
     """
     succeeded = word.result == "Succeeded"
     if succeeded and os.environ.get("RANK", "0") != "0":
@@ -38,19 +37,23 @@ def write_last_word(path: Path, word: LastWord) -> None:
     with path.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
-        before = file.read()
+        before = file.read()  # empty, if the kubelet has made the file
         if succeeded or not before or b'"class":"Unknown"' in before:
             file.truncate(0)
             file.write(text)
 
 
 def node() -> str:
-    """The machine's name; in a pod, its node's."""
+    """The name of this machine; in a pod, the name of its node."""
     return os.environ.get("MODELCHAIN_NODE") or platform.node()
 
 
 def blame(error: Exception, failure: str) -> dict[str, str]:
-    """The fields for a failing device: the error, and this node if a node's device failed."""
+    """The fields of a last word for a failed device; none for another failure.
+
+    They name the fault and this node. After a failed collective the node is left out, since the
+    device of another node may be at fault.
+    """
     if failure != FailureClass.HARDWARE:
         return {}
     fault = getattr(error, "fault", "") or fault_of(str(error))
@@ -67,15 +70,16 @@ def success(artifact: Path, manifest: Manifest, results: Results, **spent: Any) 
 
 
 def verify_artifact(task: Task) -> LastWord:
-    """The last word for an attempt that left none, from the artifact: success with the figures of
-    `results.json`, or the failure NoArtifact or CorruptArtifact.
+    """The last word for an attempt that left none, made from its artifact.
+
+    It is success, with the figures of `results.json`, or the failure NoArtifact or CorruptArtifact.
 
     Raises:
         OSError: the volume cannot be read, so nothing is known.
     """
     path = Path(task.root)
     for name in (task.input_digest, "artifact", MANIFEST):
-        # Listed, since NFS may answer the lookup of one name from an old cache.
+        # The directory is listed, since NFS may answer the lookup of one name from an old cache.
         if path / name not in path.iterdir():
             return LastWord(
                 result="Failed", failure=FailureClass.NO_ARTIFACT, message=f"{path} holds no {name}"

@@ -1,6 +1,4 @@
-"""The table of stages that `run` updates and `status` prints once, and the report of a finished
-chain.
-"""
+"""Two tables: a chain's stages, for `run` and `status`, and the report of a finished chain."""
 
 from __future__ import annotations
 
@@ -29,15 +27,13 @@ COLOURS = {
 
 
 def console(stderr: bool = False) -> Console:
-    """A console for tables. A pipe has no width, so it gets one in which no table is folded."""
+    """A console for tables. A pipe has no width of its own; 120 characters fit every table."""
     made = Console(stderr=stderr)
     return made if made.is_terminal else Console(stderr=stderr, width=120)
 
 
 def stages_table(name: str, status: ChainStatus) -> RenderableType:
-    """One line for each stage: state, progress with ETA, MACs spent, metrics; below, the reason of
-    each state.
-    """
+    """One row for each stage. Below the table, a line for each stage says why its state is so."""
     running = any(stage.progress for stage in status.stages)
     table = Table(title=f"chain {name}", title_justify="left", box=SIMPLE_HEAD)
     for column in (
@@ -62,10 +58,7 @@ def stages_table(name: str, status: ChainStatus) -> RenderableType:
             ", ".join(f"{k} {v} %" for k, v in stage.results.items() if "/" not in k),
         )
     reasons = [
-        Text(
-            f"  {brief(s)}",
-            style="red" if s.state is State.FAILED else "dim",
-        )
+        Text(f"  {brief(s)}", style="red" if s.state is State.FAILED else "dim")
         for s in status.stages
         if s.reason
     ]
@@ -73,6 +66,7 @@ def stages_table(name: str, status: ChainStatus) -> RenderableType:
 
 
 def _progress(stage: StageStatus) -> RenderableType:
+    """A bar, the steps and the time that is left; nothing for a stage that does not run."""
     if stage.progress is None:
         return ""
     at = stage.progress
@@ -87,7 +81,8 @@ def _progress(stage: StageStatus) -> RenderableType:
 
 
 def report_table(plan: Plan, status: ChainStatus, results: dict[str, Results]) -> RenderableType:
-    """What the chain cost against training each model alone, and what each stage reached."""
+    """What each stage reached, and what the chain cost compared to training each model alone."""
+    # A name with a slash, such as "imagenet/top-5", is a secondary metric.
     metric = next(
         (name for r in results.values() for name in r.final.metrics if "/" not in name), None
     )
@@ -109,7 +104,7 @@ def report_table(plan: Plan, status: ChainStatus, results: dict[str, Results]) -
 def _report_columns(
     plan: Plan, results: dict[str, Results], measured: str
 ) -> list[tuple[str, str]]:
-    """The heading of each column and the sum below it."""
+    """The heading of each column, and what stands below it: a sum where one makes sense."""
     total, alone = sum(r.macs for r in results.values()), plan.individual.macs
     seconds = sum(r.seconds for r in results.values())
     return [
@@ -153,4 +148,5 @@ def _inherited(growth: Growth | None) -> str:
 
 
 def _measure(measured: Measured, metric: str | None) -> str:
+    """The metric in percent; the loss for a chain without evaluations."""
     return f"{measured.metrics[metric]:.1f} %" if metric else f"{measured.loss:.3f}"

@@ -1,14 +1,14 @@
 """A trainer's watchdog: a process of its own that kills a rank which makes no progress.
 
-A rank that waits in a collective or for a disk may handle no signal and run no thread, and the
-operator may not reach it. So each rank forks a watchdog before it loads anything, and reports its
-steps through shared memory, which cannot block. Progress is:
+A rank that waits in a collective or for a disk may handle no signal and run no thread. The operator
+may not be able to reach it. So each rank forks a watchdog before it loads anything, and reports its
+steps through shared memory, which cannot block. A rank is killed if it exceeds one of these limits:
 
-- before the first step, only that step: reading the data and the evaluation before it must fit in
-  `startSeconds` from the trainer's start, which is also the operator's limit;
-- then a step, or a batch of an evaluation, every `stallSeconds`;
-- after the last step, batches of the last evaluation, and the artifact. These may take
-  `startSeconds` if that is longer.
+- The first step must be done within `startSeconds` of the trainer's start, which is the operator's
+  limit, too. Reading the data and the evaluation before the first step are included.
+- After that, a step or a batch of an evaluation must follow within `stallSeconds`.
+- After the last step, each batch of the last evaluation, and then the artifact, must follow within
+  `stallSeconds` or `startSeconds`, whichever is longer.
 """
 
 from __future__ import annotations
@@ -30,39 +30,45 @@ from modelchain.io.guard import die_with_parent
 from modelchain.io.lastword import write_last_word
 
 POLL_SECONDS = 0.5
-# A machine that sleeps stops the watchdog, too. Of a longer gap between two polls only this counts.
-HELD_UP_SECONDS = 5.0
-TRACE_SECONDS = 1.0  # time for the rank to write its stack traces
-# Time for the watchdogs of other nodes, whose ranks wait for this one, to write the same last word.
+# At most this much of the time between two polls counts. A longer time means that the machine
+# slept, and the rank with it.
+MOST_BETWEEN_POLLS = 5.0
+# The rank gets this long to write its stack traces.
+TRACE_SECONDS = 1.0
+# The ranks of other nodes wait for this one, so their limits pass at the same time. Their watchdogs
+# get this long to write their last words, before the end of this rank ends theirs.
 PEER_SECONDS = 2.0
-WRITE_SECONDS = 10.0  # the last word may lie on the disk that hangs
+# Writing the last word is given up after this time, since its file may be on the disk that hangs.
+WRITE_SECONDS = 10.0
 
 
 class Phase(IntEnum):
+    """Which limit holds: before the first step, until the last step, after it."""
+
     STARTING, STEPPING, STEPPED = range(3)
 
 
+# The places of the numbers in `_shared`.
 _STEP, _CHECKPOINT_STEP, _MACS, _BEATS, _PHASE = range(5)
-_shared = memoryview(bytearray(8 * 5)).cast("d")  # `start` replaces it by shared memory
+# `start` replaces this by shared memory.
+_shared = memoryview(bytearray(8 * 5)).cast("d")
 
 
 def beat(phase: Phase | None = None) -> None:
-    """Report a finished step or batch of an evaluation; `phase`, if a new one begins."""
+    """Report a finished step or batch of an evaluation, and the new `phase`, if one begins."""
     if phase is not None:
         _shared[_PHASE] = phase
     _shared[_BEATS] += 1
 
 
 def tell(report: Mapping[str, Any]) -> None:
-    """Report step, checkpoint_step and macs, for the last word that the watchdog may
-    have to write.
-    """
+    """Report step, checkpoint_step and macs, which the watchdog's last word would need."""
     _shared[_STEP], _shared[_MACS] = report["step"], report["macs"]
     _shared[_CHECKPOINT_STEP] = report["checkpoint_step"] or 0
 
 
 def start(task: Task) -> None:
-    """Have this process watched from now on. Call it before there are threads, since it forks."""
+    """Start a watchdog for this process. Call this before there are threads, since it forks."""
     global _shared
     _shared = memoryview(mmap.mmap(-1, _shared.nbytes)).cast("d")
     faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
@@ -70,7 +76,7 @@ def start(task: Task) -> None:
     if os.fork():
         return
     try:
-        # torchrun sends its signals to all processes of a rank
+        # torchrun sends its signals to all processes of a rank. The watchdog must survive them.
         for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(sig, signal.SIG_IGN)
         die_with_parent(signal.SIGKILL, rank)
@@ -88,7 +94,7 @@ def _overdue(start: float, stall: float) -> tuple[FailureClass, str]:
     while True:
         time.sleep(POLL_SECONDS)
         now = time.monotonic()
-        idle, before = idle + min(now - before, HELD_UP_SECONDS), now
+        idle, before = idle + min(now - before, MOST_BETWEEN_POLLS), now
         phase = Phase(int(_shared[_PHASE]))
         if phase is not Phase.STARTING and _shared[_BEATS] != beats:
             beats, idle = _shared[_BEATS], 0.0
@@ -99,7 +105,7 @@ def _overdue(start: float, stall: float) -> tuple[FailureClass, str]:
                 FailureClass.START_DEADLINE,
                 f"no first step within {start} s of the trainer's start",
             )
-        what = "no new step" if phase is Phase.STEPPING else "all steps are done, and then nothing"
+        what = "no new step" if phase is Phase.STEPPING else "no progress after the last step"
         return FailureClass.STALL_DEADLINE, f"{what} for {limits[phase]} s"
 
 
@@ -121,10 +127,10 @@ def _end(rank: int, task: Task, failure: FailureClass, message: str, seconds: fl
     )
     writer.start()
     writer.join(WRITE_SECONDS)
-    print(f"{failure}: {message}; this process is ended", file=sys.stderr, flush=True)
+    print(f"{failure}: {message}; killing this rank", file=sys.stderr, flush=True)
     os.kill(rank, signal.SIGUSR1)  # `faulthandler` answers even if the interpreter is blocked
     os.kill(rank, signal.SIGCONT)  # a stopped process would not answer
     time.sleep(TRACE_SECONDS)
-    os.kill(rank, signal.SIGSTOP)  # it must not train on after its failure was reported
+    os.kill(rank, signal.SIGSTOP)  # the rank must not go on training after its last word
     time.sleep(PEER_SECONDS)
     os.kill(rank, signal.SIGKILL)

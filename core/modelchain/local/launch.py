@@ -1,4 +1,7 @@
-"""One attempt as a process tree: torchrun, which torchx starts and watches and which we stop."""
+"""Runs one attempt on this machine: a torchrun process and its workers.
+
+torchx starts torchrun and tells whether it runs. We stop it ourselves.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,14 @@ from modelchain.api.contracts import EvaluationRequest
 from modelchain.errors import InputError, WorkError
 from modelchain.local.lock import RootLock, holders
 
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # each asks `run` to stop
-GRACE_SECONDS = 35.0  # torchrun itself gives its workers 30 s
+# Each of these signals asks `modelchain run` to stop.
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Longer than the 30 s that torchrun gives its workers (TORCH_ELASTIC_SHUTDOWN_TIMEOUT below).
+GRACE_SECONDS = 35.0
 
 
 class TrainerProcess:
-    """The process tree of the running attempt, if any; at most one at a time."""
+    """The processes of the running attempt. At most one attempt runs at a time."""
 
     def __init__(self, lock: RootLock):
         try:
@@ -45,19 +50,20 @@ class TrainerProcess:
         self.attempt: str | None = None
 
     def start(self, attempt: str, task: Path, processes: int, threads: int) -> None:
-        """Start `torchrun -m modelchain_trainer TASK`. It ends when this process ends."""
+        """Start `torchrun -m modelchain_trainer TASK`. torchrun ends when this process ends."""
         directory = task.parent
         self._pid_file = directory / "pid"
         role = self._specs.Role(
             name="trainer",
             image=str(Path.cwd()),
             entrypoint=sys.executable,
-            # torchx substitutes macros such as ${app_id}
+            # torchx would substitute macros such as ${app_id}.
             args=[a.replace("$", "$$") for a in _arguments(self._pid_file, task, processes)],
             env=_environment(threads),
         )
         app = self._specs.AppDef(name=attempt, roles=[role])
-        # torchx's scheduler installs handlers of its own, which kill after 10 s
+        # torchx's scheduler installs signal handlers of its own, which kill torchrun after 10 s.
+        # Ours are put back.
         handlers = {sig: signal.getsignal(sig) for sig in STOPS}
         with self._lock.as_stdin():
             self._handle = self._runner.run(
@@ -69,7 +75,7 @@ class TrainerProcess:
         self._stopping_since = None
 
     def is_live(self) -> bool:
-        """Whether any process of the attempt runs, including orphans of torchrun."""
+        """Whether any process of the attempt runs. Workers that have outlived torchrun count."""
         if self._handle is None:
             return False
         status = self._runner.status(self._handle)
@@ -82,8 +88,9 @@ class TrainerProcess:
         return False
 
     def stop(self) -> None:
-        """Ask torchrun to stop, which lets its workers write a checkpoint. After GRACE_SECONDS it
-        is killed, and they with it.
+        """Ask torchrun to stop, so that its workers write a checkpoint.
+
+        `is_live` kills torchrun, and so its workers, if it still runs after GRACE_SECONDS.
         """
         if self._handle is None or self._stopping_since is not None:
             return
@@ -98,7 +105,7 @@ class TrainerProcess:
             self._signal(signal.SIGKILL)
 
     def _signal(self, sig: signal.Signals) -> bool:
-        """Send a signal. False if the guard has not written its pid yet."""
+        """Send torchrun a signal. False if its pid is not known yet, or if it has ended."""
         assert self._pid_file is not None
         with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
             os.kill(int(self._pid_file.read_text()), sig)
@@ -112,7 +119,7 @@ def _arguments(pid_file: Path, task: Path, processes: int) -> list[str]:
         "-m", "modelchain.io.guard", str(pid_file),
         sys.executable, "-m", "torch.distributed.run",
         "--nnodes=1", f"--nproc-per-node={processes}", "--standalone", "--max-restarts=0",
-        # else processes look for each other by the host's name, which may not resolve
+        # Otherwise processes look for one another by the host's name, which may not resolve.
         "--local-addr=127.0.0.1",
         "-m", "modelchain_trainer", str(task),
     ]  # fmt: skip
@@ -121,10 +128,10 @@ def _arguments(pid_file: Path, task: Path, processes: int) -> list[str]:
 def _environment(threads: int) -> dict[str, str]:
     return {
         "OMP_NUM_THREADS": str(threads),
-        # Threads that spin make a step 60 times slower as soon as another process wants a core
-        # (measured).
+        # With ACTIVE, waiting threads spin. We measured that a step then takes 60 times as long if
+        # another process needs a core.
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-        # else gloo, too, looks up the host's name
+        # Otherwise gloo looks up the host's name, too.
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
         "MODELCHAIN_RUNNER": str(os.getpid()),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "30",
@@ -132,7 +139,7 @@ def _environment(threads: int) -> dict[str, str]:
 
 
 def measure(request: EvaluationRequest) -> dict[str, float]:
-    """Metrics of a finished artifact, measured by the trainer."""
+    """Have a trainer measure metrics of a finished artifact. Raises WorkError if that fails."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         file.write(request.model_dump_json(by_alias=True))
         file.flush()
@@ -146,22 +153,27 @@ def measure(request: EvaluationRequest) -> dict[str, float]:
 
 
 def processes_for(asked: int | None) -> int:
-    """Processes of a stage on this machine: as asked, else one for each visible GPU, else one."""
+    """Processes of a stage on this machine.
+
+    They are as many as the stage asks for, else one for each visible GPU, else one.
+    """
     return asked or max(gpus(), 1)
 
 
-@cache  # asked once a stage and once an attempt
+@cache
 def gpus() -> int:
+    """The number of NVIDIA GPUs that CUDA programs see on this machine."""
     if shutil.which("nvidia-smi") is None:
         return 0
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     if listed.returncode != 0:
         return 0
     there = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # nvidia-smi ignores it
+    # CUDA respects this variable, and nvidia-smi ignores it.
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None or there == 0:
         return there
-    # CUDA stops reading at the first name that is empty or -1.
+    # CUDA reads the list of devices until the first name that is empty or -1.
     names = takewhile(lambda name: name.strip() not in ("", "-1"), visible.split(","))
     return min(there, len(list(names)))
 

@@ -1,5 +1,6 @@
-"""The root's lock: an flock that trainers inherit, so a root is free only when no process works in
-it any more.
+"""The root's lock: an flock that trainers inherit.
+
+So a root is free only once no process works in it any more, not even a trainer whose runner died.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from pathlib import Path
 from modelchain.errors import WorkError
 
 LOCK = ".lock"
-SURVIVOR_SECONDS = 45.0  # torchrun gives its workers 30 s to checkpoint
-KILL_SECONDS = 15.0  # for killed processes to end
+# How long trainers of an earlier run may take to end, before they are killed. torchrun gives its
+# workers 30 s for a checkpoint.
+SURVIVOR_SECONDS = 45.0
+# How long killed processes may take to end.
+KILL_SECONDS = 15.0
 
 
 class RootLock:
-    """Held from `acquire` until this process and all trainers that it started have ended."""
+    """The lock of a root, from `acquire` until this process and all its trainers have ended."""
 
     def __init__(self, root: Path, handle: int):
         self.path, self.handle = root / LOCK, handle
@@ -30,11 +34,12 @@ class RootLock:
     def acquire(cls, root: Path, say: Callable[[str], None]) -> RootLock:
         """Take the lock of `root`.
 
-        Trainers that outlived their runner hold it, too. They are named, waited for, and in the end
-        killed.
+        Trainers that have outlived their runner still have the lock. `say` is told their pids. They
+        are killed if they do not end in time.
 
         Raises:
-            WorkError: another `modelchain run` works in this root.
+            WorkError: another `modelchain run` works in this root, or trainers of an earlier run
+                could not be ended.
         """
         handle = os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -52,8 +57,9 @@ class RootLock:
 
     @contextlib.contextmanager
     def as_stdin(self) -> Iterator[None]:
-        """Processes that are started in the block inherit the lock as their standard input, since
-        torchx closes all other handles.
+        """Make the lock's handle the standard input of processes that are started in this block.
+
+        So they inherit the lock: torchx closes all other handles.
         """
         try:
             saved = os.dup(0)
@@ -71,25 +77,26 @@ class RootLock:
 
 
 def _wait_for(handle: int, root: Path, say: Callable[[str], None]) -> None:
-    """Lock the file, after the trainers of an earlier run have ended or were killed."""
-    deadline, said = time.monotonic() + SURVIVOR_SECONDS, False
+    """Lock the file, once the trainers of an earlier run have ended or were killed."""
+    deadline, reported = time.monotonic() + SURVIVOR_SECONDS, False
     while not _locked(handle):
         pids = holders(root)
         _check_other_run(root, pids)
         names = ", ".join(map(str, pids)) or "unknown"
-        if not said:
+        if not reported:
             say(f"{root}: waiting for processes of an earlier run to end (pid {names})")
-            said = True
+            reported = True
         if time.monotonic() > deadline:
             _kill(pids)
         if time.monotonic() > deadline + KILL_SECONDS:
             raise WorkError(
-                f"{root} is still held by pid {names} of an earlier run, which could not be ended"
+                f"{root} is still in use by pid {names} of an earlier run, which could not be ended"
             )
         time.sleep(0.2)
 
 
 def _locked(handle: int) -> bool:
+    """Try to lock the file. False if another process has the lock."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -98,7 +105,7 @@ def _locked(handle: int) -> bool:
 
 
 def _check_other_run(root: Path, pids: list[int]) -> None:
-    """Raise WorkError if the process that noted itself in the lock file still holds it."""
+    """Raise WorkError if the runner that wrote its pid into the lock file still has the lock."""
     note = _note(root)
     if note.get("pid") in pids:
         raise WorkError(
@@ -113,7 +120,7 @@ def _kill(pids: list[int]) -> None:
 
 
 def holders(root: Path) -> list[int]:
-    """Other processes with the lock file open, found in /proc."""
+    """The pids of other processes that have the lock file open, from /proc."""
     try:
         lock = (root / LOCK).stat()
     except FileNotFoundError:
@@ -133,6 +140,7 @@ def holders(root: Path) -> list[int]:
 
 
 def _note(root: Path) -> dict[str, object]:
+    """What the last runner wrote into the lock file: its pid, and since when it runs."""
     try:
         note = json.loads((root / LOCK).read_text())
     except (OSError, ValueError):

@@ -1,6 +1,4 @@
-"""The root directory of a local run: the stored status, verified artifacts, and what attempts have
-written.
-"""
+"""The root of a local run: its stored status, verified artifacts, and the files of attempts."""
 
 from __future__ import annotations
 
@@ -32,19 +30,23 @@ from modelchain.errors import InputError, WorkError
 from modelchain.identity.digest import TRAINER_MATH
 from modelchain.io.files import read_artifact, write_atomic
 
+# The first part of the names of attempts' directories.
 OWNER = "local"
 
 R = TypeVar("R", bound=Record)
 
 
 class Root:
-    """`status.json` and the directories named by input digests. All stored paths are relative, so a
-    root can be copied.
+    """Reads and writes `status.json` and the directories that are named by input digests.
+
+    All stored paths are relative, so a root can be copied.
     """
 
     def __init__(self, path: Path, status_name: str = "status.json"):
         self.path = path
         self.status_file = path / status_name
+        # By input digest, what an artifact's files looked like when they were hashed, and the
+        # result.
         self._verified: dict[str, tuple[tuple[Any, ...], Artifact | Damage]] = {}
 
     def read_status(self, chain: str) -> ChainStatus:
@@ -66,8 +68,10 @@ class Root:
         return parse_status(stored, self.status_file)
 
     def _frozen_by_artifacts(self) -> list[StageStatus]:
-        """Without a status, the epochs that were allocated are read from the artifacts, as for a
-        re-created chain.
+        """The stages of a root without a status: with the epochs that their artifacts have.
+
+        So these epochs are not allocated anew. A chain that is created again on a cluster gets them
+        from its records in the same way.
         """
         found: dict[str, StageStatus] = {}
         manifests = self.path.glob(f"*/artifact/{MANIFEST}")
@@ -92,8 +96,9 @@ class Root:
         write_atomic(self.status_file, json.dumps(document, indent=1).encode())
 
     def artifact(self, digest: str) -> Artifact | Damage | None:
-        """The artifact of an input digest. Every byte is re-hashed at the first call and after a
-        change.
+        """The artifact of an input digest; None if there is none.
+
+        All its files are hashed at the first call, and again if one of them has changed.
         """
         directory = self.path / digest / "artifact"
         if not (directory / MANIFEST).is_file():
@@ -127,8 +132,9 @@ class Root:
         )
 
     def added_evaluations(self, digest: str) -> dict[str, dict[str, float]]:
-        """By evaluation key, metrics that were measured after the artifact was finished. They do
-        not change it.
+        """By evaluation key, metrics that were measured after the stage finished.
+
+        They are not part of the artifact.
         """
         with contextlib.suppress(OSError, ValueError):
             return dict(json.loads((self.path / digest / EVALUATIONS).read_bytes()))
@@ -150,14 +156,14 @@ class Root:
         return highest
 
     def results(self, digest: str) -> Results | None:
-        """`results.json` of a finished stage, for tables."""
+        """The `results.json` of a finished stage; None if it is missing or damaged."""
         return _read(Results, self.path / digest / "artifact" / RESULTS)
 
     def attempt_directory(self, attempt: AttemptStatus) -> Path:
         return self.path / attempt.input_digest / f"{OWNER}-a{attempt.number}"
 
     def started(self, attempt: AttemptStatus) -> bool:
-        """Whether a task was written, so that a process may have run."""
+        """Whether the attempt's task was written. Then a process may have run."""
         return (self.attempt_directory(attempt) / TASK).exists()
 
     def last_word(self, attempt: AttemptStatus) -> LastWord | None:
@@ -167,6 +173,7 @@ class Root:
         """The newest step record of an attempt's metrics.jsonl; None before the first."""
         path = self.attempt_directory(attempt) / METRICS
         try:
+            # The end of the file is enough, as a record is much shorter.
             with path.open("rb") as file:
                 file.seek(max(0, path.stat().st_size - 16_384))
                 lines = file.read().splitlines()
@@ -189,8 +196,9 @@ class Root:
         return max((_number(step, "step-") for step in ours), default=0)
 
     def known_inputs(self) -> dict[str, dict[str, Any]]:
-        """By input digest, the inputs of all work ever begun in this root, to name the field that
-        caused a miss.
+        """By input digest, the inputs of all attempts and artifacts in this root.
+
+        A comparison with them shows which input caused a miss.
         """
         known: dict[str, dict[str, Any]] = {}
         for path in self.path.glob(f"*/{OWNER}-a*/{TASK}"):
@@ -203,7 +211,7 @@ class Root:
 
 
 def _read(kind: type[R], path: Path) -> R | None:
-    """What was written to `path`; None if it is missing or damaged."""
+    """The record in the file `path`; None if the file is missing or damaged."""
     with contextlib.suppress(OSError, ValidationError):
         return kind.model_validate_json(path.read_bytes())
     return None
@@ -224,7 +232,7 @@ def _number(directory: Path, prefix: str) -> int:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The stored object. Raises WorkError, with what to do, if the file is damaged."""
+    """The stored object. Raises WorkError if the file cannot be read or is damaged."""
     try:
         stored = json.loads(path.read_bytes())
         if not isinstance(stored["metadata"]["name"], str):
@@ -239,6 +247,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def parse_status(stored: dict[str, Any], path: Path) -> ChainStatus:
+    """The status in the object that was read from `path`. Raises WorkError if it is damaged."""
     try:
         return ChainStatus.model_validate_json(json.dumps(stored.get("status", {})))
     except ValidationError as error:

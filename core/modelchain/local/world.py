@@ -1,5 +1,6 @@
-"""The local world that `decide` observes and acts on: a root directory and one process tree of a
-trainer.
+"""Fills `Observed` on a laptop, and executes the steps of `decide` there.
+
+A local run has a root directory, and at most one trainer with its processes.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class LocalWorld:
         self.chain, self.root, self.trainer = chain, root, trainer
         self.data, self.fingerprint = data, fingerprint
         self.inputs, self.numbers = root.known_inputs(), root.attempt_numbers()
-        self.retry = f"{time.time():.6f}"  # each run of the command renews the retry budgets once
+        # A new value for each run of the command, so that each renews the budgets once.
+        self.retry = f"{time.time():.6f}"
         self.interrupted = False
 
     def observe(self, status: ChainStatus) -> Observed:
@@ -69,7 +71,8 @@ class LocalWorld:
         )
 
     def evaluate_added(self, status: ChainStatus, say: Callable[[str], None]) -> bool:
-        """Run evaluations that were added to the spec on finished artifacts, without training.
+        """Run evaluations that were added to the spec after a stage finished. Nothing is trained.
+
         Returns whether there were any.
         """
         measured = False

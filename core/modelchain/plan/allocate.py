@@ -1,8 +1,8 @@
-"""Epochs for the stages that give none, from a target acceleration: the paper's rule 3 (section
-3.1.2), made exact by choices of ours.
+"""Allocates epochs to the stages that give none, from a target acceleration.
 
-The rule supposes that the first pair of stages was tried and lost nothing, and lowers the target
-otherwise. That is not tried here.
+This is rule 3 of the paper (section 3.1.2). Where the rule is not exact, the choices are ours. The
+rule also has the first pair of stages tried, and lowers the target if that loses accuracy. We do
+not try it.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from math import floor
 
 from modelchain.errors import InputError
 
-# Epochs of the last stage over those of the second: 15 / 24, of the paper's ViT chain on CC3M. Its
-# rule names no ratio, and its other chains have 12 / 24 and 15 / 21.
+# Epochs of the last stage over those of the second: 15 / 24, from the paper's ViT chain on CC3M.
+# The paper's rule names no ratio, and its other chains have 12 / 24 and 15 / 21.
 END_RATIO = Fraction(5, 8)
-REACHED = Fraction(99, 100)  # the part of the target ratio that whole epochs must reach
+# Whole epochs must reach this part of the target.
+REACHED = Fraction(99, 100)
 
-Epochs = dict[int, int]  # by the stage's place in the chain
+# By the stage's place in the chain.
+Epochs = dict[int, int]
 
 
-def allocate(
+def allocate(  # long: its contract takes half of it
     costs: Sequence[Fraction],
     individual: Fraction,
     fixed: Sequence[int | None],
@@ -32,24 +34,35 @@ def allocate(
 ) -> list[int]:
     """Whole epochs for every stage.
 
-    `costs`: MACs of one epoch of each stage in the chain. `individual`: MACs of training each model
-    alone, in the same unit. `fixed`: epochs that are given; None for the stages to allocate, of
-    which the first is none. The free stages lie on a line that falls from the second stage to 0.625
-    of it at the last and spends what `target` leaves; rounded, they reach 0.99 x target, never
-    increase along the chain, and stay within one epoch of the line (at least 1). Raises InputError
-    for a target that one epoch for every free stage misses, or that asks for more than
-    `baseline_epochs`.
+    The epochs of the free stages lie on a line. It falls from the second stage to the last, which
+    has 0.625 of the second's epochs, and together with the fixed epochs it reaches `target`
+    exactly. Rounded to whole epochs, at least 1, they reach 0.99 x target, never increase along the
+    chain, and stay within one epoch of the line.
+
+    Args:
+        costs: the MACs of one epoch of each stage in the chain.
+        individual: the MACs of training each model alone, in the same unit.
+        fixed: the epochs of each stage that are given; None for the free stages, whose epochs are
+            allocated. The first stage is never free.
+        target: how many times fewer MACs the chain shall take than `individual`.
+        baseline_epochs: the most epochs that a free stage may get.
+
+    Raises:
+        InputError: even one epoch for every free stage takes too many MACs for the target, or the
+            target is so low that a stage would get more than `baseline_epochs`.
     """
     free = [i for i, e in enumerate(fixed) if e is None]
     given = sum((e * c for e, c in zip(fixed, costs, strict=True) if e is not None), Fraction(0))
     fall = (1 - END_RATIO) / max(len(costs) - 2, 1)
     weight = {i: 1 - fall * (i - 1) for i in free}
+    # The MACs of all free stages for each epoch of the second stage.
     slope = sum(weight[i] * costs[i] for i in free)
     _check_target(
         target,
         smallest=individual / (given + baseline_epochs / weight[free[0]] * slope),
         largest=individual / (given + sum(costs[i] for i in free)),
     )
+    # The second stage's epochs for which the chain takes exactly individual / target MACs.
     second = (individual / target - given) / slope
     line = {i: second * weight[i] for i in free}
 
@@ -62,10 +75,14 @@ def allocate(
 
 
 def _whole(line: Mapping[int, Fraction], reaches: Callable[[Epochs], bool]) -> Epochs:
-    """The line rounded, and lowered until the target is reached."""
+    """The line's epochs rounded to whole ones, and lowered until the target is reached.
+
+    Lowering may do more than is needed, so epochs are then given back as far as the target allows.
+    """
     rounded = {i: max(1, floor(at + Fraction(1, 2))) for i, at in line.items()}
     epochs = dict(rounded)
-    while not reaches(epochs):  # take an epoch where rounding added most
+    while not reaches(epochs):
+        # Take an epoch from the stage where rounding has added most.
         above = [i for i in line if epochs[i] > line[i] and epochs[i] > 1]
         epochs[max(above, key=lambda i: (epochs[i] - line[i], i))] -= 1
 
@@ -101,6 +118,6 @@ def _check_target(target: Fraction, smallest: Fraction, largest: Fraction) -> No
 
 
 def _digits(ratio: Fraction, rounding: str) -> str:
-    """Four digits, rounded so that the ratio named is itself accepted."""
+    """Four digits of a limit, rounded to the side on which the printed ratio is accepted."""
     numbers = Decimal(ratio.numerator), Decimal(ratio.denominator)
     return f"{Context(prec=4, rounding=rounding).divide(*numbers):f}"

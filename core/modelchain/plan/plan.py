@@ -1,9 +1,9 @@
-"""What a chain will cost before it runs: epochs, samples, MACs, GPU hours and money, against
-training each model alone.
+"""The plan of a chain: what it will cost, compared with training each model alone.
 
-There are two conventions. `analytic` counts what the trainer will do (`modelchain.plan.macs`,
-samples in whole batches, the captions of the spec), as the ledger does. `paper` takes Table G's
-cells as printed and charges every sample.
+The costs are epochs, samples, MACs, GPU hours and money. There are two conventions to count MACs.
+`analytic` counts what the trainer will do, as the ledger does: with `modelchain.plan.macs`, in
+whole batches, with the spec's captions. `paper` takes the MACs that Table G prints, and counts
+every sample.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from modelchain.plan.pools import NodePool
 
 Convention = Literal["analytic", "paper"]
 
-# Milliseconds a sample on one A100: these three and Swin's A100_MS, fitted to the 21 different GPU
-# hours of the paper's Table 2 (ViT-B in the chain on CC3M as 56, which its sums need; 54 is
-# printed). Mean error on printed cells 3.76 %, largest 10.2 %.
+# Milliseconds for one sample on one A100. These three and Swin's A100_MS are fitted to the 21
+# different GPU hours of the paper's Table 2. For ViT-B in the chain on CC3M, 56 is used: the table
+# prints 54, but its sums need 56. Compared with the printed hours, the mean error is 3.76 %, and
+# the largest 10.2 %.
 A100_BASE, A100_PER_GMAC, A100_TEACHER = 1.301071, 0.02061039, 0.468171
 MS_PER_HOUR = 3_600_000
 
 
 class Amount(Record):
-    """MACs, hours of one GPU, and money as a decimal string in the pool's currency. None is
-    unknown.
-    """
+    """MACs, hours of one GPU, and money. What is None is not known."""
 
     macs: int
     gpu_hours: float | None
+    # A decimal, in the pool's currency.
     cost: str | None
 
 
@@ -51,14 +51,13 @@ class IndividualPlan(Record):
 
 
 class StagePlan(Record):
-    """One stage. `macs_per_sample` counts the student's training and, with distillation, the
-    teacher's forward pass.
-    """
+    """The plan of one stage."""
 
     name: str
     model: str
     epochs: int
     samples: int
+    # The MACs of the student's training and, with distillation, of the teacher's forward pass.
     macs_per_sample: int | float
     macs: int
     gpu_hours: float | None
@@ -67,13 +66,15 @@ class StagePlan(Record):
 
 
 class Plan(Record):
-    """`acceleration` is the MACs of training each model alone over those of the chain."""
+    """The plan of a chain."""
 
     chain: str
     convention: Convention
     stages: list[StagePlan]
+    # The sum over the stages, and the sum over the same models trained alone.
     total: Amount
     individual: Amount
+    # The MACs of training each model alone, divided by those of the chain.
     acceleration: float
 
     def to_json(self) -> str:
@@ -89,9 +90,16 @@ def plan(
 ) -> Plan:
     """The plan of a checked chain.
 
-    `frozen` holds, by stage, the epochs that it was launched with; they are used where the spec
-    gives none. Raises InputError when the convention has no numbers for a model or the target
-    acceleration cannot be met.
+    Args:
+        chain: the chain.
+        convention: how MACs are counted.
+        pools: the node pools that are known, by name.
+        frozen: by stage, the epochs that it was launched with. They are used where the spec gives
+            none.
+
+    Raises:
+        InputError: the convention has no numbers for a model, or the target acceleration cannot be
+            reached.
     """
     spec = chain.spec
     per_sample = _macs_per_sample(spec, convention)
@@ -115,11 +123,11 @@ def plan(
 
 @dataclass(frozen=True)
 class _PerSample:
-    """MACs of one sample: of the model trained alone, and of its stage in the chain, which has the
-    forward pass of a predecessor that distils into it.
-    """
+    """The MACs of training on one sample."""
 
+    # If the model is trained alone.
     alone: Fraction
+    # As a stage of the chain: with the forward pass of the teacher, if there is one.
     chained: Fraction
 
 
@@ -131,7 +139,7 @@ def _stage_plan(
     per_sample: _PerSample,
     pool: NodePool | None,
 ) -> StagePlan:
-    """The plan of one stage, with `samples` an epoch."""
+    """The plan of one stage, which has `samples` samples in each epoch."""
     stage, baseline = spec.stages[index], spec.recipe.baseline_epochs
     extra_ms = stage.config.vision_cfg.family.A100_MS
     individual = _amount(baseline * samples, per_sample.alone, pool, extra_ms)
@@ -153,8 +161,10 @@ def _stage_plan(
 def _epochs(
     spec: ChainSpec, per_sample: Sequence[_PerSample], frozen: Mapping[str, int]
 ) -> list[int]:
-    """Epochs of each stage: given in the spec, else frozen by an earlier launch, else
-    baselineEpochs for the first stage and allocated for the others.
+    """The epochs of each stage.
+
+    They are given in the spec, or else those of an earlier launch. If there are neither, the first
+    stage gets baselineEpochs, and the others are allocated.
     """
     baseline = spec.recipe.baseline_epochs
     fixed = [
@@ -169,7 +179,8 @@ def _epochs(
         raise InputError(
             messages.NO_EPOCHS.format(stage=missing), field="spec.allocation.targetAcceleration"
         )
-    # Samples an epoch are the same for all stages, so MACs a sample stand for MACs an epoch.
+    # All stages have the same samples in each epoch. So MACs for each sample do as well as MACs for
+    # each epoch.
     chained = [stage.chained for stage in per_sample]
     individual = baseline * sum((stage.alone for stage in per_sample), Fraction(0))
     return allocate(chained, individual, fixed, Fraction(text), baseline)
@@ -177,6 +188,7 @@ def _epochs(
 
 def _macs_per_sample(spec: ChainSpec, convention: Convention) -> list[_PerSample]:
     found = []
+    # The forward pass of the predecessor, if it is the teacher of the next stage.
     teacher = Fraction(0)
     for index, stage in enumerate(spec.stages):
         if convention == "paper":
@@ -189,14 +201,14 @@ def _macs_per_sample(spec: ChainSpec, convention: Convention) -> list[_PerSample
 
 
 def _counted(spec: ChainSpec, stage: Stage) -> tuple[Fraction, Fraction]:
-    """MACs to train on one sample, and of its forward pass, as the trainer spends them."""
+    """The MACs that the trainer spends to train on one sample, and those of the forward pass."""
     captions, batch = spec.data.train.captions_per_sample, spec.recipe.global_batch_size
     training = training_macs(stage.config, captions, batch)
     return training, Fraction(forward_macs(stage.config, captions))
 
 
 def _table_g(index: int, stage: Stage) -> tuple[Fraction, Fraction]:
-    """The same two numbers as Table G prints them."""
+    """The same two numbers, as Table G prints them. Raises InputError for an inline model."""
     if stage.model is None:
         raise InputError(
             f"stage {stage.name} has an inline model, which Table G does not list: use --convention"
@@ -226,8 +238,8 @@ def _amount(samples: int, per_sample: Fraction, pool: NodePool | None, extra_ms:
         hours = samples * ms / MS_PER_HOUR
         if pool.price is not None:
             cost = f"{Decimal(hours) * Decimal(pool.price.per_gpu_hour):.2f}"
-    # The product is whole: a sample's share of the update is a fraction of a batch, and samples
-    # come in whole batches; Table G's cells have two decimals.
+    # `int` cuts nothing off. With `analytic`, a sample's part of an update is a fraction of a
+    # batch, and samples come in whole batches. With `paper`, Table G's cells have two decimals.
     return Amount(macs=int(samples * per_sample), gpu_hours=hours, cost=cost)
 
 

@@ -1,7 +1,7 @@
-"""The operator's configuration file: node pools with their prices, defaults, settings. `modelchain
-plan --pools` reads it, too.
+"""The operator's configuration file: node pools with their prices, defaults, settings.
 
-A node pool holds what Kubernetes needs to run a pod and a chain should not have to know.
+A node pool has what Kubernetes needs to run a pod, so that a chain need not say it. `modelchain
+plan --pools` reads the file, too.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from pydantic_core import PydanticCustomError
 from modelchain.api.spec import ApiModel, DecimalString, LongText, Text
 from modelchain.errors import InputError
 
+# Labels, annotations and variables whose names begin so are the operator's own.
 OWN_PREFIX = "modelchain.dev/"
 OWN_ENV = "MODELCHAIN_"
 
 
 def _as_text(value: Any) -> Any:
-    """Accepts a number for a text, since people write `cpu: 96`."""
+    """A number as a text, since people write `cpu: 96`."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-# The pattern has to be innermost, else it is missing in the JSON schema and so in the chart's.
+# The pattern has to be innermost. Otherwise the JSON schema, and so the chart's, would lack it.
 _Quantity = Annotated[
     str, StringConstraints(pattern=r"^[0-9]{1,12}(\.[0-9]{1,3})?(m|Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$")
 ]
@@ -48,7 +49,7 @@ Image = Annotated[str, StringConstraints(pattern=r"^[^\s@]+@sha256:[0-9a-f]{64}$
 
 
 class Price(ApiModel):
-    """A price and its source. None is assumed: without one no money is shown."""
+    """A price and its source. Without a price no money is shown, as none is assumed."""
 
     per_gpu_hour: DecimalString
     currency: Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
@@ -78,8 +79,8 @@ class Toleration(ApiModel):
 
 
 class Topology(ApiModel):
-    """Kueue's topology-aware scheduling: the node label whose value all pods must share, or should
-    share.
+    """Kueue's topology-aware scheduling: the node label that all pods must have, or should have, in
+    common.
     """
 
     required: Qualified | None = None
@@ -93,7 +94,7 @@ class Topology(ApiModel):
 
 
 class NodePool(ApiModel):
-    """One kind of node, of which a trainer pod takes one. Requests equal limits.
+    """One kind of node. Each trainer pod takes one node, and its requests equal its limits.
 
     A CPU pool has `gpus_per_node` 0: no GPU is requested, and a node runs one process unless the
     stage says otherwise.
@@ -148,8 +149,9 @@ class NodePool(ApiModel):
         return self
 
     def processes(self, asked: int | None) -> int:
-        """Processes on one node: as the stage asks, else one for each GPU, else one. Raises
-        InputError for more than its GPUs.
+        """Processes on one node: as many as the stage asks for, else one for each GPU, else one.
+
+        Raises InputError if the stage asks for more processes than a node has GPUs.
         """
         if asked and self.gpus_per_node and asked > self.gpus_per_node:
             raise InputError(
@@ -168,24 +170,26 @@ class NodePool(ApiModel):
 
     @property
     def pod_tolerations(self) -> list[Toleration]:
+        """The pool's tolerations. By default a pod tolerates the taint of GPU nodes."""
         if self.tolerations is not None:
             return self.tolerations
         return [Toleration(key=self.gpu_resource, operator="Exists")] if self.gpus_per_node else []
 
 
-# The pools when no file is given. A new volume belongs to root, so fsGroup is the images' group.
+# The pools if no file is given. A new volume belongs to root. So fsGroup is the group of the
+# images' user, who could not write to it otherwise.
 DEFAULT_POOLS: Mapping[str, NodePool] = {
     **{
         name: NodePool.model_validate({"gpu": "A100", "gpusPerNode": 8, "fsGroup": 65532})
         for name in ("a100-40gb", "a100-80gb")
     },
-    # the quickstart's
+    # For the quickstart.
     "cpu": NodePool.model_validate({"gpu": "CPU", "gpusPerNode": 0, "fsGroup": 65532}),
 }
 
 
 class Defaults(ApiModel):
-    """Values for chains that give none."""
+    """What a chain gets if it names none of its own."""
 
     node_pool: Text | None = None
     image: Image | None = None
@@ -193,10 +197,11 @@ class Defaults(ApiModel):
 
 
 class PoolFile(ApiModel):
-    """The whole file. `namespaces` are those that the operator serves; empty for all."""
+    """The whole file."""
 
     node_pools: dict[Text, NodePool] = Field(default=dict(DEFAULT_POOLS), min_length=1)
     defaults: Defaults = Defaults()
+    # The namespaces that the operator serves; all if empty.
     namespaces: list[Namespace] = Field([], json_schema_extra={"uniqueItems": True})
     progress_seconds: int = Field(
         30, ge=5, le=3600, description="how often a running trainer is asked for its progress"

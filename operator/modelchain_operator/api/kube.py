@@ -1,9 +1,9 @@
-"""The one way to the API server: a thin port over `kubernetes.aio`, plain dicts in and out, every
-failure with a name.
+"""The one way to the API server: a thin layer over `kubernetes.aio`.
 
-GET and LIST name no resourceVersion, so they are quorum reads. Reads are repeated here for a few
-seconds; a write never
-is: whether it happened is for the caller to read again (`Ambiguous`).
+Objects are plain dicts, and every kind of failure has its own exception.
+
+GET and LIST name no resourceVersion, so they are quorum reads. A read that fails is repeated here
+for a few seconds. A write never is: after `Ambiguous` the caller reads whether it happened.
 """
 
 from __future__ import annotations
@@ -31,17 +31,24 @@ from modelchain.errors import InputError
 Object = dict[str, Any]
 
 TIMEOUT = aiohttp.ClientTimeout(total=30, sock_connect=5)
-CHUNK = 100  # objects in one page of a LIST
-CONNECTIONS = 40  # at most, more than all workers use; each holds a quarter of a MB for TLS
-READ_PATIENCE = 8.0  # seconds in which a failed read is tried again
-READ_BACKOFF = 0.2  # seconds before the second try; doubled each time
-REMEMBERED = 4096  # writes
-SAME_CLOCK = 10.0  # seconds: an answer's date is whole seconds, and may be read late
+# Objects in one page of a LIST.
+CHUNK = 100
+# The most open connections. All workers together use fewer, and each costs 250 KB for TLS.
+CONNECTIONS = 40
+# Seconds in which a failed read is tried again.
+READ_PATIENCE = 8.0
+# Seconds before the second try; doubled before each further one.
+READ_BACKOFF = 0.2
+# How many of our own writes are remembered, so as to recognise their watch events.
+REMEMBERED = 4096
+# Our clock and the API server's are taken for the same if they differ by no more seconds than this.
+# A smaller difference cannot be measured: an answer's date has whole seconds, and is read late.
+SAME_CLOCK = 10.0
 
 
 @dataclass(frozen=True)
 class Resource:
-    """A kind of object, as its URL names it; the core group is the empty string."""
+    """A kind of object, by the parts of its URL. The core group is the empty string."""
 
     group: str
     version: str
@@ -69,8 +76,9 @@ JOBS = Resource("batch", "v1", "jobs")
 
 
 class ApiError(Exception):
-    """A call that did not succeed. `reason` and `causes` are the API server's own words, empty
-    where it said none.
+    """A call that did not succeed.
+
+    `reason` and `causes` are those of the API server's answer, and empty without one.
     """
 
     def __init__(
@@ -90,27 +98,27 @@ class ApiError(Exception):
 
 
 class NotFound(ApiError):
-    """404: the object, its namespace or its kind is not there."""
+    """404: the object, its namespace or its kind does not exist."""
 
 
 class Conflict(ApiError):
-    """409: the resourceVersion or UID we hold is not the object's any more. Read again."""
+    """409: the object has another resourceVersion or UID than we sent. Read it again."""
 
 
 class AlreadyExists(ApiError):
-    """409 on create: an object of that name is there."""
+    """409 on create: an object of that name exists."""
 
 
 class Gone(ApiError):
-    """410: the server no longer has what a token or version stands for."""
+    """410: a continue token or a resourceVersion is too old for the server."""
 
 
 class Forbidden(ApiError):
-    """401 or 403: no right, no quota, or an admission plugin's no; the message quotes it."""
+    """401 or 403: a right or quota is missing, or an admission plugin refused; see the message."""
 
     @property
     def namespace_terminating(self) -> bool:
-        """The namespace is being deleted: nothing more is to be created in it."""
+        """Whether the call failed because the namespace is being deleted."""
         return "NamespaceTerminating" in self.causes or "being terminated" in str(self)
 
 
@@ -119,54 +127,59 @@ class Invalid(ApiError):
 
 
 class Throttled(ApiError):
-    """429: not done; come back after `retry_after` seconds."""
+    """429: the server did nothing. The call may be repeated after `retry_after` seconds."""
 
     retry_after: float
 
 
 class Unavailable(ApiError):
-    """No connection, or a read without an answer, or 5xx to a read. For a write: surely not
-    sent.
+    """No connection could be made, so a write was certainly not sent.
+
+    For a read also: the answer was lost, or was a 5xx.
     """
 
 
 class Ambiguous(Unavailable):
-    """A write that may or may not have happened: the answer was lost, or was a 5xx. Never repeat it
-    without a read.
+    """A write that may or may not have happened: its answer was lost, or was a 5xx.
+
+    Never repeat such a write without reading first whether it happened.
     """
 
 
 class Kube:
-    """The calls this operator makes. `calls` counts requests by verb, plural and status, which is 0
-    without an answer.
+    """The calls that this operator makes. Use `connect` to make a `Kube`.
 
-    Every call may raise any `ApiError`. Make one with `connect`.
+    Every call may raise any `ApiError`.
     """
 
     def __init__(self, api: Any):
         self.api = api
+        # Requests by verb, plural and status. The status is 0 if no answer came.
         self.calls: Counter[tuple[str, str, int]] = Counter()
-        self._behind = 0.0  # our clock, in seconds, as the answers' dates tell
-        # UIDs and resourceVersions.
+        # Seconds that our clock is behind the API server's, by the dates of its answers.
+        self._behind = 0.0
+        # The UID and resourceVersion that each of our last writes gave its object.
         self._written: OrderedDict[tuple[str, str], None] = OrderedDict()
         api.user_agent = f"modelchain-operator/{version('modelchain')}"
-        # aiohttp repeats a PUT or DELETE once when a kept connection dies, which would hide an
-        # `Ambiguous`
+        # By default aiohttp sends a PUT or DELETE again when a kept-alive connection breaks. The
+        # first one may have arrived, so that would hide an `Ambiguous`.
         api.rest_client.pool_manager._retry_connection = False
-        # without a proxy only ~/.netrc would be read, in a thread and for each request
+        # `trust_env` takes proxies from the environment. It also reads ~/.netrc for each request,
+        # in a thread, so it is off where no proxy is set.
         api.rest_client.pool_manager._trust_env = any(scheme != "no" for scheme in getproxies())
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Object:
-        """One object as etcd has it now."""
+        """One object, as it is in etcd now."""
         return await self._read("get", resource, resource.path(namespace, name))
 
     async def pages(
         self, resource: Resource, namespace: str | None = None, selector: str = "", fields: str = ""
     ) -> AsyncIterator[list[Object]]:
-        """All objects of a kind, of all namespaces when None, as of one moment, a page at a time.
+        """All objects of a kind, page by page, as they were at one moment.
 
-        The items carry `apiVersion` and `kind`, which the server leaves out. Raises `Gone` when a
-        page was asked for too long after the last.
+        Without a namespace, those of all namespaces. Each item gets its `apiVersion` and `kind`,
+        which the server leaves out in a list. Raises `Gone` if the caller takes too long between
+        two pages.
         """
         token = ""
         while True:
@@ -186,7 +199,7 @@ class Kube:
     async def list(
         self, resource: Resource, namespace: str | None = None, selector: str = "", fields: str = ""
     ) -> list[Object]:
-        """All `pages` together."""
+        """The objects of all pages. If a page comes too late, the list is begun again."""
         for _ in range(3):
             try:
                 return [
@@ -203,22 +216,26 @@ class Kube:
         return await self._write("create", "POST", resource, resource.path(_namespace(obj)), obj)
 
     async def replace(self, resource: Resource, obj: Object) -> Object:
-        """PUT of the whole object, which must hold the resourceVersion it was read with; else
-        `Conflict`.
+        """PUT of the whole object, with the resourceVersion that it was read with.
+
+        Raises `Conflict` if the object has changed since.
         """
         return await self._write("update", "PUT", resource, _own_path(resource, obj), obj)
 
     async def replace_status(self, resource: Resource, obj: Object) -> Object:
-        """PUT of the status alone, which must hold the resourceVersion it was read with; else
-        `Conflict`.
+        """PUT of the status alone, with the resourceVersion that the object was read with.
+
+        Raises `Conflict` if the object has changed since.
         """
         return await self._write(
             "update", "PUT", resource, _own_path(resource, obj) + "/status", obj
         )
 
     async def patch(self, resource: Resource, namespace: str, name: str, body: Object) -> Object:
-        """JSON merge patch. `metadata.uid` and `metadata.resourceVersion` in it are preconditions;
-        else `Conflict`.
+        """JSON merge patch.
+
+        A `metadata.uid` or `metadata.resourceVersion` in it is a precondition. Raises `Conflict` if
+        the object has another one.
         """
         return await self._write(
             "patch",
@@ -237,26 +254,29 @@ class Kube:
         uid: str,
         propagation: str = "Foreground",
     ) -> None:
-        """DELETE of the object with that UID; `Conflict` when another object has the name now."""
+        """DELETE of the object with this UID. Raises `Conflict` if another one has its name now."""
         options = {"preconditions": {"uid": uid}, "propagationPolicy": propagation}
         await self._write("delete", "DELETE", resource, resource.path(namespace, name), options)
 
     def now(self) -> float:
-        """Seconds since the epoch by the API server's clock, which dates all objects, if ours is
-        seconds off.
+        """Seconds since the epoch, by the API server's clock if ours differs by some seconds.
+
+        Ages are reckoned with it, since the API server dates all objects.
         """
         return time.time() + self._behind
 
     def _dated(self, answered: str | None) -> None:
+        """Compare our clock with the `Date` header of an answer."""
         try:
             apart = parsedate_to_datetime(answered or "").timestamp() - time.time()
         except ValueError:
-            return  # a proxy's answer without a date
+            return  # the answer of a proxy, which has no date
         self._behind = apart if abs(apart) > SAME_CLOCK else 0.0
 
     def wrote(self, obj: Object) -> bool:
-        """Whether `obj` is just as a write of ours left it: a watch event that shows it so is no
-        news.
+        """Whether `obj` is exactly as one of our own writes left it.
+
+        A watch event that shows such an object brings no news.
         """
         return _version(obj) in self._written
 
@@ -276,6 +296,7 @@ class Kube:
     async def _read(
         self, verb: str, resource: Resource, path: str, query: Mapping[str, str] | None = None
     ) -> Object:
+        """Send a read. While the server throttles or is away, repeat it for a few seconds."""
         deadline, pause = time.monotonic() + READ_PATIENCE, READ_BACKOFF
         while True:
             try:
@@ -298,6 +319,7 @@ class Kube:
         body: Object,
         content: str = "application/json",
     ) -> Object:
+        """Send a write, once, and remember the version of the object that it made."""
         answer = await self._send(verb, resource, method, path, {}, body, content)
         if verb != "delete":
             self._written[_version(answer)] = None
@@ -315,7 +337,7 @@ class Kube:
         body: Object | None = None,
         content: str = "",
     ) -> Object:
-        """The answer to one request. `verb` and `resource` are what it is counted as."""
+        """The answer to one request. It is counted under `verb` and `resource`."""
         status = 0
         try:
             status, retry_after, text = await self._request(method, path, query, body, content)
@@ -343,7 +365,8 @@ class Kube:
                 _request_timeout=TIMEOUT,
             )
             async with response:
-                self._dated(response.headers.get("Date"))  # before a large body has taken its time
+                # First, since a large body may take seconds to arrive.
+                self._dated(response.headers.get("Date"))
                 text = await response.read()
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise Unavailable(f"{method} {path}: {error}") from error
@@ -354,10 +377,10 @@ class Kube:
 
 @asynccontextmanager
 async def connect(kubeconfig: Path | None = None) -> AsyncIterator[Kube]:
-    """A `Kube` for the given kubeconfig, else the pod's service account, else $KUBECONFIG or
-    ~/.kube/config.
+    """A `Kube` for the given kubeconfig.
 
-    Raises InputError when none of them can be used.
+    Without one, the pod's service account is used, and outside a cluster $KUBECONFIG or
+    ~/.kube/config. Raises InputError if that cannot be used.
     """
     settings = client.Configuration()
     try:
@@ -378,8 +401,9 @@ def _namespace(obj: Object) -> str:
 
 
 def _version(obj: Object) -> tuple[str, str]:
-    """What names one state of one object: two kinds may be kept in two etcds, whose revisions are
-    not the same.
+    """What identifies one state of one object.
+
+    The resourceVersion alone would not: two kinds may be kept in two etcds that count apart.
     """
     meta = obj.get("metadata", {})
     return meta.get("uid", ""), meta.get("resourceVersion", "")
@@ -392,19 +416,19 @@ def _own_path(resource: Resource, obj: Object) -> str:
 
 
 def _lost(method: str) -> type[Unavailable]:
-    """What an answer that did not come, or cannot be read, means for a request of this method."""
+    """The exception for an answer that was lost or cannot be read: only a read may be repeated."""
     return Unavailable if method == "GET" else Ambiguous
 
 
 def _parsed(method: str, path: str, status: int, text: bytes) -> Object:
-    """The answer's JSON; of an error whose body is a proxy's page, that page as its message."""
+    """The answer's JSON. An error of a proxy is a page of text, which becomes the message."""
     try:
         return dict(json.loads(text))
     except ValueError:
-        said = text[:500].decode(errors="replace").strip().removeprefix(f"{status} ")
+        page = text[:500].decode(errors="replace").strip().removeprefix(f"{status} ")
     if status < 300:
-        raise _lost(method)(f"{method} {path}: the answer is not JSON: {said}")
-    return {"message": said}
+        raise _lost(method)(f"{method} {path}: the answer is not JSON: {page}")
+    return {"message": page}
 
 
 def _error(method: str, path: str, code: int, status: Object, retry_after: str | None) -> ApiError:
@@ -429,7 +453,7 @@ def _error(method: str, path: str, code: int, status: Object, retry_after: str |
         case _:
             kind = ApiError
     seconds = float(retry_after) if retry_after and retry_after.isdigit() else None
-    if kind is Throttled and seconds is None:
+    if kind is Throttled and seconds is None:  # `Retry-After` may also be a date, or be missing
         seconds = 1.0
     causes = ((status.get("details") or {}).get("causes")) or []
     return kind(

@@ -1,6 +1,4 @@
-"""Reading any object as the API server gives it: what it is called, its labels and conditions, the
-times in it.
-"""
+"""Reads what all objects of the API server have in common: name, labels, conditions, times."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ def uid(thing: Read) -> str:
 
 
 def label(thing: Read, key: str) -> str:
-    """Empty where there is none."""
+    """The label's value; empty if the object does not have the label."""
     return str((thing["metadata"].get("labels") or {}).get(key) or "")
 
 
@@ -30,28 +28,28 @@ def annotation(thing: Read, key: str) -> str | None:
 
 
 def is_deleting(thing: Read) -> bool:
-    """Its deletion was asked for; it is still there."""
+    """Whether somebody has deleted the object, which still exists until finalizers are done."""
     return "deletionTimestamp" in thing["metadata"]
 
 
 def condition(thing: Read, kind: str) -> Read | None:
-    """A condition that is there, whatever its status."""
+    """The condition of this type, whatever its status; None if the object has none."""
     conditions = (thing.get("status") or {}).get("conditions") or []
     return next((c for c in conditions if c["type"] == kind), None)
 
 
 def true_condition(thing: Read, kind: str) -> Read | None:
-    """A condition that is there and holds."""
+    """The condition of this type if its status is True, else None."""
     found = condition(thing, kind)
     return found if found is not None and found["status"] == "True" else None
 
 
 def is_true(thing: Read, kind: str) -> bool:
-    """Whether a condition holds for the spec as it is now."""
+    """Whether a condition is True for the present spec, and not for one before an edit."""
     seen = (thing.get("status") or {}).get("observedGeneration")
     return true_condition(thing, kind) is not None and seen == thing["metadata"].get("generation")
 
 
 def seconds(timestamp: str | None) -> float | None:
-    """RFC 3339 as seconds since the epoch."""
+    """An RFC 3339 timestamp in seconds since the epoch; None without a timestamp."""
     return datetime.fromisoformat(timestamp).timestamp() if timestamp else None

@@ -1,10 +1,13 @@
-"""What to look at when the API server refuses an object. Its answer says so in a sentence alone."""
+"""Which command to type when the API server refuses an object.
+
+The server gives the cause only in the sentence of its answer, so that is searched.
+"""
 
 from __future__ import annotations
 
 
 def next_command(message: str, namespace: str) -> str:
-    """The command that shows the quota, policy or limit; empty where the message names none."""
+    """The command that shows the quota, policy or limit; empty if the message names none."""
     if "exceeded quota" in message:
         return f"kubectl describe resourcequota -n {namespace}"
     if "PodSecurity" in message:

@@ -1,7 +1,7 @@
-"""The cluster's commands of `modelchain`, found by the entry points of pyproject.toml.
+"""The commands of `modelchain` for a cluster. pyproject.toml registers them as entry points.
 
-The Kubernetes client is imported by the command that needs it: it takes a second, and may not be
-installed.
+Each command imports the Kubernetes client itself: the import takes a second, which other commands
+should not have to wait, and the client may not be installed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from modelchain.cli.options import NEEDS_OPERATOR, Context, Kubeconfig, Name, Na
 from modelchain.errors import EXIT_DONE, EXIT_WORK_FAILED, InputError
 from modelchain.io.load import status_of
 
-PIPE = 160  # characters of a table's line where no terminal says how many
+# The width of a table, in characters, where no terminal tells its own.
+PIPE = 160
 
 if TYPE_CHECKING:
     from modelchain_operator.api.kube import Kube, Object
@@ -76,7 +77,7 @@ def get(
 
 
 async def _read(kube: Kube, space: str | None, name: str | None) -> list[Object]:
-    """One chain, or all of a namespace, or of all namespaces."""
+    """The chain `name`, or all chains of the namespace `space`, or of all namespaces if None."""
     from modelchain_operator.cli.session import get_chain, list_chains
 
     if name is not None:
@@ -86,7 +87,7 @@ async def _read(kube: Kube, space: str | None, name: str | None) -> list[Object]
 
 
 def _print(rows: list[Row], output: str, namespace: str | None) -> None:
-    """Rows once, as a table or as JSON. `namespace`: None for all."""
+    """Print rows as a table or as JSON. A `namespace` of None stands for all namespaces."""
     from modelchain_operator.cli.listing import table
 
     if output == "json":
@@ -127,7 +128,7 @@ def explain(
         typer.echo(json.dumps(reasons.document(seen, found), indent=1))
         return
     _console().print(explanation(found))
-    typer.echo(found.next)  # never folded: it is to be copied
+    typer.echo(found.next)  # not through the console, which would fold it: users copy it
 
 
 def suspend(
@@ -177,9 +178,10 @@ def retry(
     typer.echo(on_cluster(Place(namespace, kubeconfig, context), work))
 
 
-def _to_retry(chain: Object, look: str) -> str:
-    """The stage that a retry tries again. Raises InputError if there is none, with the command
-    `look` that says more.
+def _to_retry(chain: Object, explain: str) -> str:
+    """The name of the stage that a retry tries again.
+
+    Raises InputError if there is none. The error's message ends with the command `explain`.
     """
     name, status = chain["metadata"]["name"], status_of(chain)
     for stage in status.stages:
@@ -190,20 +192,22 @@ def _to_retry(chain: Object, look: str) -> str:
     if stalled is not None and stalled.status == "True":
         raise InputError(
             f"a retry does not help {name}: {stalled.reason} has to be corrected, and then it"
-            f" goes on by itself; look: {look}"
+            f" goes on by itself; look: {explain}"
         )
     raise InputError(
-        f"{name} has nothing to try again: no stage has failed or stalled; look: {look}"
+        f"{name} has nothing to try again: no stage has failed or stalled; look: {explain}"
     )
 
 
 def _retry_helps(stage: StageStatus) -> bool:
+    """Whether the stage stalls for a reason that a retry can end, such as a lost verification."""
     return stage.code is not None and stage.code.retry_helps
 
 
 def _set_suspend(
     name: str, namespace: str | None, kubeconfig: Path | None, context: str | None, value: bool
 ) -> None:
+    """Set spec.suspend to `value`, and print what happens now."""
     with _packages():
         from modelchain_operator.api.kube import CHAINS
         from modelchain_operator.cli.session import Place, get_chain, on_cluster
@@ -235,7 +239,7 @@ def _watch(name: str, namespace: str) -> str:
 
 
 def explanation(found: Explanation) -> RenderableType:
-    """All but the command: one paragraph, and what it rests on."""
+    """The state, the cause and the evidence. The caller prints the next command below."""
     from modelchain.io.units import age
 
     parts: list[RenderableType] = [Text(found.state, style="bold"), Text(found.cause)]
@@ -247,8 +251,9 @@ def explanation(found: Explanation) -> RenderableType:
 
 
 def _console(pipe: int = 4096) -> Console:
-    """A terminal of its own width; a pipe of `pipe` characters, by default so many that nothing is
-    folded.
+    """A console as wide as the terminal. In a pipe it has `pipe` characters a line.
+
+    By default these are so many that nothing is folded.
     """
     made = Console(highlight=False)
     return made if made.is_terminal else Console(width=pipe, highlight=False)
@@ -256,7 +261,10 @@ def _console(pipe: int = 4096) -> Console:
 
 @contextmanager
 def _shown(namespaces: bool) -> Iterator[Any]:
-    """Show rows again and again: a terminal is redrawn, a pipe gets a line for what changed."""
+    """A function that shows rows. It redraws a terminal, and prints to a pipe what has changed.
+
+    With `namespaces`, each row names its namespace.
+    """
     from rich.live import Live
 
     from modelchain_operator.cli.listing import Lines, table
@@ -271,7 +279,7 @@ def _shown(namespaces: bool) -> Iterator[Any]:
 
 @contextmanager
 def _packages() -> Iterator[None]:
-    """What is imported within comes with the operator's extra."""
+    """Within this context, a missing package ends in the advice to install the operator's extra."""
     try:
         yield
     except ModuleNotFoundError as error:

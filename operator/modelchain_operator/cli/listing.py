@@ -1,4 +1,4 @@
-"""What `modelchain get` prints: one line a chain, once or until all have finished."""
+"""What `modelchain get` prints: one line for each chain, once or until all have finished."""
 
 from __future__ import annotations
 
@@ -31,14 +31,13 @@ STYLES = {
     "Verifying": "cyan",
     "Suspended": "yellow",
 }
-LEAST_WHY = 40  # characters
+# If fewer characters are left for the column `why`, it is printed below the table.
+LEAST_WHY = 40
 BAD = ("Failed", "Stalled", "InvalidSpec")
 
 
 class Row(NamedTuple):
-    """One chain, ready to print. `progress` and what follows may be empty; `age` is what `kubectl`
-    prints.
-    """
+    """One chain, ready to print. All but the first two and `state` may be empty."""
 
     namespace: str
     name: str
@@ -47,6 +46,7 @@ class Row(NamedTuple):
     progress: str
     accuracy: str
     cost: str
+    # In the form in which `kubectl` prints ages.
     age: str
     why: str
 
@@ -68,7 +68,7 @@ def row(chain: Object, now: float) -> Row:
 
 
 def _why(chain: Object) -> str:
-    """Why it is not further, in one sentence; empty for one that is complete."""
+    """Why the chain has not got further, in one sentence; empty for a complete chain."""
     status = chain.get("status") or {}
     if not status.get("stages") and not status.get("conditions"):
         return "no operator has looked at it yet"
@@ -85,7 +85,10 @@ def _why(chain: Object) -> str:
 
 
 def _current(chain: Object) -> StageStatus | None:
-    """The stage that says most of a chain; None where another version wrote the status."""
+    """The stage that tells most of a chain.
+
+    None if an operator of another version wrote a status that this version cannot read.
+    """
     stages = (chain.get("status") or {}).get("stages") or []
     try:
         return current([StageStatus.model_validate_json(json.dumps(one)) for one in stages])
@@ -94,9 +97,9 @@ def _current(chain: Object) -> StageStatus | None:
 
 
 def table(rows: Sequence[Row], namespaces: bool, width: int) -> RenderableType:
-    """One line a chain, in `width` characters; columns in which nothing stands are left out.
+    """One line for each chain, in `width` characters. Empty columns are left out.
 
-    Where the end of `why` would be cut off short, all of it stands below instead.
+    If there is too little room for the column `why`, the reasons are printed below the table.
     """
     out = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     kept = [i for i, column in enumerate(COLUMNS) if any(r[i] for r in rows) and (i or namespaces)]
@@ -129,28 +132,28 @@ def _style(r: Row) -> str:
 
 
 class Lines:
-    """The same for a pipe: a line for each chain, and for each that has changed since the last
-    call.
-    """
+    """Prints chains for a pipe: a line for each chain, and later one for each that has changed."""
 
     def __init__(self, namespaces: bool) -> None:
         self._first = 0 if namespaces else 1
-        self._said: dict[tuple[str, str], Row] = {}
+        # By namespace and name, the row that was printed last, without its age.
+        self._printed: dict[tuple[str, str], Row] = {}
 
     def show(self, rows: Sequence[Row]) -> None:
         for r in rows:
             timeless = r._replace(age="")
-            if self._said.get((r.namespace, r.name)) != timeless:
-                self._said[r.namespace, r.name] = timeless
+            if self._printed.get((r.namespace, r.name)) != timeless:
+                self._printed[r.namespace, r.name] = timeless
                 print("  ".join(value or "-" for value in r[self._first :]), flush=True)
 
 
 async def follow(
     read: Callable[[], Awaitable[list[Object]]], show: Callable[[Sequence[Row]], None]
 ) -> list[Object]:
-    """Show the chains until all have finished; as they are then.
+    """Show the chains until all have finished. Returns them as they are then.
 
-    Raises what a read raises; but an API server that stops answering is asked again.
+    Errors of `read` are raised. But after the first read, an API server that does not answer is
+    asked again.
     """
     chains = await read()
     while True:

@@ -1,5 +1,6 @@
-"""A user's way to a cluster: kubeconfig, context and namespace as `kubectl` takes them; every
-failure is one line.
+"""A command's connection to a cluster.
+
+It takes kubeconfig, context and namespace as `kubectl` does. Every error is one line.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ from modelchain_operator.api.kube import (
 T = TypeVar("T")
 
 NAMESPACES = Resource("", "v1", "namespaces")
+# In a pod, this file has the pod's namespace.
 IN_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
 class Place(NamedTuple):
-    """Where a command looks; None for the kubeconfig's own answer."""
+    """The cluster and namespace of a command. What is None, the kubeconfig decides."""
 
     namespace: str | None = None
     kubeconfig: Path | None = None
@@ -43,10 +45,11 @@ class Place(NamedTuple):
 
 
 def on_cluster(place: Place, work: Callable[[Kube, str], Awaitable[T]]) -> T:
-    """What `work(kube, namespace)` returns.
+    """Connect to a cluster, and return what `work(kube, namespace)` returns.
 
-    Raises InputError for a place that is none, WorkError when the API server does not answer or
-    refuses.
+    Raises:
+        InputError: the place does not lead to an API server.
+        WorkError: the API server does not answer or refuses.
     """
     if place.namespace is not None:
         check_name(place.namespace, "namespace")
@@ -71,7 +74,9 @@ def on_cluster(place: Place, work: Callable[[Kube, str], Awaitable[T]]) -> T:
 def read_chain(
     name: str, namespace: str | None, kubeconfig: Path | None, context: str | None
 ) -> Object:
-    """The chain object; core's `status` finds this by the entry point `modelchain.cluster`."""
+    """The chain object. The command `status`, which is in core, finds this function by the entry
+    point `modelchain.cluster`.
+    """
 
     async def work(kube: Kube, space: str) -> Object:
         return await get_chain(kube, space, name)
@@ -80,8 +85,10 @@ def read_chain(
 
 
 async def get_chain(kube: Kube, namespace: str, name: str) -> Object:
-    """The chain as it is now. Raises InputError that says what is not there: the chain, its
-    namespace or its kind.
+    """The chain as it is now.
+
+    Raises InputError if it does not exist. The message says whether the chain, its namespace or its
+    kind is missing.
     """
     check_name(name, "ModelChain")
     try:
@@ -96,8 +103,9 @@ async def get_chain(kube: Kube, namespace: str, name: str) -> Object:
 
 
 async def list_chains(kube: Kube, namespace: str | None) -> list[Object]:
-    """All chains of a namespace, or of all when None. Raises InputError without the namespace or
-    the kind.
+    """All chains of a namespace, or of all namespaces if it is None.
+
+    Raises InputError if the namespace or the kind does not exist.
     """
     try:
         chains = await kube.list(CHAINS, namespace)
@@ -110,14 +118,17 @@ async def list_chains(kube: Kube, namespace: str | None) -> list[Object]:
             await kube.get(NAMESPACES, "", namespace)
         except NotFound as error:
             raise InputError(f"there is no namespace {namespace}") from error
-        except Forbidden:  # many users may not look; what they asked for is not there either way
+        except Forbidden:
+            # Many users may not read namespaces. There are no chains in either case.
             pass
     return chains
 
 
 def check_name(name: str, kind: str) -> None:
     if not NAME.fullmatch(name):
-        raise InputError(f"{name!r} is no name of a {kind}: lower-case letters, digits and '-'")
+        raise InputError(
+            f"{name!r} is not a valid name of a {kind}; use lower-case letters, digits and '-'"
+        )
 
 
 @asynccontextmanager
@@ -128,21 +139,18 @@ async def _connect(place: Place) -> AsyncIterator[tuple[Kube, str]]:
         api = client.ApiClient(settings)
     except (config.ConfigException, OSError, yaml.YAMLError) as error:
         raise InputError(f"no API server to talk to: {error}") from error
-    except (
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-    ) as error:  # what the client makes of any other file
+    # The client raises any of these if the file is something else than a kubeconfig.
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise InputError(
-            f"no API server to talk to: that is no kubeconfig ({error})", file=place.kubeconfig
+            f"no API server to talk to: the file is not a kubeconfig ({error})",
+            file=place.kubeconfig,
         ) from error
     async with api:
         yield Kube(api), namespace
 
 
 async def _configure(settings: client.Configuration, place: Place) -> str:
-    """Fill `settings`; the namespace that holds where none is given."""
+    """Fill `settings`, and return the namespace for commands that name none."""
     chosen = place.kubeconfig or place.context or os.environ.get("KUBECONFIG")
     if not chosen and "KUBERNETES_SERVICE_HOST" in os.environ:
         config.load_incluster_config(client_configuration=settings)

@@ -1,6 +1,4 @@
-"""For `explain`: what objects say of themselves and what events say of them, each with its age.
-Pure.
-"""
+"""The evidence that `explain` quotes: what objects and events say, each with its age. Pure."""
 
 from __future__ import annotations
 
@@ -15,13 +13,14 @@ from modelchain_operator.api.objects import condition, is_deleting, seconds, uid
 from modelchain_operator.explain.read import Situation
 from modelchain_operator.runners import pods as podread
 
-# Seconds without a renewal; four times a Lease's duration, for clocks that differ.
+# An operator counts as dead after so many seconds without a renewal of its Lease. That is four
+# times the Lease's duration, since the user's clock may differ from the operator's.
 DEAD_AFTER = 60.0
 
 
 @dataclass(frozen=True)
 class Line:
-    """One piece of evidence: an object's own words, and how old they are."""
+    """One piece of evidence: an object, what it says, and how old that is."""
 
     object: str
     message: str
@@ -30,12 +29,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Operator:
-    """An operator by its Lease. `silent`: seconds since it was renewed. `pod`: who holds it, empty
-    if given back.
-    """
+    """What a Lease tells of an operator."""
 
     namespace: str
+    # Seconds since the Lease was last renewed.
     silent: float
+    # The pod that holds the Lease; empty if the Lease was given back.
     pod: str
 
     @property
@@ -60,23 +59,25 @@ class Clues:
         return None if when is None else max(0.0, self.s.now - when)
 
     def operator(self) -> Operator | None:
-        """The one that was heard of last; None where no Lease can be read."""
+        """The operator whose Lease was renewed last; None if the user can read no Lease."""
         found = [self._operator(lease) for lease in self.s.leases]
         return min(found, key=lambda operator: operator.silent, default=None)
 
     def _operator(self, lease: Object) -> Operator:
         spec = lease.get("spec") or {}
+        # The holder is "<host>_<random>". In a cluster, the host's name is the pod's.
         holder = str(spec.get("holderIdentity") or "")
+        pod = holder.rpartition("_")[0] or holder
         silent = self.ago(spec.get("renewTime"))
-        return Operator(
-            lease["metadata"]["namespace"],
-            self.s.now if silent is None else silent,
-            holder.rpartition("_")[0]
-            or holder,  # "<host>_<random>": in a cluster the host is the pod
-        )
+        if silent is None:  # never renewed
+            silent = self.s.now
+        return Operator(lease["metadata"]["namespace"], silent, pod)
 
     def changed(self) -> float:
-        """Seconds since the chain was created, or edited: its status is written apart."""
+        """Seconds since the spec was last edited, or the chain created.
+
+        `managedFields` has the time of each writer's last change; those of the status do not count.
+        """
         meta = self.s.chain["metadata"]
         edits = [
             e["time"]
@@ -86,7 +87,7 @@ class Clues:
         return self.ago(max([meta["creationTimestamp"], *edits])) or 0.0
 
     def conditions(self, *kinds: str) -> list[Line]:
-        """Of the chain, those that are there."""
+        """The chain's conditions of these types, as far as it has them."""
         status, what = self.s.status, f"modelchain/{self.s.chain['metadata']['name']}"
         found = [c for kind in kinds if (c := status.condition(kind)) is not None]
         return [
@@ -95,7 +96,7 @@ class Clues:
         ]
 
     def failures(self, stage: StageStatus) -> list[Line]:
-        """The newest attempts that failed, the last first."""
+        """The last failed attempts of a stage, at most four, the newest first."""
         ended = [a for a in reversed(stage.attempts) if a.failure is not None]
         return [
             Line(f"attempt {a.name}", f"{a.failure}: {a.message}", self.ago(a.finished_at))
@@ -103,6 +104,7 @@ class Clues:
         ]
 
     def results(self, stage: StageStatus) -> Line:
+        """What a finished stage has reached and spent."""
         parts = [f"{name} {value} %" for name, value in stage.results.items() if "/" not in name]
         parts += [gpu_time(stage.gpu_seconds)] if stage.gpu_seconds else []
         parts += [f"cost {stage.cost}"] if stage.cost else []
@@ -110,9 +112,7 @@ class Clues:
         return Line(f"stage {stage.name}", ", ".join(parts) or str(stage.state), self.ago(ended))
 
     def other_math(self, stage: StageStatus) -> Line | None:
-        """That a finished stage was trained by other arithmetic than a trainer of this version
-        would use.
-        """
+        """Says so if a finished stage was trained with other arithmetic than this version's."""
         number = stage.artifact.trainer_math if stage.artifact else None
         if number in (None, TRAINER_MATH):
             return None
@@ -123,22 +123,20 @@ class Clues:
         return Line(f"stage {stage.name}", text)
 
     def warnings(self, *things: Object | None) -> list[Line]:
-        """The newest events that warn of these objects, the newest first."""
+        """The last Warning events of these objects, the newest first."""
         uids = {uid(thing) for thing in things if thing is not None}
-        said = [
+        warned = [
             e
             for e in self.s.events
             if e.get("type") == "Warning" and e["involvedObject"].get("uid") in uids
         ]
-        lines = [Line(_of(e), one_line(e.get("message")), self.ago(_when(e))) for e in said]
+        lines = [Line(_of(e), one_line(e.get("message")), self.ago(_when(e))) for e in warned]
         return sorted(lines, key=lambda line: line.age_seconds or 0.0)[:3]
 
     def pod(self, pod: Object) -> Line:
         """What a pod does, or what it waits for."""
-        scheduled, waiting = (
-            condition(pod, "PodScheduled") or {},
-            podread.state(pod, "waiting") or {},
-        )
+        scheduled = condition(pod, "PodScheduled") or {}
+        waiting = podread.state(pod, "waiting") or {}
         if is_deleting(pod):
             text = "is ending"
         elif podread.is_running(pod):
@@ -150,6 +148,7 @@ class Clues:
         return self.thing("pod", pod, text or f"is {phase(pod)}")
 
     def thing(self, kind: str, thing: Object, text: str) -> Line:
+        """A line about an object, with the object's own age."""
         meta = thing["metadata"]
         return Line(
             f"{kind}/{meta['name']}", one_line(text), self.ago(meta.get("creationTimestamp"))
@@ -168,19 +167,19 @@ def no_operator(found: Operator | None) -> str:
 
 
 def gpu_time(seconds: float) -> str:
-    """In hours, or in seconds where those would be rounded away."""
+    """GPU time in hours, or in seconds if it is less than a tenth of an hour."""
     return f"{seconds / 3600:.1f} GPU hours" if seconds >= 360 else f"{seconds:.0f} GPU seconds"
 
 
 def phase(thing: Object) -> str:
+    """The phase of a pod or claim. A claim without a status counts as bound."""
     return str((thing.get("status") or {}).get("phase", "Bound"))
 
 
 def one_line(text: Any) -> str:
     line = " ".join(str(text or "").split())
-    return line.replace(
-        "not found. not found", "not found"
-    )  # a scheduler's words where a claim is missing
+    # Where a claim is missing, the scheduler writes "not found" twice.
+    return line.replace("not found. not found", "not found")
 
 
 def _of(event: Object) -> str:

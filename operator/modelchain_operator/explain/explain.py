@@ -1,7 +1,7 @@
-"""Why a chain is not running, or what it does: the state in a sentence, the cause in a sentence,
-what to type next.
+"""Explains why a chain does not run, or what it does.
 
-Pure. The questions below are asked in turn; the first that has an answer gives it.
+An explanation is one sentence on the state, one on the cause, and the command to type next. The
+questions in `explain` are asked in turn, and the first that has an answer gives it. Pure.
 """
 
 from __future__ import annotations
@@ -34,11 +34,16 @@ from modelchain_operator.runners.port import Runner
 from modelchain_operator.runners.registry import RUNNERS, runner_for
 from modelchain_operator.runners.template import CHAIN, ROLE, attempt_of
 
-SOON = 60.0  # seconds in which an operator that works has looked at a change
-UNSEEN = 30.0  # seconds; an operator that works has seen a change by then
-SLOW = 600.0  # seconds without a step that are worth saying
+# After an edit, in seconds: how long a live operator may take to make a pass, before we say that it
+# does not come to this chain.
+SOON = 60.0
+# And how long we wait before we say that no operator runs, if no Lease shows one.
+UNSEEN = 30.0
+# A pause between two steps that is longer than this is reported.
+SLOW = 600.0
+# The most lines of evidence.
 MOST_LINES = 8
-# What pods wait for that have not started.
+# What pods wait for, by the reason why they have not started.
 WAITS_FOR = {
     Code.UNSCHEDULABLE: "for a node",
     Code.SCHEDULING_GATED: "behind a scheduling gate",
@@ -50,20 +55,22 @@ WAITS_FOR = {
 
 @dataclass(frozen=True)
 class Explanation:
-    """`reason` is a code for scripts; `state` and `cause` are a sentence each, `next` a
-    command.
-    """
+    """What is shown to the user."""
 
+    # A code, for scripts.
     reason: str
+    # A sentence each.
     state: str
     cause: str
+    # The command to type next.
     next: str
     evidence: tuple[Line, ...] = ()
 
 
 def explain(situation: Situation) -> Explanation:
-    """The first answer there is."""
+    """The first question's answer that applies, with its evidence."""
     case = _Case(situation)
+    # The order matters: a question may assume that all before it had no answer.
     questions = (
         case.deleting,
         case.unseen,
@@ -97,7 +104,7 @@ def explain(situation: Situation) -> Explanation:
 
 
 def document(situation: Situation, found: Explanation) -> dict[str, Any]:
-    """As JSON."""
+    """The explanation as the JSON document of `explain -o json`."""
     meta = situation.chain["metadata"]
     lines = [
         {"object": e.object, "message": e.message, "ageSeconds": e.age_seconds}
@@ -137,7 +144,7 @@ class _Case:
         self.live = [pod for pod in s.pods if podread.is_live(pod)]
 
     def _runner(self) -> Runner:
-        """The attempt's; else the one of the next launch, if the chain names one."""
+        """The runner of the open attempt; without one, that of the next launch."""
         if self.attempt is not None:
             return runner_for(self.attempt.runner)
         kind: str = (self.s.chain["spec"].get("runner") or {}).get("kind") or ""
@@ -146,13 +153,15 @@ class _Case:
     def _is_job_of(self, job: Object, attempt: str) -> bool:
         return objects.name(job) == attempt and job["kind"] == self.runner.kind
 
-    # The questions, in the order in which they are asked.
+    # -- the questions, in the order in which they are asked ---------------------------------------
 
     def deleting(self) -> Explanation | None:
         if not is_deleting(self.s.chain):
             return None
-        held = ", ".join(self.meta.get("finalizers") or [])
-        cause = f"it is held by {held}" if held else "what it made goes with it; artifacts stay"
+        finalizers = ", ".join(self.meta.get("finalizers") or [])
+        cause = "its jobs and pods are deleted with it; artifacts stay"
+        if finalizers:
+            cause = f"it still has the finalizers {finalizers}"
         if self.live:
             cause = f"its pods are still ending ({len(self.live)}); artifacts stay"
         then = self._kubectl("get pods", f"-l {CHAIN}={self.name}")
@@ -165,7 +174,7 @@ class _Case:
         )
 
     def unseen(self) -> Explanation | None:
-        """The status is not of the spec as it is now."""
+        """The chain was created or edited, and no operator has written its status since."""
         if self.status.observed_generation >= self.meta.get("generation", 0):
             return None
         change = "changed" if self.status.stages else "created"
@@ -174,14 +183,15 @@ class _Case:
         if operator is None or not operator.live:
             if since >= UNSEEN:
                 return self._no_operator(state, operator)
+            # No operator shows itself, but an operator without a Lease may come yet.
             cause = f"an operator that works will come to it; the change is {age(since)} old"
             return self._say(Code.NOT_SEEN_YET, state, cause, self._follow())
         if since < SOON:
             cause = f"an operator is at work and will come to it; the change is {age(since)} old"
             return self._say(Code.NOT_SEEN_YET, state, cause, self._follow(), [operator.line])
         cause = (
-            f"an operator is alive, and has not looked for {age(since)}: it serves other"
-            " namespaces, or failed at it"
+            f"an operator is alive, and has not made a pass over this chain for {age(since)}: it"
+            " serves other namespaces, or its passes fail"
         )
         then = f"kubectl logs {shlex.quote(operator.pod)} -n {operator.namespace} --tail=50"
         return self._say(Code.NOT_SEEN, state, cause, then, [operator.line])
@@ -220,6 +230,7 @@ class _Case:
         return self._say(code, state, cause, self._command(code), self.clues.failures(stage))
 
     def suspended(self) -> Explanation | None:
+        """The chain is suspended. If it is stalled as well, that comes first: see `stalled`."""
         if not self.s.chain["spec"].get("suspend") or self.status.is_true("Stalled"):
             return None
         if stopping := [pod for pod in self.training if podread.is_live(pod)]:
@@ -243,14 +254,17 @@ class _Case:
         )
 
     def stalled(self) -> Explanation | None:
-        """The stage's own reason; a spec that is refused as a whole is in the condition alone."""
+        """A person has to act.
+
+        The stage has the reason. If the whole spec was refused, only the condition has it.
+        """
         stalled = self.status.condition("Stalled")
         if stalled is None or stalled.status != "True":
             return None
         code, cause, then = stalled.reason, stalled.message, ""
         if self.stage is not None and self.stage.stalled:
             code, cause = self.stage.reason_code or code, self.stage.message
-            then = self.stage.next
+            then = self.stage.next  # empty in a status that an older version wrote
         then = then or self._command(known(code))
         lines = [*self.clues.conditions("Stalled"), *self.clues.warnings(self.job, *self.pods)]
         state = f"{self.subject} is stalled: a person has to act"
@@ -292,13 +306,14 @@ class _Case:
     def _as_the_status_says(
         self, code: Code, doing: str, lines: Sequence[Line] = ()
     ) -> Explanation | None:
-        """If the stage is there for this reason: what the operator has written of it."""
+        """What the operator wrote in the status, if the stage is in its state for this reason."""
         if self.stage is None or self.stage.code is not code:
             return None
         then = self.stage.next or self._command(code)
         return self._say(code, f"{self.subject} {doing}", self.stage.message, then, lines)
 
     def queued(self) -> Explanation | None:
+        """The job waits in a queue of Kueue."""
         job = self.runner.state(self.job) if self.job is not None else None
         if self.job is None or job is None or self.s.queue is None or job.queue is None:
             return None
@@ -318,6 +333,7 @@ class _Case:
         )
 
     def without_pods(self) -> Explanation | None:
+        """The job may run and has no pods: they are refused, or its controller made none."""
         if self.job is None or self.pods or self.runner.state(self.job).suspended:
             return None
         state, name = f"{self.subject} was launched and has no pods", self.job["metadata"]["name"]
@@ -332,12 +348,13 @@ class _Case:
         return self._say(Code.NO_PODS, state, cause, self.runner.controller_pods, [line])
 
     def waiting(self) -> Explanation | None:
-        """Pods that do not start: their claims first, of which a pod says little."""
+        """Pods do not start. Their claims are checked first, since pods say little about them."""
         if not (waiting := self._not_started()):
             return None
         if claim := self._claim_not_bound(waiting):
             return claim
         warned = self.clues.warnings(*waiting)
+        # The operator's own reading of the pods, so that both say the same.
         gang = podread.Gang(self._nodes(), self.runner.node_rank)
         reason, _ = podread.why_waiting(self.pods, gang)
         if reason is None or reason.code not in WAITS_FOR:
@@ -356,14 +373,16 @@ class _Case:
         ]
 
     def _claim_not_bound(self, waiting: list[Object]) -> Explanation | None:
-        said = " ".join(
+        """A claim is missing or not bound, and that is why the pods wait."""
+        scheduler = " ".join(
             str((condition(pod, "PodScheduled") or {}).get("message")) for pod in waiting
         )
         for name, claim in self.s.claims.items():
             now = "missing" if claim is None else phase(claim)
             warned = self.clues.warnings(claim)
-            # A claim that waits for its first pod is Pending, too, and not the cause.
-            suspect = warned or claim is None or "PersistentVolumeClaim" in said
+            # With a storage class that waits for the first pod, a claim is Pending while all is
+            # well. So there must be a sign that the claim is the cause.
+            suspect = warned or claim is None or "PersistentVolumeClaim" in scheduler
             if now == "Bound" or not suspect:
                 continue
             lines = [Line(f"persistentvolumeclaim/{name}", f"is {now}"), *warned]
@@ -379,34 +398,23 @@ class _Case:
         if self.stage is None or self.attempt is None or self.stage.state is not State.VERIFYING:
             return None
         state = f"{self.subject} has trained and is being verified"
-        jobs = [
-            job
-            for job in self.s.verifies
-            if job["metadata"]["name"] == f"{self.attempt.name}-verify"
-        ]
+        verify = f"{self.attempt.name}-verify"
+        jobs = [job for job in self.s.verifies if objects.name(job) == verify]
         pods = [pod for pod in self.live if pod not in self.training]
-        lines = [
-            *(self.clues.thing("job", job, "re-hashes the artifact") for job in jobs),
-            *map(self.clues.pod, pods),
-        ]
+        lines = [self.clues.thing("job", job, "re-hashes the artifact") for job in jobs]
+        lines += map(self.clues.pod, pods)
         return self._say(Code.VERIFIES, state, self.stage.message, self._follow(), lines)
 
     def running(self) -> Explanation | None:
-        first = next(
-            (
-                pod
-                for pod in self.pods
-                if podread.is_running(pod) and self.runner.node_rank(pod) == 0
-            ),
-            None,
-        )
-        if first is None or self.stage is None or self.attempt is None:
+        running = filter(podread.is_running, self.pods)
+        rank_0 = next((pod for pod in running if self.runner.node_rank(pod) == 0), None)
+        if rank_0 is None or self.stage is None or self.attempt is None:
             return None
         at, stepped = self.stage.progress, self.attempt.stepped_at
         cause = "it has not taken its first step yet"
         if at is not None:
             cause = f"it is at step {at.step} of {at.steps} ({100 * at.step // at.steps}%)"
-            if at.samples_per_second:  # not before it has taken a step
+            if at.samples_per_second:  # 0 until the attempt has taken a step
                 left = timedelta(seconds=round(at.eta_seconds))
                 cause += f", {left} left at {at.samples_per_second:.0f} samples/s"
         if stepped is not None and self.s.now - stepped > SLOW:
@@ -415,43 +423,32 @@ class _Case:
                 f"it has taken no step for {age(self.s.now - stepped)}; after {limit} s it is ended"
                 " and tried again"
             )
-        state = (
-            f"{self.subject} has run for"
-            f" {age(self.s.now - (podread.started_at(first) or self.s.now))}"
-        )
-        then = self._kubectl("logs -f", objects.name(first))
+        ran = self.s.now - (podread.started_at(rank_0) or self.s.now)
+        state = f"{self.subject} has run for {age(ran)}"
+        then = self._kubectl("logs -f", objects.name(rank_0))
         return self._say(Code.RUNNING, state, cause, then, map(self.clues.pod, self.pods[:4]))
 
     def other(self) -> Explanation:
-        cause = (
-            self.stage.message
-            if self.stage and self.stage.message
-            else "the operator is about to act"
-        )
+        """No question has an answer: the state between two steps."""
+        message = self.stage.message if self.stage else ""
+        cause = message or "the operator is about to act"
         lines = [*self.clues.conditions("Reconciling", "Ready"), *map(self.clues.pod, self.live)]
-        return self._say(
-            Code.IN_PROGRESS, f"{self.subject} is {self._word()}", cause, self._follow(), lines
-        )
+        state = f"{self.subject} is {self._state_word()}"
+        return self._say(Code.IN_PROGRESS, state, cause, self._follow(), lines)
 
     def silence(self, found: Explanation) -> list[Line]:
-        """A Lease that no operator renews, unless that is said. It proves nothing: an operator may
-        work without one.
+        """A line on a Lease that no operator renews, unless the explanation is about that already.
+
+        It is only a hint: an operator may work without a Lease.
         """
         operator = self.clues.operator()
-        if (
-            operator is None
-            or operator.live
-            or found.reason in (Code.NO_OPERATOR, Code.NOT_SEEN_YET)
-        ):
+        reported = found.reason in (Code.NO_OPERATOR, Code.NOT_SEEN_YET)
+        if operator is None or operator.live or reported:
             return []
-        return [
-            replace(
-                operator.line,
-                message=f"{operator.line.message}; if no operator runs, nothing goes on",
-            )
-        ]
+        message = f"{operator.line.message}; if no operator runs, nothing goes on"
+        return [replace(operator.line, message=message)]
 
-    # Words.
+    # -- words and commands ------------------------------------------------------------------------
 
     def _say(
         self, code: str, state: str, cause: str, then: str, lines: Iterable[Line] = ()
@@ -460,7 +457,11 @@ class _Case:
         return Explanation(code, _sentence(state), _sentence(cause), then, tuple(unique.values()))
 
     def _command(self, code: Code | None) -> str:
-        """The next command of a code, for this chain; a newer operator's code is not known here."""
+        """A code's next command, filled in for this chain.
+
+        It is `describe` for a code of a newer operator, which is not known here, and for a command
+        that needs the reason's subject, which the status does not hold.
+        """
         command = DESCRIBE if code is None or "{subject}" in code.command else code.command
         return filled(command or DESCRIBE, self.name, self.namespace)
 
@@ -470,10 +471,11 @@ class _Case:
             Code.NO_OPERATOR, state, no_operator(found), then, [found.line] if found else []
         )
 
-    def _word(self) -> str:
+    def _state_word(self) -> str:
         return str(self.stage.state).lower() if self.stage else "unfinished"
 
     def _here(self) -> str:
+        """The chain's name and namespace, as the commands take them."""
         return f"{self.name} -n {self.namespace}"
 
     def _follow(self) -> str:
@@ -493,6 +495,6 @@ class _Case:
 
 
 def _sentence(text: str) -> str:
-    """With a full stop, and a capital where it does not begin with a name."""
+    """The text as a sentence: with a full stop, and a capital unless it begins with a name."""
     line = one_line(text).rstrip(".")
     return f"{line[:1].upper()}{line[1:]}." if line.partition(" ")[0].isalpha() else f"{line}."

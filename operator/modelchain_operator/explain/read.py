@@ -1,5 +1,6 @@
-"""All that `explain` needs, read with the user's own rights. What they may not read is said, and
-done without.
+"""Reads all that `explain` needs, with the user's own rights.
+
+`explain` does without the kinds that the user may not read, and names them.
 """
 
 from __future__ import annotations
@@ -35,22 +36,24 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Situation:
-    """One chain and what is around it. `now`: seconds since the epoch.
-
-    `jobs`: its jobs, of every kind of runner. `verifies`: its verify Jobs. `claims`: by name, None
-    for one that is not there. `events`: of its namespace. `leases`: of operators, in all namespaces
-    that may be read. `unreadable`: kinds the user may not read.
-    """
+    """One chain, and the objects that it depends on."""
 
     chain: Object
+    # Seconds since the epoch.
     now: float
+    # The chain's jobs, of every kind of runner.
     jobs: Sequence[Object] = ()
     pods: Sequence[Object] = ()
+    # The chain's verify Jobs.
     verifies: Sequence[Object] = ()
+    # By name; None for a claim that does not exist.
     claims: Mapping[str, Object | None] = field(default_factory=dict)
+    # All events of the chain's namespace.
     events: Sequence[Object] = ()
+    # The Leases of operators, in all namespaces that the user may read.
     leases: Sequence[Object] = ()
     queue: KueueQueue | None = None
+    # The kinds that the user may not read.
     unreadable: tuple[str, ...] = ()
 
     @property
@@ -59,7 +62,7 @@ class Situation:
 
 
 async def read(kube: Kube, chain: Object) -> Situation:
-    """Read around a chain. Raises any `ApiError` but `Forbidden`."""
+    """Read what a chain depends on. Raises any `ApiError` but `Forbidden`."""
     reader = _Reader(kube, chain["metadata"]["namespace"])
     selector = f"{CHAIN_UID}={chain['metadata']['uid']}"
     jobs, pods, verifies, events, leases = await asyncio.gather(
@@ -87,14 +90,15 @@ async def read(kube: Kube, chain: Object) -> Situation:
 
 
 class _Reader:
-    HIDDEN: Object = {"metadata": {}}  # stands for what is there, maybe, and may not be read
+    # Stands for an object that the user may not read, so that it may or may not exist.
+    HIDDEN: Object = {"metadata": {}}
 
     def __init__(self, kube: Kube, namespace: str):
         self.kube, self.namespace = kube, namespace
         self.forbidden: set[str] = set()
 
     async def list_all(self, resource: Resource, selector: str = "") -> list[Object]:
-        """Empty where the kind is not installed."""
+        """All objects of a kind in the namespace; none if the kind is not installed."""
         try:
             return await self._allowed(
                 resource, self.kube.list(resource, self.namespace, selector), []
@@ -103,7 +107,7 @@ class _Reader:
             return []
 
     async def jobs(self, selector: str) -> list[Object]:
-        """Of every kind of runner."""
+        """The jobs of every kind of runner."""
         return [
             job
             for runner in RUNNERS.values()
@@ -119,7 +123,10 @@ class _Reader:
             return None
 
     async def leases(self) -> list[Object]:
-        """Of operators anywhere; else of one in the chain's own namespace."""
+        """The Leases of operators in all namespaces.
+
+        If the user may not list those, only one in the chain's own namespace is found.
+        """
         fields = f"metadata.name={LEASE}"
         try:
             return await self.kube.list(LEASES, None, fields=fields)
@@ -136,6 +143,7 @@ class _Reader:
         return KueueQueue(name)
 
     async def _allowed(self, resource: Resource, reading: Awaitable[T], otherwise: T) -> T:
+        """The result of a read. If it is forbidden: `otherwise`, and the kind is noted."""
         try:
             return await reading
         except Forbidden:
@@ -144,7 +152,7 @@ class _Reader:
 
 
 def _claims(chain: Object) -> list[str]:
-    """Of its data and its artifacts."""
+    """The names of the chain's claims, for data and for artifacts."""
     spec: dict[str, Any] = chain["spec"]
     storage = spec.get("storage") or {}
     data = ((spec.get("data") or {}).get("volume") or {}).get("claimName")
@@ -153,6 +161,6 @@ def _claims(chain: Object) -> list[str]:
 
 
 def _queue_name(chain: Object, jobs: Sequence[Object]) -> str | None:
-    """As its jobs were labelled, else as the chain asks."""
+    """The queue in which the newest job was put, else the one that the chain asks for."""
     labelled = [queue for job in jobs if (queue := kueue.queue_of(job))]
     return labelled[-1] if labelled else (chain["spec"].get("runner") or {}).get("queueName")

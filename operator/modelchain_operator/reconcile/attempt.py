@@ -1,5 +1,7 @@
-"""One attempt as `decide` sees it: its job, its pods, what they said and what was remembered of
-those that are gone.
+"""Tells `decide` what one attempt does.
+
+It puts together the attempt's job, the pods that exist and what is remembered of pods that are
+gone.
 """
 
 from __future__ import annotations
@@ -39,7 +41,10 @@ from modelchain_operator.runners.template import (
     attempt_of,
 )
 
-PODS_COME_WITHIN = 5.0  # seconds after a release; after that, events are read for the reason
+# Pods normally appear within this many seconds after a release. If none has come by then, we look
+# for a reason in the events.
+PODS_COME_WITHIN = 5.0
+# The state that stands for a job that does not exist any more.
 GONE = JobState(released=True, suspended=False, finished=None, deleting=False, message="")
 
 
@@ -54,7 +59,10 @@ class _Launched:
 
     @property
     def live(self) -> bool:
-        """Pods are live, or its job may make some."""
+        """Whether a pod is live, or the job may still make one.
+
+        A job that is being deleted counts, since its controller may not have noticed yet.
+        """
         makes_pods = self.state.finished is None and (
             self.state.deleting or not self.state.suspended
         )
@@ -62,50 +70,61 @@ class _Launched:
 
     @property
     def over(self) -> bool:
+        """Whether the attempt has ended: its job is finished or gone, and no pod is live."""
         return (self.job is None or self.state.finished is not None) and not self.found.live
 
     @property
     def succeeded(self) -> bool:
-        """As its job says. Once that is known it stays so, whatever becomes of the job."""
+        """Whether the job said that it succeeded.
+
+        The status then says Verifying, so this stays known after the job was deleted.
+        """
         verifying = self.job is None and self.attempt.state is State.VERIFYING
         return self.state.finished == "Succeeded" or verifying
 
     @property
     def left_artifact(self) -> bool:
-        """It is over and says that it succeeded: rank 0 in its last word, else the job."""
+        """Whether the attempt ended with an artifact: by rank 0's last word, else by its job."""
         word = self.found.word
         return self.over and (self.succeeded if word is None else word.result == "Succeeded")
 
     @property
     def unreleased(self) -> bool:
+        """Whether the job exists and was never allowed to run."""
         state = self.state
         unfinished = state.finished is None and not state.deleting
         return self.job is not None and not state.released and unfinished
 
     @property
     def idle(self) -> bool:
-        """Another client has suspended its job, which is in no queue."""
+        """Whether another client has suspended the job, which is in no queue.
+
+        In a queue, Kueue suspends and resumes jobs, so a suspended job there only waits.
+        """
         state = self.state
         suspended = state.released and state.suspended and not state.deleting
         return suspended and state.queue is None and not self.over
 
     @property
     def queued(self) -> bool:
-        """It was released and nothing runs: it waits in its queue or for the scheduler."""
+        """Whether the job was released and waits, in its queue or for the scheduler."""
         in_queue = self.state.suspended and self.state.queue is not None
         waits = in_queue or _unscheduled(self.found)
         return waits and self.state.released and self.found.running == 0 and not self.over
 
     @property
     def failure(self) -> tuple[FailureClass, str] | None:
-        """What is known of a failure without a last word."""
+        """Why the attempt failed, by its pods and its job. It is used if there is no last word."""
         if self.found.failure is None and self.job is None:
             return FailureClass.KILLED, f"its job {self.attempt.name} was deleted"
         return self.found.failure
 
 
 class Sightings:
-    """All attempts of a chain: those of its status, and those that only pods tell of."""
+    """What is seen of each attempt of a chain.
+
+    Attempts are those of the status, and those of which only pods are left.
+    """
 
     def __init__(
         self,
@@ -142,48 +161,51 @@ class Sightings:
         return self._launched(_Launched(attempt, job, state, self.evidence(name)))
 
     def _closed(self, attempt: AttemptStatus, job: Object | None) -> Seen:
-        """Its account is closed; its job or its pods may still be ending."""
+        """An attempt that the status says has ended. Its job or a pod may not have ended yet."""
         live = any(podread.is_live(pod) for pod in self.pods.get(attempt.name, ()))
         unfinished = job is not None and state_of(job).finished is None
         return Seen(live=live or unfinished, started=True)
 
-    def _launched(self, it: _Launched) -> Seen:
-        attempt, found = it.attempt, it.found
-        verified = it.left_artifact and found.word is None
+    def _launched(self, launched: _Launched) -> Seen:
+        attempt, found = launched.attempt, launched.found
+        # The job says that it succeeded, and no pod left a last word to prove it.
+        unproven = launched.left_artifact and found.word is None
         return Seen(
-            live=it.live,
+            live=launched.live,
             started=True,
-            uid=uid(it.job) if it.job is not None else attempt.uid,
-            unreleased=it.unreleased,
-            queued=it.queued,
-            waiting=self._unrecorded(attempt) if it.over else self._waiting(it),
-            stalled=self._stalled(it),
+            uid=uid(launched.job) if launched.job is not None else attempt.uid,
+            unreleased=launched.unreleased,
+            queued=launched.queued,
+            waiting=self._unrecorded(attempt) if launched.over else self._waiting(launched),
+            stalled=self._stalled(launched),
             running=found.running > 0,
             waits=self._waits(attempt.name, found),
             hopeless=found.permanent,
-            word=found.word if it.over else None,
-            evidence=it.failure,
-            succeeded=it.succeeded,
-            verify=self._verify(attempt) if verified else None,
+            word=found.word if launched.over else None,
+            evidence=launched.failure,
+            succeeded=launched.succeeded,
+            verify=self._verify(attempt) if unproven else None,
             pods=found.pods,
             never_ran=found.never_ran,
             gone_pods=found.gone,
             bad_nodes=found.bad_nodes,
-            idle=it.idle,
+            idle=launched.idle,
             **self._progress(attempt, found),
         )
 
-    def _stalled(self, it: _Launched) -> Reason | None:
+    def _stalled(self, launched: _Launched) -> Reason | None:
         """Why a user must act before this attempt can go on."""
-        if it.idle:
-            return self._suspended_by_another(it.attempt)
-        if it.job is not None and it.live:
-            return self._refusal(it.job, it)
-        return self._lost(it) if it.left_artifact else None
+        if launched.idle:
+            return self._suspended_by_another(launched.attempt)
+        if launched.job is not None and launched.live:
+            return self._refusal(launched.job, launched)
+        return self._lost(launched) if launched.left_artifact else None
 
     def _not_started(self, attempt: AttemptStatus) -> Seen:
-        """An intent alone. Its name may be taken, by a job that is being deleted or by one that is
-        not ours.
+        """An intent without a job.
+
+        Another job may have its name: an earlier one that is still being deleted, or one that this
+        chain did not make.
         """
         taken = self.snapshot.want("name", attempt.name)
         if taken is not None and is_deleting(taken):
@@ -212,12 +234,17 @@ class Sightings:
         return Reason(
             Code.SUSPENDED_BY_ANOTHER,
             attempt.name,
-            f"another client has suspended {kind} {attempt.name}, which is in no queue; nothing is"
-            " done against it. Set spec.runner.queueName if jobs have to be in a queue here; to"
+            f"another client has suspended {kind} {attempt.name}, which is in no queue; it is left"
+            " as it is. Set spec.runner.queueName if jobs have to be in a queue here; to"
             f" launch it anew: modelchain retry {chain}",
         )
 
     def _job(self, attempt: AttemptStatus) -> Object | None:
+        """The attempt's job. A job of the same name does not count if it is another's.
+
+        Without a UID in the status, a job that is being deleted is taken for an earlier one: to
+        take up its UID would lose the name to it.
+        """
         job = self.snapshot.jobs.get(attempt.name)
         if job is None or not self.is_ours(job, attempt) or attempt.uid not in (None, uid(job)):
             return None
@@ -226,6 +253,7 @@ class Sightings:
         return job
 
     def is_ours(self, job: Object, attempt: AttemptStatus) -> bool:
+        """Whether this chain made the job, for the attempt's inputs."""
         return (
             label(job, CHAIN_UID) == self.snapshot.uid
             and annotation(job, INPUT_DIGEST) == attempt.input_digest
@@ -251,58 +279,68 @@ class Sightings:
                 if attempt and attempt.gone.seconds + attempt.gone.gpu_seconds
                 else None
             ),
-            going=self.memory.going,
+            deleting_since=self.memory.deleting_since,
         )
 
-    def _waiting(self, it: _Launched) -> Reason | None:
-        """Why nothing runs yet."""
-        if not it.state.released:
-            return self.memory.refused.get((self.snapshot.namespace, it.attempt.name))
-        if it.state.suspended:
+    def _waiting(self, launched: _Launched) -> Reason | None:
+        """Why nothing of an attempt runs yet."""
+        if not launched.state.released:
+            return self.memory.refused.get((self.snapshot.namespace, launched.attempt.name))
+        if launched.state.suspended:
             look = f"kubectl get workloads -n {self.snapshot.namespace}"
-            message = f"waits for its turn in queue {it.state.queue}"
-            return Reason(Code.QUEUED, str(it.state.queue), message, look, shown="look")
-        return it.found.waiting
+            message = f"waits for its turn in queue {launched.state.queue}"
+            return Reason(Code.QUEUED, str(launched.state.queue), message, look, shown="look")
+        return launched.found.waiting
 
     def _unrecorded(self, attempt: AttemptStatus) -> Reason | None:
+        """Why the API server refused the attempt's StageArtifact, if it did."""
         record = stage_artifact_name(attempt.input_digest)
         return self.memory.refused.get((self.snapshot.namespace, record))
 
-    def _refusal(self, job: Object, it: _Launched) -> Reason | None:
-        """Pods that are refused at creation leave only an event, which is read where no pod has
-        come.
+    def _refusal(self, job: Object, launched: _Launched) -> Reason | None:
+        """Why the API server refuses to create the attempt's pods.
+
+        Only an event shows that. In most cases pods come soon, so events are read only if none has
+        come for some seconds.
         """
-        if it.found.live or it.state.suspended or it.state.deleting or it.state.finished:
+        state = launched.state
+        if launched.found.live or state.suspended or state.deleting or state.finished:
             return None
-        released = seconds(it.attempt.started_at)
+        released = seconds(launched.attempt.started_at)
         if released is None or self.now < released + PODS_COME_WITHIN:
             return None
         uids = runner_of(job).event_uids(job)
-        said = next(filter(None, [self.snapshot.want("refusal", told) for told in uids]), "")
-        if not said:
+        # All are asked for at once, so that one round of reading answers them all.
+        messages = [self.snapshot.want("refusal", subject) for subject in uids]
+        message = next(filter(None, messages), "")
+        if not message:
             return None
-        look = refusals.next_command(said, self.snapshot.namespace)
-        return Reason(Code.PODS_FORBIDDEN, it.attempt.name, said, look)
+        look = refusals.next_command(message, self.snapshot.namespace)
+        return Reason(Code.PODS_FORBIDDEN, launched.attempt.name, message, look)
 
-    def _lost(self, it: _Launched) -> Reason | None:
-        """What an attempt left is not on a claim that was made after it, and must not be recorded
-        as if it were.
+    def _lost(self, launched: _Launched) -> Reason | None:
+        """Why an artifact cannot be recorded: its claim is gone, or is younger than the attempt.
+
+        A younger claim replaced the one that the attempt wrote to, and does not hold the artifact.
         """
         claim = self.snapshot.want("claim")
-        began = seconds(it.attempt.started_at)
-        if it.job is not None:
-            began = podread.created_at(it.job)
+        name, began = launched.attempt.name, seconds(launched.attempt.started_at)
+        if launched.job is not None:
+            began = podread.created_at(launched.job)
         if claim is not None and (began is None or podread.created_at(claim) <= began):
             return None
         return Reason(
             Code.ARTIFACT_MISSING,
-            it.attempt.name,
-            f"attempt {it.attempt.name} succeeded, but its claim is gone or was replaced since;"
+            name,
+            f"attempt {name} succeeded, but its claim is gone or was replaced since;"
             " bring it back, or set stages[].rerun to train the stage again",
         )
 
     def _waits(self, name: str, found: Evidence) -> tuple[FailureClass, float] | None:
-        """Since when nodes are held by pods that have not started, and what that is charged to."""
+        """The failure class to charge if pods start too late, and since when they occupy nodes.
+
+        A pod occupies its node from the moment it is bound to it, whether it runs or not.
+        """
         times = [
             since
             for pod in self.pods.get(name, ())
@@ -317,6 +355,7 @@ class Sightings:
         return FailureClass.IMAGE if pulls else FailureClass.START_DEADLINE, min(times)
 
     def _verify(self, attempt: AttemptStatus) -> Any:
+        """The verify Job's answer, "Pending" or "Unanswered". None if the Job is to be made."""
         job = self.snapshot.want("verify", attempt.name)
         if job is None:
             return None
@@ -328,11 +367,12 @@ class Sightings:
             return answer
         if not verify.finished(job):
             return "Pending"
-        retry = annotation(self.snapshot.chain, RETRY)  # that it was taken away asks for nothing
+        # A new value of the retry annotation asks for a new Job. Removing the annotation does not.
+        retry = annotation(self.snapshot.chain, RETRY)
         return None if retry and annotation(job, RETRY) != retry else "Unanswered"
 
     def _progress(self, attempt: AttemptStatus, found: Evidence) -> dict[str, Any]:
-        """What rank 0 last answered, if it runs still, and how it is to be reached."""
+        """The fields of `Seen` that rank 0 itself answers; none if rank 0 does not run."""
         rank_0 = next(self._rank_0(attempt), None)
         if rank_0 is None or not found.running:
             return {}
@@ -347,6 +387,7 @@ class Sightings:
             ),
         )
         live = asked.answer
+        # A pod's IP may be used again, so the answer may be another attempt's.
         if live is None or live.attempt != attempt.name:
             return {"contact": contact}
         progress = Progress(
@@ -363,14 +404,14 @@ class Sightings:
         }
 
     def _rank_0(self, attempt: AttemptStatus) -> Iterator[Object]:
-        """The pod of rank 0, if it runs."""
+        """Rank 0's pod if it runs. There may be two while an old one is not seen to be gone."""
         node_rank = runner_for(attempt.runner).node_rank
         for pod in self.pods.get(attempt.name, ()):
             if podread.is_running(pod) and node_rank(pod) == 0:
                 yield pod
 
     def rank_0_pods(self) -> Iterator[Object]:
-        """Running pods that may be asked for their progress."""
+        """Running pods of rank 0, which can be asked for the progress of their attempts."""
         for _, attempt in self.attempts.values():
             if attempt.finished_at is None:
                 yield from self._rank_0(attempt)

@@ -1,4 +1,4 @@
-"""One pass over one chain: read, decide, write one thing, and again until nothing is left to do."""
+"""One pass over one chain: it reads, decides and writes, until nothing is left to do."""
 
 from __future__ import annotations
 
@@ -31,14 +31,18 @@ from modelchain_operator.runners.registry import RUNNERS
 log = logging.getLogger(__name__)
 
 Key = tuple[str, str]  # namespace, name of a chain
-MOST_STEPS = 64  # in one pass; a chain that needs more gets another pass soon
+# The most steps of one pass. A chain that needs more gets its next pass after `SOON` seconds, so
+# that other chains have their turn.
+MOST_STEPS = 64
 SOON = 0.5
-WARNINGS = (Code.PROGRESS_UNKNOWN, Code.NODES_AVOIDED)  # of a stage that is not failing
+# Reasons that make a Warning event although the stage has not failed.
+WARNINGS = (Code.PROGRESS_UNKNOWN, Code.NODES_AVOIDED)
 
 
 class Controller:
-    """Brings chains to what their specs say. Any number of passes may be under way, one at a time
-    for each chain.
+    """Brings chains to what their specs say.
+
+    Passes over different chains may run at the same time, but only one over each chain.
     """
 
     def __init__(
@@ -50,17 +54,18 @@ class Controller:
         self.executor = Executor(kube, config, self.memory)
 
     def remember(self, pod: Object) -> None:
-        """Keep what a pod said at its end: it may be gone at the next pass."""
+        """Keep how a pod ended, because the pod may be gone at the next pass."""
         self.memory.remember(pod)
 
     def artifact_changed(self, record: Object) -> None:
+        """Forget what was cached of a StageArtifact, so that the next pass reads it again."""
         self.memory.artifacts.drop((record["metadata"]["namespace"], record["spec"]["inputDigest"]))
 
     async def reconcile(self, key: Key) -> float | None:
-        """One pass over a chain. Seconds until the next is due without an event, None for
-        never.
+        """Make one pass over a chain.
 
-        Raises any `ApiError`: nothing is half done, and the caller should retry.
+        Returns the seconds until the next pass is due if no event comes before; None if none is.
+        Raises any `ApiError`. The caller may then simply retry, since each write is whole.
         """
         namespace, name = key
         try:
@@ -68,7 +73,7 @@ class Controller:
         except NotFound:
             return None
         if is_deleting(chain):
-            return None  # its children go with it; there is nothing to write any more
+            return None  # the garbage collector deletes its objects; there is nothing to write
         try:
             return await self._pass(chain)
         except Forbidden as error:
@@ -90,7 +95,7 @@ class Controller:
             return None
 
     async def _steps(self, snapshot: Snapshot) -> float | None:
-        """Decide and write, one thing at a time, until nothing is left to do now."""
+        """Take one step after the other until nothing is left to do now."""
         await self.reader.jobs_and_pods(snapshot)
         for _ in range(MOST_STEPS):
             step = await self._decide(snapshot)
@@ -100,8 +105,8 @@ class Controller:
             elif step.action is None:
                 return step.again
             elif isinstance(step.action, Launch) and not snapshot.fresh:
-                # The intent is in the status. What it rests on is read again before the job is
-                # made: another client may have changed it since.
+                # The intent is in the status. Before the job is made, everything that the launch
+                # depends on is read again: another client may have changed it meanwhile.
                 await self.reader.jobs_and_pods(snapshot)
                 self.reader.forget(snapshot, step.action)
                 snapshot.fresh = True
@@ -112,7 +117,7 @@ class Controller:
         return SOON
 
     async def _decide(self, snapshot: Snapshot) -> Step:
-        """Decide, reading what the decision turns out to need."""
+        """Decide, and read what the decision turns out to need, until it needs nothing more."""
         while True:
             view = View(snapshot, self.config, self.memory, self.clock())
             await self.reader.progress(view.sightings.rank_0_pods())
@@ -125,16 +130,17 @@ class Controller:
         before = {stage.name: stage for stage in snapshot.status.stages}
         snapshot.chain = await self.executor.write_status(snapshot.chain, status)
         snapshot.status = status
+        # An older CRD lets the server drop fields it does not know. Every pass would write again.
         if _status_of(snapshot.chain) != status:
             raise RuntimeError(
                 "the API server keeps less of a status than was written; apply this version's CRDs"
             )
         for stage in status.stages:
             if news(before.get(stage.name, StageStatus(name=stage.name))) != news(stage):
-                self._tell(snapshot.chain, stage)
+                self._send_event(snapshot.chain, stage)
 
-    def _tell(self, chain: Object, stage: StageStatus) -> None:
-        """One event a transition; what only waits for its turn is no news."""
+    def _send_event(self, chain: Object, stage: StageStatus) -> None:
+        """Send an event for a stage's transition. A stage that waits for its turn is no news."""
         if stage.state is State.PENDING and not stage.attempts and not stage.stalled:
             return
         retrying = stage.state is State.PENDING and stage.retries > 0
@@ -147,21 +153,20 @@ class Controller:
         self.events.tell(chain, "Warning" if bad else "Normal", news(stage), text)
 
     async def _refuse(self, chain: Object, status: ChainStatus, error: InputError) -> None:
-        """A spec that the CRD let through and that cannot be run: said in the status, and nothing
-        is touched.
+        """Write in the status why the spec cannot be run, and do nothing else.
+
+        A CRD cannot express all checks, so the API server may accept such a spec.
         """
         message = "; ".join(str(problem) for problem in error.problems)
-        meta = chain["metadata"]
-        said = refused(
-            status, meta["generation"], f"{message}; correct it and apply it again", self.clock()
-        )
-        if said != status:
-            chain = await self.executor.write_status(chain, said)
+        advice = f"{message}; correct it and apply it again"
+        new = refused(status, chain["metadata"]["generation"], advice, self.clock())
+        if new != status:
+            chain = await self.executor.write_status(chain, new)
             self.events.tell(chain, "Warning", Code.INVALID_SPEC, message)
 
 
 def news(stage: StageStatus) -> Code:
-    """The reason of the event that tells of a stage's state."""
+    """The reason of the event that is sent when a stage enters this state."""
     if stage.stalled:
         return Code.STAGE_STALLED
     if stage.code is Code.STOPPING:
@@ -172,8 +177,9 @@ def news(stage: StageStatus) -> Code:
 
 
 def _status_of(chain: Object) -> ChainStatus:
-    """The stored status. Raises RuntimeError for one this version cannot read: nothing is done on a
-    guess.
+    """The stored status. Raises RuntimeError if this version cannot read all of it.
+
+    A newer operator may have written it, and acting on a part of it could train a stage twice.
     """
     another = f"the status of {chain['metadata']['name']} was written by another version"
     try:

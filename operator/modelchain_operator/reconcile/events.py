@@ -1,5 +1,6 @@
-"""Events on a chain, as `kubectl describe` shows them: the same sentence again raises a count, and
-adds no line.
+"""Events on a chain, as `kubectl describe` shows them.
+
+An event with the same sentence as an earlier one raises its count and adds no line.
 """
 
 from __future__ import annotations
@@ -18,39 +19,42 @@ V = TypeVar("V")
 log = logging.getLogger(__name__)
 
 COMPONENT = "modelchain-operator"
-REMEMBERED = 4096  # events and chains
-BURST, REFILL_SECONDS = (
-    25,
-    30.0,
-)  # events of one chain: that many at once, then one in so many seconds
-MESSAGE_LIMIT = 1024  # characters, the API's own
-PATIENCE = 5.0  # seconds one event may keep the others waiting
-MOST_WAITING = 512  # events
+# How many events and how many chains are remembered.
+REMEMBERED = 4096
+# A chain may post this many events at once, and then one in so many seconds.
+BURST, REFILL_SECONDS = 25, 30.0
+# The API server's limit, in characters.
+MESSAGE_LIMIT = 1024
+# For how many seconds one event may keep the others waiting.
+PATIENCE = 5.0
+# How many events may wait. Further ones are dropped.
+MOST_WAITING = 512
 
 Kind = Literal["Normal", "Warning"]
 
 
 class Events:
-    """Posts events. Failures are logged and counted, never raised: an event is news, not state.
+    """Posts events. Failures are logged and counted, and never raised, as no step needs an event.
 
-    `counts`: posted, failed, and dropped for coming too often.
+    `counts` has how many events were posted, have failed, and were dropped as there were too many.
     """
 
     def __init__(self, kube: Kube, identity: str):
         self.kube = kube
         self.identity = identity
         self.counts: Counter[str] = Counter()
-        self._repeats: OrderedDict[str, int] = OrderedDict()  # event name -> the count it has
-        # Chain UID -> (tokens, when).
+        # By the event's name, the count that it has on the server.
+        self._repeats: OrderedDict[str, int] = OrderedDict()
+        # By chain UID, the tokens in its bucket and when they were counted.
         self._tokens: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._waiting: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
 
     def tell(self, chain: Object, kind: Kind, reason: str, message: str) -> None:
-        """Say `message`, one sentence, of `chain` under the constant `reason`: in its turn, while
-        the caller goes on.
+        """Post an event on `chain`, one after the other and without making the caller wait.
 
-        What still waits when the process ends is not said.
+        `message` is one sentence, `reason` a constant. Events that still wait when the process ends
+        are lost.
         """
         if not self._allowed(chain["metadata"]["uid"]) or len(self._waiting) >= MOST_WAITING:
             self.counts["dropped"] += 1
@@ -65,11 +69,8 @@ class Events:
             async with self._turn, asyncio.timeout(PATIENCE):
                 await self._post(event)
             self.counts["posted"] += 1
-        except (
-            ApiError,
-            TimeoutError,
-            RuntimeError,
-        ) as error:  # RuntimeError: the session was closed, as we stop
+        # RuntimeError comes from a session that was closed since the operator stops.
+        except (ApiError, TimeoutError, RuntimeError) as error:
             self.counts["failed"] += 1
             log.warning(
                 "event %s was not posted: %s", event["reason"], str(error) or "no answer in time"
@@ -83,17 +84,18 @@ class Events:
             if not count:
                 try:
                     await self.kube.create(EVENTS, event)
-                except AlreadyExists:  # from before we were started
+                except AlreadyExists:
+                    # An earlier process, or another operator, posted it. The answer has its count.
                     count = (await self.kube.patch(EVENTS, namespace, name, now)).get("count") or 1
             if count:
                 await self.kube.patch(EVENTS, namespace, name, now | {"count": count + 1})
-        except NotFound:  # the server keeps events for an hour
+        except NotFound:  # the server deletes an event after an hour
             await self.kube.create(EVENTS, event)
             count = 0
         _keep(self._repeats, name, count + 1)
 
     def _allowed(self, uid: str) -> bool:
-        """Take one token of the chain's bucket, if there is one."""
+        """Take one token from the chain's bucket; False if it is empty."""
         now = asyncio.get_running_loop().time()
         tokens, when = self._tokens.pop(uid, (float(BURST), now))
         tokens = min(BURST, tokens + (now - when) / REFILL_SECONDS)
@@ -102,13 +104,14 @@ class Events:
 
 
 def _keep(memory: OrderedDict[str, V], key: str, value: V) -> None:
+    """Put a value, and drop the oldest ones above the limit."""
     memory[key] = value
     while len(memory) > REMEMBERED:
         memory.popitem(last=False)
 
 
 def _event(chain: Object, kind: str, reason: str, message: str, identity: str) -> Object:
-    """A core/v1 Event whose name says what it says, so that two operators write one."""
+    """A core/v1 Event. Its name is a hash of its content, so two operators post only one."""
     meta = chain["metadata"]
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     digest = hashlib.sha256("\0".join((meta["uid"], kind, reason, message)).encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""The only writer: one action of `decide`, one call.
+"""Carries out the actions of `decide`. No other module writes the objects of a chain.
 
-Every write names the object it expects, by UID or resourceVersion, so that it fails if another one
-is there.
+Every change of an object names its UID or resourceVersion, so that it fails if the object is
+another one by now.
 """
 
 from __future__ import annotations
@@ -73,31 +73,32 @@ QUEUE_REQUIRED = Reason(Code.QUEUE_REQUIRED, message="set spec.runner.queueName"
 
 
 class Executor:
-    """Carries out one step for one chain, and brings the snapshot up to date with what the API
-    server answered.
-    """
+    """Carries out one step for one chain, and puts the API server's answers into the snapshot."""
 
     def __init__(self, kube: Kube, config: PoolFile, memory: Memory):
         self.kube, self.config, self.memory = kube, config, memory
 
     async def write_status(self, chain: Object, status: ChainStatus) -> Object:
-        """PUT; the chain as it is then. A Conflict if it has changed since it was read."""
+        """PUT the status and return the chain as it is now.
+
+        Raises Conflict if the chain has changed since it was read.
+        """
         return await self.kube.replace_status(CHAINS, {**chain, "status": _dumped(status)})
 
     async def act(self, snapshot: Snapshot, action: Action) -> bool:
-        """True if something was written whose consequences are to be decided in the same pass."""
+        """Carry out an action. Returns whether the same pass has to decide again after it."""
         match action:
             case Launch():
                 await self._launch(snapshot, action)
             case Release(attempt):
                 await self._release(snapshot, attempt)
                 state = state_of(snapshot.jobs[attempt.name])
-                # The watch tells what its controller makes of it; a queue may leave it as it is for
-                # long.
+                # If the job runs now, a watch event follows. A job that is still suspended needs
+                # another patch, or waits in its queue, maybe for long and without any event.
                 return not state.released or state.suspended
             case Stop(name):
                 await self._delete_job(snapshot, name)
-                return False  # the watch tells when it is gone
+                return False  # the watch tells when the job no longer exists
             case Discard(job_uid, name):
                 await self._delete_job(snapshot, name, job_uid)
                 return False
@@ -133,15 +134,18 @@ class Executor:
         snapshot.jobs[launch.attempt.name] = made
 
     async def _create(self, resource: Resource, body: Object, refused: Reason) -> Object:
-        """POST; a refusal is told in the status, as `refused` with the server's words."""
-        with self._told((body["metadata"]["namespace"], body["metadata"]["name"]), refused):
+        """POST an object. If the server refuses it, the status shows `refused` and its message."""
+        with self._refusal_noted(
+            (body["metadata"]["namespace"], body["metadata"]["name"]), refused
+        ):
             return await self.kube.create(resource, body)
 
     @contextmanager
-    def _told(self, key: tuple[str, str], refused: Reason) -> Iterator[None]:
-        """Around the write of an object (its namespace and name): a refusal is remembered, so that
-        the status tells it as `refused`, with the server's words added. Other errors pass by
-        themselves, and are not told.
+    def _refusal_noted(self, key: tuple[str, str], refused: Reason) -> Iterator[None]:
+        """Note whether the API server refuses the write in this block.
+
+        `key` is the namespace and name of the object. The status shows a refusal as `refused`, with
+        the server's message added. Other errors are temporary, and are not noted.
         """
         try:
             yield
@@ -156,19 +160,23 @@ class Executor:
         self.memory.refused.pop(key, None)
 
     async def _release(self, snapshot: Snapshot, attempt: AttemptStatus) -> None:
-        """One PATCH of what was just read: its controller writes to a new job, so what the POST
-        answered is outdated.
+        """PATCH a job on its way to run, after reading it again.
+
+        Its controller writes to a new job, so the answer to our POST is soon outdated. A Conflict
+        is tried three times.
         """
         runner, name = runner_for(attempt.runner), attempt.name
         known, queue = snapshot.jobs[name], await self._queue(snapshot)
         for last in (False, False, True):
             job = await self.kube.get(runner.resource, snapshot.namespace, name)
             if uid(job) != uid(known) or is_deleting(job):
-                raise Conflict(f"{name} is not the job that is to be released, or it goes")
+                raise Conflict(
+                    f"{name} is being deleted, or is another job than the one to release"
+                )
             patch = runner.release(job, queue, timestamp(self.memory.clock()))
             try:
                 refused = Reason(Code.RELEASE_REFUSED, name) if queue else QUEUE_REQUIRED
-                with self._told((snapshot.namespace, name), refused):
+                with self._refusal_noted((snapshot.namespace, name), refused):
                     snapshot.jobs[name] = await self.kube.patch(
                         runner.resource, snapshot.namespace, name, patch
                     )
@@ -178,8 +186,10 @@ class Executor:
                     raise
 
     async def _queue(self, snapshot: Snapshot) -> str | None:
-        """The queue to release into: as the chain or the configuration says, else the namespace's
-        own default.
+        """The queue to release a job into; None if there is none.
+
+        The chain or the configuration names it. Otherwise it is the namespace's default queue, if
+        that exists.
         """
         if (named := requests.queue_of(snapshot.spec, self.config)) is not None:
             return named
@@ -190,8 +200,9 @@ class Executor:
         return None
 
     async def _delete_job(self, snapshot: Snapshot, name: str, job_uid: str | None = None) -> None:
-        """Foreground: the job stays until its pods are gone, so that its controller makes no pod
-        for a job that is no more.
+        """Delete a job in the foreground: it exists until all its pods have been deleted.
+
+        So no pod can outlive the job without being seen.
         """
         job = snapshot.jobs.get(name)
         if job is not None and not is_deleting(job):
@@ -199,7 +210,9 @@ class Executor:
             await self.kube.delete(kind, snapshot.namespace, job_name, job_uid or uid(job))
 
     async def _verify(self, snapshot: Snapshot, launch: Launch) -> None:
-        """Ask for the lost last word; a Job that could not answer makes room first."""
+        """Make a Job that finds the lost last word. An earlier Job without an answer is deleted
+        first.
+        """
         name = verify.name(launch.attempt.name)
         old = snapshot.read.get(Need("verify", launch.attempt.name))
         if old is not None:
@@ -219,7 +232,8 @@ class Executor:
             record = await self._create(
                 ARTIFACTS, self._stage_artifact(snapshot, action), Reason(Code.RECORD_REFUSED)
             )
-        except AlreadyExists:  # by an earlier pass or another operator: what it says decides
+        except AlreadyExists:
+            # An earlier pass or another operator made it. It is read again, and it decides.
             snapshot.read.pop(Need("artifact", digest), None)
             return
         snapshot.read[Need("artifact", digest)] = record
@@ -263,23 +277,27 @@ class Executor:
         return _dumped(StageArtifact(metadata=meta, spec=spec))
 
     def _made_from(self, snapshot: Snapshot, launch: Launch) -> tuple[dict[str, Any], str]:
-        """The inputs and the image of an attempt: as its job says, else as they would be now."""
+        """The inputs and the image of an attempt, as its job has them.
+
+        Without the job they are those that a launch would have now.
+        """
         job = snapshot.jobs.get(launch.attempt.name)
         if job is not None:
             return task_of(job)["inputs"], image_of(job)
         return dict(launch.inputs), requests.image_of(snapshot.spec, self.config)
 
 
-def with_words(refused: Reason, namespace: str, said: str) -> Reason:
-    """The reason of a refusal, with what the API server said and the command that shows its cause.
+def with_words(refused: Reason, namespace: str, answer: str) -> Reason:
+    """The reason of a refusal, with the API server's answer and the command that shows its cause.
 
-    A webhook that cannot be called is the controller's own: `next_command` shows its pods.
+    A webhook that fails is one of the job's controller, so `refused.next_command`, which shows the
+    controller's pods, stays.
     """
-    message = f"{refused.message}: {said}" if refused.message else said
-    if "webhook" in said and refused.next_command:
+    message = f"{refused.message}: {answer}" if refused.message else answer
+    if "webhook" in answer and refused.next_command:
         return refused.with_message(message)
-    look = refusals.next_command(said, namespace)
-    return Reason(refused.code, refused.subject, message, look)
+    command = refusals.next_command(answer, namespace)
+    return Reason(refused.code, refused.subject, message, command)
 
 
 def _predecessor(before: Artifact) -> ArtifactPredecessor:
@@ -296,7 +314,7 @@ def _metadata(snapshot: Snapshot, name: str) -> dict[str, Any]:
 
 
 def _claim(snapshot: Snapshot) -> Object:
-    """The chain's own claim; it outlives the chain unless told otherwise."""
+    """The chain's own claim. It outlives the chain unless `storage.retain` is false."""
     storage = snapshot.spec.spec.storage
     if storage is None or storage.claim_template is None:
         raise InputError("there is no claim template", field="spec.storage")
@@ -314,7 +332,7 @@ def _claim(snapshot: Snapshot) -> Object:
 
 
 def _lease(snapshot: Snapshot, digest: str) -> Object:
-    """Held while a stage is trained that other chains may want, too; it goes with the chain."""
+    """The Lease of a share. It is deleted with the chain, if the share is not dropped before."""
     claim = snapshot.read[Need("claim")]
     meta = _metadata(snapshot, requests.lease_name(claim["metadata"]["uid"], digest))
     owner = owner_reference(snapshot.spec.metadata.name, snapshot.uid)

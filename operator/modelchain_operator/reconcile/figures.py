@@ -1,5 +1,6 @@
-"""What is kept of every chain between two scrapes: a few numbers of its status, replaced whole
-whenever it is seen.
+"""The figures of every chain that the metrics show: a few numbers from its status.
+
+Whenever a chain is read or watched, all of its figures are replaced.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from modelchain_operator.api.kube import Object
 
 @dataclass(frozen=True, slots=True)
 class StageFigures:
-    """`own`: spent by attempts of this chain; else the figures are those of the StageArtifact it
-    found.
-    """
+    """The figures of one stage."""
 
     name: str
     state: str
+    # Attempts of this chain have spent them. Otherwise they are those of a StageArtifact that the
+    # chain has found.
     own: bool
     planned_macs: float
     macs: float
@@ -28,33 +29,36 @@ class StageFigures:
     progress: float | None
     transition_seconds: float | None
     retried: Mapping[str, int]
-    reason: str  # its code; empty where another version wrote the status
+    # The code of the stage's reason; empty if an operator of another version wrote the status.
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One chain. `version`: its resourceVersion, which grows over all objects; `true`: the
-    conditions that hold.
-    """
+    """The figures of one chain."""
 
     namespace: str
     name: str
     uid: str
+    # The chain's resourceVersion, which grows with every write to any object.
     version: int
     node_pool: str
     queue: str
+    # The types of its conditions that are True.
     true: frozenset[str]
     stages: tuple[StageFigures, ...]
-    artifacts: frozenset[str]  # names of the StageArtifacts its status speaks of
+    # The names of the StageArtifacts for the input digests in its status.
+    artifacts: frozenset[str]
 
 
 def figures(chain: Object, before: Figures | None = None) -> Figures:
-    """Of a chain as the API server gives it.
+    """The figures of a chain, as the API server returns the chain.
 
     Args:
-        before: its figures so far. An attempt's GPU time is an estimate while it runs, and the end
-            may correct it downwards by a little: a counter that falls looks like a new one to
-            Prometheus, which then adds all of it.
+        chain: the object.
+        before: the chain's figures so far. While an attempt runs, its GPU time is an estimate, and
+            its end may lower that a little. Prometheus takes a counter that falls for one that
+            began again at 0, and would add all of it, so such a figure keeps its old value.
     """
     meta, status = chain["metadata"], chain.get("status") or {}
     runner = (chain.get("spec") or {}).get("runner") or {}
@@ -97,7 +101,10 @@ def _stage(stage: Object) -> StageFigures:
 
 
 def _no_less(stage: StageFigures, before: StageFigures | None) -> StageFigures:
-    """What was told stays told, unless it was wrong altogether."""
+    """The stage's figures, with the earlier GPU time and cost if these fell by less than half.
+
+    A larger fall is no correction of an estimate, and is shown.
+    """
     if (
         before is None
         or not stage.own

@@ -1,5 +1,6 @@
-"""From what `decide` says to launch to what a runner builds: the task in a pod's paths, the pool,
-the image, names.
+"""Makes the `JobRequest` from which a runner builds a job, for a `Launch` that `decide` asks for.
+
+It adds the node pool, the image, the names of claims, and the task with paths as a pod sees them.
 """
 
 from __future__ import annotations
@@ -20,31 +21,34 @@ from modelchain_operator.runners.port import JobRequest, Runner
 from modelchain_operator.runners.template import ARTIFACTS, PREDECESSORS, TERMINATION_MESSAGE
 
 CACHE = f"{ARTIFACTS}/cache"
+# On a job: a hash of all that it was made from, which shows whether it would be made differently
+# now.
 MADE_FROM = "modelchain.dev/made-from"
 PINNED = re.compile(r"@sha256:[0-9a-f]{64}$")
 
 
 def claim_name(chain: ModelChain) -> str:
-    """The claim of a chain's artifacts: its own, or the one it shares."""
+    """The claim of a chain's artifacts: the existing one that it names, or its own."""
     storage = chain.spec.storage
     assert storage is not None
     return storage.claim_name or f"{chain.metadata.name}-artifacts"
 
 
 def lease_name(claim_uid: str, digest: str) -> str:
-    """Of the Lease by which chains on one claim agree which of them trains the stage of an input
-    digest.
+    """The name of the Lease for a share.
+
+    By it, chains on one claim agree which of them trains an input digest.
     """
     return f"mchain-{hashlib.sha256(f'{claim_uid}{digest}'.encode()).hexdigest()[:16]}"
 
 
 def pool_of(chain: ModelChain, config: PoolFile) -> NodePool:
-    """The pool its stages run on. Raises InputError where there is none."""
+    """The node pool of a chain. Raises InputError if the configuration has none for it."""
     return config.pool(chain.spec.runner.node_pool)
 
 
 def known_pool(chain: ModelChain, config: PoolFile) -> NodePool | None:
-    """The pool, if the chain names one that is there."""
+    """The node pool of a chain; None if the configuration has none for it."""
     try:
         return pool_of(chain, config)
     except InputError:
@@ -52,7 +56,10 @@ def known_pool(chain: ModelChain, config: PoolFile) -> NodePool | None:
 
 
 def image_of(chain: ModelChain, config: PoolFile) -> str:
-    """The trainer image, pinned by digest: a tag can move while a chain runs. Raises InputError."""
+    """The trainer's image, pinned by digest, since a tag may be moved while a chain runs.
+
+    Raises InputError if there is no image, or if it is not pinned.
+    """
     image = chain.spec.runner.image or config.defaults.image
     if image is None:
         raise InputError(
@@ -74,8 +81,9 @@ def queue_of(chain: ModelChain, config: PoolFile) -> str | None:
 def job_request(
     chain: ModelChain, config: PoolFile, epochs: dict[str, int], launch: Launch
 ) -> JobRequest:
-    """All that the objects of this attempt are made from. Raises InputError for what a chain must
-    name and does not.
+    """All that the objects of this attempt are made from.
+
+    Raises InputError if the chain lacks something that it must name.
     """
     meta, spec = chain.metadata, chain.spec
     assert meta.uid is not None and meta.namespace is not None
@@ -114,8 +122,9 @@ def job_request(
 def job_for(
     runner: Runner, chain: ModelChain, config: PoolFile, epochs: dict[str, int], launch: Launch
 ) -> tuple[Object, str]:
-    """An attempt's job as it would be made now, and a stamp of all that it is made from, its queue
-    included.
+    """An attempt's job as it would be made now, and a hash of all that it is made from.
+
+    The hash covers the queue, too, which a job gets only at its release.
     """
     job = runner.build(job_request(chain, config, epochs, launch))
     made_from = [job["spec"], queue_of(chain, config), chain.spec.runner.priority_class]
@@ -123,13 +132,14 @@ def job_for(
 
 
 def _threads(pool: NodePool, processes: int | None) -> int | None:
-    """Cores of one process; None where the pool does not say how many a node gives."""
+    """The threads of one process: its share of a node's cores; None if the pool gives no cores."""
     return max(1, int(pool.cores / pool.processes(processes))) if pool.cores else None
 
 
 def _data(chain: ModelChain) -> DataRequest:
-    """The data as a pod sees it: the spec's own paths. What is missing there the trainer finds and
-    names.
+    """The data as a pod sees it: with the paths of the spec.
+
+    Whether the files exist, only the trainer can find out. It names those that are missing.
     """
     train = chain.spec.data.train
     evaluations: list[Any] = [

@@ -1,5 +1,6 @@
-"""What the operator remembers between two passes. Losing all of it costs reads, never a wrong
-step.
+"""What the operator remembers between two passes.
+
+If all of it is lost, more has to be read again. No step becomes wrong.
 """
 
 from __future__ import annotations
@@ -19,15 +20,18 @@ from modelchain_operator.runners.template import CHAIN_UID
 
 MAX_PODS = 4096
 MOST_IGNORED = 100
-CACHED_SECONDS = 60.0  # a missed watch event heals within it
+# After a missed watch event a cached object is out of date for at most this long.
+CACHED_SECONDS = 60.0
 
 
 class Cache:
-    """Objects by key, for at most a minute, without `managedFields`, which are half of a small
-    object.
+    """Objects by key, each for at most a minute.
+
+    They are kept without `managedFields`, which make up half of a small object.
     """
 
     def __init__(self) -> None:
+        # By key, when the object was put here, and the object.
         self._kept: dict[Any, tuple[float, Object]] = {}
 
     def get(self, key: Any) -> Object | None:
@@ -46,78 +50,83 @@ class Cache:
 
 @dataclass(frozen=True)
 class Asked:
-    """What came of asking a rank 0 for its progress.
+    """What came of asking one rank 0 for its progress. All times but `at` are since the epoch."""
 
-    Times are in seconds: `at` by the monotonic clock, the others since the epoch. `ignored`: when
-    connections were accepted and stayed unanswered, since it last answered.
-    """
-
+    # When rank 0 was last asked, in seconds of the monotonic clock.
     at: float = float("-inf")
+    # The last answer, and when it came.
     answer: LiveProgress | None = None
     answered: float | None = None
+    # Since when rank 0 has not answered; None while it does.
     silent: float | None = None
+    # When rank 0 accepted a connection and did not answer, since its last answer.
     ignored: tuple[float, ...] = ()
 
 
 @dataclass
 class Memory:
-    """`pods`: terminated states by pod UID; of a pod that is deleted with its job, a watch event
-    alone has the last word.
-    """
+    """All that one operator process remembers."""
 
+    # By pod UID, pods whose container has terminated. If a pod is deleted with its job, only its
+    # last watch event carries the last word.
     pods: OrderedDict[str, Object] = field(default_factory=OrderedDict)
-    artifacts: Cache = field(default_factory=Cache)  # by namespace and input digest
-    claims: Cache = field(default_factory=Cache)  # by namespace and name
-    progress: dict[str, Asked] = field(default_factory=dict)  # by rank 0's pod UID
-    going: dict[str, float] = field(
-        default_factory=dict
-    )  # by pod UID, since when it is known to be deleted
+    # By namespace and input digest.
+    artifacts: Cache = field(default_factory=Cache)
+    # By namespace and name.
+    claims: Cache = field(default_factory=Cache)
+    # By the UID of rank 0's pod.
+    progress: dict[str, Asked] = field(default_factory=dict)
+    # By pod UID, since when this process has known that the pod is being deleted.
+    deleting_since: dict[str, float] = field(default_factory=dict)
     clock: Callable[[], float] = time.time
-    refused: dict[tuple[str, str], Reason] = field(
-        default_factory=dict
-    )  # why, by namespace and name of a job or record
-    _of: dict[str, dict[str, None]] = field(
-        default_factory=dict, init=False
-    )  # UIDs of pods by that of their chain
+    # By namespace and name of a job or record, why the API server refused to write it.
+    refused: dict[tuple[str, str], Reason] = field(default_factory=dict)
+    # By chain UID, the UIDs of its pods in `pods`. A dict serves as an ordered set.
+    _of: dict[str, dict[str, None]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         for key, pod in self.pods.items():
             self._of.setdefault(label(pod, CHAIN_UID), {})[key] = None
 
-    def asks(self, pod_uid: str) -> None:
-        """Rank 0 is asked for its progress now; what it said before stays."""
+    def note_question(self, pod_uid: str) -> None:
+        """Note that rank 0 is asked for its progress now. Its last answer stays."""
         if len(self.progress) > MAX_PODS:
             self.progress.clear()
         self.progress[pod_uid] = replace(self.progress.get(pod_uid, Asked()), at=time.monotonic())
 
-    def told(self, pod_uid: str, answer: LiveProgress) -> None:
-        """What rank 0 said of its progress, now."""
+    def note_answer(self, pod_uid: str, answer: LiveProgress) -> None:
+        """Note that rank 0 has answered now."""
         self.progress[pod_uid] = Asked(time.monotonic(), answer, self.clock())
 
-    def unheard(self, pod_uid: str, *, accepted: bool) -> None:
-        """Rank 0 said nothing, though it may have `accepted` the connection."""
+    def note_silence(self, pod_uid: str, *, accepted: bool) -> None:
+        """Note that rank 0 has not answered now, and whether it `accepted` the connection."""
         before, now = self.progress.get(pod_uid, Asked()), self.clock()
         ignored = before.ignored
-        if accepted:  # the first is kept: it says for how long
+        if accepted:
+            # The first one is always kept, since it tells for how long rank 0 has not answered.
             ignored = (*ignored[:1], *ignored[1:][-MOST_IGNORED:], now)
         silent = now if before.silent is None else before.silent
         self.progress[pod_uid] = replace(before, silent=silent, ignored=ignored)
 
-    def goes(self, pod: Object) -> None:
-        """If it is being deleted: since now, unless that was known before."""
+    def note_deletion(self, pod: Object) -> None:
+        """If the pod is being deleted, note since when this process has known that."""
         if is_deleting(pod):
-            if len(self.going) > MAX_PODS:
-                self.going.clear()
-            self.going.setdefault(uid(pod), self.clock())
+            if len(self.deleting_since) > MAX_PODS:
+                self.deleting_since.clear()
+            self.deleting_since.setdefault(uid(pod), self.clock())
 
     def refuse(self, key: tuple[str, str], why: Reason) -> None:
-        """An object of that namespace and name may not be made, or not be released."""
+        """Note why the API server refuses to make or release the object `key`.
+
+        The key is its namespace and name.
+        """
         if len(self.refused) > MAX_PODS:
             self.refused.clear()
         self.refused[key] = why
 
     def remember(self, pod: Object) -> None:
-        self.goes(pod)
+        """Keep what a pod tells of its end. Above the limit, the oldest pods are forgotten."""
+        self.note_deletion(pod)
         kept = podread.remember(pod)
         if kept is None:
             return
@@ -132,4 +141,5 @@ class Memory:
                 del self._of[label(pod, CHAIN_UID)]
 
     def pods_of(self, chain_uid: str) -> list[Object]:
+        """The remembered pods of a chain."""
         return [self.pods[pod] for pod in self._of.get(chain_uid, ())]

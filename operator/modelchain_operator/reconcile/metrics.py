@@ -1,7 +1,7 @@
-"""`GET /metrics`: of every chain what its status says, and how the operator itself is doing.
+"""`GET /metrics`: what the status of every chain says, and how the operator itself is doing.
 
-Of chains nothing is counted here. Every number is the status's own, so no restart and no second
-operator can count anything twice; only the one that leads tells of chains.
+Metrics of chains are not counted here but read from their statuses, so neither a restart nor a
+second operator can count anything twice. Only the leader exports them.
 """
 
 from __future__ import annotations
@@ -40,16 +40,19 @@ CONDITIONS = (
     "Failed",
     "Finished",
 )
+# The failure classes after which a stage is tried again.
 RETRIED = [str(failure) for failure in FailureClass if not failure.permanent]
 
-disable_created_metrics()  # type: ignore[no-untyped-call] # no user needs when a counter was made
+# The `_created` series would say when the process began to count, which nobody needs.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 Family = TypeVar("Family", GaugeMetricFamily, CounterMetricFamily)
-Sample = tuple[Sequence[str], float]  # label values and value
+# The values of the labels, and the value.
+Sample = tuple[Sequence[str], float]
 
 
 def registry(service: Service, config: PoolFile) -> CollectorRegistry:
-    """All that is served: of chains, of the operator, and of its process."""
+    """All metrics that are served: of the process, of the operator and of the chains."""
     made = CollectorRegistry()
     ProcessCollector(registry=made)
     made.register(OperatorCollector(service))
@@ -58,13 +61,13 @@ def registry(service: Service, config: PoolFile) -> CollectorRegistry:
 
 
 def serve(port: int, served: CollectorRegistry) -> WSGIServer:
-    """Answer on all interfaces, from a thread of its own, until the process ends."""
+    """Serve the metrics on all interfaces, in a thread of its own, until the process ends."""
     server, _ = start_http_server(port, registry=served)
     return server
 
 
 class OperatorCollector(Collector):
-    """How the operator is doing. These count from its start."""
+    """How the operator is doing. Its counters begin at 0 when the process starts."""
 
     def __init__(self, service: Service):
         self.service = service
@@ -79,7 +82,7 @@ class OperatorCollector(Collector):
         )
         yield _gauge(
             "modelchain_operator_leader",
-            "1 for the operator that works and tells of chains, 0 for one that waits",
+            "1 for the operator that works and reports chains, 0 for one that waits",
             [],
             [([], service.leads)],
         )
@@ -99,7 +102,7 @@ class OperatorCollector(Collector):
         calls = dict(service.kube.calls)  # a copy, as the loop goes on counting
         yield _counter(
             "modelchain_operator_api_requests_total",
-            "Requests to the API server, watches aside, by the answer's status; none where no"
+            "Requests to the API server without watches, by the answer's status; code is none if no"
             " answer came",
             ["verb", "resource", "code"],
             [
@@ -110,8 +113,9 @@ class OperatorCollector(Collector):
 
 
 class ChainCollector(Collector):
-    """What the statuses say, one family after another, so that a scrape of many chains needs little
-    memory.
+    """What the statuses of the chains say.
+
+    It yields one family after another, so a scrape of many chains needs little memory.
     """
 
     def __init__(self, service: Service, config: PoolFile):
@@ -133,13 +137,14 @@ class ChainCollector(Collector):
         yield from _of_spending(chains, self.currency)
 
     def _where(self, chain: Figures) -> tuple[str, str]:
+        """The chain's node pool and queue; where it names none, the operator's defaults."""
         pool, queue = self.defaults.node_pool or "", self.defaults.queue_name or ""
         return chain.node_pool or pool, chain.queue or queue
 
 
 _SOURCE = (
-    "source: trained by this chain, or reused: what a result it found had cost an earlier chain of"
-    " its name"
+    "source: trained by this chain, or reused, which is what the records it found say an earlier"
+    " chain of its name has spent"
 )
 
 
@@ -150,7 +155,7 @@ def _of(chain: Figures) -> tuple[str, str]:
 def _of_chains(chains: Sequence[Figures]) -> Iterator[Metric]:
     yield _gauge(
         "modelchain_condition",
-        "Whether a condition of the chain is True; absent ones count as not",
+        "1 if a condition of the chain is True, 0 if it is not or is absent",
         [*CHAIN, "condition"],
         [((*_of(c), kind), kind in c.true) for c in chains for kind in CONDITIONS],
     )
@@ -180,8 +185,7 @@ def _of_stages(chains: Sequence[Figures]) -> Iterator[Metric]:
     )
     yield _gauge(
         "modelchain_stage_transition_seconds",
-        "From the end of the predecessor's trainer to the job of this stage, when it was last"
-        " handed over",
+        "From the end of the predecessor's trainer to the job of this stage, at the last hand-over",
         STAGE,
         _each(chains, lambda stage: stage.transition_seconds),
     )
@@ -209,7 +213,7 @@ def _of_spending(chains: Sequence[Figures], currency: str) -> Iterator[Metric]:
     )
     yield _counter(
         "modelchain_stage_retries_total",
-        "Attempts that were made again, by why the one before ended",
+        "Attempts that were made again, by the class of the attempt before",
         [*STAGE, "class"],
         _retries(chains),
     )
@@ -233,8 +237,10 @@ def _each(
 def _spent(
     chains: Iterable[Figures], value_of: Callable[[StageFigures], float | None]
 ) -> Iterator[Sample]:
-    """A stage's own spending from 0 on, so that `increase` sees all of it; that of a result it
-    found beside it.
+    """What each stage has spent, by source.
+
+    The series `trained` begins at 0, so that Prometheus's `increase` counts all of it. A stage that
+    found its result has a second series, `reused`, with what the result had cost.
     """
     for chain in chains:
         for stage in chain.stages:
@@ -246,8 +252,10 @@ def _spent(
 
 
 def _retries(chains: Iterable[Figures]) -> Iterator[Sample]:
-    """All classes of a stage that is being trained, so that `increase` sees the first; later those
-    there were.
+    """Retries of each stage, by failure class.
+
+    While a stage is trained, all classes are exported, at 0 if need be, so that Prometheus's
+    `increase` counts the first retry. After it has succeeded, only those that occurred are left.
     """
     for chain in chains:
         for stage in chain.stages:
@@ -266,6 +274,7 @@ def _counter(name: str, text: str, labels: Sequence[str], samples: Iterable[Samp
 
 
 def _filled(family: Family, samples: Iterable[Sample]) -> Family:
+    """The family with these samples added."""
     for labels, value in samples:
         family.add_metric(labels, value)
     return family

@@ -1,5 +1,7 @@
-"""From what was read to what `decide` sees. Pure: what has not been read yet is asked for, and
-the caller decides again once it is.
+"""Turns a snapshot into the `Observed` that `decide` is given.
+
+Pure: it reads nothing itself. What is needed and was not read yet is noted with `Snapshot.want`.
+The caller reads it, and then decides again.
 """
 
 from __future__ import annotations
@@ -29,12 +31,14 @@ from modelchain_operator.runners.template import (
     check_mount_path,
 )
 
+# Finished jobs of a stage that are kept for their logs.
 KEPT_JOBS = 3
+# The most characters of a label's value.
 LABEL_LENGTH = 63
 
 
 class View:
-    """One chain as `decide` sees it."""
+    """One chain, as it is shown to `decide`."""
 
     def __init__(self, snapshot: Snapshot, config: PoolFile, memory: Memory, now: float):
         self.snapshot, self.config, self.now = snapshot, config, now
@@ -86,8 +90,10 @@ class View:
         )
 
     def _status(self) -> ChainStatus:
-        """The stored status; of a chain that has none, the epochs its earlier StageArtifacts
-        froze.
+        """The stored status. If it is empty, one with the epochs of the chain's StageArtifacts.
+
+        A chain may have been deleted and applied again. Its stages keep the epochs that they were
+        trained with: new ones would be new inputs, and train every stage again.
         """
         status = self.snapshot.status
         if status.stages:
@@ -105,7 +111,7 @@ class View:
         ]
         return status.model_copy(update={"stages": stages})
 
-    # What is in the way.
+    # -- what prevents a launch --------------------------------------------------------------------
 
     def _obstacle(self) -> Reason | None:
         """Why nothing can be launched; None if nothing is in the way."""
@@ -121,15 +127,19 @@ class View:
         return self._claim_obstacle()
 
     def _next_kind(self) -> str:
-        """The kind of the next launch: of an intent whose job is still to be made, else of the
-        spec.
+        """The kind of job that is made next: an intent's, if its job is still to be made.
+
+        An intent keeps the kind that it was written with, whatever the spec says by now.
         """
         intents = (a for _, a in self.attempts.values() if a.uid is None and a.finished_at is None)
         intent = next(intents, None)
         return self.spec.runner.kind if intent is None else intent.runner or UNNAMED
 
     def _check_for_a_cluster(self) -> None:
-        """Raises InputError for what a laptop does not need, or the configuration does not have."""
+        """Check what only a cluster needs. Raises InputError, naming the field.
+
+        The spec may be valid on a laptop. Or it may name a pool that this operator does not have.
+        """
         spec, chain = self.spec, self.snapshot.spec
         if spec.runner.kind not in RUNNERS:
             raise InputError(messages.LOCAL, field="spec.runner.kind")
@@ -158,7 +168,7 @@ class View:
             return Reason(Code.CLAIM_MISSING, name, message)
         if is_deleting(claim):
             look = f"kubectl describe pvc {name} -n {self.snapshot.namespace}"
-            message = f"claim {name} is being deleted; who holds it: {look}"
+            message = f"claim {name} is being deleted; what still uses it: {look}"
             return Reason(Code.CLAIM_MISSING, name, message, look)
         if not self._shared() and label(claim, CHAIN) != self.snapshot.spec.metadata.name:
             message = (
@@ -169,10 +179,13 @@ class View:
         return None
 
     def loading(self) -> Reason | None:
-        """A Job with the label `modelchain.dev/fills` that has not packed the data yet."""
+        """Why the data is not there yet: a Job still fills its claim, or has failed to.
+
+        Such a Job names the claim in its label `modelchain.dev/fills`.
+        """
         claim, here = self.spec.data.volume.claim_name, f"-n {self.snapshot.namespace}"
-        if claim is None or len(claim) > LABEL_LENGTH:  # too long to be a label's value
-            return None
+        if claim is None or len(claim) > LABEL_LENGTH:
+            return None  # a longer name cannot be a label's value, so no Job names it
         for job in self.snapshot.want("loaders", claim) or []:
             packs = job["metadata"]["name"]
             if true_condition(job, "Failed"):
@@ -191,11 +204,13 @@ class View:
     def _own_claim(self) -> bool:
         return self.spec.storage is not None and not self._shared()
 
-    # Artifacts and shares.
+    # -- artifacts and shares ----------------------------------------------------------------------
 
     def artifact(self, digest: str) -> Artifact | Damage | None:
-        """A stage's StageArtifact, if it lies on this chain's claim; nothing is trained over one
-        that does not.
+        """The artifact that a StageArtifact records for this input digest; None if none does.
+
+        If the record cannot be used here, `Damage` says why, and nothing is trained over it: its
+        artifact may lie on another claim, and is still somebody's result.
         """
         record = self.snapshot.want("artifact", digest)
         if record is None:
@@ -207,7 +222,7 @@ class View:
         claim = self.snapshot.want("claim")
         if claim is None or uid(claim) != spec["claimUID"]:
             return self._unusable(Code.ARTIFACT_MISSING, name, self._elsewhere(name, spec, claim))
-        # What another chain has spent is in its own ledger.
+        # What another chain spent is in that chain's ledger. Here it would be counted twice.
         ours = spec["chain"] == self.snapshot.spec.metadata.name
         return Artifact(
             digest=spec["artifactDigest"],
@@ -224,7 +239,7 @@ class View:
         return Damage(Reason(code, record, message, describe), stalls=True)
 
     def _elsewhere(self, name: str, record: Object, claim: Object | None) -> str:
-        """What to do about a record of a claim that this chain does not have."""
+        """What to do about a record whose artifact lies on a claim that this chain does not use."""
         mine = requests.claim_name(self.snapshot.spec) if self.spec.storage else "none"
         if record["chain"] != self.snapshot.spec.metadata.name:
             return (
@@ -241,27 +256,32 @@ class View:
         )
 
     def outdated(self, launch: Launch) -> bool:
-        """The attempt's job would be made otherwise now: of another kind, or for another pool,
-        claim, image or queue.
+        """Whether the attempt's job would be made differently today.
+
+        An edit may have changed its kind, pool, claim, image or queue. Where no new job could be
+        made, the old one is kept: the next launch reports what is missing.
         """
         job = self.snapshot.jobs.get(launch.attempt.name)
         if job is None or self.spec.storage is None:
-            return False  # it is gone, and its pods are going; or there is nothing to make it from
+            return False
         runner = RUNNERS.get(self.spec.runner.kind)
         if runner is None or self.spec.runner.kind in self.snapshot.missing:
-            return False  # there is nothing to make it with; that is said at the next launch
+            return False
+        # The job carries a digest of what it was made from.
         stamp = annotation(job, requests.MADE_FROM)
         try:
             _, now = requests.job_for(
                 runner, self.snapshot.spec, self.config, self.status.epochs, launch
             )
         except InputError:
-            return False  # not to be made at all; that is said where it is next asked for
+            return False
         return stamp is not None and stamp != now
 
     def share(self, digest: str) -> str | None:
-        """Who trains this digest: "Mine", another chain's name, or "" for no chain yet. None where
-        no claim is shared and no other chain trains it.
+        """Who has the share of this input digest: "Mine", another chain's name, or "" for nobody.
+
+        None if this chain does not use a shared claim and no other chain trains this digest. A
+        rival counts without a Lease, too: its chain may have been deleted before its pods ended.
         """
         if self._shared():
             if digest in (self.snapshot.want("shares") or {}):
@@ -273,10 +293,13 @@ class View:
             return label(rival, CHAIN)
         return "" if self._shared() else None
 
-    # Jobs that are not needed.
+    # -- jobs that are not needed ------------------------------------------------------------------
 
     def _strays(self) -> Iterator[tuple[str, str]]:
-        """Unfinished jobs that no UID in the status and no open intent names."""
+        """By UID, unfinished jobs that belong to no attempt in the status.
+
+        A job belongs to the attempt that holds its UID, or to an intent with its name and digest.
+        """
         for name, job in self.snapshot.jobs.items():
             if state_of(job).finished is not None or is_deleting(job):
                 continue
@@ -288,7 +311,7 @@ class View:
                 yield uid(job), name
 
     def _spent_jobs(self) -> Iterator[tuple[str, str]]:
-        """All finished jobs of a stage but the last three, which stay for their logs."""
+        """By UID, the finished jobs to delete. The last three of a stage stay for their logs."""
         finished: dict[str, list[tuple[int, str, str]]] = {}
         for name, job in self.snapshot.jobs.items():
             _, attempt = self.attempts.get(name, (None, None))
@@ -301,18 +324,20 @@ class View:
             yield from ((uid, name) for _, uid, name in sorted(jobs)[:-KEPT_JOBS])
 
     def _highest_number(self, stage: str, digest: str) -> int:
+        """The highest attempt number in the labels of jobs and pods.
+
+        If the status was lost, only these tell which numbers, and so which names, have been used.
+        """
         numbers = [
             int(label(thing, ATTEMPT))
             for thing in [*self.snapshot.jobs.values(), *self.snapshot.pods]
-            if label(thing, STAGE) == stage or label(thing, INPUT_DIGEST) == digest[:63]
+            if label(thing, STAGE) == stage or label(thing, INPUT_DIGEST) == digest[:LABEL_LENGTH]
         ]
         return max(numbers, default=0)
 
 
 def _retry(chain: Object) -> str | None:
-    """What tells one value of the annotation from another: a status has little room, an annotation
-    much.
-    """
+    """The retry annotation, or its hash if it is too long to be copied into the status."""
     value = annotation(chain, RETRY)
     if value is None or len(value) <= LABEL_LENGTH:
         return value

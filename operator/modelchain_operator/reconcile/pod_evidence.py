@@ -1,8 +1,10 @@
-"""What the pods of one attempt say: its last word, or why there is none; what it waits for; how
-long it ran.
+"""What the pods of one attempt tell of it.
 
-Pure. Pods come as dicts: those read now, and those remembered from the watch. A remembered pod may
-add evidence, and never makes an attempt look ended.
+They tell its last word, or why there is none; what the attempt waits for; how long it ran.
+
+All functions are pure. They are given pods as dicts: those that were just read, and those that are
+remembered from the watch. A remembered pod may add evidence, but alone it never makes an attempt
+count as ended.
 """
 
 from __future__ import annotations
@@ -21,30 +23,34 @@ from modelchain_operator.runners.port import JobState
 
 @dataclass(frozen=True)
 class Evidence:
-    """Of one attempt.
+    """The evidence on one attempt."""
 
-    `word`: rank 0's success, or the word of the failure that came first; None while nothing has
-    ended, or if no pod left one. `failure`: what pods say of a failure without a word. `waiting`:
-    why pods do not run, `permanent` if waiting longer cannot help. `stalled`: a pod that does not
-    end, and what to type. `pods`: running times by UID, of pods that are there and of those that
-    are gone (`gone`); `never_ran`: UIDs of pods whose container could not start. `bad_nodes`: nodes
-    whose own device failed, with a short name of what was wrong.
-    """
-
+    # At least one pod may still run.
     live: bool = False
+    # How many pods run.
     running: int = 0
+    # The last word of rank 0 if it succeeded, else that of the failure that caused the others. None
+    # while no pod has ended, or if none left a last word.
     word: LastWord | None = None
+    # What the pods tell of a failure, if there is no last word.
     failure: podread.Failure | None = None
+    # Why pods do not run yet.
     waiting: Reason | None = None
+    # Why waiting longer cannot help.
     permanent: podread.Failure | None = None
+    # Names a pod that does not end, and the command that helps.
     stalled: Reason | None = None
+    # Running times by pod UID, of pods that exist and of pods that are only remembered.
     pods: Mapping[str, PodTime] = field(default_factory=dict)
+    # The UIDs of pods that are only remembered.
     gone: frozenset[str] = frozenset()
+    # The UIDs of pods whose container could not start.
     never_ran: frozenset[str] = frozenset()
+    # By node whose own device failed, a short name of the fault.
     bad_nodes: Mapping[str, str] = field(default_factory=dict)
 
 
-def evidence(
+def evidence(  # long: its contract takes half of it
     live: Sequence[Read],
     remembered: Iterable[Read],
     *,
@@ -52,17 +58,20 @@ def evidence(
     gang: podread.Gang,
     now: float,
     known: Container[str] | None = None,
-    going: Mapping[str, float] | None = None,
+    deleting_since: Mapping[str, float] | None = None,
 ) -> Evidence:
-    """What is known of an attempt from its pods, `live` as just read, `remembered` as seen before.
+    """What the pods of an attempt tell of it.
 
     Args:
-        job: of the attempt; it tells a failure whose pods are all gone.
+        live: the pods as they were just read.
+        remembered: pods as the watch has shown them; they may exist no longer.
+        job: the attempt's job. It tells of a failure if no pod is left.
         now: seconds since the epoch.
-        known: UIDs whose running time the status still carries, where it has summed up others: a
-            remembered pod that is in the sum must not come back. None while nothing was summed up.
-        going: by UID, since when this process knows that a pod is being deleted; None: the API
-            server's clock is ours.
+        known: the UIDs of pods whose running time is in the status by itself. The status has summed
+            up all other pods, so a remembered one of those must not count again. None if nothing
+            was summed up yet.
+        deleting_since: by UID, since when this process has known that a pod is being deleted. None
+            means that our clock and the API server's agree.
     """
     read = {objects.uid(pod): pod for pod in live}
     gone = {objects.uid(pod): pod for pod in remembered if objects.uid(pod) not in read}
@@ -78,7 +87,7 @@ def evidence(
         failure=failure,
         waiting=waiting,
         permanent=permanent,
-        stalled=podread.stuck(live, now, going),
+        stalled=podread.stuck(live, now, deleting_since),
         pods=_run_times(timed, gang, now),
         gone=frozenset(gone),
         never_ran=frozenset(uid for uid, pod in pods.items() if podread.never_ran(pod)),
@@ -87,7 +96,7 @@ def evidence(
 
 
 def _run_times(pods: Iterable[Read], gang: podread.Gang, now: float) -> dict[str, PodTime]:
-    """By UID, of the pods that ran."""
+    """The running times of pods that ran, by UID."""
     times = {}
     for pod in pods:
         if (ran := podread.run_time(pod, now)) is not None:
@@ -100,9 +109,7 @@ def _run_times(pods: Iterable[Read], gang: podread.Gang, now: float) -> dict[str
 
 
 def refusal(events: Iterable[Read]) -> str:
-    """Why pods of a job are refused at creation, in the words of its newest event that says so;
-    else empty.
-    """
+    """Why pods of a job are refused at creation, as its newest event on that says; else empty."""
     refused = [
         event
         for event in events
@@ -116,11 +123,14 @@ def refusal(events: Iterable[Read]) -> str:
 
 
 def _current_run(pods: list[Read], gang: podread.Gang) -> list[Read]:
-    """Those of the newest start. A queue may evict a job and start it again: same job, same pod
-    names, new pods.
+    """The pods of the newest start of a job.
+
+    A queue may evict a job and start it again. Then the job and the names of its pods stay the
+    same, and the pods are new.
     """
     run: list[Read] = []
     for pod in sorted(pods, key=podread.created_at):
+        # A new run begins with a second pod of the same rank, made after all earlier ones ended.
         again = any(gang.node_rank(other) == gang.node_rank(pod) for other in run)
         if again and all(
             (podread.ended_at(other) or 0.0) <= podread.created_at(pod) for other in run
@@ -132,13 +142,15 @@ def _current_run(pods: list[Read], gang: podread.Gang) -> list[Read]:
 
 # -- how it ended ----------------------------------------------------------------------------------
 
-# A cause beats its consequences. Peers of a dead rank die of an error; what is left is asked to
-# stop, or is killed.
+# The cause of a failure outranks its consequences. When a rank dies, its peers die of an error, and
+# torchrun stops or kills the remaining processes.
 _PLAIN_ERROR = (FailureClass.ERROR,)
 _CONSEQUENCES = (FailureClass.PREEMPTED, FailureClass.KILLED, FailureClass.UNKNOWN)
 
-_LOST = ("NodeLost", "NodeShutdown", "Shutdown", "Terminated")  # a pod's own reason
-_TAKEN = {  # reasons of the condition DisruptionTarget
+# Values of a pod's `status.reason`.
+_LOST = ("NodeLost", "NodeShutdown", "Shutdown", "Terminated")
+# By the reason of the condition DisruptionTarget.
+_TAKEN = {
     "PreemptionByScheduler": (FailureClass.PREEMPTED, "was preempted by a pod of higher priority"),
     "EvictionByEvictionAPI": (
         FailureClass.PREEMPTED,
@@ -155,7 +167,11 @@ _TAKEN = {  # reasons of the condition DisruptionTarget
 
 @dataclass(frozen=True)
 class _Cause:
+    """One thing that may have ended the attempt. The smallest weight counts, then the earliest."""
+
+    # Seconds since the epoch.
     at: float
+    # 0 for a cause, 1 for an error that may be a consequence, 2 for one that probably is.
     weight: int
     failure: FailureClass
     sentence: str
@@ -165,14 +181,16 @@ class _Cause:
 def _how_it_ended(
     run: Sequence[Read], job: JobState, gang: podread.Gang
 ) -> tuple[LastWord | None, podread.Failure | None]:
-    """The last word that counts, or else a failure without one; neither while nothing has ended."""
+    """The last word that counts, or else a failure without one. Both are None while no pod has
+    ended.
+    """
     causes, first_word = [], None
     for pod in gang.in_order(run):
         word = podread.last_word(pod)
         if word is not None and word.result == "Succeeded":
             if gang.node_rank(pod) == 0:
                 return word, None
-            word = None  # success is rank 0's to report
+            word = None  # only rank 0 may report success
         first_word = first_word or word
         causes += _causes(pod, word)
     if not causes and job.finished == "Failed":
@@ -185,7 +203,7 @@ def _how_it_ended(
     cause = min(causes, key=lambda cause: (cause.weight, cause.at))
     if cause.word is None and first_word is None:
         return None, (cause.failure, cause.sentence)
-    # The figures of a word are kept even where a pod knows the cause better.
+    # The pod may know the cause better than any last word. The first word still has the figures.
     word = cause.word or (
         first_word
         and first_word.model_copy(update={"failure": cause.failure, "message": cause.sentence})
@@ -194,8 +212,8 @@ def _how_it_ended(
 
 
 def _causes(pod: Read, word: LastWord | None) -> list[_Cause]:
-    """Why this pod failed: by its own word, and by what its node and the control plane say; empty
-    if it did not.
+    """Why this pod failed, as its last word, its node and the control plane say; empty if it did
+    not fail.
     """
     at = (
         podread.ended_at(pod)
@@ -222,9 +240,7 @@ def _causes(pod: Read, word: LastWord | None) -> list[_Cause]:
 
 
 def _bad_nodes(run: Sequence[Read]) -> dict[str, str]:
-    """By node, the fault of its own devices: as a trainer there found it, or as the kubelet refused
-    the pod.
-    """
+    """By node, a short name of its device's fault, as a trainer or the kubelet on it reports."""
     nodes = {}
     for pod in run:
         node, word = pod["spec"].get("nodeName"), podread.last_word(pod)
@@ -236,7 +252,7 @@ def _bad_nodes(run: Sequence[Read]) -> dict[str, str]:
 
 
 def _refused_device(pod: Read) -> bool:
-    """Its node has taken the pod, and has no healthy device for it."""
+    """Whether the kubelet refused a scheduled pod, as its node has no healthy device for it."""
     said = pod["status"].get("message") or ""
     return pod["status"].get("reason") == "UnexpectedAdmissionError" and "healthy devices" in said
 

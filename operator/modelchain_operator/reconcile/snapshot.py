@@ -1,5 +1,7 @@
-"""What one pass has read of a chain: the chain, its jobs and pods always, the rest when a decision
-turns out to depend on it.
+"""What one pass has read of a chain.
+
+The chain, its jobs and its pods are always read. The rest is read once a decision turns out to
+depend on it.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ from modelchain_operator.runners.template import (
 )
 
 RETRY = "modelchain.dev/retry"
-# A trainer that sends a byte now and then has not answered: `total` ends that.
+# `total` is for a trainer that sends a byte now and then, which `sock_read` never ends.
 PROGRESS_TIMEOUT = aiohttp.ClientTimeout(total=6, sock_connect=2, sock_read=2)
 
 What = Literal[
@@ -65,9 +67,9 @@ What = Literal[
 
 
 class Need(NamedTuple):
-    """Something a decision turned out to depend on: one read, whose answer is kept for this pass.
+    """One read that a decision turned out to depend on. Its answer is kept for this pass.
 
-    `which` is a name or a digest, as the read of `what` in `Reader` takes it.
+    `which` is the name or digest that `Reader` needs to read `what`.
     """
 
     what: What
@@ -76,20 +78,19 @@ class Need(NamedTuple):
 
 @dataclass
 class Snapshot:
-    """What was read of one chain.
-
-    `jobs` are those of every kind of runner, by name (see `by_name`); they and `pods` carry the
-    chain's UID. `missing`: kinds of runner that are not installed. `fresh`: read since the intent
-    was written.
-    """
+    """What was read of one chain."""
 
     chain: Object
     spec: ModelChain
     status: ChainStatus
+    # The chain's jobs, of every kind of runner, by name (see `by_name`).
     jobs: dict[str, Object]
     pods: list[Object]
+    # The kinds of runner that are not installed on this cluster.
     missing: set[str] = field(default_factory=set)
+    # What the launch depends on was read after its intent was written.
     fresh: bool = False
+    # The answers to needs, and the needs that are not answered yet.
     read: dict[Need, Any] = field(default_factory=dict)
     needs: set[Need] = field(default_factory=set)
 
@@ -107,7 +108,7 @@ class Snapshot:
         return (attempt for stage in self.status.stages for attempt in stage.attempts)
 
     def want(self, what: What, which: str = "") -> Any:
-        """The answer to a need; None, and noted in `needs`, if it was not read yet."""
+        """The answer to a need. If it was not read yet: None, and the need is added to `needs`."""
         need = Need(what, which)
         if need not in self.read:
             self.needs.add(need)
@@ -116,8 +117,9 @@ class Snapshot:
 
 
 class Inputs(Mapping[str, Mapping[str, Any]]):
-    """By input digest, what earlier work was made from: in the task of a job that is left, or in a
-    StageArtifact.
+    """By input digest, the inputs of earlier work.
+
+    They are in the task of a job, if one still exists, or in a StageArtifact.
     """
 
     def __init__(self, snapshot: Snapshot):
@@ -142,8 +144,10 @@ class Inputs(Mapping[str, Mapping[str, Any]]):
 
 
 def by_name(jobs: Iterable[Object], attempts: Iterable[AttemptStatus]) -> dict[str, Object]:
-    """Jobs of all kinds by name. An attempt's name stands for the job of the attempt's own kind;
-    a job of another kind that has the same name stands under `<kind>/<name>`.
+    """Jobs of all kinds by name.
+
+    An attempt's name is the key of the job of the attempt's own kind. If a job of another kind has
+    the same name, its key is `<kind>/<name>`.
     """
     kinds = {attempt.name: runner_for(attempt.runner).kind for attempt in attempts}
     found = {}
@@ -154,8 +158,10 @@ def by_name(jobs: Iterable[Object], attempts: Iterable[AttemptStatus]) -> dict[s
 
 
 class Reader:
-    """All reads of a pass. They are quorum reads, except what the memory holds for a minute: a
-    watch event or a write of ours renews that.
+    """All reads of a pass.
+
+    They are quorum reads, except for claims and records, which the memory caches for a minute.
+    Watch events and our own writes refresh the cache.
     """
 
     def __init__(self, kube: Kube, memory: Memory, progress_seconds: float):
@@ -174,15 +180,18 @@ class Reader:
         }
 
     async def jobs_and_pods(self, snapshot: Snapshot) -> None:
-        """Jobs before pods: a job that is gone makes no more pods, so none can be missed."""
+        """Read the chain's jobs, and then its pods.
+
+        In this order no pod can be missed: a job that no longer exists makes no more pods.
+        """
         namespace, selector = snapshot.namespace, f"{CHAIN_UID}={snapshot.uid}"
         jobs, snapshot.missing = await self._jobs(namespace, f"{selector},{ROLE}=train")
         snapshot.jobs = by_name(jobs, snapshot.attempts)
         for attempt in snapshot.attempts:
             known = attempt.finished_at is None and attempt.uid is not None
             if known and attempt.name not in snapshot.jobs:
-                # A job that was there is only called gone if a read of it alone agrees with the
-                # list.
+                # The job existed, and the list lacks it. A read of this one job has to agree
+                # before it counts as gone.
                 kind = runner_for(attempt.runner).resource
                 job = await self._get(kind, namespace, attempt.name)
                 if job is not None and uid(job) == attempt.uid:
@@ -192,8 +201,9 @@ class Reader:
             self.memory.remember(pod)
 
     async def _jobs(self, namespace: str, selector: str) -> tuple[list[Object], set[str]]:
-        """Jobs of every kind of runner, whatever kind the chain asks for now; and the kinds that
-        are not installed.
+        """The jobs of every kind of runner, and the kinds that are not installed.
+
+        All kinds are read, since the chain may have asked for another kind before.
         """
         jobs: list[Object] = []
         missing = set()
@@ -204,11 +214,13 @@ class Reader:
                 missing.add(kind)
         return jobs, missing
 
-    # What a decision turned out to need.
+    # Reads that a decision turned out to need.
 
     async def answer(self, snapshot: Snapshot) -> None:
-        """Read what is needed. Records come first: once they are known, the rest may not be needed.
-        Then the claim, since a Lease is named after it.
+        """Read what the snapshot needs.
+
+        Records are read first, and alone: once they are known, the rest may not be needed. The
+        claim is read before the others, since a Lease is named after it.
         """
         records = {need for need in snapshot.needs if need.what == "artifact"}
         claim = snapshot.needs & {Need("claim")}
@@ -217,7 +229,7 @@ class Reader:
         snapshot.needs.clear()
 
     async def each(self, snapshot: Snapshot, needs: Sequence[Need]) -> None:
-        """Read side by side what does not depend on one another."""
+        """Read several needs concurrently. None of them may depend on the answer to another."""
         answers = await asyncio.gather(*(self.one(snapshot, need) for need in needs))
         snapshot.read.update(zip(needs, answers, strict=True))
 
@@ -239,7 +251,7 @@ class Reader:
         return await self._get(LEASES, snapshot.namespace, lease)
 
     async def _shares(self, snapshot: Snapshot, _: str) -> dict[str, Object]:
-        """By input digest, the Leases that the chain holds."""
+        """By input digest, the Leases of the shares that the chain has."""
         selector = f"{CHAIN_UID}={snapshot.uid}"
         leases = await self.kube.list(LEASES, snapshot.namespace, selector)
         return {lease["metadata"]["annotations"][INPUT_DIGEST]: lease for lease in leases}
@@ -253,7 +265,7 @@ class Reader:
         return unfinished + [pod for pod in pods if podread.is_live(pod)]
 
     async def _job_of_intent(self, snapshot: Snapshot, attempt: str) -> Object | None:
-        """The job that has the name of an attempt, of whichever chain it is."""
+        """The job that has the name of an attempt. It may belong to another chain."""
         intent = next(a for a in snapshot.attempts if a.name == attempt)
         return await self._get(runner_for(intent.runner).resource, snapshot.namespace, attempt)
 
@@ -261,15 +273,17 @@ class Reader:
         return await self._get(JOBS, snapshot.namespace, verify.name(attempt))
 
     async def _records(self, snapshot: Snapshot, _: str) -> list[Object]:
-        """All StageArtifacts of a chain of this name."""
+        """All StageArtifacts of chains of this name: this one, and deleted ones before it."""
         selector = f"{CHAIN}={snapshot.spec.metadata.name}"
         return await self.kube.list(ARTIFACTS, snapshot.namespace, selector)
 
     async def _loaders(self, snapshot: Snapshot, claim: str) -> list[Object]:
+        """The Jobs that fill a data claim."""
         return await self.kube.list(JOBS, snapshot.namespace, f"{FILLS}={claim}")
 
-    async def _refusal(self, snapshot: Snapshot, of: str) -> str:
-        fields = f"involvedObject.uid={of}"
+    async def _refusal(self, snapshot: Snapshot, object_uid: str) -> str:
+        """Why pods are refused at creation, from the events of the object that makes them."""
+        fields = f"involvedObject.uid={object_uid}"
         return refusal(await self.kube.list(EVENTS, snapshot.namespace, fields=fields))
 
     async def _get(self, resource: Resource, namespace: str, name: str) -> Object | None:
@@ -281,7 +295,10 @@ class Reader:
     async def _cached(
         self, cache: Cache, key: tuple[str, str], resource: Resource, name: str
     ) -> Object | None:
-        """Only what is there is remembered: that nothing is there must be true now."""
+        """The object, from the cache if it is there; None if it does not exist.
+
+        That an object does not exist is never cached, since it may be made at any moment.
+        """
         found = cache.get(key)
         if found is None:
             found = await self._get(resource, key[0], name)
@@ -290,8 +307,10 @@ class Reader:
         return found
 
     def forget(self, snapshot: Snapshot, launch: Launch) -> None:
-        """Before a launch, what it rests on is read afresh: its own and its predecessor's records,
-        claim and rivals.
+        """Forget what a launch depends on, so that it is read again right before the launch.
+
+        This is the records of the stage and of its predecessor, the claim, the share, rivals, and
+        the job that has the attempt's name.
         """
         artifacts = {launch.attempt.input_digest}
         if launch.predecessor is not None:
@@ -303,7 +322,7 @@ class Reader:
             del snapshot.read[need]
         self.memory.claims.drop((snapshot.namespace, requests.claim_name(snapshot.spec)))
 
-    # The progress of trainers.
+    # Reads of trainers' progress.
 
     async def progress(self, pods: Iterable[Object]) -> None:
         """Ask running rank 0s for their progress, each at most once in `progress_seconds`."""
@@ -311,13 +330,15 @@ class Reader:
         for pod in pods:
             asked = self.memory.progress.get(uid(pod), Asked()).at
             if time.monotonic() - asked >= self.progress_seconds:
-                self.memory.asks(uid(pod))
+                self.memory.note_question(uid(pod))
                 due.append(self._ask(pod))
         await asyncio.gather(*due)
 
     async def _ask(self, pod: Object) -> None:
-        """Remember what it answers. A trainer is only to blame for silence on a connection that was
-        accepted.
+        """Ask rank 0 for its progress, and remember the answer, or that none came.
+
+        Only silence on an accepted connection is the trainer's fault. Other errors may be the
+        network's.
         """
         address = pod["status"].get("podIP")
         host = f"[{address}]" if address and ":" in address else address
@@ -328,8 +349,8 @@ class Reader:
             ):
                 answer = LiveProgress.model_validate_json(await response.content.read(4096))
         except aiohttp.SocketTimeoutError:
-            self.memory.unheard(uid(pod), accepted=True)
+            self.memory.note_silence(uid(pod), accepted=True)
         except (aiohttp.ClientError, OSError, ValueError):
-            self.memory.unheard(uid(pod), accepted=False)
+            self.memory.note_silence(uid(pod), accepted=False)
         else:
-            self.memory.told(uid(pod), answer)
+            self.memory.note_answer(uid(pod), answer)

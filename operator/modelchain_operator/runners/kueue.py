@@ -1,5 +1,7 @@
-"""All that is Kueue's: how a job is held back until its release and given to a queue, and why Kueue
-does not let a job run. Pure.
+"""All that the operator knows of Kueue.
+
+The first half keeps a job from running until its release, and puts it into a queue. The second half
+finds why Kueue does not let a job run. All functions are pure.
 """
 
 from __future__ import annotations
@@ -17,28 +19,29 @@ GROUP = "kueue.x-k8s.io"
 QUEUE, PRIORITY_CLASS = f"{GROUP}/queue-name", f"{GROUP}/priority-class"
 REQUIRED_TOPOLOGY = f"{GROUP}/podset-required-topology"
 PREFERRED_TOPOLOGY = f"{GROUP}/podset-preferred-topology"
-# A queue that does not exist. A job waits in it until its release, so Kueue cannot start it before,
-# and its webhook gives it no other queue.
+# A queue that does not exist. A job is in it until its release, so that Kueue cannot start the job
+# before, and Kueue's webhook does not put it into another queue.
 UNRELEASED_QUEUE = "modelchain-held"
-# When we let a job run. This annotation alone says that we did.
+# The annotation with the time of a job's release. Only a job that has it is released.
 RELEASED = "modelchain.dev/released"
-DEFAULT_QUEUE = "default"  # the LocalQueue that Kueue's webhook gives to jobs that name none
+# Kueue's webhook puts a job that names no queue into the LocalQueue of this name, if it exists.
+DEFAULT_QUEUE = "default"
 VERSIONS = ("v1beta2", "v1beta1")
 LOCAL_QUEUES = tuple(Resource(GROUP, version, "localqueues") for version in VERSIONS)
 WORKLOADS = tuple(Resource(GROUP, version, "workloads") for version in VERSIONS)
 
 
-# A job.
+# -- a job and its queue ---------------------------------------------------------------------------
 
 
 def labels(priority_class: str | None) -> dict[str, str]:
-    """Of a job that is not released yet."""
+    """The labels of a job that is not released yet."""
     priority = {PRIORITY_CLASS: priority_class} if priority_class else {}
     return {QUEUE: UNRELEASED_QUEUE} | priority
 
 
 def topology(pool: NodePool) -> dict[str, str]:
-    """Annotations of a pod template: how near to one another the pool wants the pods of a job."""
+    """The annotations of a pod template that keep the pods of a job near one another."""
     if pool.topology is None:
         return {}
     if pool.topology.required is not None:
@@ -60,12 +63,16 @@ def is_released(job: Read) -> bool:
 def release(
     job: Read, queue: str | None, now: str, *, suspended: bool, unsuspend: Object
 ) -> Object:
-    """The next merge patch on the way to let a job run, as `Runner.release` describes it.
+    """The next merge patch that is needed to let a job run, as `Runner.release` describes it.
 
     Args:
-        suspended: whether the job is suspended, which its kind knows.
-        unsuspend: the patch of its spec that lifts the suspension.
+        job: as it was just read.
+        queue: the LocalQueue to put it into; None for none.
+        now: the time of the release (RFC 3339).
+        suspended: whether the job is suspended.
+        unsuspend: the patch of the job's spec that lifts the suspension.
     """
+    # A UID or resourceVersion that is not the job's makes the API server refuse the patch.
     meta: Object = {name: job["metadata"][name] for name in ("uid", "resourceVersion")}
     released = meta | {"annotations": {RELEASED: now}}
     if not suspended:
@@ -74,32 +81,36 @@ def release(
         return {"metadata": released}
     if queue is not None:
         return {"metadata": released | {"labels": {QUEUE: queue}}}  # Kueue lifts the suspension
+    # Without a queue the first patch removes the label, and the second lifts the suspension.
     if label(job, QUEUE):
         return {"metadata": meta | {"labels": {QUEUE: None}}}
     return {"metadata": released, "spec": unsuspend}
 
 
-# Why a job waits in its queue.
+# -- why a job waits in its queue ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class KueueQueue:
-    """A LocalQueue as it is for one chain. `local`: the object, None if there is none. `workloads`:
-    those of its namespace.
-    """
+    """The queue of one chain, as it was read."""
 
     name: str
+    # Whether Kueue is installed.
     installed: bool = False
+    # The LocalQueue; None if it does not exist.
     local: Object | None = None
+    # All Workloads of its namespace.
     workloads: Sequence[Object] = ()
 
 
 class Wait(NamedTuple):
-    """`next`: a command. `lines`: (object, message, RFC 3339 time or None)."""
+    """Why a job waits in its queue."""
 
     reason: Code
     cause: str
+    # The command to type next.
     next: str
+    # What was found: an object, its message, and the time (RFC 3339) or None.
     lines: Sequence[tuple[str, str, str | None]] = ()
 
 
@@ -109,7 +120,10 @@ def why_queued(
     """Why Kueue does not let a job run, as its Workload and LocalQueue say.
 
     Args:
+        queue: the job's queue.
+        job: as it was read.
         framework: Kueue's name of the job's kind.
+        namespace: of the job, for commands.
         hidden: the user may not read Workloads.
     """
     if (wait := _queue_missing(queue, job, namespace)) is not None:
@@ -121,7 +135,7 @@ def why_queued(
     if mine:
         return _of_workload(mine[-1], namespace)
     if hidden:
-        cause = "its Workload cannot be seen with your rights"
+        cause = "its Workload cannot be read with your rights"
         return Wait(Code.QUEUED, cause, f"kubectl get workloads -n {namespace}")
     return Wait(
         Code.NO_WORKLOAD,
@@ -183,5 +197,5 @@ def _why_not_admitted(work: Read) -> str:
         why, message = evicted.get("reason"), evicted.get("message")
         return f"it was evicted ({why}) and waits for its turn again: {message}"
     if (quota := condition(work, "QuotaReserved")) is not None:
-        return f"{quota.get('message')}; its place in the queue is not told"
-    return "it waits for its turn; its place in the queue is not told"
+        return f"{quota.get('message')}; Kueue does not show its place in the queue"
+    return "it waits for its turn; Kueue does not show its place in the queue"

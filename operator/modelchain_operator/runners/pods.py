@@ -1,5 +1,6 @@
-"""Reading pods as the API server gives them: what runs, since when, how it ended, what it said, and
-what it waits for.
+"""Reads pods as the API server returns them.
+
+The first half answers when a pod started and how it ended, the second half what it waits for.
 """
 
 from __future__ import annotations
@@ -28,15 +29,19 @@ from modelchain_operator.runners.template import MAIN_CONTAINER
 
 TERMINAL = ("Succeeded", "Failed")
 NOT_STARTED = ("StartError", "ContainerCannotRun")
-CLOCKS_DIFFER = 600.0  # seconds: a node's clock and ours, each five minutes wrong
-STUCK_SECONDS = 60  # after a pod's grace is over
-QUOTED = 240  # characters of a message that is quoted
+# How far a node's clock and ours may be apart, in seconds: each may be wrong by five minutes.
+CLOCKS_DIFFER = 600.0
+# A pod is stuck if it still exists this long after its grace period is over.
+STUCK_SECONDS = 60
+# The most characters that are quoted of another program's message.
+QUOTED = 240
 
-Failure = tuple[FailureClass, str]  # the class, and a sentence
+# The class, and a sentence that explains it.
+Failure = tuple[FailureClass, str]
 
 
 def is_live(pod: Read) -> bool:
-    """Neither Succeeded nor Failed: it runs, or may; a pod that is being deleted still does."""
+    """Whether the pod runs or may still run. A pod that is being deleted counts as live."""
     return pod.get("status", {}).get("phase") not in TERMINAL
 
 
@@ -45,14 +50,15 @@ def is_running(pod: Read) -> bool:
 
 
 def state(pod: Read, kind: Literal["waiting", "running", "terminated"]) -> Read | None:
-    """The main container's state, if it is of that kind."""
+    """The main container's state if it is of this kind, else None."""
     found = main_status(pod).get("state", {}).get(kind)
     return dict(found) if found is not None else None
 
 
 def main_status(pod: Read) -> Read:
-    """The container status of the container that our templates name; sidecars may have been
-    added.
+    """The status of the main container: webhooks may have added sidecars.
+
+    Our template names it in an annotation. Without one, the first container is taken.
     """
     wanted = annotation(pod, MAIN_CONTAINER) or pod["spec"]["containers"][0]["name"]
     statuses = pod.get("status", {}).get("containerStatuses") or []
@@ -67,7 +73,7 @@ def main_container(pod: Read) -> Read:
 
 
 def disruption(pod: Read) -> Read | None:
-    """The condition that says the platform ended the pod, not its work."""
+    """The condition that Kubernetes sets when it ends a pod itself, for example to drain a node."""
     return true_condition(pod, "DisruptionTarget")
 
 
@@ -76,22 +82,21 @@ def created_at(pod: Read) -> float:
 
 
 def never_ran(pod: Read) -> bool:
-    """The main container was tried and did not start: what its status then says of a start is no
-    time.
+    """Whether the runtime tried to start the main container and could not.
+
+    The kubelet writes a `startedAt` for it all the same, which must not be believed.
     """
     return (state(pod, "terminated") or {}).get("reason") in NOT_STARTED
 
 
 def started_at(pod: Read) -> float | None:
-    """When the main container started, on its node's clock; None if it has not, as far as is
-    known.
-    """
+    """When the main container started, by its node's clock. None if no start is known."""
     found = state(pod, "running") or state(pod, "terminated") or {}
     return None if never_ran(pod) else _time(found.get("startedAt"))
 
 
 def ended_at(pod: Read) -> float | None:
-    """When it ended; of a node that is lost, when that was noticed. None while it lives."""
+    """When the pod ended; for a lost node, when Kubernetes noticed it. None for a live pod."""
     terminated = state(pod, "terminated")
     if terminated is not None and (finished := _time(terminated.get("finishedAt"))) is not None:
         return finished
@@ -104,13 +109,14 @@ def ended_at(pod: Read) -> float | None:
 
 
 def run_time(pod: Read, now: float) -> tuple[float, float | None] | None:
-    """When the main container started and ended, in seconds since the epoch by our clock; None if
-    it never ran.
+    """When the main container started and ended, in seconds since the epoch by our clock.
 
-    Its node's clock may be wrong. Between a start and an end of the same node it measures right all
-    the same; a start before the pod's creation or after `now` is corrected by what the scheduler's
-    clock says, or else is taken to be the creation. The answer does not move with `now`: every
-    pass would write it.
+    None if it never ran, or if its times cannot be true. The end is None while it runs.
+
+    The node's clock may be wrong, but the time between two of its readings is right. So the length
+    is taken from the node, and only the start is corrected: first by the scheduler's clock, and if
+    that gives no possible time either, to the pod's creation. The result must not depend on `now`,
+    or every pass would see a change and write it.
     """
     started, finished, created = started_at(pod), ended_at(pod), created_at(pod)
     if started is None or (
@@ -126,8 +132,10 @@ def run_time(pod: Read, now: float) -> tuple[float, float | None] | None:
 
 
 def _node_is_behind(pod: Read) -> float:
-    """Seconds, from what the scheduler and the node give as the time the node took the pod; 0 if
-    one says nothing.
+    """By how many seconds the node's clock is behind the scheduler's; 0 if that is not known.
+
+    Both note the time of the same moment: the scheduler when it binds the pod to the node, the node
+    when it accepts the pod.
     """
     scheduled = seconds((true_condition(pod, "PodScheduled") or {}).get("lastTransitionTime"))
     taken = seconds(pod["status"].get("startTime"))
@@ -135,13 +143,13 @@ def _node_is_behind(pod: Read) -> float:
 
 
 def _time(text: str | None) -> float | None:
-    """A kubelet may write 1970 for a time it does not know."""
+    """The time, or None where a kubelet did not know it and wrote 1970."""
     found = seconds(text)
     return found if found is not None and found > 0 else None
 
 
 def where(pod: Read) -> str:
-    """Its name and its node, for a sentence."""
+    """The pod's name and node, as a part of a sentence."""
     node = pod["spec"].get("nodeName")
     return f"pod {name_of(pod)}" + (f" on node {node}" if node else "")
 
@@ -158,8 +166,10 @@ def gpus(pod: Read, resource: str) -> int:
 
 
 def last_word(pod: Read) -> LastWord | None:
-    """Its termination message, if the trainer wrote it: the container runtime leaves messages of
-    its own there.
+    """The pod's termination message, if the trainer wrote it.
+
+    The container runtime writes messages of its own to the same place. A success without a
+    manifest's digest is not believed, since only a hash is evidence of success.
     """
     message = (state(pod, "terminated") or {}).get("message") or ""
     try:
@@ -170,11 +180,10 @@ def last_word(pod: Read) -> LastWord | None:
 
 
 def remember(pod: Read) -> Object | None:
-    """What is worth keeping of a pod that may be gone at the next pass, small; None while it has
-    said nothing.
+    """The parts of an ended pod that tell how it ended; None while it still runs undisturbed.
 
-    Kept by UID from watch events: a pod deleted with its grace has its last word on that event
-    alone.
+    They are kept because the pod may be gone at the next pass. If it was deleted, the watch event
+    of its end is the only place where its last word can be read.
     """
     if is_live(pod) and state(pod, "terminated") is None and disruption(pod) is None:
         return None
@@ -208,21 +217,22 @@ def remember(pod: Read) -> Object | None:
     }
 
 
-# What pods wait for.
+# -- what pods wait for ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Gang:
-    """The pods an attempt should have. `nodes`: how many there are when all is well. `node_rank`:
-    the runner's. `gpu_resource`: the name of the GPUs they ask for.
-    """
+    """The pods that an attempt should have."""
 
+    # How many: one for each node.
     nodes: int
+    # The runner's function that reads the node rank from a pod.
     node_rank: Callable[[Read], int | None]
+    # The resource name of the GPUs that the pods ask for.
     gpu_resource: str = "nvidia.com/gpu"
 
     def in_order(self, pods: Iterable[Read]) -> list[Read]:
-        """By node rank."""
+        """The pods, sorted by node rank."""
         return sorted(pods, key=lambda pod: self.node_rank(pod) or 0)
 
 
@@ -239,38 +249,45 @@ _NEVER_AS_ROOT = ("runAsNonRoot", "non-numeric user")
 
 @dataclass(frozen=True)
 class _Wait:
-    weight: int  # the most telling first
+    # The wait with the lowest weight is shown: it explains most.
+    weight: int
     reason: Reason
+    # Set if waiting longer cannot help: how the attempt then fails.
     permanent: FailureClass | None = None
 
 
 def why_waiting(live: Sequence[Read], gang: Gang) -> tuple[Reason | None, Failure | None]:
     """Why the pods do not run, and the failure if waiting longer cannot help."""
     waits = [wait for pod in gang.in_order(live) if (wait := _wait_of(pod)) is not None]
-    there = [pod for pod in live if is_live(pod)]
+    unfinished = [pod for pod in live if is_live(pod)]
     if not waits:
-        return _incomplete(there, len(live), gang), None
+        return _incomplete(unfinished, len(live), gang), None
     wait = min(waits, key=lambda wait: wait.weight)
     reason = wait.reason
     if gang.nodes > 1:
-        running = sum(is_running(pod) for pod in there)
+        # One waiting pod keeps the whole gang from training, so its reason stands for all.
+        running = sum(is_running(pod) for pod in unfinished)
         reason = reason.with_message(f"{running} of {gang.nodes} pods run, {reason.message}")
     return reason, (wait.permanent, reason.text) if wait.permanent else None
 
 
-def _incomplete(there: Sequence[Read], known: int, gang: Gang) -> Reason | None:
-    """No pod waits, but pods are still ending or still to come."""
-    if going := next((pod for pod in there if is_deleting(pod)), None):
+def _incomplete(unfinished: Sequence[Read], known: int, gang: Gang) -> Reason | None:
+    """Why a gang without a waiting pod is not complete: a pod is being deleted, or is missing.
+
+    `known` also counts the pods that have ended. If one has, no pod is missing: the attempt ends.
+    """
+    if going := next((pod for pod in unfinished if is_deleting(pod)), None):
         message = f"waits until {where(going)}, which is being deleted, has ended"
         return Reason(Code.PODS_ENDING, name_of(going), message)
-    if there and len(there) == known < gang.nodes:
-        message = f"{len(there)} of {gang.nodes} pods are there; the others are still to be created"
-        return Reason(Code.PODS_MISSING, name_of(there[0]), message)
+    count = len(unfinished)
+    if unfinished and count == known < gang.nodes:
+        message = f"{count} of {gang.nodes} pods are there; the others are still to be created"
+        return Reason(Code.PODS_MISSING, name_of(unfinished[0]), message)
     return None
 
 
 def _wait_of(pod: Read) -> _Wait | None:
-    """What a pod waits for that has not started; None for any other."""
+    """What a pod waits for before it starts. None if it has started, ended or is being deleted."""
     if not is_live(pod) or started_at(pod) is not None or is_deleting(pod):
         return None
     scheduled = condition(pod, "PodScheduled")
@@ -285,7 +302,8 @@ def _wait_of(pod: Read) -> _Wait | None:
         if status in inits and now.get("running") is not None:
             runs = f"init container {status['name']} runs until rank 0's pod can be reached"
             return _Wait(5, _of_pod(Code.INIT, pod, runs))
-    return _Wait(6, _of_pod(Code.STARTING, pod, "not yet looked at by a node or the scheduler"))
+    text = "neither the scheduler nor a node has taken it up yet"
+    return _Wait(6, _of_pod(Code.STARTING, pod, text))
 
 
 def _of_pod(code: Code, pod: Read, text: str, *, see: bool = False) -> Reason:
@@ -296,32 +314,35 @@ def _of_pod(code: Code, pod: Read, text: str, *, see: bool = False) -> Reason:
 
 
 def _scheduler_wait(pod: Read, scheduled: Read) -> _Wait:
-    said = short(scheduled.get("message")) or "no node was found yet"
+    message = short(scheduled.get("message")) or "no node was found yet"
     if scheduled.get("reason") == "SchedulingGated":
-        return _Wait(3, _of_pod(Code.SCHEDULING_GATED, pod, f"held by a scheduling gate ({said})"))
-    # The scheduler goes on to say why preemption does not help either, which is as long again.
-    said = re.split(r"\.? (?:no new claims to deallocate, )?preemption: ", said)[0]
-    said = said.removesuffix(". not found")  # said twice where a claim is missing
+        text = f"held by a scheduling gate ({message})"
+        return _Wait(3, _of_pod(Code.SCHEDULING_GATED, pod, text))
+    # The scheduler adds why preemption would not help. That is as long again and tells no more.
+    message = re.split(r"\.? (?:no new claims to deallocate, )?preemption: ", message)[0]
+    # Where a claim is missing, the scheduler writes "not found" twice.
+    message = message.removesuffix(". not found")
     why = scheduled.get("reason", "Unschedulable")
-    if why != "Unschedulable":  # the scheduler's own error, which is no lack of nodes
-        return _Wait(2, _of_pod(Code.STARTING, pod, f"{why}: {said}", see=True))
-    return _Wait(2, _of_pod(Code.UNSCHEDULABLE, pod, said, see=True))
+    if why != "Unschedulable":  # the scheduler itself failed; this does not mean a lack of nodes
+        return _Wait(2, _of_pod(Code.STARTING, pod, f"{why}: {message}", see=True))
+    return _Wait(2, _of_pod(Code.UNSCHEDULABLE, pod, message, see=True))
 
 
 def _container_wait(pod: Read, status: Read, waiting: Read) -> _Wait:
-    # The kubelet tells the same failure in turn as ErrImagePull and as ImagePullBackOff with a
-    # preface.
-    said = short(str(waiting.get("message") or "").rsplit("ErrImagePull: ", 1)[-1])
+    # The kubelet reports one failed pull alternately as ErrImagePull and as ImagePullBackOff, whose
+    # message quotes the first. We cut the quote out, or the reason would change at every poll.
+    message = short(str(waiting.get("message") or "").rsplit("ErrImagePull: ", 1)[-1])
     reason, image = waiting.get("reason", ""), status.get("image", "")
-    more = said or f"see: {_describe(pod)}"
+    more = message or f"see: {_describe(pod)}"
     if reason == "InvalidImageName":
         return _bad_image(pod, f"{image} is no image name; correct runner.image")
     if reason in _PULL or reason == "ErrImageNeverPull":
-        if any(text in said.lower() for text in _NO_SUCH_IMAGE):
-            return _bad_image(pod, f"there is no image {image}; correct runner.image ({said})")
+        if any(text in message.lower() for text in _NO_SUCH_IMAGE):
+            return _bad_image(pod, f"there is no image {image}; correct runner.image ({message})")
         return _Wait(1, _of_pod(Code.IMAGE, pod, f"image {image} cannot be pulled: {more}"))
-    if reason == "CreateContainerConfigError" and any(text in said for text in _NEVER_AS_ROOT):
-        return _bad_image(pod, f"the image's user is root; set runAsUser of the node pool ({said})")
+    if reason == "CreateContainerConfigError" and any(text in message for text in _NEVER_AS_ROOT):
+        text = f"the image's user is root; set runAsUser of the node pool ({message})"
+        return _bad_image(pod, text)
     if reason in ("", "ContainerCreating"):
         does = "its node pulls the image and mounts volumes; if for long, see: "
         return _Wait(4, _of_pod(Code.STARTING, pod, does + _describe(pod)))
@@ -336,20 +357,28 @@ def _describe(pod: Read) -> str:
     return f"kubectl describe pod {name_of(pod)} -n {pod['metadata']['namespace']}"
 
 
-def stuck(live: Sequence[Read], now: float, going: Mapping[str, float] | None) -> Reason | None:
-    """A pod that outstays its grace: its node does not answer. The deletion's timestamp has the
-    grace in it.
+def stuck(
+    live: Sequence[Read], now: float, deleting_since: Mapping[str, float] | None
+) -> Reason | None:
+    """Why a deleted pod still exists after its grace period: its node does not answer.
 
-    That is the API server's clock, and ours may be minutes ahead of it: then a pod within its grace
-    would be called stuck. So its grace must have passed by our own clock, too, since we first saw
-    it go.
+    `deleting_since` says, by UID, since when this process has known that a pod is being deleted.
+    None means that our clock and the API server's agree.
+
+    The deletion timestamp includes the grace period, and is by the API server's clock. If our clock
+    is minutes ahead, a pod within its grace period would look stuck. So the grace period must also
+    have passed by our own clock, from when we first saw the deletion.
     """
     for pod in live:
         meta, due = pod["metadata"], seconds(pod["metadata"].get("deletionTimestamp"))
         if not is_live(pod) or due is None or now <= due + STUCK_SECONDS:
             continue
         grace = meta.get("deletionGracePeriodSeconds") or 0
-        waited = going is None or now - going.get(uid(pod), now) > grace + STUCK_SECONDS
+        waited = (
+            deleting_since is None
+            or now - deleting_since.get(uid(pod), now) > grace + STUCK_SECONDS
+        )
+        # A restarted operator has not waited itself, but no two clocks are as far apart as this.
         if waited or now > due + STUCK_SECONDS + CLOCKS_DIFFER:
             name, node = name_of(pod), pod["spec"].get("nodeName", "unknown")
             message = (

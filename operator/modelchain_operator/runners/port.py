@@ -1,6 +1,6 @@
-"""What a runner is: all that the operator knows of one kind of training job.
+"""What a runner has to provide: all that the operator knows of one kind of training job.
 
-A second kind is a second file beside `pytorchjob` and a second entry of `registry`.
+For a second kind, add a file beside `pytorchjob` and an entry in `registry`.
 """
 
 from __future__ import annotations
@@ -14,34 +14,37 @@ from modelchain_operator.api.kube import Object, Resource
 from modelchain_operator.api.objects import Read, is_deleting, true_condition
 from modelchain_operator.runners import kueue
 
+# The most bytes of a task, which a pod gets as an environment variable.
 TASK_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
 class JobRequest:
-    """One attempt, all that its objects are made from.
+    """All that the objects of one attempt are made from."""
 
-    `name` is the attempt's. `task` is `modelchain.api.contracts.Task` as JSON, at most 64 KiB.
-    `mount_path` is where the data lies; `data_claim` None leaves it to the image. `priority_class`
-    is Kueue's. `avoid` are nodes not to run on.
-    """
-
+    # The attempt's name.
     name: str
     namespace: str
     chain: str
     chain_uid: str
     stage: str
+    # The attempt's number.
     attempt: int
     input_digest: str
     pool: NodePool
     image: str
     artifacts_claim: str
+    # A `modelchain.api.contracts.Task` as JSON, at most TASK_BYTES long.
     task: str
     nodes: int = 1
     processes_per_node: int = 1
+    # The claim that holds the data; None if the image does.
     data_claim: str | None = None
+    # Where the data is mounted.
     mount_path: str = "/data"
+    # The name of a WorkloadPriorityClass of Kueue.
     priority_class: str | None = None
+    # Nodes that the attempt must not run on.
     avoid: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -55,23 +58,22 @@ class JobRequest:
 
 @dataclass(frozen=True)
 class JobState:
-    """A job as it was read. `released`: we let it run, as our annotation says; a queue may hold it
-    `suspended` still.
+    """A job as it was read. Nothing here is evidence of success."""
 
-    `queue` is the one its label names, None for none and for our placeholder. `message` is the
-    job's own word on why it failed; none of this is evidence of success.
-    """
-
+    # We have let the job run, as our annotation on it says.
     released: bool
+    # The job may not make pods. Kueue suspends even a released job while its queue has no room.
     suspended: bool
     finished: Literal["Succeeded", "Failed"] | None
     deleting: bool
+    # Why the job failed, as the job itself says.
     message: str
+    # The queue that the job is in; None if it is in none, or is not released.
     queue: str | None = None
 
 
 def job_state(job: Read, *, suspended: bool, success: str) -> JobState:
-    """Of a kind whose conditions are `Failed` and `success`."""
+    """The state of a job whose kind has the conditions `Failed` and `success`."""
     failed = true_condition(job, "Failed")
     finished: Literal["Succeeded", "Failed"] | None = None
     if failed is not None:
@@ -89,48 +91,51 @@ def job_state(job: Read, *, suspended: bool, success: str) -> JobState:
 
 
 class Runner(Protocol):
-    """A kind of training job. All methods are pure.
+    """A kind of training job. All methods are pure."""
 
-    `kind` is the job's own in the API, `resource` its URL. `install` is the command that installs
-    the kind. `controller` makes its pods, and `controller_pods` is the command that shows whether
-    it runs. `framework` is Kueue's name of the kind.
-    """
-
+    # How the API server names the kind in a URL and in an object.
     resource: Resource
     kind: str
+    # The command that installs the kind.
     install: str
+    # The controller that makes the pods, and the command that shows whether it runs.
     controller: str
     controller_pods: str
+    # Kueue's name of the kind.
     framework: str
 
     def build(self, request: JobRequest) -> Object:
         """The job to create: suspended, and in a queue that does not exist.
 
-        So nothing runs before its UID is recorded, and no webhook can give it another queue.
+        So no pod runs before the status has the job's UID, and no webhook puts the job into another
+        queue.
         """
         ...
 
     def release(self, job: Read, queue: str | None, now: str) -> Object:
-        """The next merge patch on the way to let `job` run; it fails if the job is another or has
-        changed since it was read. `now` (RFC 3339) is what the annotation says that marks it as
-        released.
+        """The next merge patch that is needed to let `job` run.
 
-        Without a queue it takes two: Kueue's webhook refuses to take a queue's label from a job
-        that is not suspended.
+        Without a queue two patches are needed, since Kueue's webhook refuses to remove the label of
+        a queue from a job that is not suspended. The API server refuses a patch if the job is
+        another one or has changed since it was read.
+
+        Args:
+            job: as it was just read.
+            queue: the LocalQueue to put it into; None for none.
+            now: the time of the release (RFC 3339), for the annotation that marks the job.
         """
         ...
 
     def state(self, job: Read) -> JobState: ...
 
     def node_rank(self, pod: Read) -> int | None:
-        """Which node of its job a pod is; 0 holds rank 0. None for a pod that this kind did not
-        make.
-        """
+        """The number of a pod in its job; rank 0 runs in pod 0. None for a pod of another kind."""
         ...
 
     def event_uids(self, job: Read) -> tuple[str, ...]:
-        """UIDs of the objects whose events say why pods of this job are refused: of the job itself,
-        or of what it makes its pods through.
+        """UIDs of the objects whose events say why pods of this job are refused.
+
+        That is the job itself, or the objects by which it makes its pods.
         """
         ...
 

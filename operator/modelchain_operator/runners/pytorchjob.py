@@ -1,5 +1,6 @@
-"""Kubeflow's PyTorchJob (training-operator v1.9). What its run policy promises and does not keep is
-left out of it.
+"""The runner for Kubeflow's PyTorchJob (training-operator v1.9).
+
+Its run policy has fields that do not work as documented. Our jobs leave these out.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from modelchain_operator.runners.port import JobRequest, JobState, job_state
 from modelchain_operator.runners.template import metadata, trainer_template
 
 PYTORCHJOBS = Resource("kubeflow.org", "v1", "pytorchjobs")
-CONTAINER = "pytorch"  # the webhook asks for a container of this name
+# The webhook requires a container of this name.
+CONTAINER = "pytorch"
 REPLICA_TYPE, REPLICA_INDEX = (
     "training.kubeflow.org/replica-type",
     "training.kubeflow.org/replica-index",
@@ -19,8 +21,9 @@ REPLICA_TYPE, REPLICA_INDEX = (
 
 
 class PyTorchJob:
-    """One Master, and Workers where a stage has more nodes. Retries, deadlines and clean-up are the
-    chain's own.
+    """One Master, and Workers if a stage has more than one node.
+
+    The job retries nothing and has no deadline, since `decide` does that for the chain.
     """
 
     resource: Resource = PYTORCHJOBS

@@ -1,5 +1,6 @@
-"""Pods as every runner and the verify Job make them: mounts, environment, the restricted Pod
-Security Standard.
+"""The pod templates of every runner and of the verify Job.
+
+They have the mounts and the environment, and meet the restricted Pod Security Standard.
 """
 
 from __future__ import annotations
@@ -20,22 +21,23 @@ HOME, SCRATCH, SHM = "/home/modelchain", "/tmp", "/dev/shm"
 TERMINATION_MESSAGE = "/dev/termination-log"
 NODE_VARIABLE, TASK_VARIABLE = "MODELCHAIN_NODE", "MODELCHAIN_TASK"
 METRICS_PORT, PROGRESS_PORT = 9090, 9091
-SHUTDOWN_SECONDS = 15  # of the grace, kept for torchrun and the kubelet after the workers have gone
+# The last part of the grace period: torchrun and the kubelet need it after the workers have ended.
+SHUTDOWN_SECONDS = 15
 
 CHAIN, CHAIN_UID, STAGE, ATTEMPT, INPUT_DIGEST, ROLE = (
     f"modelchain.dev/{name}"
     for name in ("chain", "chain-uid", "stage", "attempt", "input-digest", "role")
 )
-# of a Job that packs data: the claim that no stage is trained from before
+# On a Job that packs data: the claim that it fills. No stage trains from that claim before.
 FILLS = "modelchain.dev/fills"
-# `kubectl logs` follows it, and so do we.
+# The annotation that names a pod's main container, for `kubectl logs` and for us.
 MAIN_CONTAINER = "kubectl.kubernetes.io/default-container"
 
 Role = Literal["train", "verify"]
 
 
 def metadata(request: JobRequest, name: str, role: Role) -> Object:
-    """Of a job, which is deleted with its chain."""
+    """The metadata of a job. The job is deleted with its chain."""
     return {
         "name": name,
         "namespace": request.namespace,
@@ -46,7 +48,7 @@ def metadata(request: JobRequest, name: str, role: Role) -> Object:
 
 
 def owner_reference(chain: str, chain_uid: str) -> Object:
-    """What makes an object go with its chain; without blocking the chain's own deletion."""
+    """Makes an object be deleted with its chain, without blocking the chain's own deletion."""
     return {
         "apiVersion": API_VERSION,
         "kind": KIND,
@@ -69,8 +71,9 @@ def labels(request: JobRequest, role: Role) -> dict[str, str]:
 
 
 def trainer_template(request: JobRequest, container: str, *, rank_0: bool) -> Object:
-    """The pod template of one node's trainer under torchrun, which finds its peers by the job's own
-    PET_* variables.
+    """The pod template of one node's trainer, which runs under torchrun.
+
+    torchrun finds its peers by the PET_* variables, which the job's controller sets.
     """
     pool = request.pool
     claims, mounts = _trainer_claims(request)
@@ -98,7 +101,7 @@ def _trainer_claims(request: JobRequest) -> tuple[dict[str, str], list[Object]]:
     mounts = [mount("artifacts", ARTIFACTS), mount("artifacts", PREDECESSORS, read_only=True)]
     if request.data_claim is not None:
         check_mount_path(request.mount_path)
-        # One claim in two volumes of a pod would hang the kubelet.
+        # The kubelet would hang on a pod that has one claim in two volumes.
         volume = "artifacts" if request.data_claim == request.artifacts_claim else "data"
         claims[volume] = request.data_claim
         mounts.append(mount(volume, request.mount_path, read_only=True))
@@ -106,8 +109,8 @@ def _trainer_claims(request: JobRequest) -> tuple[dict[str, str], list[Object]]:
 
 
 def _torchrun(request: JobRequest) -> list[str]:
-    # Alone, a pod need not find itself by a name, which may not resolve; both flags win over the
-    # job's variables.
+    # A single pod need not look up its own host name, which may not resolve. Both flags override
+    # the controller's variables.
     here = ["--master-addr=127.0.0.1", "--local-addr=127.0.0.1"] if request.nodes == 1 else []
     torchrun = ["python", "-m", "torch.distributed.run", "--max-restarts=0"]
     return [*torchrun, *here, "-m", "modelchain_trainer"]
@@ -117,13 +120,14 @@ def _trainer_variables(pool: NodePool) -> dict[str, str]:
     return {
         **pool.env,
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(pool.grace_seconds - SHUTDOWN_SECONDS),
-        "MODELCHAIN_METRICS_PORT": str(METRICS_PORT),  # rank 0 answers there
+        # Rank 0 listens on these two.
+        "MODELCHAIN_METRICS_PORT": str(METRICS_PORT),
         "MODELCHAIN_PROGRESS_PORT": str(PROGRESS_PORT),
     }
 
 
 def _placement(request: JobRequest) -> Object:
-    """Where and with which rights the pods of the pool run, and how long they may take to end."""
+    """The fields that place a pod on a node of the pool, and others that the pool sets for pods."""
     pool = request.pool
     optional = {
         "nodeSelector": pool.node_selector,
@@ -138,7 +142,7 @@ def _placement(request: JobRequest) -> Object:
 
 
 def verify_template(request: JobRequest, arguments: list[str], resources: Object) -> Object:
-    """The pod template of a CPU-only check of the artifacts, which it cannot write."""
+    """The pod template of the verify Job, which needs no GPU and cannot write artifacts."""
     container: Object = {
         "name": "verify",
         "command": ["python", "-m", "modelchain_trainer", *arguments],
@@ -155,16 +159,11 @@ def verify_template(request: JobRequest, arguments: list[str], resources: Object
 def pod_template(
     request: JobRequest, role: Role, container: Object, volumes: list[Object]
 ) -> Object:
-    """One container of the trainer image, under the restricted standard, with room to write in /tmp
-    and HOME only.
+    """A pod with one container of the trainer's image, under the restricted standard.
+
+    Apart from its mounts, the container can write in /tmp and HOME only.
     """
     pool = request.pool
-    security: Object = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
-    if pool.run_as_user is not None:
-        security["runAsUser"] = pool.run_as_user
-    if pool.fs_group is not None:
-        # A large volume is not walked again for every pod.
-        security |= {"fsGroup": pool.fs_group, "fsGroupChangePolicy": "OnRootMismatch"}
     container |= {
         "image": request.image,
         "imagePullPolicy": "IfNotPresent",
@@ -180,7 +179,7 @@ def pod_template(
     spec: Object = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": security,
+        "securityContext": _security(pool),
         "containers": [container],
         "volumes": [*volumes, {"name": "tmp", "emptyDir": {}}, {"name": "home", "emptyDir": {}}],
     }
@@ -194,17 +193,34 @@ def pod_template(
     return {"metadata": {"labels": labels(request, role), "annotations": annotations}, "spec": spec}
 
 
+def _security(pool: NodePool) -> Object:
+    """A pod's security context: the restricted Pod Security Standard, and what the pool adds."""
+    security: Object = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    if pool.run_as_user is not None:
+        security["runAsUser"] = pool.run_as_user
+    if pool.fs_group is not None:
+        # With OnRootMismatch the kubelet does not change every file of a volume for every pod.
+        security |= {"fsGroup": pool.fs_group, "fsGroupChangePolicy": "OnRootMismatch"}
+    return security
+
+
 def environment(request: JobRequest, more: dict[str, str]) -> list[Object]:
-    """The task and where to write; `more` may say otherwise of the latter."""
+    """The environment of a container: its task and folders to write to.
+
+    `more` may override the folders, but not the task and the node.
+    """
     variables = {
         "HOME": HOME,
-        "USER": "modelchain",  # torch asks for a name, and the image's user may have none
+        # torch asks for the user's name, and the image's user may have none.
+        "USER": "modelchain",
         "TMPDIR": SCRATCH,
         "XDG_CACHE_HOME": f"{HOME}/.cache",
         **more,
-        TASK_VARIABLE: request.task.replace("$", "$$"),  # Kubernetes would expand $(NAME)
+        # Kubernetes would expand $(NAME).
+        TASK_VARIABLE: request.task.replace("$", "$$"),
     }
-    # A trainer whose device fails names its node. Not the pool's to say: the node is avoided by it.
+    # A trainer whose device fails reports this name, and the node is then avoided. So a pool's
+    # `env` must not replace it.
     node = {"name": NODE_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
     return [
         *(
@@ -232,8 +248,9 @@ def _claims(claims: dict[str, str], read_only: set[str]) -> list[Object]:
 
 
 def _resources(pool: NodePool, processes: int) -> Object:
-    """Requests equal limits: the pod is Guaranteed, so neither throttled by neighbours nor evicted
-    first.
+    """A container's resources. Requests equal limits, so that the pod is Guaranteed.
+
+    Such a pod is not throttled by its neighbours, and is not evicted first.
     """
     wanted: dict[str, Any] = {
         "cpu": pool.cpu,
@@ -248,20 +265,20 @@ def _resources(pool: NodePool, processes: int) -> Object:
 
 
 def _away_from(nodes: tuple[str, ...]) -> Object:
-    """Required affinity to any other node. By the nodes' names, which the label
-    kubernetes.io/hostname need not be.
+    """The affinity that keeps a pod away from these nodes.
+
+    It uses their names, since the label kubernetes.io/hostname may differ from the name.
     """
     if not nodes:
         return {}
-    fields = [
-        {"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes
-    ]  # one value each
+    # The API server takes only one value for each of these fields.
+    fields = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes]
     terms = {"nodeSelectorTerms": [{"matchFields": fields}]}
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
 
 
 def check_mount_path(path: str) -> None:
-    """Raises InputError for a path of the data that would cover one that the trainer's pods use."""
+    """Raise InputError if the data would be mounted over a path that the trainer's pods use."""
     for ours in (ARTIFACTS, PREDECESSORS, SCRATCH, HOME, SHM):
         if f"{path.rstrip('/')}/".startswith(f"{ours}/") or f"{ours}/".startswith(
             f"{path.rstrip('/')}/"
@@ -272,23 +289,25 @@ def check_mount_path(path: str) -> None:
             )
 
 
-# Reading back what was made.
+# What a job was made from, read from the job.
 
 
 def task_of(job: Object) -> dict[str, Any]:
-    """The task a job was made with. Its dollars were doubled for Kubernetes."""
+    """The task that a job was made with."""
     value: str = _trainer(job)[1]
+    # `environment` has doubled the dollar signs.
     return dict(json.loads(value.replace("$$", "$")))
 
 
 def image_of(job: Object) -> str:
-    """The image its trainers run."""
+    """The image that the job's trainers run."""
     return str(_trainer(job)[0]["image"])
 
 
 def _trainer(job: Object) -> tuple[Object, str]:
-    """The container that trains and the text of its task, wherever this kind of job keeps its pod
-    templates.
+    """The container that trains, and the text of its task.
+
+    They are searched for in the whole spec, since each kind of job has its pod templates elsewhere.
     """
     stack: list[Any] = [job["spec"]]
     while stack:

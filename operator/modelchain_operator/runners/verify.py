@@ -1,5 +1,6 @@
-"""The verify Job: re-hashes the artifact of an attempt whose last word was lost, and answers in the
-trainer's place.
+"""The verify Job. It hashes an artifact again when the trainer's last word was lost.
+
+Its own termination message then takes the place of the last word.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from modelchain_operator.runners.template import metadata, verify_template
 
 ARGUMENTS = ["verify"]
 RESOURCES = {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
-RETRIES = 2  # it reads only, so it may be tried again; a node that goes away is not counted
+# The Job only reads, so a repetition does no harm. Disruptions, such as a drained node, are not
+# counted: `podFailurePolicy` ignores them.
+RETRIES = 2
 
 
 def name(attempt: str) -> str:
@@ -23,7 +26,7 @@ def name(attempt: str) -> str:
 
 
 def build(request: JobRequest) -> Object:
-    """A Job that runs anywhere the trainer image and the claim can be had, in no queue."""
+    """The Job. It needs the trainer image and the claim but no GPU, so it is put in no queue."""
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -44,13 +47,14 @@ def build(request: JobRequest) -> Object:
 
 
 def finished(job: Read) -> bool:
-    """The Job will try no more; without an answer from its pods, there is none."""
+    """Whether the Job has ended. If no pod has left an answer by then, none will come."""
     return any(true_condition(job, kind) for kind in ("Complete", "Failed"))
 
 
 def answer(pods: Iterable[Read]) -> LastWord | None:
-    """What the newest pod to end with an answer found. A Failed word of class NoArtifact means
-    there is none.
+    """The last word of the pod that ended last, of those that left one.
+
+    If it is `Failed`, its class says whether the artifact is missing or damaged.
     """
     for pod in sorted(pods, key=lambda pod: ended_at(pod) or 0.0, reverse=True):
         if (word := last_word(pod)) is not None:

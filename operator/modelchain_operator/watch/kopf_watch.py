@@ -1,5 +1,6 @@
-"""kopf, and all we use of it: it watches, logs in and answers probes. What it sees is handed on and
-decides nothing.
+"""The only module that uses kopf: for watches, login and liveness probes.
+
+Every object that kopf sees is passed to a receiver. A watch event alone decides nothing.
 """
 
 from __future__ import annotations
@@ -19,19 +20,25 @@ from modelchain_operator.runners.template import CHAIN_UID
 Receiver = Callable[[Object], None]
 
 
-async def watch(
+async def watch(  # long: its contract takes half of it
     kube: Kube,
     receivers: Mapping[Resource, Receiver],
     namespaces: Sequence[str],
     health: str | None = None,
     alive: Callable[[], str | None] = lambda: None,
 ) -> None:
-    """Call the receivers, in this loop, with every object of their kinds now and after each change,
-    until cancelled.
+    """Call the receivers with every object of their kinds, now and after each change, until
+    cancelled.
 
-    All kinds must be installed. `namespaces`: all when empty. `health`: the URL probes are answered
-    at, with status 500 when `alive` says why we are not. Raises what ends kopf, and RuntimeError
-    should it end without a reason.
+    The receivers are called in this loop. Raises the error that ended kopf, or RuntimeError if kopf
+    ends without one.
+
+    Args:
+        kube: gives the address of the API server and the login.
+        receivers: by kind. All kinds must be installed.
+        namespaces: those to watch; all if empty.
+        health: the URL at which liveness probes are answered; None for none.
+        alive: returns why this process has to be restarted, or None. Probes then get status 500.
     """
     stop = threading.Event()
     registry = _registry(kube, receivers, alive)
@@ -49,9 +56,9 @@ async def watch(
                 liveness_endpoint=health,
             )
         finally:
-            stop.set()  # a thread of kopf's waits for it
+            stop.set()  # a thread of kopf waits for it
 
-    # kopf ends every task of its loop when it ends, so it gets a loop of its own
+    # When kopf ends, it ends every task of its loop. So it gets a loop of its own, in a thread.
     thread = asyncio.create_task(asyncio.to_thread(asyncio.run, operate()))
     try:
         await asyncio.shield(thread)
@@ -71,7 +78,7 @@ def _registry(
         on_event = kopf.on.event(kind.group, kind.version, kind.plural, registry=registry)
         on_event(_handler(loop, receiver))
     kopf.on.login(registry=registry)(_login(kube))
-    # in any other mode of errors a failing probe hangs instead of answering
+    # In any other mode of errors, a failing probe hangs and does not answer.
     kopf.on.probe(registry=registry, id="alive", errors=kopf.ErrorsMode.PERMANENT)(_probe(alive))
     return registry
 
@@ -123,9 +130,11 @@ def _settings(kinds: Iterable[Resource]) -> kopf.OperatorSettings:
     settings.watching.server_timeout = 290
     settings.watching.client_timeout = 320
     for kind in kinds:
-        if kind not in (CHAINS, ARTIFACTS):  # of pods and jobs, only those of a chain
+        # Only those pods and jobs are watched that belong to a chain.
+        if kind not in (CHAINS, ARTIFACTS):
             settings.watching.label_selectors[kind.group, kind.version, kind.plural] = CHAIN_UID
-    # nothing we register writes these; should kopf ever do so, the names are ours
+    # kopf writes these only for handlers that we do not register. If it ever does, they have our
+    # names.
     settings.persistence.finalizer = "modelchain.dev/kopf"
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(
         prefix="kopf.modelchain.dev"
@@ -137,11 +146,13 @@ def _settings(kinds: Iterable[Resource]) -> kopf.OperatorSettings:
 
 
 class _Forever:
-    """Pauses between tries, in seconds, without end: an API server that is away does not end the
-    operator.
+    """The pauses between kopf's tries, in seconds, without end.
+
+    So an API server that does not answer never ends the operator.
     """
 
     def __iter__(self) -> Iterator[float]:
+        # 1, 2, 4, 8 and 16 s, and then always 30 s, each shortened by a random part.
         return (
             min(30.0, 2.0**n) * random.uniform(0.5, 1.0)
             for n in itertools.chain(range(5), itertools.repeat(5))

@@ -1,8 +1,9 @@
-"""One working operator at a time, by a Lease, as client-go does it. It saves work; safety is the
-launch protocol.
+"""Elects the one operator that works, with a Lease, as client-go does.
 
-Clocks are never compared between machines: a Lease is stale when *we* have seen it unchanged for
-its duration.
+This only saves work. That two working operators do no harm is due to the launch protocol.
+
+Clocks of two machines are never compared. A Lease is stale if this process has seen it unchanged
+for the Lease's duration by its own clock.
 """
 
 from __future__ import annotations
@@ -24,15 +25,17 @@ from modelchain_operator.api.kube import (
 
 log = logging.getLogger(__name__)
 
+# In seconds, client-go's defaults: after how long without a renewal others may take the Lease, how
+# long we go on working without a renewal, and the pause between two tries.
 LEASE_SECONDS, RENEW_DEADLINE, RETRY_PERIOD = 15, 10.0, 2.0
 NAME = "modelchain-operator"
 
 
 class Leader:
-    """`leading` is set while the Lease is ours; losing it clears `leading` until it is won again.
+    """Takes and renews the Lease. While it is ours, `leading` is set, else it is clear.
 
-    Any other holder is waited for, a dead one for `LEASE_SECONDS`. `identity` must be unique to
-    this process.
+    While another process holds the Lease, we wait; if that process died, for `LEASE_SECONDS`.
+    `identity` must be unique to this process.
     """
 
     def __init__(self, kube: Kube, namespace: str, identity: str):
@@ -40,73 +43,64 @@ class Leader:
         self.namespace = namespace
         self.identity = identity
         self.leading = asyncio.Event()
-        # The Lease as we last wrote it; None when it must be read first.
-        self._held: Object | None = None
-        self._version = ""  # of the Lease as last read
-        self._alone = False  # no Lease can be had, and this was said
-        self._changed = 0.0  # when we saw that version first, by our clock
+        # The Lease as we last wrote it; None if it must be read first.
+        self._written: Object | None = None
+        # The resourceVersion of the Lease that we last read, and when we first saw it (loop time).
+        self._version, self._changed = "", 0.0
+        # Whether we work without a Lease. This is logged only once.
+        self._alone = False
 
     async def run(self) -> None:
-        """Hold or wait for the Lease until cancelled; then give it back, so that a successor need
-        not wait.
-        """
+        """Take and renew the Lease until cancelled. Then give it back, so that no one must wait."""
         loop = asyncio.get_running_loop()
         renewed = loop.time()
         try:
             while True:
                 start = loop.time()
+                since = renewed if self.leading.is_set() else start
                 try:
-                    async with asyncio.timeout_at(
-                        (renewed if self.leading.is_set() else start) + RENEW_DEADLINE
-                    ):
+                    async with asyncio.timeout_at(since + RENEW_DEADLINE):
                         ours = await self._acquire_or_renew()
                     renewed, self._alone = start, False
-                except (
-                    NotFound,
-                    Forbidden,
-                ) as error:  # no namespace for it, or no right: it only saves work
+                except (NotFound, Forbidden) as error:
+                    # There is no namespace for the Lease, or no right to it. We work all the same,
+                    # since the Lease only saves work.
                     if not self._alone:
-                        log.warning(
-                            "working without the Lease %s in %s: %s", NAME, self.namespace, error
-                        )
+                        where = f"{NAME} in {self.namespace}"
+                        log.warning("working without the Lease %s: %s", where, error)
                     renewed, ours, self._alone = start, True, True
                 except (ApiError, TimeoutError) as error:
-                    log.warning(
-                        "the Lease %s could not be renewed: %s",
-                        NAME,
-                        str(error) or "no answer in time",
-                    )
+                    why = str(error) or "no answer in time"
+                    log.warning("the Lease %s could not be renewed: %s", NAME, why)
                     ours = self.leading.is_set() and loop.time() - renewed < RENEW_DEADLINE
-                self._tell(ours)
+                self._set_leading(ours)
                 pause = RETRY_PERIOD * random.uniform(1.0, 1.2)
-                await asyncio.sleep(
-                    min(pause, max(renewed + RENEW_DEADLINE - loop.time(), 0.0)) if ours else pause
-                )
+                # Wake up at the deadline at the latest, to stop working in time.
+                left = max(renewed + RENEW_DEADLINE - loop.time(), 0.0)
+                await asyncio.sleep(min(pause, left) if ours else pause)
         finally:
             if self.leading.is_set():
                 self.leading.clear()
-                await self._release()
+                await self._give_back()
 
     async def _acquire_or_renew(self) -> bool:
-        """One try, at most two calls; whether the Lease is ours now."""
-        lease, self._held = (
-            self._held,
-            None,
-        )  # until the answer is here, what the server has is unknown
+        """Try once, with at most two calls. Returns whether the Lease is ours now."""
+        # If the answer is lost, we do not know what the server has, and must read it next time.
+        lease, self._written = self._written, None
         try:
             if lease is None:
                 lease = await self.kube.get(LEASES, self.namespace, NAME)
                 if self._taken(lease):
                     return False
-            self._held = await self.kube.replace(LEASES, self._claim(lease))
+            self._written = await self.kube.replace(LEASES, self._as_ours(lease))
         except NotFound:
-            self._held = await self.kube.create(LEASES, self._claim(None))
+            self._written = await self.kube.create(LEASES, self._as_ours(None))
         except Conflict:
             return False
         return True
 
     def _taken(self, lease: Object) -> bool:
-        """Whether another process holds it, and has renewed it within its duration of our time."""
+        """Whether another process holds the Lease, and the Lease is not stale."""
         now = asyncio.get_running_loop().time()
         if lease["metadata"]["resourceVersion"] != self._version:
             self._version, self._changed = lease["metadata"]["resourceVersion"], now
@@ -115,8 +109,8 @@ class Leader:
             return False
         return now - self._changed < (spec.get("leaseDurationSeconds") or LEASE_SECONDS)
 
-    def _claim(self, old: Object | None) -> Object:
-        """The Lease as it is when we hold it, from now on."""
+    def _as_ours(self, old: Object | None) -> Object:
+        """The Lease with us as its holder, renewed now."""
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         spec = dict(old["spec"]) if old else {}
         if spec.get("holderIdentity") != self.identity:
@@ -135,7 +129,8 @@ class Leader:
             "spec": spec,
         }
 
-    def _tell(self, ours: bool) -> None:
+    def _set_leading(self, ours: bool) -> None:
+        """Set or clear `leading`, and log every change."""
         if ours and not self.leading.is_set():
             log.info("leading as %s", self.identity)
             self.leading.set()
@@ -143,15 +138,15 @@ class Leader:
             log.warning("the Lease %s is lost; waiting for it", NAME)
             self.leading.clear()
 
-    async def _release(self) -> None:
-        if self._held is None:
+    async def _give_back(self) -> None:
+        """Clear the holder, so that another operator takes over at once."""
+        if self._written is None:
             return
-        lease = self._claim(self._held)
+        lease = self._as_ours(self._written)
         lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1}
         try:
             async with asyncio.timeout(2.0):
                 await self.kube.replace(LEASES, lease)
         except (ApiError, TimeoutError) as error:
-            log.warning(
-                "the Lease %s could not be given back: %s", NAME, str(error) or "no answer in time"
-            )
+            why = str(error) or "no answer in time"
+            log.warning("the Lease %s could not be given back: %s", NAME, why)

@@ -1,7 +1,7 @@
-"""The running operator: what wakes a chain, and the tasks that live and end together.
+"""The running operator: its tasks, and the events after which a chain gets a pass.
 
-An event only puts a key in the queue. kopf never tells of what was deleted while a watch was
-broken, so what we rely on is a LIST of all chains every minute.
+An event only puts the chain's key into the queue. Events may be missed: kopf does not report what
+was deleted while a watch was broken. So all chains are also listed every minute.
 """
 
 from __future__ import annotations
@@ -38,22 +38,32 @@ from modelchain_operator.watch.queue import WorkQueue
 
 Key = tuple[str, str]  # a chain's namespace and name
 
-RESYNC = 60.0  # seconds between two LISTs of all chains, which wake the unfinished ones
-RESYNC_ALL = 600.0  # seconds between two that wake all
-DISCOVERY = 30.0  # seconds between two tries to find a kind that is not installed
-# seconds; the event that tells of a status we wrote can be here before the answer to the PUT
-ECHO = 0.1
-WATCH_AGAIN = 5.0  # seconds after kopf has ended
-LIST_AGAIN = 5.0  # seconds after a LIST that took too long
-STOP_WITHIN = 15  # seconds
+# All times are in seconds.
 
-JOB_ENDS = ("Succeeded", "Complete", "Failed")  # conditions
+# Between two LISTs of all chains. Each LIST queues the unfinished ones.
+RESYNC = 60.0
+# Between two LISTs that queue the finished chains as well.
+RESYNC_ALL = 600.0
+# Between two tries to find a kind that is not installed.
+DISCOVERY = 30.0
+# The watch event of a status that we wrote can arrive before the answer to our PUT. We wait so long
+# before we ask whether the write was ours.
+ECHO = 0.1
+# Before kopf is started again after it has ended.
+WATCH_AGAIN = 5.0
+# Before the chains are listed again after a LIST that took too long.
+LIST_AGAIN = 5.0
+# After a signal to stop. The process is killed if it has not ended by then.
+STOP_WITHIN = 15
+
+# The conditions with which a job of any kind ends.
+JOB_ENDS = ("Succeeded", "Complete", "Failed")
 
 log = logging.getLogger(__name__)
 
 
 class Controller(Protocol):
-    """What acts on a chain. `remember` and `artifact_changed` are quick and never raise."""
+    """What makes a pass over a chain. `remember` and `artifact_changed` are quick, never raise."""
 
     async def reconcile(self, key: Key) -> float | None: ...
     def remember(self, pod: Object) -> None: ...
@@ -61,10 +71,9 @@ class Controller(Protocol):
 
 
 class Service:
-    """Wakes `controller` for every chain of `namespaces` (all when empty), while `leader`, if any,
-    leads.
+    """Calls `controller` for the chains of `namespaces`; without any, for those of all namespaces.
 
-    `health` is the URL at which probes are answered.
+    With a `leader`, it works only while that leads. `health` is the URL that answers probes.
     """
 
     def __init__(
@@ -84,9 +93,12 @@ class Service:
             controller.reconcile, gate=leader.leading if leader else None
         )
         self._loop = asyncio.get_running_loop()
-        self._listed = self._loop.time()  # when the last complete LIST was there
-        self._refused = False  # the last LIST was not permitted
-        self.listed_at = 0.0  # the same, in seconds since the epoch
+        # When the last complete LIST ended, in loop time and in seconds since the epoch.
+        self._listed = self._loop.time()
+        self.listed_at = 0.0
+        # Whether the last LIST was not permitted.
+        self._refused = False
+        # What `/metrics` shows of each chain.
         self.known: dict[Key, Figures] = {}
 
     @property
@@ -94,8 +106,9 @@ class Service:
         return self.leader is None or self.leader.leading.is_set()
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT. Raises as soon as one part fails: the process is to be
-        started again.
+        """Work until SIGTERM or SIGINT.
+
+        Raises as soon as one task fails, so that the process ends and the kubelet restarts it.
         """
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -119,13 +132,14 @@ class Service:
             running = [tasks.create_task(part) for part in parts]
             try:
                 await stop.wait()
-                log.info("told to stop")
+                log.info("stopping on a signal")
             finally:
-                signal.alarm(STOP_WITHIN)  # the process ends, whatever hangs now
+                signal.alarm(STOP_WITHIN)  # SIGALRM kills the process if a task hangs
             for task in running:
                 task.cancel()
 
     async def _resync(self) -> None:
+        """List all chains every minute, for ever."""
         due = 0.0
         while True:
             try:
@@ -137,7 +151,7 @@ class Service:
             except Gone:  # the pages took too long
                 await asyncio.sleep(LIST_AGAIN)
                 continue
-            except NotFound:  # the kind is not installed, as `_served` says
+            except NotFound:  # the CRD is not installed; `_served` logs that
                 pass
             except Forbidden as error:
                 self._refused = True
@@ -147,6 +161,7 @@ class Service:
             await asyncio.sleep(RESYNC * random.uniform(0.9, 1.0))
 
     def _remedy(self, error: Forbidden) -> str:
+        """What a LIST was refused for, and what to do about it."""
         if error.code == 401:
             return (
                 f"the API server refused the operator's credentials ({error}); renew its kubeconfig"
@@ -159,26 +174,29 @@ class Service:
         )
 
     async def _list(self, everything: bool) -> None:
+        """List all chains and queue the unfinished ones, or `everything`."""
         before = set(self.known)
         spaces: list[str | None] = [*self.namespaces] or [None]
-        there: set[Key] = set()
+        listed: set[Key] = set()
         for space in spaces:
-            async for page in self.kube.pages(
-                CHAINS, space
-            ):  # all at once may be more than all else we hold
+            # Page by page: all chains at once could take more memory than the operator has.
+            async for page in self.kube.pages(CHAINS, space):
                 for chain in page:
-                    there.add(_key(chain))
+                    listed.add(_key(chain))
                     self._know(chain)
                     if everything or not is_true(chain, "Finished"):
                         self.queue.add(_key(chain))
         self._listed, self.listed_at = self._loop.time(), time.time()
-        for key in before - there:
+        # A chain that was known and is not listed was deleted, perhaps while no watch saw it.
+        for key in before - listed:
             del self.known[key]
             self.queue.add(key)
 
     def _know(self, chain: Object) -> None:
-        """A LIST and a watch may each be late; a counter that fell back for a moment would count
-        twice.
+        """Keep a chain's figures for `/metrics`, unless they are older than those we have.
+
+        A LIST and a watch may overtake each other. If a counter fell for a moment, Prometheus would
+        take that for a restart and count everything again.
         """
         known = self.known.get(_key(chain))
         if known is None or known.version < int(chain["metadata"]["resourceVersion"]):
@@ -189,6 +207,7 @@ class Service:
         self._loop.call_later(ECHO, self._wake, _key(chain), chain)
 
     def _on_artifact(self, artifact: Object) -> None:
+        """Queue every chain whose status names this record: it may have been deleted."""
         self.controller.artifact_changed(artifact)
         namespace, name = _key(artifact)
         for key, known in self.known.items():
@@ -196,7 +215,7 @@ class Service:
                 self.queue.add(key)
 
     def _on_job(self, job: Object) -> None:
-        """A verify Job, or a job of any runner."""
+        """Handle the event of a verify Job, or of a job of any runner."""
         self._on_part(job, ended=any(true_condition(job, kind) for kind in JOB_ENDS))
 
     def _on_pod(self, pod: Object) -> None:
@@ -204,14 +223,12 @@ class Service:
         self.controller.remember(pod)
 
     def _on_part(self, part: Object, ended: bool) -> None:
-        """A job or pod; one that ended leaves a node idle."""
+        """Handle a job or pod. If it has ended, its chain goes first: a node may be idle."""
         if chain := label(part, CHAIN):
             self._wake((part["metadata"]["namespace"], chain), part, first=ended)
 
     def _wake(self, key: Key, seen: Object, first: bool = False) -> None:
-        """Reconcile a chain, unless what was seen is what we wrote: the pass that wrote it has
-        acted on it already.
-        """
+        """Queue a chain, unless the event shows our own write: the pass has acted on it already."""
         if not self.kube.wrote(seen):
             self.queue.add(key, first=first)
 
@@ -219,7 +236,7 @@ class Service:
         """Watch these kinds as soon as all of them are installed."""
         while not await self._served(receivers):
             await asyncio.sleep(DISCOVERY)
-        for key in self.known:  # a chain may have waited for the kind
+        for key in self.known:  # a chain may have waited until the kind was installed
             self.queue.add(key)
         kinds = ", ".join(resource.plural for resource in receivers)
         log.info("watching %s in %s", kinds, ", ".join(self.namespaces) or "all namespaces")
@@ -227,21 +244,21 @@ class Service:
         while True:
             try:
                 await watch(self.kube, receivers, self.namespaces, health, self._alive)
-            except (
-                Exception
-            ) as error:  # kopf gives up at any answer it does not know, such as a 409 to a LIST
-                if not self._refused:  # a refusal has been logged
-                    log.warning(
-                        "%s are not watched: %s; again in %.0f s", kinds, error, WATCH_AGAIN
-                    )
+            except Exception as error:
+                # kopf ends at any answer that it does not expect, such as a 409 to a LIST. If the
+                # LIST was refused, `_resync` has logged that already.
+                if not self._refused:
+                    again = f"again in {WATCH_AGAIN:.0f} s"
+                    log.warning("%s are not watched: %s; %s", kinds, error, again)
             await asyncio.sleep(WATCH_AGAIN)
 
     async def _served(self, resources: Mapping[Resource, Receiver]) -> bool:
+        """Whether the API server knows all these kinds. What is missing is logged."""
         try:
             missing = [
                 resource for resource in resources if not await self.kube.resource_exists(resource)
             ]
-        except Forbidden:  # logged by the LIST
+        except Forbidden:  # `_resync` logs that
             return False
         except ApiError as error:
             log.warning("the kinds of the API server could not be read: %s", error)
@@ -256,7 +273,7 @@ class Service:
         return not missing
 
     def _alive(self) -> str | None:
-        """Why we are not, if so; called from kopf's thread."""
+        """Why this process must be restarted, or None if it is well. Called from kopf's thread."""
         age = self._loop.time() - self._listed
         return f"the chains were last listed {age:.0f} s ago" if age > 3 * RESYNC else None
 
