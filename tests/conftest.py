@@ -83,10 +83,13 @@ def pytest_testnodedown(node: Any) -> None:
     sweeps.left |= Counter(told.get("left", {}))
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if left := sweeps.left.total():
-        line = f"[sweep] {left} cases are left to `make test-all`; SEED={sweeps.seed()}"
-        terminalreporter.write_line(line)
-        if summary := os.environ.get("SUMMARY"):
-            with Path(summary).open("a") as lines:
-                lines.write(line + "\n")
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    left = sweeps.left.total()
+    if not left or hasattr(config, "workerinput"):
+        return
+    tests = " ".join(config.args)
+    line = f"[sweep] {tests}: {left} cases are left to `make test-all`; SEED={sweeps.seed()}"
+    terminalreporter.write_line(line)
+    if summary := os.environ.get("SUMMARY"):
+        with Path(summary).open("a") as lines:
+            lines.write(line + "\n")

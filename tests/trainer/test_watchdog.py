@@ -117,7 +117,7 @@ def gone(work: Path) -> bool:
 
 def until_step(task: Task, step: int) -> None:
     metrics = Path(task.root) / task.input_digest / task.owner / "metrics.jsonl"
-    end = time.monotonic() + 120
+    end = time.monotonic() + 250
     while not metrics.exists() or f'"step": {step},' not in metrics.read_text():
         assert time.monotonic() < end
         time.sleep(0.05)
