@@ -169,7 +169,9 @@ def test_a_second_run_names_the_first(finished: Chain, tmp_path: Path) -> None:
     chain = copy_of(finished, tmp_path)
     shutil.rmtree(chain.artifact(1))
     first = chain.start()
-    wait_until(lambda: (chain.root / ".lock").exists() and (chain.root / ".lock").read_text())
+    # The copy may have the note of the run before.
+    lock = chain.root / ".lock"
+    wait_until(lambda: lock.exists() and f'"pid": {first.pid}' in lock.read_text())
     second = chain.run()
     assert second.returncode == 1 and f"pid {first.pid}" in second.stderr
     wait_until(lambda: list(chain.root.glob("*/local-a2/metrics.jsonl")))
