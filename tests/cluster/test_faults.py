@@ -117,8 +117,7 @@ def test_every_request(
                     kinds.setdefault(kind, story.name)
             return f"{len(mine)} kinds of request"
 
-        stories = sweeps.sample("stories of faults", [*STORIES.values()], 1)
-        lines = bench.each(undisturbed, stories, at_once=1)
+        lines = bench.each(undisturbed, STORIES.values(), at_once=1)
         points = [
             Point(story, *kind, fault)
             for kind, story in sorted(kinds.items())
