@@ -14,7 +14,7 @@ from controlplane import ControlPlane
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "operator_scale.py"
 CHAINS, STAGES, STAGE_SECONDS = 20 if sweeps.everything() else 8, 4, 5
-BUSY = 8  # `make test` runs three more tests and another level beside this one, on two cores
+BUSY = 3  # a machine of CI may be that much slower than ours
 
 
 def test_chains_of_four_stages(control_plane: ControlPlane, tmp_path: Path) -> None:
