@@ -6,7 +6,6 @@ Both serve an example that has a sample of every metric.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 from collections import Counter
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from markers import between
+from markers import between, print_or_write
 from modelchain.api.contracts import LiveProgress
 from modelchain.plan.pools import PoolFile
 from modelchain_operator.reconcile import metrics
@@ -98,9 +97,4 @@ def with_table(page: str) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
-    if parser.parse_args().write:
-        PAGE.write_text(with_table(PAGE.read_text()))
-    else:
-        print(table())
+    print_or_write(__doc__, PAGE, table, with_table)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from markers import between
+from markers import between, print_or_write
 from modelchain.api.reasons import Code
 
 PAGE = Path(__file__).parents[1] / "docs" / "reasons.md"
@@ -28,9 +27,4 @@ def with_table(page: str) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
-    if parser.parse_args().write:
-        PAGE.write_text(with_table(PAGE.read_text()))
-    else:
-        print(table())
+    print_or_write(__doc__, PAGE, table, with_table)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from named import words
 
 from modelchain.api.modelconfig import VisionConfig
 from modelchain.api.zoo import MODELS
@@ -36,31 +35,14 @@ def test_the_registry_holds_every_file_of_the_folder() -> None:
     assert {family.__name__.rpartition(".")[2] for family in FAMILIES} == files
 
 
-def _words(tree: ast.AST) -> Iterator[str]:
-    """Names and strings in code. Docstrings and comments are left out; they may name families."""
-    prose = {
-        id(node.value)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    }
-    for node in ast.walk(tree):
-        match node:
-            case ast.Constant(value=str(text)) if id(node) not in prose:
-                yield text
-            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.alias(name=name):
-                yield name
-            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.arg(arg=name):
-                yield name
-
-
 def _knows_a_family(file: Path) -> bool:
     """Whether the code names a family. Models of Table G do not count; they serve as examples."""
-    words = " ".join(_words(ast.parse(file.read_text())))
+    text = " ".join(words(file))
     for model in MODELS:
-        words = re.sub(rf"\b{model}\b", "", words)
+        text = re.sub(rf"\b{model}\b", "", text)
     stems = [file.stem for file in FOLDER.glob("*.py") if file.stem not in COMMON]
     names = [*stems, *map(str.upper, stems), *(family.NAME for family in FAMILIES)]
-    return re.search(rf"(?<![A-Za-z])({'|'.join(names)})(?![a-z])", words) is not None
+    return re.search(rf"(?<![A-Za-z])({'|'.join(names)})(?![a-z])", text) is not None
 
 
 def test_only_these_files_know_a_family() -> None:

@@ -4,12 +4,11 @@ that its list has, and in no other file.
 
 from __future__ import annotations
 
-import ast
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from named import words
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
@@ -48,32 +47,13 @@ def listed(heading: str) -> set[str]:
     return set(re.findall(r"^- `([^`]+)`: ", items, re.M))
 
 
-def words(tree: ast.AST) -> Iterator[str]:
-    """Names and texts in code; docstrings are prose and may name anything."""
-    prose = {
-        id(node.value)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    }
-    for node in ast.walk(tree):
-        match node:
-            case ast.Constant(value=str(text)) if id(node) not in prose:
-                yield text
-            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name):
-                yield name
-            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.alias(name=name):
-                yield name
-            case ast.keyword(arg=str(name)):
-                yield name
-
-
 @pytest.mark.parametrize("heading", EXAMPLES)
 def test_an_example_is_named_where_its_list_says(heading: str) -> None:
     named = {
         str(file.relative_to(ROOT))
         for room in ROOMS
         for file in (ROOT / room).rglob("*.py")
-        if any(re.search(EXAMPLES[heading], word) for word in words(ast.parse(file.read_text())))
+        if any(re.search(EXAMPLES[heading], word) for word in words(file))
     }
     code = {file for file in listed(heading) if file.split("/")[0] in ROOMS}
     assert named - USES.get(heading, set()) == code

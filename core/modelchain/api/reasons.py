@@ -493,7 +493,7 @@ def known(code: str) -> Code | None:
 
 
 def without_command(text: str, next_command: str) -> str:
-    """A stored sentence without the command that stands beside it."""
+    """A stored sentence without the command, or the clause STOPS_FIRST, that ends it."""
     for word in ("see", "look"):
         text = text.removesuffix(f"; {word}: {next_command}")
     return text.removesuffix(STOPS_FIRST)

@@ -163,7 +163,7 @@ class Observed:
     claim_missing: bool = False
     # Why the data is not there yet: a Job still fills its claim, or has failed.
     loading: Callable[[], Reason | None] = lambda: None
-    # Who has the share of an input digest: "Mine", another chain's name, or "" for nobody. None if
+    # Who has the share of an input digest: "Mine", another chain's name, or "" if free. None if
     # no share is needed.
     share: Callable[[str], str | None] = lambda digest: None
     # The input digests of which this chain has the share.

@@ -65,11 +65,10 @@ def stalled(
     reason: Reason,
     *,
     wanted: frozenset[str] = frozenset(),
-    shares: frozenset[str] = frozenset(),
 ) -> Outcome:
     """The stage waits until a person acts. It is polled, since what they do may send no event."""
     stage = transitions.stalled(stage, reason)
-    return Outcome(stage, again=turn.observed.poll_seconds, wanted=wanted, shares=shares)
+    return Outcome(stage, again=turn.observed.poll_seconds, wanted=wanted)
 
 
 def failed(turn: Turn, stage: StageStatus, failure: FailureClass, message: str) -> Outcome:

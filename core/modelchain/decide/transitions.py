@@ -141,10 +141,9 @@ def finished(
     A stage without attempts of its own shows what the record says that its training cost.
     """
     # `trained` counts at one input digest only. If this one is new, the count begins anew.
-    trained_before = stage.trained if stage.last_digest == stage.input_digest else Spent()
     booked_stage = booked(stage, attempts)
     if stage.last_digest != stage.input_digest:
-        booked_stage = booked_stage.changed(trained=trained_before)
+        booked_stage = booked_stage.changed(trained=Spent())
     if not stage.attempts:
         booked_stage = booked_stage.changed(
             macs=found.macs, gpu_seconds=found.gpu_seconds, cost=found.cost

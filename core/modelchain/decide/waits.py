@@ -106,7 +106,7 @@ def for_the_share(turn: Turn, stage: StageStatus) -> Outcome | None:
     if holder in (None, "Mine"):
         return None
     again = turn.observed.poll_seconds
-    if not holder:  # nobody has the share yet
+    if not holder:  # no chain has the share yet
         message = "reserves its inputs, which other chains on its claim may train as well"
         return Outcome(
             transitions.waiting(stage, Reason(Code.TAKES_SHARE, message=message)),

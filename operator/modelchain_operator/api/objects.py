@@ -28,7 +28,7 @@ def annotation(thing: Read, key: str) -> str | None:
 
 
 def is_deleting(thing: Read) -> bool:
-    """Whether somebody has deleted the object, which still exists until finalizers are done."""
+    """Whether the object is marked as deleted. It still exists until its finalizers are removed."""
     return "deletionTimestamp" in thing["metadata"]
 
 

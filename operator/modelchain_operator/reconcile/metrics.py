@@ -43,7 +43,7 @@ CONDITIONS = (
 # The failure classes after which a stage is tried again.
 RETRIED = [str(failure) for failure in FailureClass if not failure.permanent]
 
-# The `_created` series would say when the process began to count, which nobody needs.
+# The `_created` series would say when the process began to count, which no query needs.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 Family = TypeVar("Family", GaugeMetricFamily, CounterMetricFamily)

@@ -210,7 +210,7 @@ class View:
         """The artifact that a StageArtifact records for this input digest; None if none does.
 
         If the record cannot be used here, `Damage` says why, and nothing is trained over it: its
-        artifact may lie on another claim, and is still somebody's result.
+        artifact may lie on another claim, and is still a user's result.
         """
         record = self.snapshot.want("artifact", digest)
         if record is None:
@@ -278,7 +278,7 @@ class View:
         return stamp is not None and stamp != now
 
     def share(self, digest: str) -> str | None:
-        """Who has the share of this input digest: "Mine", another chain's name, or "" for nobody.
+        """Who has the share of this input digest: "Mine", another chain's name, or "" for no chain.
 
         None if this chain does not use a shared claim and no other chain trains this digest. A
         rival counts without a Lease, too: its chain may have been deleted before its pods ended.
