@@ -190,9 +190,12 @@ class World:
         assert sum(s.macs for s in status.stages) == status.total.macs
         if not self.forgetful and all(s.attempts or not s.macs for s in status.stages):
             so_far = sum(a.macs for s in status.stages for a in s.attempts if a.finished_at is None)
-            assert status.total.macs == so_far + sum(
-                self.trainers[name].macs for name in self.closed(status)
-            )
+            closed = [self.trainers[name] for name in self.closed(status)]
+            assert status.total.macs == so_far + sum(t.macs for t in closed)
+            for stage in status.stages:
+                mine = [t for t in closed if t.stage == stage.name]
+                at_these = sum(t.macs for t in mine if t.digest == stage.last_digest)
+                assert stage.trained.macs == at_these, "what a record would say of these inputs"
         self.status = status
 
     def closed(self, status: ChainStatus) -> list[str]:

@@ -23,7 +23,8 @@ from modelchain.api.status import (
     StageStatus,
     State,
 )
-from modelchain.decide.conditions import MAX_BYTES, completed, refused
+from modelchain.decide.conditions import MAX_BYTES, completed, refused, sentence
+from modelchain.decide.transitions import explained
 from modelchain.io.table import stages_table
 
 NOW = 1_700_000_000.0
@@ -323,3 +324,13 @@ def test_the_table_says_what_a_stage_did_and_not_what_was_in_the_cache() -> None
         and "stage b trains (epochs changed)\n" in text
         and "Miss" not in text
     )
+
+
+def test_a_table_says_that_an_earlier_attempt_stops_first() -> None:
+    """The command is left out of a table's sentence, but not what the stage waits for."""
+    reason = Reason(Code.PREEMPTED, "b-a1", "it was evicted", "kubectl x", "see", stops_first=True)
+    stage = explained(StageStatus(name="b"), reason)
+    assert sentence(stage, command=False).endswith(
+        "it was evicted; waits for an earlier attempt to stop"
+    )
+    assert stage.message == "it was evicted"

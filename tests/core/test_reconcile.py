@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from exploration import explore
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from simulation import MAX_DISRUPTIONS, MAX_RETRIES, World
 from sweeps import Dice
@@ -293,6 +293,49 @@ def test_unreported_work_of_killed_attempts_is_counted_once_the_stage_succeeds(
     stage = world.status.stages[0]
     assert [a.macs for a in stage.attempts] == [10] * killed + [stage.planned_macs - 10 * killed]
     assert stage.macs == stage.planned_macs == stage.spent.macs == stage.trained.macs
+
+
+@pytest.mark.parametrize("cluster", [True, False])
+@pytest.mark.parametrize("evicted", [1, 12], ids=["listed", "no longer listed"])
+@pytest.mark.parametrize("meanwhile", ["hit", "trained", "stopping"])
+def test_spending_at_inputs_that_an_edit_brings_back_is_counted_once(
+    meanwhile: str, evicted: int, cluster: bool
+) -> None:
+    """Attempts at the inputs A have done the whole work and left no artifact. After an edit to B
+    and back, the attempt that finishes A must not be charged with that work again.
+    """
+    there = ("spec.stages[0].epochs", 21)
+    world = World(1, cluster=cluster)
+    world.edits["spec.retry.maxDisruptions"] = 50
+    if meanwhile == "hit":
+        world.edit(**dict([there]))
+        settle(world)
+        world.toggle(*there)
+    first = until_live(world).live()
+    assert first is not None
+    world.trainers[first] = replace(world.trainers[first], macs=10**15)
+    for _ in range(evicted - 1):
+        world.step()
+        world.end(F.PREEMPTED)
+        until_live(world).train()
+    world.step()
+    if meanwhile == "stopping":  # the attempt at A is still open when the edit is taken back
+        world.toggle(*there)
+        world.step()
+        world.toggle(*there)
+        world.end(F.PREEMPTED)
+    else:
+        world.end(F.PREEMPTED)
+        world.edit(suspend=True, **dict([there]))
+        rest(world)
+        world.edit(suspend=False)
+        settle(world) if meanwhile == "hit" else rest(until_live(world))
+        world.toggle(*there)
+    settle(world)
+    stage = world.status.stages[0]
+    at_a = [t.macs for t in world.trainers.values() if t.digest == stage.input_digest]
+    assert stage.trained.macs == sum(at_a) < 2 * 10**15
+    assert stage.macs == sum(t.macs for t in world.trainers.values())
 
 
 def test_a_record_counts_the_work_of_a_chain_that_was_deleted() -> None:
@@ -665,6 +708,7 @@ def test_two_faults_in_two_stages_explored_exhaustively() -> None:
 
 
 @settings(max_examples=60, deadline=None)
+@example(seed=137267, stages=1, cluster=False, backoff=0.0, trouble=15)
 @given(
     seed=st.integers(0, 2**32),
     stages=st.integers(1, 3),

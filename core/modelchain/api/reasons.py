@@ -493,10 +493,10 @@ def known(code: str) -> Code | None:
 
 
 def without_command(text: str, next_command: str) -> str:
-    """A stored sentence without the command, or the clause STOPS_FIRST, that ends it."""
+    """A stored sentence without the command that ends it."""
     for word in ("see", "look"):
         text = text.removesuffix(f"; {word}: {next_command}")
-    return text.removesuffix(STOPS_FIRST)
+    return text
 
 
 def without_code(text: str, code: str) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypedDict, Unpack
 from pydantic import BeforeValidator, Field
 
 from modelchain.api.contracts import FailureClass, Progress
-from modelchain.api.reasons import Code, known, without_code, without_command
+from modelchain.api.reasons import STOPS_FIRST, Code, known, without_code, without_command
 from modelchain.api.spec import Record
 
 
@@ -61,6 +61,13 @@ class Spent(Record):
     seconds: float = 0.0
     # A decimal string; None without a price.
     cost: str | None = None
+
+
+class SpentAt(Record):
+    """What a stage's closed attempts have spent at one input digest."""
+
+    input_digest: str
+    spent: Spent
 
 
 class AttemptStatus(Record):
@@ -133,6 +140,10 @@ class ArtifactRef(Record):
     trainer_math: int | None = None
 
 
+# The most earlier input digests of a stage whose spending is kept apart, the newest ones.
+MOST_DIGESTS = 16
+
+
 class StageStatus(Record):
     """One stage. `macs`, `gpuSeconds` and `cost` add the open attempt to the ledger `spent`."""
 
@@ -179,6 +190,9 @@ class StageStatus(Record):
     spent: Spent = Spent()
     # The part of it that was spent at `last_digest`, which the StageArtifact will record.
     trained: Spent = Spent()
+    # The parts that were spent at other input digests, the newest at the end. An edit that is taken
+    # back needs them.
+    trained_before: list[SpentAt] = Field([], max_length=MOST_DIGESTS)
     # The ledger plus what the open attempt has spent. A stage without attempts of its own shows
     # what the StageArtifact that it found had cost.
     macs: Macs = 0
@@ -202,8 +216,9 @@ class StageStatus(Record):
 
     @property
     def message(self) -> str:
-        """`reason` without the code and the command that stand beside it."""
-        return without_code(without_command(self.reason, self.next), self.reason_code)
+        """What the reason's own message was: `reason` without all that was put around it."""
+        text = without_command(self.reason, self.next).removesuffix(STOPS_FIRST)
+        return without_code(text, self.reason_code)
 
 
 class StageFields(TypedDict, total=False):
@@ -233,6 +248,7 @@ class StageFields(TypedDict, total=False):
     planned_macs: int
     spent: Spent
     trained: Spent
+    trained_before: list[SpentAt]
     macs: int
     gpu_seconds: float
     cost: str | None

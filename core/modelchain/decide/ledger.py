@@ -134,9 +134,8 @@ def whole(stage: StageStatus, final: AttemptStatus) -> AttemptStatus:
     checkpoint. Together they have done the whole stage at least once. What the reports lack of that
     is added here.
     """
-    if not any(
-        a.name != final.name and a.input_digest == final.input_digest for a in stage.attempts
-    ):
+    others = (a.input_digest for a in stage.attempts if a.name != final.name)
+    if stage.trained == Spent() and final.input_digest not in others:
         return final
     return final.changed(macs=max(final.macs, stage.planned_macs - stage.trained.macs))
 

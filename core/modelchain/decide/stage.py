@@ -147,6 +147,7 @@ def _train(turn: Turn, stage: StageStatus, inputs: Mapping[str, Any]) -> Outcome
     last = stage.attempts[-1] if stage.attempts else None
     if last is not None and last.finished_at is None and last.input_digest == stage.input_digest:
         avoid = tuple(known.node for known in turn.avoid)
+        stage = transitions.at_inputs(stage)
         return follow(turn, stage, Launch(turn.index, last, inputs, turn.predecessor, avoid))
     stage = transitions.booked(stage, settled(turn, stage))
     if stage.state is State.FAILED:  # until an edit or a retry

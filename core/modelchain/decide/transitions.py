@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from modelchain.api.contracts import FailureClass, Progress
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import (
+    MOST_DIGESTS,
     ArtifactRef,
     AttemptStatus,
     Spent,
+    SpentAt,
     StageStatus,
     State,
 )
@@ -140,10 +142,7 @@ def finished(
 
     A stage without attempts of its own shows what the record says that its training cost.
     """
-    # `trained` counts at one input digest only. If this one is new, the count begins anew.
-    booked_stage = booked(stage, attempts)
-    if stage.last_digest != stage.input_digest:
-        booked_stage = booked_stage.changed(trained=Spent())
+    booked_stage = booked(at_inputs(stage), attempts)
     if not stage.attempts:
         booked_stage = booked_stage.changed(
             macs=found.macs, gpu_seconds=found.gpu_seconds, cost=found.cost
@@ -152,7 +151,6 @@ def finished(
         booked_stage.changed(
             state=State.VERIFYING if leaving else State.SUCCEEDED,
             cache=stage.cache or "Hit",
-            last_digest=stage.input_digest,
             frozen=frozen,
             artifact=ArtifactRef(
                 path=found.path, digest=found.digest, trainer_math=found.trainer_math
@@ -192,27 +190,57 @@ def booked(stage: StageStatus, attempts: Sequence[AttemptStatus]) -> StageStatus
     """
     was_open = {a.name for a in stage.attempts if a.finished_at is None}
     over = [a for a in attempts if a.finished_at is not None and a.name in was_open]
+    at_these = [a for a in over if a.input_digest == stage.last_digest]
+    before = [a for a in over if a.input_digest != stage.last_digest]
     stage = stage.changed(
         spent=plus(stage.spent, over),
-        trained=plus(stage.trained, [a for a in over if a.input_digest == stage.last_digest]),
+        trained=plus(stage.trained, at_these),
+        trained_before=_with_spending(stage.trained_before, before),
     )
     return with_attempts(stage, attempts[-KEPT_ATTEMPTS:])
+
+
+def at_inputs(stage: StageStatus) -> StageStatus:
+    """The stage as it is launched, followed or finished at its present input digest.
+
+    Only then may `trained` change over to this digest. What was spent at the one before is kept,
+    because an edit may be taken back.
+    """
+    digest = stage.input_digest
+    if stage.last_digest == digest:
+        return stage
+    before = {known.input_digest: known.spent for known in stage.trained_before}
+    if stage.last_digest is not None and stage.trained != Spent():
+        before[stage.last_digest] = stage.trained
+    # Those that are still listed, in a status of an older version.
+    listed = [a for a in stage.attempts if a.finished_at and a.input_digest == digest]
+    trained = before.pop(digest or "", plus(Spent(), listed))
+    return stage.changed(last_digest=digest, trained=trained, trained_before=_newest(before))
+
+
+def _with_spending(before: list[SpentAt], over: Sequence[AttemptStatus]) -> list[SpentAt]:
+    """What was spent at earlier input digests, with these attempts added."""
+    spent = {known.input_digest: known.spent for known in before}
+    for attempt in over:
+        known = spent.pop(attempt.input_digest, Spent())
+        spent[attempt.input_digest] = plus(known, [attempt])
+    return _newest(spent)
+
+
+def _newest(spent: dict[str, Spent]) -> list[SpentAt]:
+    kept = list(spent.items())[-MOST_DIGESTS:]
+    return [SpentAt(input_digest=digest, spent=amount) for digest, amount in kept]
 
 
 def intended(
     stage: StageStatus, intent: AttemptStatus, reason: Reason, *, frozen: bool
 ) -> StageStatus:
     """The stage with the intent of a new attempt."""
-    # At new inputs, `trained` begins anew. Earlier attempts count if an edit was taken back.
-    before = [a for a in stage.attempts if a.input_digest == intent.input_digest]
-    same_inputs = intent.input_digest == stage.last_digest
-    trained = stage.trained if same_inputs else plus(Spent(), before)
-    stage = booked(stage, [*stage.attempts, intent]).changed(trained=trained)
+    stage = booked(at_inputs(stage), [*stage.attempts, intent])
     return explained(
         stage.changed(
             state=State.STARTING,
             attempt_count=intent.number,
-            last_digest=intent.input_digest,
             frozen=frozen,
             not_before=None,
             progress=None,

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from modelchain.api.reasons import DESCRIBE, EDIT, Code, Reason, filled, known
+from modelchain.api.reasons import DESCRIBE, EDIT, WATCH, Code, Reason, filled, known
 from modelchain.api.status import AttemptStatus, State
 from modelchain.io.units import age, human
 from modelchain_operator.api import objects, refusals
@@ -249,7 +249,7 @@ class _Case:
             Code.SUSPENDED,
             f"{self.subject} is suspended",
             cause,
-            f"modelchain resume {self._here()}",
+            self._command(Code.SUSPENDED),
             lines,
         )
 
@@ -474,12 +474,8 @@ class _Case:
     def _state_word(self) -> str:
         return str(self.stage.state).lower() if self.stage else "unfinished"
 
-    def _here(self) -> str:
-        """The chain's name and namespace, as the commands take them."""
-        return f"{self.name} -n {self.namespace}"
-
     def _follow(self) -> str:
-        return f"modelchain get {self._here()} --watch"
+        return filled(WATCH, self.name, self.namespace)
 
     def _kubectl(self, verb: str, what: str = "") -> str:
         return " ".join(part for part in ("kubectl", verb, what, "-n", self.namespace) if part)
