@@ -105,17 +105,14 @@ def run(chains: int, stages: int, seconds: float) -> Json:
 
 
 def _run(plane: Audited, folder: Path, chains: int, stages: int, seconds: float) -> Json:
-    plane.kubectl("create", "namespace", "scale")
-    plane.kubectl(
-        "wait", "--for=create", "serviceaccount/default", "--namespace=scale", "--timeout=30s"
-    )
+    plane.create_namespace("scale")
     space, trainers = Space(plane, "scale"), Trainers(seconds)
     made = [chain(f"chain-{i:03d}", stages, spec__recipe__seed=i) for i in range(chains)]
     kubeconfig = plane.kubeconfig_for(USER, ["system:masters"])
     # Without requests for progress, whose number depends only on how long a stage trains.
     settings = CONFIG | {"progressSeconds": 3600}
     operator = Operator(kubeconfig, folder, leader_election=True, settings=settings)
-    operator.command.remove("--verbose")
+    operator.arguments.remove("--verbose")
     with (
         Kubelet(plane.kubeconfig, 1 + chains // PODS_PER_NODE, script=trainers) as kubelet,
         operator,

@@ -77,13 +77,9 @@ def control_plane(cluster: Cluster) -> ControlPlane:
 def namespace(cluster: Cluster) -> Iterator[str]:
     """The name of a fresh namespace in which pods can be created."""
     name = f"test-{uuid.uuid4().hex[:8]}"
-    cluster.kubectl("create", "namespace", name)
-    cluster.kubectl(
-        "wait", "--for=create", "serviceaccount/default", f"--namespace={name}", "--timeout=30s"
-    )
+    cluster.create_namespace(name)
     yield name
-    # Without a kubelet its pods may stay for ever, so nobody waits.
-    cluster.kubectl("delete", "namespace", name, "--wait=false")
+    cluster.delete_namespace(name)
 
 
 def _given_kubeconfig() -> str | None:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlencode
 
 import aiohttp
 import training_operator
@@ -37,6 +38,8 @@ COMPONENTS = (
     "kube-scheduler",
     "training-operator",
 )
+
+NAMESPACES = "/api/v1/namespaces"
 
 _PREFIX = "modelchain-control-plane-"
 _READY_SECONDS = 60
@@ -57,18 +60,22 @@ class Cluster:
     def __init__(self, kubeconfig: Path, kubectl: Path) -> None:
         self.kubeconfig = kubeconfig
         self._kubectl = kubectl
-        self._api: Api | None = None
 
     def read(self, path: str, **params: str) -> Json:
-        """An object or a list, as admin. A process of kubectl takes a tenth of a second of a core,
-        so what is asked again and again is asked here. Raises `KubectlError`, as kubectl would.
-        """
-        if self._api is None:
-            self._api = Api(self.kubeconfig)
-        try:
-            return run(self._api.request("GET", path, params=params))
-        except (ApiError, aiohttp.ClientError, OSError) as error:
-            raise KubectlError(str(error)) from error
+        """An object or a list, as admin. Raises `KubectlError`."""
+        query = f"?{urlencode(params)}" if params else ""
+        return dict(json.loads(self.kubectl("get", "--raw", path + query)))
+
+    def create_namespace(self, name: str) -> None:
+        """Returns when pods can be created in it."""
+        self.kubectl("create", "namespace", name)
+        self.kubectl(
+            "wait", "--for=create", "serviceaccount/default", f"--namespace={name}", "--timeout=30s"
+        )
+
+    def delete_namespace(self, name: str) -> None:
+        """Does not wait: without a kubelet its pods may stay for ever."""
+        self.kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
 
     def kubectl(self, *args: str, input: str | None = None) -> str:
         """The output of `kubectl ARGS`, as admin. Raises `KubectlError`."""
@@ -126,9 +133,39 @@ class ControlPlane(Cluster):
         self._programs = programs
         self._components: dict[str, _Component] = {}
         self._numbers = itertools.count()
+        self._api: Api | None = None
         # Children die with the *thread* that started them (PR_SET_PDEATHSIG), so one thread of ours
         # starts all.
         self._launcher = ThreadPoolExecutor(1)
+
+    def call(self, method: str, path: str, body: Json | None = None, **params: str) -> Json:
+        """One request, as admin, without kubectl: a process of it takes a tenth of a second of a
+        core. Raises `KubectlError`, as kubectl would.
+        """
+        if self._api is None:
+            self._api = Api(self.kubeconfig)
+        try:
+            return run(self._api.request(method, path, body, params))
+        except (ApiError, aiohttp.ClientError, OSError) as error:
+            raise KubectlError(str(error)) from error
+
+    def read(self, path: str, **params: str) -> Json:
+        return self.call("GET", path, **params)
+
+    def create_namespace(self, name: str) -> None:
+        self.call("POST", NAMESPACES, {"metadata": {"name": name}})
+        deadline = time.monotonic() + _READY_SECONDS
+        while True:
+            try:
+                self.read(f"{NAMESPACES}/{name}/serviceaccounts/default")
+                return
+            except KubectlError:
+                assert time.monotonic() < deadline, f"namespace {name} gets no service account"
+                time.sleep(0.05)
+
+    def delete_namespace(self, name: str) -> None:
+        with contextlib.suppress(KubectlError):  # it may be gone
+            self.call("DELETE", f"{NAMESPACES}/{name}")
 
     def start(self) -> ControlPlane:
         """Returns when all components are ready and the webhook refuses a bad PyTorchJob. Raises
@@ -149,8 +186,6 @@ class ControlPlane(Cluster):
 
     def stop(self) -> None:
         """Kill everything and remove the directory."""
-        if self._api is not None:
-            run(self._api.close())
         self._kill_all()
         self._launcher.shutdown()
         shutil.rmtree(self.directory, ignore_errors=True)
@@ -159,6 +194,9 @@ class ControlPlane(Cluster):
         """Kill one of `COMPONENTS`, as a crash would."""
         process = self._components[name].process
         assert process, f"{name} does not run"
+        if name == "kube-apiserver" and self._api is not None:  # its connections break
+            run(self._api.close())
+            self._api = None
         process.kill()
         process.wait()
         self._components[name].process = None

@@ -61,7 +61,7 @@ class Kubelet:
         script: Script = lambda pod: None,
         labels: Mapping[str, str] | None = None,
         name: str | None = None,
-        heartbeat: float = 2.0,
+        heartbeat: float = 4.0,
     ):
         self.api, self.script, self.heartbeat = Api(kubeconfig), script, heartbeat
         name = (

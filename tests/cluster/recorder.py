@@ -42,10 +42,11 @@ FIRST, BEHIND = (
     "/registry/jobs/",
     "/registry/pods0",
 )  # all that is checked lies between, and one watch is one order
-KEPT = (
-    f"/registry/{GROUP}/stageartifacts/",
-    "/registry/persistentvolumeclaims/",
-    "/registry/events/",
+KEPT = (f"/registry/{GROUP}/stageartifacts/", "/registry/persistentvolumeclaims/")
+# All keys but CustomResourceDefinitions, which are large, and Events, which are many.
+SEARCHED = (
+    ("/registry/apiextensions.k8s.io0", "/registry/events/"),
+    ("/registry/events0", "/registry0"),
 )
 
 Attempt = tuple[str, str, str]  # chain UID, stage, number
@@ -295,10 +296,10 @@ class Recorder:
         claims and Events.
         """
         uids = [uid.encode() for uid in (chain_uid, *self.catch_up().jobs_of[chain_uid])]
-        found = run(self._range("/registry/", "/registry0"))
+        found = [pair for bounds in SEARCHED for pair in run(self._range(*bounds))[1]]
         return [
             key
-            for key, value in found[1]
+            for key, value in found
             if not key.startswith(KEPT) and any(uid in value for uid in uids)
         ]
 

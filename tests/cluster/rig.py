@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import runpy
 import signal
-import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
 from controlplane import Cluster, KubectlError, free_ports
 from specs import MINIMAL, config, inline, with_changes
+
+from modelchain.io.guard import die_with_parent
 
 Object = dict[str, Any]
 T = TypeVar("T")
@@ -56,17 +60,36 @@ CONFIG: Object = {
 def fresh_namespace(cluster: Cluster) -> Iterator[str]:
     """As the fixture `namespace`, for more than one test or more than one namespace."""
     name = f"test-{uuid.uuid4().hex[:8]}"
-    cluster.kubectl("create", "namespace", name)
-    cluster.kubectl(
-        "wait", "--for=create", "serviceaccount/default", f"--namespace={name}", "--timeout=30s"
-    )
+    cluster.create_namespace(name)
     yield name
-    cluster.kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
+    cluster.delete_namespace(name)
 
 
 def apply_all(space: Space, things: list[Object]) -> None:
     """Many objects in one call."""
     space.apply({"apiVersion": "v1", "kind": "List", "items": things})
+
+
+# To load its packages takes an operator two seconds of a core, so all are forked from one process
+# that has loaded them.
+_loaded = multiprocessing.get_context("forkserver")
+_loaded.set_forkserver_preload(["modelchain_operator.__main__"])
+
+
+def _operate(
+    program: Sequence[str], argv: list[str], environment: Mapping[str, str], log: Path
+) -> None:
+    """What an operator's process does. It dies with the process it was forked from, and that one
+    with ours.
+    """
+    die_with_parent(signal.SIGKILL, os.getppid())
+    with log.open("ab") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    os.environ |= environment
+    sys.argv = argv
+    run = runpy.run_module if program[0] == "-m" else runpy.run_path
+    run(program[-1], run_name="__main__")
 
 
 class Operator:
@@ -88,18 +111,15 @@ class Operator:
         self.log = directory / f"{name}.log"
         file = directory / f"{name}.json"
         file.write_text(json.dumps(settings))
-        self.command = [
-            sys.executable,
-            *program,
-            "--config",
-            str(file),
-            "--kubeconfig",
-            str(kubeconfig),
+        self.program, self.environment = program, {"POD_NAMESPACE": "default"}
+        self.arguments = [
+            f"--config={file}",
+            f"--kubeconfig={kubeconfig}",
             "--leader-election" if leader_election else "--no-leader-election",
             "--verbose",
             *(f"--namespace={namespace}" for namespace in namespaces),
         ]
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: BaseProcess | None = None
 
     def __enter__(self) -> Operator:
         self.start()
@@ -109,30 +129,31 @@ class Operator:
         self.kill()
 
     def start(self) -> None:
-        """In a process group of its own, with free ports for probes and metrics."""
+        """With free ports for probes and metrics."""
         self.port, self.metrics_port = free_ports(2)
-        with self.log.open("ab") as log:
-            ports = [f"--liveness-port={self.port}", f"--metrics-port={self.metrics_port}"]
-            command = ["setpriv", "--pdeathsig", "KILL", *self.command, *ports]
-            environment = {**os.environ, "POD_NAMESPACE": "default"}
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env=environment
-            )
+        ports = [f"--liveness-port={self.port}", f"--metrics-port={self.metrics_port}"]
+        argv = [self.program[-1], *self.arguments, *ports]
+        self.process = _loaded.Process(
+            target=_operate, args=(self.program, argv, self.environment, self.log), daemon=True
+        )
+        self.process.start()
 
     def kill(self) -> None:
         """SIGKILL, now."""
         if self.process is not None:
             self.process.kill()
-            self.process.wait()
+            self.process.join()
 
     def stop(self) -> int:
         """SIGTERM; its exit code."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
+        self.process.terminate()
+        self.process.join(30)
+        assert self.process.exitcode is not None, "it goes on after SIGTERM"
+        return self.process.exitcode
 
     def alive(self) -> bool:
-        return self.process is not None and self.process.poll() is None
+        return self.process is not None and self.process.is_alive()
 
     def said(self) -> str:
         return self.log.read_text(errors="replace")

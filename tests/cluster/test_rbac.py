@@ -190,7 +190,7 @@ def test_every_right_is_needed_and_none_is_missing(
             leader_election=True,
             settings=SETTINGS,
         )
-        operator.command = ["env", f"POD_NAMESPACE={HOME}", *operator.command]
+        operator.environment["POD_NAMESPACE"] = HOME
         with operator:
             exercise(space, kubelet)
             operator.stop()

@@ -95,7 +95,8 @@ def test_a_write_that_comes_late(
                 trial.finish(late=hold.held)
             return str(hold.held[0]) if hold.held else "no such write this time"
 
-        lines = bench.each(together, STORIES.values())
+        stories = sweeps.sample("stories of two operators", [*STORIES.values()], 1)
+        lines = bench.each(together, stories)
         points = [
             Point(name, k, until)
             for name in writes
@@ -168,7 +169,7 @@ def test_the_other_takes_over(control_plane: ControlPlane, tmp_path: Path) -> No
                 trial.until(
                     lambda chain: any(waits(r) for r in trial.proxy.log), "a second operator"
                 )
-                assert first.process is not None
+                assert first.process is not None and first.process.pid is not None
                 os.kill(first.process.pid, fate)
                 trial.operators.remove(first)  # nobody starts it again
                 start = time.monotonic()
@@ -181,9 +182,11 @@ def test_the_other_takes_over(control_plane: ControlPlane, tmp_path: Path) -> No
                 )
                 seconds = time.monotonic() - start
                 trial.until(lambda chain: _done(chain) > 1, "progress")
-                first.process.send_signal(signal.SIGCONT)
+                if fate == signal.SIGSTOP:
+                    os.kill(first.process.pid, signal.SIGCONT)
                 trial.finish()
                 first.kill()
             return f"taken over after {seconds:.0f} s"
 
-        print(*bench.each(take_over, [signal.SIGKILL, signal.SIGSTOP]), sep="\n")
+        fates = sweeps.sample("fates of a leader", [signal.SIGKILL, signal.SIGSTOP], 1)
+        print(*bench.each(take_over, fates), sep="\n")

@@ -110,15 +110,7 @@ class Bench:
         namespace = f"trial-{os.getpid()}-{number}"
         directory = self.directory / name
         directory.mkdir()
-        kubectl = self.control_plane.kubectl
-        kubectl("create", "namespace", namespace)
-        kubectl(
-            "wait",
-            "--for=create",
-            "serviceaccount/default",
-            f"--namespace={namespace}",
-            "--timeout=30s",
-        )
+        self.control_plane.create_namespace(namespace)
         with FaultProxy(self.control_plane.kubeconfig) as proxy:
             trial = Trial(
                 self, story, name, number, Space(self.control_plane, namespace), proxy, directory
@@ -128,7 +120,7 @@ class Bench:
             finally:
                 for operator in trial.operators:
                     operator.kill()
-        kubectl("delete", "namespace", namespace, "--wait=false")
+        self.control_plane.delete_namespace(namespace)
 
     def each(
         self, work: Callable[[T], str], points: Iterable[T], at_once: int = AT_ONCE
@@ -199,11 +191,7 @@ class Trial:
         kubeconfig = self.proxy.kubeconfig(self.directory / f"{client}.kubeconfig", client=client)
         options = {"settings": SHIPPED, "name": client} | options
         operator = Operator(kubeconfig, self.directory, (self.space.namespace,), **options)
-        operator.command = [
-            "env",
-            f"POD_NAMESPACE={self.space.namespace}",
-            *operator.command,
-        ]  # where its Lease is
+        operator.environment["POD_NAMESPACE"] = self.space.namespace  # where its Lease is
         operator.start()
         self.operators.append(operator)
         return operator
