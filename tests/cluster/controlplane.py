@@ -480,7 +480,7 @@ def _started(pid: int) -> str | None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on, below those the kernel gives to outgoing connections."""
+    """Ports without a listener, below those the kernel gives to outgoing connections."""
     ports: list[int] = []
     for port in random.sample(range(20000, 32768), 500):
         with socket.socket() as listener:

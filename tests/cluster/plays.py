@@ -124,7 +124,7 @@ def volume_full(after: float = 0.5) -> Play:
 
 
 def killed(after: float = 0.5) -> Play:
-    """SIGKILL from nobody knows whom: no last word."""
+    """SIGKILL from an unknown sender: no last word."""
     return fail(None, after=after, code=SIGKILLED)
 
 

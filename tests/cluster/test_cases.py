@@ -547,8 +547,8 @@ def _promises(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.mark.timeout(1200)
 def test_changes_of_a_launch(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each attempt has one job, made once; what is resumed or edited completes, and nobody pays for
-    it.
+    """Each attempt has one job, made once. What is resumed or edited completes, and no budget is
+    charged.
     """
     said = []
     for point in world.points:
@@ -697,7 +697,7 @@ def _away(pod: Object) -> list[Object]:
 
 
 def test_nothing_but_a_node_that_is_avoided(world: World) -> None:
-    """No deadline runs and nobody pays; it is told which node, and a retry uses it again."""
+    """No deadline runs and no budget is charged; it is told which node, and a retry uses it again."""
     space = world.space
     node = world.failed("single")["stages"][0]["attempts"][0]["node"]
     world.wait(
@@ -791,8 +791,8 @@ def test_a_complete_chain_is_edited_to_what_cannot_be_run(world: World) -> None:
 
 
 def test_very_many_macs(world: World) -> None:
-    """They are written once, read back as they were written, and keep nobody from acting on
-    anything else.
+    """They are written once and read back as they were written, and the operator still acts on
+    everything else.
     """
     space = world.space
     told = lambda: (  # noqa: E731
@@ -966,11 +966,11 @@ def test_a_stall_that_is_seen(world: World, name: str, says: str) -> None:
 
 
 def test_a_port_that_is_closed(world: World) -> None:
-    """Nothing is ended for it, neither by an operator that has just come; it is told of, and the
-    stage finishes.
+    """No attempt is ended for it, not even by an operator that has just started. The operator
+    reports it, and the stage finishes.
 
-    The last test: an operator that has just come has heard of nobody, and could not tell who has
-    fallen silent.
+    This test is the last one. An operator that has just started has heard no trainer yet, so it
+    could not tell which of them has fallen silent.
     """
     space, names = world.space, ("blocked", "closed")
     for name in names:

@@ -214,7 +214,7 @@ def test_what_only_a_cluster_asks(
     )
 
 
-def test_epochs_that_nobody_gave(api: Api, tmp_path: Path) -> None:
+def test_epochs_that_are_not_given(api: Api, tmp_path: Path) -> None:
     spec = with_changes({"spec.stages[1].epochs": DELETE})
     file = tmp_path / "chain.yaml"
     file.write_text(yaml.safe_dump(spec))

@@ -19,7 +19,7 @@ from rig import CONFIG, Object, Operator, Space, apply_all, chain, fresh_namespa
 
 Script = Callable[[Pod], Play | None]
 
-# Nodes by pool; nobody has the label of "none".
+# Nodes by pool; no node has the label of "none".
 NODES = {"main": 4, "lossy": 3, "narrow": 1}
 CPU = {"main": "1", "lossy": "1", "narrow": "40", "none": "1"}  # a node has 64
 PRICE = {"perGpuHour": "3600", "currency": "USD", "source": "a dollar a GPU second, for the tests"}

@@ -39,7 +39,7 @@ class World:
     def apply(
         self, name: str, stages: int = 2, *, stalls: tuple[str, ...] = (), **changes: Any
     ) -> None:
-        """A chain whose inputs nobody else has. Attempts of `stalls`, such as a1 of stage b, stop
+        """A chain whose inputs no other chain has. Attempts of `stalls`, such as a1 of stage b, stop
         half-way.
         """
         seed = {"spec.recipe.seed": zlib.crc32(name.encode()) % 1000}
@@ -127,7 +127,7 @@ def _promises(world: World) -> Iterator[None]:
 
 
 def test_what_keeps_an_attempt_from_starting_is_mended(world: World) -> None:
-    """It is made again of what the spec says now, and nobody pays for it."""
+    """It is made again of what the spec says now, and no budget is charged."""
     world.apply("mended", 1, **{"spec.data.volume": {"claimName": "nowhere"}})
     world.space.wait(
         lambda: "Unschedulable" in world.space.stage("a", "mended").get("reason", ""),
@@ -431,7 +431,7 @@ def test_delete_and_make_again(world: World, operator: str) -> None:
 
 
 def test_another_claim_of_the_same_name(world: World) -> None:
-    """The StageArtifacts lie elsewhere; nothing is trained again before somebody says so."""
+    """The StageArtifacts lie elsewhere; nothing is trained again unasked."""
     space = world.space
     world.apply("moved", 2)
     space.until("Complete", "moved")
@@ -512,7 +512,7 @@ def test_a_shared_first_stage(world: World) -> None:
 
 def test_a_queue_evicts_and_starts_again(world: World) -> None:
     """Kueue, played by hand: the label comes with the release; an eviction is no attempt and
-    charges nobody.
+    charges no budget.
     """
     space, job = world.space, "waits-a-a1"
     runner = {"queueName": "vision", "priorityClass": "high", "nodePool": "a100"}

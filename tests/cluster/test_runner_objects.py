@@ -108,7 +108,7 @@ def test_a_release_is_of_the_job_that_was_read(
     cluster.kubectl("create", "-f", "-", input=json.dumps(built))
     cluster.kubectl(
         "wait", "--for=condition=Suspended", *job[:4], "--timeout=60s"
-    )  # then nobody writes to it
+    )  # then it is not written any more
     made = json.loads(cluster.kubectl("get", *job))
     assert not runner.state(made).released
     stale, another = {"resourceVersion": "1"}, {"uid": "1"}

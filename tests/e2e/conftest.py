@@ -53,7 +53,7 @@ def cluster() -> Iterator[tuple[Cluster, str, str]]:
 
 @pytest.fixture(scope="session")
 def lab(cluster: tuple[Cluster, str, str]) -> Lab:
-    """Our own node, for what cannot be done to somebody's cluster."""
+    """Our own node, for what must not be done to a given cluster."""
     if not isinstance(cluster[0], Lab):
         pytest.skip(f"needs a node of its own; {KUBECONFIG} is set")
     return cluster[0]

@@ -2,8 +2,8 @@
 hand.
 
 Network, mounts and process ids are private: what containerd, kubelet and kube-proxy do to routes,
-iptables, /run and /var is seen by nobody else, and the kernel takes it all away when this process
-ends, however it ends. `node.py DIRECTORY` takes commands on standard input, a line each, and
+iptables, /run and /var stays inside, and the kernel removes all of it when this process ends,
+however it ends. `node.py DIRECTORY` takes commands on standard input, a line each, and
 answers "ok" or "error: …".
 """
 

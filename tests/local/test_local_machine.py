@@ -49,7 +49,7 @@ def test_a_closed_terminal_is_as_ctrl_c(chain: Chain) -> None:
 
 
 def drained(terminal: int) -> None:
-    """A terminal that nobody reads holds up who writes to it."""
+    """Writing to a terminal that is not read blocks the writer."""
     os.set_blocking(terminal, False)
     try:
         while os.read(terminal, 65536):

@@ -149,7 +149,7 @@ def retry(monkeypatch: pytest.MonkeyPatch, thing: Object) -> str:
     return said[0]
 
 
-UNANSWERED = Reason(Code.VERIFY_UNANSWERED, message="nobody knows")
+UNANSWERED = Reason(Code.VERIFY_UNANSWERED, message="it did not answer")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ UNANSWERED = Reason(Code.VERIFY_UNANSWERED, message="nobody knows")
         situations.current(State.VERIFYING, UNANSWERED, stalled=True),
         situations.current(
             State.RUNNING,
-            Reason(Code.SUSPENDED_BY_ANOTHER, message="somebody else"),
+            Reason(Code.SUSPENDED_BY_ANOTHER, message="another client"),
             stalled=True,
         ),
         situations.current(

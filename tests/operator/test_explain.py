@@ -320,8 +320,8 @@ def refused(code: Code, said: str) -> Reason:
             "kubectl edit mchain family -n team",
         ),
         (
-            Reason(Code.SUSPENDED_BY_ANOTHER, message="somebody else has suspended it"),
-            "somebody else has suspended it",
+            Reason(Code.SUSPENDED_BY_ANOTHER, message="another client has suspended it"),
+            "another client has suspended it",
             "modelchain retry family -n team",
         ),
         (
