@@ -39,8 +39,8 @@ class World:
     def apply(
         self, name: str, stages: int = 2, *, stalls: tuple[str, ...] = (), **changes: Any
     ) -> None:
-        """A chain whose inputs no other chain has. Attempts of `stalls`, such as a1 of stage b, stop
-        half-way.
+        """A chain whose inputs no other chain has. Attempts of `stalls`, such as a1 of stage b,
+        stop half-way.
         """
         seed = {"spec.recipe.seed": zlib.crc32(name.encode()) % 1000}
         self.scripts[name] = lambda pod: (

@@ -82,7 +82,7 @@ class System:
         self._values.write_text(yaml.safe_dump({"image": image, "defaults": {"image": trainer}}))
 
     def uninstall(self) -> None:
-        """Remove what was installed into a given cluster, but not training-operator and our CRDs."""
+        """Remove what was installed into a given cluster, except training-operator and our CRDs."""
         self.cluster.kubectl("delete", "namespace", NAMESPACE)
         self.helm("uninstall", "modelchain", "--wait")
         self.cluster.kubectl("delete", "namespace", HOME)
