@@ -697,7 +697,7 @@ def _away(pod: Object) -> list[Object]:
 
 
 def test_nothing_but_a_node_that_is_avoided(world: World) -> None:
-    """No deadline runs and no budget is charged. The status names the node; a retry uses it again."""
+    """No deadline runs, no budget is charged, the status names the node; a retry uses it again."""
     space = world.space
     node = world.failed("single")["stages"][0]["attempts"][0]["node"]
     world.wait(
