@@ -10,7 +10,7 @@ from typing import Any
 
 from cluster_objects import Chain, Job, Pod, Thing, Verifier, shown
 from cluster_operator import Operator, one_of_a_kind
-from simulation import MAX_DISRUPTIONS, MAX_RETRIES, weights_of
+from simulation import MAX_DISRUPTIONS, MAX_RETRIES, ledgers, weights_of
 
 from modelchain.api.status import ChainStatus, StageStatus, State
 from modelchain.decide.observed import Launch, Step
@@ -208,7 +208,7 @@ class ApiServer:
         status = one_of_a_kind(ChainStatus.model_validate_json(json.dumps(body["status"])))
         self._check_status(chain, status)
         self.chains[chain.name] = chain = replace(chain, status=status, version=chain.version + 1)
-        self.noted |= {a.uid for s in status.stages for a in s.attempts if a.uid}
+        self.noted |= {a.uid for _, a in status.attempts.values() if a.uid}
         self.touched()
         return chain.shown()
 
@@ -254,7 +254,7 @@ class ApiServer:
         would be free, and the job would be created a second time.
         """
         chain = self._owner(job.owner)
-        for attempt in (a for s in chain.status.stages for a in s.attempts) if chain else ():
+        for _, attempt in chain.status.attempts.values() if chain else ():
             assert attempt.name != job.name or attempt.finished_at or job.uid in self.noted, (
                 f"{job.uid} is in no status"
             )
@@ -265,7 +265,7 @@ class ApiServer:
         chain = self._owner(job.owner)
         if chain is not None and not self.wiped:
             # A slow operator may release a job late, but never one whose attempt is closed.
-            named = [a for s in chain.status.stages for a in s.attempts if a.uid == job.uid]
+            named = [a for _, a in chain.status.attempts.values() if a.uid == job.uid]
             assert named, "the status still names the job"
             assert not any(a.finished_at for a in named), "the job of a closed attempt never starts"
         same = [
@@ -288,7 +288,12 @@ class ApiServer:
             assert len(going) <= 1, f"two live attempts: {sorted(going)}"
 
     def _check_status(self, chain: Chain, status: ChainStatus) -> None:
-        before = {s.name: s for s in chain.status.stages}
+        before = {s.name: s for s in ledgers(chain.status)}
+        after = {s.name: s for s in ledgers(status)}
+        for name, old in before.items():
+            spent = after[name].gpu_seconds if name in after else -1.0
+            assert self.wiped or not old.attempts or spent >= old.gpu_seconds - 1e-6, name
+        assert sum(s.macs for s in after.values()) == status.total.macs
         suspended = chain.suspend and status.observed_generation == chain.generation
         kinds = [c.type for c in status.conditions]
         assert not {"Stalled", "Reconciling"} <= set(kinds) and len(set(kinds)) == len(kinds)
@@ -318,7 +323,7 @@ class ApiServer:
         )
         over = chain.status.is_true("Complete") or chain.status.is_true("Failed")
         assert asked or not over, "a finished chain starts no work by itself"
-        for other in (a for s in chain.status.stages for a in s.attempts):
+        for _, other in chain.status.attempts.values():
             job = self.jobs.get(other.uid or "")
             assert job is None or job.finished, f"{new.name} begins before {other.name} has ended"
         pods = [

@@ -185,7 +185,7 @@ class World(ApiServer):
 
     def edit(self, name: str, *, bump: bool = True, **update: Any) -> None:
         chain = self.chains[name]
-        self.forgiven |= {a.name for s in chain.status.stages for a in s.attempts}
+        self.forgiven |= set(chain.status.attempts)
         generation = chain.generation + bump
         self.chains[name] = replace(
             chain, generation=generation, version=chain.version + 1, **update

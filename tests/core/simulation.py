@@ -19,7 +19,13 @@ from specs import DELETE, config, inline, with_changes
 from modelchain.api.contracts import FailureClass, LastWord, Progress
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.spec import ModelChain
-from modelchain.api.status import AttemptStatus, ChainStatus, StageStatus, State
+from modelchain.api.status import (
+    AttemptStatus,
+    ChainStatus,
+    StageLedger,
+    StageStatus,
+    State,
+)
 from modelchain.decide.decide import decide
 from modelchain.decide.observed import Artifact, Damage, Launch, Observed, Seen, Step, Stop
 from modelchain.identity.digest import digest_of
@@ -41,6 +47,11 @@ def chain_of(
         **dict(edits),
     }
     return ModelChain.model_validate(with_changes(inline(*shapes, **changes)))
+
+
+def ledgers(status: ChainStatus) -> list[StageLedger]:
+    """The stages of a status, and those that were removed."""
+    return [*status.stages, *status.removed]
 
 
 def weights_of(input_digest: str) -> str:
@@ -87,7 +98,7 @@ class World:
     inputs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     # Attempts that began before the budgets were last renewed.
     forgiven: frozenset[str] = frozenset()
-    # The status was lost or a stage was dropped, and its ledger with it.
+    # The status was lost, and the ledger with it.
     forgetful: bool = False
     # Nothing has happened that gives a reason to stop an attempt.
     undisturbed: bool = True
@@ -169,7 +180,9 @@ class World:
     def _write(self, status: ChainStatus) -> None:
         text = status.model_dump_json(by_alias=True)
         assert ChainStatus.model_validate_json(text) == status, "a status is read back as written"
-        before = {s.name: s for s in self.status.stages}
+        before = {s.name: s for s in ledgers(self.status)}
+        kept = {s.name for s in ledgers(status)}
+        assert all(s.name in kept for s in before.values() if s.attempts), "no ledger is dropped"
         for stage in status.stages:
             old = before.get(stage.name, StageStatus(name=stage.name))
             assert stage.attempt_count >= old.attempt_count, "attempt numbers never fall"
@@ -187,12 +200,12 @@ class World:
                 or stage.state is State.FAILED
                 or self.artifact_is_whole(stage.input_digest)
             )
-        assert sum(s.macs for s in status.stages) == status.total.macs
+        assert sum(s.macs for s in ledgers(status)) == status.total.macs
         if not self.forgetful and all(s.attempts or not s.macs for s in status.stages):
-            so_far = sum(a.macs for s in status.stages for a in s.attempts if a.finished_at is None)
+            so_far = sum(a.macs for _, a in status.attempts.values() if a.finished_at is None)
             closed = [self.trainers[name] for name in self.closed(status)]
             assert status.total.macs == so_far + sum(t.macs for t in closed)
-            for stage in status.stages:
+            for stage in ledgers(status):
                 mine = [t for t in closed if t.stage == stage.name]
                 at_these = sum(t.macs for t in mine if t.digest == stage.last_digest)
                 assert stage.trained.macs == at_these, "what a record would say of these inputs"
@@ -200,7 +213,7 @@ class World:
 
     def closed(self, status: ChainStatus) -> list[str]:
         """Attempts that began and are closed, in the status or already trimmed from its history."""
-        open_ = {a.name for s in status.stages for a in s.attempts if a.finished_at is None}
+        open_ = {name for name, (_, a) in status.attempts.items() if a.finished_at is None}
         return [name for name in self.trainers if name not in open_]
 
     def artifact_is_whole(self, digest: str | None) -> bool:
@@ -331,7 +344,7 @@ class World:
         self._forgive()
 
     def _forgive(self) -> None:
-        self.forgiven |= {a.name for s in self.status.stages for a in s.attempts}
+        self.forgiven |= set(self.status.attempts)
 
     def edit(self, **changes: Any) -> None:
         """Edits the spec: `suspend`, or paths with their values."""
@@ -355,7 +368,6 @@ class World:
 
     def drop_last_stage(self) -> None:
         """The last stage is dropped from the spec, or comes back."""
-        self.forgetful = True
         self.toggle(f"spec.stages[{self.stages - 1}]", DELETE)
 
     def interrupt(self) -> None:

@@ -23,7 +23,7 @@ from modelchain.api.status import (
     StageStatus,
     State,
 )
-from modelchain.decide.conditions import MAX_BYTES, completed, refused, sentence
+from modelchain.decide.conditions import MAX_BYTES, completed, refused, sentence, unreadable
 from modelchain.decide.transitions import explained
 from modelchain.io.table import stages_table
 
@@ -146,6 +146,61 @@ def test_conditions_never_contradict_each_other(stages: list[tuple[State, bool]]
     assert sum(found.is_true(kind) for kind in ("Complete", "Failed")) <= 1
     if found.is_true("Ready"):
         assert found.is_true("Complete") and kstatus(3, found) == "Current"
+
+
+@pytest.mark.parametrize(
+    ("last", "reason", "says"),
+    [
+        (stage("b", State.FAILED, Reason(Code.ERROR, message="it broke")), "StageFailed", "broke"),
+        (
+            stage("b", State.PENDING, Reason(Code.CLAIM_MISSING, message="no claim"), stalled=True),
+            "Blocked",
+            "no claim",
+        ),
+        (stage("b", State.SUSPENDED, "spec.suspend is true"), "Stopped", "spec.suspend is true"),
+        (stage("b", State.RUNNING), "InProgress", "1 of 2 stages have finished"),
+        (stage("b", State.SUCCEEDED), "AllStagesFinished", "2 of 2 stages have finished"),
+    ],
+)
+def test_complete_says_why_a_chain_is_not(last: StageStatus, reason: str, says: str) -> None:
+    found = status(DONE, last).condition("Complete")
+    assert found is not None and found.reason == reason and says in found.message
+    assert found.message.startswith(f"{1 + (reason == 'AllStagesFinished')} of 2 stages")
+
+
+NEWER = {
+    "observedGeneration": 2,
+    "stages": [{"name": "a", "gate": {"verdict": "Passed"}}],
+    "conditions": [
+        {"type": "Reconciling", "status": "True", "reason": "Running", "message": "b trains"},
+        {
+            "type": "Ready",
+            "status": "False",
+            "reason": "InProgress",
+            "message": "1 of 2",
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+            "observedGeneration": 2,
+        },
+        {"type": "Admitted", "status": "True", "reason": "Planned", "owner": "a newer version"},
+    ],
+    "gates": {"a": 1},
+}
+
+
+def test_a_status_of_another_version_gets_conditions_and_keeps_all_else() -> None:
+    found = unreadable(NEWER, 3, "stages.0.gate cannot be read", NOW)
+    assert {**found, "conditions": []} == {**NEWER, "conditions": []}
+    stalled, ready, admitted = found["conditions"]
+    assert (stalled["type"], stalled["status"], stalled["reason"]) == (
+        "Stalled",
+        "True",
+        "StatusUnreadable",
+    )
+    assert stalled["message"] == ready["message"] == "stages.0.gate cannot be read"
+    assert ready["lastTransitionTime"] == "2026-01-01T00:00:00Z" and ready["status"] == "False"
+    assert admitted == NEWER["conditions"][2]  # type: ignore[index]
+    assert unreadable(found, 3, "stages.0.gate cannot be read", NOW + 60) == found, "written once"
+    assert unreadable({"stages": 5}, 3, "x" * 9999, NOW)["conditions"]
 
 
 def test_times_change_only_with_the_status() -> None:

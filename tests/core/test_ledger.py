@@ -16,8 +16,10 @@ from modelchain.api.contracts import LastWord
 from modelchain.api.status import AttemptStatus, ChainStatus, PodTime, StageStatus, State, Total
 from modelchain.decide import ledger
 from modelchain.decide.ledger import (
+    ACCOUNT_SECONDS,
     account,
     closed,
+    due,
     money,
     open_spending,
     running_seconds,
@@ -171,6 +173,86 @@ def test_any_number_of_evictions_keeps_the_list_within_the_crd(nodes: int, evict
         and running_seconds(one, now) == (evictions + 1) * 10
     )
     assert len(one.model_dump_json(by_alias=True, exclude_none=True)) < 40_000
+
+
+def test_hours_already_spent_keep_their_price() -> None:
+    pods = {"m": PodTime(started=0.0, gpus=8, first=True)}
+    one = account(attempt(), seen(pods), 3600.0, "2.00")
+    one = account(one, seen(pods), 7200.0, "4.00")
+    assert one.cost == "48.00", "8 GPUs: an hour at 2.00, and one at 4.00"
+    one = account(one, seen(pods), 10_800.0, "4.00")
+    assert one.cost == "80.00"
+    one = account(one, seen(pods), 14_400.0, None)
+    assert one.cost == "80.00", "hours without a price cost nothing that is known"
+    over = closed(one, seen(pods), 18_000.0, "1.00", State.FAILED)
+    assert over.cost == "88.00" and over.gpu_seconds == 5 * 8 * 3600
+    assert (over.price, over.before_price) == (None, None), "a closed attempt has a cost, no price"
+
+
+def test_hours_before_a_price_was_named_stay_without_one() -> None:
+    pods = {"m": PodTime(started=0.0, gpus=8, first=True)}
+    one = account(attempt(), seen(pods), 3600.0, None)
+    assert one.cost is None
+    assert account(one, seen(pods), 7200.0, "2.00").cost == "16.00"
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 3600), st.sampled_from(["1.00", "2.50", None]))))
+def test_the_cost_is_what_each_hour_cost_when_it_was_accounted(
+    hours: list[tuple[int, str | None]],
+) -> None:
+    pods, now, truth = {"m": PodTime(started=0.0, gpus=8, first=True)}, 0.0, 0.0
+    one = account(attempt(), seen(pods), now, hours[0][1] if hours else None)
+    for seconds, price in hours:
+        now += seconds
+        one = account(one, seen(pods), now, price)
+        truth += seconds * 8 * float(price or 0) / 3600
+    assert abs(float(one.cost or 0) - truth) <= 0.01 * (1 + len(hours)), "rounded at each change"
+
+
+def test_an_attempt_that_is_evicted_counts_the_macs_of_all_its_lives() -> None:
+    """Each rank 0 counts from its own start, and so does its last word."""
+    first = {"m1": PodTime(started=0.0, gpus=8, first=True), "w1": PodTime(started=1.0, gpus=8)}
+    one = account(attempt(), seen(first, macs=500), 10.0, None)
+    assert one.macs == 500
+    ended = {
+        uid: pod.model_copy(update={"finished": 20.0, "macs": 520 if pod.first else 0})
+        for uid, pod in first.items()
+    }
+    one = account(one, seen(ended), 20.0, None)
+    assert one.macs == 520, "its last word tells more than its progress did"
+    second = {"m2": PodTime(started=30.0, gpus=8, first=True)}
+    one = account(one, seen({**ended, **second}, macs=10), 40.0, None)
+    assert one.macs == 530, "much less than the first life"
+    one = account(one, seen(second, macs=700), 50.0, None)
+    assert one.macs == 1220, "the first pods are gone by now"
+    word = LastWord(result="Failed", macs=710)
+    over = {"m2": second["m2"].model_copy(update={"finished": 60.0})}
+    final = closed(one, seen(over, word=word), 60.0, None, State.FAILED)
+    assert final.macs == 1230 and closed(final, seen({}), 70.0, None, State.FAILED).macs == 1230
+
+
+def test_macs_of_lives_that_are_summed_up_are_not_lost() -> None:
+    one, now = attempt(), 0.0
+    for n in range(2 * ledger.MAX_PODS):
+        pod = PodTime(started=now, finished=now + 5, gpus=2, first=True)
+        one, now = account(one, seen({f"p{n}": pod}, macs=n), now + 5, None), now + 10
+    assert one.macs == sum(range(2 * ledger.MAX_PODS)) and one.gone.macs > 0
+
+
+def test_an_attempt_is_due_once_a_minute_while_pods_hold_gpus() -> None:
+    pods = {"m": PodTime(started=0.0, gpus=8, first=True), "w": PodTime(started=0.0, gpus=8)}
+    one = account(attempt(), seen(pods), 10.0, PRICE)
+    assert not due(one, seen(pods), 10.0) and not due(one, seen(pods), 10.0 + ACCOUNT_SECONDS - 1)
+    assert due(one, seen(pods), 10.0 + ACCOUNT_SECONDS) and ACCOUNT_SECONDS < 60
+    half = {**pods, "w": pods["w"].model_copy(update={"finished": 10.0})}
+    one = account(one, seen(half), 10.0, PRICE)
+    assert not due(one, seen(half), 60.0) and due(one, seen(half), 65.0), "by the pods that run"
+    over = {uid: pod.model_copy(update={"finished": 10.0}) for uid, pod in pods.items()}
+    one = account(one, seen(over), 10.0, PRICE)
+    assert not due(one, seen(over), 1e6), "nothing runs, so nothing is written"
+    cpu = {"m": PodTime(started=0.0, first=True)}
+    assert not due(account(attempt(), seen(cpu), 10.0, None), seen(cpu), 1e6)
 
 
 def test_same_pods() -> None:

@@ -17,7 +17,9 @@ from modelchain.api.status import (
     AttemptFields,
     AttemptStatus,
     ChainStatus,
+    LedgerFields,
     StageFields,
+    StageLedger,
     StageStatus,
     State,
 )
@@ -97,11 +99,12 @@ def test_a_status_without_codes_is_read() -> None:
     ("fields", "model", "fixed"),
     [
         (StageFields, StageStatus, {"name"}),
+        (LedgerFields, StageLedger, {"name"}),
         (AttemptFields, AttemptStatus, {"name", "number", "input_digest", "runner"}),
     ],
 )
 def test_fields_that_change_have_the_types_of_the_status(
-    fields: type, model: type[StageStatus] | type[AttemptStatus], fixed: set[str]
+    fields: type, model: type[StageLedger] | type[AttemptStatus], fixed: set[str]
 ) -> None:
     typed, stored = get_type_hints(fields), get_type_hints(model)
     names = set(model.model_fields)

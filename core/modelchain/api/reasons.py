@@ -160,6 +160,12 @@ class Code(StrEnum):
         "Correct the field that the message names and apply the spec again",
         EDIT,
     )
+    STATUS_UNREADABLE = (
+        "StatusUnreadable",
+        "Another version of the operator, usually a newer one, wrote the chain's status",
+        "Install that version again; until then nothing is launched, stopped or deleted",
+        "kubectl get deployments -A -l app.kubernetes.io/name=modelchain",
+    )
     RUNNER_MISSING = (
         "RunnerMissing",
         "The kind of job that the chain asks for is not installed in this cluster",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal, TypedDict, Unpack
+from typing import Annotated, Any, Literal, Self, TypedDict, Unpack
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from modelchain.api.contracts import FailureClass, Progress
 from modelchain.api.reasons import STOPS_FIRST, Code, known, without_code, without_command
@@ -49,6 +49,14 @@ class PodTime(Record):
     gpus: int = 0
     # This is rank 0's pod. Its running time is that of the attempt.
     first: bool = False
+    # What rank 0 says that it has spent since it started.
+    macs: Macs = 0
+
+    @model_serializer(mode="wrap")
+    def _short(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The fields without those that say nothing: a status may list hundreds of pods."""
+        said = whole(self).items()
+        return {name: value for name, value in said if value or name in ("started", "finished")}
 
 
 class Spent(Record):
@@ -90,8 +98,14 @@ class AttemptStatus(Record):
     gpu_seconds: float = 0.0
     cost: str | None = None
     macs: Macs = 0
+    # The price of a GPU hour that counts at present, and what was spent before it did. It is kept
+    # only while the attempt is open.
+    price: str | None = None
+    before_price: Spent | None = None
     # The UID of the attempt's job. A job is released only once its UID is here.
     uid: str | None = None
+    # Since when the API server refuses to make or release the job, in seconds since the epoch.
+    refused_at: float | None = None
     # The deadline for which the attempt is being ended.
     ending: FailureClass | None = None
     # The node whose own device ended the attempt, and a short name of the fault.
@@ -121,7 +135,10 @@ class AttemptFields(TypedDict, total=False):
     gpu_seconds: float
     cost: str | None
     macs: int
+    price: str | None
+    before_price: Spent | None
     uid: str | None
+    refused_at: float | None
     ending: FailureClass | None
     node: str | None
     fault: str
@@ -144,25 +161,13 @@ class ArtifactRef(Record):
 MOST_DIGESTS = 16
 
 
-class StageStatus(Record):
-    """One stage. `macs`, `gpuSeconds` and `cost` add the open attempt to the ledger `spent`."""
+class StageLedger(Record):
+    """What is kept of a stage after it was removed from the spec: above all what it has spent.
+
+    `macs`, `gpuSeconds` and `cost` add the open attempt to the ledger `spent`.
+    """
 
     name: str
-    state: State = State.PENDING
-    # Why the state is so: a sentence, its code, and the command to type next, if there is one. The
-    # code may be one of a newer version, which `modelchain.api.reasons.Code` does not have.
-    reason: str = ""
-    reason_code: str = ""
-    next: str = ""
-    # A person has to act; `reason` says why.
-    stalled: bool = False
-    # The digest of the stage's present inputs; None while they are not known.
-    input_digest: str | None = None
-    # The input digest at which the stage was last launched or finished. It is kept while the stage
-    # waits.
-    last_digest: str | None = None
-    # Whether an artifact existed when the stage got its inputs.
-    cache: Literal["Hit", "Miss"] | None = None
     epochs: int | None = None
     # The epochs were allocated by the plan and fixed by a launch. An edit does not change them.
     frozen: bool = False
@@ -170,22 +175,12 @@ class StageStatus(Record):
     attempts: list[AttemptStatus] = []
     # The number of the newest attempt.
     attempt_count: int = 0
-    # What is charged to the two budgets.
-    retries: int = 0
-    disruptions: int = 0
     # How many attempts ended with each failure class and were followed by another one. Unlike the
     # budgets, these counts are never renewed.
     retried: dict[FailureClass, int] = {}
-    checkpoint_step: int = 0
-    # When the back-off ends, in seconds since the epoch.
-    not_before: float | None = None
-    progress: Progress | None = None
-    results: dict[str, str] = {}
-    # When the predecessor's trainer ended (seconds since the epoch), until this stage has a job.
-    inherits_at: float | None = None
-    # The seconds from `inherits_at` until this stage had a job.
-    transition_seconds: float | None = None
-    planned_macs: Macs = 0
+    # The input digest at which the stage was last launched or finished. It is kept while the stage
+    # waits.
+    last_digest: str | None = None
     # The ledger: what closed attempts have spent.
     spent: Spent = Spent()
     # The part of it that was spent at `last_digest`, which the StageArtifact will record.
@@ -198,9 +193,66 @@ class StageStatus(Record):
     macs: Macs = 0
     gpu_seconds: float = 0.0
     cost: str | None = None
+
+    def changed(self, **fields: Unpack[LedgerFields]) -> Self:
+        """A copy in which these fields have these values."""
+        return self.model_copy(update=dict(fields))
+
+    @property
+    def digests(self) -> set[str]:
+        """The input digests at which what the stage shows was spent, as far as they are known."""
+        known = {self.last_digest, *(at.input_digest for at in self.trained_before)}
+        return {digest for digest in known if digest} | {a.input_digest for a in self.attempts}
+
+
+class LedgerFields(TypedDict, total=False):
+    """Fields of `StageLedger` that may change, with their types; a test compares the two."""
+
+    epochs: int | None
+    frozen: bool
+    attempts: list[AttemptStatus]
+    attempt_count: int
+    retried: dict[FailureClass, int]
+    last_digest: str | None
+    spent: Spent
+    trained: Spent
+    trained_before: list[SpentAt]
+    macs: int
+    gpu_seconds: float
+    cost: str | None
+
+
+class StageStatus(StageLedger):
+    """One stage of the spec."""
+
+    state: State = State.PENDING
+    # Why the state is so: a sentence, its code, and the command to type next, if there is one. The
+    # code may be one of a newer version, which `modelchain.api.reasons.Code` does not have.
+    reason: str = ""
+    reason_code: str = ""
+    next: str = ""
+    # A person has to act; `reason` says why.
+    stalled: bool = False
+    # The digest of the stage's present inputs; None while they are not known.
+    input_digest: str | None = None
+    # Whether an artifact existed when the stage got its inputs.
+    cache: Literal["Hit", "Miss"] | None = None
+    # What is charged to the two budgets.
+    retries: int = 0
+    disruptions: int = 0
+    checkpoint_step: int = 0
+    # When the back-off ends, in seconds since the epoch.
+    not_before: float | None = None
+    progress: Progress | None = None
+    results: dict[str, str] = {}
+    # When the predecessor's trainer ended (seconds since the epoch), until this stage has a job.
+    inherits_at: float | None = None
+    # The seconds from `inherits_at` until this stage had a job.
+    transition_seconds: float | None = None
+    planned_macs: Macs = 0
     artifact: ArtifactRef | None = None
 
-    def changed(self, **fields: Unpack[StageFields]) -> StageStatus:
+    def changed(self, **fields: Unpack[StageFields]) -> Self:
         """A copy in which these fields have these values."""
         return self.model_copy(update=dict(fields))
 
@@ -221,7 +273,7 @@ class StageStatus(Record):
         return without_code(text, self.reason_code)
 
 
-class StageFields(TypedDict, total=False):
+class StageFields(LedgerFields, total=False):
     """Fields of `StageStatus` that may change, with their types; a test compares the two."""
 
     state: State
@@ -230,15 +282,9 @@ class StageFields(TypedDict, total=False):
     next: str
     stalled: bool
     input_digest: str | None
-    last_digest: str | None
     cache: Literal["Hit", "Miss"] | None
-    epochs: int | None
-    frozen: bool
-    attempts: list[AttemptStatus]
-    attempt_count: int
     retries: int
     disruptions: int
-    retried: dict[FailureClass, int]
     checkpoint_step: int
     not_before: float | None
     progress: Progress | None
@@ -246,12 +292,6 @@ class StageFields(TypedDict, total=False):
     inherits_at: float | None
     transition_seconds: float | None
     planned_macs: int
-    spent: Spent
-    trained: Spent
-    trained_before: list[SpentAt]
-    macs: int
-    gpu_seconds: float
-    cost: str | None
     artifact: ArtifactRef | None
 
 
@@ -293,6 +333,10 @@ class AvoidedNode(Record):
     fault: str = ""
 
 
+# The most removed stages that are listed by name, the newest ones.
+MOST_REMOVED = 16
+
+
 class ChainStatus(Record):
     """What the operator knows of a chain: its stages, what they have spent, and its conditions."""
 
@@ -300,6 +344,10 @@ class ChainStatus(Record):
     conditions: list[Condition] = []
     summary: Summary = Summary()
     stages: list[StageStatus] = []
+    # What stages have spent that are no longer in the spec, the newest at the end. The first one
+    # has no name if there are too many: it is the sum of those removed before.
+    removed: list[StageLedger] = Field([], max_length=MOST_REMOVED + 1)
+    # The sum of `stages` and `removed`.
     total: Total = Total()
     avoid: list[AvoidedNode] = Field([], max_length=MOST_AVOIDED)
     # The last value of the retry annotation for which budgets were renewed. It stays when the
@@ -324,6 +372,12 @@ class ChainStatus(Record):
         )
 
     @property
+    def attempts(self) -> dict[str, tuple[StageLedger, AttemptStatus]]:
+        """All attempts by name, each with its stage, which may have been removed."""
+        ledgers: list[StageLedger] = [*self.stages, *self.removed]
+        return {attempt.name: (stage, attempt) for stage in ledgers for attempt in stage.attempts}
+
+    @property
     def epochs(self) -> dict[str, int]:
         """The epochs of each stage, as far as they are known."""
         return {s.name: s.epochs for s in self.stages if s.epochs is not None}
@@ -331,7 +385,8 @@ class ChainStatus(Record):
     @property
     def frozen_epochs(self) -> dict[str, int]:
         """The epochs of each stage for which a launch has fixed them, so that no edit does."""
-        return {s.name: s.epochs for s in self.stages if s.frozen and s.epochs is not None}
+        ledgers: list[StageLedger] = [*self.removed, *self.stages]
+        return {s.name: s.epochs for s in ledgers if s.frozen and s.epochs is not None}
 
     def condition(self, kind: str) -> Condition | None:
         return next((c for c in self.conditions if c.type == kind), None)

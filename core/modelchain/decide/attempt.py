@@ -13,12 +13,15 @@ from modelchain.api.contracts import FailureClass, LastWord
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import AttemptStatus, StageStatus, State
 from modelchain.decide import transitions
-from modelchain.decide.ledger import account, closed, least, plus, same_pods, whole
+from modelchain.decide.ledger import account, closed, due, least, plus, until_due, whole
 from modelchain.decide.nodes import avoided, nodes_avoided, without_faults
 from modelchain.decide.observed import Launch, RecordArtifact, Release, Seen, Verify
 from modelchain.decide.outcome import Outcome, Turn, stalled
-from modelchain.decide.verdict import deadline, judge, progress_unknown
+from modelchain.decide.verdict import deadline, judge, progress_unknown, unrecordable
 from modelchain.decide.waits import for_the_share
+
+# For so many seconds the refusal of a job counts as one that passes by itself.
+PASSES_WITHIN = 60.0
 
 Check = Callable[[Turn, StageStatus, Launch, Seen], Outcome | None]
 
@@ -31,6 +34,8 @@ def follow(turn: Turn, stage: StageStatus, launch: Launch) -> Outcome:
         launch = replace(launch, attempt=stage.attempts[-1])
     answers = (check(turn, stage, launch, seen) for check in CHECKS)
     outcome = next(answer for answer in answers if answer is not None)
+    if seen.there and (soon := until_due(launch.attempt, seen, turn.now)) is not None:
+        outcome = replace(outcome, again=min(soon, outcome.again or soon))
     if seen.started:  # the attempt keeps its share until it has been judged
         return replace(outcome, shares=outcome.shares | {launch.attempt.input_digest})
     return outcome
@@ -126,9 +131,10 @@ def _launch(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outco
         return replace(waiting, wanted=wanted)
     # If an earlier job of this name still exists, wait for its end. Otherwise launch, even if the
     # API server refused the job before: it may accept it by now.
-    refused = seen.waiting is not None and not seen.there
+    refused = None if seen.there else seen.waiting
+    stage = transitions.starting(stage, seen.waiting or turn.miss)
     return Outcome(
-        transitions.starting(stage, seen.waiting or turn.miss, stalled=refused),
+        _refused(turn, stage, refused) if refused is not None else stage,
         action=None if seen.there else launch,
         again=turn.observed.poll_seconds,
         wanted=wanted,
@@ -136,13 +142,27 @@ def _launch(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outco
     )
 
 
+def _refused(turn: Turn, stage: StageStatus, reason: Reason) -> StageStatus:
+    """The stage whose job the API server refuses to make or to release.
+
+    A refusal may pass: a quota is freed, a webhook starts again. Only if it lasts, or if the spec
+    has to change, does a person have to act.
+    """
+    attempt = transitions.refused(stage.attempts[-1], turn.now)
+    assert attempt.refused_at is not None
+    lasts = turn.now - attempt.refused_at >= PASSES_WITHIN
+    stalled = lasts or reason.code not in (Code.LAUNCH_REFUSED, Code.RELEASE_REFUSED)
+    return transitions.with_newest(stage, attempt).changed(stalled=stalled)
+
+
 def _release(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcome | None:
     """Release the job, whose UID is in the status by now. A refused release is tried again."""
     if not (seen.there and seen.unreleased):
         return None
-    refused = seen.waiting is not None
+    refused = seen.waiting
+    stage = transitions.starting(stage, refused or turn.miss)
     return Outcome(
-        transitions.starting(stage, seen.waiting or turn.miss, stalled=refused),
+        _refused(turn, stage, refused) if refused is not None else stage,
         action=Release(launch.attempt),
         again=turn.observed.poll_seconds,
         wanted=_only(launch),
@@ -199,7 +219,7 @@ def _end(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcome 
     answer = word or (seen.verify if isinstance(seen.verify, LastWord) else None)
     if answer is None:
         return _verify(turn, stage, launch, seen)
-    if answer.result == "Succeeded":
+    if answer.result == "Succeeded" and unrecordable(answer) is None:
         return _record(turn, stage, launch, seen, answer)
     return _judged(turn, stage, attempt, seen)
 
@@ -279,7 +299,8 @@ CHECKS: tuple[Check, ...] = (
 
 
 def accounted(stage: StageStatus, seen: Seen, now: float, price: str | None) -> StageStatus:
-    """The stage with the spending and the step of its newest attempt, if a step or a pod is new.
+    """The stage with the spending and the step of its newest attempt, if a step or a pod is new, or
+    a minute is over.
 
     This comes before the checks, so that the step is kept whatever they decide. Otherwise the step
     would still be new in the next pass. Every pass would then write the spending, which grows with
@@ -292,7 +313,7 @@ def accounted(stage: StageStatus, seen: Seen, now: float, price: str | None) -> 
     """
     attempt = stage.attempts[-1]
     stepped = _stepped(stage, attempt, seen)
-    if not stepped and same_pods(attempt, seen):
+    if not stepped and not due(attempt, seen, now):
         return stage
     attempt = account(attempt, seen, now, price)
     # A resumed attempt reports its checkpoint's step before it has taken a step of its own. That

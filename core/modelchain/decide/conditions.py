@@ -6,23 +6,28 @@ while they are true, and never both. `Ready` is absent while the chain is suspen
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import ValidationError
 
 from modelchain.api.messages import shortened
 from modelchain.api.reasons import Code, filled, without_command
-from modelchain.api.spec import ModelChain
+from modelchain.api.spec import ModelChain, Record
 from modelchain.api.status import (
     AvoidedNode,
     ChainStatus,
     Condition,
+    StageLedger,
     StageStatus,
     State,
     Summary,
     Total,
 )
 from modelchain.decide.ledger import MESSAGE_LENGTH, timestamp, total_cost
+from modelchain.decide.transitions import Ledger
 from modelchain.decide.verdict import NEVER_TRAINED
 
 # The largest status, as JSON. Objects above 64 KiB are slow to watch and to list.
@@ -44,24 +49,29 @@ def completed(
     retry: str | None,
     now: float,
     avoid: Iterable[AvoidedNode] = (),
+    removed: Sequence[StageLedger] = (),
 ) -> ChainStatus:
     """The whole status, made from its stages, in the form in which it is read back once written."""
     stages = [_cut(_filled(chain, stage), REASON_LENGTH, MESSAGE_LENGTH) for stage in stages]
-    total = Total(
-        macs=sum(s.macs for s in stages),
-        gpu_seconds=sum(s.gpu_seconds for s in stages),
-        cost=total_cost(s.cost for s in stages),
-    )
     status = ChainStatus(
         observed_generation=chain.metadata.generation or 0,
         stages=stages,
-        total=total,
+        removed=list(removed),
+        total=_total([*stages, *removed]),
         avoid=list(avoid),
         retry=retry,
         conditions=_conditions(chain, old, stages, now),
         summary=_summary(chain, stages),
     )
     return _bounded(status).as_stored()
+
+
+def _total(stages: Sequence[StageLedger]) -> Total:
+    return Total(
+        macs=sum(s.macs for s in stages),
+        gpu_seconds=sum(s.gpu_seconds for s in stages),
+        cost=total_cost(s.cost for s in stages),
+    )
 
 
 def _filled(chain: ModelChain, stage: StageStatus) -> StageStatus:
@@ -91,6 +101,30 @@ def refused(old: ChainStatus, generation: int, message: str, now: float) -> Chai
     summary = old.summary.model_copy(update={"state": str(Code.INVALID_SPEC)})
     update = {"observed_generation": generation, "conditions": conditions, "summary": summary}
     return old.model_copy(update=update).as_stored()
+
+
+def unreadable(
+    stored: Mapping[str, Any], generation: int, message: str, now: float
+) -> dict[str, Any]:
+    """The stored status of another version, with conditions that say that it cannot be read.
+
+    All else stays as it is, for the version that can read it.
+    """
+    found = [one for one in stored.get("conditions") or [] if isinstance(one, dict)]
+    before = ChainStatus(conditions=[one for raw in found if (one := _readable(raw))])
+    facts = [
+        _Fact("Stalled", True, Code.STATUS_UNREADABLE, shortened(message, REASON_LENGTH)),
+        _Fact("Ready", False, Code.BLOCKED, shortened(message, REASON_LENGTH)),
+    ]
+    new = [_condition(before, fact, generation, now) for fact in facts]
+    kept = [raw for raw in found if raw.get("type") not in ("Stalled", "Ready", "Reconciling")]
+    return {**stored, "conditions": [*(one.model_dump(by_alias=True) for one in new), *kept]}
+
+
+def _readable(condition: dict[str, Any]) -> Condition | None:
+    with suppress(ValidationError):
+        return Condition.model_validate(condition)
+    return None
 
 
 def sentence(stage: StageStatus, *, command: bool = True) -> str:
@@ -168,38 +202,49 @@ def _progress(chain: ModelChain, stages: list[StageStatus], count: str) -> Itera
     if stage is None:
         yield _Fact("Ready", True, Code.ALL_STAGES_FINISHED, count)
         return
-    why, not_ready = sentence(stage), Code.IN_PROGRESS
+    why, unfinished = sentence(stage), _unfinished(stage)
     if stage.state is State.FAILED:
-        not_ready = Code.STAGE_FAILED
         message = why + _then(chain, "then", "retry")
-        yield _Fact("Stalled", True, stage.code or not_ready, message)
+        yield _Fact("Stalled", True, stage.code or unfinished, message)
     elif stage.stalled:
-        not_ready = Code.BLOCKED
         message = why + _then(chain, "look", "explain")
-        yield _Fact("Stalled", True, _named(stage) or not_ready, message)
+        yield _Fact("Stalled", True, _named(stage) or unfinished, message)
     elif stage.state is not State.SUSPENDED:
         yield _Fact("Reconciling", True, _progress_reason(stage), why)
     if _suspended(stages) is None:
-        yield _Fact("Ready", False, not_ready, f"{count}; {why}")
+        yield _Fact("Ready", False, unfinished, f"{count}; {why}")
+
+
+def _unfinished(stage: StageStatus) -> Code:
+    """Why the chain has not finished, by the stage that stands for it."""
+    if stage.state is State.FAILED:
+        return Code.STAGE_FAILED
+    if stage.stalled:
+        return Code.BLOCKED
+    return Code.STOPPED if stage.state is State.SUSPENDED else Code.IN_PROGRESS
 
 
 def _outcome(chain: ModelChain, stages: list[StageStatus], count: str) -> Iterator[_Fact]:
     """The conditions that every chain has, be they true or false."""
     failed, suspended = _failed(stages), _suspended(stages)
-    complete = all(stage.state is State.SUCCEEDED for stage in stages)
+    stage = current(stages)
     if suspended:
         yield _Fact("Suspended", True, Code.STOPPED, suspended.reason)
     else:
         yield _Fact("Suspended", False, Code.NOT_SUSPENDED, "no stage is suspended")
     yield _admitted(stages)
-    done = Code.ALL_STAGES_FINISHED if complete else Code.IN_PROGRESS
-    yield _Fact("Complete", complete, done, count)
+    if stage is None:
+        yield _Fact("Complete", True, Code.ALL_STAGES_FINISHED, count)
+    else:
+        why = _unfinished(stage)
+        message = count if why is Code.IN_PROGRESS else f"{count}; {sentence(stage)}"
+        yield _Fact("Complete", False, why, message)
     if failed:
         message = sentence(failed) + _then(chain, "then", "retry")
         yield _Fact("Failed", True, Code.STAGE_FAILED, message)
     else:
         yield _Fact("Failed", False, Code.NO_FAILURE, "no stage has failed")
-    verdict = Code.COMPLETE if complete else Code.FAILED if failed else Code.IN_PROGRESS
+    verdict = Code.COMPLETE if stage is None else Code.FAILED if failed else Code.IN_PROGRESS
     yield _Fact("Finished", verdict is not Code.IN_PROGRESS, verdict, count)
 
 
@@ -266,26 +311,39 @@ def _summary(chain: ModelChain, stages: list[StageStatus]) -> Summary:
 
 
 def _bounded(status: ChainStatus) -> ChainStatus:
-    """The status, made smaller if it is too large.
+    """The status, made smaller if it is too large. The ledger keeps what was spent.
 
-    The oldest attempts are dropped first, from the stage with the most; the ledger keeps what they
-    spent. If that is not enough, sentences are shortened.
+    The oldest attempts are dropped first, from the stage with the most; then what is known of
+    single input digests. If that is not enough, sentences are shortened.
     """
-    while _size(status) > MAX_BYTES:
-        longest = max(status.stages, key=lambda s: len(s.attempts), default=None)
-        if longest is None or len(longest.attempts) <= 1:
-            return _with_stages(status, [_cut(stage, BRIEF, BRIEF) for stage in status.stages])
-        shorter = longest.changed(attempts=longest.attempts[1:])
-        status = _with_stages(status, [shorter if s is longest else s for s in status.stages])
-    return status
+    over = _size(status) - MAX_BYTES
+    if over <= 0:
+        return status
+    stages, over = _shorter(status.stages, "attempts", 1, over)
+    removed, over = _shorter(status.removed, "trained_before", 0, over)
+    stages, over = _shorter(stages, "trained_before", 0, over)
+    if over > 0:
+        stages = [_cut(stage, BRIEF, BRIEF) for stage in stages]
+    return status.model_copy(update={"stages": stages, "removed": removed})
 
 
-def _size(status: ChainStatus) -> int:
-    return len(status.model_dump_json(by_alias=True, exclude_none=True).encode())
+def _shorter(
+    stages: Sequence[Ledger], field: str, least: int, over: int
+) -> tuple[list[Ledger], int]:
+    """The stages without the oldest items of their longest lists, and the bytes still to be saved.
+
+    Args:
+        field: the lists, of which `least` items stay.
+        over: how many bytes are to be saved.
+    """
+    lists: list[list[Record]] = [list(getattr(stage, field)) for stage in stages]
+    while over > 0 and (longest := max(lists, key=len, default=[])) and len(longest) > least:
+        over -= _size(longest.pop(0))
+    return [s.model_copy(update={field: kept}) for s, kept in zip(stages, lists, strict=True)], over
 
 
-def _with_stages(status: ChainStatus, stages: list[StageStatus]) -> ChainStatus:
-    return status.model_copy(update={"stages": stages})
+def _size(part: Record) -> int:
+    return len(part.model_dump_json(by_alias=True, exclude_none=True).encode())
 
 
 def _cut(stage: StageStatus, reason: int, message: int) -> StageStatus:

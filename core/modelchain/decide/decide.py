@@ -20,6 +20,7 @@ from modelchain.decide.conditions import completed
 from modelchain.decide.nodes import still_avoided, without_faults
 from modelchain.decide.observed import Action, Discard, DropShare, Observed, Step, Stop
 from modelchain.decide.outcome import Outcome, Turn
+from modelchain.decide.removed import removed
 from modelchain.decide.stage import advance, behind
 from modelchain.plan.plan import plan
 
@@ -54,7 +55,8 @@ def decide(chain: ModelChain, observed: Observed, now: float) -> Step:
     changed = [outcome.avoid for outcome in outcomes if outcome.avoid is not None]
     avoided = changed[-1] if changed else turn.avoid
     after = [outcome.stage for outcome in outcomes]
-    status = completed(chain, old, after, observed.retry or old.retry, now, avoided)
+    retry = observed.retry or old.retry
+    status = completed(chain, old, after, retry, now, avoided, removed(turn))
     if status != old:
         return Step(status, write=True, again=0.0)
     return _next_action(status, observed, outcomes)
@@ -127,7 +129,8 @@ def _planned(chain: ModelChain, old: ChainStatus, fresh: bool) -> list[StageStat
     Epochs with which a stage was launched stay. If the spec or the retry is new, budgets are
     renewed.
     """
-    known = {stage.name: stage for stage in old.stages}
+    known = {stage.name: transitions.returned(stage) for stage in old.removed}
+    known |= {stage.name: stage for stage in old.stages}
     frozen = old.frozen_epochs
     figures = {stage.name: stage for stage in plan(chain, "analytic", {}, frozen).stages}
     stages = []

@@ -22,6 +22,8 @@ KEPT_ATTEMPTS = 10
 MESSAGE_LENGTH = 512
 # Pods of one attempt that are listed: as many as the largest gang has, and the CRD allows.
 MAX_PODS = 256
+# An open attempt is accounted after so many seconds, so that this happens at least once a minute.
+ACCOUNT_SECONDS = 55.0
 CENT = Decimal("0.01")
 
 
@@ -33,35 +35,108 @@ def timestamp(now: float) -> str:
 def account(attempt: AttemptStatus, seen: Seen, now: float, price: str | None) -> AttemptStatus:
     """The open attempt with what its pods have spent until `now` (seconds since the epoch).
 
-    A pod that vanished without an end is taken to have run until now. All figures are computed anew
-    from the times that are known now, so a wrong time is corrected later. A pod stays listed after
-    it is gone, so that it does not count twice if it appears again. Only if there are too many pods
-    are the gone ones summed up in `gone` and no longer listed.
+    A pod that vanished without an end is taken to have run until now. All times are computed anew
+    from those that are known now, so a wrong one is corrected later. A pod stays listed after it is
+    gone, so that it does not count twice if it appears again. Only if there are too many pods are
+    the gone ones summed up in `gone` and no longer listed.
     """
-    vanished = {
-        uid: _ended(pod, now)
-        for uid, pod in _believed(attempt, seen).items()
-        if uid not in seen.pods
-    }
-    pods, summed_up = _listed({**vanished, **seen.pods}, seen)
+    believed = _believed(attempt, seen)
+    vanished = {uid: _ended(pod, now) for uid, pod in believed.items() if uid not in seen.pods}
+    there = {uid: _with_macs(pod, believed.get(uid, pod).macs) for uid, pod in seen.pods.items()}
+    pods, summed_up = _listed(_told({**vanished, **there}, seen), seen)
     gone = Spent(
+        macs=attempt.gone.macs + sum(pod.macs for pod in summed_up),
         gpu_seconds=attempt.gone.gpu_seconds + _gpu_seconds(summed_up, now),
         seconds=attempt.gone.seconds + _seconds(summed_up, now),
     )
-    word = seen.word
-    gpu_seconds = gone.gpu_seconds + _gpu_seconds(pods.values(), now)
-    if not pods and not gone.seconds:
-        # There are no pods on a laptop, so the trainer's own figures count.
-        gpu_seconds = max(seen.gpu_seconds, word.gpu_seconds if word else 0.0)
+    attempt = _priced(attempt.changed(pods=pods, gone=gone), seen, now, price)
+    macs = gone.macs + sum(pod.macs for pod in pods.values())
     return attempt.changed(
-        pods=pods,
-        gone=gone,
-        gpu_seconds=round(gpu_seconds, 3),
-        cost=attempt.cost if price is None else money(gpu_seconds, price),
         # A last word that had to be shortened may lack figures that were seen before.
-        macs=max(attempt.macs, seen.macs, word.macs if word else 0),
+        macs=max(attempt.macs, macs, _told_macs(seen)),
         checkpoint_step=max(attempt.checkpoint_step, seen.checkpoint_step),
     )
+
+
+def account_if_due(
+    attempt: AttemptStatus, seen: Seen, now: float, price: str | None
+) -> AttemptStatus:
+    return account(attempt, seen, now, price) if due(attempt, seen, now) else attempt
+
+
+def due(attempt: AttemptStatus, seen: Seen, now: float) -> bool:
+    """Whether there is something to account for: a pod is new or has ended, a time was corrected,
+    or pods have run for nearly a minute since the last time.
+    """
+    return not same_pods(attempt, seen) or _unaccounted(attempt, seen, now) >= ACCOUNT_SECONDS
+
+
+def until_due(attempt: AttemptStatus, seen: Seen, now: float) -> float | None:
+    """The seconds until there is something to account for; None while no pod holds a GPU."""
+    if not _rate(seen.pods.values()):
+        return None
+    return max(1.0, ACCOUNT_SECONDS - _unaccounted(attempt, seen, now))
+
+
+def _unaccounted(attempt: AttemptStatus, seen: Seen, now: float) -> float:
+    """The seconds for which pods have run since the attempt was last accounted."""
+    rate = _rate(seen.pods.values())
+    more = attempt.gone.gpu_seconds + _gpu_seconds(attempt.pods.values(), now) - attempt.gpu_seconds
+    return abs(more) / rate if rate else 0.0
+
+
+def _rate(pods: Iterable[PodTime]) -> int:
+    """The GPUs of the pods that run: so many GPU seconds are spent in each second."""
+    return sum(pod.gpus for pod in pods if pod.finished is None)
+
+
+def _told(pods: dict[str, PodTime], seen: Seen) -> dict[str, PodTime]:
+    """The pods, with the MACs that the newest rank 0 tells of, or the last word.
+
+    A queue may evict the attempt and start it again. Each rank 0 counts from its own start.
+    """
+    first = [uid for uid, pod in pods.items() if pod.first]
+    if not first:
+        return pods
+    newest = max(first, key=lambda uid: pods[uid].started)
+    return {**pods, newest: _with_macs(pods[newest], _told_macs(seen))}
+
+
+def _told_macs(seen: Seen) -> int:
+    return max(seen.macs, seen.word.macs if seen.word else 0)
+
+
+def _with_macs(pod: PodTime, macs: int) -> PodTime:
+    return pod if pod.macs >= macs else pod.model_copy(update={"macs": macs})
+
+
+def _priced(attempt: AttemptStatus, seen: Seen, now: float, price: str | None) -> AttemptStatus:
+    """The attempt with its GPU time and what it costs.
+
+    Time that was accounted at another price keeps that price, and so does time without one.
+    """
+    gpu_seconds = attempt.gone.gpu_seconds + _gpu_seconds(attempt.pods.values(), now)
+    if not attempt.pods and not attempt.gone.seconds:
+        # There are no pods on a laptop, so the trainer's own figures count.
+        gpu_seconds = max(seen.gpu_seconds, seen.word.gpu_seconds if seen.word else 0.0)
+    before = attempt.before_price
+    if price != attempt.price and attempt.gpu_seconds:
+        before = Spent(gpu_seconds=attempt.gpu_seconds, cost=attempt.cost)
+    return attempt.changed(
+        gpu_seconds=round(gpu_seconds, 3),
+        cost=_cost(before or Spent(), gpu_seconds, price),
+        price=price,
+        before_price=before,
+    )
+
+
+def _cost(before: Spent, gpu_seconds: float, price: str | None) -> str | None:
+    """What so many GPU seconds cost, of which the first ones cost what `before` says."""
+    if gpu_seconds >= before.gpu_seconds:
+        return total_cost([before.cost, money(gpu_seconds - before.gpu_seconds, price)])
+    # By times that are known better now, even less was spent before.
+    part = Decimal(gpu_seconds) / Decimal(before.gpu_seconds)
+    return None if before.cost is None else str(_cents(Decimal(before.cost) * part))
 
 
 def _listed(pods: dict[str, PodTime], seen: Seen) -> tuple[dict[str, PodTime], list[PodTime]]:
@@ -112,6 +187,9 @@ def closed(
         finished_at=timestamp(now),
         gone=Spent(seconds=running_seconds(final, now)),  # so that the pods need not be kept
         pods={},
+        price=None,
+        before_price=None,
+        refused_at=None,
         ending=None,
         stepped_at=None,
         node=node,
@@ -165,9 +243,11 @@ def money(gpu_seconds: float, price_per_hour: str | None) -> str | None:
     """GPU time in money, to the cent; None without a price."""
     if price_per_hour is None:
         return None
-    return str(
-        (Decimal(gpu_seconds) * Decimal(price_per_hour) / 3600).quantize(CENT, ROUND_HALF_UP)
-    )
+    return str(_cents(Decimal(gpu_seconds) * Decimal(price_per_hour) / 3600))
+
+
+def _cents(amount: Decimal) -> Decimal:
+    return amount.quantize(CENT, ROUND_HALF_UP)
 
 
 def total_cost(costs: Iterable[str | None]) -> str | None:

@@ -29,6 +29,8 @@ class Artifact:
     cost: str | None = None
     # `TRAINER_MATH` of the trainer that made it, where that is known.
     trainer_math: int | None = None
+    # This very object, the chain with this UID, has made it. Always false on a laptop.
+    own: bool = False
 
     @property
     def input_digest(self) -> str:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from modelchain.api.contracts import FailureClass
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.spec import ModelChain
-from modelchain.api.status import AttemptStatus, AvoidedNode, StageStatus, State
+from modelchain.api.status import AttemptStatus, AvoidedNode, StageLedger, StageStatus, State
 from modelchain.decide import transitions
-from modelchain.decide.ledger import closed
+from modelchain.decide.ledger import account_if_due, closed
 from modelchain.decide.observed import Action, Artifact, Observed
 
 UNKNOWN_MISS = Reason(Code.MISS)
@@ -77,7 +77,7 @@ def failed(turn: Turn, stage: StageStatus, failure: FailureClass, message: str) 
     return Outcome(transitions.failed(stage, reason, settled(turn, stage)))
 
 
-def settled(turn: Turn, stage: StageStatus) -> list[AttemptStatus]:
+def settled(turn: Turn, stage: StageLedger) -> list[AttemptStatus]:
     """The attempts of a stage that does not need them any more, for example after an edit.
 
     Those that have ended are closed as superseded, which charges no budget. Those that still run
@@ -100,5 +100,6 @@ def _settled(turn: Turn, attempt: AttemptStatus) -> AttemptStatus:
     if not seen.there:
         price = turn.observed.price
         return closed(attempt, seen, turn.now, price, State.SUSPENDED, message="superseded")
+    attempt = account_if_due(attempt, seen, turn.now, turn.observed.price)
     # It stays stopped, even if an edit asks for its inputs again before it has ended.
     return transitions.stopped(attempt) if seen.started else attempt

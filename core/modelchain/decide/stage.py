@@ -11,9 +11,10 @@ from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import AttemptStatus, StageStatus, State
 from modelchain.decide import transitions
 from modelchain.decide.attempt import follow
-from modelchain.decide.ledger import closed, ended, whole
+from modelchain.decide.ledger import account_if_due, closed, ended, whole
 from modelchain.decide.observed import Artifact, Launch, Seen
 from modelchain.decide.outcome import Outcome, Turn, failed, settled, stalled
+from modelchain.decide.removed import counted_once, renamed_from
 from modelchain.decide.verdict import why_missed
 from modelchain.decide.waits import first_wait
 from modelchain.identity.digest import digest_of, stage_inputs
@@ -32,14 +33,9 @@ def behind(turn: Turn, stage: StageStatus, blocked: str) -> Outcome:
 
 def advance(turn: Turn, stage: StageStatus) -> Outcome:
     """The outcome of a stage whose predecessors have all finished."""
+    stage = _with_epochs(turn, stage)
     assert stage.epochs is not None
-    inputs = stage_inputs(
-        turn.chain.spec,
-        turn.index,
-        epochs=stage.epochs,
-        fingerprint=turn.observed.fingerprint,
-        predecessor=turn.predecessor.digest if turn.predecessor else None,
-    )
+    inputs = _inputs(turn, stage.epochs)
     digest = digest_of(inputs)
     # Before `of_inputs`, which drops what the miss is compared with.
     turn = replace(turn, miss=_miss(turn, stage, digest, inputs))
@@ -55,6 +51,30 @@ def advance(turn: Turn, stage: StageStatus) -> Outcome:
     if found is not None:
         return failed(turn, stage, FailureClass.CORRUPT_ARTIFACT, found.reason.message)
     return _train(turn, transitions.missed(stage), inputs)
+
+
+def _inputs(turn: Turn, epochs: int) -> dict[str, Any]:
+    return stage_inputs(
+        turn.chain.spec,
+        turn.index,
+        epochs=epochs,
+        fingerprint=turn.observed.fingerprint,
+        predecessor=turn.predecessor.digest if turn.predecessor else None,
+    )
+
+
+def _with_epochs(turn: Turn, stage: StageStatus) -> StageStatus:
+    """The stage with its epochs: those it had under another name, if it was renamed.
+
+    The plan would allocate it others, since other stages have epochs that a launch has fixed.
+    """
+    given = turn.chain.spec.stages[turn.index].epochs
+    if given is not None or stage.frozen or stage.attempts:
+        return stage
+    before = renamed_from(
+        turn.observed.status, stage, lambda epochs: digest_of(_inputs(turn, epochs))
+    )
+    return stage if before is None else stage.changed(epochs=before.epochs, frozen=True)
 
 
 def _miss(turn: Turn, stage: StageStatus, digest: str, inputs: Mapping[str, Any]) -> Reason:
@@ -81,7 +101,7 @@ def _finish(turn: Turn, stage: StageStatus, found: Artifact) -> Outcome:
     unchanged = Reason(Code.UNCHANGED, stage.name, "unchanged since it was trained")
     stage = transitions.finished(
         stage,
-        found,
+        counted_once(turn.observed.status, stage, found),
         turn.miss if stage.cache == "Miss" else unchanged,
         [_closed(turn, stage, attempt) for attempt in stage.attempts],
         frozen=turn.chain.spec.stages[turn.index].epochs is None,
@@ -131,8 +151,10 @@ def _leaving(turn: Turn, stage: StageStatus) -> frozenset[str]:
 def _closed(turn: Turn, stage: StageStatus, attempt: AttemptStatus) -> AttemptStatus:
     """The attempt, closed if it has ended. The one that made the artifact has succeeded."""
     seen = turn.observed.attempt(attempt.name)
-    if attempt.finished_at is not None or seen.there:
+    if attempt.finished_at is not None:
         return attempt
+    if seen.there:
+        return account_if_due(attempt, seen, turn.now, turn.observed.price)
     made_it = attempt.input_digest == stage.input_digest and seen.started
     state = State.SUCCEEDED if made_it else State.SUSPENDED
     over = closed(attempt, seen, turn.now, turn.observed.price, state)

@@ -7,6 +7,7 @@ fields that belong together are then always changed together.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from modelchain.api.contracts import FailureClass, Progress
 from modelchain.api.reasons import Code, Reason
@@ -16,12 +17,16 @@ from modelchain.api.status import (
     AttemptStatus,
     Spent,
     SpentAt,
+    StageLedger,
     StageStatus,
     State,
 )
-from modelchain.decide.ledger import KEPT_ATTEMPTS, open_spending, plus, timestamp
+from modelchain.decide.ledger import KEPT_ATTEMPTS, open_spending, plus, timestamp, total_cost
 from modelchain.decide.observed import Artifact
 from modelchain.decide.verdict import Verdict
+
+# A stage, or a removed one.
+Ledger = TypeVar("Ledger", bound=StageLedger)
 
 # -- a stage and its inputs -----------------------------------------------------------------------
 
@@ -93,8 +98,8 @@ def stalled(stage: StageStatus, reason: Reason) -> StageStatus:
     return explained(stage.changed(state=state, stalled=True), reason)
 
 
-def starting(stage: StageStatus, reason: Reason, *, stalled: bool = False) -> StageStatus:
-    return explained(stage.changed(state=State.STARTING, stalled=stalled), reason)
+def starting(stage: StageStatus, reason: Reason) -> StageStatus:
+    return explained(stage.changed(state=State.STARTING), reason)
 
 
 def stopping(stage: StageStatus, attempt: AttemptStatus, state: State, why: str) -> StageStatus:
@@ -167,7 +172,7 @@ def finished(
 # -- a stage and its attempts ---------------------------------------------------------------------
 
 
-def with_attempts(stage: StageStatus, attempts: Sequence[AttemptStatus]) -> StageStatus:
+def with_attempts(stage: Ledger, attempts: Sequence[AttemptStatus]) -> Ledger:
     """The stage with these attempts. Its figures are the ledger plus what the open one spent."""
     running = open_spending(stage.spent, attempts)
     return stage.changed(
@@ -183,7 +188,7 @@ def with_newest(stage: StageStatus, attempt: AttemptStatus) -> StageStatus:
     return with_attempts(stage, [*stage.attempts[:-1], attempt])
 
 
-def booked(stage: StageStatus, attempts: Sequence[AttemptStatus]) -> StageStatus:
+def booked(stage: Ledger, attempts: Sequence[AttemptStatus]) -> Ledger:
     """The stage with these attempts. What the newly closed ones have spent is added to its ledger.
 
     An attempt is newly closed if the stage still has it as open, so it is added only once.
@@ -258,7 +263,7 @@ def identified(stage: StageStatus, attempt: AttemptStatus, uid: str, now: float)
     if stage.inherits_at is not None:
         taken = round(max(0.0, now - stage.inherits_at), 3)
         stage = stage.changed(inherits_at=None, transition_seconds=taken)
-    return with_newest(stage, attempt.changed(uid=uid))
+    return with_newest(stage, attempt.changed(uid=uid, refused_at=None))
 
 
 def verifying(stage: StageStatus, attempt: AttemptStatus) -> StageStatus:
@@ -320,6 +325,30 @@ def after(
     return explained(stage, Reason(code, closed.name, f"{verdict.message}; tries again"))
 
 
+# -- a stage that leaves the spec -----------------------------------------------------------------
+
+
+def removed(stage: StageStatus) -> StageLedger:
+    """What is kept of a stage that is no longer in the spec: its ledger and its newest attempt."""
+    fields = {name: getattr(stage, name) for name in StageLedger.model_fields}
+    return StageLedger(**fields).changed(attempts=stage.attempts[-1:])
+
+
+def returned(ledger: StageLedger) -> StageStatus:
+    """The stage whose name is in the spec again, with what it spent before."""
+    return StageStatus(**{name: getattr(ledger, name) for name in StageLedger.model_fields})
+
+
+def summed(ledgers: Sequence[StageLedger]) -> StageLedger:
+    """The sum of removed stages, which has no name."""
+    return StageLedger(
+        name="",
+        macs=sum(ledger.macs for ledger in ledgers),
+        gpu_seconds=sum(ledger.gpu_seconds for ledger in ledgers),
+        cost=total_cost(ledger.cost for ledger in ledgers),
+    )
+
+
 # -- an attempt -----------------------------------------------------------------------------------
 
 
@@ -335,8 +364,13 @@ def ending(attempt: AttemptStatus, deadline: FailureClass, message: str) -> Atte
     return attempt.changed(ending=deadline, message=message)
 
 
+def refused(attempt: AttemptStatus, now: float) -> AttemptStatus:
+    """The attempt whose job the API server refuses to make or release, at least since now."""
+    return attempt if attempt.refused_at is not None else attempt.changed(refused_at=now)
+
+
 def at_work(attempt: AttemptStatus, *, queued: bool, now: float) -> AttemptStatus:
     """A released attempt. Its start is the moment at which it first leaves its queue."""
     started = attempt.started_at or (None if queued else timestamp(now))
     state = State.QUEUED if queued else State.RUNNING
-    return attempt.changed(state=state, started_at=started)
+    return attempt.changed(state=state, started_at=started, refused_at=None)

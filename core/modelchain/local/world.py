@@ -40,7 +40,7 @@ class LocalWorld:
         self.interrupted = False
 
     def observe(self, status: ChainStatus) -> Observed:
-        attempts = {a.name: a for stage in status.stages for a in stage.attempts}
+        attempts = {name: attempt for name, (_, attempt) in status.attempts.items()}
         live = {self.trainer.attempt} if self.trainer.is_live() and self.trainer.attempt else set()
         return Observed(
             status=status,

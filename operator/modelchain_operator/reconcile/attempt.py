@@ -138,7 +138,7 @@ class Sightings:
         self.snapshot, self.config = snapshot, config
         self.pool, self.memory, self.now = pool, memory, now
         self.spec = snapshot.spec.spec
-        self.attempts = {a.name: (s, a) for s in status.stages for a in s.attempts}
+        self.attempts = status.attempts
         self.pods: dict[str, list[Object]] = {}
         for pod in snapshot.pods:
             if label(pod, ROLE) == "train":
@@ -404,9 +404,12 @@ class Sightings:
         }
 
     def _rank_0(self, attempt: AttemptStatus) -> Iterator[Object]:
-        """Rank 0's pod if it runs. There may be two while an old one is not seen to be gone."""
+        """Rank 0's pod if it runs. There may be two while an old one is not seen to be gone; the
+        newest comes first.
+        """
         node_rank = runner_for(attempt.runner).node_rank
-        for pod in self.pods.get(attempt.name, ()):
+        pods = self.pods.get(attempt.name, ())
+        for pod in sorted(pods, key=podread.created_at, reverse=True):
             if podread.is_running(pod) and node_rank(pod) == 0:
                 yield pod
 

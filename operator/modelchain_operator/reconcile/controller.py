@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from modelchain.api.reasons import Code
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import ChainStatus, StageStatus, State
-from modelchain.decide.conditions import refused, sentence
+from modelchain.decide.conditions import refused, sentence, unreadable
 from modelchain.decide.decide import decide
 from modelchain.decide.observed import Launch, Step
 from modelchain.errors import InputError
@@ -35,6 +35,8 @@ Key = tuple[str, str]  # namespace, name of a chain
 # that other chains have their turn.
 MOST_STEPS = 64
 SOON = 0.5
+# The seconds after which it is told again that a status cannot be read.
+TELL_AGAIN = 600.0
 # Reasons that make a Warning event although the stage has not failed.
 WARNINGS = (Code.PROGRESS_UNKNOWN, Code.NODES_AVOIDED)
 
@@ -52,6 +54,8 @@ class Controller:
         self.memory = Memory(clock=clock)
         self.reader = Reader(kube, self.memory, config.progress_seconds)
         self.executor = Executor(kube, config, self.memory)
+        # By chain UID, when it was told that the status cannot be read.
+        self._told: dict[str, float] = {}
 
     def remember(self, pod: Object) -> None:
         """Keep how a pod ended, because the pod may be gone at the next pass."""
@@ -82,7 +86,11 @@ class Controller:
             raise
 
     async def _pass(self, chain: Object) -> float | None:
-        status = _status_of(chain)
+        try:
+            status = _status_of(chain)
+        except _Unreadable as error:
+            await self._cannot_read(chain, error)
+            return None
         try:
             snapshot = Snapshot(chain, _checked(chain, status), status, jobs={}, pods=[])
         except InputError as error:
@@ -163,6 +171,23 @@ class Controller:
         if new != status:
             chain = await self.executor.write_status(chain, new)
             self.events.tell(chain, "Warning", Code.INVALID_SPEC, message)
+        for lease in await self.reader.idle_shares(chain):
+            await self.executor.give_back(lease)
+
+    async def _cannot_read(self, chain: Object, error: _Unreadable) -> None:
+        """Say in the conditions that another version wrote the status, and do nothing else.
+
+        To act on a part of it could train a stage twice. If that version runs as well, it takes
+        these conditions away again. So they are written only once in a while.
+        """
+        meta, now = chain["metadata"], self.clock()
+        new = unreadable(chain["status"], meta["generation"], str(error), now)
+        if new == chain["status"] or now < self._told.get(meta["uid"], 0.0) + TELL_AGAIN:
+            return
+        self._told[meta["uid"]] = now
+        chain = await self.executor.replace_status(chain, new)
+        self.events.tell(chain, "Warning", Code.STATUS_UNREADABLE, str(error))
+        log.error("chain %s in %s: %s", meta["name"], meta["namespace"], error)
 
 
 def news(stage: StageStatus) -> Code:
@@ -176,19 +201,26 @@ def news(stage: StageStatus) -> Code:
     return Code.STAGE_RETRYING if stage.not_before is not None else Code(f"Stage{stage.state}")
 
 
-def _status_of(chain: Object) -> ChainStatus:
-    """The stored status. Raises RuntimeError if this version cannot read all of it.
+class _Unreadable(Exception):
+    """This version cannot read all of a stored status."""
 
-    A newer operator may have written it, and acting on a part of it could train a stage twice.
-    """
-    another = f"the status of {chain['metadata']['name']} was written by another version"
+    def __init__(self, what: str):
+        super().__init__(
+            f"another version of the operator wrote the status, and this one cannot read {what}:"
+            " install that version again. Nothing is launched, stopped or deleted meanwhile"
+        )
+
+
+def _status_of(chain: Object) -> ChainStatus:
+    """The stored status. Raises _Unreadable."""
     try:
         status = ChainStatus.model_validate_json(json.dumps(chain.get("status") or {}))
     except ValidationError as error:
-        raise RuntimeError(f"{another}: {error}") from error
-    for attempt in (a for stage in status.stages for a in stage.attempts):
+        places = [".".join(map(str, problem["loc"])) for problem in error.errors()]
+        raise _Unreadable(", ".join(places[:3]) or "it") from error
+    for _, attempt in status.attempts.values():
         if attempt.runner not in (None, *RUNNERS):
-            raise RuntimeError(f"{another}: it names the runner {attempt.runner}")
+            raise _Unreadable(f"the runner {attempt.runner}")
     return status
 
 

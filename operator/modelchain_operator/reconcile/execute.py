@@ -83,7 +83,10 @@ class Executor:
 
         Raises Conflict if the chain has changed since it was read.
         """
-        return await self.kube.replace_status(CHAINS, {**chain, "status": _dumped(status)})
+        return await self.replace_status(chain, _dumped(status))
+
+    async def replace_status(self, chain: Object, status: Object) -> Object:
+        return await self.kube.replace_status(CHAINS, {**chain, "status": status})
 
     async def act(self, snapshot: Snapshot, action: Action) -> bool:
         """Carry out an action. Returns whether the same pass has to decide again after it."""
@@ -114,12 +117,15 @@ class Executor:
                 lease = await self.kube.create(LEASES, _lease(snapshot, digest))
                 snapshot.read.setdefault(Need("shares"), {})[digest] = lease
             case DropShare(digest):
-                lease = snapshot.read[Need("shares")].pop(digest)
-                meta = lease["metadata"]
-                await self.kube.delete(
-                    LEASES, snapshot.namespace, meta["name"], meta["uid"], propagation="Background"
-                )
+                await self.give_back(snapshot.read[Need("shares")].pop(digest))
         return True
+
+    async def give_back(self, lease: Object) -> None:
+        """Delete the Lease of a share."""
+        meta = lease["metadata"]
+        await self.kube.delete(
+            LEASES, meta["namespace"], meta["name"], meta["uid"], propagation="Background"
+        )
 
     async def _launch(self, snapshot: Snapshot, launch: Launch) -> None:
         runner = runner_for(launch.attempt.runner)

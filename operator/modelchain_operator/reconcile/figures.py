@@ -47,6 +47,8 @@ class Figures:
     # The types of its conditions that are True.
     true: frozenset[str]
     stages: tuple[StageFigures, ...]
+    # The stages that are no longer in its spec. One without a name is the sum of many.
+    removed: tuple[StageFigures, ...]
     # The names of the StageArtifacts for the input digests in its status.
     artifacts: frozenset[str]
 
@@ -62,12 +64,16 @@ def figures(chain: Object, before: Figures | None = None) -> Figures:
     """
     meta, status = chain["metadata"], chain.get("status") or {}
     runner = (chain.get("spec") or {}).get("runner") or {}
-    stages = status.get("stages") or []
+    stages, removed = status.get("stages") or [], status.get("removed") or []
     same = (
-        {stage.name: stage for stage in before.stages}
+        {stage.name: stage for stage in (*before.stages, *before.removed)}
         if before and before.uid == meta.get("uid", "")
         else {}
     )
+
+    def no_less(stage: Object) -> StageFigures:
+        return _no_less(_stage(stage), same.get(stage.get("name", "")))
+
     return Figures(
         namespace=meta["namespace"],
         name=meta["name"],
@@ -76,7 +82,8 @@ def figures(chain: Object, before: Figures | None = None) -> Figures:
         node_pool=runner.get("nodePool") or "",
         queue=runner.get("queueName") or "",
         true=frozenset(c["type"] for c in status.get("conditions") or [] if c["status"] == "True"),
-        stages=tuple(_no_less(_stage(stage), same.get(stage.get("name", ""))) for stage in stages),
+        stages=tuple(map(no_less, stages)),
+        removed=tuple(map(no_less, removed)),
         artifacts=frozenset(
             stage_artifact_name(s["inputDigest"]) for s in stages if s.get("inputDigest")
         ),

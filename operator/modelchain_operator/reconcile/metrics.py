@@ -144,7 +144,7 @@ class ChainCollector(Collector):
 
 _SOURCE = (
     "source: trained by this chain, or reused, which is what the records it found say an earlier"
-    " chain of its name has spent"
+    " chain of its name has spent, or removed, the sum of stages that left the spec long ago"
 )
 
 
@@ -240,12 +240,15 @@ def _spent(
     """What each stage has spent, by source.
 
     The series `trained` begins at 0, so that Prometheus's `increase` counts all of it. A stage that
-    found its result has a second series, `reused`, with what the result had cost.
+    found its result has a second series, `reused`, with what the result had cost. The sum of stages
+    that were removed long ago is a series of its own, since their own series have counted it.
     """
     for chain in chains:
-        for stage in chain.stages:
+        for stage in (*chain.stages, *chain.removed):
             labels, value = (*_of(chain), stage.name), value_of(stage)
-            if value is not None:
+            if value is not None and not stage.name:
+                yield (*labels, "removed"), value
+            elif value is not None:
                 yield (*labels, "trained"), value if stage.own else 0.0
                 if value and not stage.own:
                     yield (*labels, "reused"), value
@@ -258,8 +261,9 @@ def _retries(chains: Iterable[Figures]) -> Iterator[Sample]:
     `increase` counts the first retry. After it has succeeded, only those that occurred are left.
     """
     for chain in chains:
-        for stage in chain.stages:
-            classes = RETRIED if stage.own and stage.state != State.SUCCEEDED else stage.retried
+        for stage in (*chain.stages, *(stage for stage in chain.removed if stage.name)):
+            trains = stage.own and stage.state not in (State.SUCCEEDED, "")
+            classes = RETRIED if trains else stage.retried
             yield from (
                 ((*_of(chain), stage.name, kind), stage.retried.get(kind, 0)) for kind in classes
             )

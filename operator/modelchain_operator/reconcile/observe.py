@@ -26,6 +26,7 @@ from modelchain_operator.runners.registry import RUNNERS, UNNAMED, state_of
 from modelchain_operator.runners.template import (
     ATTEMPT,
     CHAIN,
+    CHAIN_UID,
     INPUT_DIGEST,
     STAGE,
     check_mount_path,
@@ -232,6 +233,7 @@ class View:
             gpu_seconds=float(spec["gpuSeconds"]) if ours else 0.0,
             cost=spec.get("cost") if ours else None,
             trainer_math=spec.get("trainerMath"),
+            own=label(record, CHAIN_UID) == self.snapshot.uid,
         )
 
     def _unusable(self, code: Code, record: str, message: str) -> Damage:

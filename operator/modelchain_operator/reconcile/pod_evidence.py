@@ -96,14 +96,19 @@ def evidence(  # long: its contract takes half of it
 
 
 def _run_times(pods: Iterable[Read], gang: podread.Gang, now: float) -> dict[str, PodTime]:
-    """The running times of pods that ran, by UID."""
+    """The running times of pods that ran, by UID, and what rank 0's last words say they spent."""
     times = {}
     for pod in pods:
         if (ran := podread.run_time(pod, now)) is not None:
             started, finished = ran
             gpus, first = podread.gpus(pod, gang.gpu_resource), gang.node_rank(pod) == 0
+            word = podread.last_word(pod) if first else None
             times[objects.uid(pod)] = PodTime(
-                started=started, finished=finished, gpus=gpus, first=first
+                started=started,
+                finished=finished,
+                gpus=gpus,
+                first=first,
+                macs=word.macs if word else 0,
             )
     return times
 

@@ -31,7 +31,7 @@ from modelchain_operator.api.kube import (
     Object,
     Resource,
 )
-from modelchain_operator.api.objects import annotation, name, uid
+from modelchain_operator.api.objects import annotation, label, name, uid
 from modelchain_operator.reconcile import job_requests as requests
 from modelchain_operator.reconcile.memory import Asked, Cache, Memory
 from modelchain_operator.reconcile.pod_evidence import refusal
@@ -105,7 +105,7 @@ class Snapshot:
     @property
     def attempts(self) -> Iterator[AttemptStatus]:
         """All attempts that the status names."""
-        return (attempt for stage in self.status.stages for attempt in stage.attempts)
+        return (attempt for _, attempt in self.status.attempts.values())
 
     def want(self, what: What, which: str = "") -> Any:
         """The answer to a need. If it was not read yet: None, and the need is added to `needs`."""
@@ -255,6 +255,19 @@ class Reader:
         selector = f"{CHAIN_UID}={snapshot.uid}"
         leases = await self.kube.list(LEASES, snapshot.namespace, selector)
         return {lease["metadata"]["annotations"][INPUT_DIGEST]: lease for lease in leases}
+
+    async def idle_shares(self, chain: Object) -> list[Object]:
+        """The Leases of the chain's shares for which it has no unfinished job and no live pod."""
+        namespace, selector = chain["metadata"]["namespace"], f"{CHAIN_UID}={uid(chain)}"
+        leases = await self.kube.list(LEASES, namespace, selector)
+        if not leases:
+            return []
+        jobs, _ = await self._jobs(namespace, f"{selector},{ROLE}=train")
+        busy = [job for job in jobs if state_of(job).finished is None]
+        pods = await self.kube.list(PODS, namespace, f"{selector},{ROLE}=train")
+        busy += [pod for pod in pods if podread.is_live(pod)]
+        digests = {label(thing, INPUT_DIGEST) for thing in busy}
+        return [le for le in leases if (annotation(le, INPUT_DIGEST) or "")[:63] not in digests]
 
     async def _rivals(self, snapshot: Snapshot, digest: str) -> list[Object]:
         """Unfinished jobs and live pods of other chains that train this input digest."""

@@ -1,0 +1,75 @@
+"""Stages that are no longer in the spec: what they have spent stays in the status.
+
+A renamed stage is a removed one, and a new one that finds the artifact of the removed one. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from modelchain.api.status import MOST_REMOVED, ChainStatus, StageLedger, StageStatus
+from modelchain.decide import transitions
+from modelchain.decide.observed import Artifact
+from modelchain.decide.outcome import Turn, settled
+
+
+def removed(turn: Turn) -> list[StageLedger]:
+    """What is kept of removed stages, the newest at the end. Stages never launched are left out.
+
+    An attempt that still runs is stopped, as no stage wants it, and accounted until it has ended.
+    """
+    old, names = turn.observed.status, {stage.name for stage in turn.chain.spec.stages}
+    known = [*old.removed, *map(transitions.removed, old.stages)]
+    left = [_settled(turn, stage) for stage in known if stage.name not in names]
+    return _bounded([stage for stage in left if _was_launched(stage)])
+
+
+def counted_once(old: ChainStatus, stage: StageStatus, found: Artifact) -> Artifact:
+    """The artifact that a stage has found, without its costs if they are in the ledger already.
+
+    They are if this chain has made it, under this or another name of the stage. They also are if
+    another stage, or a removed one, has found it before.
+    """
+    if found.own or any(found.input_digest in other.digests for other in _others(old, stage)):
+        return replace(found, macs=0, gpu_seconds=0.0, cost=None)
+    return found
+
+
+def renamed_from(
+    old: ChainStatus, stage: StageStatus, digest_at: Callable[[int], str]
+) -> StageLedger | None:
+    """The stage whose name this new one had before; None if it was not renamed.
+
+    With the epochs that the plan had allocated to that one, the new one has the same inputs.
+
+    Args:
+        digest_at: the new stage's input digest, if it is trained for so many epochs.
+    """
+    allocated = (other for other in _others(old, stage) if other.frozen and other.epochs)
+    return next((o for o in allocated if o.epochs and digest_at(o.epochs) == o.last_digest), None)
+
+
+def _others(old: ChainStatus, stage: StageStatus) -> list[StageLedger]:
+    return [other for other in [*old.stages, *old.removed] if other.name != stage.name]
+
+
+def _settled(turn: Turn, stage: StageLedger) -> StageLedger:
+    # Without attempts it shows what its artifact had cost, which is in no ledger of ours.
+    return transitions.booked(stage, settled(turn, stage)) if stage.attempts else stage
+
+
+def _was_launched(stage: StageLedger) -> bool:
+    return bool(stage.attempt_count or stage.frozen or stage.macs or stage.gpu_seconds)
+
+
+def _bounded(ledgers: list[StageLedger]) -> list[StageLedger]:
+    """At most MOST_REMOVED of them by name. The older ones are summed up, unless an attempt of
+    theirs has not ended.
+    """
+    named = [stage for stage in ledgers if stage.name]
+    closed = [stage for stage in named if all(a.finished_at for a in stage.attempts)]
+    over = closed[: max(0, len(named) - MOST_REMOVED)]
+    rest = [*(stage for stage in ledgers if not stage.name), *over]
+    kept = [stage for stage in named if stage not in over]
+    return [transitions.summed(rest), *kept] if rest else kept
