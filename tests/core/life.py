@@ -1,4 +1,4 @@
-"""A chain on a cluster for `decide`: its attempts run, are evicted and end, and every status that is
+"""A chain on a cluster for `decide`: its attempts run, are evicted and end. Every status that is
 written is checked against the CRD.
 """
 
@@ -73,7 +73,10 @@ class Life:
     runs: dict[str, Run] = field(default_factory=dict)
     records: dict[str, Artifact] = field(default_factory=dict)
     retry: str | None = None
+    # Rank 0 answers, and it has taken a step by now.
     answers: bool = True
+    tells: bool = True
+    poll_seconds: float = 30.0
     price: str | None = "2.21"
     pods_made: int = 0
     # The sizes of all statuses that were written, and what deciding took, in bytes and seconds.
@@ -115,8 +118,8 @@ class Life:
             uid=f"uid-{name}",
             unreleased=not run.released and not run.over,
             running=live,
-            progress=progress if live else None,
-            macs=run.macs if live else 0,
+            progress=progress if live and self.tells else None,
+            macs=run.macs if live and self.tells else 0,
             pods=pods,
             gone_pods=gone,
             word=run.word if run.over else None,
@@ -133,7 +136,7 @@ class Life:
             retry=self.retry,
             records=True,
             price=self.price,
-            poll_seconds=30.0,
+            poll_seconds=self.poll_seconds,
         )
 
     def decide(self) -> Step:

@@ -90,6 +90,11 @@ PHASES: dict[str, tuple[StageStatus, str, str]] = {
         "InProgress",
         "Starting",
     ),
+    "refused, but that may pass": (
+        stage("b", State.STARTING, Reason(Code.LAUNCH_REFUSED, message="403 quota")),
+        "InProgress",
+        "LaunchRefused",
+    ),
     "running": (stage("b", State.RUNNING), "InProgress", "Running"),
     "verifying": (stage("b", State.VERIFYING), "InProgress", "Verifying"),
     "failed": (

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from life import Life, life_of
 
+from modelchain.api.contracts import FailureClass
 from modelchain.api.status import State
 
 MOMENTS = 12
@@ -112,3 +113,35 @@ def test_an_attempt_that_takes_steps_while_it_should_stop_is_stopped(
         asked.train(chance)
         asked.reconcile()
         life.reconcile()
+
+
+@pytest.mark.parametrize("poll_seconds", [5.0, 30.0, 3600.0])
+@pytest.mark.parametrize("how", ["starts", "stands still", "is suspended", "is superseded"])
+def test_an_attempt_is_accounted_at_least_once_a_minute(how: str, poll_seconds: float) -> None:
+    """The operator makes a pass when `decide` asks for one, or a minute after the last one."""
+    life = life_of("swin-cc3m", nodes=2)
+    life.poll_seconds, life.tells = poll_seconds, how == "stands still"
+    life.reconcile()
+    if how == "is suspended":
+        life.edit(**{"spec.suspend": True})
+    elif how == "is superseded":
+        life.edit(**{"spec.recipe.seed": 99})
+    life.reconcile()
+    name, began, writes = life.live, life.now, len(life.written)
+    assert name is not None
+    while life.now < began + 1200:
+        again = life.reconcile().again
+        (spent,) = [a.gpu_seconds for n, (_, a) in life.status.attempts.items() if n == name]
+        assert life.gpu_seconds - spent < 61 * 2 * 8, "at most a minute is missing"
+        life.now += min(again or 60.0, 60.0)
+    assert len(life.written) - writes <= 1200 / 50 + 1, "and it is not written more often"
+    life.reconcile()
+    life.end(FailureClass.PREEMPTED)
+    life.edit(**{"spec.suspend": True})
+    life.reconcile()
+    writes = len(life.written)
+    for _ in range(5):
+        life.now += 3600
+        assert life.reconcile().again is None
+    assert len(life.written) == writes, "nothing runs, so nothing is written"
+    assert life.status.total.gpu_seconds == pytest.approx(life.gpu_seconds, abs=16)

@@ -176,24 +176,24 @@ def test_any_number_of_evictions_keeps_the_list_within_the_crd(nodes: int, evict
 
 
 def test_hours_already_spent_keep_their_price() -> None:
-    pods = {"m": PodTime(started=0.0, gpus=8, first=True)}
-    one = account(attempt(), seen(pods), 3600.0, "2.00")
-    one = account(one, seen(pods), 7200.0, "4.00")
+    pods = {"m": PodTime(started=1.0, gpus=8, first=True)}
+    one = account(attempt(), seen(pods), 3601.0, "2.00")
+    one = account(one, seen(pods), 7201.0, "4.00")
     assert one.cost == "48.00", "8 GPUs: an hour at 2.00, and one at 4.00"
-    one = account(one, seen(pods), 10_800.0, "4.00")
+    one = account(one, seen(pods), 10_801.0, "4.00")
     assert one.cost == "80.00"
-    one = account(one, seen(pods), 14_400.0, None)
+    one = account(one, seen(pods), 14_401.0, None)
     assert one.cost == "80.00", "hours without a price cost nothing that is known"
-    over = closed(one, seen(pods), 18_000.0, "1.00", State.FAILED)
+    over = closed(one, seen(pods), 18_001.0, "1.00", State.FAILED)
     assert over.cost == "88.00" and over.gpu_seconds == 5 * 8 * 3600
     assert (over.price, over.before_price) == (None, None), "a closed attempt has a cost, no price"
 
 
 def test_hours_before_a_price_was_named_stay_without_one() -> None:
-    pods = {"m": PodTime(started=0.0, gpus=8, first=True)}
-    one = account(attempt(), seen(pods), 3600.0, None)
+    pods = {"m": PodTime(started=1.0, gpus=8, first=True)}
+    one = account(attempt(), seen(pods), 3601.0, None)
     assert one.cost is None
-    assert account(one, seen(pods), 7200.0, "2.00").cost == "16.00"
+    assert account(one, seen(pods), 7201.0, "2.00").cost == "16.00"
 
 
 @settings(deadline=None)
@@ -201,7 +201,7 @@ def test_hours_before_a_price_was_named_stay_without_one() -> None:
 def test_the_cost_is_what_each_hour_cost_when_it_was_accounted(
     hours: list[tuple[int, str | None]],
 ) -> None:
-    pods, now, truth = {"m": PodTime(started=0.0, gpus=8, first=True)}, 0.0, 0.0
+    pods, now, truth = {"m": PodTime(started=1.0, gpus=8, first=True)}, 1.0, 0.0
     one = account(attempt(), seen(pods), now, hours[0][1] if hours else None)
     for seconds, price in hours:
         now += seconds
@@ -212,7 +212,7 @@ def test_the_cost_is_what_each_hour_cost_when_it_was_accounted(
 
 def test_an_attempt_that_is_evicted_counts_the_macs_of_all_its_lives() -> None:
     """Each rank 0 counts from its own start, and so does its last word."""
-    first = {"m1": PodTime(started=0.0, gpus=8, first=True), "w1": PodTime(started=1.0, gpus=8)}
+    first = {"m1": PodTime(started=1.0, gpus=8, first=True), "w1": PodTime(started=2.0, gpus=8)}
     one = account(attempt(), seen(first, macs=500), 10.0, None)
     assert one.macs == 500
     ended = {
@@ -233,7 +233,7 @@ def test_an_attempt_that_is_evicted_counts_the_macs_of_all_its_lives() -> None:
 
 
 def test_macs_of_lives_that_are_summed_up_are_not_lost() -> None:
-    one, now = attempt(), 0.0
+    one, now = attempt(), 1.0
     for n in range(2 * ledger.MAX_PODS):
         pod = PodTime(started=now, finished=now + 5, gpus=2, first=True)
         one, now = account(one, seen({f"p{n}": pod}, macs=n), now + 5, None), now + 10
@@ -241,17 +241,21 @@ def test_macs_of_lives_that_are_summed_up_are_not_lost() -> None:
 
 
 def test_an_attempt_is_due_once_a_minute_while_pods_hold_gpus() -> None:
-    pods = {"m": PodTime(started=0.0, gpus=8, first=True), "w": PodTime(started=0.0, gpus=8)}
+    pods = {"m": PodTime(started=1.0, gpus=8, first=True), "w": PodTime(started=1.0, gpus=8)}
     one = account(attempt(), seen(pods), 10.0, PRICE)
-    assert not due(one, seen(pods), 10.0) and not due(one, seen(pods), 10.0 + ACCOUNT_SECONDS - 1)
+    assert not due(one, seen(pods), 10.0) and not due(one, seen(pods), 9.0 + ACCOUNT_SECONDS)
     assert due(one, seen(pods), 10.0 + ACCOUNT_SECONDS) and ACCOUNT_SECONDS < 60
+    told = account(one, seen(pods, macs=500), 10.0, PRICE)
+    assert not due(told, seen(pods), 10.0), "a pod that tells nothing at present is no news"
+    last = {**pods, "m": pods["m"].model_copy(update={"macs": 501})}
+    assert due(told, seen(last), 10.0), "but a last word is"
     half = {**pods, "w": pods["w"].model_copy(update={"finished": 10.0})}
     one = account(one, seen(half), 10.0, PRICE)
     assert not due(one, seen(half), 60.0) and due(one, seen(half), 65.0), "by the pods that run"
     over = {uid: pod.model_copy(update={"finished": 10.0}) for uid, pod in pods.items()}
     one = account(one, seen(over), 10.0, PRICE)
     assert not due(one, seen(over), 1e6), "nothing runs, so nothing is written"
-    cpu = {"m": PodTime(started=0.0, first=True)}
+    cpu = {"m": PodTime(started=1.0, first=True)}
     assert not due(account(attempt(), seen(cpu), 10.0, None), seen(cpu), 1e6)
 
 

@@ -414,6 +414,25 @@ def test_the_back_off_doubles_up_to_a_limit() -> None:
     assert waits == [8, 16, 32, 64, 128, 256, 512, 512, 512]
 
 
+@pytest.mark.parametrize("failure", DISRUPTIONS)
+def test_disruptions_without_a_newer_checkpoint_are_spaced_as_retries_are(failure: F) -> None:
+    """While DNS is away, for example, all init containers fail at once."""
+    world = World(1, backoff=8.0)
+    world.edits["spec.retry.maxRetries"] = 9
+    waits = []
+    for newer in (False, False, True, False, False):
+        until_live(world)
+        if newer:
+            world.train()
+        world.end(failure)
+        rest(world)
+        wait = world.step().again if world.live() is None else 0.0
+        assert wait is not None
+        waits.append(wait)
+        world.now += wait
+    assert waits == [8, 16, 0, 32, 64]
+
+
 @pytest.mark.parametrize("how", ["suspend", "interrupt"])
 @pytest.mark.parametrize("cluster", [True, False])
 def test_a_stopped_stage_charges_no_budget_and_resumes(how: str, cluster: bool) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from simulation import Trainer, World
+from simulation import World, chain_of
 from specs import DELETE
 from test_reconcile import launched, rest, settle, until_live, until_live_in
 
@@ -16,13 +16,15 @@ from modelchain.api.status import (
     AttemptStatus,
     ChainStatus,
     Spent,
+    SpentAt,
     StageLedger,
     StageStatus,
     State,
 )
 from modelchain.decide.decide import decide
-from modelchain.decide.observed import Artifact
+from modelchain.decide.observed import Artifact, Observed, Seen
 
+GONE = Seen(live=False, started=True)
 LAST = "spec.stages[1]"
 
 
@@ -123,70 +125,86 @@ def spent(name: str, macs: int, **more: Any) -> StageLedger:
     return StageLedger(name=name, spent=ledger, attempt_count=1, **{**known, **more})
 
 
-def test_of_many_removed_stages_the_oldest_become_one_sum() -> None:
-    """One whose attempt has not ended yet keeps its name."""
-    running = spent("x0", 1).attempts[0].changed(finished_at=None, state=State.SUSPENDED)
-    world = World(1, cluster=True)
-    world.forgetful = True
-    old = [spent("x0", 1, attempts=[running]), *(spent(f"x{n}", 2**n) for n in range(1, 20))]
-    world.trainers["family-x0-a1"] = Trainer("x0", 1, "x0" * 4, macs=1)
-    world.status = ChainStatus.model_construct(stages=[], removed=[spent("", 2**20), *old])
-    total = 2**20 + sum(2**n for n in range(20))
-    world.step()
-    first, *named = world.status.removed
-    assert [s.name for s in named] == ["x0", *(f"x{n}" for n in range(5, 20))]
-    assert len(named) == MOST_REMOVED and first.name == ""
-    assert first.macs == first.gpu_seconds == 2**20 + sum(2**n for n in range(1, 5))
-    assert first.cost == "0.50" and world.status.total.macs == total
-    again = decide(world.chain(), world.observed(), world.now)
-    assert [s.name for s in again.status.removed] == [s.name for s in world.status.removed]
-
-
-def finds(record: Artifact, *before: StageStatus, gone: list[StageLedger] | None = None) -> World:
-    """A world of one stage, `a`, that finds the artifact of its inputs."""
-    world = World(1, cluster=True)
-    world.forgetful = True
-    world.status = ChainStatus(stages=list(before), removed=gone or [])
-    world.artifact = lambda digest: replace(record, path=f"{digest}/artifact")  # type: ignore
-    rest(world)
-    return world
-
-
 FOUND = Artifact("0" * 64, "", macs=7, metrics={}, gpu_seconds=3.0, cost="0.25")
 
 
+def at_rest(
+    removed: list[StageLedger],
+    found: Artifact | None = FOUND,
+    seen: Seen = GONE,
+    before: ChainStatus | None = None,
+    **edits: Any,
+) -> ChainStatus:
+    """The status of a chain of one stage, which finds this artifact."""
+    chain = chain_of(1, tuple(edits.items()), suspend=False, generation=1)
+    status = (before or ChainStatus()).model_copy(update={"removed": removed})
+    for _ in range(9):
+        observed = Observed(
+            status=status,
+            artifact=lambda digest: found and replace(found, path=f"{digest}/artifact"),
+            attempt=lambda name: seen,
+            records=True,
+        )
+        step = decide(chain, observed, 1.7e9)
+        if not step.write:
+            return status
+        status = step.status
+    raise AssertionError("`decide` does not stop writing")
+
+
+def test_of_many_removed_stages_the_oldest_become_one_sum() -> None:
+    """One whose attempt has not ended yet keeps its name."""
+    running = spent("x0", 1).attempts[0].changed(finished_at=None, state=State.SUSPENDED)
+    old = [spent("x0", 1, attempts=[running]), *(spent(f"x{n}", 2**n) for n in range(1, 20))]
+    there = Seen(live=True, started=True)
+    status = at_rest([spent("", 2**20), *old], found=None, seen=there)
+    first, *named = status.removed
+    assert [s.name for s in named] == ["x0", *(f"x{n}" for n in range(5, 20))]
+    assert len(named) == MOST_REMOVED and first.name == ""
+    assert first.macs == first.gpu_seconds == 2**20 + sum(2**n for n in range(1, 5))
+    assert first.cost == "0.50"
+    assert status.total.macs == 2**20 + sum(2**n for n in range(20))
+
+
 def test_a_record_counts_unless_this_chain_has_spent_it() -> None:
-    assert finds(FOUND).status.total.macs == 7, "an earlier chain of this name has spent it"
-    assert finds(replace(FOUND, own=True)).status.total.macs == 0
+    assert at_rest([]).total.macs == 7, "an earlier chain of this name has spent it"
+    assert at_rest([], replace(FOUND, own=True)).total.macs == 0
 
 
 @pytest.mark.parametrize("place", ["last", "before", "attempt"])
 def test_a_record_counts_once_whatever_stage_has_found_it_before(place: str) -> None:
-    digest = finds(FOUND).status.stages[0].input_digest or ""
+    digest = at_rest([]).stages[0].input_digest
+    assert digest is not None
     match place:
         case "last":
             old = spent("b", 7, last_digest=digest)
         case "before":
-            old = spent("b", 7, trained_before=[{"input_digest": digest, "spent": {"macs": 7}}])
+            at = SpentAt(input_digest=digest, spent=Spent(macs=7))
+            old = spent("b", 7, trained_before=[at])
         case _:
             one = spent("b", 7).attempts[0].model_copy(update={"input_digest": digest})
             old = spent("b", 7, attempts=[one])
-    world = finds(FOUND, gone=[old])
-    assert world.status.stages[0].macs == 0 and world.status.total.macs == 7
+    status = at_rest([old])
+    assert status.stages[0].macs == 0 and status.total.macs == 7
 
 
 def test_what_a_removed_stage_had_found_stays_in_the_total() -> None:
-    world = finds(FOUND)
-    before = world.status.total
-    world.edit(**{"spec.stages[0].name": "new"})
-    rest(world)
-    assert world.status.total == before and world.status.stages[0].macs == 0
-    assert [(s.name, s.macs, s.gpu_seconds, s.cost) for s in world.status.removed] == [
+    first = at_rest([])
+    renamed = at_rest([], before=first, **{"spec.stages[0].name": "new"})
+    assert renamed.total == first.total and renamed.stages[0].macs == 0
+    assert [(s.name, s.macs, s.gpu_seconds, s.cost) for s in renamed.removed] == [
         ("a", 7, 3.0, "0.25")
     ]
-    world.edit(**{"spec.stages[0].name": "a"})
-    rest(world)
-    assert world.status.total == before and not world.status.removed
+    back = at_rest(renamed.removed, before=renamed)
+    assert back.total == first.total and not back.removed
+
+
+def test_a_chain_that_is_applied_again_with_another_name_of_a_stage() -> None:
+    """Its records name the stage as it was. What it had cost is counted with the new name."""
+    digest = at_rest([]).stages[0].input_digest
+    known = StageStatus(name="b", epochs=20, frozen=True, last_digest=digest)
+    status = at_rest([], before=ChainStatus(stages=[known]))
+    assert status.total.macs == status.stages[0].macs == 7
 
 
 def test_a_stage_that_was_never_launched_leaves_nothing_behind() -> None:

@@ -75,6 +75,17 @@ def told(found: Evidence) -> tuple[FailureClass | None, str]:
     return found.failure
 
 
+def test_what_rank_0_of_each_start_says_that_it_has_spent() -> None:
+    """A queue evicted the attempt and started it again. Each start counts from 0."""
+    first = [
+        ended(0, end=20, code=1, message=word(macs=500)),
+        ended(1, end=20, code=1, message=word(macs=500)),
+    ]
+    second = running(0, start=40, created=30)
+    found = seen(*first, second, nodes=2, known=None)
+    assert [pod.macs for pod in found.pods.values()] == [500, 0, 0], "the other ranks say the same"
+
+
 # -- one failed pod --------------------------------------------------------------------------------
 
 EPHEMERAL = "Pod ephemeral local storage usage exceeds the total limit of containers 100Gi. "

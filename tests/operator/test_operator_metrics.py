@@ -23,6 +23,7 @@ from modelchain.api.status import (
     ChainStatus,
     Condition,
     Progress,
+    StageLedger,
     StageStatus,
     State,
     Total,
@@ -189,6 +190,42 @@ def test_reused_spending_is_separate_from_trained_spending() -> None:
     assert ("vit", "EUR", "ns", "trained", "s2") in costs and not [
         c for c in costs if c[-1] == "s4"
     ], "a stage without a price has no cost"
+
+
+def test_removed_stages_keep_their_series() -> None:
+    """A stage that leaves the spec is counted as before. The sum of those that left long ago has a
+    source of its own: their own series have counted it already.
+    """
+    gone = StageLedger(
+        name="s3",
+        attempts=STAGES[2].attempts,
+        macs=10,
+        gpu_seconds=0.2,
+        cost="0.00",
+        retried={FailureClass.NON_FINITE: 1},
+    )
+    found_once = gone.model_copy(update={"name": "s0", "attempts": [], "macs": 3})
+    long_ago = StageLedger(name="", macs=5, gpu_seconds=7.5, cost="1.00")
+    removed = [long_ago, found_once, gone]
+    total = Total(
+        macs=sum(s.macs for s in [*STAGES[:2], *removed]), gpu_seconds=3608.125, cost="16.94"
+    )
+    before = samples(scraped(chain()))
+    update = {"stages": STAGES[:2], "removed": removed, "total": total}
+    after = samples(scraped(chain(status=STATUS.model_copy(update=update))))
+    macs = after["modelchain_stage_macs_total"]
+    for metric in ("macs", "gpu_seconds"):
+        name, own = f"modelchain_stage_{metric}_total", ("vit", "ns", "trained", "s3")
+        assert after[name][own] == before[name][own]
+    assert macs["vit", "ns", "removed", ""] == 5 and ("vit", "ns", "trained", "") not in macs
+    assert (macs["vit", "ns", "trained", "s0"], macs["vit", "ns", "reused", "s0"]) == (0, 3)
+    assert sum(macs.values()) == pytest.approx(float(total.macs))
+    assert sum(after["modelchain_stage_gpu_seconds_total"].values()) == pytest.approx(
+        total.gpu_seconds
+    )
+    retries = after["modelchain_stage_retries_total"]
+    assert retries["vit", "NonFinite", "ns", "s3"] == 1
+    assert sum(v for k, v in after["modelchain_stages"].items()) == 2, "they are in no state"
 
 
 def test_states_conditions_and_progress() -> None:

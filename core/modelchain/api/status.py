@@ -27,7 +27,7 @@ class State(StrEnum):
 EXACT = 2**53
 
 
-def _storable(value: Any) -> Any:
+def storable(value: Any) -> Any:
     """The number as an API server stores it.
 
     It keeps very large numbers as floats. They are rounded here already, so that a status is read
@@ -38,7 +38,7 @@ def _storable(value: Any) -> Any:
 
 
 # A count of MACs, which may be too large for an integer of the API server.
-Macs = Annotated[int, BeforeValidator(_storable)]
+Macs = Annotated[int, BeforeValidator(storable)]
 
 
 class PodTime(Record):
@@ -104,8 +104,6 @@ class AttemptStatus(Record):
     before_price: Spent | None = None
     # The UID of the attempt's job. A job is released only once its UID is here.
     uid: str | None = None
-    # Since when the API server refuses to make or release the job, in seconds since the epoch.
-    refused_at: float | None = None
     # The deadline for which the attempt is being ended.
     ending: FailureClass | None = None
     # The node whose own device ended the attempt, and a short name of the fault.
@@ -138,7 +136,6 @@ class AttemptFields(TypedDict, total=False):
     price: str | None
     before_price: Spent | None
     uid: str | None
-    refused_at: float | None
     ending: FailureClass | None
     node: str | None
     fault: str

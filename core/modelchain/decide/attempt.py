@@ -20,9 +20,6 @@ from modelchain.decide.outcome import Outcome, Turn, stalled
 from modelchain.decide.verdict import deadline, judge, progress_unknown, unrecordable
 from modelchain.decide.waits import for_the_share
 
-# For so many seconds the refusal of a job counts as one that passes by itself.
-PASSES_WITHIN = 60.0
-
 Check = Callable[[Turn, StageStatus, Launch, Seen], Outcome | None]
 
 
@@ -131,10 +128,9 @@ def _launch(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outco
         return replace(waiting, wanted=wanted)
     # If an earlier job of this name still exists, wait for its end. Otherwise launch, even if the
     # API server refused the job before: it may accept it by now.
-    refused = None if seen.there else seen.waiting
-    stage = transitions.starting(stage, seen.waiting or turn.miss)
+    refused = seen.waiting is not None and not seen.there
     return Outcome(
-        _refused(turn, stage, refused) if refused is not None else stage,
+        transitions.starting(stage, seen.waiting or turn.miss, stalled=refused),
         action=None if seen.there else launch,
         again=turn.observed.poll_seconds,
         wanted=wanted,
@@ -142,27 +138,13 @@ def _launch(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outco
     )
 
 
-def _refused(turn: Turn, stage: StageStatus, reason: Reason) -> StageStatus:
-    """The stage whose job the API server refuses to make or to release.
-
-    A refusal may pass: a quota is freed, a webhook starts again. Only if it lasts, or if the spec
-    has to change, does a person have to act.
-    """
-    attempt = transitions.refused(stage.attempts[-1], turn.now)
-    assert attempt.refused_at is not None
-    lasts = turn.now - attempt.refused_at >= PASSES_WITHIN
-    stalled = lasts or reason.code not in (Code.LAUNCH_REFUSED, Code.RELEASE_REFUSED)
-    return transitions.with_newest(stage, attempt).changed(stalled=stalled)
-
-
 def _release(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcome | None:
     """Release the job, whose UID is in the status by now. A refused release is tried again."""
     if not (seen.there and seen.unreleased):
         return None
-    refused = seen.waiting
-    stage = transitions.starting(stage, refused or turn.miss)
+    refused = seen.waiting is not None
     return Outcome(
-        _refused(turn, stage, refused) if refused is not None else stage,
+        transitions.starting(stage, seen.waiting or turn.miss, stalled=refused),
         action=Release(launch.attempt),
         again=turn.observed.poll_seconds,
         wanted=_only(launch),

@@ -286,7 +286,8 @@ def _named(stage: StageStatus) -> Code | None:
 
 
 def _progress_reason(stage: StageStatus) -> Code:
-    if stage.state in (State.PENDING, State.QUEUED):
+    refused = stage.code in (Code.LAUNCH_REFUSED, Code.RELEASE_REFUSED)
+    if stage.state in (State.PENDING, State.QUEUED) or refused:
         return _named(stage) or Code(stage.state)
     return Code(stage.state)
 
@@ -322,9 +323,15 @@ def _bounded(status: ChainStatus) -> ChainStatus:
     stages, over = _shorter(status.stages, "attempts", 1, over)
     removed, over = _shorter(status.removed, "trained_before", 0, over)
     stages, over = _shorter(stages, "trained_before", 0, over)
+    conditions = status.conditions
     if over > 0:
         stages = [_cut(stage, BRIEF, BRIEF) for stage in stages]
-    return status.model_copy(update={"stages": stages, "removed": removed})
+        briefer = [{"message": shortened(c.message, BRIEF)} for c in conditions]
+        conditions = [
+            c.model_copy(update=update) for c, update in zip(conditions, briefer, strict=True)
+        ]
+    update = {"stages": stages, "removed": removed, "conditions": conditions}
+    return status.model_copy(update=update)
 
 
 def _shorter(

@@ -13,7 +13,15 @@ from math import floor
 
 from modelchain.api.contracts import FailureClass
 from modelchain.api.messages import shortened
-from modelchain.api.status import AttemptStatus, PodTime, Spent, StageStatus, State, Total
+from modelchain.api.status import (
+    AttemptStatus,
+    PodTime,
+    Spent,
+    StageStatus,
+    State,
+    Total,
+    storable,
+)
 from modelchain.decide.observed import Seen
 
 # Attempts of a stage that stay in the status.
@@ -42,8 +50,7 @@ def account(attempt: AttemptStatus, seen: Seen, now: float, price: str | None) -
     """
     believed = _believed(attempt, seen)
     vanished = {uid: _ended(pod, now) for uid, pod in believed.items() if uid not in seen.pods}
-    there = {uid: _with_macs(pod, believed.get(uid, pod).macs) for uid, pod in seen.pods.items()}
-    pods, summed_up = _listed(_told({**vanished, **there}, seen), seen)
+    pods, summed_up = _listed(_told({**vanished, **_there(believed, seen)}, seen), seen)
     gone = Spent(
         macs=attempt.gone.macs + sum(pod.macs for pod in summed_up),
         gpu_seconds=attempt.gone.gpu_seconds + _gpu_seconds(summed_up, now),
@@ -90,6 +97,11 @@ def _rate(pods: Iterable[PodTime]) -> int:
     return sum(pod.gpus for pod in pods if pod.finished is None)
 
 
+def _there(known: Mapping[str, PodTime], seen: Seen) -> dict[str, PodTime]:
+    """The pods that are seen. A pod tells its MACs only while it is asked, or once it has ended."""
+    return {uid: _with_macs(pod, known.get(uid, pod).macs) for uid, pod in seen.pods.items()}
+
+
 def _told(pods: dict[str, PodTime], seen: Seen) -> dict[str, PodTime]:
     """The pods, with the MACs that the newest rank 0 tells of, or the last word.
 
@@ -107,7 +119,8 @@ def _told_macs(seen: Seen) -> int:
 
 
 def _with_macs(pod: PodTime, macs: int) -> PodTime:
-    return pod if pod.macs >= macs else pod.model_copy(update={"macs": macs})
+    """The pod with so many MACs, if it had fewer, in the form in which they are stored."""
+    return pod.model_copy(update={"macs": storable(max(pod.macs, macs))})
 
 
 def _priced(attempt: AttemptStatus, seen: Seen, now: float, price: str | None) -> AttemptStatus:
@@ -147,7 +160,7 @@ def _listed(pods: dict[str, PodTime], seen: Seen) -> tuple[dict[str, PodTime], l
     """
     if len(pods) <= MAX_PODS:
         return pods, []
-    there = {uid: pod for uid, pod in seen.pods.items() if uid not in seen.gone_pods}
+    there = {uid: pods[uid] for uid in seen.pods if uid not in seen.gone_pods}
     over = [pod for uid, pod in pods.items() if uid not in there]
     return dict(sorted(there.items(), key=lambda item: item[1].started)[-MAX_PODS:]), over
 
@@ -189,7 +202,6 @@ def closed(
         pods={},
         price=None,
         before_price=None,
-        refused_at=None,
         ending=None,
         stepped_at=None,
         node=node,
@@ -294,5 +306,6 @@ def same_pods(attempt: AttemptStatus, seen: Seen) -> bool:
     """
     known = _believed(attempt, seen)
     vanished = [pod for uid, pod in known.items() if uid not in seen.pods]
-    same = seen.pods.items() <= known.items() and len(known) == len(attempt.pods)
+    there = _there(known, seen)
+    same = there.items() <= known.items() and len(known) == len(attempt.pods)
     return same and all(pod.finished is not None for pod in vanished)

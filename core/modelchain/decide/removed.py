@@ -29,9 +29,10 @@ def counted_once(old: ChainStatus, stage: StageStatus, found: Artifact) -> Artif
     """The artifact that a stage has found, without its costs if they are in the ledger already.
 
     They are if this chain has made it, under this or another name of the stage. They also are if
-    another stage, or a removed one, has found it before.
+    another stage, or a removed one, shows them already.
     """
-    if found.own or any(found.input_digest in other.digests for other in _others(old, stage)):
+    spent = [other for other in _others(old, stage) if other.macs or other.gpu_seconds]
+    if found.own or any(found.input_digest in other.digests for other in spent):
         return replace(found, macs=0, gpu_seconds=0.0, cost=None)
     return found
 

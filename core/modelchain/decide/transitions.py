@@ -98,8 +98,8 @@ def stalled(stage: StageStatus, reason: Reason) -> StageStatus:
     return explained(stage.changed(state=state, stalled=True), reason)
 
 
-def starting(stage: StageStatus, reason: Reason) -> StageStatus:
-    return explained(stage.changed(state=State.STARTING), reason)
+def starting(stage: StageStatus, reason: Reason, *, stalled: bool = False) -> StageStatus:
+    return explained(stage.changed(state=State.STARTING, stalled=stalled), reason)
 
 
 def stopping(stage: StageStatus, attempt: AttemptStatus, state: State, why: str) -> StageStatus:
@@ -263,7 +263,7 @@ def identified(stage: StageStatus, attempt: AttemptStatus, uid: str, now: float)
     if stage.inherits_at is not None:
         taken = round(max(0.0, now - stage.inherits_at), 3)
         stage = stage.changed(inherits_at=None, transition_seconds=taken)
-    return with_newest(stage, attempt.changed(uid=uid, refused_at=None))
+    return with_newest(stage, attempt.changed(uid=uid))
 
 
 def verifying(stage: StageStatus, attempt: AttemptStatus) -> StageStatus:
@@ -331,7 +331,8 @@ def after(
 def removed(stage: StageStatus) -> StageLedger:
     """What is kept of a stage that is no longer in the spec: its ledger and its newest attempt."""
     fields = {name: getattr(stage, name) for name in StageLedger.model_fields}
-    return StageLedger(**fields).changed(attempts=stage.attempts[-1:])
+    newest = [a.changed(message="") if a.finished_at else a for a in stage.attempts[-1:]]
+    return StageLedger(**fields).changed(attempts=newest)
 
 
 def returned(ledger: StageLedger) -> StageStatus:
@@ -364,13 +365,8 @@ def ending(attempt: AttemptStatus, deadline: FailureClass, message: str) -> Atte
     return attempt.changed(ending=deadline, message=message)
 
 
-def refused(attempt: AttemptStatus, now: float) -> AttemptStatus:
-    """The attempt whose job the API server refuses to make or release, at least since now."""
-    return attempt if attempt.refused_at is not None else attempt.changed(refused_at=now)
-
-
 def at_work(attempt: AttemptStatus, *, queued: bool, now: float) -> AttemptStatus:
     """A released attempt. Its start is the moment at which it first leaves its queue."""
     started = attempt.started_at or (None if queued else timestamp(now))
     state = State.QUEUED if queued else State.RUNNING
-    return attempt.changed(state=state, started_at=started, refused_at=None)
+    return attempt.changed(state=state, started_at=started)

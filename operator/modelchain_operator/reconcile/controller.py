@@ -38,7 +38,12 @@ SOON = 0.5
 # The seconds after which it is told again that a status cannot be read.
 TELL_AGAIN = 600.0
 # Reasons that make a Warning event although the stage has not failed.
-WARNINGS = (Code.PROGRESS_UNKNOWN, Code.NODES_AVOIDED)
+WARNINGS = (
+    Code.PROGRESS_UNKNOWN,
+    Code.NODES_AVOIDED,
+    Code.LAUNCH_REFUSED,
+    Code.RELEASE_REFUSED,
+)
 
 
 class Controller:
