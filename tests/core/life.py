@@ -32,7 +32,7 @@ from modelchain.decide.observed import (
     Step,
     Stop,
 )
-from modelchain.plan.plan import plan
+from modelchain.plan.plan import Plan, plan
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = safe_load((ROOT / "crds" / "modelchains.yaml").read_text())["spec"]["versions"][0][
@@ -83,9 +83,20 @@ class Life:
     written: list[int] = field(default_factory=list)
     took: list[float] = field(default_factory=list)
 
+    # The checked chain and its plan, by generation.
+    checked: dict[int, tuple[ModelChain, Plan]] = field(default_factory=dict)
+
     @property
     def chain(self) -> ModelChain:
-        return ModelChain.model_validate(self.body)
+        return self._checked[0]
+
+    @property
+    def _checked(self) -> tuple[ModelChain, Plan]:
+        generation = self.body["metadata"]["generation"]
+        if generation not in self.checked:
+            chain = ModelChain.model_validate(self.body)
+            self.checked[generation] = chain, plan(chain, "analytic", {})
+        return self.checked[generation]
 
     def copy(self) -> Life:
         return copy.deepcopy(self)
@@ -219,7 +230,7 @@ class Life:
 
     def planned(self, stage: str) -> tuple[int, int]:
         """The steps of a stage, and the MACs of one step."""
-        found = next(s for s in plan(self.chain, "analytic", {}).stages if s.name == stage)
+        found = next(s for s in self._checked[1].stages if s.name == stage)
         steps = found.samples // self.chain.spec.recipe.global_batch_size
         return steps, found.macs // steps
 

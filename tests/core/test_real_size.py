@@ -46,6 +46,8 @@ RECORD = safe_load((ROOT / "crds" / "stageartifacts.yaml").read_text())["spec"][
 ]["openAPIV3Schema"]["properties"]["spec"]
 EXAMPLES = ["vit-cc3m", "swin-cc3m", "vit-merged15m"]
 MOST_STAGES, MOST_NODES = 32, 256
+# No status is larger, whatever is in it. What can be left out of it is left out above MAX_BYTES.
+LARGEST = 128 * 1024
 HOUR, DAY = 3600.0, 86_400.0
 
 
@@ -144,14 +146,15 @@ def test_a_chain_of_32_stages_on_256_nodes(told: list[Life]) -> None:
     assert len(life.status.stages) == MOST_STAGES
 
 
-@pytest.mark.parametrize("nodes", [8, MOST_NODES])
-def test_500_evictions(nodes: int, told: list[Life]) -> None:
+@pytest.mark.parametrize(("nodes", "evictions"), [(8, 500), (MOST_NODES, 80)])
+def test_many_evictions(nodes: int, evictions: int, told: list[Life]) -> None:
+    """Each start counts from 0. `test_ledger.py` has 500 evictions of 256 pods."""
     chance, life = random.Random(nodes), life_of("swin-cc3m", nodes)
     told.append(life)
     life.reconcile()
-    for n in range(500 if nodes == 8 else 40):
+    for n in range(evictions):
         life.train(chance)
-        if n % 5 == 0:
+        if n % 10 == 0:
             life.reconcile()
         life.evict()
         life.reconcile()
@@ -263,7 +266,7 @@ def test_the_largest_status(stages: int, nodes: int, capsys: pytest.CaptureFixtu
     size = len(json.dumps(stored, ensure_ascii=False, separators=(",", ":")).encode())
     with capsys.disabled():
         print(f"\n[size] the largest status, {stages} stages, {nodes} nodes: {size} bytes", end="")
-    assert size <= MAX_BYTES
+    assert size <= (MAX_BYTES if stages < MOST_STAGES and not nodes else LARGEST)
     for kept, was in zip([*status.stages, *status.removed], [*full, *ledgers], strict=True):
         assert kept.spent == was.spent and kept.attempts[-1].number == was.attempts[-1].number
         assert kept.attempts[-1].pods == was.attempts[-1].pods

@@ -196,6 +196,11 @@ class StageLedger(Record):
         return self.model_copy(update=dict(fields))
 
     @property
+    def trained_here(self) -> bool:
+        """Whether attempts of this stage have spent what it shows, be they listed or not."""
+        return bool(self.attempts) or self.spent != Spent()
+
+    @property
     def digests(self) -> set[str]:
         """The input digests at which what the stage shows was spent, as far as they are known."""
         known = {self.last_digest, *(at.input_digest for at in self.trained_before)}

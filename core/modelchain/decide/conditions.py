@@ -6,7 +6,7 @@ while they are true, and never both. `Ready` is absent while the chain is suspen
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -30,7 +30,9 @@ from modelchain.decide.ledger import MESSAGE_LENGTH, timestamp, total_cost
 from modelchain.decide.transitions import Ledger
 from modelchain.decide.verdict import NEVER_TRAINED
 
-# The largest status, as JSON. Objects above 64 KiB are slow to watch and to list.
+# Of a status that is larger, as JSON, parts are left out: objects above 64 KiB are slow to watch
+# and to list. Only if very many stages and pods have all their lists full, more is left, up to
+# 128 KiB.
 MAX_BYTES = 60_000
 # The most characters of a stage's reason. A condition's message, which has at most 4096, quotes it.
 REASON_LENGTH = 2000
@@ -53,6 +55,10 @@ def completed(
 ) -> ChainStatus:
     """The whole status, made from its stages, in the form in which it is read back once written."""
     stages = [_cut(_filled(chain, stage), REASON_LENGTH, MESSAGE_LENGTH) for stage in stages]
+
+    def conditions_of(stages: list[StageStatus]) -> list[Condition]:
+        return _conditions(chain, old, stages, now)
+
     status = ChainStatus(
         observed_generation=chain.metadata.generation or 0,
         stages=stages,
@@ -60,10 +66,10 @@ def completed(
         total=_total([*stages, *removed]),
         avoid=list(avoid),
         retry=retry,
-        conditions=_conditions(chain, old, stages, now),
+        conditions=conditions_of(stages),
         summary=_summary(chain, stages),
     )
-    return _bounded(status).as_stored()
+    return _bounded(status, conditions_of).as_stored()
 
 
 def _total(stages: Sequence[StageLedger]) -> Total:
@@ -311,41 +317,46 @@ def _summary(chain: ModelChain, stages: list[StageStatus]) -> Summary:
     )
 
 
-def _bounded(status: ChainStatus) -> ChainStatus:
+def _bounded(
+    status: ChainStatus, conditions_of: Callable[[list[StageStatus]], list[Condition]]
+) -> ChainStatus:
     """The status, made smaller if it is too large. The ledger keeps what was spent.
 
     The oldest attempts are dropped first, from the stage with the most; then what is known of
-    single input digests. If that is not enough, sentences are shortened.
+    single input digests, and all attempts of finished stages. If that is not enough, sentences are
+    shortened, and the conditions are made from the short ones.
     """
     over = _size(status) - MAX_BYTES
     if over <= 0:
         return status
-    stages, over = _shorter(status.stages, "attempts", 1, over)
-    removed, over = _shorter(status.removed, "trained_before", 0, over)
-    stages, over = _shorter(stages, "trained_before", 0, over)
+    stages, over = _shorter(status.stages, "attempts", lambda _: 1, over)
+    removed, over = _shorter(status.removed, "trained_before", lambda _: 0, over)
+    stages, over = _shorter(stages, "trained_before", lambda _: 0, over)
+    stages, over = _shorter(stages, "attempts", lambda s: s.state is not State.SUCCEEDED, over)
     conditions = status.conditions
     if over > 0:
         stages = [_cut(stage, BRIEF, BRIEF) for stage in stages]
-        briefer = [{"message": shortened(c.message, BRIEF)} for c in conditions]
-        conditions = [
-            c.model_copy(update=update) for c, update in zip(conditions, briefer, strict=True)
-        ]
+        conditions = conditions_of(stages)
     update = {"stages": stages, "removed": removed, "conditions": conditions}
     return status.model_copy(update=update)
 
 
 def _shorter(
-    stages: Sequence[Ledger], field: str, least: int, over: int
+    stages: Sequence[Ledger], field: str, least: Callable[[Ledger], int], over: int
 ) -> tuple[list[Ledger], int]:
     """The stages without the oldest items of their longest lists, and the bytes still to be saved.
 
     Args:
-        field: the lists, of which `least` items stay.
+        field: the lists.
+        least: how many items of a stage's list stay.
         over: how many bytes are to be saved.
     """
     lists: list[list[Record]] = [list(getattr(stage, field)) for stage in stages]
-    while over > 0 and (longest := max(lists, key=len, default=[])) and len(longest) > least:
-        over -= _size(longest.pop(0))
+    while over > 0:
+        spare = [one for stage, one in zip(stages, lists, strict=True) if len(one) > least(stage)]
+        if not spare:
+            break
+        over -= _size(max(spare, key=len).pop(0))
     return [s.model_copy(update={field: kept}) for s, kept in zip(stages, lists, strict=True)], over
 
 

@@ -56,8 +56,8 @@ def _others(old: ChainStatus, stage: StageStatus) -> list[StageLedger]:
 
 
 def _settled(turn: Turn, stage: StageLedger) -> StageLedger:
-    # Without attempts it shows what its artifact had cost, which is in no ledger of ours.
-    return transitions.booked(stage, settled(turn, stage)) if stage.attempts else stage
+    # Otherwise it shows what its artifact had cost, which is in no ledger of ours.
+    return transitions.booked(stage, settled(turn, stage)) if stage.trained_here else stage
 
 
 def _was_launched(stage: StageLedger) -> bool:

@@ -148,7 +148,7 @@ def finished(
     A stage without attempts of its own shows what the record says that its training cost.
     """
     booked_stage = booked(at_inputs(stage), attempts)
-    if not stage.attempts:
+    if not stage.trained_here:
         booked_stage = booked_stage.changed(
             macs=found.macs, gpu_seconds=found.gpu_seconds, cost=found.cost
         )

@@ -95,7 +95,7 @@ def _stage(stage: Object) -> StageFigures:
     return StageFigures(
         name=stage.get("name", ""),
         state=stage.get("state", ""),
-        own=bool(stage.get("attempts")),
+        own=bool(stage.get("attempts") or any((stage.get("spent") or {}).values())),
         planned_macs=float(stage.get("plannedMacs") or 0),
         macs=float(stage.get("macs") or 0),
         gpu_seconds=float(stage.get("gpuSeconds") or 0),
