@@ -20,6 +20,7 @@ from modelchain.api.status import (
     Condition,
     PodTime,
     Spent,
+    StageLedger,
     StageStatus,
     State,
 )
@@ -384,6 +385,13 @@ def test_the_table_says_what_a_stage_did_and_not_what_was_in_the_cache() -> None
         and "stage b trains (epochs changed)\n" in text
         and "Miss" not in text
     )
+
+
+def test_the_table_says_what_removed_stages_have_spent() -> None:
+    removed = [StageLedger(name="", macs=10**12), StageLedger(name="b", macs=2 * 10**12)]
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(stages_table("family", ChainStatus(stages=[DONE], removed=removed)))
+    assert "removed stages spent 3.00 T MACs: others, b\n" in console.export_text()
 
 
 def test_a_table_says_that_an_earlier_attempt_stops_first() -> None:

@@ -186,7 +186,7 @@ def test_hours_already_spent_keep_their_price() -> None:
     assert one.cost == "80.00", "hours without a price cost nothing that is known"
     over = closed(one, seen(pods), 18_001.0, "1.00", State.FAILED)
     assert over.cost == "88.00" and over.gpu_seconds == 5 * 8 * 3600
-    assert (over.price, over.before_price) == (None, None), "a closed attempt has a cost, no price"
+    assert (over.price, over.priced_cost) == (None, None), "a closed attempt has a cost, no price"
 
 
 def test_hours_before_a_price_was_named_stay_without_one() -> None:

@@ -224,7 +224,7 @@ def full_stage(n: int, nodes: int) -> StageStatus:
             for pod in range(nodes)
         }
         attempts[-1] = attempts[-1].changed(
-            finished_at=None, pods=pods, price="2.21", before_price=spent
+            finished_at=None, pods=pods, price="2.21", priced_seconds=1e8, priced_cost="9876543.21"
         )
     before = [SpentAt(input_digest=f"{k:064}", spent=spent) for k in range(MOST_DIGESTS)]
     stage = StageStatus(

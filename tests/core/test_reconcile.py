@@ -418,7 +418,7 @@ def test_the_back_off_doubles_up_to_a_limit() -> None:
 def test_disruptions_without_a_newer_checkpoint_are_spaced_as_retries_are(failure: F) -> None:
     """While DNS is away, for example, all init containers fail at once."""
     world = World(1, backoff=8.0)
-    world.edits["spec.retry.maxRetries"] = 9
+    world.edits |= {"spec.retry.maxRetries": 9, "spec.retry.maxDisruptions": 50}
     waits = []
     for newer in (False, False, True, False, False):
         until_live(world)

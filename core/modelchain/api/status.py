@@ -98,10 +98,11 @@ class AttemptStatus(Record):
     gpu_seconds: float = 0.0
     cost: str | None = None
     macs: Macs = 0
-    # The price of a GPU hour that counts at present, and what was spent before it did. It is kept
-    # only while the attempt is open.
+    # While the attempt is open: the price of a GPU hour that counts at present, and what was spent
+    # before it did.
     price: str | None = None
-    before_price: Spent | None = None
+    priced_seconds: float = 0.0
+    priced_cost: str | None = None
     # The UID of the attempt's job. A job is released only once its UID is here.
     uid: str | None = None
     # The deadline for which the attempt is being ended.
@@ -134,7 +135,8 @@ class AttemptFields(TypedDict, total=False):
     cost: str | None
     macs: int
     price: str | None
-    before_price: Spent | None
+    priced_seconds: float
+    priced_cost: str | None
     uid: str | None
     ending: FailureClass | None
     node: str | None

@@ -7,7 +7,7 @@ from modelchain.api.spec import API_VERSION, ChainSpec
 from modelchain.api.status import ChainStatus
 from modelchain.cel import Rule
 from modelchain.crd.rules import ARTIFACT, CHAIN
-from modelchain.crd.schema import Schema, nodes, structural
+from modelchain.crd.schema import MAX_KEYS, Schema, nodes, structural
 
 GROUP, VERSION = API_VERSION.split("/")
 CATEGORIES = ["modelchain", "ml"]
@@ -25,13 +25,7 @@ def _modelchain() -> Schema:
             "x-kubernetes-list-type": "map",
             "x-kubernetes-list-map-keys": ["name"],
         }
-    status = structural(ChainStatus, nullable=True)
-    status["properties"]["conditions"] |= {
-        "x-kubernetes-list-type": "map",
-        "x-kubernetes-list-map-keys": ["type"],
-    }
-    # By kstatus's rule a chain is in progress until the operator has seen it.
-    status["default"] = {"observedGeneration": -1}
+    status = _status()
     schema = _object(
         "A family of models, each grown from the one before.",
         {"spec": spec, "status": status},
@@ -52,6 +46,25 @@ def _modelchain() -> Schema:
         _AGE,
     ]
     return _definition("ModelChain", "mchain", schema, columns, {"subresources": {"status": {}}})
+
+
+def _status() -> Schema:
+    status = structural(ChainStatus, nullable=True)
+    status["properties"]["conditions"] |= {
+        "x-kubernetes-list-type": "map",
+        "x-kubernetes-list-map-keys": ["type"],
+    }
+    # The attempts of removed stages are as those of stages. To describe them once is enough: plain
+    # `kubectl apply` copies the whole CRD into an annotation.
+    removed = status["properties"]["removed"]["items"]["properties"]
+    removed["attempts"]["items"] = {
+        "type": "object",
+        "maxProperties": MAX_KEYS,
+        "x-kubernetes-preserve-unknown-fields": True,
+    }
+    # By kstatus's rule a chain is in progress until the operator has seen it.
+    status["default"] = {"observedGeneration": -1}
+    return status
 
 
 def _stageartifact() -> Schema:

@@ -132,24 +132,21 @@ def _priced(attempt: AttemptStatus, seen: Seen, now: float, price: str | None) -
     if not attempt.pods and not attempt.gone.seconds:
         # There are no pods on a laptop, so the trainer's own figures count.
         gpu_seconds = max(seen.gpu_seconds, seen.word.gpu_seconds if seen.word else 0.0)
-    before = attempt.before_price
-    if price != attempt.price and attempt.gpu_seconds:
-        before = Spent(gpu_seconds=attempt.gpu_seconds, cost=attempt.cost)
-    return attempt.changed(
-        gpu_seconds=round(gpu_seconds, 3),
-        cost=_cost(before or Spent(), gpu_seconds, price),
-        price=price,
-        before_price=before,
-    )
+    if price != attempt.price:
+        attempt = attempt.changed(
+            price=price, priced_seconds=attempt.gpu_seconds, priced_cost=attempt.cost
+        )
+    return attempt.changed(gpu_seconds=round(gpu_seconds, 3), cost=_cost(attempt, gpu_seconds))
 
 
-def _cost(before: Spent, gpu_seconds: float, price: str | None) -> str | None:
-    """What so many GPU seconds cost, of which the first ones cost what `before` says."""
-    if gpu_seconds >= before.gpu_seconds:
-        return total_cost([before.cost, money(gpu_seconds - before.gpu_seconds, price)])
+def _cost(attempt: AttemptStatus, gpu_seconds: float) -> str | None:
+    """What so many GPU seconds cost, of which the first ones may have had other prices."""
+    before, cost = attempt.priced_seconds, attempt.priced_cost
+    if gpu_seconds >= before:
+        return total_cost([cost, money(gpu_seconds - before, attempt.price)])
     # By times that are known better now, even less was spent before.
-    part = Decimal(gpu_seconds) / Decimal(before.gpu_seconds)
-    return None if before.cost is None else str(_cents(Decimal(before.cost) * part))
+    part = Decimal(gpu_seconds) / Decimal(before)
+    return None if cost is None else str(_cents(Decimal(cost) * part))
 
 
 def _listed(pods: dict[str, PodTime], seen: Seen) -> tuple[dict[str, PodTime], list[PodTime]]:
@@ -201,7 +198,8 @@ def closed(
         gone=Spent(seconds=running_seconds(final, now)),  # so that the pods need not be kept
         pods={},
         price=None,
-        before_price=None,
+        priced_seconds=0.0,
+        priced_cost=None,
         ending=None,
         stepped_at=None,
         node=node,

@@ -33,7 +33,9 @@ def console(stderr: bool = False) -> Console:
 
 
 def stages_table(name: str, status: ChainStatus) -> RenderableType:
-    """One row for each stage. Below the table, a line for each stage says why its state is so."""
+    """One row for each stage. Below the table, a line for each stage says why its state is so, and
+    one what removed stages have spent.
+    """
     running = any(stage.progress for stage in status.stages)
     table = Table(title=f"chain {name}", title_justify="left", box=SIMPLE_HEAD)
     for column in (
@@ -62,7 +64,14 @@ def stages_table(name: str, status: ChainStatus) -> RenderableType:
         for s in status.stages
         if s.reason
     ]
-    return Group(table, *reasons)
+    return Group(table, *reasons, *_removed(status))
+
+
+def _removed(status: ChainStatus) -> list[RenderableType]:
+    macs = sum(stage.macs for stage in status.removed)
+    names = ", ".join(stage.name or "others" for stage in status.removed)
+    spent = f"  removed stages spent {human(macs)} MACs: {names}"
+    return [Text(spent, style="dim")] if macs else []
 
 
 def _progress(stage: StageStatus) -> RenderableType:
