@@ -507,6 +507,71 @@ def test_a_shared_first_stage(world: World) -> None:
     )
 
 
+def test_a_stage_that_is_renamed_removed_and_brought_back_keeps_what_it_spent(
+    world: World,
+) -> None:
+    """Nothing is trained again, and nothing is counted twice. The API server keeps the ledger."""
+    space, name = world.space, "renamed"
+    world.apply(name, 2)
+    total = space.until("Complete", name)["total"]
+    assert total["gpuSeconds"] > 0
+    spec = space.get("mchain", name)["spec"]
+    for stages, removed in (
+        ([spec["stages"][0], spec["stages"][1] | {"name": "other"}], ["b"]),
+        (spec["stages"][:1], ["b"]),
+        (spec["stages"], []),
+    ):
+        space.patch(name, {"stages": stages})
+        status = world.again(name)
+        assert [s["name"] for s in status.get("removed", [])] == removed
+        assert status["total"] == total
+    assert world.jobs(name) == [f"{name}-a-a1", f"{name}-b-a1"]
+    assert status["stages"][1]["attempts"][0]["state"] == "Succeeded"
+
+
+def test_a_stage_removed_while_it_runs_is_accounted_until_its_pods_have_ended(
+    world: World,
+) -> None:
+    space, name = world.space, "shortened"
+    world.apply(name, 2, stalls=("b1",))
+    world.runs(name, f"{name}-b-a1")
+    space.patch(name, {"stages": space.get("mchain", name)["spec"]["stages"][:1]})
+    world.again(name)
+
+    def ended() -> Object | None:
+        [kept] = space.status(name)["removed"]
+        return kept if "finishedAt" in kept["attempts"][0] else None
+
+    kept = space.wait(ended, "the attempt of the removed stage ends")
+    assert kept["name"] == "b" and kept["attempts"][0]["state"] == "Suspended"
+    total = space.status(name)["total"]
+    assert kept["gpuSeconds"] == kept["spent"]["gpuSeconds"] > 0
+    assert total["gpuSeconds"] == pytest.approx(
+        kept["gpuSeconds"] + space.stage("a", name)["gpuSeconds"]
+    )
+
+
+def test_a_status_of_a_newer_version_is_left_alone(world: World) -> None:
+    space, name = world.space, "newer"
+    world.apply(name, 1, stalls=("a1",))
+    job = world.runs(name, f"{name}-a-a1")
+    path = "/status/stages/0/attempts/0/runner"
+    patch = json.dumps([{"op": "replace", "path": path, "value": "NewerJob"}])
+    change = ("patch", "mchain", name, "--subresource=status", "--type=json", "-p")
+    space.kubectl(*change, patch)
+    space.patch(name, {"suspend": True})
+    space.wait(
+        lambda: (space.condition("Stalled", name) or {}).get("reason") == "StatusUnreadable",
+        "it is told",
+    )
+    assert "the runner NewerJob" in (space.condition("Stalled", name) or {})["message"]
+    time.sleep(3)
+    assert space.get("pytorchjob", f"{name}-a-a1")["metadata"]["uid"] == job["metadata"]["uid"]
+    assert space.status(name)["stages"][0]["attempts"][0]["runner"] == "NewerJob"
+    space.kubectl(*change, patch.replace("NewerJob", "PyTorchJob"))
+    world.again(name, "Suspended")
+
+
 # -- the queue -------------------------------------------------------------------------------------
 
 
