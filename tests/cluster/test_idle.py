@@ -20,7 +20,7 @@ from proxy import FaultProxy
 from rig import CONFIG, Operator, Space, chain
 
 SECONDS = float(os.environ.get("MODELCHAIN_IDLE_SECONDS", "60"))
-FINISHED = RUNNING = 50 if sweeps.everything() else 15
+FINISHED = RUNNING = 50 if sweeps.everything() else 8
 PROGRESS_SECONDS = 30  # the default
 READS_A_LOOK = 4  # chain, jobs, pods, and whether the stage's artifact is recorded
 SHARED_READS = 2  # a minute: the LIST of all chains
