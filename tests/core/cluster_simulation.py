@@ -26,6 +26,7 @@ from modelchain.decide.observed import Launch, Step, Stop
 from modelchain.plan.pools import PoolFile
 from modelchain_operator.api.kube import PODS, ApiError
 from modelchain_operator.api.objects import uid
+from modelchain_operator.reconcile.controller import rests_on
 from modelchain_operator.reconcile.execute import Executor
 from modelchain_operator.reconcile.memory import Memory
 from modelchain_operator.reconcile.observe import View
@@ -115,10 +116,13 @@ class Cluster(World):
         assert operator.steps < STEPS, "the pass does not end"
         if not step.write and step.action is None:
             operator.phase, operator.facts, operator.again = "idle", None, step.again
-        elif isinstance(step.action, Launch) and not step.write and not facts.fresh:
-            reader.forget(facts, step.action)
+        elif (digests := rests_on(facts.status, step)) and not facts.fresh:
+            reader.forget(facts, digests)
             facts.fresh = True
-            operator.phase = "jobs"
+            if step.write:
+                self._decide(operator)
+            else:
+                operator.phase = "jobs"
         else:
             operator.step = replace(step, status=one_of_a_kind(step.status))
             operator.phase = "write"

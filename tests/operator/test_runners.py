@@ -84,6 +84,7 @@ def test_a_new_job_is_suspended_and_has_the_labels_that_find_it(
     assert meta["labels"] == {
         "modelchain.dev/chain": "vit",
         "modelchain.dev/chain-uid": "11111111-2222-3333-4444-555555555555",
+        "modelchain.dev/claim-uid": "99999999-8888-7777-6666-555555555555",
         "modelchain.dev/stage": "b",
         "modelchain.dev/attempt": "1",
         "modelchain.dev/input-digest": ("ab" * 32)[:63],
