@@ -61,7 +61,7 @@ class Operator:
     # It has made a pass since the last change, and there was nothing to do.
     rested: bool = False
     again: float | None = None
-    # Digests that had a StageArtifact when it last read the jobs.
+    # Digests that had a StageArtifact on the chain's claim when it last read the jobs.
     recorded: frozenset[str] = frozenset()
 
     def copy(self) -> Operator:

@@ -60,20 +60,23 @@ def test_a_job_that_is_no_chains_is_passed_over() -> None:
 
 
 def test_a_verify_job_of_another_chain_is_not_taken_for_ours() -> None:
-    """It stays for its logs, after its training job was deleted."""
+    """An older version left it, after the job that it belongs to was deleted."""
     lab = Lab()
     lab.apply("vit", **{"spec.stages[0].name": "b-large"})
     lab.passes("vit")
     lab.end("vit-b-large-a1")  # without a last word
     lab.passes("vit", 2)
-    assert lab.names(JOBS) == ["vit-b-large-a1-verify"]
+    theirs = lab.get(JOBS, "vit-b-large-a1-verify")
     lab.drop(PYTORCHJOBS, "vit-b-large-a1")
     lab.apply("vit-b", **{"spec.stages[0].name": "large", "spec.recipe.seed": 7})
-    lab.passes("vit-b", 3)
-    assert lab.names(PYTORCHJOBS) == ["vit-b-large-a2"]
-    lab.end("vit-b-large-a2")
     lab.passes("vit-b", 2)
-    assert lab.names(JOBS) == ["vit-b-large-a1-verify", "vit-b-large-a2-verify"]
+    lab.end("vit-b-large-a1")
+    lab.passes("vit-b", 2)
+    assert lab.stage("vit-b").stalled and lab.stage("vit-b").code is Code.NAME_TAKEN
+    assert lab.get(JOBS, "vit-b-large-a1-verify") == theirs
+    lab.drop(JOBS, "vit-b-large-a1-verify")
+    lab.passes("vit-b", 2)
+    assert lab.stage("vit-b").code is Code.VERIFIES and lab.names(JOBS)
 
 
 def test_a_verify_job_that_is_made_by_another_client_is_reported_and_kept() -> None:
@@ -132,8 +135,8 @@ def test_an_orphaned_job_is_named_and_waited_for() -> None:
     stage = lab.stage()
     assert stage.stalled and stage.code is Code.ORPHANED_JOB
     assert stage.message == (
-        "PyTorchJob family-a-a1 trains, and chain family, which made it, was deleted; wait until it"
-        " has ended, or: kubectl delete pytorchjob family-a-a1 -n team"
+        "PyTorchJob family-a-a1 has not ended, and chain family, which made it, was deleted; wait"
+        " until it has, or: kubectl delete pytorchjob family-a-a1 -n team"
     )
     found = explain(Situation(chain=lab.get(CHAINS, "family"), now=lab.now))
     assert found.reason == Code.ORPHANED_JOB and "family-a-a1" in found.next
@@ -184,7 +187,7 @@ def test_an_orphaned_job_of_another_chain_on_the_claim_is_named() -> None:
     lab.drop(CHAINS, "one")
     lab.passes("two", 2)
     assert lab.stage("two").code is Code.ORPHANED_JOB
-    assert "PyTorchJob one-a-a1 trains, and chain one" in lab.stage("two").message
+    assert "PyTorchJob one-a-a1 has not ended, and chain one" in lab.stage("two").message
 
 
 def test_a_share_of_a_deleted_chain_is_free() -> None:

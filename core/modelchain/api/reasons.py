@@ -206,7 +206,7 @@ class Code(StrEnum):
         "OrphanedJob",
         "A job that a deleted chain left behind may train the same stage",
         "Wait until it has ended, or delete it",
-        "kubectl get pytorchjob {subject} -n {namespace}",
+        EXPLAIN,
     )
     CLAIM_REFUSED = (
         "ClaimRefused",

@@ -221,7 +221,7 @@ class Sightings:
     def _not_started(self, attempt: AttemptStatus) -> Seen:
         """An intent without a job. Another object may have its name."""
         other = self.snapshot.want("name", attempt.name)
-        if other is None or (label(other, ROLE) == "train" and self.is_ours(other, attempt)):
+        if other is None or self.is_ours(other, attempt):
             return Seen(live=False, started=False)
         if is_deleting(other) or self._belongs_to_the_chain_before(other):
             message = f"waits until an earlier {name_of(other)} is gone"

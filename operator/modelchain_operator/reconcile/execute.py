@@ -245,7 +245,7 @@ class Executor:
             # An earlier pass or another operator made it. It is read again, and it decides.
             snapshot.read.pop(Need("artifact", digest), None)
             return
-        snapshot.read[Need("artifact", digest)] = [record]
+        snapshot.read[Need("artifact", digest)] = record
         self.memory.artifacts.put((snapshot.namespace, digest), record)
 
     def _stage_artifact(self, snapshot: Snapshot, action: RecordArtifact) -> Object:

@@ -93,15 +93,7 @@ def job_request(
 ) -> JobRequest:
     """All that the objects of this attempt are made from.
 
-    Args:
-        chain: the checked spec.
-        config: the operator's configuration.
-        epochs: by stage, as in the status.
-        launch: the attempt.
-        claim_uid: of the claim of artifacts.
-
-    Raises:
-        InputError: the chain lacks something that it must name, or its task is too large.
+    Raises InputError if the chain lacks something that it must name, or if its task is too large.
     """
     meta, spec = chain.metadata, chain.spec
     assert meta.uid is not None and meta.namespace is not None

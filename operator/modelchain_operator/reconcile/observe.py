@@ -84,11 +84,7 @@ class View:
             loading=self.loading,
             share=self.share,
             outdated=self.outdated,
-            shares=(
-                frozenset(snapshot.want("shares") or {})
-                if self.spec.storage and self._shared()
-                else frozenset()
-            ),
+            shares=frozenset((snapshot.want("shares") or {}) if self._shared() else ()),
             price=price,
             refused=lambda action: self.memory.refusal(snapshot.uid, action),
         )
@@ -233,7 +229,8 @@ class View:
         artifact is a user's result, and is not trained again unasked.
         """
         claim: Object | None = self.snapshot.want("claim")
-        records: list[Object] = self.snapshot.want("artifact", digest) or []
+        named: Object | None = self.snapshot.want("artifact", digest)
+        records = self._records_of(digest) if named is None else [named]
         here = (r for r in records if claim is not None and is_record_of(r, claim, digest))
         if (record := next(here, None)) is not None:
             return self._recorded(record["spec"])
@@ -243,6 +240,17 @@ class View:
                 return self._conflict(other)
         lost = [record for record in records if self._was_ours(record["spec"])]
         return self._lost(lost, claim) if lost else None
+
+    def _records_of(self, digest: str) -> list[Object]:
+        """The records of an input digest on all claims. They do not matter while it is trained."""
+        open_at_it = (
+            name
+            for name, (_, attempt) in self.attempts.items()
+            if attempt.finished_at is None and attempt.input_digest == digest
+        )
+        if any(self.sightings.seen(name).there for name in open_at_it):
+            return []
+        return self.snapshot.want("records of", digest) or []
 
     def _recorded(self, spec: Object) -> Artifact:
         # What another chain spent is in that chain's ledger. Here it would be counted twice.
@@ -262,7 +270,7 @@ class View:
         name of this chain's. Other chains' records on claims of their own do not matter here.
         """
         mine = requests.claim_name(self.snapshot.spec) if self.spec.storage else None
-        return spec["chain"] == self.snapshot.spec.metadata.name or spec["claimName"] == mine
+        return self.snapshot.spec.metadata.name == spec["chain"] or spec["claimName"] == mine
 
     def _conflict(self, record: Object) -> Damage:
         """The name of this chain's record belongs to a record of something else."""
@@ -348,8 +356,8 @@ class View:
         return Reason(
             Code.ORPHANED_JOB,
             named,
-            f"{kind} {named} trains, and chain {label(thing, CHAIN)}, which made it, was deleted;"
-            f" wait until it has ended, or: kubectl delete {kind.lower()} {named} -n {space}",
+            f"{kind} {named} has not ended, and chain {label(thing, CHAIN)}, which made it, was"
+            f" deleted; wait until it has, or: kubectl delete {kind.lower()} {named} -n {space}",
             f"kubectl describe {kind.lower()} {named} -n {space}",
         )
 

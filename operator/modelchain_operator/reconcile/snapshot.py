@@ -66,6 +66,7 @@ What = Literal[
     "shares",
     "loaders",
     "chain",
+    "records of",
 ]
 
 
@@ -113,6 +114,12 @@ class Snapshot:
         """All attempts that the status names."""
         return (attempt for stage in self.status.stages for attempt in stage.attempts)
 
+    @property
+    def finished(self) -> frozenset[str]:
+        """The input digests of which the status has an artifact."""
+        stages = (stage for stage in self.status.stages if stage.artifact is not None)
+        return frozenset(stage.input_digest for stage in stages if stage.input_digest)
+
     def want(self, what: What, which: str = "") -> Any:
         """The answer to a need. If it was not read yet: None, and the need is added to `needs`."""
         need = Need(what, which)
@@ -136,10 +143,10 @@ class Inputs(Mapping[str, Mapping[str, Any]]):
             if annotation(job, INPUT_DIGEST) == digest:
                 inputs: Mapping[str, Any] = task_of(job)["inputs"]
                 return inputs
-        records = self.snapshot.want("artifact", digest)
-        if not records:
+        record = self.snapshot.want("artifact", digest)
+        if record is None:
             raise KeyError(digest)
-        found: Mapping[str, Any] = records[0]["spec"]["inputs"]
+        found: Mapping[str, Any] = record["spec"]["inputs"]
         return found
 
     def __iter__(self) -> Iterator[str]:
@@ -193,13 +200,14 @@ class Reader:
             "claim": self._claim,
             "lease": self._lease,
             "rivals": self._rivals,
-            "name": self._of_that_name,
+            "name": self._job_of_intent,
             "verify": self._verify,
             "refusal": self._refusal,
             "records": self._records,
             "shares": self._shares,
             "loaders": self._loaders,
             "chain": self._chain,
+            "records of": self._records_of,
         }
 
     async def jobs_and_pods(self, snapshot: Snapshot) -> None:
@@ -211,8 +219,9 @@ class Reader:
         of_this_name = f"{CHAIN}={snapshot.spec.metadata.name},{ROLE}=train"
         jobs, snapshot.missing = await self._jobs(namespace, of_this_name)
         ours = [job for job in jobs if label(job, CHAIN_UID) == snapshot.uid]
+        others = [job for job in jobs if label(job, CHAIN_UID) != snapshot.uid]
         snapshot.jobs = by_name(ours, snapshot.attempts)
-        snapshot.orphans = [job for job in jobs if job not in ours and is_orphan(job)]
+        snapshot.orphans = [job for job in others if is_orphan(job)]
         for attempt in snapshot.attempts:
             known = attempt.finished_at is None and attempt.uid is not None
             if known and attempt.name not in snapshot.jobs:
@@ -262,33 +271,32 @@ class Reader:
     async def one(self, snapshot: Snapshot, need: Need) -> Any:
         return await self._reads[need.what](snapshot, need.which)
 
-    async def _artifact(self, snapshot: Snapshot, digest: str) -> list[Object]:
-        """The records of an input digest: the one on the chain's claim, or without it all others.
+    async def _artifact(self, snapshot: Snapshot, digest: str) -> Object | None:
+        """The record that has the name of these inputs on the chain's claim.
 
-        The name of the one is known, so it takes no LIST. The others, on claims that are not the
-        chain's or that exist no longer, have the digest as a label.
+        If the status says that the stage has finished, a record that an older version made may be
+        there instead. `_records_of` finds such a one as well, but takes a LIST.
         """
         claim, namespace = snapshot.read.get(Need("claim")), snapshot.namespace
-        if claim is not None and (record := await self._record_on(namespace, claim, digest)):
-            return [record]
-        selector = f"{INPUT_DIGEST}={label_of(digest)}"
-        found = await self.kube.list(ARTIFACTS, namespace, selector)
-        return [record for record in found if record["spec"]["inputDigest"] == digest]
-
-    async def _record_on(self, namespace: str, claim: Object, digest: str) -> Object | None:
-        """The record of an input digest on a claim: of its own name, or of the name that older
-        versions gave it.
-        """
+        if claim is None:
+            return None
         known = self.memory.artifacts.get((namespace, digest))
         if known is not None and is_record_of(known, claim, digest):
             return known
         record = await self._get(ARTIFACTS, namespace, stage_artifact_name(uid(claim), digest))
-        if record is None:
+        if record is None and digest in snapshot.finished:
             record = await self._get(ARTIFACTS, namespace, former_artifact_name(digest))
             if record is None or not is_record_of(record, claim, digest):
                 return None
-        self.memory.artifacts.put((namespace, digest), record)
+        if record is not None:
+            self.memory.artifacts.put((namespace, digest), record)
         return record
+
+    async def _records_of(self, snapshot: Snapshot, digest: str) -> list[Object]:
+        """The records of an input digest on all claims, also on those that exist no longer."""
+        selector = f"{INPUT_DIGEST}={label_of(digest)}"
+        found = await self.kube.list(ARTIFACTS, snapshot.namespace, selector)
+        return [record for record in found if record["spec"]["inputDigest"] == digest]
 
     async def _claim(self, snapshot: Snapshot, _: str) -> Object | None:
         if snapshot.spec.spec.storage is None:
@@ -323,15 +331,10 @@ class Reader:
         here = ("", uid(claim) if claim else "")
         return [rival for rival in training if label(rival, CLAIM_UID) in here]
 
-    async def _of_that_name(self, snapshot: Snapshot, attempt: str) -> Object | None:
-        """The job that has the name of an attempt, or the Job that has its verify Job's name.
-
-        Either may belong to another chain.
-        """
+    async def _job_of_intent(self, snapshot: Snapshot, attempt: str) -> Object | None:
+        """The job that has the name of an attempt. It may belong to another chain."""
         intent = next(a for a in snapshot.attempts if a.name == attempt)
-        kind, namespace = runner_for(intent.runner).resource, snapshot.namespace
-        job = await self._get(kind, namespace, attempt)
-        return job or await self._get(JOBS, namespace, verify.name(attempt))
+        return await self._get(runner_for(intent.runner).resource, snapshot.namespace, attempt)
 
     async def _verify(self, snapshot: Snapshot, attempt: str) -> Object | None:
         return await self._get(JOBS, snapshot.namespace, verify.name(attempt))

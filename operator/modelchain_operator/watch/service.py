@@ -219,7 +219,8 @@ class Service:
 
         They are read page by page: all at once could take more memory than the operator has.
         """
-        for space in [*self.namespaces] or [None]:
+        spaces: list[str | None] = [*self.namespaces] or [None]
+        for space in spaces:
             async for page in self.kube.pages(resource, space):
                 self._tried = self._loop.time()
                 for thing in page:
