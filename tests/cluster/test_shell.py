@@ -46,8 +46,9 @@ class Controller:
         say("pod", pod["metadata"]["name"])
     def artifact_changed(self, record):
         say("artifact", record["metadata"]["name"])
-    def claim_changed(self, key):
-        say("claim", *key)
+    def claim_changed(self, claim, uid):
+        say("claim", *claim)
+        return False
 
 async def deaf(*args):
     await asyncio.Event().wait()

@@ -283,9 +283,19 @@ def test_a_claim_that_is_gone_is_seen_before_complete_is_said() -> None:
 def test_a_claim_that_is_gone_ends_complete_at_the_next_pass() -> None:
     lab = complete()
     claim = lab.drop(CLAIMS, "family-artifacts")
-    lab.controller.claim_changed(("team", "family-artifacts"))
+    assert lab.controller.claim_changed(("team", "family-artifacts"), None)
     lab.passes()
     assert lab.stage().code is Code.ARTIFACT_MISSING and not lab.status().is_true("Complete")
     lab.kube.put(CLAIMS, claim)  # brought back
     lab.passes()
     assert lab.status().is_true("Complete")
+
+
+def test_which_claims_count_as_changed() -> None:
+    lab, claim = complete(), ("team", "family-artifacts")
+    uid = lab.get(CLAIMS, "family-artifacts")["metadata"]["uid"]
+    assert not lab.controller.claim_changed(claim, uid)
+    assert lab.controller.claim_changed(claim, "another")
+    assert not lab.controller.claim_changed(claim, "another"), "it is read anew by the next pass"
+    assert not lab.controller.claim_changed(("team", "of no chain"), "x")
+    assert lab.controller.claim_changed(("team", "of no chain"), None)

@@ -59,6 +59,7 @@ class World:
         self.passes: list[tuple[Key, int]] = []
         self.changed: list[dict[str, Any]] = []
         self.changed_claims: list[Key] = []
+        self.known_claims: dict[Key, str] = {}
         self.remembered: list[dict[str, Any]] = []
 
     async def pages(
@@ -92,8 +93,12 @@ class World:
     def artifact_changed(self, record: dict[str, Any]) -> None:
         self.changed.append(record)
 
-    def claim_changed(self, key: Key) -> None:
-        self.changed_claims.append(key)
+    def claim_changed(self, claim: Key, uid: str | None) -> bool:
+        """A pass has read the claims as they are in `known_claims`."""
+        changed = uid is None or self.known_claims.get(claim, uid) != uid
+        if changed:
+            self.changed_claims.append(claim)
+        return changed
 
     def passes_of(self, name: str) -> int:
         return len([key for key, _ in self.passes if key[1] == name])
@@ -255,24 +260,28 @@ def test_the_liveness_check_fails_if_nothing_is_tried() -> None:
 
 
 def stored(name: str, claim: str | None = None, **more: Any) -> dict[str, Any]:
-    """A finished chain; without a claim's name it has its own."""
+    """A complete chain; without a claim's name it has its own."""
     storage = {"claimName": claim} if claim else {"claimTemplate": {"size": "1Gi"}}
-    return chain(name, finished=True, **more) | {"spec": {"storage": storage}}
+    made = chain(name, finished=True, **more) | {"spec": {"storage": storage}}
+    made["status"]["conditions"].append({"type": "Complete", "status": "True"})
+    return made
 
 
 @pytest.mark.parametrize("replaced", [False, True])
-def test_a_claim_that_is_gone_or_replaced_starts_a_pass_of_finished_chains_within_a_minute(
+def test_a_claim_that_is_gone_or_replaced_starts_a_pass_of_complete_chains_within_a_minute(
     replaced: bool,
 ) -> None:
     world = World(
         stored("own"),
         stored("named", "shared"),
+        stored("also", "shared"),
         stored("other", "elsewhere"),
         stored("far", "shared", namespace="far"),
-        chain("without", finished=True),
+        chain("failed", finished=True),
     )
     world.claims = {("ns", "own-artifacts"): "1", ("ns", "shared"): "2", ("ns", "elsewhere"): "3"}
     world.claims |= {("far", "shared"): "4", ("ns", "of no chain"): "5"}
+    world.known_claims = dict(world.claims)
 
     async def script(service: Service) -> None:
         await asyncio.sleep(70)
@@ -285,21 +294,24 @@ def test_a_claim_that_is_gone_or_replaced_starts_a_pass_of_finished_chains_withi
         await asyncio.sleep(61)
 
     play(world, script)
-    assert sorted(key for key, _ in world.passes) == [("ns", "named"), ("ns", "own")]
-    assert sorted(world.changed_claims) == [("ns", "own-artifacts"), ("ns", "shared")]
+    assert sorted(key[1] for key, _ in world.passes) == ["also", "named", "own"]
+    assert sorted(set(world.changed_claims)) == [("ns", "own-artifacts"), ("ns", "shared")]
 
 
-def test_a_new_claim_starts_no_pass() -> None:
-    world = World(stored("own"))
+def test_a_claim_that_was_never_listed_is_missed_as_well() -> None:
+    """The chain was completed, and its claim deleted, between two LISTs."""
+    world = World()
 
     async def script(service: Service) -> None:
         await asyncio.sleep(70)
-        world.claims["ns", "own-artifacts"] = "1"
+        service._on_chain(stored("quick"))
+        await asyncio.sleep(1)
+        world.chains.append(stored("quick"))
         world.passes.clear()
-        await asyncio.sleep(130)
+        await asyncio.sleep(61)
 
     play(world, script)
-    assert not world.passes and not world.changed_claims
+    assert [key[1] for key, _ in world.passes] == ["quick"]
 
 
 def test_without_the_right_to_list_claims_the_rest_goes_on(

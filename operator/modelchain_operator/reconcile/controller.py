@@ -21,6 +21,7 @@ from modelchain.plan.check import check, check_epochs
 from modelchain.plan.pools import PoolFile
 from modelchain_operator.api.kube import CHAINS, ApiError, Forbidden, Kube, NotFound, Object
 from modelchain_operator.api.objects import is_deleting
+from modelchain_operator.api.objects import uid as uid_of
 from modelchain_operator.api.refusals import is_refusal
 from modelchain_operator.reconcile.events import Events
 from modelchain_operator.reconcile.execute import Executor
@@ -62,9 +63,18 @@ class Controller:
         """Forget what was cached of a StageArtifact, so that the next pass reads it again."""
         self.memory.artifacts.drop((record["metadata"]["namespace"], record["spec"]["inputDigest"]))
 
-    def claim_changed(self, key: Key) -> None:
-        """Forget what was cached of a claim, so that the next pass reads it again."""
-        self.memory.claims.drop(key)
+    def claim_changed(self, claim: Key, uid: str | None) -> bool:
+        """Whether a claim is gone, or is another one than passes have read. Then it is forgotten.
+
+        Args:
+            claim: its namespace and name.
+            uid: as it was just listed; None if it was not.
+        """
+        known = self.memory.claims.last(claim)
+        changed = uid is None or (known is not None and uid_of(known) != uid)
+        if changed:
+            self.memory.claims.drop(claim)
+        return changed
 
     async def reconcile(self, key: Key) -> float | None:
         """Make one pass over a chain.

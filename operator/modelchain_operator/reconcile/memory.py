@@ -40,6 +40,10 @@ class Cache:
         when, value = self._kept.get(key, (0.0, None))
         return value if value is not None and time.monotonic() - when < CACHED_SECONDS else None
 
+    def last(self, key: Any) -> Object | None:
+        """The object as it was last put here, however long ago."""
+        return self._kept.get(key, (0.0, None))[1]
+
     def put(self, key: Any, value: Object) -> None:
         if len(self._kept) > MAX_PODS:
             self._kept.clear()

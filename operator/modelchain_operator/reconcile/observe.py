@@ -270,7 +270,8 @@ class View:
         name of this chain's. Other chains' records on claims of their own do not matter here.
         """
         mine = requests.claim_name(self.snapshot.spec) if self.spec.storage else None
-        return self.snapshot.spec.metadata.name == spec["chain"] or spec["claimName"] == mine
+        chain, claim = str(spec["chain"]), str(spec["claimName"])
+        return chain == self.snapshot.spec.metadata.name or claim == mine
 
     def _conflict(self, record: Object) -> Damage:
         """The name of this chain's record belongs to a record of something else."""

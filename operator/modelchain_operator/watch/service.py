@@ -70,7 +70,7 @@ class Controller(Protocol):
     async def reconcile(self, key: Key) -> float | None: ...
     def remember(self, pod: Object) -> None: ...
     def artifact_changed(self, record: Object) -> None: ...
-    def claim_changed(self, key: Key) -> None: ...
+    def claim_changed(self, claim: Key, uid: str | None) -> bool: ...
 
 
 class Service:
@@ -104,8 +104,6 @@ class Service:
         self._refused = False
         # What `/metrics` shows of each chain.
         self.known: dict[Key, Figures] = {}
-        # By namespace and name, the UIDs of the chains' claims when they were last listed.
-        self._claims: dict[Key, str] = {}
 
     @property
     def leads(self) -> bool:
@@ -200,19 +198,23 @@ class Service:
             self.queue.add(key)
 
     async def _list_claims(self) -> None:
-        """List all claims, and queue the chains of those that are gone or were replaced.
+        """List all claims, and queue the complete chains whose claim is gone or was replaced.
 
-        A finished chain has no other pass for minutes, and would go on to say that it is complete.
+        Such a chain has no other pass for minutes, and would go on to say that it is complete.
         """
-        used = {(key[0], chain.claim) for key, chain in self.known.items()}
-        now = {_key(claim): uid(claim) async for claim in self._all(CLAIMS) if _key(claim) in used}
-        changed = {key for key, found in self._claims.items() if now.get(key) != found}
-        self._claims = now
-        for key in changed:
-            self.controller.claim_changed(key)
-        for key, chain in self.known.items():
-            if (key[0], chain.claim) in changed:
-                self.queue.add(key)
+        used = {
+            key: (key[0], chain.claim)
+            for key, chain in self.known.items()
+            if "Complete" in chain.true
+        }
+        uids: dict[Key, str | None] = dict.fromkeys(used.values())
+        async for claim in self._all(CLAIMS):
+            if _key(claim) in uids:
+                uids[_key(claim)] = uid(claim)
+        gone = {key for key, found in uids.items() if self.controller.claim_changed(key, found)}
+        for chain, used_claim in used.items():
+            if used_claim in gone:
+                self.queue.add(chain)
 
     async def _all(self, resource: Resource) -> AsyncIterator[Object]:
         """All objects of a kind in the namespaces served.
