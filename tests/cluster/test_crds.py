@@ -310,6 +310,10 @@ def test_a_status_comes_back_as_it_was_written(api: Api, namespace: str) -> None
     assert ChainStatus.model_validate_json(json.dumps(kept)).stages[0].macs == int(1e24)
 
 
+CLAIM = "8f4b1f0e"
+NAME = stage_artifact_name(CLAIM, "a" * 64)
+
+
 def stage_artifact() -> dict[str, Any]:
     spec = StageArtifactSpec(
         chain="family",
@@ -320,7 +324,7 @@ def stage_artifact() -> dict[str, Any]:
         manifest_digest="c" * 64,
         path="a" * 64 + "/artifact",
         claim_name="family-artifacts",
-        claim_uid="8f4b1f0e",
+        claim_uid=CLAIM,
         image=IMAGE,
         epochs=32,
         inputs={"epochs": 32, "data": {"shards": ["a.tar"]}},
@@ -333,7 +337,7 @@ def stage_artifact() -> dict[str, Any]:
         attempt="family-vit-t-a1",
         finished_at="2026-01-02T03:04:05Z",
     )
-    whole = StageArtifact(metadata={"name": stage_artifact_name(spec.input_digest)}, spec=spec)
+    whole = StageArtifact(metadata={"name": NAME}, spec=spec)
     return whole.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
@@ -400,7 +404,7 @@ def test_kubectl_get(cluster: Cluster, namespace: str) -> None:
     assert " 12.50 False InProgress vision 7.5 stage vit-s: running " in row
     head, row = table("sart")
     assert head == "NAME CHAIN STAGE MODEL EPOCHS ACCURACY COST AGE"
-    assert row.startswith(f"{stage_artifact_name('a' * 64)} family vit-t ViT-T-16 32 31.80 ")
+    assert row.startswith(f"{NAME} family vit-t ViT-T-16 32 31.80 ")
     assert "modelchain.modelchain.dev/family" in cluster.kubectl(
         "get", "ml", "-o", "name", f"--namespace={namespace}"
     )

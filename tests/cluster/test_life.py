@@ -376,6 +376,7 @@ def test_another_image_while_a_stage_trains(world: World) -> None:
 
 
 def test_a_name_that_is_taken(world: World) -> None:
+    """By a user's own job. The next attempt has the next number, and the job is left alone."""
     space = world.space
     world.apply("model", 1)
     job = space.wait(lambda: space.get("pytorchjob", "model-a-a1"), "a job to copy")
@@ -385,12 +386,24 @@ def test_a_name_that_is_taken(world: World) -> None:
     space.apply(
         {"apiVersion": job["apiVersion"], "kind": job["kind"], "metadata": meta, "spec": spec}
     )
+    uid = space.get("pytorchjob", "foreign-a-a1")["metadata"]["uid"]
     world.apply("foreign", 1)
-    stalled = space.until("Stalled", "foreign")["conditions"][0]
-    delete = f"kubectl delete pytorchjobs.kubeflow.org foreign-a-a1 -n {space.namespace}"
-    assert stalled["reason"] == "NameTaken" and delete in stalled["message"]
-    space.kubectl(*delete.split()[1:-2])
-    space.until("Complete", "foreign")
+    stage = space.until("Complete", "foreign")["stages"][0]
+    assert world.attempts("foreign") == {"a": ["Suspended", "Succeeded"]}
+    assert (stage["retries"], stage["disruptions"]) == (0, 0)
+    assert space.get("pytorchjob", "foreign-a-a1")["metadata"]["uid"] == uid
+
+
+def test_two_chains_whose_attempts_have_the_same_names(world: World) -> None:
+    space = world.space
+    world.apply("vit", 1, **{"spec.stages[0].name": "b-large"})
+    world.apply("vit-b", 1, **{"spec.stages[0].name": "large"})
+    for name in ("vit", "vit-b"):
+        space.until("Complete", name)
+    names = [name for name in space.names("pytorchjobs") if name.startswith("vit-b-large-")]
+    assert names == ["vit-b-large-a1", "vit-b-large-a2"]
+    said = [event["message"] for event in space.list("events") if "vit" in event["message"]]
+    assert not [message for message in said if "kubectl delete" in message]
 
 
 # -- deleted and made again ------------------------------------------------------------------------
@@ -444,7 +457,8 @@ def test_another_claim_of_the_same_name(world: World) -> None:
         c for c in world.again("moved", "Stalled", 90)["conditions"] if c["type"] == "Stalled"
     )
     assert stalled["reason"] == "ArtifactMissing"
-    record = f"sa-{space.stage('a', 'moved')['inputDigest'][:20]}"
+    label = f"modelchain.dev/input-digest={space.stage('a', 'moved')['inputDigest'][:63]}"
+    [record] = [found["metadata"]["name"] for found in space.list("sart", label)]
     assert (
         f"to train the stage again: kubectl delete sart {record} -n {space.namespace}"
         in stalled["message"]
@@ -453,6 +467,50 @@ def test_another_claim_of_the_same_name(world: World) -> None:
     stages = world.again("moved", seconds=90)["stages"]
     assert stages[0]["reason"] == "Miss: its artifact is gone" and len(world.jobs("moved")) == 2
     assert "moved-artifacts" in space.names("pvc")
+
+
+def test_a_claim_that_is_gone_is_seen_before_complete_is_said(world: World) -> None:
+    """The operator has read the claim less than a minute ago."""
+    space = world.space
+    world.apply("hollow", 2)
+    space.until("Complete", "hollow")
+    space.kubectl("delete", "mchain", "hollow", "--wait")
+    space.kubectl("delete", "pvc", "hollow-artifacts", "--timeout=30s")
+    world.apply("hollow", 2)
+    status = space.until("Stalled", "hollow")
+    assert status["stages"][0]["reasonCode"] == "ArtifactMissing"
+    told = [e for e in space.list("events") if e["involvedObject"]["name"] == "hollow"]
+    uid = space.get("mchain", "hollow")["metadata"]["uid"]
+    assert "StageSucceeded" not in [e["reason"] for e in told if e["involvedObject"]["uid"] == uid]
+
+
+@pytest.mark.timeout(180)
+def test_a_claim_that_is_gone_is_seen_within_a_minute(world: World) -> None:
+    space = world.space
+    world.apply("emptied", 1)
+    space.until("Complete", "emptied")
+    space.kubectl("delete", "pytorchjobs", "--selector=modelchain.dev/chain=emptied")
+    space.kubectl("delete", "pvc", "emptied-artifacts", "--timeout=30s")
+    stalled = space.until("Stalled", "emptied", timeout=65)
+    assert stalled["stages"][0]["reasonCode"] == "ArtifactMissing"
+    assert not any(c["type"] == "Complete" and c["status"] == "True" for c in stalled["conditions"])
+
+
+def test_a_job_that_a_deleted_chain_left_behind(world: World) -> None:
+    """It is named and waited for. The next attempt takes up its artifact and trains nothing."""
+    space = world.space
+    world.apply("left", 1)
+    world.scripts["left"] = lambda pod: plays.usual(12.0)
+    world.runs("left", "left-a-a1")
+    space.kubectl("delete", "mchain", "left", "--cascade=orphan")
+    world.apply("left", 1)
+    world.scripts["left"] = lambda pod: plays.usual(1.0)
+    stage = space.until("Stalled", "left")["stages"][0]
+    assert stage["reasonCode"] == "OrphanedJob" and "PyTorchJob left-a-a1" in stage["reason"]
+    stage = space.until("Complete", "left")["stages"][0]
+    assert [a["name"] for a in stage["attempts"] if a["state"] == "Succeeded"] == ["left-a-a2"]
+    assert world.kubelet.trained[stage["inputDigest"]] == ["left-a-a1"]
+    space.kubectl("delete", "pytorchjob", "left-a-a1")  # it belongs to no chain any more
 
 
 @pytest.mark.parametrize("moment", ["a runs", "b runs", "complete"])

@@ -1,4 +1,4 @@
-"""What the cluster does not let a chain do: pods refused at creation, a runner that is not
+"""What the cluster does not let a chain do: objects refused at creation, a runner that is not
 installed.
 """
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from controlplane import ControlPlane, new_directory
 from kubelet import Kubelet
+from plays import lost_message
 from recorder import Recorder
 from rig import Operator, Space, chain
 
@@ -75,6 +76,42 @@ def test_a_record_refused_by_a_quota(
         space.kubectl("delete", "quota", "few")
         stages = space.until("Complete")["stages"]
         assert [len(stage["attempts"]) for stage in stages] == [1, 1]
+        recorder.verify()
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("persistentvolumeclaims", "ClaimRefused"),
+        ("count/leases.coordination.k8s.io", "ShareRefused"),
+        ("count/pytorchjobs.kubeflow.org", "LaunchRefused"),
+        ("count/jobs.batch", "VerifyRefused"),
+    ],
+)
+@pytest.mark.timeout(240)
+def test_what_a_quota_refuses(
+    control_plane: ControlPlane, namespace: str, tmp_path: Path, kind: str, reason: str
+) -> None:
+    """Told in the quota's words, charged to nobody, and over when the quota is raised."""
+    space, hard = Space(control_plane, namespace), "1" if kind == "persistentvolumeclaims" else "0"
+    shared = {"spec.storage": {"claimName": "data"}} if reason == "ShareRefused" else {}
+    script = lambda pod: lost_message() if pod.role == "train" else None  # noqa: E731
+    with (
+        Kubelet(control_plane.kubeconfig, script=script),
+        Operator(control_plane.kubeconfig, tmp_path, (namespace,)),
+        Recorder(control_plane.etcd) as recorder,
+    ):
+        space.apply(QUOTA | {"spec": {"hard": {kind: hard}}})
+        space.wait(
+            lambda: space.get("quota", "few").get("status", {}).get("hard"), "the quota is in force"
+        )
+        space.apply(chain(stages=1, **shared))
+        # A refused launch is no stall for a minute.
+        stalled = space.until("Stalled", timeout=120)["conditions"][0]
+        assert stalled["reason"] == reason and "exceeded quota: few" in stalled["message"]
+        space.kubectl("delete", "quota", "few")
+        stage = space.until("Complete", timeout=90)["stages"][0]
+        assert len(stage["attempts"]) == 1 and (stage["retries"], stage["disruptions"]) == (0, 0)
         recorder.verify()
 
 

@@ -46,6 +46,9 @@ class Controller:
         say("pod", pod["metadata"]["name"])
     def artifact_changed(self, record):
         say("artifact", record["metadata"]["name"])
+    def claim_changed(self, claim, uid):
+        say("claim", *claim)
+        return False
 
 async def deaf(*args):
     await asyncio.Event().wait()
@@ -57,12 +60,17 @@ async def crash(self):
 async def unanswered(self, everything):
     raise Unavailable("no")
 
+async def hangs(self, everything):
+    await asyncio.Event().wait()
+
 if given["mode"] == "deaf":
     service.watch, service.RESYNC = deaf, 1.0
 if given["mode"] == "crash":
     service.Service._resync = crash
 if given["mode"] == "unanswered":
     service.Service._list, service.RESYNC = unanswered, 0.5
+if given["mode"] == "hangs":
+    service.Service._list, service.RESYNC = hangs, 0.5
 
 async def main():
     async with connect(Path(given["kubeconfig"])) as kube:
@@ -103,7 +111,7 @@ def wait(done: Callable[[], Any], seconds: float, why: str) -> None:
 
 @contextmanager
 def running(
-    control_plane: ControlPlane, tmp_path: Path, *namespaces: str, mode: str = "", port: int = 1
+    control_plane: ControlPlane, tmp_path: Path, *namespaces: str, mode: str = "", port: int = 0
 ) -> Iterator[Program]:
     given = {
         "kubeconfig": str(control_plane.kubeconfig),
@@ -251,11 +259,20 @@ def test_a_part_that_fails_ends_the_process(control_plane: ControlPlane, tmp_pat
         assert program.process.wait(30) == 1
 
 
-def test_without_lists_the_probe_fails(
+def test_a_list_that_hangs_fails_the_probe(
+    control_plane: ControlPlane, tmp_path: Path, unused_tcp_port: int
+) -> None:
+    with running(control_plane, tmp_path, mode="hangs", port=unused_tcp_port):
+        wait(lambda: health(unused_tcp_port) == 500, 30, "still alive")
+
+
+def test_an_api_server_that_is_away_fails_no_probe(
     control_plane: ControlPlane, tmp_path: Path, unused_tcp_port: int
 ) -> None:
     with running(control_plane, tmp_path, mode="unanswered", port=unused_tcp_port):
-        wait(lambda: health(unused_tcp_port) == 500, 30, "still alive")
+        wait(lambda: health(unused_tcp_port) == 200, 30, "no health")
+        time.sleep(4)  # longer than three times RESYNC
+        assert health(unused_tcp_port) == 200
 
 
 def health(port: int) -> int | None:

@@ -16,6 +16,7 @@ from modelchain.api.status import ChainStatus, StageStatus, State
 from modelchain.decide.observed import Launch, Step
 from modelchain_operator.api.kube import (
     ARTIFACTS,
+    CHAINS,
     CLAIMS,
     EVENTS,
     JOBS,
@@ -98,6 +99,8 @@ class ApiServer:
             if resource is not PYTORCHJOBS or not things:
                 raise NotFound("the operator that read this is dead")
             return things[0]
+        if resource is CHAINS and name in self.chains:
+            return self.chains[name].shown()
         for thing in self._kind(resource).values():
             if thing.name == name:
                 return shown(thing)
@@ -213,7 +216,7 @@ class ApiServer:
         return chain.shown()
 
     def _kind(self, resource: Resource) -> dict[str, Any]:
-        if resource in LOCAL_QUEUES:
+        if resource is CHAINS or resource in LOCAL_QUEUES:
             return {}
         kinds = {
             PYTORCHJOBS: self.jobs,

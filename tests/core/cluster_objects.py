@@ -228,6 +228,7 @@ def _pod_shown(pod: Pod) -> Object:
         }
     limits = {"nvidia.com/gpu": str(pod.gpus)} if pod.gpus else {}
     return {
+        "kind": "Pod",
         "metadata": meta,
         "spec": {
             "nodeName": "node",

@@ -55,11 +55,13 @@ class Operator:
     facts: Snapshot | None = None
     step: Step | None = None
     steps: int = 0
-    memory: Memory = field(default_factory=lambda: Memory(artifacts=Kept(), claims=Kept()))
+    memory: Memory = field(
+        default_factory=lambda: Memory(artifacts=Kept(), claims=Kept(), clock=lambda: 0.0)
+    )
     # It has made a pass since the last change, and there was nothing to do.
     rested: bool = False
     again: float | None = None
-    # Digests that had a StageArtifact when it last read the jobs.
+    # Digests that had a StageArtifact on the chain's claim when it last read the jobs.
     recorded: frozenset[str] = frozenset()
 
     def copy(self) -> Operator:
@@ -71,6 +73,8 @@ class Operator:
             artifacts=memory.artifacts.copy(),
             claims=memory.claims.copy(),
             refused=dict(memory.refused),
+            buildable=memory.buildable,
+            clock=memory.clock,
         )
         other.facts = copied(self.facts) if self.facts else None
         return other
@@ -78,7 +82,7 @@ class Operator:
     def crash(self) -> None:
         """The process restarts: it forgets everything."""
         self.phase, self.facts, self.step, self.rested, self.again = "idle", None, None, False, None
-        self.memory = Memory(artifacts=Kept(), claims=Kept())
+        self.memory = Memory(artifacts=Kept(), claims=Kept(), clock=lambda: 0.0)
 
     def key(self, now: Chain | None) -> tuple[Any, ...]:
         facts = self.facts
@@ -112,7 +116,7 @@ class Operator:
             sorted((str(k), id(v)) for k, (_, v) in c._kept.items())
             for c in (self.memory.artifacts, self.memory.claims)
         ]
-        refused = sorted(self.memory.refused.items())
+        refused = sorted((key, str(why.reason)) for key, why in self.memory.refused.items())
         return self.phase, known, step, pods, caches, refused, self.rested, self.again, self.steps
 
 

@@ -26,6 +26,7 @@ from modelchain.decide.observed import Launch, Step, Stop
 from modelchain.plan.pools import PoolFile
 from modelchain_operator.api.kube import PODS, ApiError
 from modelchain_operator.api.objects import uid
+from modelchain_operator.reconcile.controller import rests_on
 from modelchain_operator.reconcile.execute import Executor
 from modelchain_operator.reconcile.memory import Memory
 from modelchain_operator.reconcile.observe import View
@@ -87,7 +88,9 @@ class Cluster(World):
                 selector = f"{CHAIN_UID}={facts.uid}"
                 jobs = answer_of(self.list(PYTORCHJOBS, NAMESPACE, selector))
                 facts.jobs = {job["metadata"]["name"]: job for job in jobs}
-                operator.recorded = frozenset(r.says.split()[0] for r in self.records.values())
+                claim = self._claim(self.chains[operator.chain])
+                said = (record.says.split() for record in self.records.values())
+                operator.recorded = frozenset(digest for digest, _, uid in said if uid == claim)
                 operator.phase = "pods"
             case "pods":
                 facts = self._facts(operator)
@@ -115,10 +118,13 @@ class Cluster(World):
         assert operator.steps < STEPS, "the pass does not end"
         if not step.write and step.action is None:
             operator.phase, operator.facts, operator.again = "idle", None, step.again
-        elif isinstance(step.action, Launch) and not step.write and not facts.fresh:
-            reader.forget(facts, step.action)
+        elif (digests := rests_on(facts.status, step)) and not facts.fresh:
+            reader.forget(facts, digests)
             facts.fresh = True
-            operator.phase = "jobs"
+            if step.write:
+                self._decide(operator)
+            else:
+                operator.phase = "jobs"
         else:
             operator.step = replace(step, status=one_of_a_kind(step.status))
             operator.phase = "write"
@@ -363,16 +369,18 @@ def alone(stages: int = 2, *, operators: int = 1, queue: bool = False) -> Cluste
     return Cluster({"family": chain}, [Operator("family", standby=n > 0) for n in range(operators)])
 
 
-def together(stages: int = 2) -> Cluster:
-    """Two chains on one claim; their first stages have the same input digest."""
+def together(stages: int = 2, *, shared: bool = True) -> Cluster:
+    """Two chains whose first stages have the same input digest: on one claim, or on claims of their
+    own.
+    """
     status = one_of_a_kind(ChainStatus())
     meta = {"name": "shared", "namespace": NAMESPACE, "labels": {CHAIN: ""}}
     claim = Thing("shared", "shared#1", "", "", {"metadata": meta})
     other = (("spec.stages[1].rerun", "mine"),)
     chains = {
-        "one": Chain("one", "one-0", stages, shared=True, status=status),
+        "one": Chain("one", "one-0", stages, shared=shared, status=status),
         "two": Chain(
-            "two", "two-0", stages, shared=True, edits=other if stages > 1 else (), status=status
+            "two", "two-0", stages, shared=shared, edits=other if stages > 1 else (), status=status
         ),
     }
     world = Cluster(chains, [Operator("one"), Operator("two")], claims={"shared#1": claim})

@@ -221,6 +221,8 @@ class World(ApiServer):
         """
         self.now += 1
         uid = self._claim(self.chains[name])
+        if uid not in self.claims:
+            return  # it was not made yet
         del self.claims[uid]
         if again:
             self.make_claim(self.chains[name])

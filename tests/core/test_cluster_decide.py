@@ -361,6 +361,12 @@ def test_a_shared_stage_is_trained_once() -> None:
     assert sorted(attempts(world)) == ["one-a-a1", "one-b-a1", "two-b-a1"]
 
 
+def test_an_equal_stage_on_another_claim_is_trained_there_as_well() -> None:
+    world = settle(together(1, shared=False))
+    assert all(chain.status.is_true("Complete") for chain in world.chains.values())
+    assert sorted(attempts(world)) == ["one-a-a1", "two-a-a1"] and len(world.records) == 2
+
+
 # Everything that can happen, in small worlds.
 
 
@@ -371,8 +377,15 @@ def test_a_shared_stage_is_trained_once() -> None:
         lambda: alone(1, operators=2, queue=True),
         lambda: alone(2),
         lambda: together(1),
+        lambda: together(1, shared=False),
     ],
-    ids=["two operators", "two operators and a queue", "two stages", "two chains on one claim"],
+    ids=[
+        "two operators",
+        "two operators and a queue",
+        "two stages",
+        "two chains on one claim",
+        "two chains on claims of their own",
+    ],
 )
 def test_one_fault_at_every_request(
     start: Callable[[], Cluster], request: pytest.FixtureRequest
@@ -508,6 +521,7 @@ def test_random_histories(seed: int) -> None:
         lambda: alone(2, operators=2, queue=True),
         lambda: together(1),
         lambda: together(2),
+        lambda: together(1, shared=False),
     ]
     world = chance.choice(starts)()
     with traced(world):

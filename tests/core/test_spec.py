@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import tempfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from modelchain.api.spec import ModelChain
 from modelchain.errors import InputError
 from modelchain.identity.shards import base_names, expand
 from modelchain.io.load import MAX_BYTES, load_chain, parse
-from modelchain.plan.check import check
+from modelchain.plan.check import _problems_of, check
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 
@@ -192,6 +192,27 @@ def test_the_expansion_of_shard_patterns() -> None:
         "/data/a-10.tar",
     ]
     assert base_names("/data/x/{1,0}.tar") == ["1.tar", "0.tar"]
+
+
+# Paths as they are, and patterns of which some names are no files below the mount.
+ODD_PATHS = st.lists(
+    st.sampled_from(["/", "//", "a", ".", "..", "...", "data", "{a,b}", "{.,..}", "{,a}", "x.tar"]),
+    min_size=1,
+    max_size=6,
+).map(lambda parts: "/data/" + "".join(parts))
+
+
+@given(ODD_PATHS)
+def test_names_of_many_shards_are_read_fast_and_as_paths_are(pattern: str) -> None:
+    names = expand(pattern)
+    assert base_names(pattern) == [PurePosixPath(name).name for name in names]
+    wrong = any(
+        ".." in PurePosixPath(name).parts
+        or PurePosixPath("/data") not in PurePosixPath(name).parents
+        for name in names
+    )
+    twice = len(set(names)) < len(names)
+    assert bool(list(_problems_of(pattern, "/data", True))) == (wrong or twice)
 
 
 @settings(max_examples=300, deadline=2000)

@@ -21,6 +21,7 @@ OBSTACLE = Reason(Code.INVALID_SPEC, message="no such pool")
 LOADING = Reason(Code.DATA_LOADING, "pack", "job pack fills claim photos")
 FAILED_LOAD = Reason(Code.DATA_FAILED, "pack", "job pack has failed")
 STUCK = Reason(Code.NODE_LOST, "n1", "pod p should have ended")
+OTHER = Reason(Code.SHARED_STAGE, "other", "chain other trains the same stage")
 SUSPENDED = Reason(Code.SUSPENDED, message="spec.suspend is true")
 ALIKE = tuple(AvoidedNode(node=name, until=2 * NOW, fault="NoDevice") for name in ("n1", "n2"))
 
@@ -97,12 +98,12 @@ ROWS: dict[str, tuple[waits.Wait, Turn, tuple[State, Code, bool, float | None]]]
     ),
     "a share that no chain has": (
         waits.for_the_share,
-        turn(seen={"share": lambda digest: ""}),
+        turn(seen={"share": lambda digest: "Free"}),
         (State.PENDING, Code.TAKES_SHARE, False, 30.0),
     ),
     "a share that another chain has": (
         waits.for_the_share,
-        turn(seen={"share": lambda digest: "other"}),
+        turn(seen={"share": lambda digest: OTHER}),
         (State.QUEUED, Code.SHARED_STAGE, False, 30.0),
     ),
 }
@@ -137,7 +138,7 @@ def test_the_back_off_keeps_the_reason_and_the_share() -> None:
 def test_the_actions_of_waits() -> None:
     claim = waits.first_wait(turn(seen={"claim_missing": True}), STAGE)
     assert claim is not None and claim.action == MakeClaim()
-    share = waits.first_wait(turn(seen={"share": lambda digest: ""}), STAGE)
+    share = waits.first_wait(turn(seen={"share": lambda digest: "Free"}), STAGE)
     assert share is not None and share.action == TakeShare("d" * 64)
     assert share.shares == {"d" * 64}
 
@@ -160,7 +161,7 @@ def test_the_order_of_waits() -> None:
             "obstacle": OBSTACLE,
             "claim_missing": True,
             "loading": lambda: LOADING,
-            "share": lambda digest: "other",
+            "share": lambda digest: OTHER,
         },
     )
     stage = STAGE.changed(not_before=NOW + 8)

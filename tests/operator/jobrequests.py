@@ -30,6 +30,7 @@ def request(**changes: Any) -> JobRequest:
         pool=DEFAULT_POOLS["a100-80gb"],
         image=IMAGE,
         artifacts_claim="vit-artifacts",
+        claim_uid="99999999-8888-7777-6666-555555555555",
         task='{"v": 1, "note": "$(HOME) costs $5"}',
         processes_per_node=8,
         data_claim="cc3m",

@@ -1,4 +1,4 @@
-"""An API server in memory. It has what passes of the operator need, and it never fails."""
+"""An API server in memory. It has what passes of the operator need. It fails only on request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from specs import with_changes
 
-from modelchain_operator.api.kube import AlreadyExists, NotFound, Object, Resource
+from modelchain_operator.api.kube import AlreadyExists, ApiError, NotFound, Object, Resource
 
 MOMENT = "2026-01-01T00:00:00Z"
 IMAGE = "registry.example/trainer@sha256:" + "0" * 64
@@ -29,9 +29,13 @@ def chain() -> Object:
 
 
 class MemoryKube:
-    """Stands in for `Kube`. `wrote_status` is called with each status that is written."""
+    """Stands in for `Kube`. `wrote_status` is called with each status that is written.
 
-    def __init__(self, wrote_status: Callable[[Object], None]) -> None:
+    A write whose verb and kind are in `refuse` raises the error that is given there.
+    """
+
+    def __init__(self, wrote_status: Callable[[Object], None] = lambda status: None) -> None:
+        self.refuse: dict[tuple[str, str], ApiError] = {}
         self.objects: dict[tuple[str, str], Object] = {}
         self.calls: Counter[Any] = Counter()
         self.wrote_status = wrote_status
@@ -60,15 +64,22 @@ class MemoryKube:
         found = [obj for (plural, _), obj in self.objects.items() if plural == resource.plural]
         return copy.deepcopy([obj for obj in found if _selected(obj, selector)])
 
+    def _check(self, verb: str, resource: Resource) -> None:
+        if (verb, resource.plural) in self.refuse:
+            raise self.refuse[verb, resource.plural]
+
     async def create(self, resource: Resource, obj: Object) -> Object:
+        self._check("create", resource)
         if (resource.plural, obj["metadata"]["name"]) in self.objects:
             raise AlreadyExists(f"{resource.plural} {obj['metadata']['name']}", code=409)
         return self.put(resource, obj)
 
     async def patch(self, resource: Resource, namespace: str, name: str, body: Object) -> Object:
+        self._check("patch", resource)
         return self.put(resource, _merged(self.objects[resource.plural, name], body))
 
     async def replace_status(self, resource: Resource, obj: Object) -> Object:
+        self._check("status", resource)
         stored = self.objects[resource.plural, obj["metadata"]["name"]]
         self.wrote_status(obj["status"])
         return self.put(resource, stored | {"status": obj["status"]})
@@ -76,6 +87,7 @@ class MemoryKube:
     async def delete(
         self, resource: Resource, namespace: str, name: str, uid: str, propagation: str = ""
     ) -> None:
+        self._check("delete", resource)
         del self.objects[resource.plural, name]
 
     def wrote(self, obj: Object) -> bool:

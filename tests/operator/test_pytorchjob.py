@@ -127,6 +127,7 @@ def test_a_new_job_is_owned_without_blocking_and_in_a_queue_that_does_not_exist(
     assert meta["labels"] == {
         "modelchain.dev/chain": "vit",
         "modelchain.dev/chain-uid": "11111111-2222-3333-4444-555555555555",
+        "modelchain.dev/claim-uid": "99999999-8888-7777-6666-555555555555",
         "modelchain.dev/stage": "b",
         "modelchain.dev/attempt": "1",
         "modelchain.dev/input-digest": ("ab" * 32)[:63],

@@ -14,6 +14,7 @@ from plainjob import INDEX, PlainJob
 from podshapes import at
 from specs import config, inline, with_changes
 
+from modelchain.api.reasons import Code
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import AttemptStatus, ChainStatus
 from modelchain.plan.pools import PoolFile
@@ -29,6 +30,7 @@ from modelchain_operator.api.kube import (
     Object,
     Resource,
 )
+from modelchain_operator.api.objects import true_condition
 from modelchain_operator.reconcile.controller import Controller
 from modelchain_operator.reconcile.snapshot import Reader, Snapshot
 from modelchain_operator.runners.port import Runner
@@ -84,6 +86,7 @@ def test_a_new_job_is_suspended_and_has_the_labels_that_find_it(
     assert meta["labels"] == {
         "modelchain.dev/chain": "vit",
         "modelchain.dev/chain-uid": "11111111-2222-3333-4444-555555555555",
+        "modelchain.dev/claim-uid": "99999999-8888-7777-6666-555555555555",
         "modelchain.dev/stage": "b",
         "modelchain.dev/attempt": "1",
         "modelchain.dev/input-digest": ("ab" * 32)[:63],
@@ -453,8 +456,10 @@ def test_a_status_that_names_an_unknown_runner_is_not_acted_on(team: Team) -> No
     team.one_pass()
     chain = team.server.objects[CHAINS]["family"]
     chain["status"]["stages"][0]["attempts"][0]["runner"] = "TrainJob"
-    with pytest.raises(RuntimeError, match="it names the runner TrainJob"):
-        asyncio.run(team.controller.reconcile(("team", "family")))
+    asyncio.run(team.controller.reconcile(("team", "family")))
+    stalled = true_condition(team.server.objects[CHAINS]["family"], "Stalled") or {}
+    assert stalled["reason"] == Code.STATUS_UNREADABLE
+    assert "the runner TrainJob" in stalled["message"]
     assert team.server.names(PyTorchJob()) == ["family-a-a1"]
     assert not team.server.objects[ARTIFACTS] and not team.server.objects[EVENTS]
     assert list(team.server.objects[CLAIMS]) == ["family-artifacts"]

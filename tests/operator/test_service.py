@@ -1,5 +1,5 @@
-"""What starts a pass of a chain: resync, artifacts, pods and edits. Also what the service forgets,
-and when its liveness check fails.
+"""What starts a pass of a chain: resync, artifacts, claims, pods and edits. Also what the service
+forgets, and when its liveness check fails.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from modelchain_operator.__main__ import _check_port
 from modelchain_operator.api.kube import (
     ARTIFACTS,
     CHAINS,
+    CLAIMS,
     ApiError,
     Forbidden,
+    Gone,
     NotFound,
     Resource,
+    Throttled,
     Unavailable,
 )
 from modelchain_operator.watch.service import Key, Service
@@ -44,23 +47,35 @@ def chain(
 
 
 class World:
-    """An API server that only lists chains, and a controller that records its calls."""
+    """An API server that only lists chains and claims, and a controller that records its calls."""
 
     def __init__(self, *chains: dict[str, Any]) -> None:
         self.chains = list(chains)
+        # The UIDs of claims by namespace and name.
+        self.claims: dict[Key, str] = {}
         self.broken: ApiError | None = None
+        # A LIST of these kinds is not permitted.
+        self.forbidden: set[Resource] = set()
         self.passes: list[tuple[Key, int]] = []
         self.changed: list[dict[str, Any]] = []
+        self.changed_claims: list[Key] = []
+        self.known_claims: dict[Key, str] = {}
         self.remembered: list[dict[str, Any]] = []
 
     async def pages(
-        self, resource: object, namespace: str | None
+        self, resource: Resource, namespace: str | None
     ) -> AsyncIterator[list[dict[str, Any]]]:
         if self.broken:
             raise self.broken
-        for chain in self.chains:
-            if namespace in (None, chain["metadata"]["namespace"]):
-                yield [chain]
+        if resource in self.forbidden:
+            raise Forbidden("GET /x: 403 no", code=403)
+        claims = [
+            {"metadata": {"namespace": space, "name": name, "uid": uid}}
+            for (space, name), uid in self.claims.items()
+        ]
+        for thing in self.chains if resource is CHAINS else claims:
+            if namespace in (None, thing["metadata"]["namespace"]):
+                yield [thing]
 
     async def resource_exists(self, resource: Resource) -> bool:
         return False
@@ -77,6 +92,13 @@ class World:
 
     def artifact_changed(self, record: dict[str, Any]) -> None:
         self.changed.append(record)
+
+    def claim_changed(self, claim: Key, uid: str | None) -> bool:
+        """A pass has read the claims as they are in `known_claims`."""
+        changed = uid is None or self.known_claims.get(claim, uid) != uid
+        if changed:
+            self.changed_claims.append(claim)
+        return changed
 
     def passes_of(self, name: str) -> int:
         return len([key for key, _ in self.passes if key[1] == name])
@@ -156,7 +178,7 @@ def test_an_artifact_starts_a_pass_of_the_chains_whose_status_names_its_digest()
         chain("far", True, DIGEST, namespace="elsewhere"),
     )
 
-    artifact = {"metadata": {"namespace": "ns", "name": f"sa-{DIGEST[:20]}"}}
+    artifact = {"metadata": {"namespace": "ns", "name": "sa-0"}, "spec": {"inputDigest": DIGEST}}
 
     async def script(service: Service) -> None:
         await asyncio.sleep(10)
@@ -194,20 +216,116 @@ def test_only_the_given_namespaces_are_listed() -> None:
     assert sorted(key for key, _ in world.passes) == [("one", "a"), ("three", "c")]
 
 
-def test_the_liveness_check_fails_after_three_rounds_without_a_list() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        Unavailable("GET /x: no"),
+        Forbidden("GET /x: 401 no", code=401),
+        Throttled("GET /x: 429", retry_after=1.0),
+        Gone("GET /x: 410"),
+        NotFound("GET /x: 404"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_the_liveness_check_does_not_depend_on_the_api_server(error: ApiError) -> None:
+    """A restart would not bring the API server back, and would lose what is remembered."""
     world = World()
 
     async def script(service: Service) -> None:
-        world.broken = Unavailable("no")
-        await asyncio.sleep(170)
-        assert service._alive() is None
-        await asyncio.sleep(20)
-        assert "last listed" in (service._alive() or "")
-        world.broken = None
-        await asyncio.sleep(60)
-        assert service._alive() is None
+        world.broken = error
+        for _ in range(60):
+            await asyncio.sleep(60)
+            assert service._alive() is None
 
     play(world, script)
+
+
+def test_the_liveness_check_fails_if_nothing_is_tried() -> None:
+    world = World()
+
+    async def hangs(everything: bool) -> None:
+        await asyncio.sleep(10_000)
+
+    async def script(service: Service) -> None:
+        service._list = hangs  # type: ignore[method-assign]
+        await asyncio.sleep(170)
+        assert service._alive() is None
+        await asyncio.sleep(60)
+        assert "last try to list" in (service._alive() or "")
+
+    play(world, script)
+
+
+# -- claims ----------------------------------------------------------------------------------------
+
+
+def stored(name: str, claim: str | None = None, **more: Any) -> dict[str, Any]:
+    """A complete chain; without a claim's name it has its own."""
+    storage = {"claimName": claim} if claim else {"claimTemplate": {"size": "1Gi"}}
+    made = chain(name, finished=True, **more) | {"spec": {"storage": storage}}
+    made["status"]["conditions"].append({"type": "Complete", "status": "True"})
+    return made
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_claim_that_is_gone_or_replaced_starts_a_pass_of_complete_chains_within_a_minute(
+    replaced: bool,
+) -> None:
+    world = World(
+        stored("own"),
+        stored("named", "shared"),
+        stored("also", "shared"),
+        stored("other", "elsewhere"),
+        stored("far", "shared", namespace="far"),
+        chain("failed", finished=True),
+    )
+    world.claims = {("ns", "own-artifacts"): "1", ("ns", "shared"): "2", ("ns", "elsewhere"): "3"}
+    world.claims |= {("far", "shared"): "4", ("ns", "of no chain"): "5"}
+    world.known_claims = dict(world.claims)
+
+    async def script(service: Service) -> None:
+        await asyncio.sleep(70)
+        for name in ("own-artifacts", "shared", "of no chain"):
+            if replaced:
+                world.claims["ns", name] += "again"
+            else:
+                del world.claims["ns", name]
+        world.passes.clear()
+        await asyncio.sleep(61)
+
+    play(world, script)
+    assert sorted(key[1] for key, _ in world.passes) == ["also", "named", "own"]
+    assert sorted(set(world.changed_claims)) == [("ns", "own-artifacts"), ("ns", "shared")]
+
+
+def test_a_claim_that_was_never_listed_is_missed_as_well() -> None:
+    """The chain was completed, and its claim deleted, between two LISTs."""
+    world = World()
+
+    async def script(service: Service) -> None:
+        await asyncio.sleep(70)
+        service._on_chain(stored("quick"))
+        await asyncio.sleep(1)
+        world.chains.append(stored("quick"))
+        world.passes.clear()
+        await asyncio.sleep(61)
+
+    play(world, script)
+    assert [key[1] for key, _ in world.passes] == ["quick"]
+
+
+def test_without_the_right_to_list_claims_the_rest_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World(chain("running"))
+    world.forbidden = {CLAIMS}
+
+    async def script(service: Service) -> None:
+        await asyncio.sleep(130)
+
+    play(world, script)
+    assert world.passes_of("running") >= 3
+    assert "the right to list persistentvolumeclaims in all namespaces is missing" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,10 @@
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]
-# The claim of artifacts: created, never deleted or resized.
+# The claim of artifacts: created, never deleted or resized. Listed to see when one is gone.
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
-  verbs: [get, create]
+  verbs: [get, list, create]
 # Shares: which chain may train a stage that several chains share.
 - apiGroups: [coordination.k8s.io]
   resources: [leases]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
@@ -66,6 +67,14 @@ class StageArtifact(Record):
     spec: StageArtifactSpec
 
 
-def stage_artifact_name(input_digest: str) -> str:
-    """The name of the record of these inputs. A namespace holds one record of equal inputs."""
+def stage_artifact_name(claim_uid: str, input_digest: str) -> str:
+    """The name of the record of these inputs on this claim.
+
+    Chains on different claims may train equal stages, so the inputs alone do not name a record.
+    """
+    return f"sa-{hashlib.sha256(f'{claim_uid}/{input_digest}'.encode()).hexdigest()[:20]}"
+
+
+def former_artifact_name(input_digest: str) -> str:
+    """The name by which older versions made records, one for equal inputs in a namespace."""
     return f"sa-{input_digest[:20]}"

@@ -193,7 +193,7 @@ class Code(StrEnum):
     ARTIFACT_MISSING = (
         "ArtifactMissing",
         "The recorded artifact of the stage is not on the chain's claim",
-        "Bring the claim back, or do what the message says; never delete another chain's record",
+        "Bring the claim back, or delete the record that the message names to train again",
         "kubectl get sart -n {namespace}",
     )
     DIGEST_CONFLICT = (
@@ -205,8 +205,26 @@ class Code(StrEnum):
     NAME_TAKEN = (
         "NameTaken",
         "A job of the attempt's name exists that this chain did not make",
-        "Rename the chain, or delete that job",
+        "Nothing; the next attempt takes the next number",
         EXPLAIN,
+    )
+    ORPHANED_JOB = (
+        "OrphanedJob",
+        "A job that a deleted chain left behind may train the same stage",
+        "Wait until it has ended, or delete it",
+        EXPLAIN,
+    )
+    CLAIM_REFUSED = (
+        "ClaimRefused",
+        "The API server refuses to create the chain's claim",
+        "Change what the message names: a quota, a policy, a webhook",
+        DESCRIBE,
+    )
+    SHARE_REFUSED = (
+        "ShareRefused",
+        "The API server refuses the Lease by which chains agree who trains a shared stage",
+        "Change what the message names: a quota, a policy, a webhook",
+        DESCRIBE,
     )
     LAUNCH_REFUSED = (
         "LaunchRefused",
@@ -230,6 +248,18 @@ class Code(StrEnum):
         "RecordRefused",
         "The stage has finished, and the API server refuses its record",
         "Change what the message names; the artifact is safe meanwhile",
+        DESCRIBE,
+    )
+    VERIFY_REFUSED = (
+        "VerifyRefused",
+        "The API server refuses the Job that hashes an artifact again",
+        "Change what the message names; nothing is trained again before that Job has answered",
+        DESCRIBE,
+    )
+    DELETE_REFUSED = (
+        "DeleteRefused",
+        "The API server refuses to delete a job of the chain",
+        "Change what the message names: a policy, a webhook",
         DESCRIBE,
     )
     PODS_FORBIDDEN = (
@@ -406,6 +436,12 @@ class Code(StrEnum):
     )
     STAGE_STOPPING = "StageStopping", "A stage's attempt was asked to stop"
     STAGE_RETRYING = "StageRetrying", "An attempt ended without an artifact; another one follows"
+    STATUS_REFUSED = (
+        "StatusRefused",
+        "The API server refuses the chain's status",
+        "Change what the event names: a policy, a webhook, CRDs of another version",
+        DESCRIBE,
+    )
 
     # What only `explain` finds out.
     DELETING = "Deleting", "The chain is being deleted; artifacts stay"

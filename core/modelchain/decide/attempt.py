@@ -18,7 +18,7 @@ from modelchain.decide.nodes import avoided, nodes_avoided, without_faults
 from modelchain.decide.observed import Launch, RecordArtifact, Release, Seen, Verify
 from modelchain.decide.outcome import Outcome, Turn, stalled
 from modelchain.decide.verdict import deadline, judge, progress_unknown, unrecordable
-from modelchain.decide.waits import for_the_share
+from modelchain.decide.waits import for_the_claim, for_the_share
 
 Check = Callable[[Turn, StageStatus, Launch, Seen], Outcome | None]
 
@@ -113,6 +113,20 @@ def _stall(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcom
     return None if reason is None else stalled(turn, stage, reason, wanted=_only(launch))
 
 
+def _renumber(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcome | None:
+    """Close an intent whose name something else has. The next intent has the next number.
+
+    Chains `a` with stage `b-c` and `a-b` with stage `c` give their attempts the same names.
+    """
+    attempt, price = launch.attempt, turn.observed.price
+    if seen.taken is None or turn.stopping is not None or _asked_to_stop(attempt):
+        return None
+    over = closed(attempt, seen, turn.now, price, State.SUSPENDED, message=seen.taken.message)
+    stage = transitions.booked(stage, [*stage.attempts[:-1], over])
+    digests = frozenset({attempt.input_digest})
+    return Outcome(transitions.waiting(stage, seen.taken), again=0.0, shares=digests)
+
+
 def _launch(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcome | None:
     """Launch an intent, which is an attempt without a job."""
     if seen.started:
@@ -124,13 +138,12 @@ def _launch(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outco
     wanted = _only(launch)
     if turn.observed.obstacle is not None and not seen.there:
         return stalled(turn, transitions.idle(stage), turn.observed.obstacle, wanted=wanted)
-    if (waiting := for_the_share(turn, stage)) is not None:
-        return replace(waiting, wanted=wanted)
-    # If an earlier job of this name still exists, wait for its end. Otherwise launch, even if the
-    # API server refused the job before: it may accept it by now.
-    refused = seen.waiting is not None and not seen.there
+    for wait in (for_the_claim, for_the_share):
+        if (waiting := wait(turn, stage)) is not None:
+            return replace(waiting, wanted=wanted)
+    # If an earlier job of this name still exists, wait for its end.
     return Outcome(
-        transitions.starting(stage, seen.waiting or turn.miss, stalled=refused),
+        transitions.starting(stage, seen.waiting or turn.miss),
         action=None if seen.there else launch,
         again=turn.observed.poll_seconds,
         wanted=wanted,
@@ -139,12 +152,11 @@ def _launch(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outco
 
 
 def _release(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcome | None:
-    """Release the job, whose UID is in the status by now. A refused release is tried again."""
+    """Release the job, whose UID is in the status by now."""
     if not (seen.there and seen.unreleased):
         return None
-    refused = seen.waiting is not None
     return Outcome(
-        transitions.starting(stage, seen.waiting or turn.miss, stalled=refused),
+        transitions.starting(stage, turn.miss),
         action=Release(launch.attempt),
         again=turn.observed.poll_seconds,
         wanted=_only(launch),
@@ -217,16 +229,8 @@ def _record(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen, word: La
     total = plus(stage.trained, [final])
     macs = max(total.macs, word.macs, least(stage, word.steps))
     record = RecordArtifact(launch, word, total.model_copy(update={"macs": macs}))
-    if seen.waiting is not None:
-        outcome = stalled(turn, transitions.verifying(stage, attempt), seen.waiting)
-    elif stage.code is Code.RECORD_REFUSED:
-        # The API server refused the record before this operator was started. The stage stays
-        # stalled until the record is accepted.
-        stage = transitions.verifying(stage, attempt).changed(stalled=True)
-        outcome = Outcome(stage, again=turn.observed.poll_seconds)
-    else:
-        outcome = Outcome(stage, again=turn.observed.poll_seconds)
-    return replace(outcome, action=record)
+    stage = transitions.verifying(stage, attempt)
+    return Outcome(stage, action=record, again=turn.observed.poll_seconds)
 
 
 def _verify(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcome:
@@ -270,6 +274,7 @@ CHECKS: tuple[Check, ...] = (
     _stop_on_request,
     _stop_outdated,
     _stall,
+    _renumber,
     _launch,
     _release,
     _watch,

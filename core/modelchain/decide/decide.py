@@ -20,6 +20,7 @@ from modelchain.decide.conditions import completed
 from modelchain.decide.nodes import still_avoided, without_faults
 from modelchain.decide.observed import Action, Discard, DropShare, Observed, Step, Stop
 from modelchain.decide.outcome import Outcome, Turn
+from modelchain.decide.refusals import with_refusal, with_refused_end
 from modelchain.decide.removed import removed
 from modelchain.decide.stage import advance, behind
 from modelchain.plan.plan import plan
@@ -51,6 +52,9 @@ def decide(chain: ModelChain, observed: Observed, now: float) -> Step:
         avoid=tuple(without_faults(avoid) if fresh else avoid),
     )
     outcomes = _along(turn, stages)
+    wanted = frozenset[str]().union(*(outcome.wanted for outcome in outcomes))
+    unwanted = list(_unwanted(observed, wanted))
+    outcomes = with_refused_end(turn, outcomes, unwanted[0] if unwanted else None)
     # The last stage that changed the avoided nodes has the newest list.
     changed = [outcome.avoid for outcome in outcomes if outcome.avoid is not None]
     avoided = changed[-1] if changed else turn.avoid
@@ -59,7 +63,7 @@ def decide(chain: ModelChain, observed: Observed, now: float) -> Step:
     status = completed(chain, old, after, retry, now, avoided, removed(turn))
     if status != old:
         return Step(status, write=True, again=0.0)
-    return _next_action(status, observed, outcomes)
+    return _next_action(status, observed, outcomes, unwanted)
 
 
 def _along(turn: Turn, stages: list[StageStatus]) -> list[Outcome]:
@@ -73,7 +77,7 @@ def _along(turn: Turn, stages: list[StageStatus]) -> list[Outcome]:
         if blocked is not None:
             outcomes.append(behind(turn, stage, blocked))
             continue
-        outcome = advance(turn, stage)
+        outcome = with_refusal(turn, advance(turn, stage))
         outcomes.append(outcome)
         if outcome.artifact is None:
             blocked = stage.name
@@ -81,15 +85,16 @@ def _along(turn: Turn, stages: list[StageStatus]) -> list[Outcome]:
     return outcomes
 
 
-def _next_action(status: ChainStatus, observed: Observed, outcomes: list[Outcome]) -> Step:
+def _next_action(
+    status: ChainStatus, observed: Observed, outcomes: list[Outcome], unwanted: list[Action]
+) -> Step:
     """The step when the status need not change: an action, or a pause before the next pass."""
-    wanted = frozenset[str]().union(*(outcome.wanted for outcome in outcomes))
     shares = frozenset[str]().union(*(outcome.shares for outcome in outcomes))
     again = next((outcome.again for outcome in outcomes if outcome.again is not None), None)
     due = (outcome.action for outcome in outcomes if outcome.action is not None)
-    candidates = [*_unwanted(observed, wanted), *due, *_tidying(observed, shares)]
+    candidates = [*unwanted, *due, *_tidying(observed, shares)]
     action = candidates[0] if candidates else None
-    at_rest = not observed.live - wanted and again is None and action is None
+    at_rest = again is None and action is None
     pause = None if at_rest else again or observed.poll_seconds
     return Step(status, write=False, action=action, again=pause)
 

@@ -48,6 +48,15 @@ class Damage:
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """Why the API server refused an action when it was last tried."""
+
+    reason: Reason
+    # Since when it has refused the action, in seconds since the epoch.
+    since: float
+
+
+@dataclass(frozen=True)
 class Contact:
     """Whether rank 0 answers when this process asks it for its progress."""
 
@@ -117,11 +126,17 @@ class Seen:
     contact: Contact | None = None
     # Another client has suspended the job, and the job is in no queue.
     idle: bool = False
+    # The attempt has no job, and something else has its job's name.
+    taken: Reason | None = None
 
     @property
     def there(self) -> bool:
         """Whether the attempt still exists: its job or process was made and has not ended."""
         return self.live or self.unreleased or self.queued or self.idle
+
+
+# Who has a share: this chain, none, or another one, for the reason given; None if none is needed.
+Share = Literal["Mine", "Free"] | Reason | None
 
 
 @dataclass(frozen=True)
@@ -165,15 +180,16 @@ class Observed:
     claim_missing: bool = False
     # Why the data is not there yet: a Job still fills its claim, or has failed.
     loading: Callable[[], Reason | None] = lambda: None
-    # Who has the share of an input digest: "Mine", another chain's name, or "" if free. None if
-    # no share is needed.
-    share: Callable[[str], str | None] = lambda digest: None
+    # Who has the share of an input digest.
+    share: Callable[[str], Share] = lambda digest: None
     # The input digests of which this chain has the share.
     shares: frozenset[str] = frozenset()
     # Whether the attempt's job would be made differently today.
     outdated: Callable[[Launch], bool] = lambda launch: False
     # The price of a GPU hour.
     price: str | None = None
+    # Why the API server refused an action when it was last tried; None if it did not.
+    refused: Callable[[Action], Refusal | None] = lambda action: None
 
 
 @dataclass(frozen=True)
@@ -253,6 +269,21 @@ class DropShare:
 Action = (
     Launch | Release | Stop | Discard | Verify | RecordArtifact | MakeClaim | TakeShare | DropShare
 )
+
+
+def subject_of(action: Action) -> str:
+    """What an action is about: an attempt or a job by its name, or an input digest."""
+    match action:
+        case Launch(attempt=attempt) | Release(attempt=attempt):
+            return attempt.name
+        case Verify(launch=launch) | RecordArtifact(launch=launch):
+            return launch.attempt.name
+        case Stop(attempt=name) | Discard(name=name):
+            return name
+        case TakeShare(digest=digest) | DropShare(digest=digest):
+            return digest
+        case MakeClaim():
+            return ""
 
 
 @dataclass(frozen=True)

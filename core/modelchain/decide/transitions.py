@@ -98,8 +98,18 @@ def stalled(stage: StageStatus, reason: Reason) -> StageStatus:
     return explained(stage.changed(state=state, stalled=True), reason)
 
 
-def starting(stage: StageStatus, reason: Reason, *, stalled: bool = False) -> StageStatus:
-    return explained(stage.changed(state=State.STARTING, stalled=stalled), reason)
+def as_told_before(stage: StageStatus, before: StageStatus) -> StageStatus:
+    """The stage with the reason that it had before, whatever it does now."""
+    return stage.changed(
+        reason=before.reason,
+        reason_code=before.reason_code,
+        next=before.next,
+        stalled=before.stalled,
+    )
+
+
+def starting(stage: StageStatus, reason: Reason) -> StageStatus:
+    return explained(stage.changed(state=State.STARTING), reason)
 
 
 def stopping(stage: StageStatus, attempt: AttemptStatus, state: State, why: str) -> StageStatus:

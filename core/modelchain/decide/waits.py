@@ -102,21 +102,18 @@ def for_the_share(turn: Turn, stage: StageStatus) -> Outcome | None:
     """Another chain has the share of these inputs. Once it has trained them, they may be a hit."""
     digest = stage.input_digest
     assert digest is not None
-    holder = turn.observed.share(digest)
-    if holder in (None, "Mine"):
+    share, again = turn.observed.share(digest), turn.observed.poll_seconds
+    if share in (None, "Mine"):
         return None
-    again = turn.observed.poll_seconds
-    if not holder:  # no chain has the share yet
-        message = "reserves its inputs, which other chains on its claim may train as well"
-        return Outcome(
-            transitions.waiting(stage, Reason(Code.TAKES_SHARE, message=message)),
-            action=TakeShare(digest),
-            again=again,
-            shares=frozenset({digest}),
-        )
-    message = f"chain {holder} trains the same stage; this one waits until that has ended"
-    reason = Reason(Code.SHARED_STAGE, holder, message)
-    return Outcome(transitions.waiting_for_another_chain(stage, reason), again=again)
+    if isinstance(share, Reason):
+        return Outcome(transitions.waiting_for_another_chain(stage, share), again=again)
+    message = "reserves its inputs, which other chains on its claim may train as well"
+    return Outcome(
+        transitions.waiting(stage, Reason(Code.TAKES_SHARE, message=message)),
+        action=TakeShare(digest),
+        again=again,
+        shares=frozenset({digest}),
+    )
 
 
 # They are asked in this order. A new kind of budget or gate is one more function in this list.

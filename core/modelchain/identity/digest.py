@@ -83,7 +83,7 @@ def stage_inputs(
     return inputs
 
 
-@lru_cache(maxsize=8)  # every pass over a chain asks for every stage
+@lru_cache(maxsize=1024)  # every pass over a chain asks for every stage
 def _shard_list(pattern: str) -> Mapping[str, Any]:
     """One digest of all shard names in order, and their number.
 

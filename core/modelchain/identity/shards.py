@@ -43,7 +43,9 @@ def paths(files: str | list[str]) -> list[str]:
 
 def base_names(pattern: str) -> list[str]:
     """The part of the shards that is hashed: their names in order, without folders."""
-    return [PurePosixPath(name).name for name in expand(pattern)]
+    lasts = ((name, name.rpartition("/")[2]) for name in expand(pattern))
+    # A path may end in "/" or "/.", which is no part of its name.
+    return [PurePosixPath(name).name if last in ("", ".") else last for name, last in lasts]
 
 
 def _count(pattern: str) -> int:

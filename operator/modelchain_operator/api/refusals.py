@@ -1,9 +1,22 @@
-"""Which command to type when the API server refuses an object.
+"""What is a refusal of the API server, and which command to type then.
 
 The server gives the cause only in the sentence of its answer, so that is searched.
 """
 
 from __future__ import annotations
+
+from modelchain_operator.api.kube import ApiError, Forbidden, Invalid
+
+
+def is_refusal(error: ApiError) -> bool:
+    """Whether the server will not take a request as long as nothing changes.
+
+    A webhook that cannot be reached is a refusal, too, although the server answers that it failed.
+    Other failures pass by themselves. In a namespace that is being deleted, nothing is to be told.
+    """
+    if isinstance(error, Forbidden) and error.namespace_terminating:
+        return False
+    return isinstance(error, Forbidden | Invalid) or "webhook" in str(error)
 
 
 def next_command(message: str, namespace: str) -> str:

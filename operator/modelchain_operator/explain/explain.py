@@ -14,6 +14,7 @@ from typing import Any
 
 from modelchain.api.reasons import DESCRIBE, EDIT, WATCH, Code, Reason, filled, known
 from modelchain.api.status import AttemptStatus, State
+from modelchain.decide.refusals import REFUSALS
 from modelchain.io.units import age, human
 from modelchain_operator.api import objects, refusals
 from modelchain_operator.api.kube import Object
@@ -78,8 +79,10 @@ def explain(situation: Situation) -> Explanation:
         case.failed,
         case.suspended,
         case.stalled,
+        case.refused,
         case.backing_off,
         case.shared,
+        case.left_behind,
         case.loading,
         case.queued,
         case.without_pods,
@@ -270,6 +273,13 @@ class _Case:
         state = f"{self.subject} is stalled: a person has to act"
         return self._say(code, state, cause, then, lines)
 
+    def refused(self) -> Explanation | None:
+        """The API server refuses a write. It may pass; if it lasts, the stage is stalled."""
+        if self.stage is None or self.stage.code not in REFUSALS:
+            return None
+        doing = "waits: the API server refuses a request, which is tried again"
+        return self._as_the_status_says(self.stage.code, doing)
+
     def backing_off(self) -> Explanation | None:
         stage = self.stage
         if stage is None or stage.not_before is None or stage.state is not State.PENDING:
@@ -289,6 +299,9 @@ class _Case:
 
     def shared(self) -> Explanation | None:
         return self._as_the_status_says(Code.SHARED_STAGE, "waits for another chain")
+
+    def left_behind(self) -> Explanation | None:
+        return self._as_the_status_says(Code.ORPHANED_JOB, "waits for a job of a deleted chain")
 
     def loading(self) -> Explanation | None:
         return self._as_the_status_says(Code.DATA_LOADING, "waits for its data")

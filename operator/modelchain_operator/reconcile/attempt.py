@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from modelchain.api.artifact import stage_artifact_name
 from modelchain.api.contracts import FailureClass, Progress
 from modelchain.api.reasons import Code, Reason
+from modelchain.api.spec import KIND
 from modelchain.api.status import AttemptStatus, ChainStatus, State
 from modelchain.decide.observed import Contact, Seen
 from modelchain.plan.pools import NodePool, PoolFile
@@ -26,6 +26,7 @@ from modelchain_operator.api.objects import (
     true_condition,
     uid,
 )
+from modelchain_operator.api.objects import name as name_of
 from modelchain_operator.reconcile.memory import Asked, Memory
 from modelchain_operator.reconcile.pod_evidence import Evidence, evidence
 from modelchain_operator.reconcile.snapshot import RETRY, Snapshot
@@ -34,6 +35,7 @@ from modelchain_operator.runners import verify
 from modelchain_operator.runners.port import JobState
 from modelchain_operator.runners.registry import runner_for, runner_of, state_of
 from modelchain_operator.runners.template import (
+    CHAIN,
     CHAIN_UID,
     INPUT_DIGEST,
     PROGRESS_PORT,
@@ -87,6 +89,11 @@ class _Launched:
         """Whether the attempt ended with an artifact: by rank 0's last word, else by its job."""
         word = self.found.word
         return self.over and (self.succeeded if word is None else word.result == "Succeeded")
+
+    @property
+    def unproven(self) -> bool:
+        """Whether the job says that it succeeded, and no pod left a last word to prove it."""
+        return self.left_artifact and self.found.word is None
 
     @property
     def unreleased(self) -> bool:
@@ -168,15 +175,13 @@ class Sightings:
 
     def _launched(self, launched: _Launched) -> Seen:
         attempt, found = launched.attempt, launched.found
-        # The job says that it succeeded, and no pod left a last word to prove it.
-        unproven = launched.left_artifact and found.word is None
         return Seen(
             live=launched.live,
             started=True,
             uid=uid(launched.job) if launched.job is not None else attempt.uid,
             unreleased=launched.unreleased,
             queued=launched.queued,
-            waiting=self._unrecorded(attempt) if launched.over else self._waiting(launched),
+            waiting=None if launched.over else self._waiting(launched),
             stalled=self._stalled(launched),
             running=found.running > 0,
             waits=self._waits(attempt.name, found),
@@ -184,7 +189,7 @@ class Sightings:
             word=found.word if launched.over else None,
             evidence=launched.failure,
             succeeded=launched.succeeded,
-            verify=self._verify(attempt) if unproven else None,
+            verify=self._verify(attempt) if launched.unproven else None,
             pods=found.pods,
             never_ran=found.never_ran,
             gone_pods=found.gone,
@@ -199,33 +204,50 @@ class Sightings:
             return self._suspended_by_another(launched.attempt)
         if launched.job is not None and launched.live:
             return self._refusal(launched.job, launched)
-        return self._lost(launched) if launched.left_artifact else None
+        if not launched.left_artifact:
+            return None
+        return self._lost(launched) or (self._not_ours(launched) if launched.unproven else None)
+
+    def _not_ours(self, launched: _Launched) -> Reason | None:
+        """Why no verify Job can be made: another client has made one of its name."""
+        job = self.snapshot.want("verify", launched.attempt.name)
+        if job is None or self.is_ours(job, launched.attempt):
+            return None
+        named = name_of(job)
+        message = f"Job {named} is not this chain's, so the artifact cannot be verified"
+        look = f"kubectl describe job {named} -n {self.snapshot.namespace}"
+        return Reason(Code.NAME_TAKEN, named, message, look)
 
     def _not_started(self, attempt: AttemptStatus) -> Seen:
-        """An intent without a job.
-
-        Another job may have its name: an earlier one that is still being deleted, or one that this
-        chain did not make.
-        """
-        taken = self.snapshot.want("name", attempt.name)
-        if taken is not None and is_deleting(taken):
-            message = f"waits until an earlier {attempt.name} is gone"
+        """An intent without a job. Another object may have its name."""
+        other = self.snapshot.want("name", attempt.name)
+        if other is None or self.is_ours(other, attempt):
+            return Seen(live=False, started=False)
+        if is_deleting(other) or self._belongs_to_the_chain_before(other):
+            message = f"waits until an earlier {name_of(other)} is gone"
             waiting = Reason(Code.NAME_GOING, attempt.name, message)
             return Seen(live=True, started=False, waiting=waiting)
-        stalled = None
-        if taken is not None and not self.is_ours(taken, attempt):
-            stalled = self._name_taken(attempt)
-        refused = self.memory.refused.get((self.snapshot.namespace, attempt.name))
-        return Seen(live=False, started=False, stalled=stalled, waiting=refused)
+        return Seen(live=False, started=False, taken=self._name_taken(attempt, other))
 
-    def _name_taken(self, attempt: AttemptStatus) -> Reason:
-        runner, namespace = runner_for(attempt.runner), self.snapshot.namespace
+    def _belongs_to_the_chain_before(self, thing: Object) -> bool:
+        """Whether a deleted chain of this name owns an object, which is soon deleted, too."""
+        owners = thing["metadata"].get("ownerReferences") or []
+        same_name = [
+            owner
+            for owner in owners
+            if (owner["kind"], owner["name"]) == (KIND, self.snapshot.spec.metadata.name)
+        ]
+        return any(owner["uid"] != self.snapshot.uid for owner in same_name)
+
+    def _name_taken(self, attempt: AttemptStatus, other: Object) -> Reason:
+        chain = label(other, CHAIN)
+        whose = f"chain {chain}'s" if chain else "not this chain's"
         return Reason(
             Code.NAME_TAKEN,
             attempt.name,
-            f"a {runner.kind} {attempt.name} is there that this chain did not make; rename the"
-            f" chain, or: kubectl delete {runner.resource.qualified} {attempt.name} -n {namespace}",
-            runner.describe(attempt.name, namespace),
+            f"{other['kind']} {name_of(other)} is {whose}, so the next attempt takes another"
+            " number",
+            runner_for(attempt.runner).describe(attempt.name, self.snapshot.namespace),
         )
 
     def _suspended_by_another(self, attempt: AttemptStatus) -> Reason:
@@ -285,17 +307,12 @@ class Sightings:
     def _waiting(self, launched: _Launched) -> Reason | None:
         """Why nothing of an attempt runs yet."""
         if not launched.state.released:
-            return self.memory.refused.get((self.snapshot.namespace, launched.attempt.name))
+            return None
         if launched.state.suspended:
             look = f"kubectl get workloads -n {self.snapshot.namespace}"
             message = f"waits for its turn in queue {launched.state.queue}"
             return Reason(Code.QUEUED, str(launched.state.queue), message, look, shown="look")
         return launched.found.waiting
-
-    def _unrecorded(self, attempt: AttemptStatus) -> Reason | None:
-        """Why the API server refused the attempt's StageArtifact, if it did."""
-        record = stage_artifact_name(attempt.input_digest)
-        return self.memory.refused.get((self.snapshot.namespace, record))
 
     def _refusal(self, job: Object, launched: _Launched) -> Reason | None:
         """Why the API server refuses to create the attempt's pods.

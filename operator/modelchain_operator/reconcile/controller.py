@@ -14,13 +14,15 @@ from modelchain.api.spec import ModelChain
 from modelchain.api.status import ChainStatus, StageStatus, State
 from modelchain.decide.conditions import refused, sentence, unreadable
 from modelchain.decide.decide import decide
-from modelchain.decide.observed import Launch, Step
+from modelchain.decide.observed import Action, Discard, DropShare, Launch, Step
 from modelchain.errors import InputError
 from modelchain.io.load import parse
 from modelchain.plan.check import check, check_epochs
 from modelchain.plan.pools import PoolFile
-from modelchain_operator.api.kube import CHAINS, Forbidden, Kube, NotFound, Object
+from modelchain_operator.api.kube import CHAINS, ApiError, Forbidden, Kube, NotFound, Object
 from modelchain_operator.api.objects import is_deleting
+from modelchain_operator.api.objects import uid as uid_of
+from modelchain_operator.api.refusals import is_refusal
 from modelchain_operator.reconcile.events import Events
 from modelchain_operator.reconcile.execute import Executor
 from modelchain_operator.reconcile.memory import Memory
@@ -70,6 +72,19 @@ class Controller:
         """Forget what was cached of a StageArtifact, so that the next pass reads it again."""
         self.memory.artifacts.drop((record["metadata"]["namespace"], record["spec"]["inputDigest"]))
 
+    def claim_changed(self, claim: Key, uid: str | None) -> bool:
+        """Whether a claim is gone, or is another one than passes have read. Then it is forgotten.
+
+        Args:
+            claim: its namespace and name.
+            uid: as it was just listed; None if it was not.
+        """
+        known = self.memory.claims.last(claim)
+        changed = uid is None or (known is not None and uid_of(known) != uid)
+        if changed:
+            self.memory.claims.drop(claim)
+        return changed
+
     async def reconcile(self, key: Key) -> float | None:
         """Make one pass over a chain.
 
@@ -112,22 +127,40 @@ class Controller:
         await self.reader.jobs_and_pods(snapshot)
         for _ in range(MOST_STEPS):
             step = await self._decide(snapshot)
-            if step.write:
+            digests = rests_on(snapshot.status, step)
+            if digests and not snapshot.fresh:
+                # What the step depends on is read again before it is taken: another client may have
+                # changed it meanwhile.
+                if not step.write:
+                    await self.reader.jobs_and_pods(snapshot)
+                self.reader.forget(snapshot, digests)
+                snapshot.fresh = True
+            elif step.write:
                 snapshot.fresh = False
                 await self._write(snapshot, step.status)
             elif step.action is None:
                 return step.again
-            elif isinstance(step.action, Launch) and not snapshot.fresh:
-                # The intent is in the status. Before the job is made, everything that the launch
-                # depends on is read again: another client may have changed it meanwhile.
-                await self.reader.jobs_and_pods(snapshot)
-                self.reader.forget(snapshot, step.action)
-                snapshot.fresh = True
             else:
                 snapshot.fresh = False
-                if not await self.executor.act(snapshot, step.action):
+                if not await self._act(snapshot, step.action):
                     return step.again
         return SOON
+
+    async def _act(self, snapshot: Snapshot, action: Action) -> bool:
+        """Carry out an action.
+
+        The status tells of a refusal only what keeps a stage from going on, so an event tells what
+        cannot be tidied up.
+        """
+        try:
+            return await self.executor.act(snapshot, action)
+        except ApiError:
+            refusal = self.memory.refusal(snapshot.uid, action)
+            if refusal is not None and isinstance(action, Discard | DropShare):
+                self.events.tell(
+                    snapshot.chain, "Warning", refusal.reason.code, refusal.reason.message
+                )
+            raise
 
     async def _decide(self, snapshot: Snapshot) -> Step:
         """Decide, and read what the decision turns out to need, until it needs nothing more."""
@@ -141,7 +174,7 @@ class Controller:
 
     async def _write(self, snapshot: Snapshot, status: ChainStatus) -> None:
         before = {stage.name: stage for stage in snapshot.status.stages}
-        snapshot.chain = await self.executor.write_status(snapshot.chain, status)
+        snapshot.chain = await self._put(snapshot.chain, status)
         snapshot.status = status
         # An older CRD lets the server drop fields it does not know. Every pass would write again.
         if _status_of(snapshot.chain) != status:
@@ -151,6 +184,15 @@ class Controller:
         for stage in status.stages:
             if news(before.get(stage.name, StageStatus(name=stage.name))) != news(stage):
                 self._send_event(snapshot.chain, stage)
+
+    async def _put(self, chain: Object, status: ChainStatus) -> Object:
+        """PUT the status. If the server refuses it, only an event can tell."""
+        try:
+            return await self.executor.write_status(chain, status)
+        except ApiError as error:
+            if is_refusal(error):
+                self.events.tell(chain, "Warning", Code.STATUS_REFUSED, str(error))
+            raise
 
     def _send_event(self, chain: Object, stage: StageStatus) -> None:
         """Send an event for a stage's transition. A stage that waits for its turn is no news."""
@@ -174,7 +216,7 @@ class Controller:
         advice = f"{message}; correct it and apply it again"
         new = refused(status, chain["metadata"]["generation"], advice, self.clock())
         if new != status:
-            chain = await self.executor.write_status(chain, new)
+            chain = await self._put(chain, new)
             self.events.tell(chain, "Warning", Code.INVALID_SPEC, message)
         for lease in await self.reader.idle_shares(chain):
             await self.executor.give_back(lease)
@@ -193,6 +235,26 @@ class Controller:
         chain = await self.executor.replace_status(chain, new)
         self.events.tell(chain, "Warning", Code.STATUS_UNREADABLE, str(error))
         log.error("chain %s in %s: %s", meta["name"], meta["namespace"], error)
+
+
+def rests_on(status: ChainStatus, step: Step) -> frozenset[str]:
+    """The input digests whose records a step must not take from a cache; empty for most steps.
+
+    A launch depends on the records of its stage and of the one before, and a chain that is said to
+    be complete on those of all its stages.
+
+    Args:
+        status: the stored status.
+        step: the next step.
+    """
+    if step.write:
+        complete = step.status.is_true("Complete") and not status.is_true("Complete")
+        stages = step.status.stages if complete else []
+        return frozenset(stage.input_digest for stage in stages if stage.input_digest)
+    if not isinstance(step.action, Launch):
+        return frozenset()
+    before, digest = step.action.predecessor, step.action.attempt.input_digest
+    return frozenset({digest} | ({before.input_digest} if before is not None else set()))
 
 
 def news(stage: StageStatus) -> Code:

@@ -6,8 +6,8 @@ another one by now.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel
@@ -33,7 +33,9 @@ from modelchain.decide.observed import (
     Stop,
     TakeShare,
     Verify,
+    subject_of,
 )
+from modelchain.decide.refusals import CODES
 from modelchain.errors import InputError
 from modelchain.plan.pools import PoolFile
 from modelchain_operator.api import refusals
@@ -47,17 +49,16 @@ from modelchain_operator.api.kube import (
     ApiError,
     Conflict,
     Forbidden,
-    Invalid,
     Kube,
     NotFound,
     Object,
-    Resource,
 )
 from modelchain_operator.api.objects import annotation, is_deleting, uid
 from modelchain_operator.reconcile import job_requests as requests
 from modelchain_operator.reconcile.memory import Memory
 from modelchain_operator.reconcile.snapshot import RETRY, Need, Snapshot
 from modelchain_operator.runners import kueue, verify
+from modelchain_operator.runners.port import JobRequest
 from modelchain_operator.runners.registry import runner_for, runner_of, state_of
 from modelchain_operator.runners.template import (
     CHAIN,
@@ -65,6 +66,7 @@ from modelchain_operator.runners.template import (
     INPUT_DIGEST,
     STAGE,
     image_of,
+    label_of,
     owner_reference,
     task_of,
 )
@@ -89,7 +91,37 @@ class Executor:
         return await self.kube.replace_status(CHAINS, {**chain, "status": status})
 
     async def act(self, snapshot: Snapshot, action: Action) -> bool:
-        """Carry out an action. Returns whether the same pass has to decide again after it."""
+        """Carry out an action. Returns whether the same pass has to decide again after it.
+
+        Raises any `ApiError`. If the API server refused the action, or the action's object cannot
+        be made at all, the next decision is told why.
+        """
+        try:
+            again = await self._act(snapshot, action)
+        except ApiError as error:
+            if isinstance(error, AlreadyExists):
+                self.memory.accepted(snapshot.uid, action)
+            elif refusals.is_refusal(error):
+                said = await self._refused(snapshot, action, str(error))
+                self.memory.refuse(snapshot.uid, action, said)
+            raise
+        except InputError as error:
+            # The same pass tells it, if that is news.
+            return self.memory.refuse(snapshot.uid, action, requests.cannot_build(error))
+        self.memory.accepted(snapshot.uid, action)
+        return again
+
+    async def _refused(self, snapshot: Snapshot, action: Action, answer: str) -> Reason:
+        """What the status says of an action that the API server refused with this answer."""
+        refused = Reason(CODES[type(action)], subject_of(action))
+        if isinstance(action, Launch):
+            shown = runner_for(action.attempt.runner).controller_pods
+            refused = replace(refused, next_command=shown)
+        elif isinstance(action, Release) and await self._queue(snapshot) is None:
+            refused = QUEUE_REQUIRED
+        return with_words(refused, snapshot.namespace, answer)
+
+    async def _act(self, snapshot: Snapshot, action: Action) -> bool:
         match action:
             case Launch():
                 await self._launch(snapshot, action)
@@ -114,8 +146,7 @@ class Executor:
                 snapshot.read[Need("claim")] = claim
                 self.memory.claims.put((snapshot.namespace, claim["metadata"]["name"]), claim)
             case TakeShare(digest):
-                lease = await self.kube.create(LEASES, _lease(snapshot, digest))
-                snapshot.read.setdefault(Need("shares"), {})[digest] = lease
+                await self._take_share(snapshot, digest)
             case DropShare(digest):
                 await self.give_back(snapshot.read[Need("shares")].pop(digest))
         return True
@@ -128,42 +159,16 @@ class Executor:
         )
 
     async def _launch(self, snapshot: Snapshot, launch: Launch) -> None:
-        runner = runner_for(launch.attempt.runner)
-        job, stamp = requests.job_for(
-            runner, snapshot.spec, self.config, snapshot.status.epochs, launch
+        runner, request = runner_for(launch.attempt.runner), self._request(snapshot, launch)
+        job = runner.build(request)
+        job["metadata"]["annotations"][requests.MADE_FROM] = requests.made_from(
+            snapshot.spec, self.config, launch, request.claim_uid
         )
-        job["metadata"]["annotations"][requests.MADE_FROM] = stamp
-        refused = Reason(
-            Code.LAUNCH_REFUSED, launch.attempt.name, next_command=runner.controller_pods
-        )
-        made = await self._create(runner.resource, job, refused)
-        snapshot.jobs[launch.attempt.name] = made
+        snapshot.jobs[launch.attempt.name] = await self.kube.create(runner.resource, job)
 
-    async def _create(self, resource: Resource, body: Object, refused: Reason) -> Object:
-        """POST an object. If the server refuses it, the status shows `refused` and its message."""
-        with self._refusal_noted(
-            (body["metadata"]["namespace"], body["metadata"]["name"]), refused
-        ):
-            return await self.kube.create(resource, body)
-
-    @contextmanager
-    def _refusal_noted(self, key: tuple[str, str], refused: Reason) -> Iterator[None]:
-        """Note whether the API server refuses the write in this block.
-
-        `key` is the namespace and name of the object. The status shows a refusal as `refused`, with
-        the server's message added. Other errors are temporary, and are not noted.
-        """
-        try:
-            yield
-        except AlreadyExists:
-            self.memory.refused.pop(key, None)
-            raise
-        except ApiError as error:
-            webhook = "webhook" in str(error)
-            if isinstance(error, Forbidden | Invalid) or webhook:
-                self.memory.refuse(key, with_words(refused, key[0], str(error)))
-            raise
-        self.memory.refused.pop(key, None)
+    def _request(self, snapshot: Snapshot, launch: Launch) -> JobRequest:
+        claim, epochs = snapshot.read[Need("claim")], snapshot.status.epochs
+        return requests.job_request(snapshot.spec, self.config, epochs, launch, uid(claim))
 
     async def _release(self, snapshot: Snapshot, attempt: AttemptStatus) -> None:
         """PATCH a job on its way to run, after reading it again.
@@ -181,15 +186,22 @@ class Executor:
                 )
             patch = runner.release(job, queue, timestamp(self.memory.clock()))
             try:
-                refused = Reason(Code.RELEASE_REFUSED, name) if queue else QUEUE_REQUIRED
-                with self._refusal_noted((snapshot.namespace, name), refused):
-                    snapshot.jobs[name] = await self.kube.patch(
-                        runner.resource, snapshot.namespace, name, patch
-                    )
+                snapshot.jobs[name] = await self.kube.patch(
+                    runner.resource, snapshot.namespace, name, patch
+                )
                 return
             except Conflict:
                 if last:
                     raise
+
+    async def _take_share(self, snapshot: Snapshot, digest: str) -> None:
+        """Make the Lease of a share. One that a deleted chain has left behind is deleted first."""
+        left = snapshot.read.pop(Need("lease", digest), None)
+        if left is not None:
+            await self.give_back(left)
+            return
+        lease = await self.kube.create(LEASES, _lease(snapshot, digest))
+        snapshot.read.setdefault(Need("shares"), {})[digest] = lease
 
     async def _queue(self, snapshot: Snapshot) -> str | None:
         """The queue to release a job into; None if there is none.
@@ -225,9 +237,8 @@ class Executor:
             await self.kube.delete(JOBS, snapshot.namespace, name, old["metadata"]["uid"])
             snapshot.read.pop(Need("verify", launch.attempt.name))
             return
-        job = verify.build(
-            requests.job_request(snapshot.spec, self.config, snapshot.status.epochs, launch)
-        )
+        attempt = snapshot.jobs.get(launch.attempt.name)
+        job = verify.build(self._request(snapshot, launch), attempt)
         if token := annotation(snapshot.chain, RETRY):
             job["metadata"]["annotations"][RETRY] = token
         snapshot.read[Need("verify", launch.attempt.name)] = await self.kube.create(JOBS, job)
@@ -235,9 +246,7 @@ class Executor:
     async def _record(self, snapshot: Snapshot, action: RecordArtifact) -> None:
         digest = action.launch.attempt.input_digest
         try:
-            record = await self._create(
-                ARTIFACTS, self._stage_artifact(snapshot, action), Reason(Code.RECORD_REFUSED)
-            )
+            record = await self.kube.create(ARTIFACTS, self._stage_artifact(snapshot, action))
         except AlreadyExists:
             # An earlier pass or another operator made it. It is read again, and it decides.
             snapshot.read.pop(Need("artifact", digest), None)
@@ -278,8 +287,8 @@ class Executor:
             trainer_math=word.trainer_math,
             finished_at=timestamp(self.memory.clock()),
         )
-        meta = _metadata(snapshot, stage_artifact_name(attempt.input_digest))
-        meta["labels"] |= {STAGE: stage.name, INPUT_DIGEST: attempt.input_digest[:63]}
+        meta = _metadata(snapshot, stage_artifact_name(uid(claim), attempt.input_digest))
+        meta["labels"] |= {STAGE: stage.name, INPUT_DIGEST: label_of(attempt.input_digest)}
         return _dumped(StageArtifact(metadata=meta, spec=spec))
 
     def _made_from(self, snapshot: Snapshot, launch: Launch) -> tuple[dict[str, Any], str]:

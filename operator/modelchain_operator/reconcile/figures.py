@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from modelchain.api.artifact import stage_artifact_name
 from modelchain.api.status import State
 from modelchain_operator.api.kube import Object
+from modelchain_operator.reconcile.job_requests import own_claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,10 @@ class Figures:
     stages: tuple[StageFigures, ...]
     # The stages that are no longer in its spec. One without a name is the sum of many.
     removed: tuple[StageFigures, ...]
-    # The names of the StageArtifacts for the input digests in its status.
-    artifacts: frozenset[str]
+    # The input digests in its status.
+    digests: frozenset[str]
+    # The name of its claim of artifacts; empty without `spec.storage`.
+    claim: str
 
 
 def figures(chain: Object, before: Figures | None = None) -> Figures:
@@ -84,10 +86,16 @@ def figures(chain: Object, before: Figures | None = None) -> Figures:
         true=frozenset(c["type"] for c in status.get("conditions") or [] if c["status"] == "True"),
         stages=tuple(map(no_less, stages)),
         removed=tuple(map(no_less, removed)),
-        artifacts=frozenset(
-            stage_artifact_name(s["inputDigest"]) for s in stages if s.get("inputDigest")
-        ),
+        digests=frozenset(s["inputDigest"] for s in stages if s.get("inputDigest")),
+        claim=_claim(chain),
     )
+
+
+def _claim(chain: Object) -> str:
+    storage = (chain.get("spec") or {}).get("storage")
+    if not storage:
+        return ""
+    return storage.get("claimName") or own_claim(chain["metadata"]["name"])
 
 
 def _stage(stage: Object) -> StageFigures:

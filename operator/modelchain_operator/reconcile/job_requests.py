@@ -10,20 +10,25 @@ import re
 from typing import Any
 
 from modelchain.api.contracts import DataRequest, TaskEvaluation, TrainFiles
+from modelchain.api.reasons import Code, Reason
 from modelchain.api.spec import ModelChain
-from modelchain.decide.observed import Launch
+from modelchain.api.status import AttemptStatus, State
+from modelchain.decide.observed import Artifact, Launch
 from modelchain.decide.task import Placement, task_for
 from modelchain.errors import InputError
-from modelchain.identity.digest import canonical
+from modelchain.identity.digest import canonical, stage_inputs
 from modelchain.plan.pools import NodePool, PoolFile
-from modelchain_operator.api.kube import Object
-from modelchain_operator.runners.port import JobRequest, Runner
+from modelchain_operator.runners.port import JobRequest
 from modelchain_operator.runners.template import ARTIFACTS, PREDECESSORS, TERMINATION_MESSAGE
 
 CACHE = f"{ARTIFACTS}/cache"
 # On a job: a hash of all that it was made from, which shows whether it would be made differently
 # now.
 MADE_FROM = "modelchain.dev/made-from"
+# The first part of that hash. One that was computed in another way cannot be compared.
+FORMULA = "2-"
+# What a node pool says that makes no difference to a pod.
+NOT_OF_PODS = {"gpu", "price"}
 PINNED = re.compile(r"@sha256:[0-9a-f]{64}$")
 
 
@@ -31,7 +36,12 @@ def claim_name(chain: ModelChain) -> str:
     """The claim of a chain's artifacts: the existing one that it names, or its own."""
     storage = chain.spec.storage
     assert storage is not None
-    return storage.claim_name or f"{chain.metadata.name}-artifacts"
+    return storage.claim_name or own_claim(chain.metadata.name)
+
+
+def own_claim(chain: str) -> str:
+    """The name of the claim that the operator makes for a chain."""
+    return f"{chain}-artifacts"
 
 
 def lease_name(claim_uid: str, digest: str) -> str:
@@ -79,11 +89,11 @@ def queue_of(chain: ModelChain, config: PoolFile) -> str | None:
 
 
 def job_request(
-    chain: ModelChain, config: PoolFile, epochs: dict[str, int], launch: Launch
+    chain: ModelChain, config: PoolFile, epochs: dict[str, int], launch: Launch, claim_uid: str
 ) -> JobRequest:
     """All that the objects of this attempt are made from.
 
-    Raises InputError if the chain lacks something that it must name.
+    Raises InputError if the chain lacks something that it must name, or if its task is too large.
     """
     meta, spec = chain.metadata, chain.spec
     assert meta.uid is not None and meta.namespace is not None
@@ -109,6 +119,7 @@ def job_request(
         pool=pool,
         image=image_of(chain, config),
         artifacts_claim=claim_name(chain),
+        claim_uid=claim_uid,
         task=task.model_dump_json(by_alias=True),
         nodes=stage.resources.nodes,
         processes_per_node=pool.processes(stage.resources.processes_per_node),
@@ -119,16 +130,61 @@ def job_request(
     )
 
 
-def job_for(
-    runner: Runner, chain: ModelChain, config: PoolFile, epochs: dict[str, int], launch: Launch
-) -> tuple[Object, str]:
-    """An attempt's job as it would be made now, and a hash of all that it is made from.
+def check_jobs(chain: ModelChain, config: PoolFile, epochs: dict[str, int]) -> None:
+    """Raise InputError if the job of any stage cannot be made: its task may be too large.
 
-    The hash covers the queue, too, which a job gets only at its release.
+    Checked before the first stage is launched, and with the largest values that the rest may have.
     """
-    job = runner.build(job_request(chain, config, epochs, launch))
-    made_from = [job["spec"], queue_of(chain, config), chain.spec.runner.priority_class]
-    return job, hashlib.sha256(canonical(made_from)).hexdigest()[:16]
+    nothing = "0" * 64
+    for index, stage in enumerate(chain.spec.stages):
+        before = Artifact(nothing, f"{nothing}/artifact", macs=0, metrics={}) if index else None
+        predecessor = nothing if index else None
+        inputs = stage_inputs(
+            chain.spec, index, epochs=10_000, fingerprint=nothing, predecessor=predecessor
+        )
+        attempt = AttemptStatus(
+            name=f"{chain.metadata.name}-{stage.name}-a999",
+            number=999,
+            input_digest=nothing,
+            state=State.PENDING,
+        )
+        launch = Launch(index, attempt, inputs, before)
+        job_request(chain, config, epochs, launch, claim_uid="")
+
+
+def cannot_build(error: InputError) -> Reason:
+    """Why no job can be made of a spec that the API server has accepted."""
+    problem = error.problems[0]
+    return Reason(Code.INVALID_SPEC, problem.field or "", str(problem))
+
+
+def made_from(chain: ModelChain, config: PoolFile, launch: Launch, claim_uid: str) -> str:
+    """A hash of all that an attempt's job is made from, in the spec and the configuration.
+
+    It covers the queue, too, which a job gets only at its release. It does not cover how this
+    version of the operator writes a job, so an upgrade takes no job out of its queue. Fields that
+    have their default are left out, since the next version may have more of them.
+
+    Raises InputError if the chain lacks something that it must name.
+    """
+    spec = chain.spec
+    values = [
+        image_of(chain, config),
+        claim_name(chain),
+        claim_uid,
+        queue_of(chain, config),
+        spec.runner.priority_class,
+        spec.recipe.micro_batch_size,
+        spec.deadlines.start_seconds,
+        spec.deadlines.stall_seconds,
+        list(launch.avoid),
+    ]
+    parts = (spec.stages[launch.stage].resources, spec.data, spec.checkpoint, *spec.evaluation)
+    given = [part.model_dump(mode="json", exclude_defaults=True) for part in parts]
+    pool = pool_of(chain, config).model_dump(
+        mode="json", exclude_defaults=True, exclude=NOT_OF_PODS
+    )
+    return FORMULA + hashlib.sha256(canonical([values, given, pool])).hexdigest()[:16]
 
 
 def _threads(pool: NodePool, processes: int | None) -> int | None:

@@ -5,6 +5,7 @@ If all of it is lost, more has to be read again. No step becomes wrong.
 
 from __future__ import annotations
 
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 
 from modelchain.api.contracts import LiveProgress
 from modelchain.api.reasons import Reason
+from modelchain.decide.observed import Action, Refusal, subject_of
 from modelchain_operator.api.kube import Object
 from modelchain_operator.api.objects import is_deleting, label, uid
 from modelchain_operator.runners import pods as podread
@@ -37,6 +39,10 @@ class Cache:
     def get(self, key: Any) -> Object | None:
         when, value = self._kept.get(key, (0.0, None))
         return value if value is not None and time.monotonic() - when < CACHED_SECONDS else None
+
+    def last(self, key: Any) -> Object | None:
+        """The object as it was last put here, however long ago."""
+        return self._kept.get(key, (0.0, None))[1]
 
     def put(self, key: Any, value: Object) -> None:
         if len(self._kept) > MAX_PODS:
@@ -79,8 +85,10 @@ class Memory:
     # By pod UID, since when this process has known that the pod is being deleted.
     deleting_since: dict[str, float] = field(default_factory=dict)
     clock: Callable[[], float] = time.time
-    # By namespace and name of a job or record, why the API server refused to write it.
-    refused: dict[tuple[str, str], Reason] = field(default_factory=dict)
+    # By chain UID, kind of action and its subject: why the action was refused when last tried.
+    refused: dict[tuple[str, str, str], Refusal] = field(default_factory=dict)
+    # By chain UID and generation, why no job can be made of a spec; None if one can.
+    buildable: dict[tuple[str, int | None], Reason | None] = field(default_factory=dict)
     # By chain UID, the UIDs of its pods in `pods`. A dict serves as an ordered set.
     _of: dict[str, dict[str, None]] = field(default_factory=dict, init=False)
 
@@ -115,14 +123,34 @@ class Memory:
                 self.deleting_since.clear()
             self.deleting_since.setdefault(uid(pod), self.clock())
 
-    def refuse(self, key: tuple[str, str], why: Reason) -> None:
-        """Note why the API server refuses to make or release the object `key`.
+    def refuse(self, chain_uid: str, action: Action, why: Reason) -> bool:
+        """Note why an action of a chain was refused. Returns whether that is news.
 
-        The key is its namespace and name.
+        An answer that differs from the one before in numbers only, such as a port, is no news. The
+        status keeps its sentence then.
         """
         if len(self.refused) > MAX_PODS:
             self.refused.clear()
-        self.refused[key] = why
+        before = self.refusal(chain_uid, action)
+        if before is not None and _without_numbers(before.reason) == _without_numbers(why):
+            return False
+        since = self.clock() if before is None else before.since
+        self.refused[_key(chain_uid, action)] = Refusal(why, since)
+        return True
+
+    def refusal(self, chain_uid: str, action: Action) -> Refusal | None:
+        """Why an action of a chain was refused when it was last tried; None if it was not."""
+        return self.refused.get(_key(chain_uid, action))
+
+    def accepted(self, chain_uid: str, action: Action) -> None:
+        """Note that an action was carried out, so that an earlier refusal no longer counts."""
+        self.refused.pop(_key(chain_uid, action), None)
+
+    def note_buildable(self, spec: tuple[str, int | None], why: Reason | None) -> None:
+        """Note why no job can be made of a spec, by chain UID and generation."""
+        if len(self.buildable) > MAX_PODS:
+            self.buildable.clear()
+        self.buildable[spec] = why
 
     def remember(self, pod: Object) -> None:
         """Keep what a pod tells of its end. Above the limit, the oldest pods are forgotten."""
@@ -143,3 +171,11 @@ class Memory:
     def pods_of(self, chain_uid: str) -> list[Object]:
         """The remembered pods of a chain."""
         return [self.pods[pod] for pod in self._of.get(chain_uid, ())]
+
+
+def _key(chain_uid: str, action: Action) -> tuple[str, str, str]:
+    return chain_uid, type(action).__name__, subject_of(action)
+
+
+def _without_numbers(reason: Reason) -> str:
+    return re.sub(r"\d+", "", reason.text)

@@ -10,17 +10,19 @@ import hashlib
 from collections.abc import Iterator
 
 from modelchain.api import messages
+from modelchain.api.artifact import stage_artifact_name
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import ChainStatus, StageStatus
-from modelchain.decide.observed import Artifact, Damage, Launch, Observed
+from modelchain.decide.observed import Artifact, Damage, Launch, Observed, Share
 from modelchain.errors import InputError
 from modelchain.plan.pools import PoolFile
 from modelchain_operator.api.kube import Object
 from modelchain_operator.api.objects import annotation, is_deleting, label, true_condition, uid
+from modelchain_operator.api.objects import name as name_of
 from modelchain_operator.reconcile import job_requests as requests
 from modelchain_operator.reconcile.attempt import Sightings
 from modelchain_operator.reconcile.memory import Memory
-from modelchain_operator.reconcile.snapshot import RETRY, Inputs, Snapshot
+from modelchain_operator.reconcile.snapshot import RETRY, Inputs, Snapshot, is_record_of
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners.registry import RUNNERS, UNNAMED, state_of
 from modelchain_operator.runners.template import (
@@ -28,21 +30,21 @@ from modelchain_operator.runners.template import (
     CHAIN,
     CHAIN_UID,
     INPUT_DIGEST,
+    LABEL_LENGTH,
     STAGE,
     check_mount_path,
+    label_of,
 )
 
 # Finished jobs of a stage that are kept for their logs.
 KEPT_JOBS = 3
-# The most characters of a label's value.
-LABEL_LENGTH = 63
 
 
 class View:
     """One chain, as it is shown to `decide`."""
 
     def __init__(self, snapshot: Snapshot, config: PoolFile, memory: Memory, now: float):
-        self.snapshot, self.config, self.now = snapshot, config, now
+        self.snapshot, self.config, self.memory, self.now = snapshot, config, memory, now
         self.spec = snapshot.spec.spec
         self.pool = requests.known_pool(snapshot.spec, config)
         self.status = self._status()
@@ -82,12 +84,9 @@ class View:
             loading=self.loading,
             share=self.share,
             outdated=self.outdated,
-            shares=(
-                frozenset(snapshot.want("shares") or {})
-                if self.spec.storage and self._shared()
-                else frozenset()
-            ),
+            shares=frozenset((snapshot.want("shares") or {}) if self._shared() else ()),
             price=price,
+            refused=lambda action: self.memory.refusal(snapshot.uid, action),
         )
 
     def _status(self) -> ChainStatus:
@@ -119,12 +118,15 @@ class View:
         try:
             self._check_for_a_cluster()
         except InputError as error:
-            problem = error.problems[0]
-            return Reason(Code.INVALID_SPEC, problem.field or "", str(problem))
+            return requests.cannot_build(error)
+        if (unbuildable := self._unbuildable()) is not None:
+            return unbuildable
         if (kind := self._next_kind()) in self.snapshot.missing:
             runner = RUNNERS[kind]
             message = f"{runner.kind} is not installed; {runner.install}"
             return Reason(Code.RUNNER_MISSING, runner.kind, message, runner.install)
+        if self.snapshot.orphans:
+            return self._left_behind(self.snapshot.orphans[0])
         return self._claim_obstacle()
 
     def _next_kind(self) -> str:
@@ -159,6 +161,19 @@ class View:
             message = "name the claim that holds the data"
             raise InputError(message, field="spec.data.volume.claimName")
         check_mount_path(spec.data.volume.mount_path)
+
+    def _unbuildable(self) -> Reason | None:
+        """Why the job of some stage cannot be made. It is found once for each spec of a chain."""
+        meta = self.snapshot.spec.metadata
+        spec = self.snapshot.uid, meta.generation
+        if spec not in self.memory.buildable:
+            reason = None
+            try:
+                requests.check_jobs(self.snapshot.spec, self.config, self.status.epochs)
+            except InputError as error:
+                reason = requests.cannot_build(error)
+            self.memory.note_buildable(spec, reason)
+        return self.memory.buildable[spec]
 
     def _claim_obstacle(self) -> Reason | None:
         claim, name = self.snapshot.want("claim"), requests.claim_name(self.snapshot.spec)
@@ -210,19 +225,35 @@ class View:
     def artifact(self, digest: str) -> Artifact | Damage | None:
         """The artifact that a StageArtifact records for this input digest; None if none does.
 
-        If the record cannot be used here, `Damage` says why, and nothing is trained over it: its
-        artifact may lie on another claim, and is still a user's result.
+        `Damage` if this chain had trained the digest on a claim that is gone or was replaced: that
+        artifact is a user's result, and is not trained again unasked.
         """
-        record = self.snapshot.want("artifact", digest)
-        if record is None:
-            return None
-        name, spec = record["metadata"]["name"], record["spec"]
-        if spec["inputDigest"] != digest:
-            message = f"{name} records {spec['inputDigest']}, not {digest}; rename it"
-            return self._unusable(Code.DIGEST_CONFLICT, name, message)
-        claim = self.snapshot.want("claim")
-        if claim is None or uid(claim) != spec["claimUID"]:
-            return self._unusable(Code.ARTIFACT_MISSING, name, self._elsewhere(name, spec, claim))
+        claim: Object | None = self.snapshot.want("claim")
+        named: Object | None = self.snapshot.want("artifact", digest)
+        records = self._records_of(digest) if named is None else [named]
+        here = (r for r in records if claim is not None and is_record_of(r, claim, digest))
+        if (record := next(here, None)) is not None:
+            return self._recorded(record)
+        if claim is not None:
+            taken = stage_artifact_name(uid(claim), digest)
+            if (other := next((r for r in records if name_of(r) == taken), None)) is not None:
+                return self._conflict(other)
+        lost = [record for record in records if self._was_ours(record["spec"])]
+        return self._lost(lost, claim) if lost else None
+
+    def _records_of(self, digest: str) -> list[Object]:
+        """The records of an input digest on all claims. They do not matter while it is trained."""
+        open_at_it = (
+            name
+            for name, (_, attempt) in self.attempts.items()
+            if attempt.finished_at is None and attempt.input_digest == digest
+        )
+        if any(self.sightings.seen(name).there for name in open_at_it):
+            return []
+        return self.snapshot.want("records of", digest) or []
+
+    def _recorded(self, record: Object) -> Artifact:
+        spec = record["spec"]
         # What another chain spent is in that chain's ledger. Here it would be counted twice.
         ours = spec["chain"] == self.snapshot.spec.metadata.name
         return Artifact(
@@ -236,26 +267,41 @@ class View:
             own=label(record, CHAIN_UID) == self.snapshot.uid,
         )
 
+    def _was_ours(self, spec: Object) -> bool:
+        """Whether a record on another claim is one of this chain, or one on a claim that had the
+        name of this chain's. Other chains' records on claims of their own do not matter here.
+        """
+        mine = requests.claim_name(self.snapshot.spec) if self.spec.storage else None
+        chain, claim = str(spec["chain"]), str(spec["claimName"])
+        return chain == self.snapshot.spec.metadata.name or claim == mine
+
+    def _conflict(self, record: Object) -> Damage:
+        """The name of this chain's record belongs to a record of something else."""
+        spec, named = record["spec"], name_of(record)
+        message = (
+            f"{named} records {spec['inputDigest']} on claim {spec['claimName']}"
+            f" ({spec['claimUID']}), which has another name; save it, then:"
+            f" kubectl delete sart {named} -n {self.snapshot.namespace}"
+        )
+        return self._unusable(Code.DIGEST_CONFLICT, named, message)
+
+    def _lost(self, records: list[Object], claim: Object | None) -> Damage:
+        """What to do about records whose artifact lies on a claim that is gone or was replaced."""
+        names = " ".join(sorted(map(name_of, records)))
+        where = ", ".join(
+            sorted({f"{r['spec']['claimName']} ({r['spec']['claimUID']})" for r in records})
+        )
+        mine = requests.claim_name(self.snapshot.spec) if self.spec.storage else "none"
+        have = f"claim {mine} ({uid(claim)})" if claim else f"claim {mine}, which is not there"
+        message = (
+            f"{names} lies on claim {where}, and this chain has {have}; bring that claim back, or"
+            f" to train the stage again: kubectl delete sart {names} -n {self.snapshot.namespace}"
+        )
+        return self._unusable(Code.ARTIFACT_MISSING, names, message)
+
     def _unusable(self, code: Code, record: str, message: str) -> Damage:
         describe = f"kubectl describe sart {record} -n {self.snapshot.namespace}"
         return Damage(Reason(code, record, message, describe), stalls=True)
-
-    def _elsewhere(self, name: str, record: Object, claim: Object | None) -> str:
-        """What to do about a record whose artifact lies on a claim that this chain does not use."""
-        mine = requests.claim_name(self.snapshot.spec) if self.spec.storage else "none"
-        if record["chain"] != self.snapshot.spec.metadata.name:
-            return (
-                f"the same stage is chain {record['chain']}'s, on claim {record['claimName']}; to"
-                " share it, delete this chain and apply it with spec.storage.claimName:"
-                f" {record['claimName']}; to train it again for this chain, set the stage's rerun"
-                " to any text"
-            )
-        have = f"claim {mine} ({uid(claim)})" if claim else f"claim {mine}, which is not there"
-        return (
-            f"{name} lies on claim {record['claimName']} ({record['claimUID']}), and this chain has"
-            f" {have}; bring that claim back, or to train the stage again: kubectl delete sart"
-            f" {name} -n {self.snapshot.namespace}"
-        )
 
     def outdated(self, launch: Launch) -> bool:
         """Whether the attempt's job would be made differently today.
@@ -263,37 +309,60 @@ class View:
         An edit may have changed its kind, pool, claim, image or queue. Where no new job could be
         made, the old one is kept: the next launch reports what is missing.
         """
-        job = self.snapshot.jobs.get(launch.attempt.name)
-        if job is None or self.spec.storage is None:
+        job, claim = self.snapshot.jobs.get(launch.attempt.name), self.snapshot.want("claim")
+        kind = self.spec.runner.kind
+        if job is None or claim is None or kind not in RUNNERS or kind in self.snapshot.missing:
             return False
-        runner = RUNNERS.get(self.spec.runner.kind)
-        if runner is None or self.spec.runner.kind in self.snapshot.missing:
-            return False
-        # The job carries a digest of what it was made from.
-        stamp = annotation(job, requests.MADE_FROM)
+        stamp = annotation(job, requests.MADE_FROM) or ""
         try:
-            _, now = requests.job_for(
-                runner, self.snapshot.spec, self.config, self.status.epochs, launch
-            )
+            now = requests.made_from(self.snapshot.spec, self.config, launch, uid(claim))
         except InputError:
             return False
-        return stamp is not None and stamp != now
+        changed = stamp.startswith(requests.FORMULA) and stamp != now
+        return changed or (launch.attempt.runner or UNNAMED) != kind
 
-    def share(self, digest: str) -> str | None:
-        """Who has the share of this input digest: "Mine", another chain's name, or "" for no chain.
+    def share(self, digest: str) -> Share:
+        """Who has the share of this input digest.
 
         None if this chain does not use a shared claim and no other chain trains this digest. A
         rival counts without a Lease, too: its chain may have been deleted before its pods ended.
         """
-        if self._shared():
-            if digest in (self.snapshot.want("shares") or {}):
-                return "Mine"
-            lease = self.snapshot.want("lease", digest)
-            if lease is not None:
-                return str(lease["spec"]["holderIdentity"])
         for rival in self.snapshot.want("rivals", digest) or []:
-            return label(rival, CHAIN)
-        return "" if self._shared() else None
+            return self._rival(rival)
+        if not self._shared():
+            return None
+        if digest in (self.snapshot.want("shares") or {}):
+            return "Mine"
+        lease = self.snapshot.want("lease", digest)
+        if lease is None or self._without_chain(lease):
+            return "Free"
+        holder = str(lease["spec"]["holderIdentity"])
+        return _shared_stage(holder)
+
+    def _rival(self, rival: Object) -> Reason:
+        """Why the stage waits for the job or pod of another chain that trains the same."""
+        if not self._without_chain(rival):
+            return _shared_stage(label(rival, CHAIN))
+        return self._left_behind(rival)
+
+    def _without_chain(self, thing: Object) -> bool:
+        """Whether the chain of a job, a pod or a Lease exists no longer."""
+        name = label(thing, CHAIN)
+        if name == self.snapshot.spec.metadata.name:
+            return label(thing, CHAIN_UID) != self.snapshot.uid
+        chain = self.snapshot.want("chain", name)
+        return chain is None or uid(chain) != label(thing, CHAIN_UID)
+
+    def _left_behind(self, thing: Object) -> Reason:
+        """Why the stage waits for a job or pod of a chain that was deleted."""
+        kind, named, space = thing["kind"], name_of(thing), self.snapshot.namespace
+        return Reason(
+            Code.ORPHANED_JOB,
+            named,
+            f"{kind} {named} has not ended, and chain {label(thing, CHAIN)}, which made it, was"
+            f" deleted; wait until it has, or: kubectl delete {kind.lower()} {named} -n {space}",
+            f"kubectl describe {kind.lower()} {named} -n {space}",
+        )
 
     # -- jobs that are not needed ------------------------------------------------------------------
 
@@ -333,7 +402,7 @@ class View:
         numbers = [
             int(label(thing, ATTEMPT))
             for thing in [*self.snapshot.jobs.values(), *self.snapshot.pods]
-            if label(thing, STAGE) == stage or label(thing, INPUT_DIGEST) == digest[:LABEL_LENGTH]
+            if label(thing, STAGE) == stage or label(thing, INPUT_DIGEST) == label_of(digest)
         ]
         return max(numbers, default=0)
 
@@ -344,3 +413,8 @@ def _retry(chain: Object) -> str | None:
     if value is None or len(value) <= LABEL_LENGTH:
         return value
     return hashlib.sha256(value.encode()).hexdigest()
+
+
+def _shared_stage(chain: str) -> Reason:
+    message = f"chain {chain} trains the same stage; this one waits until that has ended"
+    return Reason(Code.SHARED_STAGE, chain, message)

@@ -14,13 +14,13 @@ from typing import Any, Literal, NamedTuple
 
 import aiohttp
 
-from modelchain.api.artifact import stage_artifact_name
+from modelchain.api.artifact import former_artifact_name, stage_artifact_name
 from modelchain.api.contracts import LiveProgress
-from modelchain.api.spec import ModelChain
+from modelchain.api.spec import KIND, ModelChain
 from modelchain.api.status import AttemptStatus, ChainStatus
-from modelchain.decide.observed import Launch
 from modelchain_operator.api.kube import (
     ARTIFACTS,
+    CHAINS,
     CLAIMS,
     EVENTS,
     JOBS,
@@ -31,7 +31,7 @@ from modelchain_operator.api.kube import (
     Object,
     Resource,
 )
-from modelchain_operator.api.objects import annotation, label, name, uid
+from modelchain_operator.api.objects import annotation, is_deleting, label, name, uid
 from modelchain_operator.reconcile import job_requests as requests
 from modelchain_operator.reconcile.memory import Asked, Cache, Memory
 from modelchain_operator.reconcile.pod_evidence import refusal
@@ -41,10 +41,12 @@ from modelchain_operator.runners.registry import RUNNERS, runner_for, state_of
 from modelchain_operator.runners.template import (
     CHAIN,
     CHAIN_UID,
+    CLAIM_UID,
     FILLS,
     INPUT_DIGEST,
     PROGRESS_PORT,
     ROLE,
+    label_of,
     task_of,
 )
 
@@ -63,6 +65,8 @@ What = Literal[
     "records",
     "shares",
     "loaders",
+    "chain",
+    "records of",
 ]
 
 
@@ -86,6 +90,9 @@ class Snapshot:
     # The chain's jobs, of every kind of runner, by name (see `by_name`).
     jobs: dict[str, Object]
     pods: list[Object]
+    # Unfinished jobs that a deleted chain of this name has left behind, so that nothing will delete
+    # them.
+    orphans: list[Object] = field(default_factory=list)
     # The kinds of runner that are not installed on this cluster.
     missing: set[str] = field(default_factory=set)
     # What the launch depends on was read after its intent was written.
@@ -106,6 +113,12 @@ class Snapshot:
     def attempts(self) -> Iterator[AttemptStatus]:
         """All attempts that the status names."""
         return (attempt for _, attempt in self.status.attempts.values())
+
+    @property
+    def finished(self) -> frozenset[str]:
+        """The input digests of which the status has an artifact."""
+        stages = (stage for stage in self.status.stages if stage.artifact is not None)
+        return frozenset(stage.input_digest for stage in stages if stage.input_digest)
 
     def want(self, what: What, which: str = "") -> Any:
         """The answer to a need. If it was not read yet: None, and the need is added to `needs`."""
@@ -143,6 +156,22 @@ class Inputs(Mapping[str, Mapping[str, Any]]):
         return 0
 
 
+def is_record_of(record: Object, claim: Object, digest: str) -> bool:
+    """Whether a StageArtifact records an artifact of these inputs on this claim."""
+    spec = record["spec"]
+    return (spec["claimUID"], spec["inputDigest"]) == (uid(claim), digest)
+
+
+def is_orphan(job: Object) -> bool:
+    """Whether an unfinished job has lost the chain that owned it.
+
+    If a chain is deleted with `--cascade=orphan`, Kubernetes takes it out of the job's owners.
+    """
+    owners = job["metadata"].get("ownerReferences") or []
+    owned = any(owner["kind"] == KIND for owner in owners)
+    return not owned and state_of(job).finished is None and not is_deleting(job)
+
+
 def by_name(jobs: Iterable[Object], attempts: Iterable[AttemptStatus]) -> dict[str, Object]:
     """Jobs of all kinds by name.
 
@@ -177,6 +206,8 @@ class Reader:
             "records": self._records,
             "shares": self._shares,
             "loaders": self._loaders,
+            "chain": self._chain,
+            "records of": self._records_of,
         }
 
     async def jobs_and_pods(self, snapshot: Snapshot) -> None:
@@ -185,8 +216,12 @@ class Reader:
         In this order no pod can be missed: a job that no longer exists makes no more pods.
         """
         namespace, selector = snapshot.namespace, f"{CHAIN_UID}={snapshot.uid}"
-        jobs, snapshot.missing = await self._jobs(namespace, f"{selector},{ROLE}=train")
-        snapshot.jobs = by_name(jobs, snapshot.attempts)
+        of_this_name = f"{CHAIN}={snapshot.spec.metadata.name},{ROLE}=train"
+        jobs, snapshot.missing = await self._jobs(namespace, of_this_name)
+        ours = [job for job in jobs if label(job, CHAIN_UID) == snapshot.uid]
+        others = [job for job in jobs if label(job, CHAIN_UID) != snapshot.uid]
+        snapshot.jobs = by_name(ours, snapshot.attempts)
+        snapshot.orphans = [job for job in others if is_orphan(job)]
         for attempt in snapshot.attempts:
             known = attempt.finished_at is None and attempt.uid is not None
             if known and attempt.name not in snapshot.jobs:
@@ -219,12 +254,12 @@ class Reader:
     async def answer(self, snapshot: Snapshot) -> None:
         """Read what the snapshot needs.
 
-        Records are read first, and alone: once they are known, the rest may not be needed. The
-        claim is read before the others, since a Lease is named after it.
+        The claim is read first, since records and Leases are named after it. Records are read
+        before the rest: once they are known, the rest may not be needed.
         """
-        records = {need for need in snapshot.needs if need.what == "artifact"}
         claim = snapshot.needs & {Need("claim")}
-        for needs in (records,) if records else (claim, snapshot.needs - claim):
+        records = {need for need in snapshot.needs if need.what == "artifact"}
+        for needs in (claim, records or snapshot.needs - claim):
             await self.each(snapshot, sorted(needs))
         snapshot.needs.clear()
 
@@ -237,8 +272,31 @@ class Reader:
         return await self._reads[need.what](snapshot, need.which)
 
     async def _artifact(self, snapshot: Snapshot, digest: str) -> Object | None:
-        key, record = (snapshot.namespace, digest), stage_artifact_name(digest)
-        return await self._cached(self.memory.artifacts, key, ARTIFACTS, record)
+        """The record that has the name of these inputs on the chain's claim.
+
+        If the status says that the stage has finished, a record that an older version made may be
+        there instead. `_records_of` finds such a one as well, but takes a LIST.
+        """
+        claim, namespace = snapshot.read.get(Need("claim")), snapshot.namespace
+        if claim is None:
+            return None
+        known = self.memory.artifacts.get((namespace, digest))
+        if known is not None and is_record_of(known, claim, digest):
+            return known
+        record = await self._get(ARTIFACTS, namespace, stage_artifact_name(uid(claim), digest))
+        if record is None and digest in snapshot.finished:
+            record = await self._get(ARTIFACTS, namespace, former_artifact_name(digest))
+            if record is None or not is_record_of(record, claim, digest):
+                return None
+        if record is not None:
+            self.memory.artifacts.put((namespace, digest), record)
+        return record
+
+    async def _records_of(self, snapshot: Snapshot, digest: str) -> list[Object]:
+        """The records of an input digest on all claims, also on those that exist no longer."""
+        selector = f"{INPUT_DIGEST}={label_of(digest)}"
+        found = await self.kube.list(ARTIFACTS, snapshot.namespace, selector)
+        return [record for record in found if record["spec"]["inputDigest"] == digest]
 
     async def _claim(self, snapshot: Snapshot, _: str) -> Object | None:
         if snapshot.spec.spec.storage is None:
@@ -247,7 +305,10 @@ class Reader:
         return await self._cached(self.memory.claims, (snapshot.namespace, claim), CLAIMS, claim)
 
     async def _lease(self, snapshot: Snapshot, digest: str) -> Object | None:
-        lease = requests.lease_name(uid(snapshot.read[Need("claim")]), digest)
+        claim = snapshot.read.get(Need("claim"))
+        if claim is None:
+            return None
+        lease = requests.lease_name(uid(claim), digest)
         return await self._get(LEASES, snapshot.namespace, lease)
 
     async def _shares(self, snapshot: Snapshot, _: str) -> dict[str, Object]:
@@ -270,12 +331,18 @@ class Reader:
         return [le for le in leases if (annotation(le, INPUT_DIGEST) or "")[:63] not in digests]
 
     async def _rivals(self, snapshot: Snapshot, digest: str) -> list[Object]:
-        """Unfinished jobs and live pods of other chains that train this input digest."""
-        selector = f"{INPUT_DIGEST}={digest[:63]},{CHAIN_UID}!={snapshot.uid},{ROLE}=train"
+        """Unfinished jobs and live pods of other chains that train this input digest on this claim.
+
+        Jobs of older versions do not say on which claim they train, and count as well.
+        """
+        selector = f"{INPUT_DIGEST}={label_of(digest)},{CHAIN_UID}!={snapshot.uid},{ROLE}=train"
         jobs, _ = await self._jobs(snapshot.namespace, selector)
         pods = await self.kube.list(PODS, snapshot.namespace, selector)
         unfinished = [job for job in jobs if state_of(job).finished is None]
-        return unfinished + [pod for pod in pods if podread.is_live(pod)]
+        training = unfinished + [pod for pod in pods if podread.is_live(pod)]
+        claim = snapshot.read.get(Need("claim"))
+        here = ("", uid(claim) if claim else "")
+        return [rival for rival in training if label(rival, CLAIM_UID) in here]
 
     async def _job_of_intent(self, snapshot: Snapshot, attempt: str) -> Object | None:
         """The job that has the name of an attempt. It may belong to another chain."""
@@ -289,6 +356,10 @@ class Reader:
         """All StageArtifacts of chains of this name: this one, and deleted ones before it."""
         selector = f"{CHAIN}={snapshot.spec.metadata.name}"
         return await self.kube.list(ARTIFACTS, snapshot.namespace, selector)
+
+    async def _chain(self, snapshot: Snapshot, chain: str) -> Object | None:
+        """A chain of the same namespace."""
+        return await self._get(CHAINS, snapshot.namespace, chain)
 
     async def _loaders(self, snapshot: Snapshot, claim: str) -> list[Object]:
         """The Jobs that fill a data claim."""
@@ -319,21 +390,21 @@ class Reader:
                 cache.put(key, found)
         return found
 
-    def forget(self, snapshot: Snapshot, launch: Launch) -> None:
-        """Forget what a launch depends on, so that it is read again right before the launch.
+    def forget(self, snapshot: Snapshot, digests: Iterable[str]) -> None:
+        """Forget what a step depends on, so that it is read again right before the step.
 
-        This is the records of the stage and of its predecessor, the claim, the share, rivals, and
-        the job that has the attempt's name.
+        This is the records of these input digests, the claim, the share, rivals and their chains,
+        and what has the attempt's name.
         """
-        artifacts = {launch.attempt.input_digest}
-        if launch.predecessor is not None:
-            artifacts.add(launch.predecessor.input_digest)
-        for digest in artifacts:
+        for digest in digests:
             snapshot.read.pop(Need("artifact", digest), None)
             self.memory.artifacts.drop((snapshot.namespace, digest))
-        for need in [n for n in snapshot.read if n.what in ("claim", "lease", "rivals", "name")]:
+        others = ("claim", "lease", "rivals", "chain", "name")
+        for need in [need for need in snapshot.read if need.what in others]:
             del snapshot.read[need]
-        self.memory.claims.drop((snapshot.namespace, requests.claim_name(snapshot.spec)))
+        if snapshot.spec.spec.storage is not None:
+            claim = requests.claim_name(snapshot.spec)
+            self.memory.claims.drop((snapshot.namespace, claim))
 
     # Reads of trainers' progress.
 

@@ -34,6 +34,8 @@ class JobRequest:
     pool: NodePool
     image: str
     artifacts_claim: str
+    # The UID of that claim: a claim of the same name may replace it, and holds other files.
+    claim_uid: str
     # A `modelchain.api.contracts.Task` as JSON, at most TASK_BYTES long.
     task: str
     nodes: int = 1

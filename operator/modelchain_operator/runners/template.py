@@ -24,10 +24,12 @@ METRICS_PORT, PROGRESS_PORT = 9090, 9091
 # The last part of the grace period: torchrun and the kubelet need it after the workers have ended.
 SHUTDOWN_SECONDS = 15
 
-CHAIN, CHAIN_UID, STAGE, ATTEMPT, INPUT_DIGEST, ROLE = (
+CHAIN, CHAIN_UID, CLAIM_UID, STAGE, ATTEMPT, INPUT_DIGEST, ROLE = (
     f"modelchain.dev/{name}"
-    for name in ("chain", "chain-uid", "stage", "attempt", "input-digest", "role")
+    for name in ("chain", "chain-uid", "claim-uid", "stage", "attempt", "input-digest", "role")
 )
+# The most characters of a label's value.
+LABEL_LENGTH = 63
 # On a Job that packs data: the claim that it fills. No stage trains from that claim before.
 FILLS = "modelchain.dev/fills"
 # The annotation that names a pod's main container, for `kubectl logs` and for us.
@@ -63,11 +65,20 @@ def labels(request: JobRequest, role: Role) -> dict[str, str]:
     return {
         CHAIN: request.chain,
         CHAIN_UID: request.chain_uid,
+        CLAIM_UID: request.claim_uid,
         STAGE: request.stage,
         ATTEMPT: str(request.attempt),
-        INPUT_DIGEST: request.input_digest[:63],
+        INPUT_DIGEST: label_of(request.input_digest),
         ROLE: role,
     }
+
+
+def label_of(digest: str) -> str:
+    """The value of the label `INPUT_DIGEST`: a digest is one character longer than a value may be.
+
+    An annotation has the whole digest.
+    """
+    return digest[:LABEL_LENGTH]
 
 
 def trainer_template(request: JobRequest, container: str, *, rank_0: bool) -> Object:

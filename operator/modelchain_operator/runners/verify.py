@@ -9,7 +9,8 @@ from collections.abc import Iterable
 
 from modelchain.api.contracts import LastWord
 from modelchain_operator.api.kube import Object
-from modelchain_operator.api.objects import Read, true_condition
+from modelchain_operator.api.objects import Read, true_condition, uid
+from modelchain_operator.api.objects import name as name_of
 from modelchain_operator.runners.pods import ended_at, last_word
 from modelchain_operator.runners.port import JobRequest
 from modelchain_operator.runners.template import metadata, verify_template
@@ -25,12 +26,26 @@ def name(attempt: str) -> str:
     return f"{attempt}-verify"
 
 
-def build(request: JobRequest) -> Object:
-    """The Job. It needs the trainer image and the claim but no GPU, so it is put in no queue."""
+def build(request: JobRequest, attempt: Read | None = None) -> Object:
+    """The Job. It needs the trainer image and the claim but no GPU, so it is put in no queue.
+
+    Kubernetes deletes it with the job of the attempt, so that no more of them are kept than of
+    those. If that job, `attempt`, exists no longer, it deletes it with the chain.
+    """
+    meta = metadata(request, name(request.name), "verify")
+    if attempt is not None:
+        meta["ownerReferences"] = [
+            {
+                "apiVersion": attempt["apiVersion"],
+                "kind": attempt["kind"],
+                "name": name_of(attempt),
+                "uid": uid(attempt),
+            }
+        ]
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": metadata(request, name(request.name), "verify"),
+        "metadata": meta,
         "spec": {
             "backoffLimit": RETRIES,
             "podFailurePolicy": {

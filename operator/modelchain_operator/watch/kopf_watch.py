@@ -1,4 +1,4 @@
-"""The only module that uses kopf: for watches, login and liveness probes.
+"""The only module that uses kopf: for watches and login.
 
 Every object that kopf sees is passed to a receiver. A watch event alone decides nothing.
 """
@@ -20,12 +20,8 @@ from modelchain_operator.runners.template import CHAIN_UID
 Receiver = Callable[[Object], None]
 
 
-async def watch(  # long: its contract takes half of it
-    kube: Kube,
-    receivers: Mapping[Resource, Receiver],
-    namespaces: Sequence[str],
-    health: str | None = None,
-    alive: Callable[[], str | None] = lambda: None,
+async def watch(
+    kube: Kube, receivers: Mapping[Resource, Receiver], namespaces: Sequence[str]
 ) -> None:
     """Call the receivers with every object of their kinds, now and after each change, until
     cancelled.
@@ -37,11 +33,9 @@ async def watch(  # long: its contract takes half of it
         kube: gives the address of the API server and the login.
         receivers: by kind. All kinds must be installed.
         namespaces: those to watch; all if empty.
-        health: the URL at which liveness probes are answered; None for none.
-        alive: returns why this process has to be restarted, or None. Probes then get status 500.
     """
     stop = threading.Event()
-    registry = _registry(kube, receivers, alive)
+    registry = _registry(kube, receivers)
     settings = _settings(receivers)
 
     async def operate() -> None:
@@ -53,7 +47,6 @@ async def watch(  # long: its contract takes half of it
                 standalone=True,
                 clusterwide=not namespaces,
                 namespaces=namespaces,
-                liveness_endpoint=health,
             )
         finally:
             stop.set()  # a thread of kopf waits for it
@@ -68,18 +61,14 @@ async def watch(  # long: its contract takes half of it
         await thread
 
 
-def _registry(
-    kube: Kube, receivers: Mapping[Resource, Receiver], alive: Callable[[], str | None]
-) -> kopf.OperatorRegistry:
-    """The handlers of events, of kopf's login and of probes."""
+def _registry(kube: Kube, receivers: Mapping[Resource, Receiver]) -> kopf.OperatorRegistry:
+    """The handlers of events and of kopf's login."""
     loop = asyncio.get_running_loop()
     registry = kopf.OperatorRegistry()
     for kind, receiver in receivers.items():
         on_event = kopf.on.event(kind.group, kind.version, kind.plural, registry=registry)
         on_event(_handler(loop, receiver))
     kopf.on.login(registry=registry)(_login(kube))
-    # In any other mode of errors, a failing probe hangs and does not answer.
-    kopf.on.probe(registry=registry, id="alive", errors=kopf.ErrorsMode.PERMANENT)(_probe(alive))
     return registry
 
 
@@ -107,14 +96,6 @@ def _login(kube: Kube) -> Callable[..., Awaitable[kopf.ConnectionInfo]]:
         )
 
     return login
-
-
-def _probe(alive: Callable[[], str | None]) -> Callable[..., Awaitable[None]]:
-    async def probe(**_: Any) -> None:
-        if reason := alive():
-            raise kopf.PermanentError(reason)
-
-    return probe
 
 
 def _settings(kinds: Iterable[Resource]) -> kopf.OperatorSettings:

@@ -11,12 +11,13 @@ import logging
 import random
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 from modelchain_operator.api.kube import (
     ARTIFACTS,
     CHAINS,
+    CLAIMS,
     JOBS,
     PODS,
     ApiError,
@@ -27,11 +28,12 @@ from modelchain_operator.api.kube import (
     Object,
     Resource,
 )
-from modelchain_operator.api.objects import is_true, label, true_condition
+from modelchain_operator.api.objects import is_true, label, true_condition, uid
 from modelchain_operator.reconcile.figures import Figures, figures
 from modelchain_operator.runners.pods import is_live
 from modelchain_operator.runners.registry import RUNNERS
 from modelchain_operator.runners.template import CHAIN
+from modelchain_operator.watch.health import serve as serve_health
 from modelchain_operator.watch.kopf_watch import Receiver, watch
 from modelchain_operator.watch.leader import Leader
 from modelchain_operator.watch.queue import WorkQueue
@@ -63,11 +65,12 @@ log = logging.getLogger(__name__)
 
 
 class Controller(Protocol):
-    """What makes a pass over a chain. `remember` and `artifact_changed` are quick, never raise."""
+    """What makes a pass over a chain. All methods but `reconcile` are quick, and never raise."""
 
     async def reconcile(self, key: Key) -> float | None: ...
     def remember(self, pod: Object) -> None: ...
     def artifact_changed(self, record: Object) -> None: ...
+    def claim_changed(self, claim: Key, uid: str | None) -> bool: ...
 
 
 class Service:
@@ -93,8 +96,9 @@ class Service:
             controller.reconcile, gate=leader.leading if leader else None
         )
         self._loop = asyncio.get_running_loop()
-        # When the last complete LIST ended, in loop time and in seconds since the epoch.
-        self._listed = self._loop.time()
+        # When chains or claims were last listed, or a LIST was at least tried, in loop time.
+        self._tried = self._loop.time()
+        # When the last complete LIST of chains ended, in seconds since the epoch.
         self.listed_at = 0.0
         # Whether the last LIST was not permitted.
         self._refused = False
@@ -128,6 +132,8 @@ class Service:
         ]
         if self.leader:
             parts.append(self.leader.run())
+        if self.health:
+            serve_health(self.health, self._alive)
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(part) for part in parts]
             try:
@@ -139,28 +145,31 @@ class Service:
                 task.cancel()
 
     async def _resync(self) -> None:
-        """List all chains every minute, for ever."""
+        """List all chains and claims every minute, for ever."""
         due = 0.0
         while True:
+            self._tried, listed = self._loop.time(), CHAINS
             try:
                 everything = self._loop.time() >= due
                 await self._list(everything)
                 if everything:
                     due = self._loop.time() + RESYNC_ALL
-                self._refused = False
+                self._refused, listed = False, CLAIMS
+                await self._list_claims()
             except Gone:  # the pages took too long
                 await asyncio.sleep(LIST_AGAIN)
                 continue
             except NotFound:  # the CRD is not installed; `_served` logs that
                 pass
             except Forbidden as error:
-                self._refused = True
-                log.warning("the chains could not be listed: %s", self._remedy(error))
+                self._refused = listed is CHAINS
+                remedy = self._remedy(error, listed)
+                log.warning("%s could not be listed: %s", listed.plural, remedy)
             except ApiError as error:
-                log.warning("the chains could not be listed: %s", error)
+                log.warning("%s could not be listed: %s", listed.plural, error)
             await asyncio.sleep(RESYNC * random.uniform(0.9, 1.0))
 
-    def _remedy(self, error: Forbidden) -> str:
+    def _remedy(self, error: Forbidden, listed: Resource) -> str:
         """What a LIST was refused for, and what to do about it."""
         if error.code == 401:
             return (
@@ -169,28 +178,55 @@ class Service:
             )
         where = ", ".join(self.namespaces) or "all namespaces"
         return (
-            f"the right to list modelchains in {where} is missing ({error}); grant the roles of"
+            f"the right to list {listed.plural} in {where} is missing ({error}); grant the roles of"
             " operator/rbac/"
         )
 
     async def _list(self, everything: bool) -> None:
         """List all chains and queue the unfinished ones, or `everything`."""
         before = set(self.known)
-        spaces: list[str | None] = [*self.namespaces] or [None]
         listed: set[Key] = set()
-        for space in spaces:
-            # Page by page: all chains at once could take more memory than the operator has.
-            async for page in self.kube.pages(CHAINS, space):
-                for chain in page:
-                    listed.add(_key(chain))
-                    self._know(chain)
-                    if everything or not is_true(chain, "Finished"):
-                        self.queue.add(_key(chain))
-        self._listed, self.listed_at = self._loop.time(), time.time()
+        async for chain in self._all(CHAINS):
+            listed.add(_key(chain))
+            self._know(chain)
+            if everything or not is_true(chain, "Finished"):
+                self.queue.add(_key(chain))
+        self.listed_at = time.time()
         # A chain that was known and is not listed was deleted, perhaps while no watch saw it.
         for key in before - listed:
             del self.known[key]
             self.queue.add(key)
+
+    async def _list_claims(self) -> None:
+        """List all claims, and queue the complete chains whose claim is gone or was replaced.
+
+        Such a chain has no other pass for minutes, and would go on to say that it is complete.
+        """
+        used = {
+            key: (key[0], chain.claim)
+            for key, chain in self.known.items()
+            if "Complete" in chain.true
+        }
+        uids: dict[Key, str | None] = dict.fromkeys(used.values())
+        async for claim in self._all(CLAIMS):
+            if _key(claim) in uids:
+                uids[_key(claim)] = uid(claim)
+        gone = {key for key, found in uids.items() if self.controller.claim_changed(key, found)}
+        for chain, used_claim in used.items():
+            if used_claim in gone:
+                self.queue.add(chain)
+
+    async def _all(self, resource: Resource) -> AsyncIterator[Object]:
+        """All objects of a kind in the namespaces served.
+
+        They are read page by page: all at once could take more memory than the operator has.
+        """
+        spaces: list[str | None] = [*self.namespaces] or [None]
+        for space in spaces:
+            async for page in self.kube.pages(resource, space):
+                self._tried = self._loop.time()
+                for thing in page:
+                    yield thing
 
     def _know(self, chain: Object) -> None:
         """Keep a chain's figures for `/metrics`, unless they are older than those we have.
@@ -207,11 +243,11 @@ class Service:
         self._loop.call_later(ECHO, self._wake, _key(chain), chain)
 
     def _on_artifact(self, artifact: Object) -> None:
-        """Queue every chain whose status names this record: it may have been deleted."""
+        """Queue every chain whose status has the record's inputs: it may have been deleted."""
         self.controller.artifact_changed(artifact)
-        namespace, name = _key(artifact)
+        namespace, digest = artifact["metadata"]["namespace"], artifact["spec"]["inputDigest"]
         for key, known in self.known.items():
-            if key[0] == namespace and name in known.artifacts:
+            if key[0] == namespace and digest in known.digests:
                 self.queue.add(key)
 
     def _on_job(self, job: Object) -> None:
@@ -240,10 +276,9 @@ class Service:
             self.queue.add(key)
         kinds = ", ".join(resource.plural for resource in receivers)
         log.info("watching %s in %s", kinds, ", ".join(self.namespaces) or "all namespaces")
-        health = self.health if CHAINS in receivers else None
         while True:
             try:
-                await watch(self.kube, receivers, self.namespaces, health, self._alive)
+                await watch(self.kube, receivers, self.namespaces)
             except Exception as error:
                 # kopf ends at any answer that it does not expect, such as a 409 to a LIST. If the
                 # LIST was refused, `_resync` has logged that already.
@@ -273,9 +308,13 @@ class Service:
         return not missing
 
     def _alive(self) -> str | None:
-        """Why this process must be restarted, or None if it is well. Called from kopf's thread."""
-        age = self._loop.time() - self._listed
-        return f"the chains were last listed {age:.0f} s ago" if age > 3 * RESYNC else None
+        """Why this process must be restarted, or None if it is well. Called from another thread.
+
+        It is well as long as it tries to list the chains. A restart helps nothing if the API server
+        is away or refuses.
+        """
+        age = self._loop.time() - self._tried
+        return f"the last try to list the chains was {age:.0f} s ago" if age > 3 * RESYNC else None
 
 
 def _key(obj: Object) -> Key:
