@@ -9,7 +9,7 @@ one finds all that it needs in the stored status.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from modelchain.api.reasons import Code, Reason
@@ -17,11 +17,15 @@ from modelchain.api.spec import ModelChain
 from modelchain.api.status import ChainStatus, StageStatus
 from modelchain.decide import transitions
 from modelchain.decide.conditions import completed
+from modelchain.decide.ledger import seconds
 from modelchain.decide.nodes import still_avoided, without_faults
 from modelchain.decide.observed import Action, Discard, DropShare, Observed, Step, Stop
 from modelchain.decide.outcome import Outcome, Turn
 from modelchain.decide.stage import advance, behind
 from modelchain.plan.plan import plan
+
+# For so long the job of a closed attempt may still run, so that its sidecars can end by themselves.
+SIDECAR_GRACE = 60.0
 
 
 def decide(chain: ModelChain, observed: Observed, now: float) -> Step:
@@ -57,7 +61,7 @@ def decide(chain: ModelChain, observed: Observed, now: float) -> Step:
     status = completed(chain, old, after, observed.retry or old.retry, now, avoided)
     if status != old:
         return Step(status, write=True, again=0.0)
-    return _next_action(status, observed, outcomes)
+    return _next_action(status, observed, outcomes, lingering(status, observed, now))
 
 
 def _along(turn: Turn, stages: list[StageStatus]) -> list[Outcome]:
@@ -79,17 +83,37 @@ def _along(turn: Turn, stages: list[StageStatus]) -> list[Outcome]:
     return outcomes
 
 
-def _next_action(status: ChainStatus, observed: Observed, outcomes: list[Outcome]) -> Step:
+def _next_action(
+    status: ChainStatus,
+    observed: Observed,
+    outcomes: list[Outcome],
+    leaving: Mapping[str, float],
+) -> Step:
     """The step when the status need not change: an action, or a pause before the next pass."""
-    wanted = frozenset[str]().union(*(outcome.wanted for outcome in outcomes))
+    wanted = leaving.keys() | frozenset[str]().union(*(outcome.wanted for outcome in outcomes))
     shares = frozenset[str]().union(*(outcome.shares for outcome in outcomes))
-    again = next((outcome.again for outcome in outcomes if outcome.again is not None), None)
+    due_in = [outcome.again for outcome in outcomes if outcome.again is not None]
+    again = min([*due_in[:1], *leaving.values()], default=None)
     due = (outcome.action for outcome in outcomes if outcome.action is not None)
-    candidates = [*_unwanted(observed, wanted), *due, *_tidying(observed, shares)]
+    candidates = [*_unwanted(observed, frozenset(wanted)), *due, *_tidying(observed, shares)]
     action = candidates[0] if candidates else None
     at_rest = not observed.live - wanted and again is None and action is None
     pause = None if at_rest else again or observed.poll_seconds
     return Step(status, write=False, action=action, again=pause)
+
+
+def lingering(status: ChainStatus, observed: Observed, now: float) -> Mapping[str, float]:
+    """The closed attempts whose job or sidecars go on, each with the seconds it may still do so.
+
+    After that it is not wanted any more. Until it is gone, no other attempt is made.
+    """
+    closed = {
+        attempt.name: seconds(attempt.finished_at) + SIDECAR_GRACE - now
+        for stage in status.stages
+        for attempt in stage.attempts
+        if attempt.finished_at is not None and attempt.name in observed.live
+    }
+    return {name: left for name, left in closed.items() if left > 0}
 
 
 def _unwanted(observed: Observed, wanted: frozenset[str]) -> Iterable[Action]:

@@ -30,6 +30,11 @@ def timestamp(now: float) -> str:
     return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def seconds(written: str) -> float:
+    """A `timestamp` in seconds since the epoch."""
+    return datetime.fromisoformat(written).timestamp()
+
+
 def account(attempt: AttemptStatus, seen: Seen, now: float, price: str | None) -> AttemptStatus:
     """The open attempt with what its pods have spent until `now` (seconds since the epoch).
 

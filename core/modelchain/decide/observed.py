@@ -115,11 +115,18 @@ class Seen:
     contact: Contact | None = None
     # Another client has suspended the job, and the job is in no queue.
     idle: bool = False
+    # The trainers have ended, although the job or a pod has not, for example because of a sidecar.
+    trained: bool = False
 
     @property
     def there(self) -> bool:
         """Whether the attempt still exists: its job or process was made and has not ended."""
         return self.live or self.unreleased or self.queued or self.idle
+
+    @property
+    def may_train(self) -> bool:
+        """Whether the attempt still exists and its trainers have not ended."""
+        return self.there and not self.trained
 
 
 @dataclass(frozen=True)

@@ -310,7 +310,8 @@ def after(
     if verdict.final is not None:
         reason = Reason(code, closed.name, verdict.final)
         return explained(stage.changed(state=State.FAILED), reason)
-    wait = backoff * 2 ** min(verdict.retries - 1, 6) if verdict.pays_retry else 0.0
+    waits = verdict.pays_retry or closed.parts_refused
+    wait = backoff * 2 ** min(max(verdict.retries - 1, 0), 6) if waits else 0.0
     known = stage.retried.get(verdict.failure, 0)
     stage = stage.changed(
         state=State.PENDING,
@@ -328,6 +329,11 @@ def stopped(attempt: AttemptStatus, message: str | None = None) -> AttemptStatus
     if message is None:
         return attempt.changed(state=State.SUSPENDED)
     return attempt.changed(state=State.SUSPENDED, message=message)
+
+
+def parts_refused(attempt: AttemptStatus) -> AttemptStatus:
+    """The attempt while pods or Services of its job are refused."""
+    return attempt.changed(parts_refused=True)
 
 
 def ending(attempt: AttemptStatus, deadline: FailureClass, message: str) -> AttemptStatus:

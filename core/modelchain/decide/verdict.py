@@ -51,7 +51,8 @@ def judge(
     """The verdict on an attempt that ended and left no valid artifact.
 
     A disruption that brought no newer checkpoint charges a retry as well: otherwise the stage could
-    be disrupted for ever. An attempt that we stopped charges no budget.
+    be disrupted for ever. An attempt that we stopped charges no budget, nor does one whose end may
+    be a consequence of pods that were refused.
 
     Args:
         limits: the budgets in the spec.
@@ -72,6 +73,8 @@ def judge(
         and (stopping or attempt.state is State.SUSPENDED)
     ):
         return Verdict(failure, message, True, checkpoint, stage.retries, stage.disruptions)
+    if failure.disruption and attempt.parts_refused:
+        return Verdict(failure, message, False, checkpoint, stage.retries, stage.disruptions)
     pays_retry = not (failure.disruption and advanced)
     disruptions, retries = stage.disruptions + failure.disruption, stage.retries + pays_retry
     final = None
