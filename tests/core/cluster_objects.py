@@ -116,13 +116,13 @@ class Pod:
     labels: tuple[tuple[str, str], ...]
     created: float
     phase: str = "Pending"
-    trainer: str = ""
     word: str = ""
     claim: str = ""
     deleting: bool = False
     started: float | None = None
     ended: float | None = None
     gpus: int = 1
+    trainer: str = ""
 
     @property
     def live(self) -> bool:

@@ -34,6 +34,7 @@ from podshapes import (
 from modelchain.api.contracts import FailureClass
 from modelchain.api.reasons import Code, Reason
 from modelchain_operator.api import objects
+from modelchain_operator.reconcile import pod_evidence
 from modelchain_operator.reconcile.pod_evidence import Evidence, evidence, refusal
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners.port import JobState
@@ -64,7 +65,7 @@ def seen(
 def stuck(
     pod: Pod, now: float = 200.0, deleting_since: dict[str, float] | None = None
 ) -> Reason | None:
-    return podread.stuck([pod], T0 + now, deleting_since)
+    return pod_evidence.stuck([pod], T0 + now, deleting_since)
 
 
 def text(reason: Reason | None) -> str:
@@ -678,7 +679,7 @@ def test_any_pods_give_consistent_evidence(live: list[Pod], gone: list[Pod], cha
     )
     if nothing_failed:
         assert (found.word, found.failure) == (None, None)
-    assert "\n" not in text(found.waiting) + text(podread.stuck(live, T0 + 200, None))
+    assert "\n" not in text(found.waiting) + text(pod_evidence.stuck(live, T0 + 200, None))
 
 
 @pytest.mark.parametrize("ahead", [-3600, -5, 0, 5, 3600])

@@ -34,8 +34,8 @@ from modelchain_operator.explain.clues import Line, gpu_time
 from modelchain_operator.explain.explain import Explanation, document, explain
 from modelchain_operator.explain.read import Situation
 from modelchain_operator.reconcile.execute import with_words
+from modelchain_operator.reconcile.pod_evidence import stuck
 from modelchain_operator.runners.kueue import KueueQueue
-from modelchain_operator.runners.pods import stuck
 from modelchain_operator.runners.pytorchjob import PyTorchJob
 
 

@@ -67,14 +67,9 @@ def judge(
         message += "; this has happened before, so it counts as the program's fault"
     checkpoint = max(stage.checkpoint_step, _newest_checkpoint(attempt, seen))
     advanced = checkpoint > stage.checkpoint_step
-    if (
-        failure.disruption
-        and attempt.ending is None
-        and (stopping or attempt.state is State.SUSPENDED)
-    ):
-        return Verdict(failure, message, True, checkpoint, stage.retries, stage.disruptions)
-    if failure.disruption and attempt.parts_refused:
-        return Verdict(failure, message, False, checkpoint, stage.retries, stage.disruptions)
+    stopped = attempt.ending is None and (stopping or attempt.state is State.SUSPENDED)
+    if failure.disruption and (stopped or attempt.parts_refused):
+        return Verdict(failure, message, stopped, checkpoint, stage.retries, stage.disruptions)
     pays_retry = not (failure.disruption and advanced)
     disruptions, retries = stage.disruptions + failure.disruption, stage.retries + pays_retry
     final = None

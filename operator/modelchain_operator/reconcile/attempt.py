@@ -27,7 +27,13 @@ from modelchain_operator.api.objects import (
     uid,
 )
 from modelchain_operator.reconcile.memory import Asked, Memory
-from modelchain_operator.reconcile.pod_evidence import OF_SERVICES, Evidence, evidence, refusal
+from modelchain_operator.reconcile.pod_evidence import (
+    OF_SERVICES,
+    Evidence,
+    evidence,
+    refusal,
+    stuck,
+)
 from modelchain_operator.reconcile.snapshot import RETRY, Snapshot
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners import verify
@@ -320,7 +326,7 @@ class Sightings:
     def stuck(self) -> Reason | None:
         """Why a pod of any attempt still exists although its grace period is over."""
         pods = [pod for pods in self.pods.values() for pod in pods]
-        return podread.stuck(pods, self.now, self.memory.deleting_since)
+        return stuck(pods, self.now, self.memory.deleting_since)
 
     def _waiting(self, launched: _Launched) -> Reason | None:
         """Why nothing of an attempt runs yet."""

@@ -16,13 +16,16 @@ from dataclasses import dataclass, field
 from modelchain.api.contracts import FailureClass, LastWord
 from modelchain.api.faults import fault_at_start
 from modelchain.api.messages import one_line
-from modelchain.api.reasons import Reason
+from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import PodTime
 from modelchain_operator.api import objects
 from modelchain_operator.api.objects import Read
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners.port import JobState
 from modelchain_operator.runners.template import SHARED_MEMORY
+
+# A pod is stuck if it still exists this long after its grace period is over.
+STUCK_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,39 @@ def _current_run(pods: list[Read], gang: podread.Gang) -> list[Read]:
             run = []
         run.append(pod)
     return run
+
+
+def stuck(
+    live: Sequence[Read], now: float, deleting_since: Mapping[str, float] | None
+) -> Reason | None:
+    """Why a deleted pod still exists after its grace period: its node does not answer.
+
+    `deleting_since` says, by UID, since when this process has known that a pod is being deleted.
+    None means that our clock and the API server's agree.
+
+    The deletion timestamp includes the grace period, and is by the API server's clock. If our clock
+    is minutes ahead, a pod within its grace period would look stuck. So the grace period must also
+    have passed by our own clock, from when we first saw the deletion.
+    """
+    for pod in live:
+        meta, due = pod["metadata"], objects.seconds(pod["metadata"].get("deletionTimestamp"))
+        if not podread.is_live(pod) or due is None or now <= due + STUCK_SECONDS:
+            continue
+        grace = meta.get("deletionGracePeriodSeconds") or 0
+        waited = (
+            deleting_since is None
+            or now - deleting_since.get(objects.uid(pod), now) > grace + STUCK_SECONDS
+        )
+        # A restarted operator has not waited itself, but no two clocks are as far apart as this.
+        if waited or now > due + STUCK_SECONDS + podread.CLOCKS_DIFFER:
+            name, node = objects.name(pod), pod["spec"].get("nodeName", "unknown")
+            message = (
+                f"pod {name} should have ended at {meta['deletionTimestamp']}; node {node} does not"
+                f" answer. If it is dead for certain: kubectl delete pod {name} -n"
+                f" {meta['namespace']} --force --grace-period=0"
+            )
+            return Reason(Code.NODE_LOST, name, message, f"kubectl describe node {node}")
+    return None
 
 
 # -- how it ended ----------------------------------------------------------------------------------

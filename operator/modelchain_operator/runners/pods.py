@@ -6,7 +6,7 @@ The first half answers when a pod started and how it ended, the second half what
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,7 +22,6 @@ from modelchain_operator.api.objects import (
     is_deleting,
     seconds,
     true_condition,
-    uid,
 )
 from modelchain_operator.api.objects import name as name_of
 from modelchain_operator.runners.port import Runner
@@ -32,8 +31,6 @@ TERMINAL = ("Succeeded", "Failed")
 NOT_STARTED = ("StartError", "ContainerCannotRun")
 # How far a node's clock and ours may be apart, in seconds: each may be wrong by five minutes.
 CLOCKS_DIFFER = 600.0
-# A pod is stuck if it still exists this long after its grace period is over.
-STUCK_SECONDS = 60
 # The most characters that are quoted of another program's message.
 QUOTED = 240
 
@@ -204,8 +201,20 @@ def remember(pod: Read) -> Object | None:
     """
     if is_live(pod) and state(pod, "terminated") is None and disruption(pod) is None:
         return None
-    meta, status = pod["metadata"], pod["status"]
-    kept_meta = (
+    spec = {
+        kind: [_only(container, _KEPT["container"]) for container in pod["spec"].get(kind) or []]
+        for kind in ("containers", "initContainers")
+    }
+    return {
+        "metadata": _only(pod["metadata"], _KEPT["metadata"]),
+        "spec": {**spec, "nodeName": pod["spec"].get("nodeName")},
+        "status": _only(pod["status"], _KEPT["status"]),
+    }
+
+
+# The fields of a pod that are remembered.
+_KEPT = {
+    "metadata": (
         "name",
         "namespace",
         "uid",
@@ -214,8 +223,9 @@ def remember(pod: Read) -> Object | None:
         "deletionTimestamp",
         "labels",
         "annotations",
-    )
-    kept_status = (
+    ),
+    "container": ("name", "image", "resources", "restartPolicy"),
+    "status": (
         "phase",
         "reason",
         "message",
@@ -223,20 +233,12 @@ def remember(pod: Read) -> Object | None:
         "startTime",
         "containerStatuses",
         "initContainerStatuses",
-    )
-    kept_container = ("name", "image", "resources", "restartPolicy")
-    containers: dict[str, list[dict[str, Any]]] = {
-        kind: [
-            {field: container[field] for field in kept_container if field in container}
-            for container in pod["spec"].get(kind) or []
-        ]
-        for kind in ("containers", "initContainers")
-    }
-    return {
-        "metadata": {field: meta[field] for field in kept_meta if field in meta},
-        "spec": {**containers, "nodeName": pod["spec"].get("nodeName")},
-        "status": {field: status[field] for field in kept_status if field in status},
-    }
+    ),
+}
+
+
+def _only(thing: Read, fields: Iterable[str]) -> dict[str, Any]:
+    return {field: thing[field] for field in fields if field in thing}
 
 
 # -- what pods wait for ----------------------------------------------------------------------------
@@ -427,36 +429,3 @@ def _see(pod: Read) -> str:
 
 def _describe(pod: Read) -> str:
     return f"kubectl describe pod {name_of(pod)} -n {pod['metadata']['namespace']}"
-
-
-def stuck(
-    live: Sequence[Read], now: float, deleting_since: Mapping[str, float] | None
-) -> Reason | None:
-    """Why a deleted pod still exists after its grace period: its node does not answer.
-
-    `deleting_since` says, by UID, since when this process has known that a pod is being deleted.
-    None means that our clock and the API server's agree.
-
-    The deletion timestamp includes the grace period, and is by the API server's clock. If our clock
-    is minutes ahead, a pod within its grace period would look stuck. So the grace period must also
-    have passed by our own clock, from when we first saw the deletion.
-    """
-    for pod in live:
-        meta, due = pod["metadata"], seconds(pod["metadata"].get("deletionTimestamp"))
-        if not is_live(pod) or due is None or now <= due + STUCK_SECONDS:
-            continue
-        grace = meta.get("deletionGracePeriodSeconds") or 0
-        waited = (
-            deleting_since is None
-            or now - deleting_since.get(uid(pod), now) > grace + STUCK_SECONDS
-        )
-        # A restarted operator has not waited itself, but no two clocks are as far apart as this.
-        if waited or now > due + STUCK_SECONDS + CLOCKS_DIFFER:
-            name, node = name_of(pod), pod["spec"].get("nodeName", "unknown")
-            message = (
-                f"pod {name} should have ended at {meta['deletionTimestamp']}; node {node} does not"
-                f" answer. If it is dead for certain: kubectl delete pod {name} -n"
-                f" {meta['namespace']} --force --grace-period=0"
-            )
-            return Reason(Code.NODE_LOST, name, message, f"kubectl describe node {node}")
-    return None

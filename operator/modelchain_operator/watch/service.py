@@ -29,7 +29,7 @@ from modelchain_operator.api.kube import (
 )
 from modelchain_operator.api.objects import is_true, label, true_condition
 from modelchain_operator.reconcile.figures import Figures, figures
-from modelchain_operator.runners.pods import has_ended
+from modelchain_operator.runners.pods import is_live
 from modelchain_operator.runners.registry import RUNNERS
 from modelchain_operator.runners.template import CHAIN
 from modelchain_operator.watch.kopf_watch import Receiver, watch
@@ -219,7 +219,7 @@ class Service:
         self._on_part(job, ended=any(true_condition(job, kind) for kind in JOB_ENDS))
 
     def _on_pod(self, pod: Object) -> None:
-        self._on_part(pod, ended=has_ended(pod))
+        self._on_part(pod, ended=not is_live(pod))
         self.controller.remember(pod)
 
     def _on_part(self, part: Object, ended: bool) -> None:
