@@ -148,6 +148,32 @@ def world(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory)
         recorder.verify()
 
 
+# -- sidecars --------------------------------------------------------------------------------------
+
+
+def test_stages_beside_a_sidecar(world: World) -> None:
+    """The record and the verdict come at once. The pod is gone before the next attempt begins; the
+    recorder checks that.
+    """
+    space = world.spaces["mesh"]
+    for name, state in (("good", "Succeeded"), ("silent", "Succeeded"), ("bad", "Pending")):
+        stage = space.wait(
+            lambda name=name, state=state: (
+                found
+                if (found := space.stage("a", name)).get("state") == state and found["attempts"]
+                else None
+            ),
+            f"{name} has ended",
+        )
+        assert stage["attempts"][0]["finishedAt"] and len(stage["attempts"]) == 1
+        pod = space.get("pod", f"{name}-a-a1-master-0")
+        assert [c["name"] for c in pod["spec"]["containers"]] == ["pytorch", "istio-proxy"]
+        assert pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]
+    assert "NonFinite: " in space.stage("a", "bad")["reason"]
+    verified = space.get("job", "silent-a-a1-verify")
+    assert json.dumps(verified["metadata"]["labels"])
+
+
 # -- parts that are refused ------------------------------------------------------------------------
 
 
@@ -190,30 +216,7 @@ def test_services_that_a_quota_refuses(world: World) -> None:
     space.wait(lambda: space.list("pytorchjobs") == [], "the job is deleted", GRACE + 30)
 
 
-# -- sidecars --------------------------------------------------------------------------------------
-
-
-def test_stages_beside_a_sidecar(world: World) -> None:
-    """The record and the verdict come at once. The pod is gone before the next attempt begins; the
-    recorder checks that.
-    """
-    space = world.spaces["mesh"]
-    for name, state in (("good", "Succeeded"), ("silent", "Succeeded"), ("bad", "Pending")):
-        stage = space.wait(
-            lambda name=name, state=state: (
-                found
-                if (found := space.stage("a", name)).get("state") == state and found["attempts"]
-                else None
-            ),
-            f"{name} has ended",
-        )
-        assert stage["attempts"][0]["finishedAt"] and len(stage["attempts"]) == 1
-        pod = space.get("pod", f"{name}-a-a1-master-0")
-        assert [c["name"] for c in pod["spec"]["containers"]] == ["pytorch", "istio-proxy"]
-        assert pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]
-    assert "NonFinite: " in space.stage("a", "bad")["reason"]
-    verified = space.get("job", "silent-a-a1-verify")
-    assert json.dumps(verified["metadata"]["labels"])
+# -- after the minute ------------------------------------------------------------------------------
 
 
 def test_a_minute_later_their_jobs_are_deleted(world: World) -> None:

@@ -5,7 +5,7 @@ verify Jobs. And a job that another controller suspends.
 from __future__ import annotations
 
 import pytest
-from podshapes import Pod, at, ended, in_init, init_failed, running, word
+from podshapes import Pod, at, ended, in_init, init_failed, running, waiting, word
 from stagelife import FIRST, Life, beside_a_sidecar, launched
 
 from modelchain.api.reasons import Code
@@ -63,6 +63,22 @@ def test_pods_that_are_refused(words: str, there: int) -> None:
     life.pods(running(start=3600, created=3600), running(1, start=3600, created=3600))
     stage = life.look(10)
     assert not stage.stalled and len(stage.attempts) == 1 and uncharged(life)
+
+
+def test_deadlines_count_from_when_the_last_pod_is_accepted() -> None:
+    """A pod of the gang has run, and held its GPUs, for an hour by then."""
+    life = launched(nodes=2, **{"spec.deadlines": {"startSeconds": 30, "stageSeconds": 60}})
+    life.pods(running())
+    life.look(1)
+    life.event("FailedCreatePod", f"Error creating: {QUOTA}")
+    life.look(3600)
+    life.event("SuccessfulCreatePod", "Created pod: x")
+    life.pods(running(), waiting(1, "ContainerCreating"))
+    life.look(20)
+    assert life.look(20).attempts[0].ending is None
+    life.pods(running(), running(1, start=3640, created=3602))
+    assert life.look(15).attempts[0].ending is None, "not a minute for the stage yet"
+    assert life.look(30).attempts[0].ending == "StageDeadline"
 
 
 def test_what_is_wrong_with_a_webhook_is_shown_by_its_configuration() -> None:

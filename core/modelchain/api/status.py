@@ -104,6 +104,8 @@ class AttemptStatus(Record):
     fault: Said = ""
     # Pods or Services of its job were refused, and it has taken no step since.
     parts_refused: bool = False
+    # When such parts were last accepted, in seconds since the epoch: deadlines count from then.
+    counts_from: float | None = None
     checkpoint_step: int = 0
     # When the attempt last took a step, in seconds since the epoch.
     stepped_at: float | None = None
@@ -133,6 +135,7 @@ class AttemptFields(TypedDict, total=False):
     node: str | None
     fault: str
     parts_refused: bool
+    counts_from: float | None
     checkpoint_step: int
     stepped_at: float | None
     pods: dict[str, PodTime]

@@ -333,7 +333,7 @@ def stopped(attempt: AttemptStatus, message: str | None = None) -> AttemptStatus
 
 def parts_refused(attempt: AttemptStatus) -> AttemptStatus:
     """The attempt while pods or Services of its job are refused."""
-    return attempt.changed(parts_refused=True)
+    return attempt.changed(parts_refused=True, counts_from=None)
 
 
 def ending(attempt: AttemptStatus, deadline: FailureClass, message: str) -> AttemptStatus:
@@ -343,6 +343,8 @@ def ending(attempt: AttemptStatus, deadline: FailureClass, message: str) -> Atte
 
 def at_work(attempt: AttemptStatus, *, queued: bool, now: float) -> AttemptStatus:
     """A released attempt. Its start is the moment at which it first leaves its queue."""
+    if attempt.parts_refused and attempt.counts_from is None:
+        attempt = attempt.changed(counts_from=now)
     started = attempt.started_at or (None if queued else timestamp(now))
     state = State.QUEUED if queued else State.RUNNING
     return attempt.changed(state=state, started_at=started)

@@ -157,14 +157,15 @@ def _dues(
     limits: Deadlines, stage: StageStatus, attempt: AttemptStatus, seen: Seen, now: float
 ) -> Iterator[Due]:
     began = min((pod.started for pod in seen.pods.values() if pod.finished is None), default=None)
+    counts_from = attempt.counts_from or 0.0
     if began is None:
         if seen.waits is not None:
-            failure, since = seen.waits
+            failure, since = seen.waits[0], max(seen.waits[1], counts_from)
             waited = f"given up after {limits.start_seconds} s (spec.deadlines.startSeconds)"
             why = seen.waiting.text if seen.waiting else ""
             yield Due(since + limits.start_seconds, True, failure, f"{why}; {waited}")
         return
-    yield _next_step(limits, stage, attempt, seen, began)
+    yield _next_step(limits, stage, attempt, seen, max(began, counts_from))
     if limits.stage_seconds is not None:
         left = limits.stage_seconds - stage.spent.seconds - running_seconds(attempt, now)
         message = (
