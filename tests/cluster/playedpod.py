@@ -96,6 +96,7 @@ class Pod:
         self.ip: str | None = None
         self._site: web.AppRunner | None = None
         self._phase, self._report = "Pending", Json()
+        self._trainer: Json | None = None  # how it ended, if a sidecar has not
         self._conditions: dict[str, Json] = {}
         self._seen = self._since = now()
         self._inits: list[Json] = list(spec.get("initContainers", []))
@@ -259,6 +260,17 @@ class Pod:
         if self.rank == 0:
             self.gang.end(code)
 
+    async def exit_beside_a_sidecar(self, code: int, word: LastWord | None = None) -> None:
+        """The trainer ends, and the containers that a webhook has added run on."""
+        if self.task and code:
+            self.volume.checkpoints[self.digest] = self.checkpoint_step
+        await self.stop_serving()
+        said = word.model_dump_json(by_alias=True) if word else ""
+        self._trainer = {"terminated": _terminated(code, self._since, "", said)}
+        await self.report("Running", self._trainer, others={"running": {"startedAt": self._since}})
+        if self.rank == 0:
+            self.gang.end(code)
+
     async def waiting(self, reason: str, message: str = "") -> None:
         """The containers do not start, for this reason."""
         await self.report("Pending", {"waiting": {"reason": reason, "message": message}})
@@ -280,10 +292,15 @@ class Pod:
         )
 
     async def report(
-        self, phase: str, state: Json, conditions: Sequence[Json] = (), status: Json | None = None
+        self,
+        phase: str,
+        state: Json,
+        conditions: Sequence[Json] = (),
+        status: Json | None = None,
+        others: Json | None = None,
     ) -> None:
         """PATCH the status as a kubelet does, fenced by the pod's UID: `state` of every container,
-        and more.
+        or `others` of those after the first, and more.
         """
         self._phase = phase
         running = phase == "Running"
@@ -304,7 +321,10 @@ class Pod:
             "initContainerStatuses": [
                 _container(c, s) for c, s in zip(self._inits, self._init_states, strict=True)
             ],
-            "containerStatuses": [_container(c, state) for c in self.body["spec"]["containers"]],
+            "containerStatuses": [
+                _container(c, others if n and others else state)
+                for n, c in enumerate(self.body["spec"]["containers"])
+            ],
             "hostIP": "127.0.0.1",
             "startTime": self._seen,
             **({"podIP": self.ip, "podIPs": [{"ip": self.ip}]} if self.ip else {}),
@@ -328,7 +348,11 @@ class Pod:
 
     async def stop(self) -> None:
         """What follows a deletion: SIGTERM, a checkpoint, the last word; then the object goes."""
-        if self._phase == "Running":
+        if self._phase == "Running" and self._trainer:
+            code = self._trainer["terminated"]["exitCode"]
+            others = {"terminated": _terminated(0, self._since)}
+            await self.report("Failed" if code else "Succeeded", self._trainer, others=others)
+        elif self._phase == "Running":
             grace = self.body["metadata"].get("deletionGracePeriodSeconds", 30)
             word = self.checkpointed() if self.task else None
             await asyncio.sleep(min(self.kubelet.stop_delay, grace))

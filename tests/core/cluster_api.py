@@ -82,6 +82,8 @@ class ApiServer:
     refusals: int = 0
     # Verify Jobs end without an answer.
     mute: bool = False
+    # A webhook adds a sidecar to every trainer's pod.
+    sidecars: bool = False
     # The index of the operator's current configuration.
     config: int = 0
     # A change was requested while an attempt was launched.

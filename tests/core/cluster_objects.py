@@ -106,7 +106,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Pod:
-    """`word` is its termination message; `job` is the UID of the job that created it."""
+    """`word` is its termination message; `job` is the UID of the job that created it. `trainer` is
+    the phase that the pod would have if no sidecar ran on.
+    """
 
     uid: str
     job: str
@@ -120,6 +122,7 @@ class Pod:
     started: float | None = None
     ended: float | None = None
     gpus: int = 1
+    trainer: str = ""
 
     @property
     def live(self) -> bool:
@@ -204,23 +207,26 @@ def shown(thing: Job | Pod | Verifier | Thing) -> Object:
 
 
 def _pod_shown(pod: Pod) -> Object:
+    made_by = pod.job.split("#")[0]
+    owner = {"name": made_by, "uid": pod.job, "controller": True}
     meta: Object = {
-        "name": pod.uid,
+        "name": f"{made_by}-master-0" if pod.trains else pod.uid,
         "namespace": NAMESPACE,
         "uid": pod.uid,
         "labels": dict(pod.labels),
+        "ownerReferences": [owner | {"kind": "PyTorchJob" if pod.trains else "Job"}],
         "annotations": {MAIN_CONTAINER: "main"},
         "creationTimestamp": clock(pod.created),
     }
     if pod.deleting:
         meta["deletionTimestamp"] = clock(2e9)
     state: Object = {"waiting": {"reason": "ContainerCreating"}}
-    if pod.phase == "Running":
+    if pod.phase == "Running" and not pod.trainer:
         state = {"running": {"startedAt": clock(pod.started or 0)}}
-    elif not pod.live:
+    elif ended := pod.trainer or ("" if pod.live else pod.phase):
         state = {
             "terminated": {
-                "exitCode": 0 if pod.phase == "Succeeded" else 1,
+                "exitCode": 0 if ended == "Succeeded" else 1,
                 "message": pod.word,
                 "startedAt": clock(pod.started or 0),
                 "finishedAt": clock(pod.ended or 0),

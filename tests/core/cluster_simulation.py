@@ -346,6 +346,7 @@ class Cluster(World):
             sorted(self.recorded),
             self.wiped,
             self.mute,
+            self.sidecars,
             self.waits,
             self.refusals,
             self.config,
@@ -361,12 +362,15 @@ class Cluster(World):
         )
 
 
-def alone(stages: int = 2, *, operators: int = 1, queue: bool = False) -> Cluster:
+def alone(
+    stages: int = 2, *, operators: int = 1, queue: bool = False, sidecars: bool = False
+) -> Cluster:
     """One chain and one active operator. The other operators make a pass only when a test makes
     them.
     """
     chain = Chain("family", "family-0", stages, queue=queue, status=one_of_a_kind(ChainStatus()))
-    return Cluster({"family": chain}, [Operator("family", standby=n > 0) for n in range(operators)])
+    active = [Operator("family", standby=n > 0) for n in range(operators)]
+    return Cluster({"family": chain}, active, sidecars=sidecars)
 
 
 def together(stages: int = 2, *, shared: bool = True) -> Cluster:

@@ -16,7 +16,7 @@ from specs import DELETE
 
 from modelchain.api.contracts import FailureClass, LastWord
 from modelchain.api.status import ChainStatus
-from modelchain_operator.runners.pytorchjob import REPLICA_TYPE
+from modelchain_operator.runners.pytorchjob import REPLICA_INDEX, REPLICA_TYPE
 from modelchain_operator.runners.template import CHAIN
 
 
@@ -59,6 +59,8 @@ class World(ApiServer):
                     yield "a claim is made again", lambda w, c=chain: w.make_claim(c)
                 elif pod.phase == "Pending":
                     yield f"{pod.uid} runs", lambda w, u=pod.uid, c=chain: w.run_pod(u, w._claim(c))
+                elif pod.trainer:
+                    continue  # its sidecar runs until the job is deleted
                 elif pod.phase == "Running":
                     yield f"{pod.uid} succeeds", lambda w, u=pod.uid: w.succeed(u)
                 else:
@@ -106,7 +108,7 @@ class World(ApiServer):
             f"{job_uid}-{n}",
             job_uid,
             job.digest,
-            tuple(sorted({**labels, REPLICA_TYPE: "master"}.items())),
+            tuple(sorted({**labels, REPLICA_TYPE: "master", REPLICA_INDEX: "0"}.items())),
             self.now,
         )
         self.set_job(job_uid, ran=True)
@@ -127,7 +129,8 @@ class World(ApiServer):
         self.finish(uid, "Failed", said(word) if word else "")
 
     def finish(self, uid: str, phase: str, word: str) -> None:
-        self.set_pod(uid, phase=phase, word=word, ended=self.now)
+        how = {"trainer": phase} if self.sidecars else {"phase": phase}
+        self.set_pod(uid, word=word, ended=self.now, **how)
         for operator in self.operators:
             operator.memory.remember(shown(self.pods[uid]))
 
@@ -136,7 +139,7 @@ class World(ApiServer):
         see the last word if they watch.
         """
         pod = self.pods.pop(uid)
-        if pod.phase == "Running" and watched:
+        if pod.phase == "Running" and watched and not pod.trainer:
             self.checkpoints[pod.digest] = step = self.checkpoints.get(pod.digest, 0) + 1
             word = LastWord(
                 result="Failed",

@@ -88,7 +88,7 @@ def disasters(world: Cluster) -> Iterator[Event]:
     for pod in world.pods.values():
         if not pod.trains:
             continue
-        if pod.phase == "Running":
+        if pod.phase == "Running" and not pod.trainer:
             for failure in (F.ERROR, F.PREEMPTED, F.USER_ERROR, None):
                 yield (
                     f"{pod.uid} fails: {failure}",
@@ -356,6 +356,15 @@ def test_an_operator_with_another_trainer_math_retrains_nothing(
     assert [(s.retries, s.disruptions) for s in status.stages] == [(0, 0)] * 2
 
 
+def test_a_chain_beside_sidecars() -> None:
+    """Every job is deleted a minute after its trainer has ended. Nothing is charged."""
+    world = settle(alone(3, sidecars=True))
+    assert list(attempts(world)) == ["family-a-a1", "family-b-a1", "family-c-a1"]
+    assert {a.state for a in attempts(world).values()} == {State.SUCCEEDED} and not world.jobs
+    stages = world.chains["family"].status.stages
+    assert [(s.retries, s.disruptions) for s in stages] == [(0, 0)] * 3
+
+
 def test_a_shared_stage_is_trained_once() -> None:
     world = settle(together(2))
     assert sorted(attempts(world)) == ["one-a-a1", "one-b-a1", "two-b-a1"]
@@ -378,6 +387,7 @@ def test_an_equal_stage_on_another_claim_is_trained_there_as_well() -> None:
         lambda: alone(2),
         lambda: together(1),
         lambda: together(1, shared=False),
+        lambda: alone(1, operators=2, queue=True, sidecars=True),
     ],
     ids=[
         "two operators",
@@ -385,6 +395,7 @@ def test_an_equal_stage_on_another_claim_is_trained_there_as_well() -> None:
         "two stages",
         "two chains on one claim",
         "two chains on claims of their own",
+        "a queue and sidecars",
     ],
 )
 def test_one_fault_at_every_request(
@@ -522,6 +533,8 @@ def test_random_histories(seed: int) -> None:
         lambda: together(1),
         lambda: together(2),
         lambda: together(1, shared=False),
+        lambda: alone(2, operators=2, sidecars=True),
+        lambda: alone(2, queue=True, sidecars=True),
     ]
     world = chance.choice(starts)()
     with traced(world):

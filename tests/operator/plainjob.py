@@ -5,7 +5,7 @@ operator that creates plain Jobs instead of PyTorchJobs.
 from __future__ import annotations
 
 from modelchain_operator.api.kube import JOBS, Object
-from modelchain_operator.api.objects import Read, label, uid
+from modelchain_operator.api.objects import Read, label, maker, uid
 from modelchain_operator.runners import kueue
 from modelchain_operator.runners.port import JobRequest, JobState, job_state
 from modelchain_operator.runners.template import metadata, trainer_template
@@ -24,6 +24,7 @@ class PlainJob:
     controller = "the Job controller"
     controller_pods = "kubectl get pods -n kube-system"
     framework = "batch/job"
+    init_container = ""
 
     def build(self, request: JobRequest) -> Object:
         meta = metadata(request, request.name, "train")
@@ -48,6 +49,13 @@ class PlainJob:
 
     def state(self, job: Read) -> JobState:
         return job_state(job, suspended=bool(job["spec"]["suspend"]), success="Complete")
+
+    def nodes(self, job: Read) -> int:
+        return int(job["spec"]["completions"])
+
+    def job_uid(self, pod: Read) -> str | None:
+        owner = maker(pod, self.kind)
+        return str(owner["uid"]) if owner is not None else None
 
     def node_rank(self, pod: Read) -> int | None:
         index = label(pod, INDEX)

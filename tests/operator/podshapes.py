@@ -23,9 +23,26 @@ def word(
     """A termination message as the trainer writes it."""
     if result == "Succeeded":
         return json.dumps(
-            {"result": result, "manifestDigest": "m" * 64, "artifactDigest": "d" * 64, **more}
+            {"result": result, "manifestDigest": "a" * 64, "artifactDigest": "d" * 64, **more}
         )
     return json.dumps({"result": result, "failure": failure, "message": message, **more})
+
+
+def owned(kind: str, name: str, uid: str) -> dict[str, Any]:
+    """The owner reference that a controller writes into what it makes for an object."""
+    return {"kind": kind, "name": name, "uid": uid, "controller": True}
+
+
+def made_for(job: Pod, pod: Pod) -> Pod:
+    """The pod as the job's controller would have made it."""
+    meta, labels = job["metadata"], pod["metadata"]["labels"]
+    kind, index = (labels[f"training.kubeflow.org/replica-{what}"] for what in ("type", "index"))
+    pod["metadata"] |= {
+        "name": f"{meta['name']}-{kind}-{index}",
+        "labels": labels | meta["labels"],
+        "ownerReferences": [owned("PyTorchJob", meta["name"], meta["uid"])],
+    }
+    return pod
 
 
 def pending(rank: int = 0, *, created: float = 0, job: str = "vit-b-a1") -> Pod:
@@ -47,6 +64,7 @@ def pending(rank: int = 0, *, created: float = 0, job: str = "vit-b-a1") -> Pod:
                 "training.kubeflow.org/replica-index": str(index),
             },
             "annotations": {"kubectl.kubernetes.io/default-container": "pytorch"},
+            "ownerReferences": [owned("PyTorchJob", job, "job-uid")],
         },
         "spec": {
             "containers": [{"name": "pytorch", "image": IMAGE, "resources": {"limits": limits}}]

@@ -34,6 +34,7 @@ from podshapes import (
 from modelchain.api.contracts import FailureClass
 from modelchain.api.reasons import Code, Reason
 from modelchain_operator.api import objects
+from modelchain_operator.reconcile import pod_evidence
 from modelchain_operator.reconcile.pod_evidence import Evidence, evidence, refusal
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners.port import JobState
@@ -55,11 +56,16 @@ def seen(
         live,
         [kept for pod in remembered if (kept := podread.remember(pod)) is not None],
         job=more.pop("job", job()),
-        gang=podread.Gang(nodes or max(len(live), 1), PyTorchJob().node_rank),
+        gang=podread.Gang(nodes or max(len(live), 1), PyTorchJob()),
         now=T0 + more.pop("now", 200.0),
         known=more.pop("known", ()),
-        deleting_since=more.pop("deleting_since", None),
     )
+
+
+def stuck(
+    pod: Pod, now: float = 200.0, deleting_since: dict[str, float] | None = None
+) -> Reason | None:
+    return pod_evidence.stuck([pod], T0 + now, deleting_since)
 
 
 def text(reason: Reason | None) -> str:
@@ -497,14 +503,14 @@ def test_only_pods_that_were_read_are_live() -> None:
 
 def test_a_pod_that_exceeds_its_grace_period() -> None:
     pod = deleted(running(), grace_over=150)
-    assert seen(pod, now=209).stalled is None
-    stalled = seen(pod, now=211).stalled
+    assert stuck(pod, now=209) is None
+    stalled = stuck(pod, now=211)
     assert (
         "kubectl delete pod vit-b-a1-master-0 -n team --force --grace-period=0" in stalled.text
         and "node-0" in stalled.text
     )
-    assert seen(pod, now=999).stalled == stalled, "the reason stays the same, so it is written once"
-    assert seen(deleted(ended(), grace_over=150), now=999).stalled is None
+    assert stuck(pod, now=999) == stalled, "the reason stays the same, so it is written once"
+    assert stuck(deleted(ended(), grace_over=150), now=999) is None
 
 
 def test_a_pod_within_its_grace_period_if_our_clock_is_ahead() -> None:
@@ -514,14 +520,14 @@ def test_a_pod_within_its_grace_period_if_our_clock_is_ahead() -> None:
     pod, ahead = deleted(running(), grace_over=150), 300.0
     first_seen = {objects.uid(pod): T0 + 30 + ahead}  # deleted at 30 with a grace of 120
     for now in (31, 150, 200):
-        assert seen(pod, now=now + ahead, deleting_since=first_seen).stalled is None
-    assert (
-        "--force" in seen(pod, now=30 + 120 + 61 + ahead, deleting_since=first_seen).stalled.text
-    ), "the grace period is over by either clock"
-    assert seen(pod, now=211, deleting_since={}).stalled is None, (
+        assert stuck(pod, now=now + ahead, deleting_since=first_seen) is None
+    assert "--force" in stuck(pod, now=30 + 120 + 61 + ahead, deleting_since=first_seen).text, (
+        "the grace period is over by either clock"
+    )
+    assert stuck(pod, now=211, deleting_since={}) is None, (
         "an operator that has just started has not seen the grace period pass"
     )
-    assert "--force" in seen(pod, now=150 + 60 + 601, deleting_since={}).stalled.text, (
+    assert "--force" in stuck(pod, now=150 + 60 + 601, deleting_since={}).text, (
         "clocks do not differ that much"
     )
 
@@ -684,7 +690,7 @@ def test_any_pods_give_consistent_evidence(live: list[Pod], gone: list[Pod], cha
     )
     if nothing_failed:
         assert (found.word, found.failure) == (None, None)
-    assert "\n" not in text(found.waiting) + text(found.stalled)
+    assert "\n" not in text(found.waiting) + text(pod_evidence.stuck(live, T0 + 200, None))
 
 
 @pytest.mark.parametrize("ahead", [-3600, -5, 0, 5, 3600])

@@ -33,11 +33,9 @@ from modelchain_operator.api.kube import Object
 from modelchain_operator.explain.clues import Line, gpu_time
 from modelchain_operator.explain.explain import Explanation, document, explain
 from modelchain_operator.explain.read import Situation
-from modelchain_operator.reconcile.attempt import GONE
 from modelchain_operator.reconcile.execute import with_words
-from modelchain_operator.reconcile.pod_evidence import evidence
+from modelchain_operator.reconcile.pod_evidence import stuck
 from modelchain_operator.runners.kueue import KueueQueue
-from modelchain_operator.runners.pods import Gang
 from modelchain_operator.runners.pytorchjob import PyTorchJob
 
 
@@ -350,10 +348,9 @@ def test_a_code_that_a_newer_operator_wrote() -> None:
 
 def test_a_node_that_does_not_answer() -> None:
     pod = podshapes.deleted(podshapes.running(), grace_over=0)
-    gang = Gang(nodes=1, node_rank=RUNNER.node_rank)
-    found = evidence([pod], (), job=GONE, gang=gang, now=NOW)
-    assert found.stalled is not None and found.stalled.code is Code.NODE_LOST
-    thing = chain(current(State.RUNNING, found.stalled, stalled=True), condition("Stalled"))
+    why = stuck([pod], NOW, None)
+    assert why is not None and why.code is Code.NODE_LOST
+    thing = chain(current(State.RUNNING, why, stalled=True), condition("Stalled"))
     check(ask(thing), "NodeLost", "should have ended", "kubectl describe node node-0")
 
 
@@ -592,6 +589,7 @@ def test_a_name_is_not_read_as_a_cause() -> None:
     """The chain is named after ImageNet; its pod waits in an init container, not for an image."""
     pod = mine(podshapes.in_init())
     pod["metadata"]["name"] = "imagenet-vit-b-a1-worker-0"
+    pod["metadata"]["ownerReferences"][0]["name"] = "imagenet-vit-b-a1"
     found = ask(chain(current()), jobs=[job()], pods=[pod])
     then = "kubectl describe pod imagenet-vit-b-a1-worker-0 -n team"
     check(found, Code.INIT, "init container init-pytorch runs", then)

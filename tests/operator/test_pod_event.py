@@ -78,9 +78,7 @@ async def traced() -> Trace:
     service = Service(kube, controller, (), None, "")  # type: ignore[arg-type]
     queue = asyncio.create_task(service.queue.run())
     await asyncio.sleep(0.01)  # its workers wait for a key now
-    pod = podshapes.running()
-    pod["metadata"]["labels"] |= job["metadata"]["labels"]
-    pod = kube.put(PODS, pod)
+    pod = kube.put(PODS, podshapes.made_for(job, podshapes.running()))
     on_event: Callable[..., Any] = _handler(asyncio.get_running_loop(), service._on_pod)
     sys.setprofile(trace.enter)
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from jobrequests import CPU_POOL, IMAGE, request
 from plainjob import INDEX, PlainJob
-from podshapes import at
+from podshapes import at, owned
 from specs import config, inline, with_changes
 
 from modelchain.api.reasons import Code
@@ -335,9 +335,11 @@ class Team:
     def pod(self, runner: Runner, phase: str, **state: Any) -> None:
         """Creates rank 0's pod of the first attempt."""
         job = self.server.objects[runner.resource]["family-a-a1"]
-        rank_0 = INDEX if runner.kind == "Job" else REPLICA_TYPE
-        labels = job["metadata"]["labels"] | {rank_0: "0" if runner.kind == "Job" else "master"}
-        meta = {"name": "family-a-a1-0", "namespace": "team", "uid": "pod-uid", "labels": labels}
+        rank_0 = {INDEX: "0"} if runner.kind == "Job" else {REPLICA_TYPE: "master"}
+        labels = job["metadata"]["labels"] | rank_0 | {REPLICA_INDEX: "0"}
+        owner = owned(runner.kind, "family-a-a1", job["metadata"]["uid"])
+        meta = {"name": "family-a-a1-master-0", "namespace": "team", "uid": "pod-uid"}
+        meta |= {"labels": labels, "ownerReferences": [owner]}
         container = {"name": "trainer", "image": IMAGE, "resources": {}}
         status = {"phase": phase, "containerStatuses": [{"name": "trainer", "state": state}]}
         spec = {"containers": [container], "nodeName": "node-1"}

@@ -39,7 +39,7 @@ def test_it_runs_anywhere_without_gpus_or_a_queue() -> None:
     assert "nodeSelector" not in spec and spec["tolerations"] == [
         {"key": "nvidia.com/gpu", "operator": "Exists"}
     ]
-    assert spec["containers"][0]["resources"]["limits"] == {"cpu": "1", "memory": "1Gi"}
+    assert spec["containers"][0]["resources"]["limits"] == {"memory": "16Gi"}
     assert not any("kueue" in label for label in job["metadata"]["labels"])
 
 

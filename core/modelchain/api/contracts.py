@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
+from modelchain.api.messages import one_line
 from modelchain.api.spec import Evaluation, Record
 
 MANIFEST, RESULTS, WEIGHTS, CONFIG = (
@@ -166,6 +167,10 @@ class Task(Record):
     last_word: str = Field(description="the file to which the termination message is written")
 
 
+# No stage takes more steps, no attempt more MACs, and no time or metric is larger.
+MOST_STEPS, MOST_MACS, LARGEST = 10**15, 10**30, 1e12
+
+
 class LastWord(Record):
     """Rank 0's termination message, of at most 2 KiB. It outlives the process and its pod.
 
@@ -177,7 +182,7 @@ class LastWord(Record):
 
     result: Literal["Succeeded", "Failed"]
     failure: FailureClass | None = Field(None, alias="class")
-    message: str = ""
+    message: Annotated[str, AfterValidator(one_line)] = ""
     step: int = 0
     checkpoint_step: int | None = None
     manifest_digest: str | None = None
@@ -191,7 +196,7 @@ class LastWord(Record):
     node: str | None = Field(
         None, description="the node whose device failed, if the failure is a node's"
     )
-    fault: str = Field(
+    fault: Annotated[str, AfterValidator(one_line)] = Field(
         "", description="a short name of the device error; equal errors have equal names"
     )
 
@@ -291,8 +296,15 @@ class Progress(Record):
 
 
 class LiveProgress(Progress):
-    """What rank 0 answers to `GET /progress` on port 9091."""
+    """What rank 0 answers to `GET /progress` on port 9091.
 
+    An answer with a figure that cannot be true is no answer.
+    """
+
+    step: int = Field(ge=0, le=MOST_STEPS)
+    steps: int = Field(ge=1, le=MOST_STEPS)
+    samples_per_second: float = Field(ge=0, le=LARGEST)
+    eta_seconds: float = Field(ge=0, le=LARGEST)
     attempt: str
-    checkpoint_step: int = 0
-    macs: int = 0
+    checkpoint_step: int = Field(0, ge=0, le=MOST_STEPS)
+    macs: int = Field(0, ge=0, le=MOST_MACS)

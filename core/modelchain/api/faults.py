@@ -56,6 +56,10 @@ _FAULTS = {
     "CpuBuild": ("torch not compiled with cuda enabled",),
     LAUNCH_FAILURE: ("unspecified launch failure",),
 }
+# NVIDIA's programs and libraries that a container runtime calls, in lower case.
+_TOOLKIT = ("nvidia-container", "nvidia-ctk", "nvml error", "cdi device")
+# Their error if a file of the image is in the way of one of the driver's.
+_IN_THE_IMAGE = "mount error: file creation failed"
 # NVIDIA's driver numbers its device errors as Xids.
 _XID = re.compile(r"\bxid\b")
 # Errors of the program itself. They rule out a device error, whatever else the message says.
@@ -79,6 +83,18 @@ def fault_of(text: str) -> str:
         return ""
     named = (name for name, words in _FAULTS.items() if any(word in text for word in words))
     return next(named, "DeviceLost" if _XID.search(text) else "")
+
+
+def fault_at_start(text: str) -> str:
+    """The name of the device error for which a container could not be started; else empty.
+
+    `text` is the container runtime's. NVIDIA's programs give the container its devices, and they
+    fail without a working driver, whatever the image is.
+    """
+    text = text.lower()
+    if not any(word in text for word in _TOOLKIT) or _IN_THE_IMAGE in text:
+        return ""
+    return fault_of(text) or "DriverFailed"
 
 
 def of_a_peer(text: str) -> bool:

@@ -57,6 +57,15 @@ ARTIFACT = (
 )
 
 
+def one_line(text: str) -> str:
+    """The text of another program as one line that is safe to print.
+
+    A terminal would obey control characters, for example clear the screen, so they are escaped.
+    """
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
 def shortened(text: str, length: int) -> str:
     """At most `length` characters. A longer text loses its middle, since the two ends of an error
     message say most.

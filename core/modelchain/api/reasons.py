@@ -264,8 +264,8 @@ class Code(StrEnum):
     )
     PODS_FORBIDDEN = (
         "PodsForbidden",
-        "The API server refuses the attempt's pods",
-        "Change what the message names: a quota, a limit, the Pod Security Standard",
+        "The API server refuses pods or Services that a job needs",
+        "Change what the message names: a quota, a limit, a webhook, the Pod Security Standard",
         DESCRIBE,
     )
     SUSPENDED_BY_ANOTHER = (

@@ -5,9 +5,16 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self, TypedDict, Unpack
 
-from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from modelchain.api.contracts import FailureClass, Progress
+from modelchain.api.messages import one_line
 from modelchain.api.reasons import STOPS_FIRST, Code, known, without_code, without_command
 from modelchain.api.spec import Record
 
@@ -39,6 +46,10 @@ def storable(value: Any) -> Any:
 
 # A count of MACs, which may be too large for an integer of the API server.
 Macs = Annotated[int, BeforeValidator(storable)]
+
+
+# What is said of a chain. It may quote other programs.
+Said = Annotated[str, AfterValidator(one_line)]
 
 
 class PodTime(Record):
@@ -90,7 +101,7 @@ class AttemptStatus(Record):
     state: State
     # How the attempt failed, and what there is to say about it.
     failure: FailureClass | None = None
-    message: str = ""
+    message: Said = ""
     # RFC 3339. The start is the moment at which the attempt left its queue.
     started_at: str | None = None
     # RFC 3339. Once it is set, the attempt is closed.
@@ -109,7 +120,11 @@ class AttemptStatus(Record):
     ending: FailureClass | None = None
     # The node whose own device ended the attempt, and a short name of the fault.
     node: str | None = None
-    fault: str = ""
+    fault: Said = ""
+    # Pods or Services of its job were refused, and it has taken no step since.
+    parts_refused: bool = False
+    # When such parts were last accepted, in seconds since the epoch: deadlines count from then.
+    counts_from: float | None = None
     checkpoint_step: int = 0
     # When the attempt last took a step, in seconds since the epoch.
     stepped_at: float | None = None
@@ -141,6 +156,8 @@ class AttemptFields(TypedDict, total=False):
     ending: FailureClass | None
     node: str | None
     fault: str
+    parts_refused: bool
+    counts_from: float | None
     checkpoint_step: int
     stepped_at: float | None
     pods: dict[str, PodTime]
@@ -232,9 +249,9 @@ class StageStatus(StageLedger):
     state: State = State.PENDING
     # Why the state is so: a sentence, its code, and the command to type next, if there is one. The
     # code may be one of a newer version, which `modelchain.api.reasons.Code` does not have.
-    reason: str = ""
+    reason: Said = ""
     reason_code: str = ""
-    next: str = ""
+    next: Said = ""
     # A person has to act; `reason` says why.
     stalled: bool = False
     # The digest of the stage's present inputs; None while they are not known.
@@ -303,7 +320,7 @@ class Condition(Record):
     type: str
     status: Literal["True", "False", "Unknown"]
     reason: str
-    message: str
+    message: Said
     last_transition_time: str
     observed_generation: int = 0
 
@@ -334,7 +351,7 @@ class AvoidedNode(Record):
     # When the day is over, in seconds since the epoch.
     until: float
     # A short name of the fault. It is cleared once work has progressed or the spec has changed.
-    fault: str = ""
+    fault: Said = ""
 
 
 # The most removed stages that are listed by name, the newest ones.

@@ -59,6 +59,18 @@ def _identify(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Out
     return Outcome(stage, again=turn.observed.poll_seconds, wanted=_only(launch))
 
 
+def _trained(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcome | None:
+    """The trainers have ended, and the job or a sidecar goes on. What the trainers left counts now.
+
+    The job stays until that is recorded or the attempt is closed; see `decide.lingering`.
+    """
+    if not seen.trained:
+        return None
+    if seen.stalled is not None:
+        return stalled(turn, stage, seen.stalled, wanted=_only(launch))
+    return replace(_end(turn, stage, launch, seen), wanted=_only(launch))
+
+
 # -- stopping --------------------------------------------------------------------------------------
 
 
@@ -87,10 +99,11 @@ def _stop_on_request(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen)
 
 
 def _stop_outdated(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcome | None:
-    """A job that would be made differently today is replaced if none of its pods has run yet."""
+    """A job that would be made differently today is replaced if not all of its pods have run."""
     attempt = launch.attempt
     has_run = seen.running or attempt.pods or seen.pods
-    replaceable = seen.idle or (seen.there and seen.started and not has_run)
+    incomplete = seen.stalled is not None and seen.stalled.code is Code.PODS_FORBIDDEN
+    replaceable = seen.idle or (seen.there and seen.started and (incomplete or not has_run))
     if not replaceable or not turn.observed.outdated(launch):
         return None
     return _stop(turn, stage, attempt, State.STARTING, "what its job was made from changed")
@@ -110,7 +123,11 @@ def _stop(
 def _stall(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcome | None:
     """A person has to act before the attempt can go on."""
     reason = seen.stalled or (turn.observed.stuck if seen.there else None)
-    return None if reason is None else stalled(turn, stage, reason, wanted=_only(launch))
+    if reason is None:
+        return None
+    if seen.there and reason.code is Code.PODS_FORBIDDEN:
+        stage = transitions.with_newest(stage, transitions.parts_refused(launch.attempt))
+    return stalled(turn, stage, reason, wanted=_only(launch))
 
 
 def _renumber(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcome | None:
@@ -201,7 +218,7 @@ def _only(launch: Launch) -> frozenset[str]:
 # -- the end ---------------------------------------------------------------------------------------
 
 
-def _end(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcome | None:
+def _end(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcome:
     """The attempt has ended and no artifact is recorded: record one, verify it, or judge.
 
     On a laptop nothing has to be recorded: an artifact that is found counts by itself.
@@ -270,6 +287,7 @@ def _judged(turn: Turn, stage: StageStatus, attempt: AttemptStatus, seen: Seen) 
 # They are made in this order, and the first one that returns an outcome counts.
 CHECKS: tuple[Check, ...] = (
     _identify,
+    _trained,
     _stop_for_retry,
     _stop_on_request,
     _stop_outdated,
@@ -306,7 +324,7 @@ def accounted(stage: StageStatus, seen: Seen, now: float, price: str | None) -> 
     # A resumed attempt reports its checkpoint's step before it has taken a step of its own. That
     # must not count as progress.
     if stepped and seen.macs > 0:
-        attempt = attempt.changed(stepped_at=now)
+        attempt = attempt.changed(stepped_at=now, parts_refused=False)
     stage = stage.changed(progress=seen.progress or stage.progress)
     return transitions.with_newest(stage, attempt)
 

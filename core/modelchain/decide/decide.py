@@ -9,7 +9,7 @@ one finds all that it needs in the stored status.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from modelchain.api.reasons import Code, Reason
@@ -17,6 +17,7 @@ from modelchain.api.spec import ModelChain
 from modelchain.api.status import ChainStatus, StageStatus
 from modelchain.decide import transitions
 from modelchain.decide.conditions import completed
+from modelchain.decide.ledger import seconds
 from modelchain.decide.nodes import still_avoided, without_faults
 from modelchain.decide.observed import Action, Discard, DropShare, Observed, Step, Stop
 from modelchain.decide.outcome import Outcome, Turn
@@ -24,6 +25,9 @@ from modelchain.decide.refusals import with_refusal, with_refused_end
 from modelchain.decide.removed import removed
 from modelchain.decide.stage import advance, behind
 from modelchain.plan.plan import plan
+
+# For so long the job of a closed attempt may still run, so that its sidecars can end by themselves.
+SIDECAR_GRACE = 60.0
 
 
 def decide(chain: ModelChain, observed: Observed, now: float) -> Step:
@@ -52,7 +56,8 @@ def decide(chain: ModelChain, observed: Observed, now: float) -> Step:
         avoid=tuple(without_faults(avoid) if fresh else avoid),
     )
     outcomes = _along(turn, stages)
-    wanted = frozenset[str]().union(*(outcome.wanted for outcome in outcomes))
+    leaving = lingering([outcome.stage for outcome in outcomes], observed, now)
+    wanted = frozenset(leaving).union(*(outcome.wanted for outcome in outcomes))
     unwanted = list(_unwanted(observed, wanted))
     outcomes = with_refused_end(turn, outcomes, unwanted[0] if unwanted else None)
     # The last stage that changed the avoided nodes has the newest list.
@@ -63,7 +68,7 @@ def decide(chain: ModelChain, observed: Observed, now: float) -> Step:
     status = completed(chain, old, after, retry, now, avoided, removed(turn))
     if status != old:
         return Step(status, write=True, again=0.0)
-    return _next_action(status, observed, outcomes, unwanted)
+    return _next_action(status, observed, outcomes, unwanted, leaving.values())
 
 
 def _along(turn: Turn, stages: list[StageStatus]) -> list[Outcome]:
@@ -86,17 +91,39 @@ def _along(turn: Turn, stages: list[StageStatus]) -> list[Outcome]:
 
 
 def _next_action(
-    status: ChainStatus, observed: Observed, outcomes: list[Outcome], unwanted: list[Action]
+    status: ChainStatus,
+    observed: Observed,
+    outcomes: list[Outcome],
+    unwanted: list[Action],
+    leave_in: Iterable[float],
 ) -> Step:
-    """The step when the status need not change: an action, or a pause before the next pass."""
+    """The step when the status need not change: an action, or a pause before the next pass.
+
+    `leave_in`: the seconds for which lingering attempts may still go on.
+    """
     shares = frozenset[str]().union(*(outcome.shares for outcome in outcomes))
-    again = next((outcome.again for outcome in outcomes if outcome.again is not None), None)
+    due_in = [outcome.again for outcome in outcomes if outcome.again is not None]
+    again = min([*due_in[:1], *leave_in], default=None)
     due = (outcome.action for outcome in outcomes if outcome.action is not None)
     candidates = [*unwanted, *due, *_tidying(observed, shares)]
     action = candidates[0] if candidates else None
     at_rest = again is None and action is None
     pause = None if at_rest else again or observed.poll_seconds
     return Step(status, write=False, action=action, again=pause)
+
+
+def lingering(stages: Iterable[StageStatus], observed: Observed, now: float) -> Mapping[str, float]:
+    """The closed attempts whose job or sidecars go on, each with the seconds it may still do so.
+
+    After that it is not wanted any more. Until it is gone, no other attempt is made.
+    """
+    closed = {
+        attempt.name: seconds(attempt.finished_at) + SIDECAR_GRACE - now
+        for stage in stages
+        for attempt in stage.attempts
+        if attempt.finished_at is not None and attempt.name in observed.live
+    }
+    return {name: left for name, left in closed.items() if left > 0}
 
 
 def _unwanted(observed: Observed, wanted: frozenset[str]) -> Iterable[Action]:

@@ -40,6 +40,11 @@ def timestamp(now: float) -> str:
     return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def seconds(written: str) -> float:
+    """A `timestamp` in seconds since the epoch."""
+    return datetime.fromisoformat(written).timestamp()
+
+
 def account(attempt: AttemptStatus, seen: Seen, now: float, price: str | None) -> AttemptStatus:
     """The open attempt with what its pods have spent until `now` (seconds since the epoch).
 
@@ -163,8 +168,15 @@ def _listed(pods: dict[str, PodTime], seen: Seen) -> tuple[dict[str, PodTime], l
 
 
 def running_seconds(attempt: AttemptStatus, now: float) -> float:
-    """Seconds that the attempt has run: those of rank 0's pods. Time in a queue does not count."""
-    return attempt.gone.seconds + _seconds(attempt.pods.values(), now)
+    """Seconds that the attempt has run: those of rank 0's pods.
+
+    Time in a queue does not count, nor does time in which parts of its job were refused.
+    """
+    since = attempt.counts_from or (now if attempt.parts_refused else 0.0)
+    pods = (
+        pod.model_copy(update={"started": max(pod.started, since)}) for pod in attempt.pods.values()
+    )
+    return attempt.gone.seconds + _seconds(pods, now)
 
 
 def ended(attempt: AttemptStatus, seen: Seen, now: float) -> float:

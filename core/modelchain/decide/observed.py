@@ -128,11 +128,18 @@ class Seen:
     idle: bool = False
     # The attempt has no job, and something else has its job's name.
     taken: Reason | None = None
+    # The trainers have ended, although the job or a pod has not, for example because of a sidecar.
+    trained: bool = False
 
     @property
     def there(self) -> bool:
         """Whether the attempt still exists: its job or process was made and has not ended."""
         return self.live or self.unreleased or self.queued or self.idle
+
+    @property
+    def may_train(self) -> bool:
+        """Whether the attempt still exists and its trainers have not ended."""
+        return self.there and not self.trained
 
 
 # Who has a share: this chain, none, or another one, for the reason given; None if none is needed.

@@ -127,7 +127,7 @@ def _conflict(turn: Turn, stage: StageStatus, found: Artifact) -> Reason | None:
     """Why a person must decide: an attempt made other weights than those that are recorded."""
     for attempt, seen in _makers(turn, stage):
         made = seen.word.left if seen.word else None
-        if not seen.there and made not in (None, found.digest):
+        if not seen.may_train and made not in (None, found.digest):
             return Reason(
                 Code.DIGEST_CONFLICT,
                 attempt.name,
@@ -139,13 +139,15 @@ def _conflict(turn: Turn, stage: StageStatus, found: Artifact) -> Reason | None:
 
 def _handed_over(turn: Turn, stage: StageStatus) -> float | None:
     """When the trainer ended that made the artifact. None unless this pass sees it first."""
-    over = [pair for pair in _makers(turn, stage) if pair[1].started and not pair[1].there]
+    over = [pair for pair in _makers(turn, stage) if pair[1].started and not pair[1].may_train]
     return ended(*over[-1], turn.now) if over else None
 
 
 def _leaving(turn: Turn, stage: StageStatus) -> frozenset[str]:
     """The attempts whose trainer has not exited yet."""
-    return frozenset(attempt.name for attempt, seen in _makers(turn, stage) if seen.live)
+    return frozenset(
+        attempt.name for attempt, seen in _makers(turn, stage) if seen.live and seen.may_train
+    )
 
 
 def _closed(turn: Turn, stage: StageStatus, attempt: AttemptStatus) -> AttemptStatus:
@@ -153,7 +155,7 @@ def _closed(turn: Turn, stage: StageStatus, attempt: AttemptStatus) -> AttemptSt
     seen = turn.observed.attempt(attempt.name)
     if attempt.finished_at is not None:
         return attempt
-    if seen.there:
+    if seen.may_train:
         return account_if_due(attempt, seen, turn.now, turn.observed.price)
     made_it = attempt.input_digest == stage.input_digest and seen.started
     state = State.SUCCEEDED if made_it else State.SUSPENDED

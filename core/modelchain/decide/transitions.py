@@ -325,7 +325,8 @@ def after(
     if verdict.final is not None:
         reason = Reason(code, closed.name, verdict.final)
         return explained(stage.changed(state=State.FAILED), reason)
-    wait = backoff * 2 ** min(verdict.retries - 1, 6) if verdict.pays_retry else 0.0
+    waits = verdict.pays_retry or closed.parts_refused
+    wait = backoff * 2 ** min(max(verdict.retries - 1, 0), 6) if waits else 0.0
     known = stage.retried.get(verdict.failure, 0)
     stage = stage.changed(
         state=State.PENDING,
@@ -370,6 +371,11 @@ def stopped(attempt: AttemptStatus, message: str | None = None) -> AttemptStatus
     return attempt.changed(state=State.SUSPENDED, message=message)
 
 
+def parts_refused(attempt: AttemptStatus) -> AttemptStatus:
+    """The attempt while pods or Services of its job are refused."""
+    return attempt.changed(parts_refused=True, counts_from=None)
+
+
 def ending(attempt: AttemptStatus, deadline: FailureClass, message: str) -> AttemptStatus:
     """The attempt after it has passed a deadline, for which it is ended."""
     return attempt.changed(ending=deadline, message=message)
@@ -377,6 +383,8 @@ def ending(attempt: AttemptStatus, deadline: FailureClass, message: str) -> Atte
 
 def at_work(attempt: AttemptStatus, *, queued: bool, now: float) -> AttemptStatus:
     """A released attempt. Its start is the moment at which it first leaves its queue."""
+    if attempt.parts_refused and attempt.counts_from is None:
+        attempt = attempt.changed(counts_from=now)
     started = attempt.started_at or (None if queued else timestamp(now))
     state = State.QUEUED if queued else State.RUNNING
     return attempt.changed(state=state, started_at=started)

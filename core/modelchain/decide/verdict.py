@@ -58,7 +58,8 @@ def judge(
     """The verdict on an attempt that ended and left no valid artifact.
 
     A disruption that brought no newer checkpoint charges a retry as well: otherwise the stage could
-    be disrupted for ever. An attempt that we stopped charges no budget.
+    be disrupted for ever. An attempt that we stopped charges no budget, nor does one whose end may
+    be a consequence of pods that were refused.
 
     Args:
         limits: the budgets in the spec.
@@ -73,12 +74,9 @@ def judge(
         message += "; this has happened before, so it counts as the program's fault"
     checkpoint = max(stage.checkpoint_step, _newest_checkpoint(attempt, seen))
     advanced = checkpoint > stage.checkpoint_step
-    if (
-        failure.disruption
-        and attempt.ending is None
-        and (stopping or attempt.state is State.SUSPENDED)
-    ):
-        return Verdict(failure, message, True, checkpoint, stage.retries, stage.disruptions)
+    stopped = attempt.ending is None and (stopping or attempt.state is State.SUSPENDED)
+    if failure.disruption and (stopped or attempt.parts_refused):
+        return Verdict(failure, message, stopped, checkpoint, stage.retries, stage.disruptions)
     pays_retry = not (failure.disruption and advanced)
     disruptions, retries = stage.disruptions + failure.disruption, stage.retries + pays_retry
     final = None
@@ -182,14 +180,15 @@ def _dues(
     limits: Deadlines, stage: StageStatus, attempt: AttemptStatus, seen: Seen, now: float
 ) -> Iterator[Due]:
     began = min((pod.started for pod in seen.pods.values() if pod.finished is None), default=None)
+    counts_from = attempt.counts_from or 0.0
     if began is None:
         if seen.waits is not None:
-            failure, since = seen.waits
+            failure, since = seen.waits[0], max(seen.waits[1], counts_from)
             waited = f"given up after {limits.start_seconds} s (spec.deadlines.startSeconds)"
             why = seen.waiting.text if seen.waiting else ""
             yield Due(since + limits.start_seconds, True, failure, f"{why}; {waited}")
         return
-    yield _next_step(limits, stage, attempt, seen, began)
+    yield _next_step(limits, stage, attempt, seen, max(began, counts_from))
     if limits.stage_seconds is not None:
         left = limits.stage_seconds - stage.spent.seconds - running_seconds(attempt, now)
         message = (

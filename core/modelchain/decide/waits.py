@@ -43,7 +43,10 @@ def for_an_earlier_attempt(turn: Turn, stage: StageStatus) -> Outcome | None:
         # its number, which must not be used again.
         highest = observed.highest_number(stage.name, stage.input_digest)
         stage = stage.changed(attempt_count=max(stage.attempt_count, highest))
-    stage = transitions.waiting(stage, replace(turn.miss, stops_first=True))
+    if stage.not_before is None:
+        stage = transitions.waiting(stage, replace(turn.miss, stops_first=True))
+    else:  # it keeps the reason of its last failure
+        stage = transitions.idle(stage)
     if observed.stuck is not None:
         return stalled(turn, stage, observed.stuck)
     return Outcome(stage, again=observed.poll_seconds)

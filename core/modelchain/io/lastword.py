@@ -1,39 +1,51 @@
-"""Writes the last word of an attempt, and makes it for a failed device and a finished artifact."""
+"""Writes and reads the last word of an attempt, and makes it for a failed device and a finished
+artifact.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from modelchain.api.contracts import MANIFEST, FailureClass, LastWord, Manifest, Results, Task
+from modelchain.api.contracts import (
+    LARGEST,
+    MANIFEST,
+    MOST_MACS,
+    MOST_STEPS,
+    FailureClass,
+    LastWord,
+    Manifest,
+    Results,
+    Task,
+)
 from modelchain.api.faults import COLLECTIVE, fault_of
+from modelchain.api.messages import one_line, shortened
 from modelchain.errors import WorkError
 from modelchain.io.files import read_artifact, sha256_of
 
 # The most bytes of a last word.
 LAST_WORD_BYTES = 2048
+# Characters of a message that are kept in any case.
+MESSAGE_LENGTH = 200
 
 
 def write_last_word(path: Path, word: LastWord) -> None:
     """Write the last word into the pod's file, which all ranks of the pod share.
 
     Only rank 0 reports success. If several ranks fail, the first failure stays, since it is the
-    cause, unless its class is Unknown. From a word of more than LAST_WORD_BYTES, details of metrics
-    are left out, which are in `results.json`, and then the end of the message.
+    cause, unless its class is Unknown.
     """
     succeeded = word.result == "Succeeded"
     if succeeded and os.environ.get("RANK", "0") != "0":
         return
-    while len(text := word.model_dump_json(by_alias=True).encode()) > LAST_WORD_BYTES:
-        main = {name: value for name, value in word.metrics.items() if "/" not in name}
-        word = word.model_copy(
-            update={"metrics": main, "message": word.message[: len(word.message) * 3 // 4]}
-        )
+    text = _fitting(word)
     with path.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
@@ -41,6 +53,81 @@ def write_last_word(path: Path, word: LastWord) -> None:
         if succeeded or not before or b'"class":"Unknown"' in before:
             file.truncate(0)
             file.write(text)
+
+
+def _fitting(word: LastWord) -> bytes:
+    """The word as JSON of at most LAST_WORD_BYTES.
+
+    First details of metrics are left out, which are in `results.json`, then the middle of the
+    message, and at last all metrics.
+    """
+    while len(text := word.model_dump_json(by_alias=True).encode()) > LAST_WORD_BYTES:
+        main = {name: value for name, value in word.metrics.items() if "/" not in name}
+        if main == word.metrics and len(word.message) > MESSAGE_LENGTH:
+            message = shortened(word.message, len(word.message) * 3 // 4)
+            word = word.model_copy(update={"message": message})
+        else:
+            word = word.model_copy(update={"metrics": main if main != word.metrics else {}})
+    return text
+
+
+# The counts of a last word, each with the largest that can be true, its times and its texts.
+_COUNTS = {
+    "step": MOST_STEPS,
+    "checkpointStep": MOST_STEPS,
+    "steps": MOST_STEPS,
+    "macs": MOST_MACS,
+    "trainerMath": MOST_STEPS,
+}
+_TIMES = ("seconds", "gpuSeconds")
+_TEXTS = ("message", "node", "fault")
+_DIGESTS = ("manifestDigest", "artifactDigest")
+_SHA_256 = re.compile(r"[0-9a-f]{64}")
+# Characters that are quoted of a value that cannot be true.
+_QUOTED = 80
+
+
+def read_last_word(text: str) -> LastWord | None:
+    """The last word in a termination message; None if it holds none.
+
+    Anything may have written the message. From a failure, values that cannot be true are left out,
+    since its class matters more. A success with such a value is a failure.
+    """
+    try:
+        said = {key: value for key, value in json.loads(text).items() if value is not None}
+        wrong = [key for key, value in said.items() if not _possible(key, value)]
+        kept = {key: value for key, value in said.items() if key not in wrong}
+        word = LastWord.model_validate_json(json.dumps(kept))
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    if word.result == "Succeeded" and wrong:
+        value = shortened(one_line(repr(said[wrong[0]])), _QUOTED)
+        message = f"reported success, with {value} as {wrong[0]}"
+        return LastWord(result="Failed", failure=FailureClass.NO_ARTIFACT, message=message)
+    return word
+
+
+def _possible(key: str, value: Any) -> bool:
+    """Whether a value of a last word can be true."""
+    if key in _DIGESTS:
+        return isinstance(value, str) and _SHA_256.fullmatch(value) is not None
+    if key in _TEXTS:
+        return isinstance(value, str)
+    if key in _COUNTS:
+        return isinstance(value, int) and 0 <= value <= _COUNTS[key]
+    if key in _TIMES:
+        return isinstance(value, int | float) and 0 <= value <= LARGEST
+    return key != "metrics" or (isinstance(value, dict) and all(map(_is_metric, value.items())))
+
+
+def _is_metric(item: tuple[str, Any]) -> bool:
+    name, value = item
+    return (
+        bool(name)
+        and name.isprintable()
+        and isinstance(value, int | float)
+        and (-LARGEST <= value <= LARGEST)
+    )
 
 
 def node() -> str:

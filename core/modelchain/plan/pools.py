@@ -48,6 +48,19 @@ Namespace = Annotated[
 Image = Annotated[str, StringConstraints(pattern=r"^[^\s@]+@sha256:[0-9a-f]{64}$", max_length=1024)]
 
 
+_UNITS = {
+    "m": 1e-3,
+    **{unit: 1000.0**power for power, unit in enumerate("kMGTP", 1)},
+    **{f"{unit}i": 1024.0**power for power, unit in enumerate("KMGTP", 1)},
+}
+
+
+def amount(quantity: str) -> float:
+    """The number that a quantity of Kubernetes stands for: 0.5 for 500m, 1024 for 1Ki."""
+    digits = quantity.rstrip("kKMGTPim")
+    return float(digits) * _UNITS.get(quantity.removeprefix(digits), 1.0)
+
+
 class Price(ApiModel):
     """A price and its source. Without a price no money is shown, as none is assumed."""
 
@@ -164,9 +177,7 @@ class NodePool(ApiModel):
     @property
     def cores(self) -> float | None:
         """CPU cores of one node, from `cpu`."""
-        if self.cpu is None:
-            return None
-        return float(self.cpu[:-1]) / 1000 if self.cpu.endswith("m") else float(self.cpu)
+        return None if self.cpu is None else amount(self.cpu)
 
     @property
     def pod_tolerations(self) -> list[Toleration]:

@@ -32,6 +32,12 @@ def is_deleting(thing: Read) -> bool:
     return "deletionTimestamp" in thing["metadata"]
 
 
+def maker(thing: Read, kind: str) -> Read | None:
+    """The owner reference to the object of this kind that made this one and controls it."""
+    owners = thing["metadata"].get("ownerReferences") or []
+    return next((o for o in owners if o.get("controller") and o["kind"] == kind), None)
+
+
 def condition(thing: Read, kind: str) -> Read | None:
     """The condition of this type, whatever its status; None if the object has none."""
     conditions = (thing.get("status") or {}).get("conditions") or []

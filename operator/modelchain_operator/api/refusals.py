@@ -25,6 +25,8 @@ def next_command(message: str, namespace: str) -> str:
         return f"kubectl describe resourcequota -n {namespace}"
     if "PodSecurity" in message:
         return f"kubectl get namespace {namespace} --show-labels"
+    if "failed calling webhook" in message:
+        return "kubectl get mutatingwebhookconfigurations,validatingwebhookconfigurations"
     if "maximum" in message or "minimum" in message:
         return f"kubectl describe limitrange -n {namespace}"
     return ""

@@ -16,6 +16,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from modelchain.api.messages import one_line
 from modelchain.api.status import StageStatus, State
 from modelchain.decide.conditions import current, sentence
 from modelchain.io.units import age
@@ -63,7 +64,7 @@ def row(chain: Object, now: float) -> Row:
         summary.get("accuracy", ""),
         (status.get("total") or {}).get("cost") or "",
         age(now - datetime.fromisoformat(meta["creationTimestamp"]).timestamp()),
-        _why(chain),
+        one_line(_why(chain)),
     )
 
 

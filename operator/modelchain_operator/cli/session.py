@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeVar
 import yaml
 from kubernetes.aio import client, config
 
+from modelchain.api.messages import one_line
 from modelchain.errors import InputError, WorkError
 from modelchain_operator.api.kube import (
     CHAINS,
@@ -61,12 +62,12 @@ def on_cluster(place: Place, work: Callable[[Kube, str], Awaitable[T]]) -> T:
             except Unavailable as error:
                 host = kube.api.configuration.host
                 raise WorkError(
-                    f"the API server at {host} cannot be reached: {_line(error)}"
+                    f"the API server at {host} cannot be reached: {one_line(str(error))}"
                 ) from error
             except Forbidden as error:
-                raise WorkError(f"the API server refuses this: {_line(error)}") from error
+                raise WorkError(f"the API server refuses this: {one_line(str(error))}") from error
             except ApiError as error:
-                raise WorkError(_line(error)) from error
+                raise WorkError(one_line(str(error))) from error
 
     return asyncio.run(main())
 
@@ -165,7 +166,3 @@ async def _configure(settings: client.Configuration, place: Place) -> str:
         config_file=file, context=place.context, client_configuration=settings
     )
     return str(loader.current_context["context"].get("namespace") or "default")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from modelchain.api import messages
 from modelchain.api.status import StageStatus
 from modelchain.identity.digest import TRAINER_MATH
 from modelchain.io.units import age
@@ -177,14 +178,14 @@ def phase(thing: Object) -> str:
 
 
 def one_line(text: Any) -> str:
-    line = " ".join(str(text or "").split())
+    line = messages.one_line(str(text or ""))
     # Where a claim is missing, the scheduler writes "not found" twice.
     return line.replace("not found. not found", "not found")
 
 
 def _of(event: Object) -> str:
     involved = event["involvedObject"]
-    return f"{str(involved.get('kind', '')).lower()}/{involved.get('name')}"
+    return one_line(f"{str(involved.get('kind', '')).lower()}/{involved.get('name')}")
 
 
 def _when(event: Object) -> str:

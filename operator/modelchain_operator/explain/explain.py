@@ -32,7 +32,7 @@ from modelchain_operator.explain.read import Situation
 from modelchain_operator.runners import kueue
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners.port import Runner
-from modelchain_operator.runners.registry import RUNNERS, runner_for
+from modelchain_operator.runners.registry import RUNNERS, job_uid_of, runner_for
 from modelchain_operator.runners.template import CHAIN, ROLE, attempt_of
 
 # After an edit, in seconds: how long a live operator may take to make a pass, before we say that it
@@ -142,7 +142,7 @@ class _Case:
         attempt = self.attempt.name if self.attempt else ""
         self.runner = self._runner()
         self.job = next((job for job in s.jobs if self._is_job_of(job, attempt)), None)
-        self.training = [pod for pod in s.pods if label(pod, ROLE) == "train"]
+        self.training = [pod for pod in s.pods if label(pod, ROLE) == "train" and job_uid_of(pod)]
         self.pods = [pod for pod in self.training if attempt_of(pod) == attempt]
         self.live = [pod for pod in s.pods if podread.is_live(pod)]
 
@@ -368,7 +368,7 @@ class _Case:
             return claim
         warned = self.clues.warnings(*waiting)
         # The operator's own reading of the pods, so that both say the same.
-        gang = podread.Gang(self._nodes(), self.runner.node_rank)
+        gang = podread.Gang(self._nodes(), self.runner)
         reason, _ = podread.why_waiting(self.pods, gang)
         if reason is None or reason.code not in WAITS_FOR:
             reason = Reason(Code.STARTING, message="its pods have not started yet")

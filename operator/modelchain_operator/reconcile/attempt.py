@@ -6,7 +6,7 @@ gone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +28,18 @@ from modelchain_operator.api.objects import (
 )
 from modelchain_operator.api.objects import name as name_of
 from modelchain_operator.reconcile.memory import Asked, Memory
-from modelchain_operator.reconcile.pod_evidence import Evidence, evidence
+from modelchain_operator.reconcile.pod_evidence import (
+    OF_SERVICES,
+    Evidence,
+    evidence,
+    refusal,
+    stuck,
+)
 from modelchain_operator.reconcile.snapshot import RETRY, Snapshot
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners import verify
 from modelchain_operator.runners.port import JobState
-from modelchain_operator.runners.registry import runner_for, runner_of, state_of
+from modelchain_operator.runners.registry import job_uid_of, runner_for, runner_of, state_of
 from modelchain_operator.runners.template import (
     CHAIN,
     CHAIN_UID,
@@ -43,9 +49,11 @@ from modelchain_operator.runners.template import (
     attempt_of,
 )
 
-# Pods normally appear within this many seconds after a release. If none has come by then, we look
-# for a reason in the events.
+# Pods normally appear within this many seconds after a release. If one has not come by then, we
+# look for a reason in the events.
 PODS_COME_WITHIN = 5.0
+# A job normally ends within this many seconds after its pods.
+JOB_ENDS_WITHIN = 10.0
 # The state that stands for a job that does not exist any more.
 GONE = JobState(released=True, suspended=False, finished=None, deleting=False, message="")
 
@@ -58,6 +66,8 @@ class _Launched:
     job: Object | None
     state: JobState
     found: Evidence
+    # Seconds since the epoch.
+    now: float
 
     @property
     def live(self) -> bool:
@@ -76,19 +86,34 @@ class _Launched:
         return (self.job is None or self.state.finished is not None) and not self.found.live
 
     @property
-    def succeeded(self) -> bool:
-        """Whether the job said that it succeeded.
+    def trained(self) -> bool:
+        """Whether the attempt's trainers have ended, although its job or a pod has not.
 
-        The status then says Verifying, so this stays known after the job was deleted.
+        A sidecar may run on, or the job's controller may be kept from its work, for example by a
+        refused Service. While the job is suspended or deleted, pods end for that.
         """
-        verifying = self.job is None and self.attempt.state is State.VERIFYING
-        return self.state.finished == "Succeeded" or verifying
+        state, since = self.state, self.found.ended
+        if self.job is None or since is None or self.over:
+            return False
+        if not state.released or state.suspended or state.deleting:
+            return False
+        return self.found.live or self.now - since >= JOB_ENDS_WITHIN
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the job or every main container said that it succeeded.
+
+        The status then says Verifying, so this stays known after job and pods were deleted.
+        """
+        verifying = self.attempt.state is State.VERIFYING
+        return self.state.finished == "Succeeded" or self.found.completed or verifying
 
     @property
     def left_artifact(self) -> bool:
         """Whether the attempt ended with an artifact: by rank 0's last word, else by its job."""
         word = self.found.word
-        return self.over and (self.succeeded if word is None else word.result == "Succeeded")
+        ended = self.over or self.trained
+        return ended and (self.succeeded if word is None else word.result == "Succeeded")
 
     @property
     def unproven(self) -> bool:
@@ -146,9 +171,12 @@ class Sightings:
         self.pool, self.memory, self.now = pool, memory, now
         self.spec = snapshot.spec.spec
         self.attempts = status.attempts
+        # By the attempt's name, the pods that a job of any kind has made for it. Pods of which a
+        # user has taken away their owner count if they counted before.
         self.pods: dict[str, list[Object]] = {}
+        counted = {pod for _, attempt in self.attempts.values() for pod in attempt.pods}
         for pod in snapshot.pods:
-            if label(pod, ROLE) == "train":
+            if label(pod, ROLE) == "train" and (job_uid_of(pod) or uid(pod) in counted):
                 self.pods.setdefault(attempt_of(pod), []).append(pod)
         self._seen: dict[str, Seen] = {}
 
@@ -165,7 +193,8 @@ class Sightings:
         if job is None and attempt.uid is None:
             return self._not_started(attempt)
         state = state_of(job) if job is not None else GONE
-        return self._launched(_Launched(attempt, job, state, self.evidence(name)))
+        found = self._evidence(attempt, job)
+        return self._launched(_Launched(attempt, job, state, found, self.now))
 
     def _closed(self, attempt: AttemptStatus, job: Object | None) -> Seen:
         """An attempt that the status says has ended. Its job or a pod may not have ended yet."""
@@ -175,18 +204,20 @@ class Sightings:
 
     def _launched(self, launched: _Launched) -> Seen:
         attempt, found = launched.attempt, launched.found
+        ended = launched.over or launched.trained
         return Seen(
             live=launched.live,
             started=True,
+            trained=launched.trained,
             uid=uid(launched.job) if launched.job is not None else attempt.uid,
             unreleased=launched.unreleased,
             queued=launched.queued,
-            waiting=None if launched.over else self._waiting(launched),
+            waiting=None if ended else self._waiting(launched),
             stalled=self._stalled(launched),
             running=found.running > 0,
-            waits=self._waits(attempt.name, found),
+            waits=self._waits(self._own_pods(attempt, launched.job), found),
             hopeless=found.permanent,
-            word=found.word if launched.over else None,
+            word=found.word if ended else None,
             evidence=launched.failure,
             succeeded=launched.succeeded,
             verify=self._verify(attempt) if launched.unproven else None,
@@ -202,11 +233,15 @@ class Sightings:
         """Why a user must act before this attempt can go on."""
         if launched.idle:
             return self._suspended_by_another(launched.attempt)
-        if launched.job is not None and launched.live:
+        if launched.left_artifact:
+            lost = self._lost(launched)
+            return lost or (self._unverifiable(launched) if launched.unproven else None)
+        if launched.job is not None and launched.live and not launched.trained:
             return self._refusal(launched.job, launched)
-        if not launched.left_artifact:
-            return None
-        return self._lost(launched) or (self._not_ours(launched) if launched.unproven else None)
+        return None
+
+    def _unverifiable(self, launched: _Launched) -> Reason | None:
+        return self._not_ours(launched) or self._verify_refused(launched)
 
     def _not_ours(self, launched: _Launched) -> Reason | None:
         """Why no verify Job can be made: another client has made one of its name."""
@@ -281,28 +316,41 @@ class Sightings:
             and annotation(job, INPUT_DIGEST) == attempt.input_digest
         )
 
-    def evidence(self, name: str) -> Evidence:
-        stage, attempt = self.attempts.get(name, (None, None))
-        job = self.snapshot.jobs.get(name)
-        asked = (s.resources.nodes for s in self.spec.stages if stage and s.name == stage.name)
-        gang = podread.Gang(
-            nodes=next(asked, 1),
-            node_rank=runner_for(attempt.runner if attempt else None).node_rank,
-            gpu_resource=self.pool.gpu_resource if self.pool else "nvidia.com/gpu",
-        )
+    def _evidence(self, attempt: AttemptStatus, job: Object | None) -> Evidence:
+        """What the pods tell that the attempt's own job has made."""
+        stage, _ = self.attempts[attempt.name]
+        runner = runner_for(attempt.runner)
+        asked = next((s.resources.nodes for s in self.spec.stages if s.name == stage.name), 1)
         return evidence(
-            self.pods.get(name, []),
-            [pod for pod in self.memory.pods_of(self.snapshot.uid) if attempt_of(pod) == name],
+            self._own_pods(attempt, job),
+            self._made_by(attempt, job, self.memory.pods_of(self.snapshot.uid)),
             job=state_of(job) if job is not None else GONE,
-            gang=gang,
-            now=self.now,
-            known=(
-                attempt.pods
-                if attempt and attempt.gone.seconds + attempt.gone.gpu_seconds
-                else None
+            gang=podread.Gang(
+                nodes=asked if job is None else runner.nodes(job),
+                runner=runner,
+                gpu_resource=self.pool.gpu_resource if self.pool else "nvidia.com/gpu",
             ),
-            deleting_since=self.memory.deleting_since,
+            now=self.now,
+            known=attempt.pods if attempt.gone.seconds + attempt.gone.gpu_seconds else None,
         )
+
+    def _own_pods(self, attempt: AttemptStatus, job: Object | None) -> list[Object]:
+        """The pods that exist and that the attempt's own job has made."""
+        return self._made_by(attempt, job, self.pods.get(attempt.name, ()))
+
+    def _made_by(
+        self, attempt: AttemptStatus, job: Object | None, pods: Iterable[Object]
+    ) -> list[Object]:
+        """Those of the pods that the attempt's own job has made, or that counted before."""
+        known = uid(job) if job is not None else attempt.uid
+        if known is None:
+            return []
+        return [pod for pod in pods if job_uid_of(pod) == known or uid(pod) in attempt.pods]
+
+    def stuck(self) -> Reason | None:
+        """Why a pod of any attempt still exists although its grace period is over."""
+        pods = [pod for pods in self.pods.values() for pod in pods]
+        return stuck(pods, self.now, self.memory.deleting_since)
 
     def _waiting(self, launched: _Launched) -> Reason | None:
         """Why nothing of an attempt runs yet."""
@@ -315,25 +363,43 @@ class Sightings:
         return launched.found.waiting
 
     def _refusal(self, job: Object, launched: _Launched) -> Reason | None:
-        """Why the API server refuses to create the attempt's pods.
+        """Why the API server refuses to create parts of the attempt's job.
 
-        Only an event shows that. In most cases pods come soon, so events are read only if none has
-        come for some seconds.
+        Only an event shows that. In most cases pods come soon, so events are read only if one has
+        not come for some seconds, or if one waits until rank 0's pod can be reached.
         """
-        state = launched.state
-        if launched.found.live or state.suspended or state.deleting or state.finished:
+        state, found = launched.state, launched.found
+        runner = runner_of(job)
+        missing = found.count < runner.nodes(job)
+        meets = found.waiting is not None and found.waiting.code is Code.INIT
+        if not (missing or meets) or state.suspended or state.deleting or state.finished:
             return None
         released = seconds(launched.attempt.started_at)
         if released is None or self.now < released + PODS_COME_WITHIN:
             return None
-        uids = runner_of(job).event_uids(job)
         # All are asked for at once, so that one round of reading answers them all.
-        messages = [self.snapshot.want("refusal", subject) for subject in uids]
-        message = next(filter(None, messages), "")
+        events = [self.snapshot.want("events", subject) or [] for subject in runner.event_uids(job)]
+        told = [event for each in events for event in each]
+        message = refusal(told) if missing else refusal(told, OF_SERVICES)
+        return self._refused(launched.attempt.name, message)
+
+    def _refused(self, subject: str, message: str) -> Reason | None:
+        """The reason of a job whose parts are refused with this message; None without one."""
         if not message:
             return None
         look = refusals.next_command(message, self.snapshot.namespace)
-        return Reason(Code.PODS_FORBIDDEN, launched.attempt.name, message, look)
+        return Reason(Code.PODS_FORBIDDEN, subject, message, look)
+
+    def _verify_refused(self, launched: _Launched) -> Reason | None:
+        """Why the API server refuses to create the pod of the attempt's verify Job."""
+        if launched.found.word is not None or self._verify(launched.attempt) != "Pending":
+            return None
+        job = self.snapshot.want("verify", launched.attempt.name)
+        there = any(podread.is_live(pod) for pod in self._verify_pods(job))
+        if there or self.now < podread.created_at(job) + PODS_COME_WITHIN:
+            return None
+        events = self.snapshot.want("events", uid(job)) or []
+        return self._refused(str(job["metadata"]["name"]), refusal(events))
 
     def _lost(self, launched: _Launched) -> Reason | None:
         """Why an artifact cannot be recorded: its claim is gone, or is younger than the attempt.
@@ -353,15 +419,15 @@ class Sightings:
             " bring it back, or set stages[].rerun to train the stage again",
         )
 
-    def _waits(self, name: str, found: Evidence) -> tuple[FailureClass, float] | None:
+    def _waits(self, pods: Iterable[Object], found: Evidence) -> tuple[FailureClass, float] | None:
         """The failure class to charge if pods start too late, and since when they occupy nodes.
 
         A pod occupies its node from the moment it is bound to it, whether it runs or not.
         """
         times = [
             since
-            for pod in self.pods.get(name, ())
-            if podread.is_live(pod)
+            for pod in pods
+            if not podread.has_ended(pod)
             and podread.started_at(pod) is None
             and (bound := true_condition(pod, "PodScheduled")) is not None
             and (since := seconds(bound.get("lastTransitionTime"))) is not None
@@ -376,17 +442,19 @@ class Sightings:
         job = self.snapshot.want("verify", attempt.name)
         if job is None:
             return None
-        pods = [*self.snapshot.pods, *self.memory.pods_of(self.snapshot.uid)]
-        mine = [
-            pod for pod in pods if label(pod, ROLE) == "verify" and attempt_of(pod) == attempt.name
-        ]
-        if (answer := verify.answer(mine)) is not None:
+        pods = self._verify_pods(job)
+        if (answer := verify.answer(pods)) is not None:
             return answer
-        if not verify.finished(job):
+        if not verify.finished(job) and not verify.silent(pods):
             return "Pending"
         # A new value of the retry annotation asks for a new Job. Removing the annotation does not.
         retry = annotation(self.snapshot.chain, RETRY)
         return None if retry and annotation(job, RETRY) != retry else "Unanswered"
+
+    def _verify_pods(self, job: Object) -> list[Object]:
+        """The pods of a verify Job, and what is remembered of those that are gone."""
+        pods = [*self.snapshot.pods, *self.memory.pods_of(self.snapshot.uid)]
+        return [pod for pod in pods if verify.made(job, pod)]
 
     def _progress(self, attempt: AttemptStatus, found: Evidence) -> dict[str, Any]:
         """The fields of `Seen` that rank 0 itself answers; none if rank 0 does not run."""
@@ -425,7 +493,7 @@ class Sightings:
         newest comes first.
         """
         node_rank = runner_for(attempt.runner).node_rank
-        pods = self.pods.get(attempt.name, ())
+        pods = self._own_pods(attempt, self._job(attempt))
         for pod in sorted(pods, key=podread.created_at, reverse=True):
             if podread.is_running(pod) and node_rank(pod) == 0:
                 yield pod

@@ -62,8 +62,6 @@ class View:
         }
         pods = self.sightings.pods
         with_pods = {name for name in pods if any(podread.is_live(pod) for pod in pods[name])}
-        stalled = (self.sightings.evidence(name).stalled for name in pods if name in with_pods)
-        stuck = next(filter(None, stalled), None)
         price = self.pool.price.per_gpu_hour if self.pool and self.pool.price else None
         return Observed(
             status=self.status,
@@ -77,7 +75,7 @@ class View:
             highest_number=self._highest_number,
             records=True,
             obstacle=obstacle,
-            stuck=stuck,
+            stuck=self.sightings.stuck(),
             strays=strays,
             spent_jobs=dict(self._spent_jobs()),
             claim_missing=self._own_claim() and snapshot.want("claim") is None,
@@ -399,9 +397,10 @@ class View:
 
         If the status was lost, only these tell which numbers, and so which names, have been used.
         """
+        pods = [pod for pods in self.sightings.pods.values() for pod in pods]
         numbers = [
             int(label(thing, ATTEMPT))
-            for thing in [*self.snapshot.jobs.values(), *self.snapshot.pods]
+            for thing in [*self.snapshot.jobs.values(), *pods]
             if label(thing, STAGE) == stage or label(thing, INPUT_DIGEST) == label_of(digest)
         ]
         return max(numbers, default=0)

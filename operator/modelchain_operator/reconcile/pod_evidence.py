@@ -9,16 +9,23 @@ count as ended.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from modelchain.api.contracts import FailureClass, LastWord
-from modelchain.api.reasons import Reason
+from modelchain.api.faults import fault_at_start
+from modelchain.api.messages import one_line
+from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import PodTime
 from modelchain_operator.api import objects
 from modelchain_operator.api.objects import Read
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners.port import JobState
+from modelchain_operator.runners.template import SHARED_MEMORY
+
+# A pod is stuck if it still exists this long after its grace period is over.
+STUCK_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -27,8 +34,15 @@ class Evidence:
 
     # At least one pod may still run.
     live: bool = False
+    # How many pods exist.
+    count: int = 0
     # How many pods run.
     running: int = 0
+    # When the last main container ended, in seconds since the epoch; None if one may still run.
+    # Sidecars may run on.
+    ended: float | None = None
+    # All main containers have exited with 0. That alone is no evidence of success.
+    completed: bool = False
     # The last word of rank 0 if it succeeded, else that of the failure that caused the others. None
     # while no pod has ended, or if none left a last word.
     word: LastWord | None = None
@@ -38,8 +52,6 @@ class Evidence:
     waiting: Reason | None = None
     # Why waiting longer cannot help.
     permanent: podread.Failure | None = None
-    # Names a pod that does not end, and the command that helps.
-    stalled: Reason | None = None
     # Running times by pod UID, of pods that exist and of pods that are only remembered.
     pods: Mapping[str, PodTime] = field(default_factory=dict)
     # The UIDs of pods that are only remembered.
@@ -58,7 +70,6 @@ def evidence(  # long: its contract takes half of it
     gang: podread.Gang,
     now: float,
     known: Container[str] | None = None,
-    deleting_since: Mapping[str, float] | None = None,
 ) -> Evidence:
     """What the pods of an attempt tell of it.
 
@@ -70,8 +81,6 @@ def evidence(  # long: its contract takes half of it
         known: the UIDs of pods whose running time is in the status by itself. The status has summed
             up all other pods, so a remembered one of those must not count again. None if nothing
             was summed up yet.
-        deleting_since: by UID, since when this process has known that a pod is being deleted. None
-            means that our clock and the API server's agree.
     """
     read = {objects.uid(pod): pod for pod in live}
     gone = {objects.uid(pod): pod for pod in remembered if objects.uid(pod) not in read}
@@ -82,12 +91,14 @@ def evidence(  # long: its contract takes half of it
     waiting, permanent = podread.why_waiting(live, gang)
     return Evidence(
         live=any(podread.is_live(pod) for pod in live),
+        count=len(live),
         running=sum(podread.is_running(pod) for pod in live),
+        ended=_trainers_ended([pod for pod in run if objects.uid(pod) in read], gang),
+        completed=_completed(run, gang),
         word=word,
         failure=failure,
         waiting=waiting,
         permanent=permanent,
-        stalled=podread.stuck(live, now, deleting_since),
         pods=_run_times(timed, gang, now),
         gone=frozenset(gone),
         never_ran=frozenset(uid for uid, pod in pods.items() if podread.never_ran(pod)),
@@ -113,18 +124,65 @@ def _run_times(pods: Iterable[Read], gang: podread.Gang, now: float) -> dict[str
     return times
 
 
-def refusal(events: Iterable[Read]) -> str:
-    """Why pods of a job are refused at creation, as its newest event on that says; else empty."""
-    refused = [
-        event
-        for event in events
-        if event.get("reason") in ("FailedCreatePod", "FailedCreate")
-        and any(text in event["message"] for text in ("forbidden", "denied"))
-    ]
-    if not refused:
+def _trainers_ended(pods: Sequence[Read], gang: podread.Gang) -> float | None:
+    """When the last main container ended, if none will run any more; else None.
+
+    If one has failed, those that have not started will not run either. A pod that is being deleted
+    tells nothing: its job may be suspended, and then makes it again.
+
+    Args:
+        pods: those of the newest start of the job, as they were just read.
+        gang: the pods that the attempt should have.
+    """
+    ended = [pod for pod in pods if podread.has_ended(pod)]
+    if len(pods) < gang.nodes or any(objects.is_deleting(pod) for pod in pods):
+        return None
+    failed = any(podread.has_failed(pod) for pod in ended)
+    if any(podread.is_running(pod) for pod in pods) or (len(ended) < len(pods) and not failed):
+        return None
+    return max((podread.ended_at(pod) or podread.created_at(pod) for pod in ended), default=None)
+
+
+def _completed(run: Sequence[Read], gang: podread.Gang) -> bool:
+    """Whether the main container of every pod has exited with 0."""
+    done = [podread.has_ended(pod) and not podread.has_failed(pod) for pod in run]
+    return len(done) >= gang.nodes and all(done)
+
+
+# The reasons of the events that tell of the parts of a job: those that were refused, each with the
+# reason of those that were made.
+_PARTS = {
+    "FailedCreatePod": "SuccessfulCreatePod",
+    "FailedCreate": "SuccessfulCreate",
+    "FailedCreateService": "SuccessfulCreateService",
+}
+OF_SERVICES = ("FailedCreateService",)
+
+
+def refusal(events: Iterable[Read], refused: Container[str] = frozenset(_PARTS)) -> str:
+    """Why the API server refuses parts of a job, in its words; empty if it does not.
+
+    Args:
+        events: those of the job.
+        refused: the reasons of the events that count.
+    """
+    told = list(events)
+    standing = [e for e in told if e.get("reason", "") in refused and _stands(e, told)]
+    if not standing:
         return ""
-    newest = max(refused, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "")
-    return str(newest["message"]).removeprefix("Error creating: ")
+    message = one_line(str(max(standing, key=_time_of)["message"]))
+    return message.removeprefix("(combined from similar events): ").removeprefix("Error creating: ")
+
+
+def _stands(event: Read, told: Iterable[Read]) -> bool:
+    """Whether a refusal still stands: no part of its kind was made after it."""
+    made = _PARTS[event["reason"]]
+    later = (e for e in told if e.get("reason") == made and _time_of(e) > _time_of(event))
+    return next(later, None) is None and "already exists" not in event["message"]
+
+
+def _time_of(event: Read) -> float:
+    return objects.seconds(event.get("lastTimestamp") or event.get("eventTime")) or 0.0
 
 
 def _current_run(pods: list[Read], gang: podread.Gang) -> list[Read]:
@@ -143,6 +201,39 @@ def _current_run(pods: list[Read], gang: podread.Gang) -> list[Read]:
             run = []
         run.append(pod)
     return run
+
+
+def stuck(
+    live: Sequence[Read], now: float, deleting_since: Mapping[str, float] | None
+) -> Reason | None:
+    """Why a deleted pod still exists after its grace period: its node does not answer.
+
+    `deleting_since` says, by UID, since when this process has known that a pod is being deleted.
+    None means that our clock and the API server's agree.
+
+    The deletion timestamp includes the grace period, and is by the API server's clock. If our clock
+    is minutes ahead, a pod within its grace period would look stuck. So the grace period must also
+    have passed by our own clock, from when we first saw the deletion.
+    """
+    for pod in live:
+        meta, due = pod["metadata"], objects.seconds(pod["metadata"].get("deletionTimestamp"))
+        if not podread.is_live(pod) or due is None or now <= due + STUCK_SECONDS:
+            continue
+        grace = meta.get("deletionGracePeriodSeconds") or 0
+        waited = (
+            deleting_since is None
+            or now - deleting_since.get(objects.uid(pod), now) > grace + STUCK_SECONDS
+        )
+        # A restarted operator has not waited itself, but no two clocks are as far apart as this.
+        if waited or now > due + STUCK_SECONDS + podread.CLOCKS_DIFFER:
+            name, node = objects.name(pod), pod["spec"].get("nodeName", "unknown")
+            message = (
+                f"pod {name} should have ended at {meta['deletionTimestamp']}; node {node} does not"
+                f" answer. If it is dead for certain: kubectl delete pod {name} -n"
+                f" {meta['namespace']} --force --grace-period=0"
+            )
+            return Reason(Code.NODE_LOST, name, message, f"kubectl describe node {node}")
+    return None
 
 
 # -- how it ended ----------------------------------------------------------------------------------
@@ -197,8 +288,8 @@ def _how_it_ended(
                 return word, None
             word = None  # only rank 0 may report success
         first_word = first_word or word
-        causes += _causes(pod, word)
-    if not causes and job.finished == "Failed":
+        causes += _causes(pod, word, gang)
+    if not causes and job.finished == "Failed" and not _completed(run, gang):
         return None, (
             FailureClass.UNKNOWN,
             f"the job failed and its pods are gone ({job.message})",
@@ -216,7 +307,7 @@ def _how_it_ended(
     return word, None
 
 
-def _causes(pod: Read, word: LastWord | None) -> list[_Cause]:
+def _causes(pod: Read, word: LastWord | None, gang: podread.Gang) -> list[_Cause]:
     """Why this pod failed, as its last word, its node and the control plane say; empty if it did
     not fail.
     """
@@ -234,13 +325,10 @@ def _causes(pod: Read, word: LastWord | None) -> list[_Cause]:
             said = f"{podread.where(pod)} was deleted"
         word = word.model_copy(update={"failure": failure, "message": said})
         causes.append(_Cause(at, weight, failure, said, word))
-    if (known := _by_platform(pod)) is not None:
+    if (known := _by_platform(pod, gang)) is not None:
         causes.append(_Cause(at, 0, *known))
-    terminated = podread.state(pod, "terminated") or {}
-    if not causes and (
-        pod["status"].get("phase") == "Failed" or terminated.get("exitCode", 0) != 0
-    ):
-        causes.append(_Cause(at, 2, FailureClass.UNKNOWN, _unknown(pod, terminated)))
+    if not causes and podread.has_failed(pod):
+        causes.append(_Cause(at, 2, FailureClass.UNKNOWN, _unknown(pod)))
     return causes
 
 
@@ -249,11 +337,25 @@ def _bad_nodes(run: Sequence[Read]) -> dict[str, str]:
     nodes = {}
     for pod in run:
         node, word = pod["spec"].get("nodeName"), podread.last_word(pod)
-        if node and word is not None and word.failure is FailureClass.HARDWARE and word.node:
-            nodes[node] = word.fault or FailureClass.HARDWARE
-        elif node and _refused_device(pod):
-            nodes[node] = pod["status"]["reason"]
+        if word is not None and word.failure is FailureClass.HARDWARE and word.node:
+            fault = word.fault or FailureClass.HARDWARE
+        elif _refused_device(pod):
+            fault = pod["status"]["reason"]
+        else:
+            fault = _fault_at_start(pod)
+        if node and fault:
+            nodes[node] = fault
     return nodes
+
+
+def _fault_at_start(pod: Read) -> str:
+    """The name of the device error for which the main container could not be started, or empty."""
+    return fault_at_start(_runtimes_words(pod)) if podread.never_ran(pod) else ""
+
+
+def _runtimes_words(pod: Read) -> str:
+    """What the container runtime says of the end of the main container."""
+    return str((podread.state(pod, "terminated") or {}).get("message") or "")
 
 
 def _refused_device(pod: Read) -> bool:
@@ -262,9 +364,9 @@ def _refused_device(pod: Read) -> bool:
     return pod["status"].get("reason") == "UnexpectedAdmissionError" and "healthy devices" in said
 
 
-def _by_platform(pod: Read) -> podread.Failure | None:
+def _by_platform(pod: Read, gang: podread.Gang) -> podread.Failure | None:
     """Why the pod failed, as its node or the control plane says; None if they say nothing."""
-    if pod["status"].get("phase") == "Succeeded":
+    if podread.has_ended(pod) and not podread.has_failed(pod):
         return None
     causes = (
         _evicted(pod),
@@ -273,23 +375,40 @@ def _by_platform(pod: Read) -> podread.Failure | None:
         _taken_away(pod),
         _out_of_memory(pod),
         _not_started(pod),
-        _init_failed(pod),
+        _init_failed(pod, gang.runner.init_container),
     )
     return next((cause for cause in causes if cause is not None), None)
+
+
+# What the kubelet says of a pod that has used more disk than its own limits allow.
+_OVER_ITS_DISK = re.compile(
+    r"Container (?P<container>\S+) exceeded its local ephemeral storage limit"
+    r"|Usage of EmptyDir volume \"(?P<volume>[^\"]*)\" exceeds the limit"
+    r"|exceeds the total limit of containers"
+)
 
 
 def _evicted(pod: Read) -> podread.Failure | None:
     if pod["status"].get("reason") != "Evicted":
         return None
     said = podread.short(pod["status"].get("message"))
-    if "exceeds the" in said:
-        advice = "Raise ephemeralStorage of the node pool"
+    if (over := _OVER_ITS_DISK.search(said)) is not None:
+        advice = _more_disk(pod, over["container"], over["volume"])
         return FailureClass.VOLUME_FULL, f"{podread.where(pod)} was evicted: {said} {advice}"
     advice = ""
     if "ephemeral-storage" in said:
         advice = "; raise ephemeralStorage of the node pool, or free the node's disk"
     said = said or "no reason given"
     return FailureClass.PREEMPTED, f"{podread.where(pod)} was evicted by its node: {said}{advice}"
+
+
+def _more_disk(pod: Read, container: str | None, volume: str | None) -> str:
+    """What to raise after a container or an emptyDir volume has exceeded its limit."""
+    if volume == SHARED_MEMORY:
+        return "Raise shmSize of the node pool"
+    if container not in (None, podread.main_container(pod)["name"]):
+        return f"Raise the limit of container {container}, which the node pool does not set"
+    return "Raise ephemeralStorage of the node pool"
 
 
 def _node_lost(pod: Read) -> podread.Failure | None:
@@ -332,27 +451,35 @@ def _out_of_memory(pod: Read) -> podread.Failure | None:
 def _not_started(pod: Read) -> podread.Failure | None:
     if not podread.never_ran(pod):
         return None
-    said = podread.short((podread.state(pod, "terminated") or {}).get("message"))
+    said = one_line(_runtimes_words(pod))
+    if len(said) > podread.QUOTED:  # the cause comes last
+        said = f"...{said[3 - podread.QUOTED :]}"
+    if _fault_at_start(pod):
+        return FailureClass.HARDWARE, f"{podread.where(pod)} got no device: {said}"
     return FailureClass.IMAGE, f"the image of {podread.where(pod)} cannot be started: {said}"
 
 
-def _init_failed(pod: Read) -> podread.Failure | None:
+def _init_failed(pod: Read, rendezvous: str) -> podread.Failure | None:
+    """The failure of an init container. A sidecar's exit code says nothing of the work."""
+    if podread.state(pod, "terminated") is not None:
+        return None  # the main container has been started, so no init container had failed
     for init in pod["status"].get("initContainerStatuses") or []:
-        ended = init.get("state", {}).get("terminated") or {}
-        if ended.get("exitCode", 0) != 0:
-            name, namespace = objects.name(pod), pod["metadata"]["namespace"]
-            return (
-                FailureClass.INIT,
-                f"init container {init['name']} of {podread.where(pod)} failed with exit code"
-                f" {ended['exitCode']}: rank 0's pod was not reachable in time; see: kubectl"
-                f" logs {name} -c {init['name']} -n {namespace}",
-            )
+        code = (init.get("state", {}).get("terminated") or {}).get("exitCode", 0)
+        if code == 0 or init["name"] in podread.sidecars(pod):
+            continue
+        failed = f"init container {init['name']} of {podread.where(pod)} failed with exit code"
+        see = f"see: kubectl logs {objects.name(pod)} -c {init['name']} -n {_namespace(pod)}"
+        if init["name"] == rendezvous:
+            why = "rank 0's pod was not reachable in time"
+            return FailureClass.INIT, f"{failed} {code}: {why}; {see}"
+        return FailureClass.UNKNOWN, f"{failed} {code}; {see}"
     return None
 
 
-def _unknown(pod: Read, terminated: Read) -> str:
-    name, namespace = objects.name(pod), pod["metadata"]["namespace"]
-    if not terminated:
+def _unknown(pod: Read) -> str:
+    name, namespace = objects.name(pod), _namespace(pod)
+    terminated = podread.state(pod, "terminated")
+    if terminated is None:
         said = (
             podread.short(pod["status"].get("message"))
             or pod["status"].get("reason")
@@ -368,3 +495,7 @@ def _unknown(pod: Read, terminated: Read) -> str:
         f"pod {name} left no last word, exit code {code}{killed}; see: kubectl logs {name} -n"
         f" {namespace}"
     )
+
+
+def _namespace(pod: Read) -> str:
+    return str(pod["metadata"]["namespace"])

@@ -34,10 +34,9 @@ from modelchain_operator.api.kube import (
 from modelchain_operator.api.objects import annotation, is_deleting, label, name, uid
 from modelchain_operator.reconcile import job_requests as requests
 from modelchain_operator.reconcile.memory import Asked, Cache, Memory
-from modelchain_operator.reconcile.pod_evidence import refusal
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners import verify
-from modelchain_operator.runners.registry import RUNNERS, runner_for, state_of
+from modelchain_operator.runners.registry import RUNNERS, job_uid_of, runner_for, state_of
 from modelchain_operator.runners.template import (
     CHAIN,
     CHAIN_UID,
@@ -61,7 +60,7 @@ What = Literal[
     "rivals",
     "name",
     "verify",
-    "refusal",
+    "events",
     "records",
     "shares",
     "loaders",
@@ -202,7 +201,7 @@ class Reader:
             "rivals": self._rivals,
             "name": self._job_of_intent,
             "verify": self._verify,
-            "refusal": self._refusal,
+            "events": self._events,
             "records": self._records,
             "shares": self._shares,
             "loaders": self._loaders,
@@ -339,7 +338,7 @@ class Reader:
         jobs, _ = await self._jobs(snapshot.namespace, selector)
         pods = await self.kube.list(PODS, snapshot.namespace, selector)
         unfinished = [job for job in jobs if state_of(job).finished is None]
-        training = unfinished + [pod for pod in pods if podread.is_live(pod)]
+        training = unfinished + [pod for pod in pods if podread.is_live(pod) and job_uid_of(pod)]
         claim = snapshot.read.get(Need("claim"))
         here = ("", uid(claim) if claim else "")
         return [rival for rival in training if label(rival, CLAIM_UID) in here]
@@ -365,10 +364,10 @@ class Reader:
         """The Jobs that fill a data claim."""
         return await self.kube.list(JOBS, snapshot.namespace, f"{FILLS}={claim}")
 
-    async def _refusal(self, snapshot: Snapshot, object_uid: str) -> str:
-        """Why pods are refused at creation, from the events of the object that makes them."""
+    async def _events(self, snapshot: Snapshot, object_uid: str) -> list[Object]:
+        """The events of one object."""
         fields = f"involvedObject.uid={object_uid}"
-        return refusal(await self.kube.list(EVENTS, snapshot.namespace, fields=fields))
+        return await self.kube.list(EVENTS, snapshot.namespace, fields=fields)
 
     async def _get(self, resource: Resource, namespace: str, name: str) -> Object | None:
         try:

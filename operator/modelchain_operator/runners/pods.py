@@ -6,14 +6,14 @@ The first half answers when a pod started and how it ended, the second half what
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from modelchain.api.contracts import FailureClass, LastWord
+from modelchain.api.messages import one_line, shortened
 from modelchain.api.reasons import Code, Reason
+from modelchain.io.lastword import read_last_word
 from modelchain_operator.api.kube import Object
 from modelchain_operator.api.objects import (
     Read,
@@ -22,17 +22,15 @@ from modelchain_operator.api.objects import (
     is_deleting,
     seconds,
     true_condition,
-    uid,
 )
 from modelchain_operator.api.objects import name as name_of
+from modelchain_operator.runners.port import Runner
 from modelchain_operator.runners.template import MAIN_CONTAINER
 
 TERMINAL = ("Succeeded", "Failed")
 NOT_STARTED = ("StartError", "ContainerCannotRun")
 # How far a node's clock and ours may be apart, in seconds: each may be wrong by five minutes.
 CLOCKS_DIFFER = 600.0
-# A pod is stuck if it still exists this long after its grace period is over.
-STUCK_SECONDS = 60
 # The most characters that are quoted of another program's message.
 QUOTED = 240
 
@@ -47,6 +45,22 @@ def is_live(pod: Read) -> bool:
 
 def is_running(pod: Read) -> bool:
     return is_live(pod) and state(pod, "running") is not None
+
+
+def has_ended(pod: Read) -> bool:
+    """Whether the main container has ended, or will never run. A sidecar may still run."""
+    return state(pod, "terminated") is not None or not is_live(pod)
+
+
+def has_failed(pod: Read) -> bool:
+    """Whether the main container failed, or the pod did before it ran.
+
+    What becomes of a sidecar is no failure, though the pod's phase may be Failed for it.
+    """
+    terminated = state(pod, "terminated")
+    if terminated is None:
+        return bool(pod.get("status", {}).get("phase") == "Failed")
+    return int(terminated.get("exitCode", 0)) != 0
 
 
 def state(pod: Read, kind: Literal["waiting", "running", "terminated"]) -> Read | None:
@@ -155,9 +169,11 @@ def where(pod: Read) -> str:
 
 
 def short(text: str | None) -> str:
-    """A message of another program, as one line, cut to `QUOTED`."""
-    line = " ".join((text or "").split())
-    return line if len(line) <= QUOTED else f"{line[: QUOTED - 1]}…"
+    """A message of another program, as one line, cut to `QUOTED`.
+
+    Its end is kept, because most programs put the cause of an error last.
+    """
+    return shortened(one_line(text or ""), QUOTED)
 
 
 def gpus(pod: Read, resource: str) -> int:
@@ -171,12 +187,10 @@ def last_word(pod: Read) -> LastWord | None:
     The container runtime writes messages of its own to the same place. A success without a
     manifest's digest is not believed, since only a hash is evidence of success.
     """
-    message = (state(pod, "terminated") or {}).get("message") or ""
-    try:
-        word = LastWord.model_validate_json(message)
-    except ValidationError:
+    word = read_last_word((state(pod, "terminated") or {}).get("message") or "")
+    if word is None or (word.result == "Succeeded" and not word.manifest_digest):
         return None
-    return None if word.result == "Succeeded" and not word.manifest_digest else word
+    return word
 
 
 def remember(pod: Read) -> Object | None:
@@ -187,17 +201,31 @@ def remember(pod: Read) -> Object | None:
     """
     if is_live(pod) and state(pod, "terminated") is None and disruption(pod) is None:
         return None
-    meta, status = pod["metadata"], pod["status"]
-    kept_meta = (
+    spec = {
+        kind: [_only(container, _KEPT["container"]) for container in pod["spec"].get(kind) or []]
+        for kind in ("containers", "initContainers")
+    }
+    return {
+        "metadata": _only(pod["metadata"], _KEPT["metadata"]),
+        "spec": {**spec, "nodeName": pod["spec"].get("nodeName")},
+        "status": _only(pod["status"], _KEPT["status"]),
+    }
+
+
+# The fields of a pod that are remembered.
+_KEPT = {
+    "metadata": (
         "name",
         "namespace",
         "uid",
+        "ownerReferences",
         "creationTimestamp",
         "deletionTimestamp",
         "labels",
         "annotations",
-    )
-    kept_status = (
+    ),
+    "container": ("name", "image", "resources", "restartPolicy"),
+    "status": (
         "phase",
         "reason",
         "message",
@@ -205,16 +233,12 @@ def remember(pod: Read) -> Object | None:
         "startTime",
         "containerStatuses",
         "initContainerStatuses",
-    )
-    containers: list[dict[str, Any]] = [
-        {field: container[field] for field in ("name", "image", "resources") if field in container}
-        for container in pod["spec"]["containers"]
-    ]
-    return {
-        "metadata": {field: meta[field] for field in kept_meta if field in meta},
-        "spec": {"containers": containers, "nodeName": pod["spec"].get("nodeName")},
-        "status": {field: status[field] for field in kept_status if field in status},
-    }
+    ),
+}
+
+
+def _only(thing: Read, fields: Iterable[str]) -> dict[str, Any]:
+    return {field: thing[field] for field in fields if field in thing}
 
 
 # -- what pods wait for ----------------------------------------------------------------------------
@@ -226,10 +250,13 @@ class Gang:
 
     # How many: one for each node.
     nodes: int
-    # The runner's function that reads the node rank from a pod.
-    node_rank: Callable[[Read], int | None]
+    # The runner of the attempt's job.
+    runner: Runner
     # The resource name of the GPUs that the pods ask for.
     gpu_resource: str = "nvidia.com/gpu"
+
+    def node_rank(self, pod: Read) -> int | None:
+        return self.runner.node_rank(pod)
 
     def in_order(self, pods: Iterable[Read]) -> list[Read]:
         """The pods, sorted by node rank."""
@@ -238,6 +265,7 @@ class Gang:
 
 _PULL = (
     "ErrImagePull",
+    "ErrImageNeverPull",
     "ImagePullBackOff",
     "ImageInspectError",
     "RegistryUnavailable",
@@ -258,7 +286,7 @@ class _Wait:
 
 def why_waiting(live: Sequence[Read], gang: Gang) -> tuple[Reason | None, Failure | None]:
     """Why the pods do not run, and the failure if waiting longer cannot help."""
-    waits = [wait for pod in gang.in_order(live) if (wait := _wait_of(pod)) is not None]
+    waits = [wait for pod in gang.in_order(live) if (wait := _wait_of(pod, gang)) is not None]
     unfinished = [pod for pod in live if is_live(pod)]
     if not waits:
         return _incomplete(unfinished, len(live), gang), None
@@ -286,24 +314,47 @@ def _incomplete(unfinished: Sequence[Read], known: int, gang: Gang) -> Reason | 
     return None
 
 
-def _wait_of(pod: Read) -> _Wait | None:
+def _wait_of(pod: Read, gang: Gang) -> _Wait | None:
     """What a pod waits for before it starts. None if it has started, ended or is being deleted."""
-    if not is_live(pod) or started_at(pod) is not None or is_deleting(pod):
+    if has_ended(pod) or started_at(pod) is not None or is_deleting(pod):
         return None
     scheduled = condition(pod, "PodScheduled")
     if scheduled is not None and scheduled["status"] == "False":
         return _scheduler_wait(pod, scheduled)
-    inits = pod["status"].get("initContainerStatuses") or []
-    for status in [*inits, *(pod["status"].get("containerStatuses") or [])]:
-        now = status.get("state", {})
-        waiting = now.get("waiting")
-        if waiting is not None and waiting.get("reason") != "PodInitializing":
-            return _container_wait(pod, status, waiting)
-        if status in inits and now.get("running") is not None:
-            runs = f"init container {status['name']} runs until rank 0's pod can be reached"
-            return _Wait(5, _of_pod(Code.INIT, pod, runs))
+    if waits := [*_init_waits(pod, gang), *_container_waits(pod)]:
+        return min(waits, key=lambda wait: wait.weight)
+    if pod["status"].get("containerStatuses"):
+        return _being_started(pod)
     text = "neither the scheduler nor a node has taken it up yet"
     return _Wait(6, _of_pod(Code.STARTING, pod, text))
+
+
+def _init_waits(pod: Read, gang: Gang) -> Iterator[_Wait]:
+    """The init container that runs. Sidecars among them run for as long as the pod does."""
+    for status in pod["status"].get("initContainerStatuses") or []:
+        name = status["name"]
+        if status.get("state", {}).get("running") is None or name in sidecars(pod):
+            continue
+        if name == gang.runner.init_container:
+            text = f"init container {name} runs until rank 0's pod can be reached"
+            yield _Wait(5, _of_pod(Code.INIT, pod, text))
+        else:
+            yield _Wait(5, _of_pod(Code.STARTING, pod, f"init container {name} runs"))
+
+
+def sidecars(pod: Read) -> set[str]:
+    """The init containers that are sidecars: they are started first and run until the pod ends."""
+    inits = pod["spec"].get("initContainers") or []
+    return {init["name"] for init in inits if init.get("restartPolicy") == "Always"}
+
+
+def _container_waits(pod: Read) -> Iterator[_Wait]:
+    status = pod["status"]
+    for kind in ("initContainerStatuses", "containerStatuses"):
+        for container in status.get(kind) or []:
+            waiting = container.get("state", {}).get("waiting")
+            if waiting is not None and waiting.get("reason") != "PodInitializing":
+                yield _container_wait(pod, container, waiting)
 
 
 def _of_pod(code: Code, pod: Read, text: str, *, see: bool = False) -> Reason:
@@ -332,59 +383,49 @@ def _container_wait(pod: Read, status: Read, waiting: Read) -> _Wait:
     # The kubelet reports one failed pull alternately as ErrImagePull and as ImagePullBackOff, whose
     # message quotes the first. We cut the quote out, or the reason would change at every poll.
     message = short(str(waiting.get("message") or "").rsplit("ErrImagePull: ", 1)[-1])
-    reason, image = waiting.get("reason", ""), status.get("image", "")
-    more = message or f"see: {_describe(pod)}"
-    if reason == "InvalidImageName":
-        return _bad_image(pod, f"{image} is no image name; correct runner.image")
-    if reason in _PULL or reason == "ErrImageNeverPull":
-        if any(text in message.lower() for text in _NO_SUCH_IMAGE):
-            return _bad_image(pod, f"there is no image {image}; correct runner.image ({message})")
-        return _Wait(1, _of_pod(Code.IMAGE, pod, f"image {image} cannot be pulled: {more}"))
+    reason = waiting.get("reason", "")
+    if reason in ("", "ContainerCreating"):
+        return _being_started(pod)
+    if status["name"] != main_container(pod)["name"]:
+        return _other_wait(pod, status, reason, message)
+    if reason == "InvalidImageName" or reason in _PULL:
+        return _image_wait(pod, status.get("image", ""), reason, message)
     if reason == "CreateContainerConfigError" and any(text in message for text in _NEVER_AS_ROOT):
         text = f"the image's user is root; set runAsUser of the node pool ({message})"
         return _bad_image(pod, text)
-    if reason in ("", "ContainerCreating"):
-        does = "its node pulls the image and mounts volumes; if for long, see: "
-        return _Wait(4, _of_pod(Code.STARTING, pod, does + _describe(pod)))
-    return _Wait(1, _of_pod(Code.STARTING, pod, f"{reason}: {more}"))
+    return _Wait(1, _of_pod(Code.STARTING, pod, f"{reason}: {message or _see(pod)}"))
+
+
+def _other_wait(pod: Read, status: Read, reason: str, message: str) -> _Wait:
+    """The wait of a container that is not ours: a webhook or the job's controller has added it."""
+    name, more = status["name"], message or _see(pod)
+    if reason == "InvalidImageName" or reason in _PULL:
+        text = f"image {status.get('image', '')} of container {name} cannot be pulled: {more}"
+        return _Wait(1, _of_pod(Code.IMAGE, pod, text))
+    return _Wait(1, _of_pod(Code.STARTING, pod, f"container {name}: {reason}: {more}"))
+
+
+def _image_wait(pod: Read, image: str, reason: str, message: str) -> _Wait:
+    if reason == "InvalidImageName":
+        return _bad_image(pod, f"{image} is no image name; correct runner.image")
+    if any(text in message.lower() for text in _NO_SUCH_IMAGE):
+        return _bad_image(pod, f"there is no image {image}; correct runner.image ({message})")
+    text = f"image {image} cannot be pulled: {message or _see(pod)}"
+    return _Wait(1, _of_pod(Code.IMAGE, pod, text))
 
 
 def _bad_image(pod: Read, text: str) -> _Wait:
     return _Wait(0, _of_pod(Code.IMAGE, pod, text), FailureClass.IMAGE)
 
 
+def _being_started(pod: Read) -> _Wait:
+    does = "its node pulls the image and mounts volumes; if for long, "
+    return _Wait(4, _of_pod(Code.STARTING, pod, does + _see(pod)))
+
+
+def _see(pod: Read) -> str:
+    return f"see: {_describe(pod)}"
+
+
 def _describe(pod: Read) -> str:
     return f"kubectl describe pod {name_of(pod)} -n {pod['metadata']['namespace']}"
-
-
-def stuck(
-    live: Sequence[Read], now: float, deleting_since: Mapping[str, float] | None
-) -> Reason | None:
-    """Why a deleted pod still exists after its grace period: its node does not answer.
-
-    `deleting_since` says, by UID, since when this process has known that a pod is being deleted.
-    None means that our clock and the API server's agree.
-
-    The deletion timestamp includes the grace period, and is by the API server's clock. If our clock
-    is minutes ahead, a pod within its grace period would look stuck. So the grace period must also
-    have passed by our own clock, from when we first saw the deletion.
-    """
-    for pod in live:
-        meta, due = pod["metadata"], seconds(pod["metadata"].get("deletionTimestamp"))
-        if not is_live(pod) or due is None or now <= due + STUCK_SECONDS:
-            continue
-        grace = meta.get("deletionGracePeriodSeconds") or 0
-        waited = (
-            deleting_since is None
-            or now - deleting_since.get(uid(pod), now) > grace + STUCK_SECONDS
-        )
-        # A restarted operator has not waited itself, but no two clocks are as far apart as this.
-        if waited or now > due + STUCK_SECONDS + CLOCKS_DIFFER:
-            name, node = name_of(pod), pod["spec"].get("nodeName", "unknown")
-            message = (
-                f"pod {name} should have ended at {meta['deletionTimestamp']}; node {node} does not"
-                f" answer. If it is dead for certain: kubectl delete pod {name} -n"
-                f" {meta['namespace']} --force --grace-period=0"
-            )
-            return Reason(Code.NODE_LOST, name, message, f"kubectl describe node {node}")
-    return None

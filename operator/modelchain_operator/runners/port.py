@@ -105,6 +105,9 @@ class Runner(Protocol):
     controller_pods: str
     # Kueue's name of the kind.
     framework: str
+    # The init container in which a pod waits until rank 0's pod can be reached; empty if the kind
+    # has none.
+    init_container: str
 
     def build(self, request: JobRequest) -> Object:
         """The job to create: suspended, and in a queue that does not exist.
@@ -129,6 +132,18 @@ class Runner(Protocol):
         ...
 
     def state(self, job: Read) -> JobState: ...
+
+    def nodes(self, job: Read) -> int:
+        """The number of pods that the job makes, one for each node."""
+        ...
+
+    def job_uid(self, pod: Read) -> str | None:
+        """The UID of the job that has made a pod; None if no job of this kind has.
+
+        The pod's owner references have to lead to the job. Labels are no evidence, since everyone
+        who may create pods can copy them.
+        """
+        ...
 
     def node_rank(self, pod: Read) -> int | None:
         """The number of a pod in its job; rank 0 runs in pod 0. None for a pod of another kind."""

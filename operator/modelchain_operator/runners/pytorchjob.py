@@ -6,7 +6,7 @@ Its run policy has fields that do not work as documented. Our jobs leave these o
 from __future__ import annotations
 
 from modelchain_operator.api.kube import Object, Resource
-from modelchain_operator.api.objects import Read, label, uid
+from modelchain_operator.api.objects import Read, label, maker, name, uid
 from modelchain_operator.runners import kueue
 from modelchain_operator.runners.port import JobRequest, JobState, job_state
 from modelchain_operator.runners.template import metadata, trainer_template
@@ -35,6 +35,7 @@ class PyTorchJob:
     controller = "training-operator"
     controller_pods = "kubectl get pods -n kubeflow"
     framework = "kubeflow.org/pytorchjob"
+    init_container = "init-pytorch"
 
     def build(self, request: JobRequest) -> Object:
         replicas = {"Master": self._replica(request, 1, rank_0=True)}
@@ -63,6 +64,18 @@ class PyTorchJob:
 
     def state(self, job: Read) -> JobState:
         return job_state(job, suspended=_suspended(job), success="Succeeded")
+
+    def nodes(self, job: Read) -> int:
+        return sum(replica["replicas"] for replica in job["spec"]["pytorchReplicaSpecs"].values())
+
+    def job_uid(self, pod: Read) -> str | None:
+        owner = maker(pod, self.kind)
+        if owner is None:
+            return None
+        # The controller becomes the owner of every pod that has its labels, even of a copy that a
+        # user has made. But it gives these names only to pods that it has made itself.
+        made = f"{owner['name']}-{label(pod, REPLICA_TYPE)}-{label(pod, REPLICA_INDEX)}"
+        return str(owner["uid"]) if name(pod) == made else None
 
     def node_rank(self, pod: Read) -> int | None:
         match label(pod, REPLICA_TYPE):

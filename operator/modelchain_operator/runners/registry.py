@@ -26,3 +26,8 @@ def runner_of(job: Read) -> Runner:
 
 def state_of(job: Read) -> JobState:
     return runner_of(job).state(job)
+
+
+def job_uid_of(pod: Read) -> str | None:
+    """The UID of the job that has made a pod; None if no job of any kind has."""
+    return next(filter(None, (runner.job_uid(pod) for runner in RUNNERS.values())), None)

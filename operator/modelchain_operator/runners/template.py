@@ -6,6 +6,7 @@ They have the mounts and the environment, and meet the restricted Pod Security S
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from modelchain.api.spec import API_VERSION, KIND
@@ -18,6 +19,8 @@ from modelchain_operator.runners.port import JobRequest
 
 ARTIFACTS, PREDECESSORS = "/artifacts", "/predecessors"
 HOME, SCRATCH, SHM = "/home/modelchain", "/tmp", "/dev/shm"
+# The volume at SHM.
+SHARED_MEMORY = "shm"
 TERMINATION_MESSAGE = "/dev/termination-log"
 NODE_VARIABLE, TASK_VARIABLE = "MODELCHAIN_NODE", "MODELCHAIN_TASK"
 METRICS_PORT, PROGRESS_PORT = 9090, 9091
@@ -93,12 +96,12 @@ def trainer_template(request: JobRequest, container: str, *, rank_0: bool) -> Ob
         "command": _torchrun(request),
         "env": environment(request, _trainer_variables(pool)),
         "resources": _resources(pool, request.processes_per_node),
-        "volumeMounts": [*mounts, mount("shm", SHM)],
+        "volumeMounts": [*mounts, mount(SHARED_MEMORY, SHM)],
     }
     if rank_0:
         ports = {"metrics": METRICS_PORT, "progress": PROGRESS_PORT}
         trainer["ports"] = [{"name": name, "containerPort": port} for name, port in ports.items()]
-    shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": pool.shm_size}}
+    shm = {"name": SHARED_MEMORY, "emptyDir": {"medium": "Memory", "sizeLimit": pool.shm_size}}
     template = pod_template(request, "train", trainer, [*_claims(claims, read_only={"data"}), shm])
     template["spec"] |= _placement(request)
     template["metadata"]["labels"] = {**pool.labels, **template["metadata"]["labels"]}
@@ -259,10 +262,7 @@ def _claims(claims: dict[str, str], read_only: set[str]) -> list[Object]:
 
 
 def _resources(pool: NodePool, processes: int) -> Object:
-    """A container's resources. Requests equal limits, so that the pod is Guaranteed.
-
-    Such a pod is not throttled by its neighbours, and is not evicted first.
-    """
+    """A trainer's resources."""
     wanted: dict[str, Any] = {
         "cpu": pool.cpu,
         "memory": pool.memory,
@@ -271,6 +271,14 @@ def _resources(pool: NodePool, processes: int) -> Object:
     }
     if pool.gpus_per_node:
         wanted[pool.gpu_resource] = str(processes)
+    return guaranteed(wanted)
+
+
+def guaranteed(wanted: Mapping[str, str | None]) -> Object:
+    """A container's resources. Requests equal limits, so that the pod is Guaranteed.
+
+    Such a pod is not throttled by its neighbours, and is not evicted first.
+    """
     given = {name: quantity for name, quantity in wanted.items() if quantity is not None}
     return {"requests": given, "limits": dict(given)} if given else {}
 
