@@ -190,13 +190,16 @@ def test_a_bad_digest_in_a_last_word_is_a_failure_and_no_exception(word: str) ->
     operator.passes()
     job = operator.kube.objects[PyTorchJob.resource.plural, "vit-vit-t-a1"]
     template = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]
+    owner = {"kind": job["kind"], "name": job["metadata"]["name"]}
     meta = {
         **template["metadata"],
         "name": "vit-vit-t-a1-master-0",
         "namespace": "team",
         "uid": "pod",
         "creationTimestamp": MOMENT,
-        "ownerReferences": [{"uid": job["metadata"]["uid"], "controller": True}],
+        "ownerReferences": [
+            {**owner, "uid": job["metadata"]["uid"], "controller": True}
+        ],
     }
     meta["labels"] = {
         **template["metadata"]["labels"],
