@@ -19,10 +19,9 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from open_clip.tokenizer import SimpleTokenizer
 
 from modelchain.errors import InputError, Problem, WorkError
 from modelchain.identity.digest import digest_of
@@ -30,6 +29,9 @@ from modelchain.io.files import fsync, sha256_of, write_atomic
 from modelchain.io.guard import die_with_parent
 from modelchain_data.samples import BAD_LABEL, Problems, read_shard
 from modelchain_data.temporary import temporary_folder
+
+if TYPE_CHECKING:
+    from open_clip.tokenizer import SimpleTokenizer
 
 Progress = Callable[[int, int], None]  # called with (done, all)
 
@@ -199,6 +201,9 @@ class _Part:
 
 @cache
 def _encoder() -> tuple[SimpleTokenizer, Callable[[str], list[int]]]:
+    # To import open_clip takes four seconds. Usually the index is there, and nothing is tokenised.
+    from open_clip.tokenizer import SimpleTokenizer
+
     tokenizer = SimpleTokenizer()
     return tokenizer, lru_cache(1 << 16)(tokenizer.encode)  # captions made from templates repeat
 
