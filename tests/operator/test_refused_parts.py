@@ -8,6 +8,7 @@ import pytest
 from podshapes import Pod, at, ended, in_init, init_failed, running, waiting, word
 from stagelife import FIRST, Life, beside_a_sidecar, launched
 
+from modelchain.api.contracts import LiveProgress
 from modelchain.api.reasons import Code
 from modelchain.api.status import State
 from modelchain.plan.pools import NodePool, amount
@@ -63,6 +64,23 @@ def test_pods_that_are_refused(words: str, there: int) -> None:
     life.pods(running(start=3600, created=3600), running(1, start=3600, created=3600))
     stage = life.look(10)
     assert not stage.stalled and len(stage.attempts) == 1 and uncharged(life)
+
+
+def test_a_first_step_that_comes_with_the_last_pod() -> None:
+    """It is seen in the same pass. The hour before it counts towards no deadline."""
+    life = launched(nodes=2, **{"spec.deadlines": {"stageSeconds": 60}})
+    life.pods(running())
+    life.look(1)
+    life.event("FailedCreatePod", f"Error creating: {QUOTA}")
+    life.look(3600)
+    life.event("SuccessfulCreatePod", "Created pod: x")
+    life.pods(running(), running(1, start=3601, created=3600))
+    figures = {"samples_per_second": 1.0, "eta_seconds": 9.0, "attempt": FIRST, "macs": 10}
+    answer = LiveProgress(step=1, steps=100, **figures)
+    [master] = [o for (_, name), o in life.kube.objects.items() if name == f"{FIRST}-master-0"]
+    life.controller.memory.note_answer(master["metadata"]["uid"], answer)
+    attempt = life.look(10).attempts[0]
+    assert attempt.stepped_at is not None and attempt.ending is None and uncharged(life)
 
 
 def test_deadlines_count_from_when_the_last_pod_is_accepted() -> None:

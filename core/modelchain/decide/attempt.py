@@ -324,7 +324,7 @@ def accounted(stage: StageStatus, seen: Seen, now: float, price: str | None) -> 
     # A resumed attempt reports its checkpoint's step before it has taken a step of its own. That
     # must not count as progress.
     if stepped and seen.macs > 0:
-        attempt = attempt.changed(stepped_at=now, parts_refused=False)
+        attempt = transitions.stepped(attempt, now)
     stage = stage.changed(progress=seen.progress or stage.progress)
     return transitions.with_newest(stage, attempt)
 

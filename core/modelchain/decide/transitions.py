@@ -376,6 +376,17 @@ def parts_refused(attempt: AttemptStatus) -> AttemptStatus:
     return attempt.changed(parts_refused=True, counts_from=None)
 
 
+def parts_accepted(attempt: AttemptStatus, now: float) -> AttemptStatus:
+    """The attempt, of which nothing is refused now. If it is so since a moment, that is kept."""
+    since = now if attempt.parts_refused and attempt.counts_from is None else attempt.counts_from
+    return attempt.changed(counts_from=since)
+
+
+def stepped(attempt: AttemptStatus, now: float) -> AttemptStatus:
+    """The attempt after a step of its own. What was refused before has no further consequences."""
+    return parts_accepted(attempt, now).changed(stepped_at=now, parts_refused=False)
+
+
 def ending(attempt: AttemptStatus, deadline: FailureClass, message: str) -> AttemptStatus:
     """The attempt after it has passed a deadline, for which it is ended."""
     return attempt.changed(ending=deadline, message=message)
@@ -383,8 +394,7 @@ def ending(attempt: AttemptStatus, deadline: FailureClass, message: str) -> Atte
 
 def at_work(attempt: AttemptStatus, *, queued: bool, now: float) -> AttemptStatus:
     """A released attempt. Its start is the moment at which it first leaves its queue."""
-    if attempt.parts_refused and attempt.counts_from is None:
-        attempt = attempt.changed(counts_from=now)
+    attempt = parts_accepted(attempt, now)
     started = attempt.started_at or (None if queued else timestamp(now))
     state = State.QUEUED if queued else State.RUNNING
     return attempt.changed(state=state, started_at=started)
