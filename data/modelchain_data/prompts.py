@@ -6,8 +6,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
-
 from modelchain.api.contracts import TaskEvaluation
 from modelchain.api.spec import BUILT_IN_CLASS_NAMES, BUILT_IN_TEMPLATES
 from modelchain.errors import InputError
@@ -15,6 +13,9 @@ from modelchain.errors import InputError
 
 def class_names(evaluation: TaskEvaluation) -> list[str]:
     if evaluation.class_names == BUILT_IN_CLASS_NAMES:
+        # Imported late, because it loads torch, which indexing does not need.
+        from open_clip import IMAGENET_CLASSNAMES
+
         return list(IMAGENET_CLASSNAMES)
     return _json_list(str(evaluation.class_names), "classNames")
 
@@ -22,6 +23,8 @@ def class_names(evaluation: TaskEvaluation) -> list[str]:
 def prompt_templates(evaluation: TaskEvaluation) -> list[Callable[[str], str]]:
     """Functions from a class name to a prompt. Only `{}` is replaced; other braces stay."""
     if evaluation.templates == BUILT_IN_TEMPLATES:
+        from open_clip import OPENAI_IMAGENET_TEMPLATES
+
         return list(OPENAI_IMAGENET_TEMPLATES)
     texts = _json_list(str(evaluation.templates), "templates", inner="val_template")
     for text in texts:

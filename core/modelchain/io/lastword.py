@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import platform
 from pathlib import Path
@@ -41,6 +42,18 @@ def write_last_word(path: Path, word: LastWord) -> None:
         if succeeded or not before or b'"class":"Unknown"' in before:
             file.truncate(0)
             file.write(text)
+
+
+def refuse_task(text: str, error: ValidationError) -> None:
+    """Write the last word on a task that is not of this version's form: its operator is of another
+    version than this image. The task's file for the last word can be read nevertheless.
+    """
+    message = (
+        "spec.runner.image and the operator are of different versions: the task is not read:"
+        f" {error}"
+    )
+    word = LastWord(result="Failed", failure=FailureClass.USER_ERROR, message=message)
+    write_last_word(Path(json.loads(text)["lastWord"]), word)
 
 
 def node() -> str:
