@@ -84,19 +84,19 @@ def set_key(fingerprint: str) -> str:
     return digest_of({"v": VERSION, "tokeniser": tokeniser(), "set": fingerprint})
 
 
-def build_set(shards: Shards, digests: Path, on_progress: Progress) -> tuple[str, list[int]]:
+def build_set(shards: Shards, digests: Path, on_progress: Progress) -> list[str]:
     """Build what is missing of the indexes of a set and of its shards, in the shards' index folder.
-    The SHA-256 of the shards are remembered in the file `digests`. Returns the fingerprint and the
-    number of samples of each shard.
+    Returns the SHA-256 of the shards, which are remembered in the file `digests`.
 
     Raises InputError with the first five things that are wrong with the shards.
     """
     found = index_shards(shards, digests, on_progress)
     fingerprint = fingerprint_of(found)
-    with contextlib.suppress(*NOT_WHOLE):
-        return fingerprint, find_set(shards, fingerprint, check=True)[1]
-    counts = write_set(index_files(shards, found), shards.index / set_key(fingerprint))
-    return fingerprint, counts
+    try:
+        find_set(shards, fingerprint, check=True)
+    except NOT_WHOLE:
+        write_set(index_files(shards, found), shards.index / set_key(fingerprint))
+    return found
 
 
 def find_set(shards: Shards, fingerprint: str, check: bool) -> tuple[np.ndarray, list[int]]:
@@ -131,8 +131,14 @@ def are_whole(files: Sequence[Path]) -> list[bool]:
     return [whole[file] for file in files]
 
 
-def known_digests(file: Path) -> dict[str, str]:
-    """The digests that are remembered, by the state of the shard."""
+def known_digests(shards: Shards, file: Path) -> list[str | None]:
+    """The SHA-256 of each shard, if it is remembered in `file`."""
+    known = _remembered(file)
+    return [known.get(state) for state in shards.states]
+
+
+def _remembered(file: Path) -> dict[str, str]:
+    """Digests by the state of their shards."""
     try:
         known = dict(json.loads(file.read_bytes()))
     except (OSError, ValueError, TypeError):
@@ -146,8 +152,7 @@ def index_shards(shards: Shards, digests: Path, on_progress: Progress) -> list[s
 
     Raises InputError with the first five things that are wrong with the shards.
     """
-    known = known_digests(digests)
-    found = [known.get(state) for state in shards.states]
+    found = known_digests(shards, digests)
     todo = _unfinished(shards, found)
     problems, saved = Problems(), time.monotonic()
     with temporary_folder(shards.index, "shards") as folder:
@@ -180,9 +185,10 @@ def _unfinished(shards: Shards, digests: Sequence[str | None]) -> list[int]:
 
 def _save(file: Path, states: Sequence[str], digests: Sequence[str | None]) -> None:
     found = {s: d for s, d in zip(states, digests, strict=True) if d is not None}
-    known = known_digests(file)
-    if not found.items() <= known.items():
-        write_atomic(file, json.dumps(known | found).encode())
+    if found.items() <= _remembered(file).items():
+        return
+    with alone(file.parent, file.name):
+        write_atomic(file, json.dumps(_remembered(file) | found).encode())
 
 
 class _Work(NamedTuple):
@@ -247,10 +253,9 @@ def cores() -> int:
     return allowed
 
 
-def write_set(files: Sequence[Path], place: Path) -> list[int]:
+def write_set(files: Sequence[Path], place: Path) -> None:
     """Make the folder `place` the index of a set: the rows of its shards' indexes one after
-    another, and how many each shard has, which is also returned. What is there is damaged, and is
-    removed.
+    another, and how many each shard has. What is there is damaged, and is removed.
     """
     shutil.rmtree(place, ignore_errors=True)
     with temporary_folder(place.parent, "set") as folder:
@@ -268,7 +273,6 @@ def write_set(files: Sequence[Path], place: Path) -> list[int]:
         with contextlib.suppress(OSError):  # another process was first
             new.rename(place)
         fsync(place.parent)
-    return counts
 
 
 def _read_set(place: Path, check: bool) -> tuple[np.ndarray, list[int]]:
@@ -282,15 +286,18 @@ def _read_set(place: Path, check: bool) -> tuple[np.ndarray, list[int]]:
 
 @contextlib.contextmanager
 def alone(index: Path, name: str) -> Iterator[None]:
-    """Lock the building of the set with this name. This only saves work: without the lock, renames
-    still keep an index whole or absent.
+    """Lock the set or the file of this name against other builders. This only saves work: without
+    the lock, renames still keep an index whole or absent.
     """
     index.mkdir(parents=True, exist_ok=True)
     lock = index / f".{name}.lock"
-    with lock.open("ab") as file:
-        with contextlib.suppress(OSError):  # ENOLCK, ENOTSUP: some network file systems
-            fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+    with contextlib.ExitStack() as stack:
+        while True:
+            file = stack.enter_context(lock.open("ab"))
+            with contextlib.suppress(OSError):  # ENOLCK, ENOTSUP: some network file systems
+                fcntl.flock(file, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):  # the one who had the lock removes it
+                if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                    break
+        stack.callback(lock.unlink, missing_ok=True)
+        yield

@@ -129,18 +129,17 @@ def open_set(
     """
     given = Shards.of(shards, index)
     with contextlib.suppress(*NOT_WHOLE):
-        return _load(given, check)
+        return _load(given, known_digests(given, index / DIGESTS), check)
     with alone(index, digest_of(given.states)):
         with contextlib.suppress(*NOT_WHOLE):  # another process may have built it meanwhile
-            return _load(given, check)
-        build_set(given, index / DIGESTS, on_progress)
-        return _load(given, check=False)
+            return _load(given, known_digests(given, index / DIGESTS), check)
+        return _load(given, build_set(given, index / DIGESTS, on_progress), check=False)
 
 
-def _load(shards: Shards, check: bool) -> ShardSet:
+def _load(shards: Shards, digests: Sequence[str | None], check: bool) -> ShardSet:
     """Open the set if all of it is there. Raises one of NOT_WHOLE otherwise."""
-    known = known_digests(shards.index / DIGESTS)
-    digests = [known[state] for state in shards.states]
+    if None in digests:
+        raise ValueError("a shard has not been hashed")
     files = index_files(shards, digests)
     if check and not all(are_whole(files)):
         raise ValueError("a shard's index is damaged")

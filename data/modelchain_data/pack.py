@@ -22,7 +22,15 @@ from modelchain.errors import InputError
 from modelchain.io.files import fsync
 from modelchain_data import digits
 from modelchain_data.batches import decode
-from modelchain_data.build import DIGESTS, PACKED, Progress, Shards, build_set
+from modelchain_data.build import (
+    DIGESTS,
+    PACKED,
+    Progress,
+    Shards,
+    build_set,
+    find_set,
+    fingerprint_of,
+)
 from modelchain_data.digits import Row
 from modelchain_data.sources import rows_of, tars_of
 from modelchain_data.table import read_table
@@ -153,7 +161,8 @@ class _Packer:
         captioned = any(row.meta.get("captions") for row in rows())
         shards, skipped = self._write(name, rows(), captioned)
         made = Shards.of(shards, self.folder / PACKED)
-        mark, counts = build_set(made, self.folder.parent / DIGESTS, self.on_index)
+        mark = fingerprint_of(build_set(made, self.folder.parent / DIGESTS, self.on_index))
+        counts = find_set(made, mark, check=False)[1]
         last = len(shards) - 1
         numbers = f"{{000000..{last:06d}}}" if last else "000000"
         pattern = str(to / f"{name}-{numbers}.tar")
