@@ -35,24 +35,6 @@ class Member(NamedTuple):
         return os.pread(file.fileno(), self.size, self.offset)
 
 
-class _Header(tarfile.TarInfo):
-    """A member's header. That of a plain file is read in a third of the time, because only its name
-    and size are; every other header, also a damaged one, is left to tarfile.
-    """
-
-    @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
-        plain = len(buf) == BLOCK and buf[TYPE] == ord("0") and not buf[PREFIX]
-        try:
-            if plain and int(buf[SUM].rstrip(b" \0"), 8) == sum(buf) - sum(buf[SUM]) + 8 * ord(" "):
-                header = cls(buf[NAME].partition(b"\0")[0].decode(encoding, errors))
-                header.size = int(buf[SIZE].rstrip(b" \0"), 8)
-                return header
-        except ValueError:
-            pass
-        return super().frombuf(buf, encoding, errors)
-
-
 class DamagedTar(tarfile.TarError):
     """The file begins as a tar, but is damaged or cut off."""
 
@@ -81,9 +63,8 @@ def _archive(file: BinaryIO, number: int, start: int) -> Iterator[Member]:
     """The files of one archive. Returns the offset of its end mark."""
     file.seek(start)
     known: dict[str, Member] = {}
-    with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
-        for info in tar:
-            tar.members.clear()  # tarfile would keep all of them
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for info in _headers(file, tar, start):
             # escaped, so that a name that is not UTF-8 can be shown
             name = info.name.encode(errors="backslashreplace").decode()
             if info.isreg():
@@ -104,6 +85,43 @@ def _archive(file: BinaryIO, number: int, start: int) -> Iterator[Member]:
             raise DamagedTar(f"damaged tar: what follows its end mark, at byte {start}, is no tar")
         raise DamagedTar("truncated or damaged tar: no end mark after the last member")
     return end
+
+
+def _headers(file: BinaryIO, tar: tarfile.TarFile, at: int) -> Iterator[tarfile.TarInfo]:
+    """The members of `tar`, whose first header is at `at`. Headers of plain files are read here,
+    which takes a third of the time; all others, also damaged ones, are left to tarfile.
+    """
+    tar.firstmember = None  # tarfile has read it already, and would begin with it
+    while True:
+        file.seek(at)
+        # A global header may change what the headers after it say.
+        info = None if tar.pax_headers else _plain(file.read(BLOCK))
+        if info is not None:
+            info.offset_data = at + BLOCK
+            tar.offset = info.offset_data + -(-info.size // BLOCK) * BLOCK
+        else:
+            file.seek(at)
+            tar.offset = at
+            tar.members.clear()  # tarfile would keep all of them
+            info = tar.next()
+        if info is None:
+            return
+        at = tar.offset
+        yield info
+
+
+def _plain(header: bytes) -> tarfile.TarInfo | None:
+    """The member of this header, if it is a file with a short name and nothing else."""
+    if len(header) < BLOCK or header[TYPE] != ord("0") or header[PREFIX]:
+        return None
+    sum_ = sum(header) - sum(header[SUM]) + 8 * ord(" ")
+    try:
+        info = tarfile.TarInfo(header[NAME].partition(b"\0")[0].decode())
+        info.size = int(header[SIZE].rstrip(b" \0"), 8)
+        whole = int(header[SUM].rstrip(b" \0"), 8) == sum_
+    except ValueError:
+        return None
+    return info if whole and info.size >= 0 else None
 
 
 def _linked(number: int, name: str, info: tarfile.TarInfo, known: dict[str, Member]) -> Member:

@@ -96,11 +96,7 @@ class Trainer:
             self.say("an artifact of these inputs is already there and whole; nothing to train")
             return self._success(found, macs=0)
 
-        # The indexes of the shards are there, or rank 0 builds them. It checks all their bytes; the
-        # others then use them.
-        with runtime.rank_0_first():
-            check = self.rank == 0
-            train_set, evaluations = open_data(self.task.data, self.say, IndexingLine(), check)
+        train_set, evaluations = self._open_data()
         self.stage = self._build()
         self._resume()
         evaluate = self._evaluator(evaluations)
@@ -134,6 +130,13 @@ class Trainer:
         if size is not None and size % self.world:
             message = f"{size} is not divisible by {self.world} processes"
             raise InputError(message, file=self.task.data.file, field=f"spec.recipe.{name}")
+
+    def _open_data(self) -> tuple[ShardSet, list[tuple[TaskEvaluation, ShardSet]]]:
+        """Open the shards with their indexes. If these are not there, rank 0 builds them. It checks
+        all their bytes, and the other ranks then use them.
+        """
+        with runtime.rank_0_first():
+            return open_data(self.task.data, self.say, IndexingLine(), check=self.rank == 0)
 
     def _build(self) -> Stage:
         saver = checkpoint.Checkpointer(self.attempt, self.task.inputs, self.environment)
