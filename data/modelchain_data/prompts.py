@@ -13,8 +13,7 @@ from modelchain.errors import InputError
 
 def class_names(evaluation: TaskEvaluation) -> list[str]:
     if evaluation.class_names == BUILT_IN_CLASS_NAMES:
-        # Imported late, because it loads torch, which indexing does not need.
-        from open_clip import IMAGENET_CLASSNAMES
+        from open_clip import IMAGENET_CLASSNAMES  # here, since it takes four seconds
 
         return list(IMAGENET_CLASSNAMES)
     return _json_list(str(evaluation.class_names), "classNames")

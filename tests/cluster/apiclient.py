@@ -89,9 +89,12 @@ class Api:
         path: str,
         body: Json | None = None,
         params: Mapping[str, str] | None = None,
+        patch: str = "strategic-merge-patch+json",
     ) -> Json:
-        """One call; a PATCH is a strategic merge patch for built-in objects. Raises ApiError."""
-        kind = "application/strategic-merge-patch+json" if method == "PATCH" else "application/json"
+        """One call. `patch` is the kind of a PATCH; the default one is for built-in objects alone.
+        Raises ApiError.
+        """
+        kind = f"application/{patch if method == 'PATCH' else 'json'}"
         data = None if body is None else json.dumps(body)
         headers = {"Content-Type": kind, "Accept": "application/json"}
         async with self.session.request(

@@ -40,6 +40,7 @@ COMPONENTS = (
 )
 
 NAMESPACES = "/api/v1/namespaces"
+CHAINS = "/apis/modelchain.dev/v1alpha1/namespaces/{}/modelchains"
 
 # Fewer garbage collections: a third less CPU for more memory, which is there.
 _GO = {"GOGC": "400", "GOMEMLIMIT": "1500MiB"}
@@ -68,6 +69,15 @@ class Cluster:
         """An object or a list, as admin. Raises `KubectlError`."""
         query = f"?{urlencode(params)}" if params else ""
         return dict(json.loads(self.kubectl("get", "--raw", path + query)))
+
+    def apply(self, namespace: str, thing: Json) -> None:
+        """`kubectl apply` of an object or a List. Raises `KubectlError`."""
+        self.kubectl("apply", "-f", "-", f"--namespace={namespace}", input=json.dumps(thing))
+
+    def edit_chain(self, namespace: str, name: str, patch: Json) -> None:
+        """A merge patch of a ModelChain. Raises `KubectlError`."""
+        body = ("--type=merge", "-p", json.dumps(patch))
+        self.kubectl("patch", "mchain", name, f"--namespace={namespace}", *body)
 
     def create_namespace(self, name: str) -> None:
         """Returns when pods can be created in it."""
@@ -141,19 +151,32 @@ class ControlPlane(Cluster):
         # starts all.
         self._launcher = ThreadPoolExecutor(1)
 
-    def call(self, method: str, path: str, body: Json | None = None, **params: str) -> Json:
+    def call(
+        self, method: str, path: str, body: Json | None = None, patch: str = "", **params: str
+    ) -> Json:
         """One request, as admin, without kubectl: a process of it takes a tenth of a second of a
         core. Raises `KubectlError`, as kubectl would.
         """
         if self._api is None:
             self._api = Api(self.kubeconfig)
         try:
-            return run(self._api.request(method, path, body, params))
+            return run(self._api.request(method, path, body, params, patch))
         except (ApiError, aiohttp.ClientError, OSError) as error:
             raise KubectlError(str(error)) from error
 
     def read(self, path: str, **params: str) -> Json:
         return self.call("GET", path, **params)
+
+    def apply(self, namespace: str, thing: Json) -> None:
+        """Server-side, with one request for each object."""
+        for item in thing["items"] if thing["kind"] == "List" else [thing]:
+            version, plural = item["apiVersion"], item["kind"].lower() + "s"
+            root = f"/{'api' if version == 'v1' else 'apis'}/{version}/namespaces/{namespace}"
+            path = f"{root}/{plural}/{item['metadata']['name']}"
+            self.call("PATCH", path, item, "apply-patch+yaml", fieldManager="tests", force="true")
+
+    def edit_chain(self, namespace: str, name: str, patch: Json) -> None:
+        self.call("PATCH", f"{CHAINS.format(namespace)}/{name}", patch, "merge-patch+json")
 
     def create_namespace(self, name: str) -> None:
         self.call("POST", NAMESPACES, {"metadata": {"name": name}})

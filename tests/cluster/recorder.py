@@ -160,10 +160,12 @@ class History:
 
     `violations` are sentences. `created`, `released` and `ended` give the time, in seconds of
     `time.monotonic`, at which a job (by UID) was made and released and at which rank 0 of an
-    attempt ended.
+    attempt ended. `late` are the names of jobs whose creation a test has held back: such a job may
+    be made when its number was used up long ago, but it must never be released.
     """
 
     violations: list[str] = field(default_factory=list)
+    late: set[str] = field(default_factory=set)
     created: dict[str, float] = field(default_factory=dict)
     released: dict[str, float] = field(default_factory=dict)
     ended: dict[Attempt, float] = field(default_factory=dict)
@@ -224,12 +226,16 @@ class History:
                     f"job {name} was made before a StageArtifact of its predecessor {digest} was"
                     " there",
                 )
-            if self._numbers.get(job.attempt, job.uid) != job.uid:
+            if self._numbers.get(job.attempt, job.uid) != job.uid and name not in self.late:
                 self._broken(
                     revision, f"job {name} has the number of another job that had been released"
                 )
         if job.released and job.uid not in self.released:
             self.released[job.uid] = at
+            if self._numbers.get(job.attempt, job.uid) != job.uid:
+                self._broken(
+                    revision, f"job {name} was released, and another one of its number before"
+                )
             self._numbers[job.attempt] = job.uid
             if job.digest in {a["inputDigest"] for a in artifacts}:
                 self._broken(

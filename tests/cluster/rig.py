@@ -193,7 +193,7 @@ class Space:
         return self.cluster.kubectl(*arguments, f"--namespace={self.namespace}", input=input)
 
     def apply(self, thing: Object) -> None:
-        self.kubectl("apply", "-f", "-", input=json.dumps(thing))
+        self.cluster.apply(self.namespace, thing)
 
     def get(self, kind: str, name: str) -> Object:
         """Raises `KubectlError` if it is not there."""
@@ -216,7 +216,7 @@ class Space:
         annotations: Mapping[str, str | None] | None = None,
     ) -> None:
         body = {"spec": spec or {}, "metadata": {"annotations": annotations or {}}}
-        self.kubectl("patch", "mchain", name, "--type=merge", "-p", json.dumps(body))
+        self.cluster.edit_chain(self.namespace, name, body)
 
     def status(self, name: str = "family") -> Object:
         return dict(self.get("mchain", name).get("status") or {})

@@ -126,8 +126,17 @@ def granted(cluster: Cluster, role: str) -> list[str]:
     return [right for right in asked if right in rights]
 
 
+def objects_of_the_chart(there: ControlPlane) -> set[str]:
+    """Their names, in all namespaces."""
+    kinds = "deployments,services,configmaps,serviceaccounts,roles,rolebindings"
+    kinds += ",networkpolicies,poddisruptionbudgets"
+    label = ("-l", "app.kubernetes.io/name=modelchain")
+    return set(there.kubectl("get", kinds, "--all-namespaces", *label, "-o", "name").split())
+
+
 def test_install_switch_to_namespaces_and_uninstall(there: ControlPlane) -> None:
     where = ("modelchain", f"--namespace={HOME}", f"--kubeconfig={there.kubeconfig}")
+    before = objects_of_the_chart(there)  # of tests of the pages
     helm(
         "install", *where, str(CHART), "--take-ownership"
     )  # of the CRDs, as the chart's README says
@@ -146,11 +155,7 @@ def test_install_switch_to_namespaces_and_uninstall(there: ControlPlane) -> None
         )
     finally:
         helm("uninstall", *where, "--wait")
-    kinds = "deployments,services,configmaps,serviceaccounts,roles,rolebindings"
-    kinds += ",networkpolicies,poddisruptionbudgets"
-    assert not there.kubectl(
-        "get", kinds, "--all-namespaces", "-l", "app.kubernetes.io/name=modelchain", "-o", "name"
-    )
+    assert objects_of_the_chart(there) <= before
     assert (
         there.kubectl("get", "crd", "-l", "app.kubernetes.io/name=modelchain", "-o", "name").count(
             "\n"

@@ -96,7 +96,8 @@ def test_no_node_takes_it(cli: Cli) -> None:
     cli.space.kubectl(*found["next"].split()[1:-2])
     text = cli("explain", "family")
     assert text.splitlines()[-1] == found["next"] and text.splitlines()[-2] == ""
-    assert "Unschedulable" in cli("get", "family")
+    # `explain` reads the pod itself, and may know it before the status does.
+    cli.space.wait(lambda: "Unschedulable" in cli("get", "family"), "Unschedulable in the list")
 
 
 def test_an_image_that_cannot_be_pulled(cli: Cli, kubelet: Kubelet) -> None:

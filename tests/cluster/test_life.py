@@ -569,7 +569,7 @@ def test_nothing_is_written_while_nothing_changes(world: World) -> None:
     space = world.space
     world.apply("still", 1, stalls=("a1",))
     world.runs("still", "still-a-a1")
-    time.sleep(6)
+    space.at_rest("still", 6)
     before = {m["metadata"]["name"]: m["metadata"]["resourceVersion"] for m in space.list("mchain")}
     time.sleep(12)
     assert before == {

@@ -151,6 +151,18 @@ def test_a_number_that_comes_back() -> None:
     history.delete(4, S1)
     history.put(5, S1, job("s1", 1, uid="w", suspend=True))
     assert ["has the number of another job" in v for v in history.violations] == [True]
+    history.put(6, S1, job("s1", 1, uid="w"))
+    assert ["released, and another one" in v for v in history.violations] == [False, True]
+
+
+def test_a_creation_that_a_test_held_back_may_come_late_but_is_not_released() -> None:
+    history = History(late={"c-s1-a1"})
+    history.put(1, S1, job("s1", 1))
+    history.delete(2, S1)
+    history.put(3, S1, job("s1", 1, uid="w", suspend=True))
+    assert history.violations == []
+    history.put(4, S1, job("s1", 1, uid="w"))
+    assert ["released, and another one" in v for v in history.violations] == [True]
 
 
 def test_objects_of_others_are_none_of_ours() -> None:

@@ -6,6 +6,7 @@ it a few are held, by a seed that is printed and may be given as SEED.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -51,6 +52,12 @@ UNTIL: dict[str, Callable[[Trial], None]] = {
 }
 
 
+def _job_made(request: Request) -> str:
+    """The name of the job that a request makes; empty if it makes none."""
+    made = request.verb == "create" and request.resource == "pytorchjobs"
+    return str(json.loads(request.body)["metadata"]["name"]) if made else ""
+
+
 class Point(NamedTuple):
     story: str
     write: int
@@ -88,6 +95,7 @@ def test_a_write_that_comes_late(
                 trial.until(lambda chain: hold.held or trial.completed(chain), "held write")
                 trial.operator()
                 UNTIL[point.until](trial)
+                bench.recorder.history.late |= set(map(_job_made, hold.held))
                 hold.release()
                 trial.until(
                     lambda chain: all(r.status for r in hold.held), "answer to the held write"

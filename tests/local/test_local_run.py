@@ -13,7 +13,7 @@ import open_clip
 import pytest
 import sweeps
 import torch
-from harness import Chain, wait_until
+from harness import Chain, InPieces, TwoRanks, wait_until
 
 WEIGHTS = "open_clip_model.safetensors"
 
@@ -204,6 +204,22 @@ def test_ranks_and_micro_batches_change_nothing(
     assert len(mine) == len(reference)
     assert max(abs(a - b) for a, b in zip(mine[:20], reference[:20], strict=True)) <= 1e-5
     assert max(abs(a - b) / b for a, b in zip(mine[:100], reference[:100], strict=True)) <= 1e-3
+
+
+def test_two_processes_train_where_the_hosts_name_does_not_resolve(
+    two_ranks: TwoRanks,
+) -> None:
+    """torchrun and gloo would look each other up by it, for ten minutes."""
+    if not two_ranks.renamed:
+        pytest.skip("a host name of one's own needs root and `unshare`")
+    root = two_ranks.chain.root
+    log = "".join(path.read_text() for path in root.glob("*/local-a1/logs/**/combined.log"))
+    assert "Unable to resolve" not in log and "cannot be retrieved" not in log
+
+
+def test_under_nohup_it_goes_on(in_pieces: InPieces) -> None:
+    assert in_pieces.hung_up_at_step > 0
+    assert in_pieces.done.returncode == 0, in_pieces.done.stderr
 
 
 def test_a_model_alone_is_the_baseline(finished: Chain, chain: Chain) -> None:
