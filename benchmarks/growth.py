@@ -113,9 +113,9 @@ class Lab:
             files=shards, samples=self.samples, captions_per_sample=CAPTIONS, fingerprint=None
         )
         self.request = DataRequest(
-            cache=str(root / "cache"), file="growth.py", train=train, evaluation=[]
+            index=str(root / "index"), file="growth.py", train=train, evaluation=[]
         )
-        held_out = open_set([data / "val" / "val-000000.tar"], root / "cache")
+        held_out = open_set([data / "val" / "val-000000.tar"], root / "index")
         batches = Batches(
             data=held_out,
             image_size=IMAGE,

@@ -211,7 +211,7 @@ def train(stage: Stage, place: Place, before: Json | None) -> Json:
     from modelchain_trainer.train import Trainer
 
     root, chain, parent = place.of(stage.setup), stage.chain(), os.getppid()
-    data = DataFolder(chain, root / "data", Path("method.py")).request(root / "cache")
+    data = DataFolder(chain, root / "data", Path("method.py")).request(root / "index")
     predecessor = None
     if before is not None:
         path = f"{before['digest']}/artifact"

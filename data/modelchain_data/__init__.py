@@ -1,1 +1,1 @@
-"""Data: shards in (`index`), batches out (`batches`), and how shards are made (`pack`)."""
+"""Data: shards in (`build`, `index`), batches out (`batches`), and how shards are made (`pack`)."""

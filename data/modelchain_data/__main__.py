@@ -1,32 +1,95 @@
-"""`python -m modelchain_data REQUEST.json`: index and check all data of a chain before its first
-stage.
+"""`python -m modelchain_data [TASK.json]`: index and check all data of a chain before its first
+stage. In a pod the task is in MODELCHAIN_TASK.
 
-It writes one DataAnswer to standard output. Its exit code is 0, 1 or 2.
+It writes one DataAnswer to standard output, and the last word if the task names a file for it. Its
+exit code is 0 if the data can be used, 1 if the work failed, 2 if the data or the spec is wrong,
+and 75 if it was stopped. What it has indexed stays, so the next one goes on from there.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
+import time
+import traceback
 from pathlib import Path
 
-from modelchain.api.contracts import DataAnswer, DataRequest
-from modelchain.errors import EXIT_DONE, EXIT_WORK_FAILED, InputError, WorkError
+from pydantic import ValidationError
+
+from modelchain.api.contracts import DataAnswer, DataRequest, FailureClass, IndexTask, LastWord
+from modelchain.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_DONE,
+    EXIT_PREEMPTED,
+    EXIT_WORK_FAILED,
+    InputError,
+    WorkError,
+)
+from modelchain.io.lastword import refuse_task, write_last_word
+from modelchain.io.stop import STOPS, listen
 from modelchain_data.request import IndexingLine, open_data
 
 
-def main(request: DataRequest) -> int:
+def main(arguments: list[str]) -> int:
+    text = Path(arguments[0]).read_text() if arguments else os.environ["MODELCHAIN_TASK"]
+    try:
+        task = IndexTask.model_validate_json(text)
+    except ValidationError as error:
+        if not arguments:
+            refuse_task(text, error)
+        raise
+    listen(STOPS, lambda *_: os._exit(_preempted(task)))
+    began = time.monotonic()
+    answer, failure = _index(task.data)
+    print(answer.model_dump_json(by_alias=True), flush=True)
+    word = LastWord(
+        result="Failed" if failure else "Succeeded",
+        failure=failure,
+        message="\n".join(answer.problems),
+        seconds=round(time.monotonic() - began, 3),
+        fingerprint=answer.fingerprint,
+    )
+    return _end(task, word)
+
+
+def _index(request: DataRequest) -> tuple[DataAnswer, FailureClass | None]:
+    """What is told of the data, and why it cannot be used, if so."""
     notes: list[str] = []
     try:
         train_set, _ = open_data(request, notes.append, IndexingLine())
-        answer, code = DataAnswer(fingerprint=train_set.fingerprint, notes=notes), EXIT_DONE
-    except (InputError, WorkError) as error:
-        answer, code = DataAnswer(problems=str(error).splitlines()), error.exit_code
+        return DataAnswer(fingerprint=train_set.fingerprint, notes=notes), None
+    except InputError as error:
+        problems, failure = str(error).splitlines(), FailureClass.USER_ERROR
+    except WorkError as error:
+        problems, failure = str(error).splitlines(), FailureClass(error.failure)
     except OSError as error:  # of the root, such as a full disk
-        problem = f"{error.filename or request.cache}: {error.strerror or error}"
-        answer, code = DataAnswer(problems=[problem]), EXIT_WORK_FAILED
-    print(answer.model_dump_json(by_alias=True))
-    return code
+        problems = [f"{error.filename or request.index}: {error.strerror or error}"]
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        failure = FailureClass.VOLUME_FULL if full else FailureClass.ERROR
+    except Exception as error:
+        traceback.print_exc()
+        problems, failure = [f"{type(error).__name__}: {error}"], FailureClass.ERROR
+    return DataAnswer(problems=problems), failure
+
+
+def _preempted(task: IndexTask) -> int:
+    message = "stopped; what has been indexed stays"
+    word = LastWord(result="Failed", failure=FailureClass.PREEMPTED, message=message)
+    return _end(task, word)
+
+
+def _end(task: IndexTask, word: LastWord) -> int:
+    """Write the last word and return the exit code."""
+    if task.last_word is not None:
+        write_last_word(Path(task.last_word), word)
+    codes = {
+        None: EXIT_DONE,
+        FailureClass.USER_ERROR: EXIT_BAD_INPUT,
+        FailureClass.PREEMPTED: EXIT_PREEMPTED,
+    }
+    return codes.get(word.failure, EXIT_WORK_FAILED)
 
 
 if __name__ == "__main__":
-    sys.exit(main(DataRequest.model_validate_json(Path(sys.argv[1]).read_bytes())))
+    sys.exit(main(sys.argv[1:]))

@@ -282,11 +282,12 @@ class Batches:
                 break
             except ValueError as error:
                 self._bad.add(sample)
-                bad, total, key = len(self._bad), len(self.data), self.data.keys[sample]
+                bad, total = len(self._bad), len(self.data)
                 if bad * 1000 > total:
                     message = (
                         f"{bad} of {total} pictures cannot be decoded (at most {total // 1000} may)"
                     )
+                    key = self.data.key(sample)
                     raise WorkError(f"{message}; the last is {key!r}: {error}", "Data") from error
         rng = _generator(self.seed, epoch, 1 + sample)
         available, wanted = self.data.caption_count(sample), self.captions_per_sample

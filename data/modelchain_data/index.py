@@ -1,75 +1,79 @@
-"""Shard sets: WebDataset tars that are read by offset. Their captions are tokenised once, by `pack`
-or into a cache.
-"""
+"""Shard sets: WebDataset tars that are read by offset, with tokens from their index."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import os
-import re
-import shutil
-import signal
-from array import array
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
-from functools import cache, cached_property, lru_cache
-from multiprocessing import get_context
+import resource
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from modelchain.errors import InputError, Problem, WorkError
+from modelchain.errors import InputError, WorkError
 from modelchain.identity.digest import digest_of
-from modelchain.io.files import fsync, sha256_of, write_atomic
-from modelchain.io.guard import die_with_parent
-from modelchain_data.samples import BAD_LABEL, Problems, read_shard
-from modelchain_data.temporary import temporary_folder
+from modelchain_data.build import (
+    DIGESTS,
+    Progress,
+    Shards,
+    alone,
+    are_whole,
+    build_set,
+    find_set,
+    fingerprint_of,
+    index_files,
+    known_digests,
+)
+from modelchain_data.samples import BAD_LABEL
+from modelchain_data.shard_index import NOT_WHOLE, read_index
 
-if TYPE_CHECKING:
-    from open_clip.tokenizer import SimpleTokenizer
-
-Progress = Callable[[int, int], None]  # called with (done, all)
-
-MAX_OPEN = 512  # a process may usually open 1,024 files
-VERSION = 3  # of the index's files; another version is rebuilt
-PACKED = "index"  # the folder of indexes that `pack` writes beside its shards
-PARALLEL = 1 << 32  # bytes of shards from which several processes index them
-MAX_PROCESSES = 8  # each takes 350 MB of memory
-# What reading a damaged index may raise.
-_NOT_WHOLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
-_PICTURE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)
+FEW_OPEN = 128  # shards that are kept open where the process may not open all
 
 
 class ShardSet:
     """Samples 0 .. len-1 of a list of shards, in their order. Threads may share it.
 
-    `labels` is int64 [len]: -1 if there is none, -2 if it is not a whole number from 0.
-    `caption_counts` is int64 [len]. `keys` and `classnames` are lists; a class name is None if
-    there is none, and False if it is not a text.
+    `labels` is int32 [len]: -1 if there is none, -2 if it is not a whole number from 0.
+    `caption_counts` is int32 [len], and `counts` the number of samples of each shard.
     """
 
-    def __init__(self, shards: Sequence[Path], place: Path, arrays: Sequence[np.ndarray]):
-        self.fingerprint, self._place = place.name, place
-        self._samples, self._bounds, self._tokens = arrays
-        self.labels, self.caption_counts = self._samples[:, 3], self._samples[:, 5]
+    def __init__(
+        self,
+        shards: Sequence[Path],
+        indexes: Sequence[Path],
+        fingerprint: str,
+        rows: np.ndarray,
+        counts: Sequence[int],
+    ):
+        self.fingerprint, self.counts, self._rows = fingerprint, counts, rows
+        self._first = np.cumsum([0, *counts])  # the number of each shard's first sample
+        self.labels, self.caption_counts = rows["label"], rows["captions"]
         self.without_caption = np.flatnonzero(self.caption_counts == 0)
         # By their first bytes. Others may prove undecodable later.
-        self.unreadable = np.flatnonzero(self._samples[:, 6] == 0)
-        # A file that leaves the cache is closed when the last thread has finished reading it.
-        self._open = lru_cache(MAX_OPEN)(lambda shard: shards[shard].open("rb", buffering=0))
-
-    keys = cached_property(lambda self: json.loads((self._place / "keys.json").read_bytes()))
-    classnames = cached_property(
-        lambda self: json.loads((self._place / "classnames.json").read_bytes())
-    )
+        self.unreadable = np.flatnonzero(~rows["picture"])
+        # Of each shard the tar and its index. What leaves the cache is closed when the last thread
+        # has finished reading it.
+        kept = allow_open_files(2 * len(shards)) // 2
+        self._open = lru_cache(kept)(lambda shard: shards[shard].open("rb", buffering=0))
+        self._index = lru_cache(kept)(lambda shard: read_index(indexes[shard]))
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._rows)
+
+    @property
+    def keys(self) -> list[str]:
+        return [key for shard in range(len(self.counts)) for key in self._index(shard).names()[0]]
+
+    @property
+    def classnames(self) -> list[str | bool | None]:
+        """None for a sample without a class name, and False if it is not a text."""
+        shards = range(len(self.counts))
+        return [name for shard in shards for name in self._index(shard).names()[1]]
+
+    def key(self, i: int) -> str:
+        shard = int(self._rows["shard"][i])
+        return self._index(shard).names()[0][i - self._first[shard]]
 
     def caption_count(self, i: int) -> int:
         return int(self.caption_counts[i])
@@ -78,15 +82,16 @@ class ShardSet:
         """The encoded picture of sample `i`. Raises WorkError if its shard cannot be read, of class
         Data if it has changed.
         """
-        shard, offset, size = self._samples[i, :3].tolist()
+        row = self._rows[i]
+        size = int(row["size"])
         try:
-            file = self._open(shard)
-            data = os.pread(file.fileno(), size, offset)
+            file = self._open(int(row["shard"]))
+            data = os.pread(file.fileno(), size, int(row["offset"]))
         except OSError as error:  # not of class Data: a file system may recover
-            raise WorkError(f"sample {self.keys[i]!r}: {error}") from error
+            raise WorkError(f"sample {self.key(i)!r}: {error}") from error
         if len(data) != size:
             raise WorkError(
-                f"{file.name}: sample {self.keys[i]!r} is cut off; the shard has changed", "Data"
+                f"{file.name}: sample {self.key(i)!r} is cut off; the shard has changed", "Data"
             )
         return data
 
@@ -97,194 +102,63 @@ class ShardSet:
         A longer caption is cut, and its last token becomes end of text, as in open_clip's
         SimpleTokenizer.
         """
-        start, end = self._bounds[self._samples[i, 4] + j :][:2].tolist()
+        row = self._rows[i]
+        index = self._index(int(row["shard"]))
+        start, end = index.bounds[int(row["caption"]) + j :][:2].tolist()
         if end - start <= context_length:
-            return self._tokens[start:end].copy()
-        return np.append(self._tokens[start : start + context_length - 1], self._tokens[end - 1])
+            return index.tokens[start:end].copy()
+        return np.append(index.tokens[start : start + context_length - 1], index.tokens[end - 1])
 
 
 def open_set(
-    shards: Sequence[Path], cache: Path, on_progress: Progress = lambda *_: None
+    shards: Sequence[Path],
+    index: Path,
+    on_progress: Progress = lambda *_: None,
+    check: bool = True,
 ) -> ShardSet:
-    """Open `shards` with the index that `pack` wrote beside them, else with the one in
-    `cache/<fingerprint>/`.
+    """Open `shards` with the indexes that `pack` wrote beside them, or with those in the folder
+    `index`.
 
-    If neither is whole, an index is built in the cache, reporting (done, all) shards. Of several
-    processes one builds it, and the others wait for it. On a file system without locks all build
-    it, and the first to finish wins. Raises InputError with up to five things that are wrong with
-    the shards, each with file and member.
+    What is missing or damaged is built there, reporting (done, all) shards that had to be read. Of
+    several processes that open the same shards one builds, and the others wait for it; on a file
+    system without locks all build, and the first to finish wins. Without `check` an index is used
+    although its bytes may have changed, which saves reading all of it.
+
+    Raises InputError with up to five things that are wrong with the shards, each with file and
+    member.
     """
-    place = cache / fingerprint(shards, cache)
-    there = place.exists()
-    for found in (shards[0].parent / PACKED / place.name, place):
-        with contextlib.suppress(*_NOT_WHOLE):
-            return ShardSet(shards, found, _load(found))
-    with _alone(place):
-        with contextlib.suppress(*_NOT_WHOLE):  # another process may have built it meanwhile
-            return ShardSet(shards, place, _load(place))
-        if there:
-            shutil.rmtree(place, ignore_errors=True)
-        if not place.exists():
-            build(shards, place, on_progress)
-    return ShardSet(shards, place, _load(place))
+    given = Shards.of(shards, index)
+    with contextlib.suppress(*NOT_WHOLE):
+        return _load(given, known_digests(given, index / DIGESTS), check)
+    with alone(index, digest_of(given.states)):
+        with contextlib.suppress(*NOT_WHOLE):  # another process may have built it meanwhile
+            return _load(given, known_digests(given, index / DIGESTS), check)
+        return _load(given, build_set(given, index / DIGESTS, on_progress), check=False)
 
 
-@contextlib.contextmanager
-def _alone(place: Path) -> Iterator[None]:
-    """Lock the building of an index. This only saves work: without the lock, renames still keep an
-    index whole or absent.
+def _load(shards: Shards, digests: Sequence[str | None], check: bool) -> ShardSet:
+    """Open the set if all of it is there. Raises one of NOT_WHOLE otherwise."""
+    if None in digests:
+        raise ValueError("a shard has not been hashed")
+    files = index_files(shards, digests)
+    if check and not all(are_whole(files)):
+        raise ValueError("a shard's index is damaged")
+    fingerprint = fingerprint_of(digests)
+    rows, counts = find_set(shards, fingerprint, check)
+    return ShardSet(shards.paths, files, fingerprint, rows, counts)
+
+
+def allow_open_files(count: int) -> int:
+    """Raise this process's limit of open files by `count`, or as far as it may. Returns by how
+    much, or twice FEW_OPEN if that is more.
     """
-    lock = place.with_name(f".{place.name}.lock")
-    with lock.open("ab") as file:
-        with contextlib.suppress(OSError):  # ENOLCK, ENOTSUP: some network file systems
-            fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-
-
-def fingerprint(shards: Sequence[Path], cache: Path) -> str:
-    """SHA-256 (hex) over the shards' SHA-256 in order, without their names. Each shard's is cached
-    by path, size and mtime.
-    """
-    file, problems, found = cache / "sha256.json", Problems(), []
-    try:
-        known = dict(json.loads(file.read_bytes()))
-    except (OSError, ValueError, TypeError):
-        known = {}
-    for shard in shards:
-        try:
-            state = f"{shard.resolve()} {shard.stat().st_size} {shard.stat().st_mtime_ns}"
-            digest = str(known.get(state))
-            found.append(
-                (state, digest if re.fullmatch("[0-9a-f]{64}", digest) else sha256_of(shard))
-            )
-        except OSError as error:
-            problems.add(error.strerror, shard)
-    problems.stop()
-    if not set(found) <= known.items():
-        cache.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, json.dumps(known | dict(found)).encode())
-    return digest_of({"v": 1, "shards": [digest for _, digest in found]})
-
-
-def _load(place: Path) -> list[np.ndarray]:
-    """The samples, bounds and tokens of an index, as `build` writes them, if all its files are
-    whole.
-    """
-    index = json.loads((place / "index.json").read_bytes())
-    if index["v"] != VERSION or any(
-        sha256_of(place / name) != digest for name, digest in index["files"].items()
-    ):
-        raise ValueError("another version, or damaged")
-    names = ("samples.npy", "bounds.npy", "tokens.npy")
-    # Viewed as plain arrays, since slicing a memmap is slow.
-    return [
-        np.load(place / name, mmap_mode="r", allow_pickle=False).view(np.ndarray) for name in names
-    ]
-
-
-@dataclass
-class _Part:
-    """What a shard adds to the index: rows (offset, size, label, captions, picture?), and tokens
-    with their lengths.
-    """
-
-    rows: list[tuple[int, int, int, int, bool]] = field(default_factory=list)
-    keys: list[str] = field(default_factory=list)
-    classnames: list[str | Literal[False] | None] = field(default_factory=list)
-    lengths: array[int] = field(default_factory=lambda: array("q"))
-    tokens: array[int] = field(default_factory=lambda: array("H"))
-    problems: list[Problem] = field(default_factory=list)
-
-
-@cache
-def _encoder() -> tuple[SimpleTokenizer, Callable[[str], list[int]]]:
-    # To import open_clip takes four seconds. Usually the index is there, and nothing is tokenised.
-    from open_clip.tokenizer import SimpleTokenizer
-
-    tokenizer = SimpleTokenizer()
-    return tokenizer, lru_cache(1 << 16)(tokenizer.encode)  # captions made from templates repeat
-
-
-def _read(shard: Path) -> _Part:
-    part, problems, (tokenizer, encode) = _Part(), Problems(), _encoder()
-    file = None
-    # InputError: there are so many problems that reading stops.
-    with contextlib.ExitStack() as stack, contextlib.suppress(InputError):
-        for key, offset, size, captions, label, meta in read_shard(shard, problems):
-            file = file or stack.enter_context(shard.open("rb"))
-            picture = bool(_PICTURE.match(os.pread(file.fileno(), 12, offset)))
-            part.rows.append((offset, size, label, len(captions), picture))
-            part.keys.append(key)
-            name = meta.get("classname")
-            part.classnames.append(name if isinstance(name, str | None) else False)
-            for caption in captions:
-                before = len(part.tokens)
-                part.tokens.extend(
-                    [tokenizer.sot_token_id, *encode(caption), tokenizer.eot_token_id]
-                )
-                part.lengths.append(len(part.tokens) - before)
-    part.problems = list(problems)
-    return part
-
-
-def _read_all(shards: Sequence[Path]) -> Iterator[_Part]:
-    """The parts of the shards in order. Several processes read them if there is much to
-    tokenise.
-    """
-    processes = min(len(shards), len(os.sched_getaffinity(0)), MAX_PROCESSES)
-    if processes == 1 or sum(shard.stat().st_size for shard in shards) < PARALLEL:
-        yield from map(_read, shards)
-        return
-    try:
-        ours = (signal.SIGTERM, os.getpid())  # they end when this process is killed
-        with ProcessPoolExecutor(processes, get_context("spawn"), die_with_parent, ours) as pool:
-            yield from pool.map(_read, shards)
-    except BrokenProcessPool as error:
-        raise WorkError(
-            f"a process that indexes {shards[0].parent} was ended, perhaps for want of memory"
-        ) from error
-
-
-def build(shards: Sequence[Path], place: Path, on_progress: Progress) -> list[int]:
-    """Write the index of `shards` to `place`: samples int64 [n, 7] (shard, offset, size, label,
-    first caption, captions, picture?), the bounds of captions, and tokens.
-
-    Returns the number of samples in each shard. Raises InputError with up to five things that are
-    wrong with them.
-    """
-    problems, samples, keys, classnames = Problems(), [], [], []
-    lengths, tokens, captions = array("q", [0]), array("H"), 0
-    for number, part in enumerate(_read_all(shards)):
-        for problem in part.problems:
-            problems.add(problem.message, problem.file or "", problem.field)
-        for offset, size, label, count, picture in part.rows:
-            samples.append((number, offset, size, label, captions, count, picture))
-            captions += count
-        keys += part.keys
-        classnames += part.classnames
-        lengths.extend(part.lengths)
-        tokens.extend(part.tokens)
-        on_progress(number + 1, len(shards))
-    problems.stop()
-    with temporary_folder(place.parent, "index") as folder:
-        new = folder / "new"
-        new.mkdir()
-        np.save(new / "samples.npy", np.array(samples))
-        np.save(new / "bounds.npy", np.cumsum(lengths))
-        np.save(new / "tokens.npy", np.asarray(tokens))
-        (new / "keys.json").write_text(json.dumps(keys))
-        (new / "classnames.json").write_text(json.dumps(classnames))
-        digests = {file.name: sha256_of(file) for file in new.iterdir()}
-        for name in digests:
-            fsync(new / name)
-        write_atomic(new / "index.json", json.dumps({"v": VERSION, "files": digests}).encode())
-        with contextlib.suppress(OSError):  # another process was first
-            new.rename(place)
-        fsync(place.parent)
-    return np.bincount([sample[0] for sample in samples], minlength=len(shards)).tolist()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return count
+    new = soft + count if hard == resource.RLIM_INFINITY else min(soft + count, hard)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (new, hard))
+    return max(new - soft, 2 * FEW_OPEN)
 
 
 def check_pictures(data: ShardSet, allowed: int, file: str | Path, field: str) -> None:
@@ -298,7 +172,7 @@ def check_pictures(data: ShardSet, allowed: int, file: str | Path, field: str) -
             " may be)"
         )
         raise InputError(
-            f"{message}; the first is that of sample {data.keys[bad[0]]!r}", file=file, field=field
+            f"{message}; the first is that of sample {data.key(bad[0])!r}", file=file, field=field
         )
 
 
@@ -317,7 +191,7 @@ def check_training(data: ShardSet, samples: int, captions_per_sample: int, file:
     if len(bare) * 1000 > samples:
         message = (
             f"{len(bare)} of {samples} samples have no caption {most}; the first is"
-            f" {data.keys[bare[0]]!r}"
+            f" {data.key(bare[0])!r}"
         )
         raise InputError(message, file=file, field="spec.data.train.shards")
     short = np.flatnonzero((counts > 0) & (counts < captions_per_sample))
@@ -327,7 +201,7 @@ def check_training(data: ShardSet, samples: int, captions_per_sample: int, file:
             f"{len(short)} of {samples} samples have fewer than {captions_per_sample} captions"
             f" {most}"
         )
-        message += f": {data.keys[worst]!r} has {data.caption_count(worst)}"
+        message += f": {data.key(worst)!r} has {data.caption_count(worst)}"
         raise InputError(message, file=file, field="spec.data.train.captionsPerSample")
     return len(short)
 

@@ -22,8 +22,16 @@ from modelchain.errors import InputError
 from modelchain.io.files import fsync
 from modelchain_data import digits
 from modelchain_data.batches import decode
+from modelchain_data.build import (
+    DIGESTS,
+    PACKED,
+    Progress,
+    Shards,
+    build_set,
+    find_set,
+    fingerprint_of,
+)
 from modelchain_data.digits import Row
-from modelchain_data.index import PACKED, Progress, build, fingerprint
 from modelchain_data.sources import rows_of, tars_of
 from modelchain_data.table import read_table
 from modelchain_data.temporary import temporary_folder
@@ -103,11 +111,12 @@ def _move(new: Path, to: Path) -> None:
         new.rename(to)
         fsync(to.parent)
     except OSError as error:
-        there = _files(to)
-        # An earlier version packed the same shards without an index.
-        without_index = [name for name in names if not name.startswith(f"{PACKED}/")]
-        same = filecmp.cmpfiles(new, to, there, shallow=False)[0] == there
-        if there not in (names, without_index) or not same:
+        # An earlier version packed the same shards without an index, or with another.
+        data, there = (
+            [name for name in found if not name.startswith(f"{PACKED}/")]
+            for found in (names, _files(to))
+        )
+        if there != data or filecmp.cmpfiles(new, to, data, shallow=False)[0] != data:
             raise InputError(
                 "exists and holds something else; choose another folder", file=to
             ) from error
@@ -151,8 +160,9 @@ class _Packer:
         (self.folder / PACKED).mkdir(parents=True, exist_ok=True)
         captioned = any(row.meta.get("captions") for row in rows())
         shards, skipped = self._write(name, rows(), captioned)
-        mark = fingerprint(shards, self.folder.parent)
-        counts = build(shards, self.folder / PACKED / mark, self.on_index)
+        made = Shards.of(shards, self.folder / PACKED)
+        mark = fingerprint_of(build_set(made, self.folder.parent / DIGESTS, self.on_index))
+        counts = find_set(made, mark, check=False)[1]
         last = len(shards) - 1
         numbers = f"{{000000..{last:06d}}}" if last else "000000"
         pattern = str(to / f"{name}-{numbers}.tar")

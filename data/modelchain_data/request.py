@@ -11,8 +11,8 @@ from pathlib import Path
 from modelchain.api.contracts import DataRequest, TaskEvaluation
 from modelchain.errors import InputError
 from modelchain.identity.shards import paths
+from modelchain_data.build import Progress
 from modelchain_data.index import (
-    Progress,
     ShardSet,
     check_labels,
     check_pictures,
@@ -42,14 +42,17 @@ def open_data(
     request: DataRequest,
     note: Callable[[str], None] = lambda _: None,
     on_progress: Progress = lambda *_: None,
+    check: bool = True,
 ) -> tuple[ShardSet, list[tuple[TaskEvaluation, ShardSet]]]:
-    """Open the training and evaluation shards. Missing indexes are built in `request.cache`.
+    """Open the training and evaluation shards. Missing indexes are built in `request.index`.
+    Without `check` indexes that are there are used unread.
 
     Raises:
         InputError: the data contradicts the spec; with file and field.
     """
-    cache, train = Path(request.cache), request.train
-    train_set = open_set([Path(f) for f in paths(train.files)], cache, on_progress)
+    train = request.train
+    shards = [Path(file) for file in paths(train.files)]
+    train_set = open_set(shards, Path(request.index), on_progress, check)
     if train.fingerprint is not None and train.fingerprint != train_set.fingerprint:
         message = (
             f"is {train.fingerprint}, but these shards have {train_set.fingerprint}: not the data"
@@ -68,14 +71,17 @@ def open_data(
             f"{scarce} samples have fewer than {train.captions_per_sample} captions; theirs are"
             " drawn with replacement"
         )
-    return train_set, open_evaluations(request)
+    return train_set, open_evaluations(request, check)
 
 
-def open_evaluations(request: DataRequest) -> list[tuple[TaskEvaluation, ShardSet]]:
+def open_evaluations(
+    request: DataRequest, check: bool = True
+) -> list[tuple[TaskEvaluation, ShardSet]]:
     """Open the evaluation shards only, and check their labels against the class names."""
     opened = []
     for index, evaluation in enumerate(request.evaluation):
-        samples = open_set([Path(f) for f in paths(evaluation.files)], Path(request.cache))
+        shards = [Path(file) for file in paths(evaluation.files)]
+        samples = open_set(shards, Path(request.index), check=check)
         check_pictures(samples, 0, request.file, f"spec.evaluation[{index}].shards")
         if evaluation.kind == "ZeroShot":
             prompt_templates(evaluation)
@@ -83,7 +89,7 @@ def open_evaluations(request: DataRequest) -> list[tuple[TaskEvaluation, ShardSe
             check_labels(samples, names, request.file, f"spec.evaluation[{index}].classNames")
         elif not samples.caption_counts.all():
             message = (
-                f"sample {samples.keys[int(samples.caption_counts.argmin())]!r} has no caption to"
+                f"sample {samples.key(int(samples.caption_counts.argmin()))!r} has no caption to"
                 " retrieve it by"
             )
             raise InputError(message, file=request.file, field=f"spec.evaluation[{index}].shards")

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 BLOCK, CHUNK = 512, 1 << 20
+# The places of a header's fields.
+NAME, SIZE, SUM, TYPE, PREFIX = slice(100), slice(124, 136), slice(148, 156), 156, 345
 SPARSE = "is stored as a sparse file; write the tar without --sparse"
 _HIDDEN = re.compile(
     r"(?:.*/)?(?:\.[^/]+/?|thumbs\.db|desktop\.ini|__MACOSX/.*)", re.DOTALL | re.IGNORECASE
@@ -62,7 +64,7 @@ def _archive(file: BinaryIO, number: int, start: int) -> Iterator[Member]:
     file.seek(start)
     known: dict[str, Member] = {}
     with tarfile.open(fileobj=file, mode="r:") as tar:
-        for info in tar:
+        for info in _headers(file, tar, start):
             # escaped, so that a name that is not UTF-8 can be shown
             name = info.name.encode(errors="backslashreplace").decode()
             if info.isreg():
@@ -83,6 +85,43 @@ def _archive(file: BinaryIO, number: int, start: int) -> Iterator[Member]:
             raise DamagedTar(f"damaged tar: what follows its end mark, at byte {start}, is no tar")
         raise DamagedTar("truncated or damaged tar: no end mark after the last member")
     return end
+
+
+def _headers(file: BinaryIO, tar: tarfile.TarFile, at: int) -> Iterator[tarfile.TarInfo]:
+    """The members of `tar`, whose first header is at `at`. Headers of plain files are read here,
+    which takes a third of the time; all others, also damaged ones, are left to tarfile.
+    """
+    tar.firstmember = None  # tarfile has read it already, and would begin with it
+    while True:
+        file.seek(at)
+        # A global header may change what the headers after it say.
+        info = None if tar.pax_headers else _plain(file.read(BLOCK))
+        if info is not None:
+            info.offset_data = at + BLOCK
+            tar.offset = info.offset_data + -(-info.size // BLOCK) * BLOCK
+        else:
+            file.seek(at)
+            tar.offset = at
+            tar.members.clear()  # tarfile would keep all of them
+            info = tar.next()
+        if info is None:
+            return
+        at = tar.offset
+        yield info
+
+
+def _plain(header: bytes) -> tarfile.TarInfo | None:
+    """The member of this header, if it is a file with a short name and nothing else."""
+    if len(header) < BLOCK or header[TYPE] != ord("0") or header[PREFIX]:
+        return None
+    sum_ = sum(header) - sum(header[SUM]) + 8 * ord(" ")
+    try:
+        info = tarfile.TarInfo(header[NAME].partition(b"\0")[0].decode())
+        info.size = int(header[SIZE].rstrip(b" \0"), 8)
+        whole = int(header[SUM].rstrip(b" \0"), 8) == sum_
+    except ValueError:
+        return None
+    return info if whole and info.size >= 0 else None
 
 
 def _linked(number: int, name: str, info: tarfile.TarInfo, known: dict[str, Member]) -> Member:

@@ -54,7 +54,7 @@ def task(attempt: str = "c-s-a1") -> Task:
         root="/artifacts",
         owner=attempt,
         predecessor=None,
-        data=DataRequest(cache="/artifacts/cache", file="c", train=train, evaluation=[evaluation]),
+        data=DataRequest(index="/artifacts/index", file="c", train=train, evaluation=[evaluation]),
         micro_batch_size=None,
         checkpoint_seconds=60,
         macs_per_step=7,

@@ -18,15 +18,14 @@ from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
 
 from modelchain.errors import InputError, WorkError
+from modelchain_data import build
 from modelchain_data.index import (
-    Problems,
     check_labels,
     check_pictures,
     check_training,
-    fingerprint,
     open_set,
-    read_shard,
 )
+from modelchain_data.samples import Problems, read_shard
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 JPEG = b"\xff\xd8 not decoded here"
@@ -134,6 +133,10 @@ def test_a_lone_surrogate_is_no_crash(tmp_path: Path) -> None:
     assert len(open_set([shard], tmp_path / "cache")) == 1
 
 
+def fingerprint(shards: list[Path], cache: Path) -> str:
+    return open_set(shards, cache).fingerprint
+
+
 def test_fingerprint_is_of_bytes_and_order_alone(shards: list[Path], tmp_path: Path) -> None:
     cache, other = tmp_path / "cache", tmp_path / "other"
     mark = fingerprint(shards, cache)
@@ -151,8 +154,10 @@ def test_sha256_is_not_computed_again(
     shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mark = fingerprint(shards, tmp_path / "cache")
+    sha256_of = build.sha256_of
     monkeypatch.setattr(
-        "modelchain_data.index.sha256_of", lambda path: pytest.fail(f"hashed {path}")
+        "modelchain_data.build.sha256_of",
+        lambda path: pytest.fail(f"hashed {path}") if path in shards else sha256_of(path),
     )
     assert fingerprint(shards, tmp_path / "cache") == mark
 
@@ -165,21 +170,26 @@ def test_a_damaged_hash_cache_is_rebuilt(shards: list[Path], tmp_path: Path, dam
     assert json.loads((tmp_path / "cache" / "sha256.json").read_bytes())
 
 
-def index_bytes(cache: Path, mark: str) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (cache / mark).iterdir()}
+def index_bytes(cache: Path) -> dict[str, bytes]:
+    """All files of an index folder, by path, without the digests, which name the shards' paths."""
+    return {
+        str(path.relative_to(cache)): path.read_bytes()
+        for path in sorted(cache.rglob("*"))
+        if path.is_file() and path.name != "sha256.json"
+    }
 
 
 def test_rebuilds_are_identical_and_leave_nothing_behind(
     shards: list[Path], tmp_path: Path
 ) -> None:
     before = sorted(tmp_path.iterdir())
-    first, second = (open_set(shards, tmp_path / name) for name in ("c1", "c2"))
-    assert index_bytes(tmp_path / "c1", first.fingerprint) == index_bytes(
-        tmp_path / "c2", second.fingerprint
-    )
+    mark = open_set(shards, tmp_path / "c1").fingerprint
+    open_set(shards, tmp_path / "c2")
+    assert index_bytes(tmp_path / "c1") == index_bytes(tmp_path / "c2")
     assert sorted(path.name for path in (tmp_path / "c1").iterdir()) == sorted(
-        [first.fingerprint, "sha256.json"]
+        [build.set_key(mark), "sha256.json", "shards"]
     )
+    assert len(list((tmp_path / "c1" / "shards").iterdir())) == 2
     assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "c1", tmp_path / "c2"])
 
 
@@ -191,14 +201,13 @@ def test_the_index_is_built_once(shards: list[Path], tmp_path: Path) -> None:
 def test_processes_build_the_same_index(
     shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mark = open_set(shards, tmp_path / "c1").fingerprint
-    monkeypatch.setattr("modelchain_data.index.PARALLEL", 0)
+    open_set(shards, tmp_path / "c1")
+    monkeypatch.setattr("modelchain_data.build.PARALLEL", 0)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     progress: list[tuple[int, int]] = []
     open_set(shards, tmp_path / "c2", lambda done, total: progress.append((done, total)))
-    assert index_bytes(tmp_path / "c1", mark) == index_bytes(
-        tmp_path / "c2", mark
-    ) and progress == [(1, 2), (2, 2)]
+    assert index_bytes(tmp_path / "c1") == index_bytes(tmp_path / "c2")
+    assert progress == [(1, 2), (2, 2)]
     bad = [
         write_tar(tmp_path / f"bad-{i}.tar", [m for k in range(3) for m in sample(f"k{k}")[:1] * 2])
         for i in (0, 1)
@@ -214,23 +223,32 @@ def test_processes_build_the_same_index(
     )
 
 
-@pytest.mark.parametrize(
-    "name", ["index.json", "samples.npy", "bounds.npy", "tokens.npy", "keys.json"]
-)
+PLACES = {
+    "the set's description": ("index.json", 0.5),
+    "the set's samples": ("samples", 0.5),
+    "a shard's header": ("shards/*", 0.01),
+    "a shard's bounds": ("shards/*", 0.4),
+    "a shard's tokens": ("shards/*", 0.6),
+    "a shard's keys": ("shards/*", 0.95),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone", "empty"])
 def test_a_damaged_index_is_rebuilt(
     shards: list[Path], tmp_path: Path, name: str, damage: str
 ) -> None:
     cache = tmp_path / "cache"
-    mark = open_set(shards, cache).fingerprint
-    whole, file = index_bytes(cache, mark), cache / mark / name
+    open_set(shards, cache)
+    pattern, at = PLACES[name]
+    whole, file = index_bytes(cache), next(cache.rglob(pattern))
     data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
+    data[int(len(data) * at)] ^= 1
     file.write_bytes({"cut": data[:-3], "flip": data, "gone": b"", "empty": b""}[damage])
     if damage == "gone":
         file.unlink()
     data = open_set(shards, cache)
-    assert data.picture(1) == b"png" and index_bytes(cache, mark) == whole
+    assert data.picture(1) == b"png" and index_bytes(cache) == whole
 
 
 def _open_in_a_process(shards: list[Path], cache: Path, barrier, answers) -> None:  # type: ignore[no-untyped-def]
@@ -253,7 +271,7 @@ def test_processes_race_for_one_index_and_one_builds_it(shards: list[Path], tmp_
     assert [worker.exitcode for worker in workers] == [0, 0] and found[0][1:] == found[1][1:]
     assert sorted(progress for progress, *_ in found) == [[], [1, 2]]
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == sorted(
-        [found[0][1], "sha256.json"]
+        [build.set_key(found[0][1]), "sha256.json", "shards"]
     )
 
 
@@ -273,27 +291,28 @@ def test_the_loser_of_a_race_uses_the_winners_index(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(Path, "rename", late)
-    monkeypatch.setattr("modelchain_data.index.fcntl.flock", no_locks)
+    monkeypatch.setattr("modelchain_data.build.fcntl.flock", no_locks)
     data = open_set(shards, cache)
-    assert len(data) == 4 and (cache / data.fingerprint / "winner").exists()
+    assert len(data) == 4
+    assert (cache / build.set_key(data.fingerprint) / "winner").exists()
 
 
 def test_a_damaged_index_that_another_process_mends_meanwhile_stays(
     shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "cache"
-    mark = open_set(shards, cache).fingerprint
-    tokens = cache / mark / "tokens.npy"
+    open_set(shards, cache)
+    tokens = next((cache / "shards").iterdir())
     whole = tokens.read_bytes()
     tokens.write_bytes(b"")
 
     def mended(*_: object) -> None:
         tokens.write_bytes(whole)
-        (cache / mark / "mended").touch()
+        (cache / "shards" / "mended").touch()
 
-    monkeypatch.setattr("modelchain_data.index.fcntl.flock", mended)
+    monkeypatch.setattr("modelchain_data.build.fcntl.flock", mended)
     open_set(shards, cache, lambda done, total: pytest.fail("built again"))
-    assert (cache / mark / "mended").exists()
+    assert (cache / "shards" / "mended").exists()
 
 
 BAD = {

@@ -16,6 +16,7 @@ from PIL import Image
 
 from modelchain.errors import InputError
 from modelchain_data.batches import decode
+from modelchain_data.build import set_key
 from modelchain_data.index import ShardSet, check_labels, check_training, open_set
 from modelchain_data.pack import pack
 
@@ -83,8 +84,9 @@ def test_tars_of_a_folder_become_splits(tmp_path: Path) -> None:
     assert json.loads((to / "sizes.json").read_text()) == sizes
     assert sorted(path.name for path in to.iterdir()) == sorted({*sizes, "sizes.json", "index"})
     assert sorted(path.name for path in (to / "index").iterdir()) == sorted(
-        [train.fingerprint, val.fingerprint]
+        [set_key(train.fingerprint), set_key(val.fingerprint), "shards"]
     )
+    assert len(list((to / "index" / "shards").iterdir())) == 4
     data = opened(to, "train")
     assert data.fingerprint == train.fingerprint and data.keys == [*many, "big", "p"]
     assert [data.picture(i) for i in range(5)] == [picture()] * 5 and data.picture(6) == picture(
@@ -122,11 +124,13 @@ def test_the_index_beside_the_shards_is_used_while_it_is_theirs_and_whole(tmp_pa
     report = pack(tar_of(tmp_path / "t.tar", samples), to, per_shard=4)[0]
     before, shards = bytes_of(to), sorted(to.glob("*.tar"))
 
-    def built(shards: list[Path]) -> tuple[bool, list[object]]:
-        said: list[int] = []
-        data = open_set(shards, cache, lambda done, _: said.append(done))
+    def built(shards: list[Path]) -> tuple[set[str], list[object]]:
+        """The kinds of index that were built in the cache, and what the set holds."""
+        before = bytes_of(cache)
+        data = open_set(shards, cache)
         tokens = [data.tokens(i, j, 77).tolist() for i in range(len(data)) for j in range(2)]
-        return bool(said), [
+        new = bytes_of(cache).keys() - before.keys() - {"sha256.json"}
+        return {"shard" if name.startswith("shards/") else "set" for name in new}, [
             data.fingerprint,
             data.keys,
             data.labels.tolist(),
@@ -140,13 +144,15 @@ def test_the_index_beside_the_shards_is_used_while_it_is_theirs_and_whole(tmp_pa
         and bytes_of(to) == before
         and [path.name for path in cache.iterdir()] == ["sha256.json"]
     )
-    assert built(shards[::-1])[0] and built(shards[:1])[0]  # other data: another order, a part
-    tokens = to / "index" / report.fingerprint / "tokens.npy"
+    # Other data, in another order or only a part, have other sets, but the same shards.
+    assert built(shards[::-1])[0] == {"set"} and built(shards[:1])[0] == {"set"}
+    tokens = next((to / "index" / "shards").iterdir())
     tokens.write_bytes(tokens.read_bytes()[:-1])
-    assert built(shards) == (True, given[1]) and built(shards) == (
-        False,
-        given[1],
-    )  # into the cache, without repair
+    assert built(shards) == ({"shard"}, given[1])  # into the cache, without repair
+    assert built(shards) == (set(), given[1])
+    rows = to / "index" / set_key(report.fingerprint) / "samples"
+    rows.write_bytes(rows.read_bytes()[:-1])
+    assert built(shards) == ({"set"}, given[1]) and built(shards) == (set(), given[1])
     assert bytes_of(to).keys() == before.keys() and bytes_of(to) != before
 
 

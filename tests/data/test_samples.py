@@ -46,7 +46,7 @@ def request(shard: Path, samples: int, captions: int = 1) -> DataRequest:
         files=[str(shard)], samples=samples, captions_per_sample=captions, fingerprint=None
     )
     return DataRequest(
-        cache=str(shard.parent / "cache"), file="chain.yaml", train=train, evaluation=[]
+        index=str(shard.parent / "cache"), file="chain.yaml", train=train, evaluation=[]
     )
 
 

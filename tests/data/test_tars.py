@@ -6,13 +6,17 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from making import Members, opened, packed, pairs, picture, tar_of
 
 from modelchain.errors import InputError
 from modelchain_data.index import ShardSet
+from modelchain_data.tars import _headers
 
 
 def joined(path: Path, *parts: Path, between: bytes = b"") -> Path:
@@ -177,3 +181,38 @@ def test_a_compressed_tar_is_refused_by_name(tmp_path: Path) -> None:
                 InputError, match=rf"train-{mode}.tar: .*a compressed one must be unpacked"
             ):
                 use(tmp_path / f"train-{mode}.tar")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_headers_are_read_as_tarfile_reads_them(data: st.DataObject) -> None:
+    """Also damaged ones: the same members up to the same place."""
+    buffer = io.BytesIO()
+    format = data.draw(
+        st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+    )
+    kinds = [tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE]
+    with tarfile.open(fileobj=buffer, mode="w", format=format) as tar:
+        for _ in range(data.draw(st.integers(1, 5))):
+            name = data.draw(st.sampled_from(["a.jpg", "é.txt", "d/b.json", "f/" * 60 + "x", "e/"]))
+            info = tarfile.TarInfo(name)
+            info.type = data.draw(st.sampled_from(kinds))
+            info.size = data.draw(st.sampled_from([0, 1, 512, 1000])) if info.isreg() else 0
+            info.mtime = data.draw(st.sampled_from([0, 1, 2**32]))
+            tar.addfile(info, io.BytesIO(bytes(info.size)))
+    raw = bytearray(buffer.getvalue())
+    for _ in range(data.draw(st.integers(0, 2))):
+        raw[data.draw(st.integers(0, 4095)) % len(raw)] = data.draw(st.integers(0, 255))
+
+    def read(infos: Callable[[io.BytesIO, tarfile.TarFile], Iterable[tarfile.TarInfo]]) -> object:
+        file, found = io.BytesIO(raw), list[object]()
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for i in infos(file, tar):
+                    found.append((i.name, i.size, i.offset_data, i.type, i.linkname))
+                found.append(tar.offset)
+        except (tarfile.TarError, ValueError) as error:
+            found.append(type(error))
+        return found
+
+    assert read(lambda file, tar: _headers(file, tar, 0)) == read(lambda _, tar: tar)

@@ -197,9 +197,7 @@ def test_a_bad_digest_in_a_last_word_is_a_failure_and_no_exception(word: str) ->
         "namespace": "team",
         "uid": "pod",
         "creationTimestamp": MOMENT,
-        "ownerReferences": [
-            {**owner, "uid": job["metadata"]["uid"], "controller": True}
-        ],
+        "ownerReferences": [{**owner, "uid": job["metadata"]["uid"], "controller": True}],
     }
     meta["labels"] = {
         **template["metadata"]["labels"],
@@ -219,4 +217,4 @@ def test_a_bad_digest_in_a_last_word_is_a_failure_and_no_exception(word: str) ->
     operator.passes()
     stage = status_of(operator.chain).stages[0]
     assert (stage.code, stage.retries) == (Code.NO_ARTIFACT, 1)
-    assert "which no record can hold" in stage.reason and stage.reason.isprintable()
+    assert "as manifestDigest" in stage.reason and stage.reason.isprintable()

@@ -331,7 +331,7 @@ def request(folder, *evaluations):
     train = TrainFiles(files=[], samples=0, captions_per_sample=1, fingerprint=None)
     files = [e.model_copy(update={"files": [str(folder / "set.tar")]}) for e in evaluations]
     return DataRequest(
-        cache=str(folder / "cache"), file="chain.yaml", train=train, evaluation=files
+        index=str(folder / "cache"), file="chain.yaml", train=train, evaluation=files
     )
 
 

@@ -268,7 +268,7 @@ def measured_by_us(artifact, data, cache):
     train = TrainFiles(files=[], samples=0, captions_per_sample=1, fingerprint=None)
     return measure(
         artifact,
-        DataRequest(cache=str(cache), file="chain.yaml", train=train, evaluation=evaluations),
+        DataRequest(index=str(cache), file="chain.yaml", train=train, evaluation=evaluations),
     )
 
 

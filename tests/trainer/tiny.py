@@ -154,7 +154,7 @@ def task(
         root=str(root),
         owner=f"local-a{attempt}",
         predecessor=predecessor,
-        data=DataFolder(chain, folder, Path("chain.yaml")).request(root / "cache"),
+        data=DataFolder(chain, folder, Path("chain.yaml")).request(root / "index"),
         micro_batch_size=chain.spec.recipe.micro_batch_size,
         checkpoint_seconds=3600,
         macs_per_step=1000,

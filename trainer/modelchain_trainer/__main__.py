@@ -33,7 +33,7 @@ from modelchain.errors import (
 )
 from modelchain.io import watchdog
 from modelchain.io.guard import PARENT, die_with_parent
-from modelchain.io.lastword import blame, verify_artifact, write_last_word
+from modelchain.io.lastword import blame, refuse_task, verify_artifact, write_last_word
 from modelchain.io.stop import Preempted, StopRequest
 
 EXIT_SECONDS = 5  # a trainer that cannot stop gives up this long before it would be killed
@@ -51,24 +51,12 @@ def main(arguments: list[str]) -> int:
         task = Task.model_validate_json(text)
     except ValidationError as error:
         if not verifying:
-            _refuse(text, error)
+            refuse_task(text, error)
         raise
     if verifying:
         return verify(task)
     watchdog.start(task)
     return train(task)
-
-
-def _refuse(text: str, error: ValidationError) -> None:
-    """The task is not of this version's form: its operator is of another version than this image.
-    Its file for the last word can be read nevertheless.
-    """
-    message = (
-        "spec.runner.image and the operator are of different versions: the task is not read:"
-        f" {error}"
-    )
-    word = LastWord(result="Failed", failure=FailureClass.USER_ERROR, message=message)
-    write_last_word(Path(json.loads(text)["lastWord"]), word)
 
 
 def evaluate(request: EvaluationRequest) -> int:

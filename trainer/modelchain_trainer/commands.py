@@ -40,8 +40,8 @@ def evaluate(
     chain = load_chain(file)
     if not chain.spec.evaluation:
         raise InputError("asks for no evaluation", file=file, field="spec.evaluation")
-    with tempfile.TemporaryDirectory(prefix="modelchain-") as cache:
-        metrics = measure(artifact, DataFolder(chain, data, file).request(Path(cache), train=False))
+    with tempfile.TemporaryDirectory(prefix="modelchain-") as index:
+        metrics = measure(artifact, DataFolder(chain, data, file).request(Path(index), train=False))
     if output == "json":
         typer.echo(json.dumps(metrics, indent=1))
         return

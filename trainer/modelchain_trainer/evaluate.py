@@ -168,7 +168,7 @@ def _picture(samples: ShardSet, i: int, side: int) -> Tensor:
         return evaluation_image(samples.picture(i), side)
     except ValueError as error:  # to leave the picture out would change what the metric means
         raise WorkError(
-            f"evaluation picture {samples.keys[i]!r} cannot be decoded: {error}", "Data"
+            f"evaluation picture {samples.key(i)!r} cannot be decoded: {error}", "Data"
         ) from error
 
 

@@ -7,7 +7,9 @@ import json
 import os
 import struct
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,8 +101,8 @@ def read(steps: Sequence[Unread]) -> list[StepNumbers]:
 
 
 class Recorder:
-    """Appends to an attempt's metrics.jsonl and event file. A record has left the process when
-    `write` returns.
+    """Appends to an attempt's metrics.jsonl and event file. A thread does it, so that a slow volume
+    does not hold up the training; `wait` returns when all records have left the process.
 
     TensorBoard's own writers keep events in a queue until the process ends, but a trainer may be
     killed, and does not wait for threads at its end.
@@ -109,6 +111,8 @@ class Recorder:
     def __init__(self, attempt: Path, active: bool = True):
         self.active = active  # only on rank 0
         self.lines = attempt / METRICS
+        self._thread = ThreadPoolExecutor(1, "records")
+        self._pending: deque[Future[None]] = deque()
         self.events = attempt / f"events.out.tfevents.{time.time():.6f}.{os.getpid()}"
 
     def resume(self, step: int) -> None:
@@ -117,40 +121,62 @@ class Recorder:
         """
         if not self.active:
             return
+        self.wait()
         kept = []
         if self.lines.exists():
             kept = list(_until(self.lines, step))
             write_atomic(self.lines, b"".join(kept))
-        self._event(file_version="brain.Event:2")
-        self._event(step=max(step, 0), session_log=SessionLog(status=SessionLog.START))
-        if kept:
-            # The start of a session hides the events of its own step too: write them again.
-            self._scalars(json.loads(kept[-1]))
+        start = SessionLog(status=SessionLog.START)
+        # The start of a session hides the events of its own step too: write them again.
+        again = [_scalars(json.loads(line)) for line in kept[-1:]]
+        self._append_events(
+            _event(file_version="brain.Event:2"),
+            _event(step=max(step, 0), session_log=start),
+            *again,
+        )
 
-    def write(self, **record: Any) -> None:
-        """Append one record; it has at least `event` and `step`."""
+    def write(self, *records: Mapping[str, Any]) -> None:
+        """Have the thread append these records, each with at least `event` and `step`, in one write
+        to each file. Raises OSError if an earlier write has failed.
+        """
         if self.active:
-            with self.lines.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            self._scalars(record)
+            while self._pending and self._pending[0].done():
+                self._pending.popleft().result()
+            self._pending.append(self._thread.submit(self._append, records))
 
-    def _scalars(self, record: Mapping[str, Any]) -> None:
-        scalars = {tag: record[name] for name, tag in TAGS.items() if record.get(name) is not None}
-        scalars |= {
-            f"evaluation/{name}": value for name, value in record.get("metrics", {}).items()
-        }
-        if scalars:
-            values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-            self._event(step=record["step"], summary=Summary(value=values))
+    def wait(self) -> None:
+        """Return when all records are written; raises OSError if that failed."""
+        while self._pending:
+            self._pending[0].exception()  # a signal may end this wait; then the write is still ours
+            self._pending.popleft().result()
 
-    def _event(self, **fields: Any) -> None:
-        # TFRecord: the length, its checksum, the data, its checksum.
-        data = Event(wall_time=time.time(), **fields).SerializeToString()
-        size = struct.pack("<Q", len(data))
-        size_checksum = struct.pack("<I", masked_crc32c(size))
-        data_checksum = struct.pack("<I", masked_crc32c(data))
+    def _append(self, records: Sequence[Mapping[str, Any]]) -> None:
+        with self.lines.open("a") as file:
+            file.write("".join(json.dumps(record) + "\n" for record in records))
+        self._append_events(*map(_scalars, records))
+
+    def _append_events(self, *events: bytes) -> None:
         with self.events.open("ab") as file:
-            file.write(size + size_checksum + data + data_checksum)
+            file.write(b"".join(events))
+
+
+def _scalars(record: Mapping[str, Any]) -> bytes:
+    """The event with a record's numbers; nothing if it has none that TensorBoard shows."""
+    scalars = {tag: record[name] for name, tag in TAGS.items() if record.get(name) is not None}
+    scalars |= {f"evaluation/{name}": value for name, value in record.get("metrics", {}).items()}
+    if not scalars:
+        return b""
+    values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+    return _event(step=record["step"], summary=Summary(value=values))
+
+
+def _event(**fields: Any) -> bytes:
+    # TFRecord: the length, its checksum, the data, its checksum.
+    data = Event(wall_time=time.time(), **fields).SerializeToString()
+    size = struct.pack("<Q", len(data))
+    size_checksum = struct.pack("<I", masked_crc32c(size))
+    data_checksum = struct.pack("<I", masked_crc32c(data))
+    return size + size_checksum + data + data_checksum
 
 
 def _until(path: Path, step: int) -> Iterator[bytes]:

@@ -90,16 +90,17 @@ class Reporter:
         """Write a record for each of these steps, and one line for all of them. `state` and `spent`
         are those after the last of them.
         """
-        records = [one.record(has_teacher) for one in numbers]
-        for record in records:
-            steps_since = state.step - record["step"]
-            self.recorder.write(
-                **record,
-                steps=self.hyper.steps,
-                macs=self.macs(spent) - steps_since * self.task.macs_per_step,
-                etaSeconds=live.eta_seconds,
-                samplesPerSecond=live.samples_per_second,
-            )
+        records = [
+            {
+                **one.record(has_teacher),
+                "steps": self.hyper.steps,
+                "macs": self.macs(spent) - (state.step - one.step) * self.task.macs_per_step,
+                "etaSeconds": live.eta_seconds,
+                "samplesPerSecond": live.samples_per_second,
+            }
+            for one in numbers
+        ]
+        self.recorder.write(*records)
         self.meter.last = records[-1]
         self.meter.skipped += sum(one.skipped for one in numbers)
         self.meter.replaced = state.counters.replaced_pictures
@@ -115,7 +116,7 @@ class Reporter:
         )
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.recorder.write(event="evaluation", step=step, metrics=metrics)
+        self.recorder.write({"event": "evaluation", "step": step, "metrics": metrics})
 
     def growth(
         self, grown: GrowthReport, predecessor: str, cosines: Mapping[str, Sequence[float]]
@@ -123,10 +124,10 @@ class Reporter:
         """What was inherited, and how alike the layers are before the first step."""
         for line in grown.lines(predecessor, cosines):
             self.say(line)
-        self.recorder.write(
-            event="growth", step=0, **grown.to_dict(), stacks=grown.stacks, cosines=cosines
-        )
+        about = {**grown.to_dict(), "stacks": grown.stacks, "cosines": cosines}
+        self.recorder.write({"event": "growth", "step": 0, **about})
 
     def went_back(self, step: int, bad_from: int, bad_to: int) -> None:
         """To the checkpoint of `step`, after steps `bad_from` to `bad_to` were skipped."""
-        self.recorder.write(event="wentBack", step=step, nonFiniteFrom=bad_from, nonFiniteTo=bad_to)
+        steps = {"nonFiniteFrom": bad_from, "nonFiniteTo": bad_to}
+        self.recorder.write({"event": "wentBack", "step": step, **steps})

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -95,9 +96,7 @@ class Trainer:
             self.say("an artifact of these inputs is already there and whole; nothing to train")
             return self._success(found, macs=0)
 
-        # Rank 0 builds the indexes of the shards, the others then read them.
-        with runtime.rank_0_first():
-            train_set, evaluations = open_data(self.task.data, self.say, IndexingLine())
+        train_set, evaluations = self._open_data()
         self.stage = self._build()
         self._resume()
         evaluate = self._evaluator(evaluations)
@@ -131,6 +130,13 @@ class Trainer:
         if size is not None and size % self.world:
             message = f"{size} is not divisible by {self.world} processes"
             raise InputError(message, file=self.task.data.file, field=f"spec.recipe.{name}")
+
+    def _open_data(self) -> tuple[ShardSet, list[tuple[TaskEvaluation, ShardSet]]]:
+        """Open the shards with their indexes. If these are not there, rank 0 builds them. It checks
+        all their bytes, and the other ranks then use them.
+        """
+        with runtime.rank_0_first():
+            return open_data(self.task.data, self.say, IndexingLine(), check=self.rank == 0)
 
     def _build(self) -> Stage:
         saver = checkpoint.Checkpointer(self.attempt, self.task.inputs, self.environment)
@@ -294,6 +300,8 @@ class Trainer:
         self.saved_step = self.state.step
         self.saved_at = time.monotonic()
         if self.rank == 0:
+            # A later attempt resumes here: the records until here must be there.
+            self.recorder.wait()
             state = replace(self.state, seconds=self.seconds_before + self.reporter.seconds())
             self.stage.saver.save(self.stage.student, self.stage.step.optimizer, state)
 
@@ -307,12 +315,15 @@ class Trainer:
                 self._log()
                 self._save()
                 self.stage.saver.wait()
+            self.recorder.wait()
             self._progress(self.state.step)
 
     def _keep_after(self, error: Exception) -> None:
         """Keep what was learned if only other ranks, which are gone, can know the cause. Not on a
         GPU: there the weights wait behind a collective that those ranks left unfinished.
         """
+        with suppress(OSError):  # the error itself is what counts
+            self.recorder.wait()
         if self.device.type == "cpu" and runtime.failure_of(error) is FailureClass.UNKNOWN:
             self._keep()
 
@@ -354,6 +365,7 @@ class Trainer:
         # The others wait without NCCL, whose patience a shared volume may exceed.
         with runtime.rank_0_first():
             if self.rank == 0:
+                self.recorder.wait()
                 found = self._export(metrics)
                 checkpoint.remove_checkpoints(self.directory)
         return self._success(found, macs=self.reporter.macs(self.spent))

@@ -101,21 +101,33 @@ class TrainFiles(Record):
 
 
 class DataRequest(Record):
-    """What data a chain reads.
+    """What data a chain reads."""
 
-    Before the first stage, `python -m modelchain_data FILE` reads such a request. It builds the
-    missing indexes, checks all data, and writes a DataAnswer to standard output.
-    """
-
-    # The folder for indexes and tokens. It is never beside the data, which may be read-only.
-    cache: str
+    # The folder for the indexes of shards, which all chains of a root share. It is never beside the
+    # data, which may be read-only.
+    index: str
     file: str = Field(description="the spec file, for error messages")
     train: TrainFiles
     evaluation: list[TaskEvaluation]
 
 
+class IndexTask(Record):
+    """The data to be indexed and checked before a chain's first stage.
+
+    `python -m modelchain_data FILE` reads such a task; without FILE, from MODELCHAIN_TASK. It
+    builds the missing indexes, checks all data, writes a DataAnswer to standard output, and, in a
+    pod, a LastWord.
+    """
+
+    v: Literal[1] = 1
+    data: DataRequest
+    last_word: str | None = Field(
+        None, description="the file to which the termination message is written"
+    )
+
+
 class DataAnswer(Record):
-    """What the data room answers to a DataRequest. With `problems` the data cannot be used."""
+    """What the data room answers to an IndexTask. With `problems` the data cannot be used."""
 
     fingerprint: str | None = None
     notes: list[str] = []
@@ -192,6 +204,7 @@ class LastWord(Record):
     seconds: float = 0.0
     gpu_seconds: float = 0.0
     metrics: dict[str, float] = {}
+    fingerprint: str | None = Field(None, description="of the training data, once it is indexed")
     trainer_math: int | None = Field(None, description="of the trainer that trained the weights")
     node: str | None = Field(
         None, description="the node whose device failed, if the failure is a node's"

@@ -28,7 +28,7 @@ from modelchain.local.world import LocalWorld
 from modelchain.plan.check import check_epochs
 from modelchain.plan.plan import plan
 
-CACHE = "cache"
+INDEX = "index"
 
 
 def run(
@@ -79,7 +79,7 @@ def _checked(
         InputError: the spec, the root or the data cannot be used.
     """
     folder = DataFolder(chain, data, file)
-    request = folder.request(store.path / CACHE)
+    request = folder.request(store.path / INDEX)
     check_epochs(chain, str(file), store.read_status(chain.metadata.name).frozen_epochs)
     _check_processes(chain, file)
     if root.exists() and not root.is_dir():

@@ -130,6 +130,18 @@ def _is_metric(item: tuple[str, Any]) -> bool:
     )
 
 
+def refuse_task(text: str, error: ValidationError) -> None:
+    """Write the last word on a task that is not of this version's form: its operator is of another
+    version than this image. The task's file for the last word can be read nevertheless.
+    """
+    message = (
+        "spec.runner.image and the operator are of different versions: the task is not read:"
+        f" {error}"
+    )
+    word = LastWord(result="Failed", failure=FailureClass.USER_ERROR, message=message)
+    write_last_word(Path(json.loads(text)["lastWord"]), word)
+
+
 def node() -> str:
     """The name of this machine; in a pod, the name of its node."""
     return os.environ.get("MODELCHAIN_NODE") or platform.node()

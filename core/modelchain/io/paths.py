@@ -36,7 +36,7 @@ class DataFolder:
             problems.append(Problem(f"{missing[0]} does not exist{others}", str(self.file), field))
         return files
 
-    def request(self, cache: Path, train: bool = True) -> DataRequest:
+    def request(self, index: Path, train: bool = True) -> DataRequest:
         """The files that the trainer is to open. Raises InputError with every field whose files are
         missing.
         """
@@ -46,8 +46,8 @@ class DataFolder:
             self._files(spec.data.train.shards, "spec.data.train.shards", problems) if train else []
         )
         evaluations = []
-        for index, evaluation in enumerate(spec.evaluation):
-            where = f"spec.evaluation[{index}]"
+        for number, evaluation in enumerate(spec.evaluation):
+            where = f"spec.evaluation[{number}]"
             values = evaluation.model_dump(by_alias=True)
             values["files"] = self._files(evaluation.shards, f"{where}.shards", problems)
             for field, path in evaluation.list_files.items():
@@ -69,5 +69,5 @@ class DataFolder:
             fingerprint=data.fingerprint,
         )
         return DataRequest(
-            cache=str(cache), file=str(self.file), train=train_files, evaluation=evaluations
+            index=str(index), file=str(self.file), train=train_files, evaluation=evaluations
         )

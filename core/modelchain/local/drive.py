@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from modelchain.api.contracts import DataAnswer, DataRequest
+from modelchain.api.contracts import DataAnswer, DataRequest, IndexTask
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import ChainStatus
 from modelchain.decide.decide import decide
@@ -33,8 +33,8 @@ def prepare(request: DataRequest, store: Root, console: Console) -> str:
     """Index and check all data in a process of the data room. Returns the training data's
     fingerprint.
     """
-    asked = store.path / ".data-request.json"
-    write_atomic(asked, request.model_dump_json(by_alias=True).encode())
+    asked = store.path / ".index-task.json"
+    write_atomic(asked, IndexTask(data=request).model_dump_json(by_alias=True).encode())
     console.print("checking the data", style="dim")
     # Under the guard it ends with this process. In a session of its own it gets no Ctrl-C, which
     # this process handles.

@@ -21,7 +21,7 @@ from modelchain.plan.pools import NodePool, PoolFile
 from modelchain_operator.runners.port import JobRequest
 from modelchain_operator.runners.template import ARTIFACTS, PREDECESSORS, TERMINATION_MESSAGE
 
-CACHE = f"{ARTIFACTS}/cache"
+INDEX = f"{ARTIFACTS}/index"
 # On a job: a hash of all that it was made from, which shows whether it would be made differently
 # now.
 MADE_FROM = "modelchain.dev/made-from"
@@ -209,5 +209,5 @@ def _data(chain: ModelChain) -> DataRequest:
         fingerprint=train.fingerprint,
     )
     return DataRequest(
-        cache=CACHE, file=f"ModelChain {chain.metadata.name}", train=files, evaluation=evaluations
+        index=INDEX, file=f"ModelChain {chain.metadata.name}", train=files, evaluation=evaluations
     )
