@@ -9,6 +9,7 @@ from typing import Any
 
 import podshapes
 import pytest
+import situations
 from podshapes import at
 from situations import (
     ATTEMPT,
@@ -363,6 +364,20 @@ def test_a_refused_spec_concerns_no_stage() -> None:
         condition("Stalled", "InvalidSpec", "spec.stages: too few; correct it and apply it again"),
     )
     check(ask(thing), "InvalidSpec", "spec.stages: too few", "kubectl edit mchain family -n team")
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (State.PENDING, Reason(Code.CLAIM_MISSING, "data", "there is no claim data")),
+        (State.PENDING, Reason(Code.INVALID_SPEC, message="nope is no node pool")),
+        (State.FAILED, Reason(Code.NON_FINITE, message="the loss is nan")),
+    ],
+)
+def test_a_refused_spec_comes_before_the_reason_of_a_stage(state: State, reason: Reason) -> None:
+    stage = current(state, reason, stalled=state is not State.FAILED)
+    thing = situations.refused(chain(stage, condition("Stalled", reason.code)), "too few stages")
+    check(ask(thing), "InvalidSpec", "too few stages", "kubectl edit mchain family -n team")
 
 
 # Queued or running.
