@@ -166,7 +166,7 @@ IN_ORDER: list[tuple[waits.Wait, dict[str, Any], dict[str, Any], dict[str, Any]]
 
 
 def test_the_order_of_waits() -> None:
-    assert waits.BEFORE_INTENT == tuple(row[0] for row in IN_ORDER)
+    assert [row[0] for row in IN_ORDER] == list(waits.BEFORE_INTENT)
 
 
 @pytest.mark.parametrize(

@@ -167,8 +167,8 @@ def test_short_times_are_not_rounded_to_zero(seconds: float, text: str) -> None:
 @pytest.mark.parametrize(
     ("failure", "then"),
     [
-        ("OutOfMemory", "modelchain retry family -n team"),
-        ("NonFinite", "modelchain retry family -n team"),
+        ("OutOfMemory", "kubectl edit mchain family -n team"),
+        ("NonFinite", "kubectl edit mchain family -n team"),
         ("CorruptPredecessor", "modelchain retry family -n team"),
         ("UserError", "kubectl edit mchain family -n team"),
         ("Image", "kubectl edit mchain family -n team"),

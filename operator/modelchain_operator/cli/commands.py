@@ -145,7 +145,7 @@ def suspend(
 def resume(
     name: Name, namespace: Namespace = None, kubeconfig: Kubeconfig = None, context: Context = None
 ) -> None:
-    """Let a suspended chain go on from its newest checkpoint.
+    """Let a suspended chain resume from its newest checkpoint.
 
     Example: [bold]modelchain resume vit-cc3m -n vision[/bold]
     """
@@ -231,7 +231,7 @@ def _set_suspend(
                 f" {str(value).lower()} now"
             )
         if not value:
-            return f"{name} goes on from its newest checkpoint; {_watch(name, space)}"
+            return f"{name} resumes from its newest checkpoint; {_watch(name, space)}"
         busy = next(
             (s.name for s in status.stages if s.state in (State.RUNNING, State.STARTING)), None
         )

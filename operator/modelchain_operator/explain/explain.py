@@ -255,7 +255,7 @@ class _Case:
             )
         step = self.stage.checkpoint_step if self.stage else 0
         cause = (
-            "spec.suspend is true; resumed, it goes on from"
+            "spec.suspend is true; when that ends, it resumes from"
             f" {f'step {step}' if step else 'where it stopped'}"
         )
         lines = self.clues.conditions("Suspended")
