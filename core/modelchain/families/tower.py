@@ -46,7 +46,7 @@ field = partial(given, "self", VisionFields)
 
 
 @dataclass(frozen=True)
-class Rule:
+class TowerRule:
     """A condition on the fields of a tower: `holds` checks it on the command line, `cel` on the API
     server.
 
@@ -116,7 +116,7 @@ class Family(Protocol):
     """As messages call it."""
     MODELS: Mapping[str, Published]
     """The models of Table G, by the name that a stage may give, smallest first."""
-    RULES: tuple[Rule, ...]
+    RULES: tuple[TowerRule, ...]
     """What must hold within one tower. The first that fails is reported."""
     EQUAL: tuple[str, ...]
     """Fields that must be equal along a chain, beside `image_size`."""

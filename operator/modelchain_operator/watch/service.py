@@ -62,7 +62,7 @@ JOB_ENDS = ("Succeeded", "Complete", "Failed")
 log = logging.getLogger(__name__)
 
 
-class Controller(Protocol):
+class Reconciler(Protocol):
     """What makes a pass over a chain. `remember` and `artifact_changed` are quick, never raise."""
 
     async def reconcile(self, key: Key) -> float | None: ...
@@ -79,7 +79,7 @@ class Service:
     def __init__(
         self,
         kube: Kube,
-        controller: Controller,
+        controller: Reconciler,
         namespaces: Sequence[str],
         leader: Leader | None,
         health: str,
