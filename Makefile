@@ -1,4 +1,5 @@
-# `make quickstart` and `make test` need Python >= 3.11, make and git; they install the rest into .venv.
+# `make quickstart` and `make test` need Python >= 3.11, make and git; they install the rest into
+# .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_RETRIES ?= 10
@@ -39,15 +40,18 @@ lint: .venv/installed
 crds: .venv/installed
 	$(BIN)/python -m modelchain.cli.crds crds
 
-# After a change of the chart, of crds/ or of the operator's configuration file; a test says when it is not current.
+# After a change of the chart, of crds/ or of the operator's configuration file; a test says when it
+# is not current.
 chart: crds
 	$(BIN)/python charts/generate.py
 
 # A copy of torch is large: everything at once, at the versions of constraints.txt.
 .venv/installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) \
+	    and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	@.ci/timed "install" $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@.ci/timed "install" $(BIN)/pip install --quiet --disable-pip-version-check \
+	    -c constraints.txt -e '.[dev]'
 	@touch $@
 
 clean:

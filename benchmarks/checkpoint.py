@@ -35,48 +35,52 @@ Json = dict[str, Any]
 
 def run(model: str, pairs: int, folder: Path) -> Json:
     """Seconds of `pairs` checkpoints of `model` in training, written below `folder`."""
-    config = get_model_config(model)
-    config.pop("custom_text", None)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    student = Student(build(config, seed=0)).to(device)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=0.0, fused=True)
-    for parameter in student.parameters():
-        moments = {kind: torch.rand_like(parameter) for kind in ("exp_avg", "exp_avg_sq")}
-        optimizer.state[parameter] = {"step": torch.zeros((), device=device), **moments}
+    student, optimizer = _training(model, device)
     saver = Checkpointer(folder / ("0" * 64) / "local-a1", {}, {})
     saver.attempt.mkdir(parents=True)
     began = time.monotonic()
     saver.prepare(student)
     saver.wait()
-    figures: Json = {
-        "model": model,
-        "prepareSeconds": time.monotonic() - began,
-        "stalls": [],
-        "durable": [],
-    }
+    prepared = time.monotonic() - began
+    stalls: list[float] = []
+    durable: list[float] = []
     memcpys: list[float] = []
     for step in range(1, pairs + 1):
         began = time.monotonic()
         saver.save(student, optimizer, TrainState(step=step))
-        figures["stalls"].append(time.monotonic() - began)
+        stalls.append(time.monotonic() - began)
         saver.wait()
-        figures["durable"].append(time.monotonic() - began)
+        durable.append(time.monotonic() - began)
         memcpys.append(_memcpy(saver, student, optimizer) if device.type == "cpu" else float("nan"))
     copies = [copy for file in saver._copies.values() for copy in file.values()]
-    ratio = statistics.median(
-        stall / memcpy for stall, memcpy in zip(figures["stalls"], memcpys, strict=True)
-    )
-    return figures | {
+    return {
+        "model": model,
+        "prepareSeconds": prepared,
+        "stalls": stalls,
+        "durable": durable,
         "bytes": sum(copy.nbytes for copy in copies),
         "tensors": len(copies),
         "memcpys": memcpys,
-        "ratio": ratio,
+        "ratio": statistics.median(a / b for a, b in zip(stalls, memcpys, strict=True)),
         "environment": {
             "device": _device(device),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
         },
     }
+
+
+def _training(model: str, device: torch.device) -> tuple[Student, torch.optim.Optimizer]:
+    """A student of `model`, and an optimizer that has its moments."""
+    config = get_model_config(model)
+    config.pop("custom_text", None)
+    student = Student(build(config, seed=0)).to(device)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=0.0, fused=True)
+    for parameter in student.parameters():
+        moments = {kind: torch.rand_like(parameter) for kind in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": torch.zeros((), device=device), **moments}
+    return student, optimizer
 
 
 def _memcpy(saver: Checkpointer, student: Student, optimizer: torch.optim.Optimizer) -> float:

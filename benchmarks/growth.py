@@ -149,56 +149,7 @@ class Lab:
         """Train to the end, or for `stop` steps. Returns the task, and the student unless it was
         trained before.
         """
-        inputs: Json = {
-            "v": VERSION,
-            "modelConfig": small(name),
-            "epochs": EPOCHS,
-            "globalBatchSize": BATCH,
-            "learningRate": "1e-3",
-            "weightDecay": "0.1",
-            "warmupSteps": 25,
-            "precision": "fp32",
-            "seed": 0,
-            "captionsPerSample": CAPTIONS,
-            "data": {"samples": self.samples},
-            "rerun": None,
-        }
-        predecessor = None
-        if before is not None:
-            place = Path(before.root) / before.input_digest / "artifact"
-            predecessor = Predecessor(
-                stage=before.stage,
-                input_digest=before.input_digest,
-                artifact_digest=sha256_of(place / WEIGHTS),
-                path=str(place),
-            )
-            inputs["transfer"] = {
-                "width": width,
-                "depth": "Duplicate",
-                "distillation": {"alpha": alpha},
-            }
-            inputs["predecessor"] = predecessor.artifact_digest
-        digest = digest_of(inputs)
-        task = Task(
-            chain="growth",
-            stage=name,
-            model=name,
-            attempt=name,
-            input_digest=digest,
-            inputs=inputs,
-            root=str(self.root),
-            owner="growth",
-            predecessor=predecessor,
-            data=self.request,
-            micro_batch_size=None,
-            checkpoint_seconds=3600,
-            macs_per_step=1,
-            threads=1,
-            last_word="",
-            device="cpu",
-            start_seconds=604_800,
-            stall_seconds=604_800,
-        )
+        task = self._task(name, before, width, alpha)
         trainer = Trainer(task, StopRequest(), {}, lambda _: None)
         waiting = trainer.meter.waiting
 
@@ -214,6 +165,54 @@ class Lab:
         stage = getattr(trainer, "stage", None)  # not built if the artifact was there
         return task, stage and stage.student
 
+    def _task(self, name: str, before: Task | None, width: str, alpha: str) -> Task:
+        predecessor = None if before is None else _predecessor(before)
+        inputs = self._inputs(name, predecessor, width, alpha)
+        return Task(
+            chain="growth",
+            stage=name,
+            model=name,
+            attempt=name,
+            input_digest=digest_of(inputs),
+            inputs=inputs,
+            root=str(self.root),
+            owner="growth",
+            predecessor=predecessor,
+            data=self.request,
+            micro_batch_size=None,
+            checkpoint_seconds=3600,
+            macs_per_step=1,
+            threads=1,
+            last_word="",
+            device="cpu",
+            start_seconds=604_800,
+            stall_seconds=604_800,
+        )
+
+    def _inputs(self, name: str, predecessor: Predecessor | None, width: str, alpha: str) -> Json:
+        inputs: Json = {
+            "v": VERSION,
+            "modelConfig": small(name),
+            "epochs": EPOCHS,
+            "globalBatchSize": BATCH,
+            "learningRate": "1e-3",
+            "weightDecay": "0.1",
+            "warmupSteps": 25,
+            "precision": "fp32",
+            "seed": 0,
+            "captionsPerSample": CAPTIONS,
+            "data": {"samples": self.samples},
+            "rerun": None,
+        }
+        if predecessor is not None:
+            inputs["transfer"] = {
+                "width": width,
+                "depth": "Duplicate",
+                "distillation": {"alpha": alpha},
+            }
+            inputs["predecessor"] = predecessor.artifact_digest
+        return inputs
+
     @torch.no_grad()
     def loss(self, clip: nn.Module) -> float:
         """The task loss of held-out batches, as in training but without stochastic depth."""
@@ -225,6 +224,17 @@ class Lab:
             losses.append(float(contrastive(image, text[:, None], clip.logit_scale.exp())))
         clip.train()
         return sum(losses) / len(losses)
+
+
+def _predecessor(task: Task) -> Predecessor:
+    """What `task` has trained, for a successor."""
+    place = Path(task.root) / task.input_digest / "artifact"
+    return Predecessor(
+        stage=task.stage,
+        input_digest=task.input_digest,
+        artifact_digest=sha256_of(place / WEIGHTS),
+        path=str(place),
+    )
 
 
 def of_edge(lab: Lab, before: Task, name: str, trained: bool) -> Json:

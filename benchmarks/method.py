@@ -347,7 +347,7 @@ PARTS = {
 }
 
 
-def main() -> None:
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -369,7 +369,11 @@ def main() -> None:
     parser.add_argument(
         "--write", type=Path, nargs="?", const=REPOSITORY / "docs", help="into this folder (docs/)"
     )
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = _arguments()
     chosen = [given.only] if given.only else ["fashion-mnist", "flickr8k"]
     arms = [arm for name in chosen for arm in PARTS[name](given.scale)]
     stages = [stage for arm in arms for stage in arm.stages]

@@ -262,37 +262,10 @@ def picture(setup: str, arms: Sequence[Json], path: Path) -> None:
     metric = shown(chains[0])
     individual = [arm for arm in usable if arm["part"] == "individual"]
     kinds = _kinds([*individual, *chains])
-    names = list(dict.fromkeys(name for name, _, _ in kinds))
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5))
-    best = 0.0
-    for (name, ifd, _), seeds in kinds.items():
-        points = [_point(seeds, at, metric) for at in range(len(seeds[0]["stages"]))]
-        best = max(best, *(value for _, values in points for value in values))
-        alone = name == "individual"
-        label = "each model alone" if alone else f"{name}, {'with' if ifd else 'without'} IFD"
-        colour = "black" if alone else f"C{names.index(name)}"
-        for axes in (left, right):
-            _line(axes, points, color=colour, linestyle="-" if ifd or alone else "--", label=label)
-    swept = sorted(
-        _kinds(a for a in usable if a["part"] == "sweep").items(), key=lambda found: found[0][2]
-    )
-    for start in dict.fromkeys(name for (name, _, _), _ in swept):
-        ends = [
-            _point(seeds, len(epochs) - 1, metric)
-            for (name, _, epochs), seeds in swept
-            if name == start
-        ]
-        _line(
-            right,
-            ends,
-            color=f"C{names.index(start)}",
-            linestyle=":",
-            label=f"{start}: its l, by epochs of m and l",
-        )
-    if swept:
-        handles, labels = right.get_legend_handles_labels()
-        dotted = [i for i, label in enumerate(labels) if "by epochs" in label]
-        right.legend([handles[i] for i in dotted], [labels[i] for i in dotted], fontsize=8)
+    names = list(dict.fromkeys(name for name, _, _ in kinds))
+    best = _draw_chains((left, right), kinds, names, metric)
+    _draw_sweeps(right, [arm for arm in usable if arm["part"] == "sweep"], names, metric)
     left.set_title(f"{setup}: s, m, l in the order they are trained")
     right.set_title(f"the best {CLOSER} points closer")
     right.set_ylim(best - CLOSER, best + 0.2)
@@ -307,6 +280,44 @@ def picture(setup: str, arms: Sequence[Json], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=80)
     pyplot.close(figure)
+
+
+def _draw_chains(
+    both: Sequence[Any], kinds: Mapping[Kind, list[Json]], names: Sequence[str], metric: str
+) -> float:
+    """A line for each kind of arm, on both axes. Returns the best accuracy."""
+    best = 0.0
+    for (name, ifd, _), seeds in kinds.items():
+        points = [_point(seeds, at, metric) for at in range(len(seeds[0]["stages"]))]
+        best = max(best, *(value for _, values in points for value in values))
+        alone = name == "individual"
+        label = "each model alone" if alone else f"{name}, {'with' if ifd else 'without'} IFD"
+        colour = "black" if alone else f"C{names.index(name)}"
+        for axes in both:
+            _line(axes, points, color=colour, linestyle="-" if ifd or alone else "--", label=label)
+    return best
+
+
+def _draw_sweeps(axes: Any, arms: Sequence[Json], names: Sequence[str], metric: str) -> None:
+    """A dotted line for each start: its last model, by the epochs of the last two."""
+    swept = sorted(_kinds(arms).items(), key=lambda found: found[0][2])
+    for start in dict.fromkeys(name for (name, _, _), _ in swept):
+        ends = [
+            _point(seeds, len(epochs) - 1, metric)
+            for (name, _, epochs), seeds in swept
+            if name == start
+        ]
+        _line(
+            axes,
+            ends,
+            color=f"C{names.index(start)}",
+            linestyle=":",
+            label=f"{start}: its l, by epochs of m and l",
+        )
+    if swept:
+        handles, labels = axes.get_legend_handles_labels()
+        dotted = [i for i, label in enumerate(labels) if "by epochs" in label]
+        axes.legend([handles[i] for i in dotted], [labels[i] for i in dotted], fontsize=8)
 
 
 def _point(arms: Sequence[Json], at: int, metric: str) -> tuple[float, list[float]]:

@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from modelchain.api.contracts import LAST_WORD, MANIFEST, RESULTS
+from modelchain.api.contracts import LAST_WORD, MANIFEST, RESULTS, Task
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import AttemptStatus, State
 from modelchain.decide.observed import Artifact, Launch
@@ -210,7 +210,41 @@ def train(stage: Stage, place: Place, before: Json | None) -> Json:
     from modelchain.io.stop import Preempted, StopRequest
     from modelchain_trainer.train import Trainer
 
-    root, chain, parent = place.of(stage.setup), stage.chain(), os.getppid()
+    parent = os.getppid()
+    task = _task(stage, place, before)
+    stop = StopRequest()  # on Ctrl-C: a checkpoint, which the same command resumes
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sig, stop.on_signal)
+    record: Json = {"digest": task.input_digest}
+    try:
+        with replaced(stage.variant):
+            word = Trainer(task, stop, {}, lambda _: None).train()
+    except Preempted:
+        if os.getppid() != parent:  # the parent has ended
+            os._exit(EXIT_PREEMPTED)
+        raise KeyboardInterrupt from None
+    except WorkError as error:
+        if error.failure != "NonFinite":
+            raise
+        record |= {"failure": str(error)}
+    else:
+        artifact = Path(task.root) / task.input_digest / "artifact"
+        results = json.loads((artifact / RESULTS).read_bytes())
+        record |= {
+            "artifact": word.artifact_digest,
+            "macs": results["macs"],
+            "seconds": results["seconds"],
+        }
+        record |= {at: results[at]["metrics"] for at in ("initial", "final")}
+    finally:
+        _idle()
+    write_atomic(place.record(stage), canonical(record))
+    return record
+
+
+def _task(stage: Stage, place: Place, before: Json | None) -> Task:
+    """The trainer's task; its directory is made. `before` is the predecessor's record."""
+    root, chain = place.of(stage.setup), stage.chain()
     data = DataFolder(chain, root / "data", Path("method.py")).request(root / "index")
     predecessor = None
     if before is not None:
@@ -237,35 +271,28 @@ def train(stage: Stage, place: Place, before: Json | None) -> Json:
         threads=1,
         device="cpu",
     )
-    task = task_for(chain, {}, Launch(index, attempt, inputs, predecessor), placement)
+    return task_for(chain, {}, Launch(index, attempt, inputs, predecessor), placement)
 
-    stop = StopRequest()  # on Ctrl-C: a checkpoint, which the same command resumes
-    for sig in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(sig, stop.on_signal)
-    record: Json = {"digest": digest}
-    try:
-        with replaced(stage.variant):
-            word = Trainer(task, stop, {}, lambda _: None).train()
-    except Preempted:
-        if os.getppid() != parent:  # the parent has ended
-            os._exit(EXIT_PREEMPTED)
-        raise KeyboardInterrupt from None
-    except WorkError as error:
-        if error.failure != "NonFinite":
-            raise
-        record |= {"failure": str(error)}
-    else:
-        results = json.loads((root / digest / "artifact" / RESULTS).read_bytes())
-        record |= {
-            "artifact": word.artifact_digest,
-            "macs": results["macs"],
-            "seconds": results["seconds"],
-        }
-        record |= {at: results[at]["metrics"] for at in ("initial", "final")}
-    finally:
-        _idle()
-    write_atomic(place.record(stage), canonical(record))
-    return record
+
+@dataclass
+class _Progress:
+    """Says how far a report is, after each stage."""
+
+    say: Callable[[str], None]
+    stages: int
+    # Seconds, by `estimate`, of all stages that this command trains and of those it has trained.
+    total: float
+    spent: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    def trained(self, stage: Stage, record: Json, done: int) -> None:
+        self.spent += estimate(stage)
+        took = time.monotonic() - self.started
+        eta = took / self.spent * (self.total - self.spent)
+        times = f"{timedelta(seconds=round(took))} gone, {timedelta(seconds=round(eta))} left"
+        metric = stage.setup.evaluation[0]["name"]
+        score = record.get("failure") or f"{record['final'][metric]:.2f}"
+        self.say(f"[{done}/{self.stages}] {times} | {stage.label}: {score}")
 
 
 def run(
@@ -279,15 +306,13 @@ def run(
     done = {stage: record for stage in wanted if (record := place.known(stage)) is not None}
     left = sorted((s for s in wanted if s not in done), key=estimate, reverse=True)
     say(f"{len(done)} of {len(wanted)} stages are there already")
-    spent, started = 0.0, time.monotonic()
-    total = sum(map(estimate, left))
+    progress = _Progress(say, len(wanted), sum(map(estimate, left)))
     running: dict[Future[Json], Stage] = {}
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _worker, (os.getpid(),))
     try:
         while left or running:
-            for stage in [s for s in left if s.before is None or s.before in done][
-                : workers - len(running)
-            ]:
+            ready = [s for s in left if s.before is None or s.before in done]
+            for stage in ready[: workers - len(running)]:
                 left.remove(stage)
                 before = done[stage.before] if stage.before else None
                 if before and "failure" in before:
@@ -296,16 +321,8 @@ def run(
                 running[pool.submit(train, stage, place, before)] = stage
             for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
                 stage = running.pop(future)
-                done[stage] = record = future.result()
-                spent += estimate(stage)
-                took = time.monotonic() - started
-                eta = took / spent * (total - spent)
-                times = (
-                    f"{timedelta(seconds=round(took))} gone, {timedelta(seconds=round(eta))} left"
-                )
-                metric = stage.setup.evaluation[0]["name"]
-                score = record.get("failure") or f"{record['final'][metric]:.2f}"
-                say(f"[{len(done)}/{len(wanted)}] {times} | {stage.label}: {score}")
+                done[stage] = future.result()
+                progress.trained(stage, done[stage], len(done))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return done

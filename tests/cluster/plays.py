@@ -220,7 +220,7 @@ def stall(share: float = 0.5, after: float = 0.5) -> Play:
 
 
 def stuck() -> Play:
-    """Runs without a step and outlives its deletion: Terminating until somebody forces it."""
+    """Runs without a step and outlives its deletion: Terminating until a person forces it."""
 
     async def play(pod: Pod) -> None:
         pod.stuck = True

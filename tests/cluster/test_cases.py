@@ -1,4 +1,4 @@
-"""What went wrong once on somebody's cluster: a chain each, all side by side, behind one operator
+"""What went wrong once on a user's cluster: a chain each, all side by side, behind one operator
 and a fault proxy.
 
 `MODELCHAIN_SWEEPS=all pytest tests/cluster/test_cases.py -k launch` tries every change at every
@@ -180,7 +180,7 @@ def mute() -> Play:
     """It stands still half-way, and takes connections without a word once it has told of a step."""
 
     async def play(pod: Pod) -> None:
-        told(pod, lambda: asyncio.sleep(4))  # longer than anybody waits
+        told(pod, lambda: asyncio.sleep(4))  # longer than any caller waits
         await plays.stall()(pod)
 
     return play
@@ -637,7 +637,7 @@ def test_a_node_whose_clock_is_off(world: World, name: str) -> None:
 
 
 def test_a_node_that_shuts_down(world: World) -> None:
-    """Its retries are not burnt in seconds: whoever got nowhere waits, longer each time."""
+    """Its retries are not burnt in seconds: an attempt without progress waits, longer each time."""
     for attempt, seconds in ((1, 10), (2, 20)):
         stage = world.failed("shutdown", attempt)["stages"][0]
         assert stage["attempts"][-1]["failure"] == "NodeLost" and bills(stage) == (attempt, attempt)

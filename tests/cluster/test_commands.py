@@ -241,7 +241,7 @@ def test_ctrl_c_ends_a_watch(cli: Cli) -> None:
     heard = [
         "env",
         "--default-signal=INT",
-    ]  # whoever runs the tests in the background has it ignored
+    ]  # in tests that run in the background it is ignored
     words = [
         *heard,
         MODELCHAIN,

@@ -57,7 +57,7 @@ class World:
         )
 
     def apply(self, where: str, name: str, stages: int = 1, **runner: str) -> tuple[Space, Tenant]:
-        """A chain whose inputs nobody else has."""
+        """A chain whose inputs no other chain has."""
         changes = {f"spec.runner.{key}": value for key, value in runner.items()}
         seed = zlib.crc32(name.encode()) % 1000
         self.spaces[where].apply(chain(name, stages, **{"spec.recipe.seed": seed}, **changes))
@@ -128,7 +128,7 @@ def queued(space: Space, name: str) -> None:
 
 
 def suspend(space: Space, job: str, value: bool) -> None:
-    """By somebody else."""
+    """By another client."""
     body = json.dumps({"spec": {"runPolicy": {"suspend": value}}})
     space.kubectl("patch", "pytorchjob", job, "--type=merge", "-p", body)
 
@@ -137,7 +137,7 @@ def suspend(space: Space, job: str, value: bool) -> None:
 
 
 def test_the_stand_in_does_as_kueue_does(world: World) -> None:
-    """With jobs that are nobody's; what it refuses and what it starts is in its docstring."""
+    """With jobs of no chain; what it refuses and what it starts is in its docstring."""
     space, tenant = world.spaces["given"], world.tenants["given"]
     template = {"spec": {"containers": [{"name": "pytorch", "image": "none"}]}}
 
@@ -173,7 +173,7 @@ def test_the_stand_in_does_as_kueue_does(world: World) -> None:
     with pytest.raises(KubectlError, match="field is immutable"):
         patch("nowhere", {"labels": {PRIORITY: "low"}})
     patch("nowhere", {}, suspend=False)
-    space.wait(lambda: not runs("nowhere"), "a queue that is none admits nobody")
+    space.wait(lambda: not runs("nowhere"), "a queue that does not exist admits no job")
     patch("nowhere", {"labels": {QUEUE: "vision"}})
     space.wait(lambda: runs("nowhere"), "the Workload follows the label")
     suspend(space, "nowhere", True)
@@ -266,7 +266,7 @@ def test_a_default_queue_that_comes_while_a_job_is_released(world: World) -> Non
 # -- suspended again -------------------------------------------------------------------------------
 
 
-def test_an_eviction_charges_nobody(world: World) -> None:
+def test_an_eviction_charges_no_budget(world: World) -> None:
     space, tenant = world.apply("given", "evicted", queueName="vision")
     runs: list[str] = []
 

@@ -25,7 +25,7 @@ QUOTA = {
 def test_pods_refused_by_a_quota(
     control_plane: ControlPlane, namespace: str, tmp_path: Path
 ) -> None:
-    """Told in the words of the event, charged to nobody, and over when the quota is raised."""
+    """Told in the words of the event, charged to no budget, and over when the quota is raised."""
     space = Space(control_plane, namespace)
     with (
         Kubelet(control_plane.kubeconfig),

@@ -179,7 +179,7 @@ def test_the_other_takes_over(control_plane: ControlPlane, tmp_path: Path) -> No
                 )
                 assert first.process is not None and first.process.pid is not None
                 os.kill(first.process.pid, fate)
-                trial.operators.remove(first)  # nobody starts it again
+                trial.operators.remove(first)  # nothing starts it again
                 start = time.monotonic()
                 theirs = [r for r in trial.proxy.writes() if r.client == "operator-1"]
                 assert not theirs, f"written without leading: {theirs[0]}"

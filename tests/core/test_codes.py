@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,4 +127,7 @@ def test_a_status_of_the_version_before_goes_on() -> None:
     spec = with_changes({"metadata": meta})
     step = decide(ModelChain.model_validate(spec), observed, NOW)
     assert [stage.attempts for stage in step.status.stages] == [s.attempts for s in old.stages]
-    assert step.action is None and codes(step.status)[0] is not None
+    assert step.action is None and codes(step.status) == [Code.MISS, Code.MISS]
+    assert [stage.reason for stage in step.status.stages] == [s.reason for s in old.stages]
+    again = decide(ModelChain.model_validate(spec), replace(observed, status=step.status), NOW)
+    assert again.status == step.status

@@ -5,6 +5,7 @@ layers inside core. Core imports nothing heavy, and does I/O in its io, local an
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -243,6 +244,14 @@ def test_operator_does_not_shadow_the_standard_library() -> None:
 def test_imports_are_found_anywhere_in_a_file(source: str, module: str) -> None:
     found = [name.split(".")[0] for name, _ in imports(ast.parse(source))]
     assert module in found
+
+
+def test_the_page_tells_the_layers() -> None:
+    """Each layer of docs/architecture.md, but `errors` and `cel`, which every layer may use."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    [told] = re.findall(r"^`(cli -> [^`]+)`", page, re.M)
+    layers = [set(layer.split(", ")) for layer in told.split(" -> ")]
+    assert layers == list(reversed(LAYERS[1:]))
 
 
 def test_the_layers_inside_core(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Limits for hand-written files: the length of functions, and of lines of prose."""
+"""Limits for hand-written files: the length of functions, and of lines of prose and scripts."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("core", "data", "trainer", "operator", "benchmarks/modelchain_bench", "charts")
+ROOMS = ("core", "data", "trainer", "operator", "benchmarks", "charts")
 LONGEST, MEDIAN = 40, 10
 PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SCRIPTS = [*sorted((ROOT / ".ci").iterdir()), ROOT / "Makefile", ROOT / "Dockerfile"]
 WIDTH = 100
 
 
@@ -76,6 +77,12 @@ def long_lines(page: str) -> list[int]:
 @pytest.mark.parametrize("page", PROSE, ids=lambda page: str(page.relative_to(ROOT)))
 def test_lines_of_prose_are_short(page: Path) -> None:
     assert long_lines(page.read_text()) == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_lines_of_scripts_are_short(script: Path) -> None:
+    lines = enumerate(script.read_text().splitlines(), 1)
+    assert [number for number, line in lines if len(line.expandtabs(8)) > WIDTH] == []
 
 
 def test_the_measure_of_prose() -> None:

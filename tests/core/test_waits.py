@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,9 +11,9 @@ from specs import MINIMAL
 
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.spec import ModelChain
-from modelchain.api.status import AvoidedNode, ChainStatus, StageStatus, State
-from modelchain.decide import waits
-from modelchain.decide.observed import MakeClaim, Observed, Seen, TakeShare
+from modelchain.api.status import AttemptStatus, AvoidedNode, ChainStatus, StageStatus, State
+from modelchain.decide import attempt, waits
+from modelchain.decide.observed import Launch, MakeClaim, Observed, Seen, TakeShare
 from modelchain.decide.outcome import Turn
 
 NOW = 1000.0
@@ -150,22 +151,77 @@ def test_the_number_of_an_ending_attempt_is_remembered() -> None:
     assert outcome is not None and outcome.stage.attempt_count == 7
 
 
+# What makes each wait apply, in the order in which they are asked: changes of the turn, of what was
+# seen, and of the stage.
+IN_ORDER: list[tuple[waits.Wait, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+    (waits.for_a_request, {"finished": True}, {}, {}),
+    (waits.for_an_earlier_attempt, {}, {"live": frozenset({"vit-t-a1"})}, {}),
+    (waits.for_resumption, {"stopping": SUSPENDED}, {}, {}),
+    (waits.for_the_back_off, {}, {}, {"not_before": NOW + 8}),
+    (waits.for_an_obstacle, {}, {"obstacle": OBSTACLE}, {}),
+    (waits.for_other_devices, {"avoid": ALIKE}, {}, {}),
+    (waits.for_the_claim, {}, {"claim_missing": True}, {}),
+    (waits.for_the_data, {}, {"loading": lambda: LOADING}, {}),
+    (waits.for_the_share, {}, {"share": lambda digest: "other"}, {}),
+]
+
+
 def test_the_order_of_waits() -> None:
-    """If every wait applies at once, the first one is reported."""
-    everything = turn(
-        finished=True,
-        stopping=SUSPENDED,
-        avoid=ALIKE,
-        seen={
-            "live": frozenset({"vit-t-a1"}),
-            "obstacle": OBSTACLE,
-            "claim_missing": True,
-            "loading": lambda: LOADING,
-            "share": lambda digest: OTHER,
-        },
-    )
-    stage = STAGE.changed(not_before=NOW + 8)
-    for index, wait in enumerate(waits.BEFORE_INTENT):
-        assert wait(everything, stage) is not None, wait.__name__
-        if index == 0:
-            assert waits.first_wait(everything, stage) == wait(everything, stage)
+    assert [row[0] for row in IN_ORDER] == list(waits.BEFORE_INTENT)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    list(pairwise(IN_ORDER)),
+    ids=lambda row: row[0].__name__,
+)
+def test_of_two_neighbours_the_first_is_reported(first: Any, second: Any) -> None:
+    """Both apply, and no other wait does."""
+    both = turn(**first[1] | second[1], seen=first[2] | second[2])
+    stage = STAGE.changed(**first[3] | second[3])
+    found = [wait for wait in waits.BEFORE_INTENT if wait(both, stage) is not None]
+    assert found == [first[0], second[0]]
+    assert waits.first_wait(both, stage) == first[0](both, stage) != second[0](both, stage)
+
+
+ATTEMPT = AttemptStatus(
+    name="vit-t-a1", number=1, input_digest="d" * 64, state=State.STARTING, uid="u"
+)
+WITHOUT_UID = ATTEMPT.changed(uid=None)
+SUSPENDED_JOB = Seen(live=False, started=True, idle=True, uid="u")
+# The checks of an open attempt, in the order in which they are made: the launch protocol. Beside
+# each, what makes it apply together with the next one: the attempt, what is seen of it, the turn.
+CHECKS: list[tuple[str, AttemptStatus, Seen, Turn]] = [
+    ("_identify", WITHOUT_UID, SUSPENDED_JOB, turn(retried=True)),
+    ("_stop_for_retry", ATTEMPT, SUSPENDED_JOB, turn(retried=True, stopping=SUSPENDED)),
+    (
+        "_stop_on_request",
+        ATTEMPT,
+        SUSPENDED_JOB,
+        turn(stopping=SUSPENDED, seen={"outdated": lambda launch: True}),
+    ),
+    (
+        "_stop_outdated",
+        ATTEMPT,
+        replace(SUSPENDED_JOB, stalled=STUCK),
+        turn(seen={"outdated": lambda launch: True}),
+    ),
+    ("_stall", WITHOUT_UID, Seen(live=False, started=False, stalled=STUCK), turn()),
+    ("_launch", WITHOUT_UID, Seen(live=False, started=False, unreleased=True), turn()),
+    ("_release", ATTEMPT, Seen(live=False, started=True, unreleased=True), turn()),
+    ("_watch", ATTEMPT, Seen(live=True, started=True), turn()),
+    ("_end", ATTEMPT, Seen(live=False, started=True), turn()),
+]
+
+
+def test_the_order_of_checks() -> None:
+    assert [check.__name__ for check in attempt.CHECKS] == [row[0] for row in CHECKS]
+
+
+@pytest.mark.parametrize("place", range(len(CHECKS)), ids=[row[0] for row in CHECKS])
+def test_a_check_comes_before_the_next_one(place: int) -> None:
+    _, open_attempt, seen, now = CHECKS[place]
+    stage = STAGE.changed(attempts=[open_attempt])
+    launch = Launch(0, open_attempt, {}, None)
+    applies = [check(now, stage, launch, seen) is not None for check in attempt.CHECKS]
+    assert applies[: place + 2] == [False] * place + [True] * len(applies[place : place + 2])

@@ -93,7 +93,7 @@ def test_the_trainer_is_torch_and_little_more(
 
 
 @pytest.mark.parametrize("name", [OPERATOR, TRAINER])
-def test_anybody_may_run_it(buildah: Buildah, name: str) -> None:
+def test_any_user_may_run_it(buildah: Buildah, name: str) -> None:
     """A numeric user who is not root; nothing in it belongs to that user; labels say what it is."""
     config = json.loads(buildah("inspect", "--type", "image", name))["OCIv1"]["config"]
     assert config["User"] == "65532:65532"

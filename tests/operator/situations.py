@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from podshapes import T0, at
 
 from modelchain.api.reasons import Reason, filled
 from modelchain.api.status import AttemptStatus, ChainStatus, Condition, StageStatus, State
+from modelchain.decide import conditions
 from modelchain_operator.api.kube import Object
 
 NOW = T0 + 3600
@@ -48,6 +50,13 @@ def chain(
         "spec": {"stages": [{"name": name} for name in "abc"], **spec},
         "status": status.model_dump(mode="json", by_alias=True),
     }
+
+
+def refused(thing: Object, message: str) -> Object:
+    """The chain after an edit that the operator refuses. What is known of its stages stays."""
+    old = ChainStatus.model_validate_json(json.dumps(thing["status"]))
+    status = conditions.refused(old, thing["metadata"]["generation"], message, NOW)
+    return thing | {"status": status.model_dump(mode="json", by_alias=True)}
 
 
 def current(

@@ -128,6 +128,13 @@ def test_the_why_column(thing: Object, why: str) -> None:
     assert row(thing, T0 + 60).why == why
 
 
+@pytest.mark.parametrize("state", [State.PENDING, State.FAILED])
+def test_why_a_spec_is_refused_while_a_stage_stalls(state: State) -> None:
+    stage = situations.current(state, UNANSWERED, stalled=state is State.PENDING)
+    thing = situations.refused(situations.chain(stage), "spec.stages: too few")
+    assert row(thing, T0 + 60).why == "spec.stages: too few"
+
+
 def retry(monkeypatch: pytest.MonkeyPatch, thing: Object) -> str:
     """What `modelchain retry` prints for a chain. The chain's annotations show what it wrote."""
 
@@ -183,6 +190,17 @@ def test_retry_where_it_helps(stage: StageStatus, monkeypatch: pytest.MonkeyPatc
         "stage b of family is tried again at once, with its budgets renewed"
     )
     assert "modelchain.dev/retry" in thing["metadata"]["annotations"]
+
+
+def test_retry_of_a_stall_without_a_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version without codes wrote the code to the condition alone."""
+    stage = situations.current(State.VERIFYING, UNANSWERED, stalled=True)
+    stage = stage.changed(reason_code="", next="")
+    thing = situations.chain(stage, situations.condition("Stalled", "VerifyUnanswered"))
+    assert retry(monkeypatch, thing).startswith("stage b of family is tried again")
+    thing = situations.chain(stage, situations.condition("Stalled", "NameTaken"))
+    with pytest.raises(InputError, match="NameTaken has to be corrected"):
+        retry(monkeypatch, thing)
 
 
 @pytest.mark.parametrize(

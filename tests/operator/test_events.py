@@ -71,8 +71,8 @@ def test_a_repeated_message_raises_the_count() -> None:
         port = Port()
         ours = events(port)
         for _ in range(3):
-            await tell(ours, CHAIN, "Normal", "StageStarted", "Stage vit-t started.")
-        await tell(ours, CHAIN, "Warning", "StageFailed", "Stage vit-t failed.")
+            await tell(ours, CHAIN, "Normal", Code.STAGE_STARTING, "Stage vit-t started.")
+        await tell(ours, CHAIN, "Warning", Code.STAGE_FAILED, "Stage vit-t failed.")
         assert port.counts() == {"Stage vit-t started.": 3, "Stage vit-t failed.": 1}
         event = next(iter(port.events.values()))
         assert (
@@ -85,13 +85,13 @@ def test_a_repeated_message_raises_the_count() -> None:
 def test_the_count_goes_on_after_a_restart_and_begins_again_when_the_event_expired() -> None:
     async def main() -> None:
         port = Port()
-        await tell(events(port), CHAIN, "Normal", "R", "M.")
+        await tell(events(port), CHAIN, "Normal", Code.STAGE_RUNNING, "M.")
         after = events(port)
         for _ in range(2):
-            await tell(after, CHAIN, "Normal", "R", "M.")
+            await tell(after, CHAIN, "Normal", Code.STAGE_RUNNING, "M.")
         assert port.counts() == {"M.": 3}
         port.events.clear()
-        await tell(after, CHAIN, "Normal", "R", "M.")
+        await tell(after, CHAIN, "Normal", Code.STAGE_RUNNING, "M.")
         assert port.counts() == {"M.": 1}
 
     travel.run(main())
@@ -102,11 +102,11 @@ def test_a_flood_of_events_is_limited() -> None:
         port = Port()
         ours = events(port)
         for _ in range(600):
-            await tell(ours, CHAIN, "Normal", "R", "M.")
+            await tell(ours, CHAIN, "Normal", Code.STAGE_RUNNING, "M.")
             await asyncio.sleep(0.1)
         assert (port.writes, ours.counts["dropped"]) == (26, 600 - 26)
         await asyncio.sleep(300)
-        await tell(ours, CHAIN, "Normal", "R", "M.")
+        await tell(ours, CHAIN, "Normal", Code.STAGE_RUNNING, "M.")
         assert port.writes == 27
 
     travel.run(main())
@@ -117,10 +117,10 @@ def test_failed_writes_are_counted_and_time_out_soon() -> None:
         port = Port()
         ours = events(port)
         port.fault = Forbidden("no")
-        await tell(ours, CHAIN, "Normal", "R", "M.")
+        await tell(ours, CHAIN, "Normal", Code.STAGE_RUNNING, "M.")
         port.silent = True
         start = travel.now()
-        await tell(ours, CHAIN, "Normal", "R", "M.")
+        await tell(ours, CHAIN, "Normal", Code.STAGE_RUNNING, "M.")
         assert (ours.counts["failed"], round(travel.now() - start)) == (2, 5)
 
     travel.run(main())

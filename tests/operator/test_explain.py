@@ -9,6 +9,7 @@ from typing import Any
 
 import podshapes
 import pytest
+import situations
 from podshapes import at
 from situations import (
     ATTEMPT,
@@ -164,8 +165,8 @@ def test_short_times_are_not_rounded_to_zero(seconds: float, text: str) -> None:
 @pytest.mark.parametrize(
     ("failure", "then"),
     [
-        ("OutOfMemory", "modelchain retry family -n team"),
-        ("NonFinite", "modelchain retry family -n team"),
+        ("OutOfMemory", "kubectl edit mchain family -n team"),
+        ("NonFinite", "kubectl edit mchain family -n team"),
         ("CorruptPredecessor", "modelchain retry family -n team"),
         ("UserError", "kubectl edit mchain family -n team"),
         ("Image", "kubectl edit mchain family -n team"),
@@ -360,6 +361,20 @@ def test_a_refused_spec_concerns_no_stage() -> None:
         condition("Stalled", "InvalidSpec", "spec.stages: too few; correct it and apply it again"),
     )
     check(ask(thing), "InvalidSpec", "spec.stages: too few", "kubectl edit mchain family -n team")
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (State.PENDING, Reason(Code.CLAIM_MISSING, "data", "there is no claim data")),
+        (State.PENDING, Reason(Code.INVALID_SPEC, message="nope is no node pool")),
+        (State.FAILED, Reason(Code.NON_FINITE, message="the loss is nan")),
+    ],
+)
+def test_a_refused_spec_comes_before_the_reason_of_a_stage(state: State, reason: Reason) -> None:
+    stage = current(state, reason, stalled=state is not State.FAILED)
+    thing = situations.refused(chain(stage, condition("Stalled", reason.code)), "too few stages")
+    check(ask(thing), "InvalidSpec", "too few stages", "kubectl edit mchain family -n team")
 
 
 # Queued or running.

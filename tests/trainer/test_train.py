@@ -742,6 +742,26 @@ def test_the_first_failure_stands_even_in_a_file_that_was_there(tmp_path):
     assert LastWord.model_validate_json(path.read_bytes()).message == "the cause"
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('{"result": "Failed", "class": "Unknown", "message": "a peer died"}', "the cause"),
+        ('{"result": "Failed", "class": "Error", "message": "first"}', "first"),
+        (
+            '{"result": "Failed", "class": "Error", "message": "first", "fault": "class:Unknown"}',
+            "first",
+        ),
+    ],
+)
+def test_a_failure_of_unknown_class_gives_way(tmp_path, before, after):
+    """However its JSON is spaced."""
+    path = tmp_path / "word"
+    path.write_text(before)
+    cause = LastWord(result="Failed", failure=FailureClass.ERROR, message="the cause")
+    write_last_word(path, cause)
+    assert LastWord.model_validate_json(path.read_bytes()).message == after
+
+
 # Several ranks.
 
 

@@ -64,8 +64,8 @@ class Cadence:
             return Action.STOP
         if last:
             return Action.FINISH
-        # After a skipped batch the weights are those from before it, and may be what is wrong:
-        # no place to go back to.
+        # After a skipped batch the weights are unchanged and may be the cause, so no checkpoint is
+        # written to go back to.
         if self._save_due(moment) and not skips:
             return Action.SAVE
         return Action.CONTINUE

@@ -41,8 +41,8 @@ NO_EPOCHS = "stage {stage} has no epochs: give them, or a target acceleration to
 # Only an API server checks these: `modelchain run` uses neither image nor storage.
 CHAIN_NAME = "must be at most 24 of a-z, 0-9 and '-', a letter first and no '-' last (got '{name}')"
 LOCAL = (
-    "kind Local is for `modelchain run -f FILE --root DIR` on your machine; on a cluster give kind"
-    " PyTorchJob"
+    "kind Local is for `modelchain run -f FILE --root DIR` on your machine; on a cluster leave"
+    " out runner.kind"
 )
 IMAGE = (
     "must end in @sha256:<64 hex digits>, since a tag can move between two stages (got '{image}')"

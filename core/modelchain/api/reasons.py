@@ -329,7 +329,7 @@ class Code(StrEnum):
         "NonFinite",
         "The loss is not a finite number",
         "Lower the learning rate, or lengthen the warm-up",
-        RETRY,
+        EDIT,
     )
     DATA = "Data", "Too many samples cannot be decoded", "Repair the shards, then retry", RETRY
     VOLUME_FULL = (
@@ -349,7 +349,7 @@ class Code(StrEnum):
         "OutOfMemory",
         "The trainer ran out of memory",
         "Raise the pool's `memory`, or lower `recipe.microBatchSize`",
-        RETRY,
+        EDIT,
     )
     NODE_LOST = (
         "NodeLost",
@@ -380,7 +380,7 @@ class Code(StrEnum):
     STAGE_DEADLINE = (
         "StageDeadline",
         "The stage has run for `deadlines.stageSeconds`",
-        "Raise the deadline to go on from the newest checkpoint",
+        "Raise the deadline; the stage then resumes from the newest checkpoint",
         EDIT,
     )
     UNKNOWN = "Unknown", "The attempt ended without a last word", "Read its logs", RETRY

@@ -1,8 +1,8 @@
 """What must hold between fields, in CEL: the rules of `modelchain.plan.check` and of the types'
 validators, with the same messages.
 
-CEL cannot expand nested braces. So a server refuses nearly all specs that `check` refuses, and none
-that it allows.
+CEL cannot expand nested braces. The server refuses nearly all specs that `check` refuses, and never
+refuses one that `check` allows.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ def _tidying(observed: Observed, shares: frozenset[str]) -> Iterable[Action]:
 def _stopping(chain: ModelChain, observed: Observed) -> Reason | None:
     """Why nothing may run; None if it may."""
     if observed.interrupted:
-        message = "interrupted; the same command goes on from the newest checkpoint"
+        message = "interrupted; the same command resumes from the newest checkpoint"
         return Reason(Code.INTERRUPTED, message=message)
     if chain.spec.suspend:
         return Reason(Code.SUSPENDED, message="spec.suspend is true; set it to false to go on")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from modelchain.api.contracts import FailureClass
-from modelchain.api.reasons import Code, Reason
+from modelchain.api.reasons import Code, Reason, without_code
 from modelchain.api.status import AttemptStatus, StageStatus, State
 from modelchain.decide import transitions
 from modelchain.decide.attempt import follow
@@ -85,6 +85,10 @@ def _miss(turn: Turn, stage: StageStatus, digest: str, inputs: Mapping[str, Any]
     """
     if stage.input_digest == digest and stage.code is Code.MISS:
         return Reason(Code.MISS, stage.name, stage.message)
+    trained = stage.state is State.SUCCEEDED and stage.cache == "Miss"
+    if stage.input_digest == digest and trained and not stage.reason_code:
+        # A version without codes wrote it, so the code is still part of the message.
+        return Reason(Code.MISS, stage.name, without_code(stage.message, Code.MISS))
     return why_missed(stage, digest, inputs, turn.observed.inputs)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from modelchain.cel import literal
 from modelchain.families import tower
-from modelchain.families.tower import Published, Rule, Shape, TableG, VisionFields, field
+from modelchain.families.tower import Published, Shape, TableG, TowerRule, VisionFields, field
 
 NAME = "Swin"
 UNKNOWN_TRUNK = "timm_model_name '{name}' is not supported; use one of {known}"
@@ -67,20 +67,20 @@ def known_cel(at: str) -> str:
 
 _OTHER = "!has(self.timm_model_name)"  # CEL: the tower `self` is of another family
 _VIT_ONLY = ("patch_size", "width", "layers", "head_width", "mlp_ratio")
-RULES: tuple[Rule, ...] = (
-    Rule(
+RULES: tuple[TowerRule, ...] = (
+    TowerRule(
         UNKNOWN_TRUNK,
         lambda v: v.timm_model_name in TRUNKS,
         known_cel("self"),
         {"name": "timm_model_name", "known": ", ".join(TRUNKS)},
     ),
-    Rule(
+    TowerRule(
         BESIDE_TRUNK,
         lambda v: not v.model_fields_set.intersection(_VIT_ONLY),
         f"{_OTHER} || !({' || '.join(f'has(self.{key})' for key in _VIT_ONLY)})",
         {},
     ),
-    Rule(
+    TowerRule(
         TRUNK_IMAGE,
         lambda v: v.image_size == IMAGE,
         f"{_OTHER} || {field('image_size')} == {IMAGE}",

@@ -46,11 +46,12 @@ field = partial(given, "self", VisionFields)
 
 
 @dataclass(frozen=True)
-class Rule:
-    """What the fields of a tower must satisfy: `holds` for the command line, `cel` for the API
-    server, on the tower `self`, also of another family's.
+class TowerRule:
+    """A condition on the fields of a tower: `holds` checks it on the command line, `cel` on the API
+    server.
 
-    `message` names `values` in braces: each is a field of the tower, or a text.
+    `cel` is evaluated for towers of every family, so it must be true for the others. `message`
+    names `values` in braces: each is a field of the tower, or a text.
     """
 
     message: str
@@ -90,8 +91,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class TableG:
-    """MACs of one sample in 10^9, as the paper's Table G prints them. The table says that they
-    count four captions; they agree with six (within 3.6 %).
+    """MACs of one sample in 10^9, as the paper's Table G prints them. The table says
+    four captions, but the numbers fit six (within 3.6 %).
     """
 
     forward: str
@@ -115,7 +116,7 @@ class Family(Protocol):
     """As messages call it."""
     MODELS: Mapping[str, Published]
     """The models of Table G, by the name that a stage may give, smallest first."""
-    RULES: tuple[Rule, ...]
+    RULES: tuple[TowerRule, ...]
     """What must hold within one tower. The first that fails is reported."""
     EQUAL: tuple[str, ...]
     """Fields that must be equal along a chain, beside `image_size`."""

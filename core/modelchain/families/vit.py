@@ -6,7 +6,15 @@ from collections.abc import Mapping
 
 from modelchain.cel import given, whole_product
 from modelchain.families import tower
-from modelchain.families.tower import DEPTHS, Published, Rule, Shape, TableG, VisionFields, field
+from modelchain.families.tower import (
+    DEPTHS,
+    Published,
+    Shape,
+    TableG,
+    TowerRule,
+    VisionFields,
+    field,
+)
 
 NAME = "ViT"
 HEADS = "width {w} is not divisible into heads of head_width {h}"
@@ -38,26 +46,26 @@ MODELS: Mapping[str, Published] = {
 }
 
 _OTHER = "has(self.timm_model_name)"  # CEL: the tower `self` is of another family
-RULES: tuple[Rule, ...] = (
-    Rule(
+RULES: tuple[TowerRule, ...] = (
+    TowerRule(
         HEADS,
         lambda v: v.width % v.head_width == 0,
         f"{_OTHER} || {field('width')} % {field('head_width')} == 0",
         {"w": "width", "h": "head_width"},
     ),
-    Rule(
+    TowerRule(
         PATCHES,
         lambda v: v.image_size % v.patch_size == 0,
         f"{_OTHER} || {field('image_size')} % {field('patch_size')} == 0",
         {"s": "image_size", "p": "patch_size"},
     ),
-    Rule(
+    TowerRule(
         tower.WHOLE_MLP,
         lambda v: v.width * v.mlp_ratio == int(v.width * v.mlp_ratio),
         f"{_OTHER} || {whole_product(field('width'), field('mlp_ratio'))}",
         {"w": "width", "r": "mlp_ratio"},
     ),
-    Rule(
+    TowerRule(
         TIMM_ONLY,
         lambda v: v.timm_pool is None and v.timm_proj is None,
         f"{_OTHER} || (!has(self.timm_pool) && !has(self.timm_proj))",

@@ -50,7 +50,7 @@ def write_last_word(path: Path, word: LastWord) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         before = file.read()  # empty, if the kubelet has made the file
-        if succeeded or not before or b'"class":"Unknown"' in before:
+        if succeeded or not before or _unknown(before):
             file.truncate(0)
             file.write(text)
 
@@ -140,6 +140,14 @@ def refuse_task(text: str, error: ValidationError) -> None:
     )
     word = LastWord(result="Failed", failure=FailureClass.USER_ERROR, message=message)
     write_last_word(Path(json.loads(text)["lastWord"]), word)
+
+
+def _unknown(word: bytes) -> bool:
+    """Whether this is the last word of a failure of class Unknown."""
+    try:
+        return LastWord.model_validate_json(word).failure is FailureClass.UNKNOWN
+    except ValidationError:
+        return False
 
 
 def node() -> str:

@@ -31,8 +31,9 @@ def listen(signals: Iterable[signal.Signals], handler: Handler) -> dict[signal.S
 
 
 class Preempted(BaseException):
-    """The process was asked to stop, and all that is worth keeping is on the disk. Like
-    KeyboardInterrupt this is no failure of the code that it ends.
+    """The process was asked to stop, and everything worth keeping has been written.
+
+    Like KeyboardInterrupt this is no failure of the code that it ends.
     """
 
 
@@ -53,7 +54,7 @@ class StopRequest:
     def check(self) -> None:
         """Outside the loop, raise Preempted if a stop was asked for."""
         if self.asked and not self.in_loop:
-            raise Preempted("stopped outside the training loop; the newest checkpoint stands")
+            raise Preempted("stopped outside the training loop; the newest checkpoint is kept")
 
     @contextmanager
     def loop(self, inside: bool = True) -> Iterator[None]:

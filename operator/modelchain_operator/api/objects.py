@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from modelchain.api.reasons import Code
+
 Read = Mapping[str, Any]
 
 
@@ -54,6 +56,12 @@ def is_true(thing: Read, kind: str) -> bool:
     """Whether a condition is True for the present spec, and not for one before an edit."""
     seen = (thing.get("status") or {}).get("observedGeneration")
     return true_condition(thing, kind) is not None and seen == thing["metadata"].get("generation")
+
+
+def is_refused(chain: Read) -> bool:
+    """Whether the chain's spec cannot be run, so that its stages tell of an earlier spec."""
+    summary = (chain.get("status") or {}).get("summary") or {}
+    return summary.get("state") == Code.INVALID_SPEC
 
 
 def seconds(timestamp: str | None) -> float | None:

@@ -20,7 +20,8 @@ from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from modelchain.api.status import StageStatus, State
+from modelchain.api.reasons import known
+from modelchain.api.status import Condition, StageStatus, State
 from modelchain.cli.options import NEEDS_OPERATOR, Context, Kubeconfig, Name, Namespace, Output
 from modelchain.errors import EXIT_DONE, EXIT_WORK_FAILED, InputError
 from modelchain.io.load import status_of
@@ -144,7 +145,7 @@ def suspend(
 def resume(
     name: Name, namespace: Namespace = None, kubeconfig: Kubeconfig = None, context: Context = None
 ) -> None:
-    """Let a suspended chain go on from its newest checkpoint.
+    """Let a suspended chain resume from its newest checkpoint.
 
     Example: [bold]modelchain resume vit-cc3m -n vision[/bold]
     """
@@ -184,11 +185,11 @@ def _to_retry(chain: Object, explain: str) -> str:
     Raises InputError if there is none. The error's message ends with the command `explain`.
     """
     name, status = chain["metadata"]["name"], status_of(chain)
+    stalled = status.condition("Stalled")
     for stage in status.stages:
         failed = stage.state is State.FAILED or stage.not_before is not None
-        if failed or _retry_helps(stage):
+        if failed or _retry_helps(stage, stalled):
             return stage.name
-    stalled = status.condition("Stalled")
     if stalled is not None and stalled.status == "True":
         raise InputError(
             f"a retry does not help {name}: {stalled.reason} has to be corrected, and then it"
@@ -199,9 +200,15 @@ def _to_retry(chain: Object, explain: str) -> str:
     )
 
 
-def _retry_helps(stage: StageStatus) -> bool:
-    """Whether the stage stalls for a reason that a retry can end, such as a lost verification."""
-    return stage.code is not None and stage.code.retry_helps
+def _retry_helps(stage: StageStatus, stalled: Condition | None) -> bool:
+    """Whether the stage stalls for a reason that a retry can end, such as a lost verification.
+
+    An older operator wrote the code to the condition `stalled` alone.
+    """
+    code = stage.code
+    if stage.stalled and not stage.reason_code and stalled is not None:
+        code = known(stalled.reason)
+    return code is not None and code.retry_helps
 
 
 def _set_suspend(
@@ -224,7 +231,7 @@ def _set_suspend(
                 f" {str(value).lower()} now"
             )
         if not value:
-            return f"{name} goes on from its newest checkpoint; {_watch(name, space)}"
+            return f"{name} resumes from its newest checkpoint; {_watch(name, space)}"
         busy = next(
             (s.name for s in status.stages if s.state in (State.RUNNING, State.STARTING)), None
         )

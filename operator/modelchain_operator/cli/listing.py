@@ -21,7 +21,7 @@ from modelchain.api.status import StageStatus, State
 from modelchain.decide.conditions import current, sentence
 from modelchain.io.units import age
 from modelchain_operator.api.kube import Object, Throttled, Unavailable
-from modelchain_operator.api.objects import is_true, true_condition
+from modelchain_operator.api.objects import is_refused, is_true, true_condition
 
 POLL_SECONDS = 2.0
 COLUMNS = ("namespace", "name", "stage", "state", "progress", "accuracy", "cost", "age", "why")
@@ -78,7 +78,9 @@ def _why(chain: Object) -> str:
     if (stalled := true_condition(chain, "Stalled")) is not None:
         stage = _current(chain)
         of_stage = stage is not None and (stage.stalled or stage.state is State.FAILED)
-        return sentence(stage, command=False) if stage and of_stage else str(stalled["message"])
+        if stage is None or not of_stage or is_refused(chain):
+            return str(stalled["message"])
+        return sentence(stage, command=False)
     if (suspended := true_condition(chain, "Suspended")) is not None:
         return str(suspended["message"])
     stage = _current(chain) if true_condition(chain, "Reconciling") else None

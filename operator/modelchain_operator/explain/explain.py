@@ -18,7 +18,7 @@ from modelchain.decide.refusals import REFUSALS
 from modelchain.io.units import age, human
 from modelchain_operator.api import objects, refusals
 from modelchain_operator.api.kube import Object
-from modelchain_operator.api.objects import condition, is_deleting, is_true, label
+from modelchain_operator.api.objects import condition, is_deleting, is_refused, is_true, label
 from modelchain_operator.explain.clues import (
     Clues,
     Line,
@@ -51,6 +51,13 @@ WAITS_FOR = {
     Code.IMAGE: "for its image",
     Code.INIT: "for rank 0's pod",
     Code.STARTING: "for its pods to start",
+}
+# By what is seen of a claim that the pods mount.
+MISSING = "missing"
+OF_CLAIM = {
+    MISSING: Code.CLAIM_MISSING,
+    "Pending": Code.CLAIM_PENDING,
+    "Lost": Code.CLAIM_LOST,
 }
 
 
@@ -125,8 +132,12 @@ class _Case:
     """One chain: the stage it is at, that stage's open attempt, and the attempt's job and pods."""
 
     def __init__(self, s: Situation):
-        self.s, self.clues, self.meta, self.status = s, Clues(s), s.chain["metadata"], s.status
-        self.name, self.namespace = self.meta["name"], self.meta["namespace"]
+        self.s = s
+        self.clues = Clues(s)
+        self.meta = s.chain["metadata"]
+        self.status = s.status
+        self.name = self.meta["name"]
+        self.namespace = self.meta["namespace"]
         stages = self.status.stages
         self.stage = next((stage for stage in stages if stage.state is not State.SUCCEEDED), None)
         self.subject = f"Chain {self.name}"
@@ -182,7 +193,8 @@ class _Case:
             return None
         change = "changed" if self.status.stages else "created"
         state = f"Chain {self.name} was {change}, and no operator has looked at it since"
-        operator, since = self.clues.operator(), self.clues.changed()
+        operator = self.clues.operator()
+        since = self.clues.changed()
         if operator is None or not operator.live:
             if since >= UNSEEN:
                 return self._no_operator(state, operator)
@@ -202,7 +214,8 @@ class _Case:
     def complete(self) -> Explanation | None:
         if not is_true(self.s.chain, "Complete"):
             return None
-        total, stages = self.status.total, self.status.stages
+        total = self.status.total
+        stages = self.status.stages
         gpus = f", {gpu_time(total.gpu_seconds)}" if total.gpu_seconds else ""
         spent = f"{human(total.macs)} MACs{gpus}" + (f", cost {total.cost}" if total.cost else "")
         reached = ", ".join(
@@ -224,9 +237,10 @@ class _Case:
 
     def failed(self) -> Explanation | None:
         stage = self.stage
-        if stage is None or stage.state is not State.FAILED:
+        if stage is None or stage.state is not State.FAILED or is_refused(self.s.chain):
             return None
-        code, cause = stage.code or Code.FAILED, stage.message
+        code = stage.code or Code.FAILED
+        cause = stage.message
         if self.s.chain["spec"].get("suspend"):
             cause += "; besides, the chain is suspended"
         state = f"{self.subject} has failed ({code}) and is not tried again by itself"
@@ -244,7 +258,7 @@ class _Case:
             )
         step = self.stage.checkpoint_step if self.stage else 0
         cause = (
-            "spec.suspend is true; resumed, it goes on from"
+            "spec.suspend is true; when that ends, it resumes from"
             f" {f'step {step}' if step else 'where it stopped'}"
         )
         lines = self.clues.conditions("Suspended")
@@ -259,14 +273,18 @@ class _Case:
     def stalled(self) -> Explanation | None:
         """A person has to act.
 
-        The stage has the reason. If the whole spec was refused, only the condition has it.
+        The stage has the reason. If the whole spec was refused, only the condition has it: what the
+        stages say is older then.
         """
         stalled = self.status.condition("Stalled")
         if stalled is None or stalled.status != "True":
             return None
-        code, cause, then = stalled.reason, stalled.message, ""
-        if self.stage is not None and self.stage.stalled:
-            code, cause = self.stage.reason_code or code, self.stage.message
+        code = stalled.reason
+        cause = stalled.message
+        then = ""
+        if self.stage is not None and self.stage.stalled and not is_refused(self.s.chain):
+            code = self.stage.reason_code or code
+            cause = self.stage.message
             then = self.stage.next  # empty in a status that an older version wrote
         then = then or self._command(known(code))
         lines = [*self.clues.conditions("Stalled"), *self.clues.warnings(self.job, *self.pods)]
@@ -349,13 +367,15 @@ class _Case:
         """The job may run and has no pods: they are refused, or its controller made none."""
         if self.job is None or self.pods or self.runner.state(self.job).suspended:
             return None
-        state, name = f"{self.subject} was launched and has no pods", self.job["metadata"]["name"]
+        state = f"{self.subject} was launched and has no pods"
+        name = self.job["metadata"]["name"]
         if refused := self.clues.warnings(self.job):
             cause = refused[0].message
             describe = self.runner.describe(name, self.namespace)
             then = refusals.next_command(cause, self.namespace) or describe
             return self._say(Code.PODS_FORBIDDEN, state, cause, then, refused)
-        kind, controller = self.runner.kind.lower(), self.runner.controller
+        kind = self.runner.kind.lower()
+        controller = self.runner.controller
         line = self.clues.thing(kind, self.job, "is there, with no pods and no events")
         cause = f"{controller} has made none yet; if that lasts, {controller} does not run"
         return self._say(Code.NO_PODS, state, cause, self.runner.controller_pods, [line])
@@ -391,7 +411,7 @@ class _Case:
             str((condition(pod, "PodScheduled") or {}).get("message")) for pod in waiting
         )
         for name, claim in self.s.claims.items():
-            now = "missing" if claim is None else phase(claim)
+            now = MISSING if claim is None else phase(claim)
             warned = self.clues.warnings(claim)
             # With a storage class that waits for the first pod, a claim is Pending while all is
             # well. So there must be a sign that the claim is the cause.
@@ -402,7 +422,7 @@ class _Case:
             lines += map(self.clues.pod, waiting[:2])
             then = self._kubectl("describe pvc", name) if claim else self._kubectl("get pvc")
             why = f": {warned[0].message}" if warned else ", and no event says why"
-            code = known(f"Claim{now.title()}") or Code.CLAIM_PENDING
+            code = OF_CLAIM.get(now, Code.CLAIM_PENDING)
             state = f"{self.subject} waits for a volume"
             return self._say(code, state, f"claim {name} is {now}{why}", then, lines)
         return None
@@ -423,7 +443,8 @@ class _Case:
         rank_0 = next((pod for pod in running if self.runner.node_rank(pod) == 0), None)
         if rank_0 is None or self.stage is None or self.attempt is None:
             return None
-        at, stepped = self.stage.progress, self.attempt.stepped_at
+        at = self.stage.progress
+        stepped = self.attempt.stepped_at
         cause = "it has not taken its first step yet"
         if at is not None:
             cause = f"it is at step {at.step} of {at.steps} ({100 * at.step // at.steps}%)"

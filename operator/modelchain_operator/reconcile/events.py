@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Literal, TypeVar
 
 from modelchain.api.messages import shortened
+from modelchain.api.reasons import Code
 from modelchain_operator.api.kube import EVENTS, AlreadyExists, ApiError, Kube, NotFound, Object
 
 V = TypeVar("V")
@@ -51,16 +52,15 @@ class Events:
         self._waiting: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
 
-    def tell(self, chain: Object, kind: Kind, reason: str, message: str) -> None:
+    def tell(self, chain: Object, kind: Kind, code: Code, message: str) -> None:
         """Post an event on `chain`, one after the other and without making the caller wait.
 
-        `message` is one sentence, `reason` a constant. Events that still wait when the process ends
-        are lost.
+        `message` is one sentence. Events that still wait when the process ends are lost.
         """
         if not self._allowed(chain["metadata"]["uid"]) or len(self._waiting) >= MOST_WAITING:
             self.counts["dropped"] += 1
             return
-        event = _event(chain, kind, reason, shortened(message, MESSAGE_LIMIT), self.identity)
+        event = _event(chain, kind, code, shortened(message, MESSAGE_LIMIT), self.identity)
         task = asyncio.create_task(self._in_turn(event))
         self._waiting.add(task)
         task.add_done_callback(self._waiting.discard)
@@ -111,11 +111,11 @@ def _keep(memory: OrderedDict[str, V], key: str, value: V) -> None:
         memory.popitem(last=False)
 
 
-def _event(chain: Object, kind: str, reason: str, message: str, identity: str) -> Object:
+def _event(chain: Object, kind: Kind, code: Code, message: str, identity: str) -> Object:
     """A core/v1 Event. Its name is a hash of its content, so two operators post only one."""
     meta = chain["metadata"]
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    digest = hashlib.sha256("\0".join((meta["uid"], kind, reason, message)).encode()).hexdigest()
+    digest = hashlib.sha256("\0".join((meta["uid"], kind, code, message)).encode()).hexdigest()
     return {
         "apiVersion": "v1",
         "kind": "Event",
@@ -129,7 +129,7 @@ def _event(chain: Object, kind: str, reason: str, message: str, identity: str) -
             "resourceVersion": meta["resourceVersion"],
         },
         "type": kind,
-        "reason": reason,
+        "reason": code,
         "message": message,
         "count": 1,
         "firstTimestamp": now,

@@ -1,6 +1,6 @@
 """Elects the one operator that works, with a Lease, as client-go does.
 
-This only saves work. That two working operators do no harm is due to the launch protocol.
+The Lease only saves work. Two operators that work at once do no harm, by the launch protocol.
 
 Clocks of two machines are never compared. A Lease is stale if this process has seen it unchanged
 for the Lease's duration by its own clock.
@@ -51,7 +51,10 @@ class Leader:
         self._alone = False
 
     async def run(self) -> None:
-        """Take and renew the Lease until cancelled. Then give it back, so that no one must wait."""
+        """Take and renew the Lease until cancelled.
+
+        Then give it back, so that the next operator need not wait for it to expire.
+        """
         loop = asyncio.get_running_loop()
         renewed = loop.time()
         try:

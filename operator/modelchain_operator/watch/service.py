@@ -64,7 +64,7 @@ JOB_ENDS = ("Succeeded", "Complete", "Failed")
 log = logging.getLogger(__name__)
 
 
-class Controller(Protocol):
+class Reconciler(Protocol):
     """What makes a pass over a chain. All methods but `reconcile` are quick, and never raise."""
 
     async def reconcile(self, key: Key) -> float | None: ...
@@ -82,7 +82,7 @@ class Service:
     def __init__(
         self,
         kube: Kube,
-        controller: Controller,
+        controller: Reconciler,
         namespaces: Sequence[str],
         leader: Leader | None,
         health: str,

@@ -19,7 +19,7 @@ from modelchain_trainer.growth.depth import DEPTH, constant
 from modelchain_trainer.growth.lemon import lemon
 from modelchain_trainer.growth.netexpand import netexpand
 from modelchain_trainer.growth.report import REST, GrowthReport
-from modelchain_trainer.growth.rules import Part, Rule, Space, layers, match, split_chunks
+from modelchain_trainer.growth.rules import GrowthRule, Part, Space, layers, match, split_chunks
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def grow(
 class _Place:
     """Where a parameter of the student gets its values from."""
 
-    rule: Rule
+    rule: GrowthRule
     stack: str | None  # of layers; None outside of stacks
     layer: int  # in that stack
     source: str | None  # the predecessor's parameter; None: it keeps its own initialisation
@@ -171,7 +171,7 @@ def _layer_sources(
 
 
 def _old_tensor(
-    name: str, parameter: Tensor, predecessor: Mapping[str, Tensor], source: str, rule: Rule
+    name: str, parameter: Tensor, predecessor: Mapping[str, Tensor], source: str, rule: GrowthRule
 ) -> Tensor:
     """The predecessor's tensor `source` for a parameter. Where the shared space shrinks it is cut
     off to what there is room for.
@@ -188,7 +188,7 @@ def _old_tensor(
     return old[tuple(slice(size) for size in parameter.shape)]
 
 
-def _head_width(student: nn.Module, layer: str, parameter: Tensor, rule: Rule) -> int:
+def _head_width(student: nn.Module, layer: str, parameter: Tensor, rule: GrowthRule) -> int:
     """Entries of one attention head along the parameter's axis of heads; 1 if it has none."""
     for axis, size in zip(rule.axes, parameter.shape, strict=True):
         if axis.space is Space.HEADS:

@@ -5,14 +5,14 @@ predecessor computed.
   these weights add up to one and are unequal, so that the copies learn different things.
 - Channels of the stream that are left over hold the mean of the others (average expansion). A
   LayerNorm then finds the same mean, and a variance that is smaller by the fraction of left-over
-  channels; its scale makes up for that. After the norm the left-over channels are zero, so what
-  reads them may hold anything.
+  channels; its scale makes up for that. After the norm these channels are zero, so the weights
+  that read them do not matter.
 - A layer that takes none of the predecessor's, or one that an earlier layer has taken, adds nothing
   to the stream: `grow` writes zeros where the rule says `closes`.
 
-Exact across depth, and for any width of a text tower but for the epsilon of the norms. A ViT's
-stream is itself the output of a LayerNorm, and Swin's patch merging normalises four neighbours
-together, so images need widths that are integer multiples.
+The result is exact when layers are added, and for any width of a text tower, except for the epsilon
+of its norms. A ViT's stream is itself the output of a LayerNorm, and Swin's patch merging
+normalises four neighbours together, so images need widths that are integer multiples.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from modelchain_trainer.growth.rules import Axis, Part, Role, Space
 
 
 def lemon(part: Part) -> int:
-    """Grow axis after axis. What the result does not reach keeps the student's initialisation."""
+    """Grow axis after axis.
+
+    Entries that the result does not cover keep the student's initialisation.
+    """
     value = part.old
     for dim, (axis, new) in enumerate(zip(part.axes, part.new.shape, strict=True)):
         old = value.shape[dim]

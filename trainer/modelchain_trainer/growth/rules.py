@@ -78,7 +78,7 @@ READS_MERGED = replace(READS_STREAM, chunks=4)
 
 
 @dataclass(frozen=True)
-class Rule:
+class GrowthRule:
     """Parameters whose whole name matches `pattern`. Its groups `stack` and `layer` say where a
     repeated layer is.
 
@@ -97,44 +97,44 @@ _VIT, _SWIN = _VIT_LAYER + r"\.", _SWIN_LAYER + r"\."
 _TRUNK = r"visual\.trunk\."
 
 RULES = (
-    Rule(r"logit_scale", ()),
+    GrowthRule(r"logit_scale", ()),
     # text tower
-    Rule(r"token_embedding\.weight|positional_embedding", (FIXED, STREAM)),
-    Rule(r"ln_final\.(weight|bias)", (NORM,)),
-    Rule(r"text_projection", (READS_STREAM, EMBEDDING)),
+    GrowthRule(r"token_embedding\.weight|positional_embedding", (FIXED, STREAM)),
+    GrowthRule(r"ln_final\.(weight|bias)", (NORM,)),
+    GrowthRule(r"text_projection", (READS_STREAM, EMBEDDING)),
     # ViT
-    Rule(r"visual\.conv1\.weight", (STREAM, FIXED, FIXED, FIXED)),
-    Rule(r"visual\.class_embedding", (STREAM,)),
-    Rule(r"visual\.ln_pre\.(weight|bias)", (NORM_OF_STREAM,)),
-    Rule(r"visual\.ln_post\.(weight|bias)", (NORM,)),
-    Rule(r"visual\.positional_embedding", (FIXED, STREAM)),
-    Rule(r"visual\.proj", (READS_STREAM, EMBEDDING)),
+    GrowthRule(r"visual\.conv1\.weight", (STREAM, FIXED, FIXED, FIXED)),
+    GrowthRule(r"visual\.class_embedding", (STREAM,)),
+    GrowthRule(r"visual\.ln_pre\.(weight|bias)", (NORM_OF_STREAM,)),
+    GrowthRule(r"visual\.ln_post\.(weight|bias)", (NORM,)),
+    GrowthRule(r"visual\.positional_embedding", (FIXED, STREAM)),
+    GrowthRule(r"visual\.proj", (READS_STREAM, EMBEDDING)),
     # layers of the ViT and of the text tower
-    Rule(_VIT + r"ln_[12]\.(weight|bias)", (NORM,)),
-    Rule(_VIT + r"attn\.in_proj_weight", (QKV, READS_STREAM)),
-    Rule(_VIT + r"attn\.in_proj_bias", (QKV,)),
-    Rule(_VIT + r"attn\.out_proj\.weight", (STREAM, READS_HEADS), closes=True),
-    Rule(_VIT + r"mlp\.c_fc\.weight", (MLP, READS_STREAM)),
-    Rule(_VIT + r"mlp\.c_fc\.bias", (MLP,)),
-    Rule(_VIT + r"mlp\.c_proj\.weight", (STREAM, READS_MLP), closes=True),
-    Rule(_VIT + r"(attn\.out_proj|mlp\.c_proj)\.bias", (STREAM,), closes=True),
+    GrowthRule(_VIT + r"ln_[12]\.(weight|bias)", (NORM,)),
+    GrowthRule(_VIT + r"attn\.in_proj_weight", (QKV, READS_STREAM)),
+    GrowthRule(_VIT + r"attn\.in_proj_bias", (QKV,)),
+    GrowthRule(_VIT + r"attn\.out_proj\.weight", (STREAM, READS_HEADS), closes=True),
+    GrowthRule(_VIT + r"mlp\.c_fc\.weight", (MLP, READS_STREAM)),
+    GrowthRule(_VIT + r"mlp\.c_fc\.bias", (MLP,)),
+    GrowthRule(_VIT + r"mlp\.c_proj\.weight", (STREAM, READS_MLP), closes=True),
+    GrowthRule(_VIT + r"(attn\.out_proj|mlp\.c_proj)\.bias", (STREAM,), closes=True),
     # Swin (timm's trunk, open_clip's head)
-    Rule(_TRUNK + r"patch_embed\.proj\.weight", (STREAM, FIXED, FIXED, FIXED)),
-    Rule(_TRUNK + r"patch_embed\.proj\.bias", (STREAM,)),
-    Rule(_TRUNK + r"patch_embed\.norm\.(weight|bias)", (NORM_OF_STREAM,)),
-    Rule(_TRUNK + r"norm\.(weight|bias)", (NORM,)),
-    Rule(_TRUNK + r"layers\.\d+\.downsample\.norm\.(weight|bias)", (MERGED_NORM,)),
-    Rule(_TRUNK + r"layers\.\d+\.downsample\.reduction\.weight", (STREAM, READS_MERGED)),
-    Rule(r"visual\.head\.proj\.weight", (EMBEDDING, READS_STREAM)),
-    Rule(_SWIN + r"norm[12]\.(weight|bias)", (NORM,)),
-    Rule(_SWIN + r"attn\.qkv\.weight", (QKV, READS_STREAM)),
-    Rule(_SWIN + r"attn\.qkv\.bias", (QKV,)),
-    Rule(_SWIN + r"attn\.relative_position_bias_table", (FIXED, HEADS)),
-    Rule(_SWIN + r"attn\.proj\.weight", (STREAM, READS_HEADS), closes=True),
-    Rule(_SWIN + r"mlp\.fc1\.weight", (MLP, READS_STREAM)),
-    Rule(_SWIN + r"mlp\.fc1\.bias", (MLP,)),
-    Rule(_SWIN + r"mlp\.fc2\.weight", (STREAM, READS_MLP), closes=True),
-    Rule(_SWIN + r"(attn\.proj|mlp\.fc2)\.bias", (STREAM,), closes=True),
+    GrowthRule(_TRUNK + r"patch_embed\.proj\.weight", (STREAM, FIXED, FIXED, FIXED)),
+    GrowthRule(_TRUNK + r"patch_embed\.proj\.bias", (STREAM,)),
+    GrowthRule(_TRUNK + r"patch_embed\.norm\.(weight|bias)", (NORM_OF_STREAM,)),
+    GrowthRule(_TRUNK + r"norm\.(weight|bias)", (NORM,)),
+    GrowthRule(_TRUNK + r"layers\.\d+\.downsample\.norm\.(weight|bias)", (MERGED_NORM,)),
+    GrowthRule(_TRUNK + r"layers\.\d+\.downsample\.reduction\.weight", (STREAM, READS_MERGED)),
+    GrowthRule(r"visual\.head\.proj\.weight", (EMBEDDING, READS_STREAM)),
+    GrowthRule(_SWIN + r"norm[12]\.(weight|bias)", (NORM,)),
+    GrowthRule(_SWIN + r"attn\.qkv\.weight", (QKV, READS_STREAM)),
+    GrowthRule(_SWIN + r"attn\.qkv\.bias", (QKV,)),
+    GrowthRule(_SWIN + r"attn\.relative_position_bias_table", (FIXED, HEADS)),
+    GrowthRule(_SWIN + r"attn\.proj\.weight", (STREAM, READS_HEADS), closes=True),
+    GrowthRule(_SWIN + r"mlp\.fc1\.weight", (MLP, READS_STREAM)),
+    GrowthRule(_SWIN + r"mlp\.fc1\.bias", (MLP,)),
+    GrowthRule(_SWIN + r"mlp\.fc2\.weight", (STREAM, READS_MLP), closes=True),
+    GrowthRule(_SWIN + r"(attn\.proj|mlp\.fc2)\.bias", (STREAM,), closes=True),
 )
 
 
@@ -165,7 +165,7 @@ def split_chunks(part: Part) -> Iterator[Part]:
         )
 
 
-def match(name: str) -> tuple[Rule, str | None, int]:
+def match(name: str) -> tuple[GrowthRule, str | None, int]:
     """The rule of a parameter and, in a stack of layers, the stack's name and the layer's index."""
     found = [(rule, hit) for rule in RULES if (hit := re.fullmatch(rule.pattern, name))]
     if len(found) != 1:
