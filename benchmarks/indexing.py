@@ -214,12 +214,25 @@ def _tokenising() -> Json:
 
 
 def table(figures: Json) -> str:
-    killed, resumed, composed = (figures[name] for name in ("killed", "resumed", "composed"))
+    about = figures["environment"]
+    lines = [
+        f"| {figures['shards']} shards | measured | goal |",
+        "|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in (*_building(figures), *_using(figures))),
+        "",
+        f"Machine: {about['cores']} cores ({about['processor']}), Python {about['python']},"
+        f" open_clip {about['open_clip']}.",
+    ]
+    return "\n".join(lines)
+
+
+def _building(figures: Json) -> list[tuple[str, str, str]]:
+    killed, resumed = figures["killed"], figures["resumed"]
     captions = figures["samples"] / 1e6  # millions
     # The CPU time of processes that were killed is not known.
     resumed_captions = captions * resumed["indexed"] / figures["shards"]
     twice = killed["indexed"] + resumed["indexed"] - figures["shards"]
-    rows = [
+    return [
         ("samples, of one caption of 12 tokens", f"{captions:.2f} million", ""),
         ("killed (SIGKILL) after", f"{killed['seconds']:.0f} s, {killed['indexed']} shards", ""),
         (
@@ -243,6 +256,12 @@ def table(figures: Json) -> str:
             f"<= {MEMORY_GOAL} MiB",
         ),
         ("to hash the tars, before they are indexed", f"{figures['hashing'] / 1e9:.1f} GB/s", ""),
+    ]
+
+
+def _using(figures: Json) -> list[tuple[str, str, str]]:
+    composed = figures["composed"]
+    return [
         ("the finished index", f"{figures['bytes'] / 1e9:.1f} GB", ""),
         (
             "to open it and check all its bytes, as rank 0",
@@ -256,16 +275,6 @@ def table(figures: Json) -> str:
             "0 tokenised",
         ),
     ]
-    about = figures["environment"]
-    lines = [
-        f"| {figures['shards']} shards | measured | goal |",
-        "|---|---|---|",
-        *(f"| {' | '.join(row)} |" for row in rows),
-        "",
-        f"Machine: {about['cores']} cores ({about['processor']}), Python {about['python']},"
-        f" open_clip {about['open_clip']}.",
-    ]
-    return "\n".join(lines)
 
 
 def main() -> None:

@@ -162,7 +162,7 @@ IN_ORDER: list[tuple[waits.Wait, dict[str, Any], dict[str, Any], dict[str, Any]]
     (waits.for_other_devices, {"avoid": ALIKE}, {}, {}),
     (waits.for_the_claim, {}, {"claim_missing": True}, {}),
     (waits.for_the_data, {}, {"loading": lambda: LOADING}, {}),
-    (waits.for_the_share, {}, {"share": lambda digest: "other"}, {}),
+    (waits.for_the_share, {}, {"share": lambda digest: OTHER}, {}),
 ]
 
 
@@ -192,7 +192,8 @@ SUSPENDED_JOB = Seen(live=False, started=True, idle=True, uid="u")
 # The checks of an open attempt, in the order in which they are made: the launch protocol. Beside
 # each, what makes it apply together with the next one: the attempt, what is seen of it, the turn.
 CHECKS: list[tuple[str, AttemptStatus, Seen, Turn]] = [
-    ("_identify", WITHOUT_UID, SUSPENDED_JOB, turn(retried=True)),
+    ("_identify", WITHOUT_UID, replace(SUSPENDED_JOB, trained=True), turn()),
+    ("_trained", ATTEMPT, replace(SUSPENDED_JOB, trained=True), turn(retried=True)),
     ("_stop_for_retry", ATTEMPT, SUSPENDED_JOB, turn(retried=True, stopping=SUSPENDED)),
     (
         "_stop_on_request",
@@ -206,7 +207,8 @@ CHECKS: list[tuple[str, AttemptStatus, Seen, Turn]] = [
         replace(SUSPENDED_JOB, stalled=STUCK),
         turn(seen={"outdated": lambda launch: True}),
     ),
-    ("_stall", WITHOUT_UID, Seen(live=False, started=False, stalled=STUCK), turn()),
+    ("_stall", WITHOUT_UID, Seen(live=False, started=False, stalled=STUCK, taken=STUCK), turn()),
+    ("_renumber", WITHOUT_UID, Seen(live=False, started=False, taken=STUCK), turn()),
     ("_launch", WITHOUT_UID, Seen(live=False, started=False, unreleased=True), turn()),
     ("_release", ATTEMPT, Seen(live=False, started=True, unreleased=True), turn()),
     ("_watch", ATTEMPT, Seen(live=True, started=True), turn()),
