@@ -38,3 +38,8 @@ def failure_rows() -> dict[str, list[str]]:
     found = {name: cells.split(" | ") for name, cells in rows}
     assert len(found) == len(rows)
     return found
+
+
+def advised(cells: list[str]) -> list[str]:
+    """The commands in a row of failures.md."""
+    return re.findall(r"`((?:kubectl|modelchain) [^`]+)`", " ".join(cells))

@@ -135,7 +135,7 @@ def test_suspend_and_resume(cli: Cli, kubelet: Kubelet) -> None:
     found = cli.explain("Suspended")
     assert found["next"] == f"modelchain resume family -n {namespace}"
     kubelet.script = lambda pod: None
-    assert "goes on" in cli(*found["next"].split()[1:3])
+    assert "resumes from its newest checkpoint" in cli(*found["next"].split()[1:3])
     cli.space.until("Complete")
     assert "not suspended" in cli("resume", "family")
 
@@ -147,8 +147,9 @@ def test_retries_are_used_up(cli: Cli, kubelet: Kubelet) -> None:
     found = cli.explain("NonFinite")
     assert "the loss is nan; 0 retries are allowed" in found["cause"]
     assert cli.ended("get", "family", "-n", cli.space.namespace, "--watch").returncode == 1
+    assert found["next"] == f"kubectl edit mchain family -n {cli.space.namespace}"
     kubelet.script = lambda pod: None
-    assert "stage a of family is tried again at once" in cli(*found["next"].split()[1:3])
+    assert "stage a of family is tried again at once" in cli("retry", "family")
     cli.space.until("Complete")
     refused = cli.refused("retry", "family", "-n", cli.space.namespace, code=2)
     assert "has nothing to try again" in refused

@@ -210,11 +210,11 @@ def advice(space: Space, typist: Typist) -> None:
         "CLAIM": "vit-cc3m-artifacts",
         "POD": space.names("pods")[0],
     }
-    for *_, command in pages.failure_rows().values():
-        if command.startswith("`kubectl "):
-            line = " ".join(names.get(word, word) for word in command.strip("`").split())
-            if not line.startswith("kubectl logs "):
-                typist.run(line)
+    rows = pages.failure_rows().values()
+    advised = dict.fromkeys(command for cells in rows for command in pages.advised(cells))
+    for command in advised:
+        if command.startswith("kubectl ") and not command.startswith("kubectl logs "):
+            typist.run(" ".join(names.get(word, word) for word in command.split()))
 
 
 def manifests(space: Space, *names: str) -> None:
