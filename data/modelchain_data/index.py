@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +30,8 @@ from modelchain_data.samples import BAD_LABEL
 from modelchain_data.shard_index import NOT_WHOLE, read_index
 
 FEW_OPEN = 128  # shards that are kept open where the process may not open all
+OTHER_FILES = 512  # that the process may open beside shards and their indexes
+_kept_open = 0  # files that the sets of this process may keep open
 
 
 class ShardSet:
@@ -149,16 +152,21 @@ def _load(shards: Shards, digests: Sequence[str | None], check: bool) -> ShardSe
 
 
 def allow_open_files(count: int) -> int:
-    """Raise this process's limit of open files by `count`, or as far as it may. Returns by how
-    much, or twice FEW_OPEN if that is more.
+    """Raise this process's limit of open files, if need be and as far as it may, so that `count`
+    more can be kept open. Returns how many of them can be, at least 2 * FEW_OPEN.
     """
+    global _kept_open
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return count
-    new = soft + count if hard == resource.RLIM_INFINITY else min(soft + count, hard)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (new, hard))
-    return max(new - soft, 2 * FEW_OPEN)
+    # RLIM_INFINITY is -1
+    soft, most = (sys.maxsize if limit < 0 else limit for limit in (soft, hard))
+    wanted = min(_kept_open + count + OTHER_FILES, most)
+    if wanted > soft:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    allowed = min(count, max(soft - OTHER_FILES - _kept_open, 2 * FEW_OPEN))
+    _kept_open += allowed
+    return allowed
 
 
 def check_pictures(data: ShardSet, allowed: int, file: str | Path, field: str) -> None:
