@@ -318,7 +318,7 @@ def after(
         disruptions=verdict.disruptions,
     )
     if verdict.stopped:
-        resumes = Reason(Code.RESUMES, message="goes on from its newest checkpoint")
+        resumes = Reason(Code.RESUMES, message="resumes from its newest checkpoint")
         state = State.SUSPENDED if stopping else State.PENDING
         return explained(stage.changed(state=state), stopping or resumes)
     code = Code(verdict.failure)
