@@ -33,7 +33,8 @@ def pack(
     captions: Annotated[
         str | None,
         typer.Option(
-            metavar="NAMES", help="For a caption table: the columns of captions, parted by commas."
+            metavar="NAMES",
+            help="For a caption table: the columns of captions, separated by commas.",
         ),
     ] = None,
 ) -> None:

@@ -213,7 +213,7 @@ def test_bad_sources(tmp_path: Path) -> None:
         tmp_path / "empty": "holds no .tar file",
         tmp_path / "gone.tar": "No such file",
         tmp_path / "gone.csv": "no such file",
-        tmp_path / "two.csv": "must have 8 columns parted by tabs, not 2",
+        tmp_path / "two.csv": "must have 8 columns separated by tabs, not 2",
         tmp_path / "none.csv": "holds no sample",
         tar_of(
             tmp_path / "x.tar", {"k": ("gif", b"", {"caption": "x"})}

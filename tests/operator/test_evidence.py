@@ -394,6 +394,16 @@ WAITS: dict[str, tuple[list[Pod], str, FailureClass | None]] = {
         "cannot be pulled: .*403",
         None,
     ),
+    "registry away, and a name that seems to tell": (
+        [waiting(0, "ErrImagePull", "ghcr.io/notfound-labs/x:not-found: 503 Service Unavailable")],
+        "cannot be pulled: .*503",
+        None,
+    ),
+    "no secret to pull with": (
+        [waiting(0, "ErrImagePull", 'secret "regcred" not found')],
+        "cannot be pulled: .*regcred",
+        None,
+    ),
     "no image name": (
         [waiting(0, "InvalidImageName", image="Trainer:@")],
         "no image name",

@@ -15,6 +15,7 @@ from modelchain.api.reasons import Code
 from modelchain.crd import definitions
 from modelchain.decide.refusals import PASSING
 from modelchain_operator.api.kube import CHAINS, LEASES, Ambiguous, ApiError, Forbidden, Invalid
+from modelchain_operator.api.refusals import is_refusal, next_command
 from modelchain_operator.explain.explain import explain
 from modelchain_operator.explain.read import Situation
 from modelchain_operator.runners.pytorchjob import PYTORCHJOBS
@@ -223,3 +224,31 @@ def test_a_refused_delete_does_not_revive_a_failed_stage() -> None:
     lab.kube.refuse["delete", "pytorchjobs"] = QUOTA
     lab.passes(count=3)
     assert lab.status().is_true("Failed") and lab.names(PYTORCHJOBS) == ["family-a-a1", "stray"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "refused"),
+    [
+        ('500 Internal error occurred: failed calling webhook "policy": refused', True),
+        ('400 admission webhook "policy" denied the request', True),
+        ("500 etcdserver: request timed out", False),
+    ],
+)
+def test_a_name_in_the_answer_makes_no_refusal(answer: str, refused: bool) -> None:
+    where = "POST /apis/batch/v1/namespaces/webhook-team/jobs/webhook-a-a1"
+    assert is_refusal(Ambiguous(f"{where}: {answer}", code=500)) == refused
+
+
+@pytest.mark.parametrize(
+    ("answer", "command"),
+    [
+        ('pods "maximum-vit-a-a1" is forbidden: denied by policy X', ""),
+        (
+            "maximum cpu usage per Container is 1, but limit is 2",
+            "kubectl describe limitrange -n t",
+        ),
+        ("minimum memory usage per Pod is 1Gi", "kubectl describe limitrange -n t"),
+    ],
+)
+def test_a_name_in_the_answer_names_no_limit(answer: str, command: str) -> None:
+    assert next_command(answer, "t") == command

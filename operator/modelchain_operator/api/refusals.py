@@ -5,7 +5,13 @@ The server gives the cause only in the sentence of its answer, so that is search
 
 from __future__ import annotations
 
+import re
+
 from modelchain_operator.api.kube import ApiError, Forbidden, Invalid
+
+# Each has a space or a capital letter, so that it is never a part of a name in the sentence.
+_WEBHOOK = re.compile("failed calling webhook|admission webhook")
+_LIMIT = re.compile(r"\b(maximum|minimum) [^ ]+ usage per ")
 
 
 def is_refusal(error: ApiError) -> bool:
@@ -16,7 +22,7 @@ def is_refusal(error: ApiError) -> bool:
     """
     if isinstance(error, Forbidden) and error.namespace_terminating:
         return False
-    return isinstance(error, Forbidden | Invalid) or "webhook" in str(error)
+    return isinstance(error, Forbidden | Invalid) or bool(_WEBHOOK.search(str(error)))
 
 
 def next_command(message: str, namespace: str) -> str:
@@ -27,6 +33,6 @@ def next_command(message: str, namespace: str) -> str:
         return f"kubectl get namespace {namespace} --show-labels"
     if "failed calling webhook" in message:
         return "kubectl get mutatingwebhookconfigurations,validatingwebhookconfigurations"
-    if "maximum" in message or "minimum" in message:
+    if _LIMIT.search(message):
         return f"kubectl describe limitrange -n {namespace}"
     return ""

@@ -271,7 +271,8 @@ _PULL = (
     "RegistryUnavailable",
     "SignatureValidationFailed",
 )
-_NO_SUCH_IMAGE = ("not found", "notfound", "manifest unknown")
+# What containerd, CRI-O and registries answer. No image can have such a name.
+_NO_SUCH_IMAGE = re.compile(r"code = NotFound|manifest unknown|: not found$")
 _NEVER_AS_ROOT = ("runAsNonRoot", "non-numeric user")
 
 
@@ -408,7 +409,7 @@ def _other_wait(pod: Read, status: Read, reason: str, message: str) -> _Wait:
 def _image_wait(pod: Read, image: str, reason: str, message: str) -> _Wait:
     if reason == "InvalidImageName":
         return _bad_image(pod, f"{image} is no image name; correct runner.image")
-    if any(text in message.lower() for text in _NO_SUCH_IMAGE):
+    if _NO_SUCH_IMAGE.search(message):
         return _bad_image(pod, f"there is no image {image}; correct runner.image ({message})")
     text = f"image {image} cannot be pulled: {message or _see(pod)}"
     return _Wait(1, _of_pod(Code.IMAGE, pod, text))
