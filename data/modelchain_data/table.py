@@ -44,8 +44,8 @@ def read_table(path: Path, captions: Sequence[str] | None = None) -> Iterator[Ro
         _, header = next(records)
         if len(header) != len(COLUMNS):
             message = (
-                f"must have {len(COLUMNS)} columns separated by tabs, not {len(header)} (nor are they"
-                " by commas)"
+                f"must have {len(COLUMNS)} columns separated by tabs, not {len(header)}"
+                " (nor are they by commas)"
             )
             raise InputError(message, file=path)
         chosen = _chosen(header, captions, path)
