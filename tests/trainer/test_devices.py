@@ -83,7 +83,7 @@ def test_without_the_gpu_its_task_promises_a_trainer_ends_at_once_and_names_its_
     assert word.failure.disruption
     for part in ("gpu-7", "Found no NVIDIA driver", str(torch.version.cuda)):
         assert part in word.message
-    assert not Path(task.data.cache).exists() and word.checkpoint_step is None and word.macs == 0
+    assert not Path(task.data.index).exists() and word.checkpoint_step is None and word.macs == 0
 
 
 def test_a_task_for_a_cpu_uses_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

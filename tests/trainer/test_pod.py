@@ -136,7 +136,7 @@ def test_an_empty_volume_is_all_a_trainer_needs(
     word = word_in(log)
     assert (word.result, word.step, word.macs) == ("Succeeded", STEPS, STEPS * 1000)
     assert word.manifest_digest == sha256_of(tiny.artifact(task) / MANIFEST)
-    assert len(list(Path(task.data.cache).glob("*/index.json"))) == 2 and log.stat().st_size <= 2048
+    assert len(list(Path(task.data.index).glob("*/index.json"))) == 2 and log.stat().st_size <= 2048
 
 
 def test_progress_is_served_from_before_the_first_step(
