@@ -178,6 +178,7 @@ def test_followed_to_its_end(cli: Cli, kubelet: Kubelet) -> None:
         "conditions",
         "summary",
         "stages",
+        "removed",
         "total",
         "avoid",
         "retry",

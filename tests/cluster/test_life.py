@@ -570,7 +570,8 @@ def test_a_stage_that_is_renamed_removed_and_brought_back_keeps_what_it_spent(
 ) -> None:
     """Nothing is trained again, and nothing is counted twice. The API server keeps the ledger."""
     space, name = world.space, "renamed"
-    world.apply(name, 2)
+    world.apply(name, 2, **{"spec.runner.nodePool": "a100"})
+    world.scripts[name] = lambda pod: plays.succeed(2.0)  # timed in whole seconds
     total = space.until("Complete", name)["total"]
     assert total["gpuSeconds"] > 0
     spec = space.get("mchain", name)["spec"]
@@ -591,8 +592,9 @@ def test_a_stage_removed_while_it_runs_is_accounted_until_its_pods_have_ended(
     world: World,
 ) -> None:
     space, name = world.space, "shortened"
-    world.apply(name, 2, stalls=("b1",))
+    world.apply(name, 2, stalls=("b1",), **{"spec.runner.nodePool": "a100"})
     world.runs(name, f"{name}-b-a1")
+    time.sleep(2)  # pods are timed in whole seconds
     space.patch(name, {"stages": space.get("mchain", name)["spec"]["stages"][:1]})
     world.again(name)
 

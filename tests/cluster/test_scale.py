@@ -13,7 +13,7 @@ import sweeps
 from controlplane import ControlPlane
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "operator_scale.py"
-CHAINS, STAGES, STAGE_SECONDS = 20 if sweeps.everything() else 6, 4, 5
+CHAINS, STAGES, STAGE_SECONDS = 20 if sweeps.everything() else 8, 4, 5
 BUSY = 3  # a machine of CI may be that much slower than ours
 
 

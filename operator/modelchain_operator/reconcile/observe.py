@@ -240,14 +240,14 @@ class View:
         return self._lost(lost, claim) if lost else None
 
     def _records_of(self, digest: str) -> list[Object]:
-        """The records of an input digest on all claims. They do not matter while it is trained."""
-        open_at_it = (
-            name
-            for name, (_, attempt) in self.attempts.items()
-            if attempt.finished_at is None and attempt.input_digest == digest
-        )
-        if any(self.sightings.seen(name).there for name in open_at_it):
-            return []
+        """The records of an input digest on all claims.
+
+        They matter until an attempt at it is intended, and not before that one is closed: a record
+        that had been there would have kept the attempt from being intended.
+        """
+        for _, attempt in self.attempts.values():
+            if attempt.finished_at is None and attempt.input_digest == digest:
+                return []
         return self.snapshot.want("records of", digest) or []
 
     def _recorded(self, record: Object) -> Artifact:
