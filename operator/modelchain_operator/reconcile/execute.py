@@ -211,11 +211,16 @@ class Executor:
         """
         if (named := requests.queue_of(snapshot.spec, self.config)) is not None:
             return named
+        if snapshot.default_queue is None:
+            snapshot.default_queue = await self._has_default_queue(snapshot.namespace)
+        return kueue.DEFAULT_QUEUE if snapshot.default_queue else None
+
+    async def _has_default_queue(self, namespace: str) -> bool:
         for resource in kueue.LOCAL_QUEUES:
             with suppress(NotFound, Forbidden):
-                await self.kube.get(resource, snapshot.namespace, kueue.DEFAULT_QUEUE)
-                return kueue.DEFAULT_QUEUE
-        return None
+                await self.kube.get(resource, namespace, kueue.DEFAULT_QUEUE)
+                return True
+        return False
 
     async def _delete_job(self, snapshot: Snapshot, name: str, job_uid: str | None = None) -> None:
         """Delete a job in the foreground: it exists until all its pods have been deleted.

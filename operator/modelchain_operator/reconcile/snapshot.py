@@ -99,6 +99,8 @@ class Snapshot:
     # The answers to needs, and the needs that are not answered yet.
     read: dict[Need, Any] = field(default_factory=dict)
     needs: set[Need] = field(default_factory=set)
+    # Whether the namespace has a default queue; None before a release asks.
+    default_queue: bool | None = None
 
     @property
     def uid(self) -> str:
