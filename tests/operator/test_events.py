@@ -97,6 +97,20 @@ def test_the_count_goes_on_after_a_restart_and_begins_again_when_the_event_expir
     travel.run(main())
 
 
+def test_the_words_of_other_programs_are_one_short_line() -> None:
+    """Both ends of a long message stay, and a terminal is told nothing."""
+
+    async def main() -> None:
+        port = Port()
+        said = "webhook says\n\x1b[2J" + "no " * 1000 + "really"
+        await tell(events(port), CHAIN, "Warning", Code.LAUNCH_REFUSED, said)
+        [message] = port.counts()
+        assert len(message) == 1024 and message.isprintable()
+        assert message.startswith("webhook says \\x1b[2J") and message.endswith("no really")
+
+    travel.run(main())
+
+
 def test_a_flood_of_events_is_limited() -> None:
     async def main() -> None:
         port = Port()

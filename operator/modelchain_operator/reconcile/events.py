@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict
 from datetime import UTC, datetime
 from typing import Literal, TypeVar
 
-from modelchain.api.messages import shortened
+from modelchain.api.messages import one_line, shortened
 from modelchain.api.reasons import Code
 from modelchain_operator.api.kube import EVENTS, AlreadyExists, ApiError, Kube, NotFound, Object
 
@@ -60,7 +60,9 @@ class Events:
         if not self._allowed(chain["metadata"]["uid"]) or len(self._waiting) >= MOST_WAITING:
             self.counts["dropped"] += 1
             return
-        event = _event(chain, kind, code, shortened(message, MESSAGE_LIMIT), self.identity)
+        event = _event(
+            chain, kind, code, shortened(one_line(message), MESSAGE_LIMIT), self.identity
+        )
         task = asyncio.create_task(self._in_turn(event))
         self._waiting.add(task)
         task.add_done_callback(self._waiting.discard)
