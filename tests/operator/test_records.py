@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 from lab import Lab
 
@@ -84,6 +86,23 @@ def test_a_record_of_an_older_version_is_a_hit_on_its_claim_only() -> None:
     lab.finish("two-a-a1")
     lab.passes("two", 2)
     assert lab.status("two").is_true("Complete") and len(lab.records()) == 2
+
+
+def test_a_record_that_an_older_operator_made_just_before_an_upgrade_is_found() -> None:
+    """That operator ended between the record and the status, and the attempt is still open."""
+    lab = Lab()
+    lab.apply()
+    lab.passes()
+    del lab.get(PYTORCHJOBS, "family-a-a1")["metadata"]["labels"]["modelchain.dev/claim-uid"]
+    lab.finish("family-a-a1")
+    before = copy.deepcopy(lab.get(CHAINS, "family"))
+    lab.passes()
+    [record] = lab.records()
+    old = as_before(lab, record)
+    lab.kube.put(CHAINS, before)
+    lab.restart()
+    lab.passes(count=2)
+    assert lab.status().is_true("Complete") and lab.records() == [old]
 
 
 @pytest.mark.parametrize("former", [False, True], ids=["its name", "the name of before"])

@@ -29,6 +29,7 @@ from modelchain_operator.runners.template import (
     ATTEMPT,
     CHAIN,
     CHAIN_UID,
+    CLAIM_UID,
     INPUT_DIGEST,
     LABEL_LENGTH,
     STAGE,
@@ -242,11 +243,14 @@ class View:
     def _records_of(self, digest: str) -> list[Object]:
         """The records of an input digest on all claims.
 
-        They matter until an attempt at it is intended, and not before that one is closed: a record
-        that had been there would have kept the attempt from being intended.
+        They do not matter once a job trains the digest on the present claim: its record will have
+        the name that was read already. A job of an older version does not say on which claim it
+        trains, and may have left a record of the name of before.
         """
-        for _, attempt in self.attempts.values():
-            if attempt.finished_at is None and attempt.input_digest == digest:
+        for name, (_, attempt) in self.attempts.items():
+            job = self.snapshot.jobs.get(name)
+            here = job is not None and label(job, CLAIM_UID)
+            if here and attempt.finished_at is None and attempt.input_digest == digest:
                 return []
         return self.snapshot.want("records of", digest) or []
 
