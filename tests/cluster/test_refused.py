@@ -92,7 +92,7 @@ def test_a_record_refused_by_a_quota(
 def test_what_a_quota_refuses(
     control_plane: ControlPlane, namespace: str, tmp_path: Path, kind: str, reason: str
 ) -> None:
-    """Told in the quota's words, charged to nobody, and over when the quota is raised."""
+    """The status has the quota's words, no budget is charged, and a raised quota ends it."""
     space, hard = Space(control_plane, namespace), "1" if kind == "persistentvolumeclaims" else "0"
     shared = {"spec.storage": {"claimName": "data"}} if reason == "ShareRefused" else {}
     script = lambda pod: lost_message() if pod.role == "train" else None  # noqa: E731

@@ -60,7 +60,7 @@ def test_a_job_of_the_attempts_name_is_being_deleted() -> None:
 
 
 def test_a_job_of_the_attempts_name_is_not_ours() -> None:
-    """The next attempt takes the next number. Somebody else's job is left alone."""
+    """The next attempt takes the next number. The other job is left alone."""
     foreign = named_like_the_first_attempt()
     assert reconciled(foreign) == (Code.MISS, ["vit-vit-t-a1", "vit-vit-t-a2"])
 

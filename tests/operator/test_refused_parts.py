@@ -230,7 +230,7 @@ def test_quantities() -> None:
 
 
 def test_another_controller_that_suspends_a_job_is_told_and_never_fought() -> None:
-    """It suspends the job again and again. There is one attempt, which nobody is charged for."""
+    """It suspends the job again and again. There is one attempt, and no budget is charged."""
     life = launched()
     for turn in range(10):
         began = turn * 100.0

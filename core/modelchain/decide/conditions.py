@@ -24,9 +24,8 @@ from modelchain.api.status import (
     StageStatus,
     State,
     Summary,
-    Total,
 )
-from modelchain.decide.ledger import MESSAGE_LENGTH, timestamp, total_cost
+from modelchain.decide.ledger import MESSAGE_LENGTH, timestamp, total_of
 from modelchain.decide.transitions import Ledger
 from modelchain.decide.verdict import NEVER_TRAINED
 
@@ -63,21 +62,13 @@ def completed(
         observed_generation=chain.metadata.generation or 0,
         stages=stages,
         removed=list(removed),
-        total=_total([*stages, *removed]),
+        total=total_of([*stages, *removed]),
         avoid=list(avoid),
         retry=retry,
         conditions=conditions_of(stages),
         summary=_summary(chain, stages),
     )
     return _bounded(status, conditions_of).as_stored()
-
-
-def _total(stages: Sequence[StageLedger]) -> Total:
-    return Total(
-        macs=sum(s.macs for s in stages),
-        gpu_seconds=sum(s.gpu_seconds for s in stages),
-        cost=total_cost(s.cost for s in stages),
-    )
 
 
 def _filled(chain: ModelChain, stage: StageStatus) -> StageStatus:

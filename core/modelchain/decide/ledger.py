@@ -6,7 +6,7 @@ ledger, once. So the status may drop old attempts without losing what they spent
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_UP, Decimal
 from math import floor
@@ -17,6 +17,7 @@ from modelchain.api.status import (
     AttemptStatus,
     PodTime,
     Spent,
+    StageLedger,
     StageStatus,
     State,
     Total,
@@ -258,6 +259,15 @@ def open_spending(spent: Spent, attempts: Iterable[AttemptStatus]) -> Total:
         macs=spent.macs + sum(a.macs for a in running),
         gpu_seconds=spent.gpu_seconds + sum(a.gpu_seconds for a in running),
         cost=total_cost([spent.cost, *(a.cost for a in running)]),
+    )
+
+
+def total_of(ledgers: Sequence[StageLedger]) -> Total:
+    """What stages have spent together, removed ones included."""
+    return Total(
+        macs=sum(ledger.macs for ledger in ledgers),
+        gpu_seconds=sum(ledger.gpu_seconds for ledger in ledgers),
+        cost=total_cost(ledger.cost for ledger in ledgers),
     )
 
 

@@ -21,7 +21,7 @@ from modelchain.api.status import (
     StageStatus,
     State,
 )
-from modelchain.decide.ledger import KEPT_ATTEMPTS, open_spending, plus, timestamp, total_cost
+from modelchain.decide.ledger import KEPT_ATTEMPTS, open_spending, plus, timestamp, total_of
 from modelchain.decide.observed import Artifact
 from modelchain.decide.verdict import Verdict
 
@@ -353,12 +353,8 @@ def returned(ledger: StageLedger) -> StageStatus:
 
 def summed(ledgers: Sequence[StageLedger]) -> StageLedger:
     """The sum of removed stages, which has no name."""
-    return StageLedger(
-        name="",
-        macs=sum(ledger.macs for ledger in ledgers),
-        gpu_seconds=sum(ledger.gpu_seconds for ledger in ledgers),
-        cost=total_cost(ledger.cost for ledger in ledgers),
-    )
+    total = total_of(ledgers)
+    return StageLedger(name="", macs=total.macs, gpu_seconds=total.gpu_seconds, cost=total.cost)
 
 
 # -- an attempt -----------------------------------------------------------------------------------
