@@ -211,6 +211,8 @@ class ApiServer:
         if str(chain.version) != meta["resourceVersion"]:
             raise Conflict(meta["name"])
         status = one_of_a_kind(ChainStatus.model_validate_json(json.dumps(body["status"])))
+        if status == chain.status:  # like the API server: no new version, and no watch event
+            return chain.shown()
         self._check_status(chain, status)
         self.chains[chain.name] = chain = replace(chain, status=status, version=chain.version + 1)
         self.noted |= {a.uid for _, a in status.attempts.values() if a.uid}
@@ -263,6 +265,8 @@ class ApiServer:
             assert attempt.name != job.name or attempt.finished_at or job.uid in self.noted, (
                 f"{job.uid} is in no status"
             )
+            stops = attempt.finished_at or attempt.ending or attempt.state is State.SUSPENDED
+            assert attempt.uid != job.uid or stops or self.wiped, f"{job.uid} is wanted"
 
     def _check_release(self, job: Job) -> None:
         assert job.uid in self.noted, "a job is released only after a status has named its UID"

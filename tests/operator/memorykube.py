@@ -9,7 +9,14 @@ from typing import Any
 
 from specs import with_changes
 
-from modelchain_operator.api.kube import AlreadyExists, ApiError, NotFound, Object, Resource
+from modelchain_operator.api.kube import (
+    AlreadyExists,
+    ApiError,
+    Conflict,
+    NotFound,
+    Object,
+    Resource,
+)
 
 MOMENT = "2026-01-01T00:00:00Z"
 IMAGE = "registry.example/trainer@sha256:" + "0" * 64
@@ -81,6 +88,10 @@ class MemoryKube:
     async def replace_status(self, resource: Resource, obj: Object) -> Object:
         self._check("status", resource)
         stored = self.objects[resource.plural, obj["metadata"]["name"]]
+        if stored["metadata"]["resourceVersion"] != obj["metadata"]["resourceVersion"]:
+            raise Conflict(f"{resource.plural} {obj['metadata']['name']}", code=409)
+        if stored.get("status") == obj.get("status"):
+            return copy.deepcopy(stored)
         self.wrote_status(obj["status"])
         return self.put(resource, stored | {"status": obj["status"]})
 

@@ -14,7 +14,15 @@ from specs import with_changes
 from modelchain.api.reasons import Code
 from modelchain.io.load import status_of
 from modelchain.plan.pools import PoolFile
-from modelchain_operator.api.kube import CHAINS, CLAIMS, LEASES, PODS, Object
+from modelchain_operator.api.kube import (
+    CHAINS,
+    CLAIMS,
+    LEASES,
+    PODS,
+    Conflict,
+    Object,
+    Resource,
+)
 from modelchain_operator.reconcile.controller import Controller
 from modelchain_operator.runners.pytorchjob import PyTorchJob
 
@@ -218,3 +226,35 @@ def test_a_bad_digest_in_a_last_word_is_a_failure_and_no_exception(word: str) ->
     stage = status_of(operator.chain).stages[0]
     assert (stage.code, stage.retries) == (Code.NO_ARTIFACT, 1)
     assert "as manifestDigest" in stage.reason and stage.reason.isprintable()
+
+
+class BehindOnce:
+    """Answers one read of the chain with an older version, as a pass has it that began earlier."""
+
+    def __init__(self, kube: MemoryKube, older: Object):
+        self.read, self.older = kube.get, [older]
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> Object:
+        if resource is CHAINS and self.older:
+            return self.older.pop()
+        return await self.read(resource, namespace, name)
+
+
+def test_what_another_operator_has_made_meanwhile_is_not_deleted() -> None:
+    """The pass has read a suspended chain. Then the chain is resumed, and a stage launched.
+
+    The job and the share that the pass finds are named by no status that it knows.
+    """
+    operator = Operator()
+    operator.change(**{"spec.suspend": True})
+    operator.passes()
+    suspended = operator.chain
+    operator.change(**{"spec.suspend": False})
+    operator.passes()
+    made = operator.names(PyTorchJob.resource), operator.names(LEASES)
+    assert made[0] == ["vit-vit-t-a1"] and len(made[1]) == 1
+    operator.kube.get = BehindOnce(operator.kube, suspended).get  # type: ignore[method-assign]
+    with pytest.raises(Conflict):
+        operator.passes(1)
+    operator.passes()
+    assert made == (operator.names(PyTorchJob.resource), operator.names(LEASES))

@@ -132,9 +132,11 @@ class Executor:
                 # another patch, or waits in its queue, maybe for long and without any event.
                 return not state.released or state.suspended
             case Stop(name):
+                await self._check_unchanged(snapshot)
                 await self._delete_job(snapshot, name)
                 return False  # the watch tells when the job no longer exists
             case Discard(job_uid, name):
+                await self._check_unchanged(snapshot)
                 await self._delete_job(snapshot, name, job_uid)
                 return False
             case Verify(launch):
@@ -148,8 +150,18 @@ class Executor:
             case TakeShare(digest):
                 await self._take_share(snapshot, digest)
             case DropShare(digest):
+                await self._check_unchanged(snapshot)
                 await self.give_back(snapshot.read[Need("shares")].pop(digest))
         return True
+
+    async def _check_unchanged(self, snapshot: Snapshot) -> None:
+        """Raise Conflict if the chain is not as this pass has read it.
+
+        A job or share that the status did not name when it was read may be one that another
+        operator has intended meanwhile. That one must not be deleted. The PUT changes nothing, but
+        the API server compares the resourceVersion in it with the stored one.
+        """
+        snapshot.chain = await self.kube.replace_status(CHAINS, snapshot.chain)
 
     async def give_back(self, lease: Object) -> None:
         """Delete the Lease of a share."""
