@@ -16,7 +16,7 @@ from pydantic import (
 from modelchain.api.contracts import FailureClass, Progress
 from modelchain.api.messages import one_line
 from modelchain.api.reasons import STOPS_FIRST, Code, known, without_code, without_command
-from modelchain.api.spec import Record
+from modelchain.api.spec import WrittenModel
 
 
 class State(StrEnum):
@@ -52,7 +52,7 @@ Macs = Annotated[int, BeforeValidator(storable)]
 Said = Annotated[str, AfterValidator(one_line)]
 
 
-class PodTime(Record):
+class PodTime(WrittenModel):
     """When one pod's main container ran (seconds since the epoch), and on how many GPUs."""
 
     started: float
@@ -70,7 +70,7 @@ class PodTime(Record):
         return {name: value for name, value in said if value or name in ("started", "finished")}
 
 
-class Spent(Record):
+class Spent(WrittenModel):
     """What attempts or pods that have ended have spent."""
 
     macs: Macs = 0
@@ -82,14 +82,14 @@ class Spent(Record):
     cost: str | None = None
 
 
-class SpentAt(Record):
+class SpentAt(WrittenModel):
     """What a stage's closed attempts have spent at one input digest."""
 
     input_digest: str
     spent: Spent
 
 
-class AttemptStatus(Record):
+class AttemptStatus(WrittenModel):
     """One launch of a stage. Its name and input digest never change; a retry is a new attempt."""
 
     name: str
@@ -164,7 +164,7 @@ class AttemptFields(TypedDict, total=False):
     gone: Spent
 
 
-class ArtifactRef(Record):
+class ArtifactRef(WrittenModel):
     """A stage's artifact: its path, relative to the root, and the SHA-256 of its weights."""
 
     path: str
@@ -177,7 +177,7 @@ class ArtifactRef(Record):
 MOST_DIGESTS = 16
 
 
-class StageLedger(Record):
+class StageLedger(WrittenModel):
     """What is kept of a stage after it was removed from the spec: above all what it has spent.
 
     `macs`, `gpuSeconds` and `cost` add the open attempt to the ledger `spent`.
@@ -316,7 +316,7 @@ class StageFields(LedgerFields, total=False):
     artifact: ArtifactRef | None
 
 
-class Condition(Record):
+class Condition(WrittenModel):
     type: str
     status: Literal["True", "False", "Unknown"]
     reason: str
@@ -325,13 +325,13 @@ class Condition(Record):
     observed_generation: int = 0
 
 
-class Total(Record):
+class Total(WrittenModel):
     macs: Macs = 0
     gpu_seconds: float = 0.0
     cost: str | None = None
 
 
-class Summary(Record):
+class Summary(WrittenModel):
     """What `kubectl get` shows of a chain in one line."""
 
     stage: str = ""
@@ -344,7 +344,7 @@ class Summary(Record):
 MOST_AVOIDED = 16
 
 
-class AvoidedNode(Record):
+class AvoidedNode(WrittenModel):
     """A node whose own device failed. The chain's attempts keep away from it for a day."""
 
     node: str
@@ -358,7 +358,7 @@ class AvoidedNode(Record):
 MOST_REMOVED = 16
 
 
-class ChainStatus(Record):
+class ChainStatus(WrittenModel):
     """What the operator knows of a chain: its stages, what they have spent, and its conditions."""
 
     observed_generation: int = -1

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from modelchain.api.messages import shortened
 from modelchain.api.reasons import Code, filled, without_command
-from modelchain.api.spec import ModelChain, Record
+from modelchain.api.spec import ModelChain, WrittenModel
 from modelchain.api.status import (
     AvoidedNode,
     ChainStatus,
@@ -342,7 +342,7 @@ def _shorter(
         least: how many items of a stage's list stay.
         over: how many bytes are to be saved.
     """
-    lists: list[list[Record]] = [list(getattr(stage, field)) for stage in stages]
+    lists: list[list[WrittenModel]] = [list(getattr(stage, field)) for stage in stages]
     while over > 0:
         spare = [one for stage, one in zip(stages, lists, strict=True) if len(one) > least(stage)]
         if not spare:
@@ -351,7 +351,7 @@ def _shorter(
     return [s.model_copy(update={field: kept}) for s, kept in zip(stages, lists, strict=True)], over
 
 
-def _size(part: Record) -> int:
+def _size(part: WrittenModel) -> int:
     return len(part.model_dump_json(by_alias=True, exclude_none=True).encode())
 
 

@@ -185,7 +185,7 @@ def _train(turn: Turn, stage: StageStatus, inputs: Mapping[str, Any]) -> Outcome
 
 
 def _intend(turn: Turn, stage: StageStatus) -> Outcome:
-    """The intent of a new attempt. Only once it is in the status does a later step launch it."""
+    """The intent of a new attempt. Once it is in the status, a later decision launches it."""
     digest = stage.input_digest
     assert digest is not None
     number = 1 + max(stage.attempt_count, turn.observed.highest_number(stage.name, digest))

@@ -15,7 +15,7 @@ from fractions import Fraction
 from typing import Literal
 
 from modelchain.api import messages
-from modelchain.api.spec import ChainSpec, ModelChain, Record, Stage
+from modelchain.api.spec import ChainSpec, ModelChain, Stage, WrittenModel
 from modelchain.api.zoo import MODELS
 from modelchain.errors import InputError
 from modelchain.plan.allocate import allocate
@@ -32,7 +32,7 @@ A100_BASE, A100_PER_GMAC, A100_TEACHER = 1.301071, 0.02061039, 0.468171
 MS_PER_HOUR = 3_600_000
 
 
-class Amount(Record):
+class Amount(WrittenModel):
     """MACs, hours of one GPU, and money. What is None is not known."""
 
     macs: int
@@ -41,7 +41,7 @@ class Amount(Record):
     cost: str | None
 
 
-class IndividualPlan(Record):
+class IndividualPlan(WrittenModel):
     """The same model trained alone for `baselineEpochs`, without a teacher."""
 
     epochs: int
@@ -50,7 +50,7 @@ class IndividualPlan(Record):
     cost: str | None
 
 
-class StagePlan(Record):
+class StagePlan(WrittenModel):
     """The plan of one stage."""
 
     name: str
@@ -65,7 +65,7 @@ class StagePlan(Record):
     individual: IndividualPlan
 
 
-class Plan(Record):
+class Plan(WrittenModel):
     """The plan of a chain."""
 
     chain: str

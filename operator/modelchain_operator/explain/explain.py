@@ -463,7 +463,7 @@ class _Case:
         return self._say(Code.RUNNING, state, cause, then, map(self.clues.pod, self.pods[:4]))
 
     def other(self) -> Explanation:
-        """No question has an answer: the state between two steps."""
+        """No question has an answer: the state between two decisions."""
         message = self.stage.message if self.stage else ""
         cause = message or "the operator is about to act"
         lines = [*self.clues.conditions("Reconciling", "Ready"), *map(self.clues.pod, self.live)]

@@ -75,7 +75,7 @@ QUEUE_REQUIRED = Reason(Code.QUEUE_REQUIRED, message="set spec.runner.queueName"
 
 
 class Executor:
-    """Carries out one step for one chain, and puts the API server's answers into the snapshot."""
+    """Carries out what was decided for a chain, and puts the server's answers into the snapshot."""
 
     def __init__(self, kube: Kube, config: PoolFile, memory: Memory):
         self.kube, self.config, self.memory = kube, config, memory

@@ -392,7 +392,7 @@ class Reader:
         return found
 
     def forget(self, snapshot: Snapshot, digests: Iterable[str]) -> None:
-        """Forget what a step depends on, so that it is read again right before the step.
+        """Forget what a decision depends on, so that it is read again before it is carried out.
 
         This is the records of these input digests, the claim, the share, rivals and their chains,
         and what has the attempt's name.
