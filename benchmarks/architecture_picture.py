@@ -6,7 +6,11 @@ from html import escape
 from pathlib import Path
 
 WIDTH, HEIGHT = 1180, 760
-INK, FAINT, BLUE, GREEN, SAND = "#1f2933", "#8896a5", "#e3eefb", "#e4f3e6", "#fbf1de"
+INK = "#1f2933"
+FAINT = "#8896a5"
+BLUE = "#e3eefb"
+GREEN = "#e4f3e6"
+SAND = "#fbf1de"
 out: list[str] = []
 
 

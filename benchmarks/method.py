@@ -25,7 +25,9 @@ from modelchain.errors import EXIT_INTERRUPTED, EXIT_WORK_FAILED, InputError, Wo
 
 Json = dict[str, Any]
 REPOSITORY = Path(__file__).parents[1]
-SEEDS, FRESH_SEEDS, TUNING_SEED = (0, 1, 2), (3, 4), 100
+SEEDS = (0, 1, 2)
+FRESH_SEEDS = (3, 4)
+TUNING_SEED = 100
 ALPHA, NO_PULL = "500", "0"
 
 

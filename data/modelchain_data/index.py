@@ -49,7 +49,9 @@ class ShardSet:
         rows: np.ndarray,
         counts: Sequence[int],
     ):
-        self.fingerprint, self.counts, self._rows = fingerprint, counts, rows
+        self.fingerprint = fingerprint
+        self.counts = counts
+        self._rows = rows
         self._first = np.cumsum([0, *counts])  # the number of each shard's first sample
         self.labels, self.caption_counts = rows["label"], rows["captions"]
         self.without_caption = np.flatnonzero(self.caption_counts == 0)

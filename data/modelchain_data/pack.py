@@ -173,7 +173,9 @@ class _Packer:
         self, name: str, rows: Iterator[SourceRow], captioned: bool
     ) -> tuple[list[Path], int]:
         """Write the usable rows; returns the shards, and how many rows are not usable."""
-        done, written, unusable = 0, list[Path](), list[str]()
+        done = 0
+        written = list[Path]()
+        unusable = list[str]()
         picture = partial(_picture, self.size, captioned)
         with self._writer(name, written) as shards, ThreadPoolExecutor() as pool:
             while some := list(itertools.islice(rows, AT_ONCE)):

@@ -69,7 +69,9 @@ def _chosen(header: list[str], names: Sequence[str] | None, path: Path) -> list[
 
 
 def _row(path: Path, number: int, fields: list[str], chosen: list[int]) -> SourceRow:
-    name, texts, fault = fields[0] if fields else "", [], None
+    name = fields[0] if fields else ""
+    texts = []
+    fault = None
     if len(fields) != len(COLUMNS):
         fault = f"is no row of {len(COLUMNS)} columns"
     elif any(_NOT_UTF8.search(fields[column]) for column in chosen):

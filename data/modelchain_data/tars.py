@@ -15,7 +15,11 @@ from typing import BinaryIO, NamedTuple
 
 BLOCK, CHUNK = 512, 1 << 20
 # The places of a header's fields.
-NAME, SIZE, SUM, TYPE, PREFIX = slice(100), slice(124, 136), slice(148, 156), 156, 345
+NAME = slice(100)
+SIZE = slice(124, 136)
+SUM = slice(148, 156)
+TYPE = 156
+PREFIX = 345
 SPARSE = "is stored as a sparse file; write the tar without --sparse"
 _HIDDEN = re.compile(
     r"(?:.*/)?(?:\.[^/]+/?|thumbs\.db|desktop\.ini|__MACOSX/.*)", re.DOTALL | re.IGNORECASE

@@ -43,7 +43,7 @@ def build_stage(
     cannot be grown into this student).
     """
     clip = models.build(hyper.model_config, hyper.seed)
-    grown, teacher, teacher_dim = None, None, None
+    grown = teacher = teacher_dim = None
     if task.predecessor is not None:
         assert hyper.transfer is not None, "a successor's inputs have `transfer`"
         config, weights = artifact.load_predecessor(task.predecessor)

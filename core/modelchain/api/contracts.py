@@ -10,13 +10,13 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from modelchain.api.messages import one_line
 from modelchain.api.spec import Evaluation, WrittenModel
 
-MANIFEST, RESULTS, WEIGHTS, CONFIG = (
-    "manifest.json",
-    "results.json",
-    "open_clip_model.safetensors",
-    "open_clip_config.json",
-)
-TASK, LAST_WORD, METRICS = "task.json", "termination.json", "metrics.jsonl"
+MANIFEST = "manifest.json"
+RESULTS = "results.json"
+WEIGHTS = "open_clip_model.safetensors"
+CONFIG = "open_clip_config.json"
+TASK = "task.json"
+LAST_WORD = "termination.json"
+METRICS = "metrics.jsonl"
 # Beside an artifact: what `modelchain evaluate` measured after the artifact was finished.
 EVALUATIONS = "evaluations.json"
 
@@ -180,7 +180,9 @@ class Task(WrittenModel):
 
 
 # No stage takes more steps, no attempt more MACs, and no time or metric is larger.
-MOST_STEPS, MOST_MACS, LARGEST = 10**15, 10**30, 1e12
+MOST_STEPS = 10**15
+MOST_MACS = 10**30
+LARGEST = 1e12
 
 
 class LastWord(WrittenModel):

@@ -46,7 +46,9 @@ class Code(StrEnum):
     ) -> Code:
         code = str.__new__(cls, value)
         code._value_ = value
-        code.meaning, code.action, code.command = meaning, action, command
+        code.meaning = meaning
+        code.action = action
+        code.command = command
         code.named, code.retry_helps = named, retry_helps
         return code
 

@@ -32,7 +32,9 @@ class LocalWorld:
         data: DataRequest,
         fingerprint: str,
     ):
-        self.chain, self.root, self.trainer = chain, root, trainer
+        self.chain = chain
+        self.root = root
+        self.trainer = trainer
         self.data, self.fingerprint = data, fingerprint
         self.inputs, self.numbers = root.known_inputs(), root.attempt_numbers()
         # A new value for each run of the command, so that each renews the budgets once.

@@ -57,7 +57,10 @@ class Controller:
     def __init__(
         self, kube: Kube, events: Events, config: PoolFile, clock: Callable[[], float] = time.time
     ):
-        self.kube, self.events, self.config, self.clock = kube, events, config, clock
+        self.kube = kube
+        self.events = events
+        self.config = config
+        self.clock = clock
         self.memory = Memory(clock=clock)
         self.reader = Reader(kube, self.memory, config.progress_seconds)
         self.executor = Executor(kube, config, self.memory)

@@ -195,7 +195,9 @@ class Reader:
     """
 
     def __init__(self, kube: Kube, memory: Memory, progress_seconds: float):
-        self.kube, self.memory, self.progress_seconds = kube, memory, progress_seconds
+        self.kube = kube
+        self.memory = memory
+        self.progress_seconds = progress_seconds
         self._reads: dict[What, Callable[[Snapshot, str], Awaitable[Any]]] = {
             "artifact": self._artifact,
             "claim": self._claim,
