@@ -93,6 +93,7 @@ IN_QUEUE = {
     "reason": "Queued: in q; look: kubectl get workloads -n y",
     "reasonCode": "Queued",
     "next": "kubectl get workloads -n y",
+    "message": "in q",
 }
 
 

@@ -15,7 +15,7 @@ from pydantic import (
 
 from modelchain.api.contracts import FailureClass, Progress
 from modelchain.api.messages import one_line
-from modelchain.api.reasons import STOPS_FIRST, Code, known, without_code, without_command
+from modelchain.api.reasons import Code, Reason, known
 from modelchain.api.spec import WrittenModel
 
 
@@ -252,6 +252,12 @@ class StageStatus(StageLedger):
     reason: Said = ""
     reason_code: str = ""
     next: Said = ""
+    # Parts of the reason, so that `reason` need not be taken apart: its message, whether the stage
+    # also waits for an earlier attempt to stop, and, of a miss, whether nothing was trained under
+    # the stage's name before. An older version wrote none of them.
+    message: Said = ""
+    stops_first: bool = False
+    never_trained: bool = False
     # A person has to act; `reason` says why.
     stalled: bool = False
     # The digest of the stage's present inputs; None while they are not known.
@@ -288,10 +294,17 @@ class StageStatus(StageLedger):
         return known(self.reason_code)
 
     @property
-    def message(self) -> str:
-        """What the reason's own message was: `reason` without all that was put around it."""
-        text = without_command(self.reason, self.next).removesuffix(STOPS_FIRST)
-        return without_code(text, self.reason_code)
+    def cause(self) -> str:
+        """The reason without its code and command; all of it in a status of an older version."""
+        return self.message or self.reason
+
+    @property
+    def without_command(self) -> str:
+        """The reason without its command; all of it in a status of an older version."""
+        if not self.message or self.code is None:
+            return self.reason
+        reason = Reason(self.code, message=self.message, stops_first=self.stops_first)
+        return reason.without_command
 
 
 class StageFields(LedgerFields, total=False):
@@ -301,6 +314,9 @@ class StageFields(LedgerFields, total=False):
     reason: str
     reason_code: str
     next: str
+    message: str
+    stops_first: bool
+    never_trained: bool
     stalled: bool
     input_digest: str | None
     cache: Literal["Hit", "Miss"] | None
