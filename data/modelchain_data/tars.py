@@ -82,7 +82,7 @@ def _archive(file: BinaryIO, number: int, start: int) -> Iterator[Member]:
             if not is_hidden(name):
                 yield member
         end = tar.offset
-    # tarfile takes a header that it cannot read for the end, but only a block of zeros is the end.
+    # tarfile also stops at a header that it cannot read, but a tar ends only at a block of zeros.
     file.seek(end)
     if file.read(BLOCK) != bytes(BLOCK):
         if start and end == start:

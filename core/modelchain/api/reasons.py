@@ -280,7 +280,7 @@ class Code(StrEnum):
     )
     SAME_DEVICE_ERROR = (
         "SameDeviceError",
-        "The devices of two nodes failed in the same way, so the nodes are hardly the cause",
+        "The devices of two nodes failed in the same way, so the nodes are probably not the cause",
         "Compare the GPU driver with the CUDA version of the image, then retry",
         RETRY,
         True,

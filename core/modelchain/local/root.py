@@ -45,7 +45,7 @@ class Root:
     def __init__(self, path: Path, status_name: str = "status.json"):
         self.path = path
         self.status_file = path / status_name
-        # By input digest, what an artifact's files looked like when they were hashed, and the
+        # By input digest, the sizes and times of an artifact's files when they were hashed, and the
         # result.
         self._verified: dict[str, tuple[tuple[Any, ...], Artifact | Damage]] = {}
 

@@ -35,7 +35,7 @@ MS_PER_HOUR = 3_600_000
 
 
 class Amount(WrittenModel):
-    """MACs, hours of one GPU, and money. What is None is not known."""
+    """MACs, hours of one GPU, and money. None means that it is not known."""
 
     macs: int
     gpu_hours: float | None
@@ -181,8 +181,8 @@ def _epochs(
         raise InputError(
             messages.NO_EPOCHS.format(stage=missing), field="spec.allocation.targetAcceleration"
         )
-    # All stages have the same samples in each epoch. So MACs for each sample do as well as MACs for
-    # each epoch.
+    # All stages have the same number of samples in an epoch, so the allocation may compare the MACs
+    # of one sample.
     chained = [stage.chained for stage in per_sample]
     individual = baseline * sum((stage.alone for stage in per_sample), Fraction(0))
     return allocate(chained, individual, fixed, Fraction(text), baseline)
