@@ -6,7 +6,11 @@ from html import escape
 from pathlib import Path
 
 WIDTH, HEIGHT = 1180, 760
-INK, FAINT, BLUE, GREEN, SAND = "#1f2933", "#8896a5", "#e3eefb", "#e4f3e6", "#fbf1de"
+INK = "#1f2933"
+FAINT = "#8896a5"
+BLUE = "#e3eefb"
+GREEN = "#e4f3e6"
+SAND = "#fbf1de"
 out: list[str] = []
 
 
@@ -64,7 +68,7 @@ def arrow(
 text(
     WIDTH / 2,
     30,
-    "A chain on its way: one round is one step; the next stage begins where the last one ended",
+    "A chain on its way: one round is one decision; the next stage begins where the last one ended",
     16,
     bold=True,
 )
@@ -72,12 +76,12 @@ text(
 lane(48, 150, "the operator (modelchain_operator, modelchain)")
 box(60, 92, 170, 78, "read", "chain, jobs, pods, records,", "from etcd, each time")
 box(300, 92, 170, 78, "observe", "objects become what", "decide sees")
-box(540, 92, 210, 78, "decide", "pure: spec, what is seen,", "the time -> the one next step")
-box(900, 92, 200, 78, "execute", "the only writer", "at most one write a step")
+box(540, 92, 210, 78, "decide", "pure: spec, what is seen,", "the time -> what to do next")
+box(900, 92, 200, 78, "execute", "the only writer", "at most one write a decision")
 box(772, 60, 104, 46, "plan", "epochs, MACs", fill=SAND)
 arrow((230, 131), (300, 131))
 arrow((470, 131), (540, 131))
-arrow((750, 140), (900, 140), label="2 step", at=(825, 157))
+arrow((750, 140), (900, 140), label="2 decision", at=(825, 157))
 arrow((772, 83), (764, 83), (764, 106), (750, 106))
 
 lane(236, 150, "the API server")

@@ -52,9 +52,16 @@ FAMILIES = {
     "ViT": ["ViT-T-16", "ViT-C-16", "ViT-S-16", "ViT-M-16", "ViT-B-16", "ViT-XB-16", "ViT-L-16"],
     "Swin": ["Swin-T", "Swin-S", "Swin-B", "Swin-L"],
 }
-SMALLER, IMAGE, HEAD, CONTEXT, TEXT_LAYERS = 8, 32, 8, 32, 3
+SMALLER = 8
+IMAGE = 32
+HEAD = 8
+CONTEXT = 32
+TEXT_LAYERS = 3
 CHAIN = ("ViT-T-16", "ViT-S-16", "ViT-B-16", "ViT-L-16")  # the paper's, beside neighbours
-BATCH, CAPTIONS, SHARDS, EPOCHS = 32, 1, 2, 2
+BATCH = 32
+CAPTIONS = 1
+SHARDS = 2
+EPOCHS = 2
 HELD_OUT = 8  # batches of the validation set
 METHODS = ("Insert", "Released", "FPI", "LEMON")
 Json = dict[str, Any]

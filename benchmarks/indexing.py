@@ -112,7 +112,9 @@ class Indexing:
 
     def run(self, kill_at: int | None = None) -> Json:
         """Run to the end, or kill it (SIGKILL) once there are `kill_at` indexes of shards."""
-        before, used, began = self.indexed(), _cpu(), time.monotonic()
+        before = self.indexed()
+        used = _cpu()
+        began = time.monotonic()
         command = [sys.executable, "-m", "modelchain_data", str(self.task)]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         peak = 0.0

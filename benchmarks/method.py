@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import method_report
-from method_runs import Place, Setup, Stage, estimate, lineage, run
+from method_runs import ArmStage, Folders, Setup, estimate, lineage, run
 from modelchain.errors import EXIT_INTERRUPTED, EXIT_WORK_FAILED, InputError, WorkError
 
 Json = dict[str, Any]
 REPOSITORY = Path(__file__).parents[1]
-SEEDS, FRESH_SEEDS, TUNING_SEED = (0, 1, 2), (3, 4), 100
+SEEDS = (0, 1, 2)
+FRESH_SEEDS = (3, 4)
+TUNING_SEED = 100
 ALPHA, NO_PULL = "500", "0"
 
 
@@ -161,14 +163,14 @@ class Arm:
     # individual, table, sweep (of epochs), two (models), fresh (seeds), ablation, tuning, choice
     part: str
     name: str
-    stages: tuple[Stage, ...]
+    stages: tuple[ArmStage, ...]
     ifd: bool = False
 
 
 def alone(
     setup: Setup, name: str, seed: int, epochs: int | None = None, rate: str | None = None
-) -> Stage:
-    return Stage(setup, name, epochs or setup.epochs, seed, rate or setup.rate, setup.warmup[0])
+) -> ArmStage:
+    return ArmStage(setup, name, epochs or setup.epochs, seed, rate or setup.rate, setup.warmup[0])
 
 
 def chain(
@@ -192,7 +194,9 @@ def chain(
         # Between embeddings of one size there is no T.
         same_space = setup.models[other]["embed_dim"] == setup.models[before.model]["embed_dim"]
         own = "" if variant == "random T" and same_space else variant
-        stages.append(Stage(setup, other, few, seed, setup.rate, steps, before, width, alpha, own))
+        stages.append(
+            ArmStage(setup, other, few, seed, setup.rate, steps, before, width, alpha, own)
+        )
     return Arm(part, name, tuple(stages), ifd=alpha != NO_PULL)
 
 
@@ -315,19 +319,19 @@ SWEEP = {
 }
 
 
-def figures(arm: Arm, records: dict[Stage, Json]) -> Json:
-    """The record of an arm: of each stage its model, how it was trained, what it reached."""
+def figures(arm: Arm, results: dict[ArmStage, Json]) -> Json:
+    """Of each stage of an arm: its model, how it was trained, and what it reached."""
     kept = ("digest", "macs", "seconds", "initial", "final", "failure")
     stages = []
     for stage in arm.stages:
-        record = records[stage]
+        result = results[stage]
         about: Json = {
             "model": stage.model,
             "epochs": stage.epochs,
             "rate": stage.rate,
             "warmup": stage.warmup,
         }
-        stages.append(about | {name: record[name] for name in kept if name in record})
+        stages.append(about | {name: result[name] for name in kept if name in result})
     first = arm.stages[0]
     about = {
         "setup": first.setup.name,
@@ -387,8 +391,8 @@ def main() -> None:
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        place = Place(given.data, given.root.absolute())
-        records = run(stages, place, given.workers, lambda text: print(text, flush=True))
+        folders = Folders(given.data, given.root.absolute())
+        results = run(stages, folders, given.workers, lambda text: print(text, flush=True))
     except KeyboardInterrupt:
         print("stopped; run the same command to resume", file=sys.stderr, flush=True)
         os._exit(EXIT_INTERRUPTED)  # the workers write a checkpoint and end
@@ -398,7 +402,7 @@ def main() -> None:
     except (InputError, WorkError) as error:
         print(error, file=sys.stderr, flush=True)
         os._exit(error.exit_code)
-    report = method_report.document([figures(arm, records) for arm in arms], given.workers)
+    report = method_report.document([figures(arm, results) for arm in arms], given.workers)
     print("\n\n".join(method_report.tables(report).values()))
     if given.write:
         method_report.write(report, given.write)

@@ -56,7 +56,7 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Stage:
+class ArmStage:
     """One training. Equal stages of several arms are trained once."""
 
     setup: Setup
@@ -65,7 +65,7 @@ class Stage:
     seed: int
     rate: str
     warmup: int
-    before: Stage | None = None
+    before: ArmStage | None = None
     width: str = "Insert"
     alpha: str = "500"
     variant: str = ""  # the part of the trainer that is replaced, see `replaced`
@@ -167,9 +167,9 @@ def replaced(variant: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Place:
+class Folders:
     data: Path  # the shards of all data sets
-    root: Path  # artifacts by digest, one root a data set, and records of finished stages
+    root: Path  # artifacts by digest, one root a data set, and results of finished stages
 
     def of(self, setup: Setup) -> Path:
         return self.root / setup.name
@@ -185,37 +185,37 @@ class Place:
             write_atomic(folder / name, text.encode())
         return folder
 
-    def record(self, stage: Stage) -> Path:
-        return self.root / "records" / f"{stage.key}.json"
+    def result(self, stage: ArmStage) -> Path:
+        return self.root / "results" / f"{stage.key}.json"
 
-    def known(self, stage: Stage) -> Json | None:
-        """The record of a stage that failed, or whose artifact still exists."""
-        if not self.record(stage).is_file():
+    def known(self, stage: ArmStage) -> Json | None:
+        """The result of a stage that failed, or whose artifact still exists."""
+        if not self.result(stage).is_file():
             return None
-        record: Json = json.loads(self.record(stage).read_bytes())
+        result: Json = json.loads(self.result(stage).read_bytes())
         whole = (
-            "failure" in record
-            or (self.of(stage.setup) / record["digest"] / "artifact" / MANIFEST).is_file()
+            "failure" in result
+            or (self.of(stage.setup) / result["digest"] / "artifact" / MANIFEST).is_file()
         )
-        return record if whole else None
+        return result if whole else None
 
 
-def train(stage: Stage, place: Place, before: Json | None) -> Json:
-    """Train a stage. Returns its record: `digest`, `artifact` and the figures of `results.json`; or
+def train(stage: ArmStage, folders: Folders, before: Json | None) -> Json:
+    """Train a stage. Returns its result: `digest`, `artifact` and the figures of `results.json`; or
     `failure`.
 
-    `before` is its predecessor's record. The trainer finds a stage that is already trained. Raises
+    `before` is its predecessor's result. The trainer finds a stage that is already trained. Raises
     KeyboardInterrupt when asked to stop, after a checkpoint.
     """
     from modelchain.io.stop import Preempted, StopRequest
     from modelchain_trainer.train import Trainer
 
     parent = os.getppid()
-    task = _task(stage, place, before)
+    task = _task(stage, folders, before)
     stop = StopRequest()  # on Ctrl-C: a checkpoint, which the same command resumes
     for sig in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sig, stop.on_signal)
-    record: Json = {"digest": task.input_digest}
+    result: Json = {"digest": task.input_digest}
     try:
         with replaced(stage.variant):
             word = Trainer(task, stop, {}, lambda _: None).train()
@@ -226,25 +226,25 @@ def train(stage: Stage, place: Place, before: Json | None) -> Json:
     except WorkError as error:
         if error.failure != "NonFinite":
             raise
-        record |= {"failure": str(error)}
+        result |= {"failure": str(error)}
     else:
         artifact = Path(task.root) / task.input_digest / "artifact"
         results = json.loads((artifact / RESULTS).read_bytes())
-        record |= {
+        result |= {
             "artifact": word.artifact_digest,
             "macs": results["macs"],
             "seconds": results["seconds"],
         }
-        record |= {at: results[at]["metrics"] for at in ("initial", "final")}
+        result |= {at: results[at]["metrics"] for at in ("initial", "final")}
     finally:
         _idle()
-    write_atomic(place.record(stage), canonical(record))
-    return record
+    write_atomic(folders.result(stage), canonical(result))
+    return result
 
 
-def _task(stage: Stage, place: Place, before: Json | None) -> Task:
-    """The trainer's task; its directory is made. `before` is the predecessor's record."""
-    root, chain = place.of(stage.setup), stage.chain()
+def _task(stage: ArmStage, folders: Folders, before: Json | None) -> Task:
+    """The trainer's task; its directory is made. `before` is the predecessor's result."""
+    root, chain = folders.of(stage.setup), stage.chain()
     data = DataFolder(chain, root / "data", Path("method.py")).request(root / "index")
     predecessor = None
     if before is not None:
@@ -285,29 +285,29 @@ class _Progress:
     spent: float = 0.0
     started: float = field(default_factory=time.monotonic)
 
-    def trained(self, stage: Stage, record: Json, done: int) -> None:
+    def trained(self, stage: ArmStage, result: Json, done: int) -> None:
         self.spent += estimate(stage)
         took = time.monotonic() - self.started
         eta = took / self.spent * (self.total - self.spent)
         times = f"{timedelta(seconds=round(took))} gone, {timedelta(seconds=round(eta))} left"
         metric = stage.setup.evaluation[0]["name"]
-        score = record.get("failure") or f"{record['final'][metric]:.2f}"
+        score = result.get("failure") or f"{result['final'][metric]:.2f}"
         self.say(f"[{done}/{self.stages}] {times} | {stage.label}: {score}")
 
 
 def run(
-    stages: Sequence[Stage], place: Place, workers: int, say: Callable[[str], None]
-) -> dict[Stage, Json]:
-    """The records of these stages and of those before them. A recorded stage is not run again."""
+    stages: Sequence[ArmStage], folders: Folders, workers: int, say: Callable[[str], None]
+) -> dict[ArmStage, Json]:
+    """The results of these stages and of those before them. A trained stage is not run again."""
     wanted = list(dict.fromkeys(s for stage in stages for s in lineage(stage)))
-    (place.root / "records").mkdir(parents=True, exist_ok=True)
+    (folders.root / "results").mkdir(parents=True, exist_ok=True)
     for setup in {stage.setup for stage in wanted}:
-        place.prepare(setup)
-    done = {stage: record for stage in wanted if (record := place.known(stage)) is not None}
+        folders.prepare(setup)
+    done = {stage: result for stage in wanted if (result := folders.known(stage)) is not None}
     left = sorted((s for s in wanted if s not in done), key=estimate, reverse=True)
     say(f"{len(done)} of {len(wanted)} stages are there already")
     progress = _Progress(say, len(wanted), sum(map(estimate, left)))
-    running: dict[Future[Json], Stage] = {}
+    running: dict[Future[Json], ArmStage] = {}
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _worker, (os.getpid(),))
     try:
         while left or running:
@@ -318,7 +318,7 @@ def run(
                 if before and "failure" in before:
                     done[stage] = {"failure": f"its predecessor: {before['failure']}"}
                     continue
-                running[pool.submit(train, stage, place, before)] = stage
+                running[pool.submit(train, stage, folders, before)] = stage
             for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
                 stage = running.pop(future)
                 done[stage] = future.result()
@@ -328,12 +328,12 @@ def run(
     return done
 
 
-def lineage(stage: Stage) -> list[Stage]:
+def lineage(stage: ArmStage) -> list[ArmStage]:
     """The stages that lead to this one, in order."""
     return [*(lineage(stage.before) if stage.before else []), stage]
 
 
-def estimate(stage: Stage) -> float:
+def estimate(stage: ArmStage) -> float:
     """About how many seconds a stage takes, with evaluations, on one core of the
     report's machine.
     """

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from markers import between, print_or_write
 from modelchain.api.contracts import LiveProgress
 from modelchain.plan.pools import PoolFile
-from modelchain_operator.reconcile import metrics
+from modelchain_operator.watch import metrics
 from modelchain_operator.watch.service import Service
 from modelchain_trainer.metrics import Meter
 

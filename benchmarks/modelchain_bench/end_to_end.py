@@ -97,7 +97,10 @@ class _OurTurns:
     """Each call is a turn of `steps` steps; it notes how long they waited for data."""
 
     def __init__(self, step: Step, batches: Any, steps: int, device: torch.device):
-        self.step, self.batches, self.steps, self.device = step, batches, steps, device
+        self.step = step
+        self.batches = batches
+        self.steps = steps
+        self.device = device
         self.turns: list[tuple[float, float]] = []  # seconds of waiting, and of the whole turn
 
     def __call__(self) -> None:

@@ -32,7 +32,10 @@ from modelchain_data.pack import pack, suffix_of
 from modelchain_data.samples import Problems, read_shard
 from modelchain_data.tars import read_at
 
-PICTURES, HEIGHT, WIDTH, QUALITY = 128, 480, 640, 90
+PICTURES = 128
+HEIGHT = 480
+WIDTH = 640
+QUALITY = 90
 # Exponent by which amplitudes fall with frequency. It makes JPEGs of 0.25 bytes a pixel, like
 # photographs.
 FALL = 1.5

@@ -7,7 +7,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-EXIT_DONE, EXIT_WORK_FAILED, EXIT_BAD_INPUT, EXIT_PREEMPTED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
+EXIT_DONE = 0
+EXIT_WORK_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_PREEMPTED = 75
+EXIT_INTERRUPTED = 130
 
 
 @dataclass(frozen=True)

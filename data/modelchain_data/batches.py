@@ -27,7 +27,9 @@ from modelchain_data.index import ShardSet
 SCALE = (0.9, 1.0)  # of open_clip's AugmentationCfg
 RATIO = (3 / 4, 4 / 3)  # of torchvision's RandomResizedCrop
 LOG_RATIO = (math.log(RATIO[0]), math.log(RATIO[1]))
-CHUNKS, CHUNK_ROWS, PAD_MULTIPLE = 4, 128, 4
+CHUNKS = 4
+CHUNK_ROWS = 128
+PAD_MULTIPLE = 4
 PREFETCH, MAKING = 3, 2  # batches ahead of the step, and how many of them are made at once
 
 # Pillow warns at half the number of pixels that it refuses. It also warns of transparency in a

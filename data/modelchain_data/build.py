@@ -46,7 +46,10 @@ from modelchain_data.tokens import tokeniser
 Progress = Callable[[int, int], None]  # called with (done, all) shards that had to be read
 
 PACKED = "index"  # the index folder that `pack` writes beside its shards
-SHARDS, DIGESTS, SET, ROWS = "shards", "sha256.json", "index.json", "samples"
+SHARDS = "shards"
+DIGESTS = "sha256.json"
+SET = "index.json"
+ROWS = "samples"
 SAVE_SECONDS = 10.0  # between two writes of the digests
 PARALLEL = 1 << 30  # bytes of shards from which several processes read them
 MAX_PROCESSES = 16

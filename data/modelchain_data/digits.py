@@ -31,7 +31,7 @@ TEMPLATES = [
 ]
 
 
-class Row(NamedTuple):
+class SourceRow(NamedTuple):
     """A sample to be packed. `read` raises OSError or ValueError if there is no picture or the row
     is unusable.
     """
@@ -48,9 +48,9 @@ def load() -> tuple[np.ndarray, list[int]]:
     return table[:, :-1].reshape(-1, 8, 8), [int(label) for label in table[:, -1]]
 
 
-def splits() -> tuple[dict[str, list[Row]], dict[str, list[str]]]:
+def splits() -> tuple[dict[str, list[SourceRow]], dict[str, list[str]]]:
     """Rows of each split, pictures at 32 x 32, and the lists of class names and templates."""
-    found: dict[str, list[Row]] = {"train": [], "val": []}
+    found: dict[str, list[SourceRow]] = {"train": [], "val": []}
     seen: Counter[int] = Counter()
     for number, (image, label) in enumerate(zip(*load(), strict=True)):
         seen[label] += 1
@@ -58,7 +58,7 @@ def splits() -> tuple[dict[str, list[Row]], dict[str, list[str]]]:
         grey = small.repeat_interleave(4, 0).repeat_interleave(4, 1)
         captions = [template.format(CLASSES[label]) for template in TEMPLATES]
         meta = {"captions": captions, "label": label, "classname": CLASSES[label]}
-        row = Row(
+        row = SourceRow(
             f"digit-{number:04d}",
             f"digit {number}",
             partial(bytes, encode_png(grey[None]).numpy()),

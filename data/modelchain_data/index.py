@@ -49,7 +49,9 @@ class ShardSet:
         rows: np.ndarray,
         counts: Sequence[int],
     ):
-        self.fingerprint, self.counts, self._rows = fingerprint, counts, rows
+        self.fingerprint = fingerprint
+        self.counts = counts
+        self._rows = rows
         self._first = np.cumsum([0, *counts])  # the number of each shard's first sample
         self.labels, self.caption_counts = rows["label"], rows["captions"]
         self.without_caption = np.flatnonzero(self.caption_counts == 0)
@@ -152,8 +154,8 @@ def _load(shards: Shards, digests: Sequence[str | None], check: bool) -> ShardSe
 
 
 def allow_open_files(count: int) -> int:
-    """Raise this process's limit of open files, if need be and as far as it may, so that `count`
-    more can be kept open. Returns how many of them can be, at least 2 * FEW_OPEN.
+    """Raise this process's limit of open files, so that `count` more can be kept open. Returns how
+    many of them can be: fewer if the hard limit is too low, but at least 2 * FEW_OPEN.
     """
     global _kept_open
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -185,8 +187,8 @@ def check_pictures(data: ShardSet, allowed: int, file: str | Path, field: str) -
 
 
 def check_training(data: ShardSet, samples: int, captions_per_sample: int, file: str | Path) -> int:
-    """How many samples have captions, but fewer than are drawn (so that theirs are drawn with
-    replacement).
+    """How many samples have fewer captions than are drawn. They are drawn with replacement.
+    Samples without any caption are not counted.
 
     Raises InputError, with the spec's field, if there are not exactly `samples`, or if over 0.1 %
     of them have no captions or too few.

@@ -31,7 +31,7 @@ from modelchain_data.build import (
     find_set,
     fingerprint_of,
 )
-from modelchain_data.digits import Row
+from modelchain_data.digits import SourceRow
 from modelchain_data.sources import rows_of, tars_of
 from modelchain_data.table import read_table
 from modelchain_data.temporary import temporary_folder
@@ -39,7 +39,7 @@ from modelchain_data.temporary import temporary_folder
 PER_SHARD = 10_000  # samples
 AT_ONCE = 256  # rows whose pictures are decoded in parallel
 Note = Callable[[int], None]  # called with the number of finished rows of the split
-Rows = Callable[[], Iterator[Row]]  # each call starts at the first row
+Rows = Callable[[], Iterator[SourceRow]]  # each call starts at the first row
 
 
 class Split(NamedTuple):
@@ -169,9 +169,13 @@ class _Packer:
         split = Split(name, sum(counts), skipped, pattern, mark, captioned)
         return split, dict(zip((shard.name for shard in shards), counts, strict=True))
 
-    def _write(self, name: str, rows: Iterator[Row], captioned: bool) -> tuple[list[Path], int]:
+    def _write(
+        self, name: str, rows: Iterator[SourceRow], captioned: bool
+    ) -> tuple[list[Path], int]:
         """Write the usable rows; returns the shards, and how many rows are not usable."""
-        done, written, unusable = 0, list[Path](), list[str]()
+        done = 0
+        written = list[Path]()
+        unusable = list[str]()
         picture = partial(_picture, self.size, captioned)
         with self._writer(name, written) as shards, ThreadPoolExecutor() as pool:
             while some := list(itertools.islice(rows, AT_ONCE)):
@@ -210,12 +214,12 @@ class _Packer:
             )
 
 
-def _sample(row: Row, suffix: str, picture: bytes) -> dict[str, str | bytes]:
+def _sample(row: SourceRow, suffix: str, picture: bytes) -> dict[str, str | bytes]:
     """A row as webdataset's writer takes it."""
     return {"__key__": row.key, suffix: picture, "json": json.dumps(row.meta).encode()}
 
 
-def _picture(size: int | None, captioned: bool, row: Row) -> tuple[str, bytes] | Exception:
+def _picture(size: int | None, captioned: bool, row: SourceRow) -> tuple[str, bytes] | Exception:
     """Suffix and bytes of a row's picture, unchanged if small enough and else a smaller JPEG; or
     the exception that tells why the row is unusable.
     """

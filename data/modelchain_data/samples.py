@@ -66,7 +66,9 @@ def read_shard(path: Path, problems: Problems) -> Iterator[Sample]:
             )
             for place, group in groups:
                 files = [(match[2].lower(), found) for match, found in group]
-                parts, member, key = dict(files), files[-1][1].name, place[1]
+                parts = dict(files)
+                member = files[-1][1].name
+                key = place[1]
                 try:
                     _check_dots(parts)
                     if place in seen or len(parts) < len(files):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from modelchain.errors import InputError
 from modelchain.identity.shards import expand
-from modelchain_data.digits import Row
+from modelchain_data.digits import SourceRow
 from modelchain_data.samples import Problems, read_shard
 from modelchain_data.tars import is_hidden, read_at
 
@@ -62,7 +62,7 @@ def _in_folder(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
             yield path
 
 
-def rows_of(shards: list[Path]) -> Iterator[Row]:
+def rows_of(shards: list[Path]) -> Iterator[SourceRow]:
     """The samples of one split. If a key was used before, the number of the tar (from 0) is
     appended.
 
@@ -82,5 +82,5 @@ def rows_of(shards: list[Path]) -> Iterator[Row]:
             else:
                 meta.pop("captions", None)
             read = partial(read_at, shard, sample.offset, sample.size)
-            yield Row(key, f"{shard}: {sample.key}", read, meta)
+            yield SourceRow(key, f"{shard}: {sample.key}", read, meta)
     problems.stop()

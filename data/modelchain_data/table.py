@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from modelchain.errors import InputError
-from modelchain_data.digits import Row
+from modelchain_data.digits import SourceRow
 
 COLUMNS = ("picture", "raw", "shortIB", "longIB", "shortSV", "longSV", "shortLLA", "longLLA")
 MAX_CAPTIONS = 16  # the raw one and 15 sentences, as in the paper
@@ -26,7 +26,7 @@ _SENTENCE_END = re.compile(
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")
 
 
-def read_table(path: Path, captions: Sequence[str] | None = None) -> Iterator[Row]:
+def read_table(path: Path, captions: Sequence[str] | None = None) -> Iterator[SourceRow]:
     """The rows of a table in order. A row's key is the number of its line.
 
     Args:
@@ -40,8 +40,8 @@ def read_table(path: Path, captions: Sequence[str] | None = None) -> Iterator[Ro
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
         head = next(file, "")
         delimiter = "," if "\t" not in head and head.count(",") >= len(COLUMNS) - 1 else "\t"
-        records = _records(itertools.chain([head], file), delimiter)
-        _, header = next(records)
+        lines = _lines(itertools.chain([head], file), delimiter)
+        _, header = next(lines)
         if len(header) != len(COLUMNS):
             message = (
                 f"must have {len(COLUMNS)} columns separated by tabs, not {len(header)}"
@@ -49,7 +49,7 @@ def read_table(path: Path, captions: Sequence[str] | None = None) -> Iterator[Ro
             )
             raise InputError(message, file=path)
         chosen = _chosen(header, captions, path)
-        for number, fields in records:
+        for number, fields in lines:
             yield _row(path, number, fields, chosen)
 
 
@@ -68,8 +68,10 @@ def _chosen(header: list[str], names: Sequence[str] | None, path: Path) -> list[
     )
 
 
-def _row(path: Path, number: int, fields: list[str], chosen: list[int]) -> Row:
-    name, texts, fault = fields[0] if fields else "", [], None
+def _row(path: Path, number: int, fields: list[str], chosen: list[int]) -> SourceRow:
+    name = fields[0] if fields else ""
+    texts = []
+    fault = None
     if len(fields) != len(COLUMNS):
         fault = f"is no row of {len(COLUMNS)} columns"
     elif any(_NOT_UTF8.search(fields[column]) for column in chosen):
@@ -79,7 +81,7 @@ def _row(path: Path, number: int, fields: list[str], chosen: list[int]) -> Row:
         texts = captions_of(raw, *(fields[column] for column in chosen if column > 1))
     read = partial(_refuse, fault) if fault else (path.parent / name).read_bytes
     shown = name.encode(errors="replace").decode()
-    return Row(f"{number:09d}", f"line {number} ({shown:.100})", read, {"captions": texts})
+    return SourceRow(f"{number:09d}", f"line {number} ({shown:.100})", read, {"captions": texts})
 
 
 def _refuse(fault: str) -> bytes:
@@ -105,7 +107,7 @@ def captions_of(raw: str, *others: str) -> list[str]:
     return first + [split[column][turn] for column, turn in kept]
 
 
-def _records(file: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _lines(file: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Line number and fields of each row.
 
     In the published tables quotes mean nothing, and some are never closed. In tables by a csv

@@ -15,7 +15,11 @@ from typing import BinaryIO, NamedTuple
 
 BLOCK, CHUNK = 512, 1 << 20
 # The places of a header's fields.
-NAME, SIZE, SUM, TYPE, PREFIX = slice(100), slice(124, 136), slice(148, 156), 156, 345
+NAME = slice(100)
+SIZE = slice(124, 136)
+SUM = slice(148, 156)
+TYPE = 156
+PREFIX = 345
 SPARSE = "is stored as a sparse file; write the tar without --sparse"
 _HIDDEN = re.compile(
     r"(?:.*/)?(?:\.[^/]+/?|thumbs\.db|desktop\.ini|__MACOSX/.*)", re.DOTALL | re.IGNORECASE
@@ -78,7 +82,7 @@ def _archive(file: BinaryIO, number: int, start: int) -> Iterator[Member]:
             if not is_hidden(name):
                 yield member
         end = tar.offset
-    # tarfile takes a header that it cannot read for the end, but only a block of zeros is the end.
+    # tarfile also stops at a header that it cannot read, but a tar ends only at a block of zeros.
     file.seek(end)
     if file.read(BLOCK) != bytes(BLOCK):
         if start and end == start:

@@ -20,8 +20,8 @@ def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
     """A new folder in `parent`, which is removed with its content at the end of the block, also
     after Ctrl-C.
 
-    Such folders of processes that have ended are removed first. On a file system without locks they
-    stay.
+    Folders that killed processes have left are removed first. On a file system without locks they
+    stay, since nothing tells whether their process lives.
     """
     _remove_dead(parent)
     folder = Path(tempfile.mkdtemp(prefix=f".{prefix}-", dir=parent.resolve()))

@@ -21,9 +21,9 @@ from modelchain.errors import EXIT_BAD_INPUT, EXIT_WORK_FAILED, InputError
 from modelchain.io.load import load_model
 from modelchain.plan.pools import PoolFile
 from modelchain_operator.api.kube import connect
-from modelchain_operator.reconcile import metrics
 from modelchain_operator.reconcile.controller import Controller
 from modelchain_operator.reconcile.events import Events
+from modelchain_operator.watch import metrics
 from modelchain_operator.watch.leader import Leader
 from modelchain_operator.watch.service import Service
 

@@ -39,8 +39,15 @@ from modelchain.api.contracts import FailureClass, LastWord, Progress
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import ChainStatus, PodTime
 from modelchain.decide.decide import decide
-from modelchain.decide.observed import Action as Step
-from modelchain.decide.observed import Artifact, Launch, Observed, RecordArtifact, Release, Seen
+from modelchain.decide.observed import Action as NextAction
+from modelchain.decide.observed import (
+    Artifact,
+    Launch,
+    Observed,
+    RecordArtifact,
+    Release,
+    Seen,
+)
 from modelchain.io.load import load_yaml, parse
 
 T = TypeVar("T")
@@ -830,17 +837,17 @@ class Life:
         self.seen = Seen(live=False, started=False)
         self.artifacts: dict[str, Artifact] = {}
 
-    def look(self, **seen: Any) -> Step | None:
+    def look(self, **seen: Any) -> NextAction | None:
         """What is to be done once nothing is to be written any more, of the status as it is read
         back.
         """
         self.seen = Seen(**({"live": False, "started": True, "uid": "u" * 36} | seen))
         for _ in range(9):
             names = [a.name for s in self.status.stages for a in s.attempts if not a.finished_at]
-            step = decide(self.spec, self._observed(names if self.seen.there else []), self.now)
-            if not step.write:
-                return step.action
-            self.status = step.status
+            decision = decide(self.spec, self._observed(names if self.seen.there else []), self.now)
+            if not decision.write:
+                return decision.action
+            self.status = decision.status
         raise AssertionError("it is written again and again")
 
     def _observed(self, live: list[str]) -> Observed:

@@ -13,7 +13,7 @@ from cluster_operator import Operator, one_of_a_kind
 from simulation import MAX_DISRUPTIONS, MAX_RETRIES, ledgers, weights_of
 
 from modelchain.api.status import ChainStatus, StageStatus, State
-from modelchain.decide.observed import Launch, Step
+from modelchain.decide.observed import Decision, Launch
 from modelchain_operator.api.kube import (
     ARTIFACTS,
     CHAINS,
@@ -54,7 +54,7 @@ class ApiServer:
     disk: frozenset[tuple[str, str]] = frozenset()
     checkpoints: dict[str, int] = field(default_factory=dict)
     # Writes of dead operators that may still arrive.
-    flying: list[tuple[Snapshot, Step]] = field(default_factory=list)
+    flying: list[tuple[Snapshot, Decision]] = field(default_factory=list)
     # How often time has passed since the last change.
     waits: int = 0
 

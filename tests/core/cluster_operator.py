@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from cluster_objects import Chain
 
 from modelchain.api.status import ChainStatus
-from modelchain.decide.observed import Step
+from modelchain.decide.observed import Decision
 from modelchain_operator.api.kube import Object
 from modelchain_operator.reconcile.memory import Cache, Memory
 from modelchain_operator.reconcile.snapshot import Snapshot
@@ -53,7 +53,7 @@ class Operator:
     # The next request: idle (reads the chain), jobs, pods, write.
     phase: str = "idle"
     facts: Snapshot | None = None
-    step: Step | None = None
+    decision: Decision | None = None
     steps: int = 0
     memory: Memory = field(
         default_factory=lambda: Memory(artifacts=Kept(), claims=Kept(), clock=lambda: 0.0)
@@ -81,7 +81,13 @@ class Operator:
 
     def crash(self) -> None:
         """The process restarts: it forgets everything."""
-        self.phase, self.facts, self.step, self.rested, self.again = "idle", None, None, False, None
+        self.phase, self.facts, self.decision, self.rested, self.again = (
+            "idle",
+            None,
+            None,
+            False,
+            None,
+        )
         self.memory = Memory(artifacts=Kept(), claims=Kept(), clock=lambda: 0.0)
 
     def key(self, now: Chain | None) -> tuple[Any, ...]:
@@ -108,8 +114,10 @@ class Operator:
                 read,
                 self.recorded,
             )
-        step = (
-            (id(self.step.status), self.step.write, repr(self.step.action)) if self.step else None
+        decision = (
+            (id(self.decision.status), self.decision.write, repr(self.decision.action))
+            if self.decision
+            else None
         )
         pods = sorted((uid, pod["status"]["phase"]) for uid, pod in self.memory.pods.items())
         caches = [
@@ -117,7 +125,17 @@ class Operator:
             for c in (self.memory.artifacts, self.memory.claims)
         ]
         refused = sorted((key, str(why.reason)) for key, why in self.memory.refused.items())
-        return self.phase, known, step, pods, caches, refused, self.rested, self.again, self.steps
+        return (
+            self.phase,
+            known,
+            decision,
+            pods,
+            caches,
+            refused,
+            self.rested,
+            self.again,
+            self.steps,
+        )
 
 
 def copied(facts: Snapshot) -> Snapshot:

@@ -22,7 +22,7 @@ from simulation import MAX_DISRUPTIONS, MAX_RETRIES, weights_of
 
 from modelchain.api.status import AttemptStatus, ChainStatus, State
 from modelchain.decide.decide import decide
-from modelchain.decide.observed import Launch, Step, Stop
+from modelchain.decide.observed import Decision, Launch, Stop
 from modelchain.plan.pools import PoolFile
 from modelchain_operator.api.kube import PODS, ApiError
 from modelchain_operator.api.objects import uid
@@ -110,56 +110,56 @@ class Cluster(World):
         reader = OneByOne(self, operator.memory, 30)  # type: ignore[arg-type]
         while True:
             view = View(facts, CONFIGS[self.config], operator.memory, self.now)
-            step = decide(facts.spec, view.observed(), self.now)
+            decision = decide(facts.spec, view.observed(), self.now)
             if not facts.needs:
                 break
             answer_of(reader.answer(facts))
         operator.steps += 1
         assert operator.steps < STEPS, "the pass does not end"
-        if not step.write and step.action is None:
-            operator.phase, operator.facts, operator.again = "idle", None, step.again
-        elif (digests := rests_on(facts.status, step)) and not facts.fresh:
+        if not decision.write and decision.action is None:
+            operator.phase, operator.facts, operator.again = "idle", None, decision.again
+        elif (digests := rests_on(facts.status, decision)) and not facts.fresh:
             reader.forget(facts, digests)
             facts.fresh = True
-            if step.write:
+            if decision.write:
                 self._decide(operator)
             else:
                 operator.phase = "jobs"
         else:
-            operator.step = replace(step, status=one_of_a_kind(step.status))
+            operator.decision = replace(decision, status=one_of_a_kind(decision.status))
             operator.phase = "write"
 
     def _write(self, operator: Operator) -> None:
-        facts, step = self._facts(operator), operator.step
-        assert step is not None
-        if isinstance(step.action, Launch) and not step.write:
-            self._check_launch(operator, step.action)
-        operator.step = None
+        facts, decision = self._facts(operator), operator.decision
+        assert decision is not None
+        if isinstance(decision.action, Launch) and not decision.write:
+            self._check_launch(operator, decision.action)
+        operator.decision = None
         try:
-            done = self._land(facts, step, operator.memory)
+            done = self._land(facts, decision, operator.memory)
         except ApiError:
             operator.phase, operator.facts, operator.rested = "idle", None, False
             return
         self._check_live()
         if not done:
-            operator.phase, operator.facts, operator.again = "idle", None, step.again
+            operator.phase, operator.facts, operator.again = "idle", None, decision.again
             return
         operator.rested = True
         self._decide(operator)
 
-    def _land(self, facts: Snapshot, step: Step, memory: Memory) -> bool:
+    def _land(self, facts: Snapshot, decision: Decision, memory: Memory) -> bool:
         executor = Executor(self, CONFIGS[self.config], memory)  # type: ignore[arg-type]
         facts.fresh = False
-        if step.write:
+        if decision.write:
             facts.chain, facts.status = (
-                answer_of(executor.write_status(facts.chain, step.status)),
-                step.status,
+                answer_of(executor.write_status(facts.chain, decision.status)),
+                decision.status,
             )
             return True
-        assert step.action is not None
-        if isinstance(step.action, Stop):
-            self._note_stop(facts, step.action)
-        return answer_of(executor.act(facts, step.action))
+        assert decision.action is not None
+        if isinstance(decision.action, Stop):
+            self._note_stop(facts, decision.action)
+        return answer_of(executor.act(facts, decision.action))
 
     def _note_stop(self, facts: Snapshot, stop: Stop) -> None:
         """Remembers that this job was stopped, so its end may charge no budget. A job whose pods
@@ -183,10 +183,10 @@ class Cluster(World):
 
     def land(self, index: int) -> None:
         """A write of a dead operator arrives."""
-        facts, step = self.flying.pop(index)
+        facts, decision = self.flying.pop(index)
         self.last_read = {uid(job): job for job in facts.jobs.values()}
         with suppress(ApiError):
-            self._land(copied(facts), step, Memory(artifacts=Kept(), claims=Kept()))
+            self._land(copied(facts), decision, Memory(artifacts=Kept(), claims=Kept()))
         self.last_read = None
         self._check_live()
 
@@ -197,8 +197,8 @@ class Cluster(World):
         if how == "answered":
             self.advance(operator)
         elif how == "sent":
-            assert operator.facts is not None and operator.step is not None
-            self.flying.append((operator.facts, operator.step))
+            assert operator.facts is not None and operator.decision is not None
+            self.flying.append((operator.facts, operator.decision))
         operator.crash()
 
     # Life without further faults.
@@ -316,11 +316,11 @@ class Cluster(World):
                 facts.uid,
                 self._is_current(facts),
                 id(facts.status),
-                id(step.status),
-                step.write,
-                repr(step.action),
+                id(decision.status),
+                decision.write,
+                repr(decision.action),
             )
-            for facts, step in self.flying
+            for facts, decision in self.flying
         ]
         by_uid = attrgetter("uid")
         parts = (

@@ -24,12 +24,12 @@ from modelchain.decide.decide import decide
 from modelchain.decide.observed import (
     Artifact,
     Contact,
+    Decision,
     Launch,
     Observed,
     RecordArtifact,
     Release,
     Seen,
-    Step,
     Stop,
 )
 from modelchain.plan.plan import Plan, plan
@@ -150,20 +150,20 @@ class Life:
             poll_seconds=self.poll_seconds,
         )
 
-    def decide(self) -> Step:
+    def decide(self) -> Decision:
         chain, observed, began = self.chain, self.observed(), time.perf_counter()
-        step = decide(chain, observed, self.now)
+        decision = decide(chain, observed, self.now)
         self.took.append(time.perf_counter() - began)
-        return step
+        return decision
 
-    def reconcile(self) -> Step:
+    def reconcile(self) -> Decision:
         """One pass, until nothing is left to do. Deciding again must then change nothing."""
         for _ in range(MOST_STEPS):
             self.now += 0.01
-            step = self.decide()
-            if step.write:
-                self.store(step.status)
-            elif not self.does(step.action):
+            decision = self.decide()
+            if decision.write:
+                self.store(decision.status)
+            elif not self.does(decision.action):
                 break
         else:
             raise AssertionError("the pass does not end")

@@ -27,7 +27,7 @@ from modelchain.api.status import (
     State,
 )
 from modelchain.decide.decide import decide
-from modelchain.decide.observed import Artifact, Damage, Launch, Observed, Seen, Step, Stop
+from modelchain.decide.observed import Artifact, Damage, Decision, Launch, Observed, Seen, Stop
 from modelchain.identity.digest import digest_of
 
 MAX_RETRIES, MAX_DISRUPTIONS = 1, 2
@@ -156,16 +156,16 @@ class World:
 
     # What `decide` does.
 
-    def step(self) -> Step:
+    def step(self) -> Decision:
         """Decides once and carries the step out; every promise is checked on the way."""
-        step = decide(self.chain(), self.observed(), self.now)
-        if step.write:
-            self._write(step.status)
-        elif isinstance(step.action, Launch):
-            self._launch(step.action)
-        elif isinstance(step.action, Stop):
-            self._stop(step.action)
-        return step
+        decision = decide(self.chain(), self.observed(), self.now)
+        if decision.write:
+            self._write(decision.status)
+        elif isinstance(decision.action, Launch):
+            self._launch(decision.action)
+        elif isinstance(decision.action, Stop):
+            self._stop(decision.action)
+        return decision
 
     def must_stop(self) -> bool:
         return self.suspend or self.interrupted
@@ -324,11 +324,11 @@ class World:
         )
         self.trainers[name] = replace(trainer, live=False, word=said if word else None)
 
-    def tear_launch(self, step: Step) -> None:
+    def tear_launch(self, decision: Decision) -> None:
         """The launcher dies half-way: the task is written, but no process was started."""
-        assert isinstance(step.action, Launch)
-        self._launch(step.action)
-        name = step.action.attempt.name
+        assert isinstance(decision.action, Launch)
+        self._launch(decision.action)
+        name = decision.action.attempt.name
         self.trainers[name] = replace(self.trainers[name], live=False)
 
     def restart(self) -> None:
@@ -392,17 +392,17 @@ class World:
     def calm_step(self) -> bool:
         """One step of `decide`; while it waits, the world goes on. False at rest."""
         before = dict(self.trainers)
-        step = self.step()
-        if step.write or self.trainers != before:
-            assert step.again is not None
+        decision = self.step()
+        if decision.write or self.trainers != before:
+            assert decision.again is not None
             return True
         name = self.live()
-        if step.again is None:
+        if decision.again is None:
             assert name is None, "`decide` rests while an attempt runs"
             return False
         if name is None:
-            assert step.again > 0 and self.backoff, "`decide` waits without a reason"
-            self.now += step.again
+            assert decision.again > 0 and self.backoff, "`decide` waits without a reason"
+            self.now += decision.again
         elif self.trainers[name].digest in self.artifacts:
             self.end()
         elif self.trainers[name].asked_to_stop:

@@ -64,7 +64,9 @@ def faults(world: Cluster) -> Iterator[Event]:
     if current.phase == "write":
         for how in ("unsent", "sent", "answered"):
             yield f"dies, {how}", lambda w, h=how: w.die(w.operators[w.turn], h)
-        if current.step is not None and isinstance(current.step.action, Launch | RecordArtifact):
+        if current.decision is not None and isinstance(
+            current.decision.action, Launch | RecordArtifact
+        ):
             yield "what it makes is refused twice", lambda w: setattr(w, "refusals", 2)
     elif current.memory.pods:
         yield "dies", lambda w: w.operators[w.turn].crash()

@@ -125,9 +125,9 @@ def test_a_status_of_the_version_before_goes_on() -> None:
     )
     meta = {"name": "vit", "namespace": "team", "generation": old.observed_generation}
     spec = with_changes({"metadata": meta})
-    step = decide(ModelChain.model_validate(spec), observed, NOW)
-    assert [stage.attempts for stage in step.status.stages] == [s.attempts for s in old.stages]
-    assert step.action is None and codes(step.status) == [Code.MISS, Code.MISS]
-    assert [stage.reason for stage in step.status.stages] == [s.reason for s in old.stages]
-    again = decide(ModelChain.model_validate(spec), replace(observed, status=step.status), NOW)
-    assert again.status == step.status
+    decision = decide(ModelChain.model_validate(spec), observed, NOW)
+    assert [stage.attempts for stage in decision.status.stages] == [s.attempts for s in old.stages]
+    assert decision.action is None and codes(decision.status) == [Code.MISS, Code.MISS]
+    assert [stage.reason for stage in decision.status.stages] == [s.reason for s in old.stages]
+    again = decide(ModelChain.model_validate(spec), replace(observed, status=decision.status), NOW)
+    assert again.status == decision.status

@@ -49,7 +49,7 @@ def stage(name: str, state: State, reason: Reason | str = "why", **more: Any) ->
     one = StageStatus(name=name, state=state, **more)
     if isinstance(reason, str):
         return one.changed(reason=reason)
-    return one.changed(reason=reason.text, reason_code=reason.code, next=reason.next)
+    return explained(one, reason)
 
 
 def kstatus(generation: int, status: ChainStatus) -> str:
@@ -374,7 +374,7 @@ def test_every_condition_has_a_message_that_names_the_next_command() -> None:
 
 def test_the_table_says_what_a_stage_did_and_not_what_was_in_the_cache() -> None:
     stages = [
-        stage("a", State.SUCCEEDED, Reason(Code.MISS, message="never trained")),
+        stage("a", State.SUCCEEDED, Reason(Code.MISS, message="never trained", never_trained=True)),
         stage("b", State.RUNNING, Reason(Code.MISS, message="epochs changed")),
     ]
     console = Console(width=100, record=True, file=io.StringIO())
@@ -401,4 +401,15 @@ def test_a_table_says_that_an_earlier_attempt_stops_first() -> None:
     assert sentence(stage, command=False).endswith(
         "it was evicted; waits for an earlier attempt to stop"
     )
-    assert stage.message == "it was evicted"
+    assert stage.cause == "it was evicted"
+
+
+def test_the_reason_of_an_older_version_is_shown_whole() -> None:
+    """Such a status has no message. Its reason is not taken apart, neither in a table nor for a
+    person who asks for the cause.
+    """
+    old = StageStatus(name="b", reason="Miss: never trained; see: x", reason_code="Miss", next="x")
+    assert old.cause == old.without_command == old.reason
+    assert sentence(old, command=False) == f"stage b: {old.reason}"
+    newer = old.changed(reason_code="OfALaterVersion", message="never trained")
+    assert newer.without_command == old.reason, "this version does not know how it is made"

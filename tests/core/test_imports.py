@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 CORE, DATA, TRAINER, OPERATOR = (ROOT / room for room in ("core", "data", "trainer", "operator"))
 BENCH = ROOT / "benchmarks" / "modelchain_bench"
 PACKAGE = CORE / "modelchain"
+OPERATOR_PACKAGE = OPERATOR / "modelchain_operator"
 
 # Core's folders, lowest first. A file imports from its own folder and from lower layers.
 # `errors` and `cel` are single files that every folder may use.
@@ -30,6 +31,15 @@ LAYERS: list[set[str]] = [
     {"cli"},
 ]
 WITH_IO = {"io", "local", "cli"}
+# The operator's folders, lowest first. `__main__` is the single file that starts the operator.
+OPERATOR_LAYERS: list[set[str]] = [
+    {"api"},
+    {"runners"},
+    {"reconcile"},
+    {"watch"},
+    {"explain"},
+    {"cli", "__main__"},
+]
 
 HEAVY = {"torch", "torchvision", "open_clip", "timm", "webdataset", "safetensors", "numpy"}
 NOT_CORES = {
@@ -148,30 +158,51 @@ def test_the_operator_imports_core_alone() -> None:
     } == {}
 
 
-def _folder(name: str) -> str | None:
-    """The folder of core, or its single file, that an imported name belongs to."""
-    package, _, rest = name.partition(".")
-    return rest.split(".")[0] if package == "modelchain" else None
+def _folder(name: str, package: str = "modelchain") -> str | None:
+    """The folder of a package, or its single file, that an imported name belongs to."""
+    first, _, rest = name.partition(".")
+    return rest.split(".")[0] if first == package else None
 
 
-def _folder_of(file: Path) -> str:
-    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def _folder_of(file: Path, package: Path = PACKAGE) -> str:
+    return file.relative_to(package).parts[0].removesuffix(".py")
 
 
-def _layer(folder: str) -> int:
-    [layer] = [index for index, folders in enumerate(LAYERS) if folder in folders]
+def _layer(folder: str, layers: list[set[str]] = LAYERS) -> int:
+    [layer] = [index for index, folders in enumerate(layers) if folder in folders]
     return layer
 
 
-@pytest.mark.parametrize("file", files(CORE), ids=_name)
+def imports_upwards(file: Path, package: Path, layers: list[set[str]]) -> list[str]:
+    """What a file imports from its package, but from another folder that is no lower layer."""
+    own = _folder_of(file, package)
+    return [
+        name
+        for name in imported(file)
+        if (folder := _folder(name, package.name)) is not None
+        and folder != own
+        and _layer(folder, layers) >= _layer(own, layers)
+    ]
+
+
+def _in_folders(package: Path) -> list[Path]:
+    """All files of a package but its own `__init__.py`, which is empty."""
+    return [file for file in files(package) if file != package / "__init__.py"]
+
+
+@pytest.mark.parametrize("file", _in_folders(PACKAGE), ids=_name)
 def test_core_imports_from_lower_layers_alone(file: Path) -> None:
-    if file == PACKAGE / "__init__.py":
-        assert not file.read_text()
-        return
-    own = _folder_of(file)
-    for name in imported(file):
-        if (folder := _folder(name)) is not None and folder != own:
-            assert _layer(folder) < _layer(own), f"{own} imports {name}"
+    assert imports_upwards(file, PACKAGE, LAYERS) == []
+
+
+@pytest.mark.parametrize("file", _in_folders(OPERATOR_PACKAGE), ids=_name)
+def test_the_operator_imports_from_lower_layers_alone(file: Path) -> None:
+    assert imports_upwards(file, OPERATOR_PACKAGE, OPERATOR_LAYERS) == []
+
+
+@pytest.mark.parametrize("package", [PACKAGE, OPERATOR_PACKAGE], ids=_name)
+def test_a_package_itself_is_empty(package: Path) -> None:
+    assert not (package / "__init__.py").read_text()
 
 
 @pytest.mark.parametrize("file", files(CORE, DATA, TRAINER, OPERATOR, BENCH), ids=_name)
@@ -247,14 +278,17 @@ def test_imports_are_found_anywhere_in_a_file(source: str, module: str) -> None:
 
 
 def test_the_page_tells_the_layers() -> None:
-    """Each layer of docs/architecture.md, but `errors` and `cel`, which every layer may use."""
+    """Each layer of docs/architecture.md. Not `errors` and `cel`, which every layer may use, and
+    not the file that starts the operator.
+    """
     page = (ROOT / "docs" / "architecture.md").read_text()
-    [told] = re.findall(r"^`(cli -> [^`]+)`", page, re.M)
-    layers = [set(layer.split(", ")) for layer in told.split(" -> ")]
-    assert layers == list(reversed(LAYERS[1:]))
+    told = re.findall(r"`(cli -> [^`]+)`", page)
+    of_core, of_operator = ([set(one.split(", ")) for one in t.split(" -> ")] for t in told)
+    assert of_core == list(reversed(LAYERS[1:]))
+    assert of_operator == [layer - {"__main__"} for layer in reversed(OPERATOR_LAYERS)]
 
 
-def test_the_layers_inside_core(tmp_path: Path) -> None:
+def test_the_layers(tmp_path: Path) -> None:
     file = tmp_path / "x.py"
     file.write_text("from modelchain import cli\nfrom modelchain.io.files import fsync, verify\n")
     assert list(imported(file)) == [
@@ -264,5 +298,14 @@ def test_the_layers_inside_core(tmp_path: Path) -> None:
     ]
     assert [_folder(name) for name in imported(file)] == ["cli", "io", "io"]
     assert _layer("families") < _layer("api") < _layer("io") < _layer("cli")
-    folders = {_folder_of(file) for file in files(CORE)} - {"__init__"}
-    assert folders == {folder for layer in LAYERS for folder in layer}
+    for package, layers in ((PACKAGE, LAYERS), (OPERATOR_PACKAGE, OPERATOR_LAYERS)):
+        folders = {_folder_of(file, package) for file in _in_folders(package)}
+        assert folders == {folder for layer in layers for folder in layer}
+
+
+def test_imports_from_a_higher_layer_are_found(tmp_path: Path) -> None:
+    package = tmp_path / "modelchain"
+    file = package / "plan" / "x.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("from modelchain.api import spec\nfrom modelchain.cli.app import main\n")
+    assert imports_upwards(file, package, LAYERS) == ["modelchain.cli.app.main"]

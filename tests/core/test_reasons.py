@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import get_type_hints
 
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelchain.api.contracts import FailureClass
-from modelchain.api.reasons import Code, Reason, filled, known, without_code, without_command
+from modelchain.api.messages import one_line
+from modelchain.api.reasons import Code, Reason, filled, known
 from modelchain.api.status import (
     AttemptFields,
     AttemptStatus,
@@ -23,6 +25,7 @@ from modelchain.api.status import (
     StageStatus,
     State,
 )
+from modelchain.decide.transitions import explained
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [*ROOT.glob("core/**/*.py"), *ROOT.glob("operator/**/*.py")]
@@ -57,17 +60,37 @@ def test_every_code_is_produced_by_a_test(code: Code) -> None:
     assert any(asked.search(path.read_text()) for path in TESTS), code
 
 
-@given(st.sampled_from(list(Code)), TEXT, TEXT, st.sampled_from(["", "see", "look"]), st.booleans())
-def test_the_message_of_a_stored_reason(
-    code: Code, message: str, command: str, shown: str, bare: bool
-) -> None:
-    """Without its code and its command, the text of a reason is the message."""
-    reason = Reason(code, "s", message, command, shown, bare)  # type: ignore[arg-type]
-    assert message in reason.text
-    left = without_command(reason.text, reason.next) if shown else reason.text
-    if code.named and not bare:
-        left = without_code(left, code)
-    assert left == message
+REASONS = st.builds(
+    Reason,
+    code=st.sampled_from(list(Code)),
+    subject=st.just("s"),
+    message=TEXT.filter(bool),
+    next_command=TEXT,
+    shown=st.sampled_from(["", "see", "look"]),
+    stops_first=st.booleans(),
+    never_trained=st.booleans(),
+)
+
+
+@given(REASONS)
+def test_the_parts_of_a_stored_reason(reason: Reason) -> None:
+    """The status keeps the parts, so that no code has to take the sentence apart."""
+    stage = explained(StageStatus(name="a"), reason)
+    stored = StageStatus.model_validate_json(stage.model_dump_json(by_alias=True))
+    assert stored.reason == one_line(reason.text) and stored.code is reason.code
+    assert stored.cause == one_line(reason.message) or not one_line(reason.message)
+    ends = f"; {reason.shown}: {reason.next}" if reason.shown else ""
+    assert stage.without_command + ends == reason.text
+    assert (stored.stops_first, stored.never_trained) == (
+        reason.stops_first,
+        reason.never_trained,
+    )
+
+
+@given(REASONS)
+def test_a_bare_reason_is_shown_whole(reason: Reason) -> None:
+    stage = explained(StageStatus(name="a"), replace(reason, bare=True))
+    assert stage.cause == stage.without_command == stage.reason
 
 
 def test_next_commands() -> None:
@@ -121,6 +144,8 @@ OLD_HELPERS = {
     "the next command from a sentence": r"after_stall|RETRY_HELPS|partition\(\"has failed",
     "what pods wait for": r"\"image\" in|in found\.waiting|kind_of\(|cannot be pulled\" in",
     "a sentence's end": r"removesuffix\(\"; tries again|_STOPS",
+    "a sentence's message": r"without_code\(|without_command\(|NEVER_TRAINED",
+    "a comparison of messages": r"\b(message|cause) [!=]= ",
 }
 
 

@@ -59,8 +59,8 @@ def until_live_in(world: World, stage: str) -> World:
 def rest(world: World) -> World:
     """Take steps of `decide` until nothing changes, while the world stands still."""
     for _ in range(20):
-        step = world.step()
-        if not step.write and step.action is None:
+        decision = world.step()
+        if not decision.write and decision.action is None:
             return world
     raise AssertionError("`decide` does not stop writing")
 
@@ -219,7 +219,7 @@ def test_which_budget_each_failure_charges(failure: F) -> None:
     world = until_live(World(1))
     world.train()
     world.end(failure)
-    step = world.step()
+    decision = world.step()
     stage = world.status.stages[0]
     assert stage.attempts[0].failure is failure and stage.attempts[0].state is State.FAILED
     if failure.permanent:
@@ -227,7 +227,7 @@ def test_which_budget_each_failure_charges(failure: F) -> None:
         assert world.step().again is None
     else:
         assert (stage.retries, stage.disruptions) == ((0, 1) if failure.disruption else (1, 0))
-        assert stage.state is State.PENDING and step.write
+        assert stage.state is State.PENDING and decision.write
         until_live(world)
 
 
@@ -349,11 +349,11 @@ def test_a_record_counts_the_work_of_a_chain_that_was_deleted() -> None:
     word = LastWord(result="Succeeded", artifact_digest="0" * 64, steps=steps, macs=3)
     world.trainers[name] = replace(world.trainers[name], live=False, word=word)
     for _ in range(3):
-        step = decide(world.chain(), replace(world.observed(), records=True), world.now)
-        world.status = step.status
+        decision = decide(world.chain(), replace(world.observed(), records=True), world.now)
+        world.status = decision.status
     (stage,) = world.status.stages
-    assert isinstance(step.action, RecordArtifact)
-    assert step.action.spent.macs == stage.planned_macs // steps * steps
+    assert isinstance(decision.action, RecordArtifact)
+    assert decision.action.spent.macs == stage.planned_macs // steps * steps
 
 
 def test_the_work_of_another_chain_is_not_counted() -> None:
@@ -392,8 +392,8 @@ def test_a_successor_waits_until_its_predecessors_process_has_ended() -> None:
     world = until_live(World(2))
     world.make_artifact()
     for _ in range(3):
-        step = world.step()
-        assert step.action is None
+        decision = world.step()
+        assert decision.action is None
     assert states(world) == ["Verifying", "Pending"]
     world.end()
     settle(world)
@@ -505,9 +505,9 @@ def test_an_intent_superseded_before_its_launch_is_not_launched() -> None:
 def test_a_crash_half_way_through_a_launch() -> None:
     world = World(1)
     world.step()
-    step = world.copy().step()
-    assert isinstance(step.action, Launch)
-    world.tear_launch(step)
+    decision = world.copy().step()
+    assert isinstance(decision.action, Launch)
+    world.tear_launch(decision)
     settle(world)
     assert launched(world) == ["family-a-a1", "family-a-a2"]
     assert world.status.stages[0].attempts[0].failure is F.KILLED
@@ -763,9 +763,9 @@ def test_long_random_histories(
                 world.end(chance.choice(list(F)), word=chance.random() < 0.8)
                 trouble -= 1
             case 4:
-                step = world.copy().step()
-                if isinstance(step.action, Launch):
-                    world.tear_launch(step)
+                decision = world.copy().step()
+                if isinstance(decision.action, Launch):
+                    world.tear_launch(decision)
                 trouble -= 1
             case 5 | 6:
                 assert world.copy().step() == world.step(), "`decide` is deterministic"

@@ -89,3 +89,41 @@ def test_the_measure_of_prose() -> None:
     long = "word " * 30
     page = f"{long}\n| {long} |\n```\n{long}\n```\n[page]({'x' * 100})\n  {long}\n"
     assert long_lines(page) == [1, 7]
+
+
+def trees(*rooms: str) -> Iterator[tuple[str, ast.Module]]:
+    for room in rooms:
+        for file in sorted((ROOT / room).rglob("*.py")):
+            yield str(file.relative_to(ROOT)), ast.parse(file.read_text())
+
+
+def test_the_name_of_a_class_means_one_thing() -> None:
+    defined: dict[str, list[str]] = {}
+    for file, tree in trees(*ROOMS):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                defined.setdefault(node.name, []).append(file)
+    assert len(defined) > 100
+    assert {name: files for name, files in defined.items() if len(files) > 1} == {}
+
+
+def packings(tree: ast.Module) -> list[int]:
+    """Lines on which three or more names get their values from one tuple that is written out."""
+    return [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        and isinstance(node.value, ast.Tuple)
+        and isinstance(node.targets[0], ast.Tuple)
+        and len(node.targets[0].elts) > 2
+    ]
+
+
+def test_names_get_their_values_on_lines_of_their_own() -> None:
+    found = {file: lines for file, tree in trees(*ROOMS) if (lines := packings(tree))}
+    assert found == {}
+
+
+def test_the_measure_of_packings() -> None:
+    source = "a, b = 1, 2\na, b, c = 1, 2, 3\nself.a, b, c = x\nself.a, b, c = (\n    1, 2, 3\n)\n"
+    assert packings(ast.parse(source)) == [2, 4]

@@ -10,6 +10,7 @@ from podshapes import T0, at
 from modelchain.api.reasons import Reason, filled
 from modelchain.api.status import AttemptStatus, ChainStatus, Condition, StageStatus, State
 from modelchain.decide import conditions
+from modelchain.decide.transitions import explained
 from modelchain_operator.api.kube import Object
 
 NOW = T0 + 3600
@@ -69,8 +70,8 @@ def current(
 def told(stage: StageStatus, reason: Reason | None) -> StageStatus:
     if reason is None:
         return stage
-    then = filled(reason.next, "family", "team")
-    return stage.changed(reason=reason.text, reason_code=reason.code, next=then)
+    stage = explained(stage, reason)
+    return stage.changed(next=filled(stage.next, "family", "team"))
 
 
 def lease(renewed: float = 3590, holder: str = "operator-7d_0a1b2c3d") -> Object:

@@ -21,7 +21,7 @@ from modelchain.api.status import StageStatus, State
 from modelchain.errors import InputError
 from modelchain_operator.api.kube import Object, Unavailable
 from modelchain_operator.cli import commands, listing, session
-from modelchain_operator.cli.listing import Row, age, follow, row, table
+from modelchain_operator.cli.listing import ChainRow, age, follow, row, table
 
 MODELCHAIN = str(Path(sys.executable).with_name("modelchain"))
 LONG = (
@@ -29,7 +29,7 @@ LONG = (
     " raise memory"
 )
 ROWS = [
-    Row(
+    ChainRow(
         "vision",
         "vit-cc3m",
         "2/4",
@@ -40,12 +40,12 @@ ROWS = [
         "6h",
         "stage vit-s: Miss: never trained",
     ),
-    Row("vision", "vit-laion", "3/4", "Stalled", "", "31.80", "1894.02", "2d", LONG),
-    Row("vision", "digits", "3/3", "Complete", "100%", "97.22", "3.10", "9d", ""),
+    ChainRow("vision", "vit-laion", "3/4", "Stalled", "", "31.80", "1894.02", "2d", LONG),
+    ChainRow("vision", "digits", "3/3", "Complete", "100%", "97.22", "3.10", "9d", ""),
 ]
 
 
-def drawn(rows: list[Row], namespaces: bool, width: int) -> str:
+def drawn(rows: list[ChainRow], namespaces: bool, width: int) -> str:
     console = Console(width=width, record=True, file=Path(os.devnull).open("w"))  # noqa: SIM115
     console.print(table(rows, namespaces, width))
     return console.export_text()
@@ -66,7 +66,9 @@ def test_a_wide_terminal_has_one_line_per_chain() -> None:
 
 
 def test_empty_columns_are_left_out() -> None:
-    new = Row("team", "family", "", "New", "", "", "", "3s", "no operator has looked at it yet")
+    new = ChainRow(
+        "team", "family", "", "New", "", "", "", "3s", "no operator has looked at it yet"
+    )
     assert drawn([new], False, 100).split()[:4] == ["name", "state", "age", "why"]
 
 
@@ -91,6 +93,7 @@ IN_QUEUE = {
     "reason": "Queued: in q; look: kubectl get workloads -n y",
     "reasonCode": "Queued",
     "next": "kubectl get workloads -n y",
+    "message": "in q",
 }
 
 

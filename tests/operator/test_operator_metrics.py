@@ -29,8 +29,8 @@ from modelchain.api.status import (
     Total,
 )
 from modelchain.plan.pools import PoolFile
-from modelchain_operator.reconcile import metrics
 from modelchain_operator.reconcile.figures import figures
+from modelchain_operator.watch import metrics
 from modelchain_operator.watch.service import Service
 
 CONFIG = PoolFile.model_validate(

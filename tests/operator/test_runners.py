@@ -324,7 +324,7 @@ class Team:
         edited = spec.model_copy(update={"spec": spec.spec.model_copy(update={"runner": runner})})
         stored = ChainStatus.model_validate_json(json.dumps(chain.get("status") or {}))
         snapshot = Snapshot(chain, edited, stored, jobs={}, pods=[])
-        asyncio.run(self.controller._steps(snapshot))
+        asyncio.run(self.controller._decide_and_act(snapshot))
         return snapshot.status
 
     def attempts(self) -> list[tuple[str, str | None, bool]]:

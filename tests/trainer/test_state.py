@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from modelchain.identity.digest import stage_inputs
-from modelchain_trainer.hyperparameters import Hyperparameters, Transfer
+from modelchain_trainer.hyperparameters import Hyperparameters, TransferInputs
 from modelchain_trainer.state import Counters, TrainState
 
 # Written by a trainer in which the state was a dict. Such checkpoints lie on volumes.
@@ -80,5 +80,5 @@ def test_hyperparameters_are_those_of_the_inputs() -> None:
     assert (first.steps_per_epoch, first.steps) == (tiny.STEPS_PER_EPOCH, tiny.STEPS)
     assert (first.image_size, first.context_length, first.alpha) == (16, 12, 0.0)
     second = Hyperparameters.of(stage_inputs(chain.spec, 1, predecessor="ab" * 32, **known))
-    assert second.transfer == Transfer(width="Insert", depth="Duplicate", alpha=500.0)
+    assert second.transfer == TransferInputs(width="Insert", depth="Duplicate", alpha=500.0)
     assert (second.alpha, second.warmup_steps) == (500.0, 2)

@@ -134,7 +134,7 @@ def test_weight_decay_groups_and_the_first_step_from_the_random_init(folder, tmp
 
 def test_results_and_last_word(first, folder):
     task, word, _ = first
-    found, lines = results(task), tiny.records(task)
+    found, lines = results(task), tiny.entries(task)
     assert (found.stage, found.model) == ("s0", "inline")
     assert (found.predecessor, found.growth) == (None, None)
     assert (found.steps, found.samples_seen, found.macs) == (STEPS, STEPS * BATCH, STEPS * 1000)
@@ -156,11 +156,11 @@ def test_results_and_last_word(first, folder):
 
 def test_metrics_have_every_step_once(first):
     task, *_ = first
-    lines = tiny.records(task)
+    lines = tiny.entries(task)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert [line["macs"] for line in lines] == [1000 * step for step in range(1, STEPS + 1)]
     assert all(line["loss"] == line["taskLoss"] and line["distillationLoss"] == 0 for line in lines)
-    assert [line["step"] for line in tiny.records(task, "evaluation")] == [0, STEPS]
+    assert [line["step"] for line in tiny.entries(task, "evaluation")] == [0, STEPS]
 
 
 def test_without_alpha_there_is_growth_and_no_teacher(first, folder, tmp_path):
@@ -177,10 +177,10 @@ def test_without_alpha_there_is_growth_and_no_teacher(first, folder, tmp_path):
     assert alive == [(None, None)] * STEPS
     assert all(
         line["loss"] == line["taskLoss"] and line["distillationLoss"] == 0
-        for line in tiny.records(task)
+        for line in tiny.entries(task)
     )
     assert results(task).growth.inserted > 0
-    (growth,) = tiny.records(task, "growth")
+    (growth,) = tiny.entries(task, "growth")
     assert set(growth["cosines"]) == {"visual.transformer.resblocks", "transformer.resblocks"}
     start = said.index("grown from s0 by Insert in width and Duplicate in depth:")
     assert said[start + 2].startswith("visual.transformer.resblocks ")
@@ -200,7 +200,7 @@ def test_a_successor_starts_grown_and_its_projections_stay_out_of_the_artifact(f
     assert found.growth.inserted > 0 and found.growth.duplicated > 0 and found.growth.new > 0
     total = sum(p.numel() for p in models.build(task.inputs["modelConfig"], 0).parameters())
     assert found.growth.inserted + found.growth.duplicated + found.growth.new == total
-    assert tiny.records(task)[0]["distillationLoss"] > 0
+    assert tiny.entries(task)[0]["distillationLoss"] > 0
     assert {name: list(p.shape) for name, p in projections.items()} == {
         "image_projection.weight": [16, 24],
         "text_projection.weight": [16, 24],
@@ -230,13 +230,13 @@ def test_stopped_within_an_epoch_and_resumed_leaves_the_same_bytes_as_without_in
     word, said = tiny.train(tasks[2])
     assert any("resumes from step 7" in text for text in said)
     assert weights(tasks[2]) == weights(uninterrupted)
-    assert [[line["step"] for line in tiny.records(task)] for task in tasks] == [
+    assert [[line["step"] for line in tiny.entries(task)] for task in tasks] == [
         [1, 2],
         [3, 4, 5, 6, 7],
         [8, 9, 10, 11, 12],
     ]
-    losses = [line["loss"] for task in tasks for line in tiny.records(task)]
-    assert losses == [line["loss"] for line in tiny.records(uninterrupted)]
+    losses = [line["loss"] for task in tasks for line in tiny.entries(task)]
+    assert losses == [line["loss"] for line in tiny.entries(uninterrupted)]
     once, again = results(uninterrupted), results(tasks[2])
     assert (again.initial, again.final, again.macs) == (once.initial, once.final, once.macs)
     assert word.macs == 5000, "a last word counts what its own attempt spent"
@@ -363,7 +363,7 @@ def test_weights_that_are_not_finite_are_restored_from_the_checkpoint_once(first
     word, said = tiny.train(task, lambda *a: (trainers.append(a[0]), poisoned(*a)))
     assert any(f"not finite at step {STEPS_PER_EPOCH + 3} of {STEPS}" in text for text in said)
     assert weights(task) == weights(first[0]), "the NaN has left no trace"
-    steps, (back,) = tiny.records(task), tiny.records(task, "wentBack")
+    steps, (back,) = tiny.entries(task), tiny.entries(task, "wentBack")
     assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
     assert not any(line["skipped"] for line in steps)
     repeated = back["nonFiniteTo"] - back["step"]
@@ -419,7 +419,7 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted(
     with pytest.raises(Preempted):
         tiny.train(tasks[0], stop_after(3))
     tiny.train(tasks[1])
-    lines = [line for task in tasks for line in tiny.records(task)]
+    lines = [line for task in tasks for line in tiny.entries(task)]
     assert [line["step"] - 1 for line in lines if line["skipped"]] == list(bad)
     assert all((line["loss"] is None) == line["skipped"] for line in lines)
     found = results(tasks[1])
@@ -447,14 +447,14 @@ def test_micro_batches_are_the_same_training(first, folder, tmp_path):
     task = tiny.task(tiny.spec(microBatchSize=4), folder, tmp_path)
     assert task.input_digest == first[0].input_digest
     tiny.train(task)
-    ours, whole = ([line["loss"] for line in tiny.records(t)] for t in (task, first[0]))
+    ours, whole = ([line["loss"] for line in tiny.entries(t)] for t in (task, first[0]))
     assert ours == pytest.approx(whole, rel=1e-4)
 
 
 def test_evaluations_due_after_an_epoch_are_recorded(folder, tmp_path):
     task = tiny.task(tiny.spec(), folder, tmp_path)
     tiny.train(tiny.evaluated_every(task, epochs=2))
-    assert [line["step"] for line in tiny.records(task, "evaluation")] == [
+    assert [line["step"] for line in tiny.entries(task, "evaluation")] == [
         0,
         2 * STEPS_PER_EPOCH,
         STEPS,
@@ -609,9 +609,9 @@ def test_sigterm_in_evaluations_and_while_a_checkpoint_is_written_loses_no_step(
     assert words[1][:2] == (75, "Preempted") and words[1][2] == words[1][3] > STEPS_PER_EPOCH
     code, word = run(tasks[3], monkeypatch)
     assert (code, word.macs, weights(tasks[3])) == (0, 0, weights(first[0]))
-    lines = [line for task in tasks for line in tiny.records(task)]
+    lines = [line for task in tasks for line in tiny.entries(task)]
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
-    measured = {line["step"] for task in tasks for line in tiny.records(task, "evaluation")}
+    measured = {line["step"] for task in tasks for line in tiny.entries(task, "evaluation")}
     assert measured == {0, 4, 8, STEPS}, "an interrupted evaluation is run again"
 
 
@@ -822,9 +822,9 @@ def test_attempts_with_2_ranks_and_4_ranks_and_1_rank_train_on_the_same_batches(
             json.loads((ids / f"{step}-{rank}").read_text()) for rank in range(2 if step < 6 else 4)
         ]
         assert list(chain(*parts)) == global_batch(step, tiny.SAMPLES, BATCH, 0).tolist()
-    losses = [line["loss"] for task in tasks for line in tiny.records(task)]
-    assert losses == pytest.approx([line["loss"] for line in tiny.records(first[0])], rel=1e-4)
-    assert [[line["step"] for line in tiny.records(task)] for task in tasks] == [
+    losses = [line["loss"] for task in tasks for line in tiny.entries(task)]
+    assert losses == pytest.approx([line["loss"] for line in tiny.entries(first[0])], rel=1e-4)
+    assert [[line["step"] for line in tiny.entries(task)] for task in tasks] == [
         [1, 2, 3, 4, 5, 6],
         [7, 8],
         [9, 10, 11, 12],

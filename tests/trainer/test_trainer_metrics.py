@@ -19,8 +19,8 @@ from tensorboardX.record_writer import masked_crc32c
 from tiny import BATCH, STEPS
 
 from modelchain.io.stop import Preempted
+from modelchain_trainer.journal import TAGS
 from modelchain_trainer.metrics import Meter
-from modelchain_trainer.record import TAGS
 from modelchain_trainer.train import Trainer
 
 torch.set_num_threads(1)
@@ -70,7 +70,7 @@ def test_a_successor_that_is_stopped_and_resumed(tmp_path: Path) -> None:
     assert after["samples_total"][""] == (STEPS - 5) * BATCH
     assert before["last_checkpoint_timestamp_seconds"][""] > began
     for task, page in zip(tasks, (before, after), strict=True):
-        last = tiny.records(task)[-1]
+        last = tiny.entries(task)[-1]
         assert page["loss"] == {"task": last["taskLoss"], "distillation": last["distillationLoss"]}
         ratio = last["distillationLoss"] / last["taskLoss"]
         assert page["distillation_ratio"][""] == last["ratio"] == pytest.approx(ratio)
@@ -125,7 +125,7 @@ def test_tensorboard_shows_every_number_once_although_the_attempt_was_killed_and
     with pytest.raises(Killed):
         tiny.train(task, kill)
     trained(task)
-    steps, measured = tiny.records(task), tiny.records(task, "evaluation")
+    steps, measured = tiny.entries(task), tiny.entries(task, "evaluation")
     assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
     assert [line["step"] for line in measured] == [0, 4, 8, STEPS]
     shown = events(attempt)

@@ -216,10 +216,10 @@ def artifact(task: Task) -> Path:
     return Path(task.root) / task.input_digest / "artifact"
 
 
-def records(task: Task, event: str = "step") -> list[dict[str, Any]]:
-    """The records of one kind in an attempt's metrics.jsonl."""
+def entries(task: Task, event: str = "step") -> list[dict[str, Any]]:
+    """The entries of one kind in an attempt's metrics.jsonl."""
     lines = (Path(task.root) / task.input_digest / task.owner / METRICS).read_text().splitlines()
-    return [record for line in lines if (record := json.loads(line))["event"] == event]
+    return [entry for line in lines if (entry := json.loads(line))["event"] == event]
 
 
 def manifest(directory: Path) -> Manifest:

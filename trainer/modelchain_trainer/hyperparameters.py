@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 
 @dataclass(frozen=True)
-class Transfer:
+class TransferInputs:
     """How a successor inherits from its predecessor."""
 
     width: str  # growth method in width, a key of growth.grow.WIDTH
@@ -34,7 +34,7 @@ class Hyperparameters:
     weight_decay: float
     precision: Literal["fp32", "bf16"]
     seed: int
-    transfer: Transfer | None = None  # None for a first stage
+    transfer: TransferInputs | None = None  # None for a first stage
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any]) -> Hyperparameters:
@@ -43,7 +43,7 @@ class Hyperparameters:
         if "transfer" in inputs:
             given = inputs["transfer"]
             alpha = float(given["distillation"]["alpha"])
-            transfer = Transfer(width=given["width"], depth=given["depth"], alpha=alpha)
+            transfer = TransferInputs(width=given["width"], depth=given["depth"], alpha=alpha)
         return cls(
             model_config=inputs["modelConfig"],
             samples=inputs["data"]["samples"],

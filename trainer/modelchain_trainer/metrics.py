@@ -29,7 +29,7 @@ class Meter(Collector):
     task: Task
     environment: Mapping[str, str | int]
     live: LiveProgress = field(init=False)
-    last: Mapping[str, Any] = field(default_factory=dict)  # the record of the last step
+    last: Mapping[str, Any] = field(default_factory=dict)  # the journal's entry of the last step
     samples: int = 0  # trained on by this attempt, over all ranks
     replaced: int = 0  # pictures
     skipped: int = 0  # batches

@@ -52,7 +52,9 @@ class Layer(ResidualAttentionBlock):  # type: ignore[misc]
             at: the token of each sequence, int64 [N]; or, without a mask, one number for all.
         """
         y_NLW = self.ln_1(x_NLW)
-        queried, causal, mask = y_NLW, attn_mask is not None, None
+        queried = y_NLW
+        causal = attn_mask is not None
+        mask = None
         if at is not None:
             every = slice(None) if isinstance(at, int) else torch.arange(len(at), device=at.device)
             x_NLW, queried = x_NLW[every, at], y_NLW[every, at].unsqueeze(1)
@@ -82,7 +84,9 @@ def _attention(
     else:
         q = linear(queried, weight[:width], bias[:width]).unflatten(-1, heads)
         k, v = linear(y, weight[width:], bias[width:]).unflatten(-1, (2, *heads)).unbind(2)
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    q = q.transpose(1, 2)
+    k = k.transpose(1, 2)
+    v = v.transpose(1, 2)
     return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).transpose(1, 2)
 
 

@@ -1,4 +1,4 @@
-"""What an attempt tells while it trains: its records, its lines in the log, the metrics it serves,
+"""What an attempt tells while it trains: its journal, its lines in the log, the metrics it serves,
 and the numbers of its last word. Nothing here steers the training.
 """
 
@@ -13,18 +13,18 @@ from modelchain.api.contracts import LiveProgress, Task
 from modelchain.io import watchdog
 from modelchain_trainer.growth import GrowthReport
 from modelchain_trainer.hyperparameters import Hyperparameters
+from modelchain_trainer.journal import Journal, StepNumbers
 from modelchain_trainer.metrics import Meter
-from modelchain_trainer.record import Recorder, StepNumbers
-from modelchain_trainer.state import Spent, TrainState
+from modelchain_trainer.state import AttemptWork, TrainState
 
 
 class Reporter:
-    """The voice of one rank; on all ranks but 0 `say` is silent and `recorder` is inactive."""
+    """The voice of one rank; on all ranks but 0 `say` is silent and `journal` is inactive."""
 
     def __init__(
         self,
         task: Task,
-        recorder: Recorder,
+        journal: Journal,
         meter: Meter,
         last_word: dict[str, Any],
         say: Callable[[str], None],
@@ -32,7 +32,7 @@ class Reporter:
     ):
         self.task = task
         self.hyper = Hyperparameters.of(task.inputs)
-        self.recorder = recorder
+        self.journal = journal
         self.meter = meter
         self.last_word = last_word  # fields of a failure's LastWord, kept up to date
         self.say = say
@@ -48,17 +48,17 @@ class Reporter:
         seconds = self.seconds()
         return {"seconds": seconds, "gpu_seconds": seconds * self.gpus}
 
-    def macs(self, spent: Spent) -> int:
+    def macs(self, work: AttemptWork) -> int:
         """Multiply-accumulates this attempt has spent."""
-        return spent.steps * self.task.macs_per_step
+        return work.steps * self.task.macs_per_step
 
     def progress(
-        self, state: TrainState, spent: Spent, checkpoint_step: int, rate: float = 0.0
+        self, state: TrainState, work: AttemptWork, checkpoint_step: int, rate: float = 0.0
     ) -> LiveProgress:
         """Bring the served progress up to date, and the last word, so that it is true whenever the
         end comes. `rate` is in steps a second.
         """
-        macs = self.macs(spent)
+        macs = self.macs(work)
         self.last_word |= {
             "step": state.step,
             "macs": macs,
@@ -76,32 +76,32 @@ class Reporter:
             eta_seconds=(self.hyper.steps - state.step) / rate if rate else 0.0,
         )
         self.meter.live = live
-        self.meter.samples = spent.samples
+        self.meter.samples = work.samples
         return live
 
     def steps(
         self,
         numbers: Sequence[StepNumbers],
         state: TrainState,
-        spent: Spent,
+        work: AttemptWork,
         live: LiveProgress,
         has_teacher: bool,
     ) -> None:
-        """Write a record for each of these steps, and one line for all of them. `state` and `spent`
+        """Write an entry for each of these steps, and one line for all of them. `state` and `work`
         are those after the last of them.
         """
-        records = [
+        entries = [
             {
-                **one.record(has_teacher),
+                **one.entry(has_teacher),
                 "steps": self.hyper.steps,
-                "macs": self.macs(spent) - (state.step - one.step) * self.task.macs_per_step,
+                "macs": self.macs(work) - (state.step - one.step) * self.task.macs_per_step,
                 "etaSeconds": live.eta_seconds,
                 "samplesPerSecond": live.samples_per_second,
             }
             for one in numbers
         ]
-        self.recorder.write(*records)
-        self.meter.last = records[-1]
+        self.journal.write(*entries)
+        self.meter.last = entries[-1]
         self.meter.skipped += sum(one.skipped for one in numbers)
         self.meter.replaced = state.counters.replaced_pictures
         self.say(self._line(state, live))
@@ -116,7 +116,7 @@ class Reporter:
         )
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.recorder.write({"event": "evaluation", "step": step, "metrics": metrics})
+        self.journal.write({"event": "evaluation", "step": step, "metrics": metrics})
 
     def growth(
         self, grown: GrowthReport, predecessor: str, cosines: Mapping[str, Sequence[float]]
@@ -125,9 +125,9 @@ class Reporter:
         for line in grown.lines(predecessor, cosines):
             self.say(line)
         about = {**grown.to_dict(), "stacks": grown.stacks, "cosines": cosines}
-        self.recorder.write({"event": "growth", "step": 0, **about})
+        self.journal.write({"event": "growth", "step": 0, **about})
 
     def went_back(self, step: int, bad_from: int, bad_to: int) -> None:
         """To the checkpoint of `step`, after steps `bad_from` to `bad_to` were skipped."""
         steps = {"nonFiniteFrom": bad_from, "nonFiniteTo": bad_to}
-        self.recorder.write({"event": "wentBack", "step": step, **steps})
+        self.journal.write({"event": "wentBack", "step": step, **steps})

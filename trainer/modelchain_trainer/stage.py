@@ -19,7 +19,7 @@ GROWTH_PICTURES = 16  # enough to compare the layers of student and predecessor
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageParts:
     """The parts are fixed once built; what changes in training are their parameters."""
 
     student: models.Student
@@ -36,14 +36,14 @@ def build_stage(
     device: torch.device,
     world: int,
     say: Callable[[str], None],
-) -> Stage:
+) -> StageParts:
     """A student with its first weights, its teacher, and the step that updates it.
 
     Raises WorkError (the predecessor's bytes are not those its digest names) and InputError (it
     cannot be grown into this student).
     """
     clip = models.build(hyper.model_config, hyper.seed)
-    grown, teacher, teacher_dim = None, None, None
+    grown = teacher = teacher_dim = None
     if task.predecessor is not None:
         assert hyper.transfer is not None, "a successor's inputs have `transfer`"
         config, weights = artifact.load_predecessor(task.predecessor)
@@ -68,10 +68,12 @@ def build_stage(
         alpha=hyper.alpha,
         micro_batch=micro_batch,
     )
-    return Stage(student, teacher, grown, step, saver)
+    return StageParts(student, teacher, grown, step, saver)
 
 
-def growth_cosines(stage: Stage, predecessor: Predecessor, batch: Batch) -> dict[str, list[float]]:
+def growth_cosines(
+    stage: StageParts, predecessor: Predecessor, batch: Batch
+) -> dict[str, list[float]]:
     """How alike the layers of the grown student and its predecessor are, on pictures and captions
     of `batch`; see `growth.agreement`. The predecessor is loaded if it is not the teacher.
     """

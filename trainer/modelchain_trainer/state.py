@@ -36,7 +36,7 @@ class TrainState:
     """The progress of a stage over all its attempts, `step` by `step`.
 
     Going back to a checkpoint replaces all of it, so that what is counted here belongs to the
-    training that made the weights. What an attempt has spent is counted apart (`Spent`).
+    training that made the weights. What an attempt has spent is counted apart (`AttemptWork`).
     """
 
     step: int = 0  # steps done
@@ -89,7 +89,7 @@ class TrainState:
 
 
 @dataclass
-class Spent:
+class AttemptWork:
     """What this attempt has done, including the steps it repeated after going back."""
 
     steps: int = 0

@@ -49,7 +49,7 @@ class Step:
             self.wrapped = DistributedDataParallel(
                 self.student, broadcast_buffers=False, gradient_as_bucket_view=True
             )
-        # Of the last call, for the step's record.
+        # Of the last call, for the step's entry in the journal.
         self.tokens = (0, 0)  # of this rank's captions: without and with padding
         self.current_learning_rate = 0.0
 

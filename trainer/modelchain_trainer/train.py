@@ -30,14 +30,14 @@ from modelchain.io.stop import Preempted, StopRequest
 from modelchain_data.batches import Batch, Batches
 from modelchain_data.index import ShardSet
 from modelchain_data.request import IndexingLine, open_data
-from modelchain_trainer import artifact, checkpoint, progress, record, runtime
+from modelchain_trainer import artifact, checkpoint, journal, progress, runtime
 from modelchain_trainer.cadence import SKIPS, Action, Cadence, Moment
 from modelchain_trainer.evaluate import Evaluator
 from modelchain_trainer.hyperparameters import Hyperparameters
 from modelchain_trainer.metrics import Meter
 from modelchain_trainer.reporter import Reporter
-from modelchain_trainer.stage import Stage, build_stage, growth_cosines
-from modelchain_trainer.state import Spent, TrainState
+from modelchain_trainer.stage import StageParts, build_stage, growth_cosines
+from modelchain_trainer.state import AttemptWork, TrainState
 
 
 class Trainer:
@@ -68,9 +68,9 @@ class Trainer:
 
         self.say: Callable[[str], None] = say if self.rank == 0 else lambda _: None
         self.state = TrainState()
-        self.spent = Spent()
+        self.work = AttemptWork()
         self.went_back = False
-        self.unread: list[record.Unread] = []  # steps whose losses the host has not read
+        self.unread: list[journal.Unread] = []  # steps whose losses the host has not read
         self.cadence = Cadence(
             steps=self.hyper.steps,
             steps_per_epoch=self.hyper.steps_per_epoch,
@@ -79,10 +79,10 @@ class Trainer:
 
         self.environment = runtime.environment(self.world, self.device)
         self.meter = Meter(task, self.environment)
-        self.recorder = record.Recorder(self.attempt, active=self.rank == 0)
+        self.journal = journal.Journal(self.attempt, active=self.rank == 0)
         gpus = self.world if self.device.type == "cuda" else 0
-        self.reporter = Reporter(task, self.recorder, self.meter, report, self.say, gpus)
-        self.reporter.progress(self.state, self.spent, checkpoint_step=0)
+        self.reporter = Reporter(task, self.journal, self.meter, report, self.say, gpus)
+        self.reporter.progress(self.state, self.work, checkpoint_step=0)
         if self.rank == 0:
             progress.serve(self.meter, self.say)
 
@@ -138,7 +138,7 @@ class Trainer:
         with runtime.rank_0_first():
             return open_data(self.task.data, self.say, IndexingLine(), check=self.rank == 0)
 
-    def _build(self) -> Stage:
+    def _build(self) -> StageParts:
         saver = checkpoint.Checkpointer(self.attempt, self.task.inputs, self.environment)
         self.meter.saver = saver
         return build_stage(self.task, self.hyper, saver, self.device, self.world, self.say)
@@ -149,7 +149,7 @@ class Trainer:
         """
         self.attempt.mkdir(parents=True, exist_ok=True)
         if not self._restore():
-            self.recorder.resume(-1)
+            self.journal.resume(-1)
         self.seconds_before = self.state.seconds
         if self.rank == 0:
             self.stage.saver.prepare(self.stage.student)
@@ -166,7 +166,7 @@ class Trainer:
         self.state = checkpoint.restore(Path(chosen), self.stage.student, self.stage.step.optimizer)
         self.stage.saver.saved_step = self.state.step
         self.say(f"resumes from step {self.state.step} ({chosen})")
-        self.recorder.resume(self.state.step)
+        self.journal.resume(self.state.step)
         return True
 
     def _evaluator(self, evaluations: list[tuple[TaskEvaluation, ShardSet]]) -> Evaluator:
@@ -236,11 +236,11 @@ class Trainer:
         step = self.stage.step
         numbers = step(batch)
         self.state.step += 1
-        self.spent.steps += 1
-        self.spent.samples += len(batch.ids) * self.world
+        self.work.steps += 1
+        self.work.samples += len(batch.ids) * self.world
         watchdog.beat(watchdog.Phase.STEPPING)
         self.unread.append(
-            record.Unread(self.state.step, numbers, step.tokens, step.current_learning_rate)
+            journal.Unread(self.state.step, numbers, step.tokens, step.current_learning_rate)
         )
 
     def _moment(self, agreement: runtime.Agreement) -> Moment:
@@ -269,7 +269,7 @@ class Trainer:
         numbers = self._read()
         live = self._progress(self.stage.saver.saved_step, rate)
         has_teacher = self.stage.teacher is not None
-        self.reporter.steps(numbers, self.state, self.spent, live, has_teacher)
+        self.reporter.steps(numbers, self.state, self.work, live, has_teacher)
 
     def _rate(self) -> float:
         """Steps a second since the last reading."""
@@ -279,10 +279,10 @@ class Trainer:
         self.read_at = now
         return rate
 
-    def _read(self) -> list[record.StepNumbers]:
+    def _read(self) -> list[journal.StepNumbers]:
         """Take the losses into the state. The only place where the host waits for the device."""
         steps, self.unread = self.unread, []
-        numbers = record.read(steps)
+        numbers = journal.read(steps)
         for one in numbers:
             self.state.count(one.task_loss, one.skipped)
         counters = self.state.counters
@@ -291,7 +291,7 @@ class Trainer:
         return numbers
 
     def _progress(self, checkpoint_step: int, rate: float = 0.0) -> LiveProgress:
-        return self.reporter.progress(self.state, self.spent, checkpoint_step, rate)
+        return self.reporter.progress(self.state, self.work, checkpoint_step, rate)
 
     # Checkpoints, and ways out of the loop.
 
@@ -300,8 +300,8 @@ class Trainer:
         self.saved_step = self.state.step
         self.saved_at = time.monotonic()
         if self.rank == 0:
-            # A later attempt resumes here: the records until here must be there.
-            self.recorder.wait()
+            # A later attempt resumes here: the entries until here must be there.
+            self.journal.wait()
             state = replace(self.state, seconds=self.seconds_before + self.reporter.seconds())
             self.stage.saver.save(self.stage.student, self.stage.step.optimizer, state)
 
@@ -315,7 +315,7 @@ class Trainer:
                 self._log()
                 self._save()
                 self.stage.saver.wait()
-            self.recorder.wait()
+            self.journal.wait()
             self._progress(self.state.step)
 
     def _keep_after(self, error: Exception) -> None:
@@ -323,7 +323,7 @@ class Trainer:
         GPU: there the weights wait behind a collective that those ranks left unfinished.
         """
         with suppress(OSError):  # the error itself is what counts
-            self.recorder.wait()
+            self.journal.wait()
         if self.device.type == "cpu" and runtime.failure_of(error) is FailureClass.UNKNOWN:
             self._keep()
 
@@ -365,10 +365,10 @@ class Trainer:
         # The others wait without NCCL, whose patience a shared volume may exceed.
         with runtime.rank_0_first():
             if self.rank == 0:
-                self.recorder.wait()
+                self.journal.wait()
                 found = self._export(metrics)
                 checkpoint.remove_checkpoints(self.directory)
-        return self._success(found, macs=self.reporter.macs(self.spent))
+        return self._success(found, macs=self.reporter.macs(self.work))
 
     def _export(self, metrics: dict[str, float]) -> tuple[Manifest, Results]:
         seconds = round(self.seconds_before + self.reporter.seconds(), 3)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
-from modelchain.api.spec import Record
+from modelchain.api.spec import WrittenModel
 from modelchain.api.status import Macs
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", max_length=64)]
@@ -15,14 +15,14 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=253)]
 Decimal = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
-class ArtifactPredecessor(Record):
+class ArtifactPredecessor(WrittenModel):
     """The artifact that this one was grown from."""
 
     input_digest: Digest
     artifact_digest: Digest
 
 
-class StageArtifactSpec(Record):
+class StageArtifactSpec(WrittenModel):
     """One finished stage: what it was trained from, where its artifact lies, what it cost."""
 
     chain: Name = Field(description="the chain that trained it")
@@ -58,7 +58,7 @@ class StageArtifactSpec(Record):
     finished_at: Name
 
 
-class StageArtifact(Record):
+class StageArtifact(WrittenModel):
     """The whole object, as an API server keeps it."""
 
     api_version: Literal["modelchain.dev/v1alpha1"] = "modelchain.dev/v1alpha1"

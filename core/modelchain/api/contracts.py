@@ -8,15 +8,15 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from modelchain.api.messages import one_line
-from modelchain.api.spec import Evaluation, Record
+from modelchain.api.spec import Evaluation, WrittenModel
 
-MANIFEST, RESULTS, WEIGHTS, CONFIG = (
-    "manifest.json",
-    "results.json",
-    "open_clip_model.safetensors",
-    "open_clip_config.json",
-)
-TASK, LAST_WORD, METRICS = "task.json", "termination.json", "metrics.jsonl"
+MANIFEST = "manifest.json"
+RESULTS = "results.json"
+WEIGHTS = "open_clip_model.safetensors"
+CONFIG = "open_clip_config.json"
+TASK = "task.json"
+LAST_WORD = "termination.json"
+METRICS = "metrics.jsonl"
 # Beside an artifact: what `modelchain evaluate` measured after the artifact was finished.
 EVALUATIONS = "evaluations.json"
 
@@ -74,7 +74,7 @@ class FailureClass(StrEnum):
         )
 
 
-class Predecessor(Record):
+class Predecessor(WrittenModel):
     """Where the predecessor's artifact lies, and the SHA-256 its weights must have."""
 
     stage: str
@@ -83,14 +83,14 @@ class Predecessor(Record):
     path: str
 
 
-class TaskEvaluation(Evaluation, Record):
+class TaskEvaluation(Evaluation, WrittenModel):
     """An evaluation, with its shards on the trainer's machine."""
 
     # A list of paths, or a pattern in brace notation.
     files: list[str] | str
 
 
-class TrainFiles(Record):
+class TrainFiles(WrittenModel):
     """The training data: its shards, and what the spec says of them."""
 
     # A pod gets the pattern, since a list of thousands of paths would not fit into its task.
@@ -100,7 +100,7 @@ class TrainFiles(Record):
     fingerprint: str | None
 
 
-class DataRequest(Record):
+class DataRequest(WrittenModel):
     """What data a chain reads."""
 
     # The folder for the indexes of shards, which all chains of a root share. It is never beside the
@@ -111,7 +111,7 @@ class DataRequest(Record):
     evaluation: list[TaskEvaluation]
 
 
-class IndexTask(Record):
+class IndexTask(WrittenModel):
     """The data to be indexed and checked before a chain's first stage.
 
     `python -m modelchain_data FILE` reads such a task; without FILE, from MODELCHAIN_TASK. It
@@ -126,7 +126,7 @@ class IndexTask(Record):
     )
 
 
-class DataAnswer(Record):
+class DataAnswer(WrittenModel):
     """What the data room answers to an IndexTask. With `problems` the data cannot be used."""
 
     fingerprint: str | None = None
@@ -134,7 +134,7 @@ class DataAnswer(Record):
     problems: list[str] = []
 
 
-class EvaluationRequest(Record):
+class EvaluationRequest(WrittenModel):
     """The evaluations to run on a finished artifact.
 
     `python -m modelchain_trainer evaluate FILE` reads such a request.
@@ -144,7 +144,7 @@ class EvaluationRequest(Record):
     data: DataRequest
 
 
-class Task(Record):
+class Task(WrittenModel):
     """All that a trainer gets to know about the attempt that it trains.
 
     Paths are absolute on the trainer's machine.
@@ -180,10 +180,12 @@ class Task(Record):
 
 
 # No stage takes more steps, no attempt more MACs, and no time or metric is larger.
-MOST_STEPS, MOST_MACS, LARGEST = 10**15, 10**30, 1e12
+MOST_STEPS = 10**15
+MOST_MACS = 10**30
+LARGEST = 1e12
 
 
-class LastWord(Record):
+class LastWord(WrittenModel):
     """Rank 0's termination message, of at most 2 KiB. It outlives the process and its pod.
 
     A trainer of another version may have written it. So unknown keys are ignored, an unknown class
@@ -227,14 +229,14 @@ class LastWord(Record):
         return self.artifact_digest or self.manifest_digest
 
 
-class FileEntry(Record):
+class FileEntry(WrittenModel):
     """One file of an artifact, in its manifest."""
 
     sha256: str
     size: int
 
 
-class Manifest(Record):
+class Manifest(WrittenModel):
     """The list of the files of an artifact or of a checkpoint.
 
     It is written last. Without it the files do not count.
@@ -258,14 +260,14 @@ class Manifest(Record):
         return number if isinstance(number, int) else None
 
 
-class Measured(Record):
+class Measured(WrittenModel):
     """The loss and the metrics of one model at one time."""
 
     loss: float
     metrics: dict[str, float]
 
 
-class Growth(Record):
+class Growth(WrittenModel):
     """How a stage's first weights were made from its predecessor's.
 
     `inserted`, `duplicated` and `new` count the elements of all parameters.
@@ -277,7 +279,7 @@ class Growth(Record):
     new: int
 
 
-class Results(Record):
+class Results(WrittenModel):
     """`results.json` of an artifact.
 
     `macs` and `seconds` are those of the training that made these weights.
@@ -299,7 +301,7 @@ class Results(Record):
     counters: dict[str, int] = {}
 
 
-class Progress(Record):
+class Progress(WrittenModel):
     """How far a training is: the part of the last line of metrics.jsonl that a table shows."""
 
     step: int

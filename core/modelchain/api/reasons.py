@@ -46,7 +46,9 @@ class Code(StrEnum):
     ) -> Code:
         code = str.__new__(cls, value)
         code._value_ = value
-        code.meaning, code.action, code.command = meaning, action, command
+        code.meaning = meaning
+        code.action = action
+        code.command = command
         code.named, code.retry_helps = named, retry_helps
         return code
 
@@ -278,7 +280,7 @@ class Code(StrEnum):
     )
     SAME_DEVICE_ERROR = (
         "SameDeviceError",
-        "The devices of two nodes failed in the same way, so the nodes are hardly the cause",
+        "The devices of two nodes failed in the same way, so the nodes are probably not the cause",
         "Compare the GPU driver with the CUDA version of the image, then retry",
         RETRY,
         True,
@@ -502,6 +504,7 @@ class Reason:
     says it without the code. `next_command` is what to type, where it is not the code's own.
     `shown`: the sentence ends with that command, after this word. `bare`: the sentence does not
     begin with the code. `stops_first`: the stage also waits for an earlier attempt to stop.
+    `never_trained`: of a miss, nothing was trained under the stage's name before.
     """
 
     code: Code
@@ -511,6 +514,7 @@ class Reason:
     shown: Literal["", "see", "look"] = ""
     bare: bool = False
     stops_first: bool = False
+    never_trained: bool = False
 
     @property
     def next(self) -> str:
@@ -520,10 +524,15 @@ class Reason:
     @property
     def text(self) -> str:
         """The sentence as the status holds it."""
+        ends = f"; {self.shown}: {self.next}" if self.shown else ""
+        return self.without_command + ends
+
+    @property
+    def without_command(self) -> str:
+        """The sentence without the command that may end it."""
         begins = f"{self.code}: " if self.code.named and not self.bare else ""
         waits = STOPS_FIRST if self.stops_first else ""
-        ends = f"; {self.shown}: {self.next}" if self.shown else ""
-        return begins + self.message + waits + ends
+        return begins + self.message + waits
 
     def with_message(self, message: str) -> Reason:
         return replace(self, message=message)
@@ -532,18 +541,6 @@ class Reason:
 def known(code: str) -> Code | None:
     """The code of a stored status; None for none, or for one that another version wrote."""
     return Code(code) if code in Code._value2member_map_ else None
-
-
-def without_command(text: str, next_command: str) -> str:
-    """A stored sentence without the command that ends it."""
-    for word in ("see", "look"):
-        text = text.removesuffix(f"; {word}: {next_command}")
-    return text
-
-
-def without_code(text: str, code: str) -> str:
-    """A stored sentence without the code that stands beside it."""
-    return text.removeprefix(f"{code}: ")
 
 
 def filled(command: str, chain: str, namespace: str | None) -> str:

@@ -57,7 +57,7 @@ class ApiModel(BaseModel):
     )
 
 
-class Record(ApiModel):
+class WrittenModel(ApiModel):
     """Base of what we write ourselves. Unlike a spec, it can also be made by Python's names."""
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
@@ -331,7 +331,7 @@ class Storage(ApiModel):
         return self
 
 
-class Runner(ApiModel):
+class RunnerSpec(ApiModel):
     """Where stages run, and what launches them. A change here never causes a stage to be trained
     again.
     """
@@ -393,7 +393,7 @@ class ChainSpec(ApiModel):
     transfer: Transfer = Transfer()
     allocation: Allocation = Allocation()
     storage: Storage | None = None
-    runner: Runner = Runner()
+    runner: RunnerSpec = RunnerSpec()
     retry: Retry = Retry()
     deadlines: Deadlines = Deadlines()
     checkpoint: Checkpoint = Checkpoint()

@@ -15,8 +15,8 @@ from pydantic import (
 
 from modelchain.api.contracts import FailureClass, Progress
 from modelchain.api.messages import one_line
-from modelchain.api.reasons import STOPS_FIRST, Code, known, without_code, without_command
-from modelchain.api.spec import Record
+from modelchain.api.reasons import Code, Reason, known
+from modelchain.api.spec import WrittenModel
 
 
 class State(StrEnum):
@@ -52,7 +52,7 @@ Macs = Annotated[int, BeforeValidator(storable)]
 Said = Annotated[str, AfterValidator(one_line)]
 
 
-class PodTime(Record):
+class PodTime(WrittenModel):
     """When one pod's main container ran (seconds since the epoch), and on how many GPUs."""
 
     started: float
@@ -70,7 +70,7 @@ class PodTime(Record):
         return {name: value for name, value in said if value or name in ("started", "finished")}
 
 
-class Spent(Record):
+class Spent(WrittenModel):
     """What attempts or pods that have ended have spent."""
 
     macs: Macs = 0
@@ -82,14 +82,14 @@ class Spent(Record):
     cost: str | None = None
 
 
-class SpentAt(Record):
+class SpentAt(WrittenModel):
     """What a stage's closed attempts have spent at one input digest."""
 
     input_digest: str
     spent: Spent
 
 
-class AttemptStatus(Record):
+class AttemptStatus(WrittenModel):
     """One launch of a stage. Its name and input digest never change; a retry is a new attempt."""
 
     name: str
@@ -164,7 +164,7 @@ class AttemptFields(TypedDict, total=False):
     gone: Spent
 
 
-class ArtifactRef(Record):
+class ArtifactRef(WrittenModel):
     """A stage's artifact: its path, relative to the root, and the SHA-256 of its weights."""
 
     path: str
@@ -177,7 +177,7 @@ class ArtifactRef(Record):
 MOST_DIGESTS = 16
 
 
-class StageLedger(Record):
+class StageLedger(WrittenModel):
     """What is kept of a stage after it was removed from the spec: above all what it has spent.
 
     `macs`, `gpuSeconds` and `cost` add the open attempt to the ledger `spent`.
@@ -252,6 +252,12 @@ class StageStatus(StageLedger):
     reason: Said = ""
     reason_code: str = ""
     next: Said = ""
+    # Parts of the reason, so that `reason` need not be taken apart: its message, whether the stage
+    # also waits for an earlier attempt to stop, and, of a miss, whether nothing was trained under
+    # the stage's name before. An older version wrote none of them.
+    message: Said = ""
+    stops_first: bool = False
+    never_trained: bool = False
     # A person has to act; `reason` says why.
     stalled: bool = False
     # The digest of the stage's present inputs; None while they are not known.
@@ -288,10 +294,17 @@ class StageStatus(StageLedger):
         return known(self.reason_code)
 
     @property
-    def message(self) -> str:
-        """What the reason's own message was: `reason` without all that was put around it."""
-        text = without_command(self.reason, self.next).removesuffix(STOPS_FIRST)
-        return without_code(text, self.reason_code)
+    def cause(self) -> str:
+        """The reason without its code and command; all of it in a status of an older version."""
+        return self.message or self.reason
+
+    @property
+    def without_command(self) -> str:
+        """The reason without its command; all of it in a status of an older version."""
+        if not self.message or self.code is None:
+            return self.reason
+        reason = Reason(self.code, message=self.message, stops_first=self.stops_first)
+        return reason.without_command
 
 
 class StageFields(LedgerFields, total=False):
@@ -301,6 +314,9 @@ class StageFields(LedgerFields, total=False):
     reason: str
     reason_code: str
     next: str
+    message: str
+    stops_first: bool
+    never_trained: bool
     stalled: bool
     input_digest: str | None
     cache: Literal["Hit", "Miss"] | None
@@ -316,7 +332,7 @@ class StageFields(LedgerFields, total=False):
     artifact: ArtifactRef | None
 
 
-class Condition(Record):
+class Condition(WrittenModel):
     type: str
     status: Literal["True", "False", "Unknown"]
     reason: str
@@ -325,13 +341,13 @@ class Condition(Record):
     observed_generation: int = 0
 
 
-class Total(Record):
+class Total(WrittenModel):
     macs: Macs = 0
     gpu_seconds: float = 0.0
     cost: str | None = None
 
 
-class Summary(Record):
+class Summary(WrittenModel):
     """What `kubectl get` shows of a chain in one line."""
 
     stage: str = ""
@@ -344,7 +360,7 @@ class Summary(Record):
 MOST_AVOIDED = 16
 
 
-class AvoidedNode(Record):
+class AvoidedNode(WrittenModel):
     """A node whose own device failed. The chain's attempts keep away from it for a day."""
 
     node: str
@@ -358,7 +374,7 @@ class AvoidedNode(Record):
 MOST_REMOVED = 16
 
 
-class ChainStatus(Record):
+class ChainStatus(WrittenModel):
     """What the operator knows of a chain: its stages, what they have spent, and its conditions."""
 
     observed_generation: int = -1

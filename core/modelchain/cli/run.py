@@ -65,7 +65,7 @@ def run(
     store = Root(root.absolute(), status_name)
     request = _checked(chain, store, root, data, file)
     root.mkdir(parents=True, exist_ok=True)
-    listen(STOPS, as_ctrl_c)  # until there is a trainer to stop first
+    listen(STOPS, as_ctrl_c)  # once a trainer runs, `drive` stops that first
     status, interrupted = _train(chain, store, request, console)
     _conclude(chain, store, status, interrupted, console)
 

@@ -11,7 +11,10 @@ from pydantic import BaseModel
 
 Schema = dict[str, Any]
 
-MAX_TEXT, MAX_ITEMS, MAX_KEYS, MAX_INT = 4096, 1024, 256, 2**53
+MAX_TEXT = 4096
+MAX_ITEMS = 1024
+MAX_KEYS = 256
+MAX_INT = 2**53
 LARGE = ("macs", "plannedMacs")  # up to 1e24, beyond any integer of an API server
 KEPT = (
     "description",

@@ -76,7 +76,9 @@ def _equals(config: ModelConfig) -> list[float]:
 
 # CEL on a stage s, which names a model or has an inline config. A rule between neighbours is
 # skipped unless all shapes are known: a wrong model or config has a rule of its own.
-_C, _V, _T = "s.modelConfig", "s.modelConfig.vision_cfg", "s.modelConfig.text_cfg"
+_C = "s.modelConfig"
+_V = "s.modelConfig.vision_cfg"
+_T = "s.modelConfig.text_cfg"
 _SHAPES_KNOWN = " && ".join(f"({cel})" for f in FAMILIES if (cel := f.known_cel(_V)))
 _KNOWN = (
     f"has(s.model) != has({_C})"

@@ -112,7 +112,7 @@ def _stop_outdated(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -
 def _stop(
     turn: Turn, stage: StageStatus, attempt: AttemptStatus, state: State, why: str
 ) -> Outcome:
-    """Mark the attempt as asked to stop. In a later step `decide` stops it, as it is not wanted."""
+    """Mark the attempt as asked to stop. A later decision stops it, as it is not wanted."""
     stage = transitions.stopping(stage, transitions.stopped(attempt, why), state, why)
     return Outcome(stage, again=turn.observed.poll_seconds)
 

@@ -14,8 +14,8 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from modelchain.api.messages import shortened
-from modelchain.api.reasons import Code, filled, without_command
-from modelchain.api.spec import ModelChain, Record
+from modelchain.api.reasons import Code, filled
+from modelchain.api.spec import ModelChain, WrittenModel
 from modelchain.api.status import (
     AvoidedNode,
     ChainStatus,
@@ -27,7 +27,6 @@ from modelchain.api.status import (
 )
 from modelchain.decide.ledger import MESSAGE_LENGTH, timestamp, total_of
 from modelchain.decide.transitions import Ledger
-from modelchain.decide.verdict import NEVER_TRAINED
 
 # Of a status that is larger, as JSON, parts are left out: objects above 64 KiB are slow to watch
 # and to list. Only if very many stages and pods have all their lists full, more is left, up to
@@ -132,15 +131,15 @@ def sentence(stage: StageStatus, *, command: bool = True) -> str:
     """
     doing = _DOING.get(stage.state)
     if doing is not None and stage.code is Code.MISS:
-        return f"stage {stage.name} {doing} ({stage.message})"
-    why = stage.reason if command else without_command(stage.reason, stage.next)
+        return f"stage {stage.name} {doing} ({stage.cause})"
+    why = stage.reason if command else stage.without_command
     return f"stage {stage.name}: {why}"
 
 
 def brief(stage: StageStatus) -> str:
     """The `sentence` for a table of all stages. It leaves out that a stage was never trained."""
     doing = _DOING.get(stage.state)
-    first = stage.code is Code.MISS and stage.message == NEVER_TRAINED
+    first = stage.code is Code.MISS and stage.never_trained
     return f"stage {stage.name} {doing}" if doing and first else sentence(stage)
 
 
@@ -342,7 +341,7 @@ def _shorter(
         least: how many items of a stage's list stay.
         over: how many bytes are to be saved.
     """
-    lists: list[list[Record]] = [list(getattr(stage, field)) for stage in stages]
+    lists: list[list[WrittenModel]] = [list(getattr(stage, field)) for stage in stages]
     while over > 0:
         spare = [one for stage, one in zip(stages, lists, strict=True) if len(one) > least(stage)]
         if not spare:
@@ -351,11 +350,14 @@ def _shorter(
     return [s.model_copy(update={field: kept}) for s, kept in zip(stages, lists, strict=True)], over
 
 
-def _size(part: Record) -> int:
+def _size(part: WrittenModel) -> int:
     return len(part.model_dump_json(by_alias=True, exclude_none=True).encode())
 
 
 def _cut(stage: StageStatus, reason: int, message: int) -> StageStatus:
     """The stage with its reason and its attempts' messages cut to so many characters."""
-    attempts = [a.changed(message=shortened(a.message, message)) for a in stage.attempts]
-    return stage.changed(reason=shortened(stage.reason, reason), attempts=attempts)
+    return stage.changed(
+        reason=shortened(stage.reason, reason),
+        message=shortened(stage.message, reason),
+        attempts=[a.changed(message=shortened(a.message, message)) for a in stage.attempts],
+    )

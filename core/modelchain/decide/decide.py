@@ -1,10 +1,10 @@
-"""`decide` returns the next step of a chain, from its spec, what was read, and the time.
+"""`decide` decides what a chain does next, from its spec, what was read, and the time.
 
 It is a pure function, and the same for a laptop and a cluster.
 
-A step is at most one write. If the status must change, writing it is the step. An action is taken
-only if the stored status already implies it. So a process may die between any two steps: the next
-one finds all that it needs in the stored status.
+A decision is at most one write. If the status must change, the decision is to write it. An action
+is taken only if the stored status already implies it. So a process may die between any two
+decisions: the next one finds all that it needs in the stored status.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from modelchain.decide import transitions
 from modelchain.decide.conditions import completed
 from modelchain.decide.ledger import seconds
 from modelchain.decide.nodes import still_avoided, without_faults
-from modelchain.decide.observed import Action, Discard, DropShare, Observed, Step, Stop
+from modelchain.decide.observed import Action, Decision, Discard, DropShare, Observed, Stop
 from modelchain.decide.outcome import Outcome, Turn
 from modelchain.decide.refusals import with_refusal, with_refused_end
 from modelchain.decide.removed import removed
@@ -30,8 +30,8 @@ from modelchain.plan.plan import plan
 SIDECAR_GRACE = 60.0
 
 
-def decide(chain: ModelChain, observed: Observed, now: float) -> Step:
-    """The next step of a chain.
+def decide(chain: ModelChain, observed: Observed, now: float) -> Decision:
+    """What the chain does next.
 
     Args:
         chain: the checked spec.
@@ -67,7 +67,7 @@ def decide(chain: ModelChain, observed: Observed, now: float) -> Step:
     retry = observed.retry or old.retry
     status = completed(chain, old, after, retry, now, avoided, removed(turn))
     if status != old:
-        return Step(status, write=True, again=0.0)
+        return Decision(status, write=True, again=0.0)
     return _next_action(status, observed, outcomes, unwanted, leaving.values())
 
 
@@ -96,8 +96,8 @@ def _next_action(
     outcomes: list[Outcome],
     unwanted: list[Action],
     leave_in: Iterable[float],
-) -> Step:
-    """The step when the status need not change: an action, or a pause before the next pass.
+) -> Decision:
+    """The decision when the status need not change: an action, or a pause before the next pass.
 
     `leave_in`: the seconds for which lingering attempts may still go on.
     """
@@ -109,7 +109,7 @@ def _next_action(
     action = candidates[0] if candidates else None
     at_rest = again is None and action is None
     pause = None if at_rest else again or observed.poll_seconds
-    return Step(status, write=False, action=action, again=pause)
+    return Decision(status, write=False, action=action, again=pause)
 
 
 def lingering(stages: Iterable[StageStatus], observed: Observed, now: float) -> Mapping[str, float]:

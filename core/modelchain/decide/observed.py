@@ -1,4 +1,4 @@
-"""What `decide` is given, `Observed`, and what it returns, a `Step`.
+"""What `decide` is given, `Observed`, and what it returns, a `Decision`.
 
 The operator and the local runner each fill `Observed` from what they have just read.
 """
@@ -294,8 +294,8 @@ def subject_of(action: Action) -> str:
 
 
 @dataclass(frozen=True)
-class Step:
-    """The one next step: write `status` if `write` is set, else take `action` if there is one.
+class Decision:
+    """What to do next: write `status` if `write` is set, else take `action` if there is one.
 
     `again` is the seconds until the next pass; None if only an event can change anything.
     """

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from modelchain.api.contracts import FailureClass
-from modelchain.api.reasons import Code, Reason, without_code
+from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import AttemptStatus, StageStatus, State
 from modelchain.decide import transitions
 from modelchain.decide.attempt import follow
@@ -83,13 +83,19 @@ def _miss(turn: Turn, stage: StageStatus, digest: str, inputs: Mapping[str, Any]
     The answer is found once, when the inputs are new, and is kept in the status. It compares them
     with the inputs of the attempt before, which may no longer be known later.
     """
-    if stage.input_digest == digest and stage.code is Code.MISS:
-        return Reason(Code.MISS, stage.name, stage.message)
-    trained = stage.state is State.SUCCEEDED and stage.cache == "Miss"
-    if stage.input_digest == digest and trained and not stage.reason_code:
-        # A version without codes wrote it, so the code is still part of the message.
-        return Reason(Code.MISS, stage.name, without_code(stage.message, Code.MISS))
+    if stage.input_digest == digest and stage.code is Code.MISS and stage.message:
+        first = stage.never_trained
+        return Reason(Code.MISS, stage.name, stage.message, never_trained=first)
+    if stage.input_digest == digest and _says_why_missed(stage):
+        return Reason(Code.MISS, stage.name, stage.reason, bare=True)
     return why_missed(stage, digest, inputs, turn.observed.inputs)
+
+
+def _says_why_missed(stage: StageStatus) -> bool:
+    """Whether an older version, which stored no message, said why the stage is or was trained."""
+    if not stage.reason_code:
+        return stage.state is State.SUCCEEDED and stage.cache == "Miss"
+    return stage.code is Code.MISS and stage.state is not State.PENDING
 
 
 # -- a stage with an artifact ----------------------------------------------------------------------
@@ -185,7 +191,7 @@ def _train(turn: Turn, stage: StageStatus, inputs: Mapping[str, Any]) -> Outcome
 
 
 def _intend(turn: Turn, stage: StageStatus) -> Outcome:
-    """The intent of a new attempt. Only once it is in the status does a later step launch it."""
+    """The intent of a new attempt. Once it is in the status, a later decision launches it."""
     digest = stage.input_digest
     assert digest is not None
     number = 1 + max(stage.attempt_count, turn.observed.highest_number(stage.name, digest))

@@ -46,6 +46,9 @@ def renewed(stage: StageStatus) -> StageStatus:
         reason="",
         reason_code="",
         next="",
+        message="",
+        stops_first=False,
+        never_trained=False,
         retries=0,
         disruptions=0,
         not_before=None,
@@ -76,7 +79,14 @@ def missed(stage: StageStatus) -> StageStatus:
 
 def explained(stage: StageStatus, reason: Reason) -> StageStatus:
     """The stage with this reason for its state."""
-    return stage.changed(reason=reason.text, reason_code=reason.code, next=reason.next)
+    return stage.changed(
+        reason=reason.text,
+        reason_code=reason.code,
+        next=reason.next,
+        message="" if reason.bare else reason.message,
+        stops_first=reason.stops_first,
+        never_trained=reason.never_trained,
+    )
 
 
 def waiting(stage: StageStatus, reason: Reason) -> StageStatus:
@@ -104,6 +114,9 @@ def as_told_before(stage: StageStatus, before: StageStatus) -> StageStatus:
         reason=before.reason,
         reason_code=before.reason_code,
         next=before.next,
+        message=before.message,
+        stops_first=before.stops_first,
+        never_trained=before.never_trained,
         stalled=before.stalled,
     )
 

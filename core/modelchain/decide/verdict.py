@@ -27,7 +27,6 @@ MOST = {"steps": 2**53, "macs": 10**24, "percent": 1e9}
 QUOTED = 80
 # After so many unanswered connections a trainer counts as standing still.
 IGNORED = 10
-NEVER_TRAINED = "never trained"
 # For so long a silent trainer is not reported. It takes a minute or two to load before it answers.
 SILENT_SECONDS = 300
 
@@ -267,7 +266,7 @@ def why_missed(
     known = [*(a.input_digest for a in stage.attempts), stage.last_digest]
     before = next((d for d in reversed(known) if d not in (digest, None)), None)
     if before is None:
-        return Reason(Code.MISS, stage.name, NEVER_TRAINED)
+        return Reason(Code.MISS, stage.name, "never trained", never_trained=True)
     old = known_inputs.get(before)
     changed = ", ".join(differing_fields(old, inputs)) if old else "its inputs"
     return Reason(Code.MISS, stage.name, f"{changed} changed")

@@ -39,8 +39,8 @@ def for_an_earlier_attempt(turn: Turn, stage: StageStatus) -> Outcome | None:
     if not observed.live:
         return None
     if turn.stopping is None and stage.input_digest is not None:
-        # The earlier attempt may not be in the status. Once its objects are gone, no one else knows
-        # its number, which must not be used again.
+        # The earlier attempt may not be in the status. Its number must not be used again, so it is
+        # kept: once the attempt's objects are gone, they no longer tell it.
         highest = observed.highest_number(stage.name, stage.input_digest)
         stage = stage.changed(attempt_count=max(stage.attempt_count, highest))
     if stage.not_before is None:

@@ -23,7 +23,11 @@ TRUNK_IMAGE = "a Swin trunk of this name takes image_size 224"
 EQUAL: tuple[str, ...] = ()  # the name fixes all but the sizes, alike in all four trunks
 A100_MS: float = 0.590171  # fitted together with the constants of `modelchain.plan.plan`
 
-HEAD_WIDTH, PATCH, WINDOW, IMAGE, MLP_RATIO = 32, 4, 7, 224, 4
+HEAD_WIDTH = 32
+PATCH = 4
+WINDOW = 7
+IMAGE = 224
+MLP_RATIO = 4
 
 
 def _trunk(width: int, *depths: int) -> Shape:

@@ -56,7 +56,8 @@ def stage_inputs(
         predecessor: the predecessor's artifact digest; None for the first stage and for a model
             that is trained alone.
     """
-    stage, recipe, train = spec.stages[index], spec.recipe, spec.data.train
+    stage, recipe = spec.stages[index], spec.recipe
+    train = spec.data.train
     warmup = recipe.warmup_steps.first if predecessor is None else recipe.warmup_steps.successors
     inputs: dict[str, Any] = {
         "v": VERSION,

@@ -90,7 +90,9 @@ def start(task: Task) -> None:
 def _overdue(start: float, stall: float) -> tuple[FailureClass, str]:
     """Wait until a limit has passed. Returns the failure and a message."""
     limits = {Phase.STARTING: start, Phase.STEPPING: stall, Phase.STEPPED: max(start, stall)}
-    beats, idle, before = 0.0, 0.0, time.monotonic()
+    beats = 0.0
+    idle = 0.0
+    before = time.monotonic()
     while True:
         time.sleep(POLL_SECONDS)
         now = time.monotonic()

@@ -78,20 +78,20 @@ def drive(
     try:
         with Live(console=console, auto_refresh=False, transient=True) as live:
             while True:
-                step = decide(chain, world.observe(status), time.time())
-                if step.write:
-                    world.root.write_status(chain, step.status)
-                    status = step.status
-                elif step.action is not None:
-                    world.act(step)
+                decision = decide(chain, world.observe(status), time.time())
+                if decision.write:
+                    world.root.write_status(chain, decision.status)
+                    status = decision.status
+                elif decision.action is not None:
+                    world.act(decision)
                 if console.is_terminal:
                     live.update(stages_table(chain.metadata.name, status), refresh=True)
                 else:
                     printed = _print_changes(status, printed)
-                if step.again is None:
+                if decision.again is None:
                     return status
-                if step.again:
-                    time.sleep(min(step.again, POLL_SECONDS))
+                if decision.again:
+                    time.sleep(min(decision.again, POLL_SECONDS))
     finally:
         for sig, handler in handlers.items():
             signal.signal(sig, handler)

@@ -23,7 +23,7 @@ from modelchain.api.contracts import (
     Task,
 )
 from modelchain.api.reasons import Code, Reason
-from modelchain.api.spec import API_VERSION, KIND, ModelChain, Record
+from modelchain.api.spec import API_VERSION, KIND, ModelChain, WrittenModel
 from modelchain.api.status import AttemptStatus, ChainStatus, StageStatus
 from modelchain.decide.observed import Artifact, Damage
 from modelchain.errors import InputError, WorkError
@@ -33,7 +33,7 @@ from modelchain.io.files import read_artifact, write_atomic
 # The first part of the names of attempts' directories.
 OWNER = "local"
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=WrittenModel)
 
 
 class Root:
@@ -45,7 +45,7 @@ class Root:
     def __init__(self, path: Path, status_name: str = "status.json"):
         self.path = path
         self.status_file = path / status_name
-        # By input digest, what an artifact's files looked like when they were hashed, and the
+        # By input digest, the sizes and times of an artifact's files when they were hashed, and the
         # result.
         self._verified: dict[str, tuple[tuple[Any, ...], Artifact | Damage]] = {}
 
@@ -170,10 +170,10 @@ class Root:
         return _read(LastWord, self.attempt_directory(attempt) / LAST_WORD)
 
     def last_step(self, attempt: AttemptStatus) -> dict[str, Any] | None:
-        """The newest step record of an attempt's metrics.jsonl; None before the first."""
+        """The newest entry of a step in an attempt's metrics.jsonl; None before the first."""
         path = self.attempt_directory(attempt) / METRICS
         try:
-            # The end of the file is enough, as a record is much shorter.
+            # The end of the file is enough, as an entry is much shorter.
             with path.open("rb") as file:
                 file.seek(max(0, path.stat().st_size - 16_384))
                 lines = file.read().splitlines()
@@ -181,9 +181,9 @@ class Root:
             return None
         for line in reversed(lines):
             with contextlib.suppress(ValueError):
-                record = json.loads(line)
-                if isinstance(record, dict) and record.get("event") == "step":
-                    return record
+                entry = json.loads(line)
+                if isinstance(entry, dict) and entry.get("event") == "step":
+                    return entry
         return None
 
     def checkpoint_step(self, digest: str) -> int:
@@ -211,17 +211,17 @@ class Root:
 
 
 def _read(kind: type[R], path: Path) -> R | None:
-    """The record in the file `path`; None if the file is missing or damaged."""
+    """What the file `path` holds; None if the file is missing or damaged."""
     with contextlib.suppress(OSError, ValidationError):
         return kind.model_validate_json(path.read_bytes())
     return None
 
 
-def progress_of(record: dict[str, Any]) -> Progress | None:
-    """A step record of metrics.jsonl, reduced to what a table shows."""
+def progress_of(entry: dict[str, Any]) -> Progress | None:
+    """The entry of a step in metrics.jsonl, reduced to what a table shows."""
     with contextlib.suppress(ValidationError):
         names = ("step", "steps", "samplesPerSecond", "etaSeconds")
-        return Progress.model_validate({name: record.get(name) for name in names})
+        return Progress.model_validate({name: entry.get(name) for name in names})
     return None
 
 

@@ -1,4 +1,4 @@
-"""Fills `Observed` on a laptop, and executes the steps of `decide` there.
+"""Fills `Observed` on a laptop, and carries out what `decide` decides there.
 
 A local run has a root directory, and at most one trainer with its processes.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from modelchain.api.contracts import LAST_WORD, TASK, DataRequest, EvaluationRequest
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import AttemptStatus, ChainStatus
-from modelchain.decide.observed import Launch, Observed, Seen, Step, Stop
+from modelchain.decide.observed import Decision, Launch, Observed, Seen, Stop
 from modelchain.decide.task import Placement, task_for
 from modelchain.identity.digest import evaluation_key
 from modelchain.io.files import write_atomic
@@ -22,7 +22,7 @@ BACKOFF_SECONDS = 1.0
 
 
 class LocalWorld:
-    """Reads the state of this machine into `Observed`, and executes a `Step`."""
+    """Reads the state of this machine into `Observed`, and carries out a `Decision`."""
 
     def __init__(
         self,
@@ -32,7 +32,9 @@ class LocalWorld:
         data: DataRequest,
         fingerprint: str,
     ):
-        self.chain, self.root, self.trainer = chain, root, trainer
+        self.chain = chain
+        self.root = root
+        self.trainer = trainer
         self.data, self.fingerprint = data, fingerprint
         self.inputs, self.numbers = root.known_inputs(), root.attempt_numbers()
         # A new value for each run of the command, so that each renews the budgets once.
@@ -60,14 +62,14 @@ class LocalWorld:
     def _seen(self, attempt: AttemptStatus, live: bool) -> Seen:
         if attempt.finished_at is not None:
             return Seen(live=live, started=True)
-        record = self.root.last_step(attempt)
+        entry = self.root.last_step(attempt)
         return Seen(
             live=live,
             started=self.root.started(attempt),
             word=None if live else self.root.last_word(attempt),
-            progress=progress_of(record) if record else None,
+            progress=progress_of(entry) if entry else None,
             checkpoint_step=self.root.checkpoint_step(attempt.input_digest),
-            macs=int(record["macs"]) if record else 0,
+            macs=int(entry["macs"]) if entry else 0,
         )
 
     def evaluate_added(self, status: ChainStatus, say: Callable[[str], None]) -> bool:
@@ -99,10 +101,10 @@ class LocalWorld:
                 measured = True
         return measured
 
-    def act(self, step: Step) -> None:
-        match step.action:
+    def act(self, decision: Decision) -> None:
+        match decision.action:
             case Launch() as launch:
-                self._launch(launch, step.status.epochs)
+                self._launch(launch, decision.status.epochs)
             case Stop():
                 self.trainer.stop()
 

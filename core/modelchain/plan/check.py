@@ -117,7 +117,7 @@ def _problems_of(path: str, mount: str, is_pattern: bool) -> Iterator[str]:
 
 
 def _misplaced(name: str, mount: str) -> str | None:
-    """Why a file's name is not one below the mount."""
+    """Why a file does not lie below the mount; None if it does."""
     path = PurePosixPath(name)
     if ".." in path.parts:
         return messages.DOTS
@@ -231,7 +231,7 @@ def warmup_too_long(spec: ChainSpec, index: int, epochs: int) -> tuple[str, str]
 
 
 def check_epochs(chain: ModelChain, file: str, frozen: dict[str, int]) -> None:
-    """Raise InputError if no epochs can be allocated, or a stage could not warm up in its own."""
+    """Raise InputError if no epochs can be allocated, or a stage is shorter than its warm-up."""
     try:
         planned = enumerate(plan(chain, "analytic", {}, frozen).stages)
     except InputError as error:

@@ -31,7 +31,7 @@ PIPE = 160
 
 if TYPE_CHECKING:
     from modelchain_operator.api.kube import Kube, Object
-    from modelchain_operator.cli.listing import Row
+    from modelchain_operator.cli.listing import ChainRow
     from modelchain_operator.explain.explain import Explanation
 
 
@@ -87,7 +87,7 @@ async def _read(kube: Kube, space: str | None, name: str | None) -> list[Object]
     return await list_chains(kube, space)
 
 
-def _print(rows: list[Row], output: str, namespace: str | None) -> None:
+def _print(rows: list[ChainRow], output: str, namespace: str | None) -> None:
     """Print rows as a table or as JSON. A `namespace` of None stands for all namespaces."""
     from modelchain_operator.cli.listing import table
 

@@ -37,7 +37,7 @@ LEAST_WHY = 40
 BAD = ("Failed", "Stalled", "InvalidSpec")
 
 
-class Row(NamedTuple):
+class ChainRow(NamedTuple):
     """One chain, ready to print. All but the first two and `state` may be empty."""
 
     namespace: str
@@ -52,10 +52,10 @@ class Row(NamedTuple):
     why: str
 
 
-def row(chain: Object, now: float) -> Row:
+def row(chain: Object, now: float) -> ChainRow:
     meta, status = chain["metadata"], chain.get("status") or {}
     summary = status.get("summary") or {}
-    return Row(
+    return ChainRow(
         meta["namespace"],
         meta["name"],
         summary.get("stage", ""),
@@ -99,7 +99,7 @@ def _current(chain: Object) -> StageStatus | None:
         return None
 
 
-def table(rows: Sequence[Row], namespaces: bool, width: int) -> RenderableType:
+def table(rows: Sequence[ChainRow], namespaces: bool, width: int) -> RenderableType:
     """One line for each chain, in `width` characters. Empty columns are left out.
 
     If there is too little room for the column `why`, the reasons are printed below the table.
@@ -130,7 +130,7 @@ def table(rows: Sequence[Row], namespaces: bool, width: int) -> RenderableType:
     return Group(out, *reasons)
 
 
-def _style(r: Row) -> str:
+def _style(r: ChainRow) -> str:
     return "red" if r.state in BAD else STYLES.get(r.state, "dim")
 
 
@@ -140,9 +140,9 @@ class Lines:
     def __init__(self, namespaces: bool) -> None:
         self._first = 0 if namespaces else 1
         # By namespace and name, the row that was printed last, without its age.
-        self._printed: dict[tuple[str, str], Row] = {}
+        self._printed: dict[tuple[str, str], ChainRow] = {}
 
-    def show(self, rows: Sequence[Row]) -> None:
+    def show(self, rows: Sequence[ChainRow]) -> None:
         for r in rows:
             timeless = r._replace(age="")
             if self._printed.get((r.namespace, r.name)) != timeless:
@@ -151,7 +151,7 @@ class Lines:
 
 
 async def follow(
-    read: Callable[[], Awaitable[list[Object]]], show: Callable[[Sequence[Row]], None]
+    read: Callable[[], Awaitable[list[Object]]], show: Callable[[Sequence[ChainRow]], None]
 ) -> list[Object]:
     """Show the chains until all have finished. Returns them as they are then.
 

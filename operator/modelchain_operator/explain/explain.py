@@ -240,7 +240,7 @@ class _Case:
         if stage is None or stage.state is not State.FAILED or is_refused(self.s.chain):
             return None
         code = stage.code or Code.FAILED
-        cause = stage.message
+        cause = stage.cause
         if self.s.chain["spec"].get("suspend"):
             cause += "; besides, the chain is suspended"
         state = f"{self.subject} has failed ({code}) and is not tried again by itself"
@@ -284,7 +284,7 @@ class _Case:
         then = ""
         if self.stage is not None and self.stage.stalled and not is_refused(self.s.chain):
             code = self.stage.reason_code or code
-            cause = self.stage.message
+            cause = self.stage.cause
             then = self.stage.next  # empty in a status that an older version wrote
         then = then or self._command(known(code))
         lines = [*self.clues.conditions("Stalled"), *self.clues.warnings(self.job, *self.pods)]
@@ -341,7 +341,7 @@ class _Case:
         if self.stage is None or self.stage.code is not code:
             return None
         then = self.stage.next or self._command(code)
-        return self._say(code, f"{self.subject} {doing}", self.stage.message, then, lines)
+        return self._say(code, f"{self.subject} {doing}", self.stage.cause, then, lines)
 
     def queued(self) -> Explanation | None:
         """The job waits in a queue of Kueue."""
@@ -436,7 +436,7 @@ class _Case:
         pods = [pod for pod in self.live if pod not in self.training]
         lines = [self.clues.thing("job", job, "re-hashes the artifact") for job in jobs]
         lines += map(self.clues.pod, pods)
-        return self._say(Code.VERIFIES, state, self.stage.message, self._follow(), lines)
+        return self._say(Code.VERIFIES, state, self.stage.cause, self._follow(), lines)
 
     def running(self) -> Explanation | None:
         running = filter(podread.is_running, self.pods)
@@ -463,8 +463,8 @@ class _Case:
         return self._say(Code.RUNNING, state, cause, then, map(self.clues.pod, self.pods[:4]))
 
     def other(self) -> Explanation:
-        """No question has an answer: the state between two steps."""
-        message = self.stage.message if self.stage else ""
+        """No question has an answer: the state between two decisions."""
+        message = self.stage.cause if self.stage else ""
         cause = message or "the operator is about to act"
         lines = [*self.clues.conditions("Reconciling", "Ready"), *map(self.clues.pod, self.live)]
         state = f"{self.subject} is {self._state_word()}"

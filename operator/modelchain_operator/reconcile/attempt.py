@@ -168,7 +168,9 @@ class Sightings:
         now: float,
     ):
         self.snapshot, self.config = snapshot, config
-        self.pool, self.memory, self.now = pool, memory, now
+        self.pool = pool
+        self.memory = memory
+        self.now = now
         self.spec = snapshot.spec.spec
         self.attempts = status.attempts
         # By the attempt's name, the pods that a job of any kind has made for it. Pods of which a

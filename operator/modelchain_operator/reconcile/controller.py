@@ -14,7 +14,7 @@ from modelchain.api.spec import ModelChain
 from modelchain.api.status import ChainStatus, StageStatus, State
 from modelchain.decide.conditions import refused, sentence, unreadable
 from modelchain.decide.decide import decide
-from modelchain.decide.observed import Action, Discard, DropShare, Launch, Step
+from modelchain.decide.observed import Action, Decision, Discard, DropShare, Launch
 from modelchain.errors import InputError
 from modelchain.io.load import parse
 from modelchain.plan.check import check, check_epochs
@@ -33,9 +33,9 @@ from modelchain_operator.runners.registry import RUNNERS
 log = logging.getLogger(__name__)
 
 Key = tuple[str, str]  # namespace, name of a chain
-# The most steps of one pass. A chain that needs more gets its next pass after `SOON` seconds, so
-# that other chains have their turn.
-MOST_STEPS = 64
+# The most decisions of one pass. A chain that needs more gets its next pass after `SOON` seconds,
+# so that other chains have their turn.
+MOST_DECISIONS = 64
 SOON = 0.5
 # The seconds after which it is told again that a status cannot be read.
 TELL_AGAIN = 600.0
@@ -57,7 +57,10 @@ class Controller:
     def __init__(
         self, kube: Kube, events: Events, config: PoolFile, clock: Callable[[], float] = time.time
     ):
-        self.kube, self.events, self.config, self.clock = kube, events, config, clock
+        self.kube = kube
+        self.events = events
+        self.config = config
+        self.clock = clock
         self.memory = Memory(clock=clock)
         self.reader = Reader(kube, self.memory, config.progress_seconds)
         self.executor = Executor(kube, config, self.memory)
@@ -117,33 +120,33 @@ class Controller:
             await self._refuse(chain, status, error)
             return None
         try:
-            return await self._steps(snapshot)
+            return await self._decide_and_act(snapshot)
         except InputError as error:
             await self._refuse(snapshot.chain, snapshot.status, error)
             return None
 
-    async def _steps(self, snapshot: Snapshot) -> float | None:
-        """Take one step after the other until nothing is left to do now."""
+    async def _decide_and_act(self, snapshot: Snapshot) -> float | None:
+        """Decide and act until nothing is left to do now."""
         await self.reader.jobs_and_pods(snapshot)
-        for _ in range(MOST_STEPS):
-            step = await self._decide(snapshot)
-            digests = rests_on(snapshot.status, step)
+        for _ in range(MOST_DECISIONS):
+            decision = await self._decide(snapshot)
+            digests = rests_on(snapshot.status, decision)
             if digests and not snapshot.fresh:
-                # What the step depends on is read again before it is taken: another client may have
-                # changed it meanwhile.
-                if not step.write:
+                # What the decision depends on is read again before it is carried out: another
+                # client may have changed it meanwhile.
+                if not decision.write:
                     await self.reader.jobs_and_pods(snapshot)
                 self.reader.forget(snapshot, digests)
                 snapshot.fresh = True
-            elif step.write:
+            elif decision.write:
                 snapshot.fresh = False
-                await self._write(snapshot, step.status)
-            elif step.action is None:
-                return step.again
+                await self._write(snapshot, decision.status)
+            elif decision.action is None:
+                return decision.again
             else:
                 snapshot.fresh = False
-                if not await self._act(snapshot, step.action):
-                    return step.again
+                if not await self._act(snapshot, decision.action):
+                    return decision.again
         return SOON
 
     async def _act(self, snapshot: Snapshot, action: Action) -> bool:
@@ -162,14 +165,14 @@ class Controller:
                 )
             raise
 
-    async def _decide(self, snapshot: Snapshot) -> Step:
+    async def _decide(self, snapshot: Snapshot) -> Decision:
         """Decide, and read what the decision turns out to need, until it needs nothing more."""
         while True:
             view = View(snapshot, self.config, self.memory, self.clock())
             await self.reader.progress(view.sightings.rank_0_pods())
-            step = decide(snapshot.spec, view.observed(), view.now)
+            decision = decide(snapshot.spec, view.observed(), view.now)
             if not snapshot.needs:
-                return step
+                return decision
             await self.reader.answer(snapshot)
 
     async def _write(self, snapshot: Snapshot, status: ChainStatus) -> None:
@@ -237,23 +240,23 @@ class Controller:
         log.error("chain %s in %s: %s", meta["name"], meta["namespace"], error)
 
 
-def rests_on(status: ChainStatus, step: Step) -> frozenset[str]:
-    """The input digests whose records a step must not take from a cache; empty for most steps.
+def rests_on(status: ChainStatus, decision: Decision) -> frozenset[str]:
+    """The input digests whose records a decision must not take from a cache; often empty.
 
     A launch depends on the records of its stage and of the one before, and a chain that is said to
     be complete on those of all its stages.
 
     Args:
         status: the stored status.
-        step: the next step.
+        decision: what `decide` has returned for it.
     """
-    if step.write:
-        complete = step.status.is_true("Complete") and not status.is_true("Complete")
-        stages = step.status.stages if complete else []
+    if decision.write:
+        complete = decision.status.is_true("Complete") and not status.is_true("Complete")
+        stages = decision.status.stages if complete else []
         return frozenset(stage.input_digest for stage in stages if stage.input_digest)
-    if not isinstance(step.action, Launch):
+    if not isinstance(decision.action, Launch):
         return frozenset()
-    before, digest = step.action.predecessor, step.action.attempt.input_digest
+    before, digest = decision.action.predecessor, decision.action.attempt.input_digest
     return frozenset({digest} | ({before.input_digest} if before is not None else set()))
 
 

@@ -36,7 +36,7 @@ Kind = Literal["Normal", "Warning"]
 
 
 class Events:
-    """Posts events. Failures are logged and counted, and never raised, as no step needs an event.
+    """Posts events. A failure is logged and counted, and never raised: no decision needs an event.
 
     `counts` has how many events were posted, have failed, and were dropped as there were too many.
     """

@@ -75,10 +75,12 @@ QUEUE_REQUIRED = Reason(Code.QUEUE_REQUIRED, message="set spec.runner.queueName"
 
 
 class Executor:
-    """Carries out one step for one chain, and puts the API server's answers into the snapshot."""
+    """Carries out what was decided for a chain, and puts the server's answers into the snapshot."""
 
     def __init__(self, kube: Kube, config: PoolFile, memory: Memory):
-        self.kube, self.config, self.memory = kube, config, memory
+        self.kube = kube
+        self.config = config
+        self.memory = memory
 
     async def write_status(self, chain: Object, status: ChainStatus) -> Object:
         """PUT the status and return the chain as it is now.

@@ -1,6 +1,6 @@
 """What the operator remembers between two passes.
 
-If all of it is lost, more has to be read again. No step becomes wrong.
+If all of it is lost, more has to be read again. No decision becomes wrong.
 """
 
 from __future__ import annotations

@@ -45,7 +45,10 @@ class View:
     """One chain, as it is shown to `decide`."""
 
     def __init__(self, snapshot: Snapshot, config: PoolFile, memory: Memory, now: float):
-        self.snapshot, self.config, self.memory, self.now = snapshot, config, memory, now
+        self.snapshot = snapshot
+        self.config = config
+        self.memory = memory
+        self.now = now
         self.spec = snapshot.spec.spec
         self.pool = requests.known_pool(snapshot.spec, config)
         self.status = self._status()
@@ -357,7 +360,9 @@ class View:
 
     def _left_behind(self, thing: Object) -> Reason:
         """Why the stage waits for a job or pod of a chain that was deleted."""
-        kind, named, space = thing["kind"], name_of(thing), self.snapshot.namespace
+        kind = thing["kind"]
+        named = name_of(thing)
+        space = self.snapshot.namespace
         return Reason(
             Code.ORPHANED_JOB,
             named,

@@ -195,7 +195,9 @@ class Reader:
     """
 
     def __init__(self, kube: Kube, memory: Memory, progress_seconds: float):
-        self.kube, self.memory, self.progress_seconds = kube, memory, progress_seconds
+        self.kube = kube
+        self.memory = memory
+        self.progress_seconds = progress_seconds
         self._reads: dict[What, Callable[[Snapshot, str], Awaitable[Any]]] = {
             "artifact": self._artifact,
             "claim": self._claim,
@@ -392,7 +394,7 @@ class Reader:
         return found
 
     def forget(self, snapshot: Snapshot, digests: Iterable[str]) -> None:
-        """Forget what a step depends on, so that it is read again right before the step.
+        """Forget what a decision depends on, so that it is read again before it is carried out.
 
         This is the records of these input digests, the claim, the share, rivals and their chains,
         and what has the attempt's name.

@@ -132,7 +132,9 @@ def run_time(pod: Read, now: float) -> tuple[float, float | None] | None:
     that gives no possible time either, to the pod's creation. The result must not depend on `now`,
     or every pass would see a change and write it.
     """
-    started, finished, created = started_at(pod), ended_at(pod), created_at(pod)
+    started = started_at(pod)
+    finished = ended_at(pod)
+    created = created_at(pod)
     if started is None or (
         finished is not None and not 0 <= finished - started <= now - created + CLOCKS_DIFFER
     ):

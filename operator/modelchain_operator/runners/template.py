@@ -18,7 +18,9 @@ from modelchain_operator.runners import kueue
 from modelchain_operator.runners.port import JobRequest
 
 ARTIFACTS, PREDECESSORS = "/artifacts", "/predecessors"
-HOME, SCRATCH, SHM = "/home/modelchain", "/tmp", "/dev/shm"
+HOME = "/home/modelchain"
+SCRATCH = "/tmp"
+SHM = "/dev/shm"
 # The volume at SHM.
 SHARED_MEMORY = "shm"
 TERMINATION_MESSAGE = "/dev/termination-log"

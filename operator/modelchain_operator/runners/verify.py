@@ -20,7 +20,9 @@ ARGUMENTS = ["verify"]
 # The failures that answer what was asked.
 ANSWERS = (FailureClass.NO_ARTIFACT, FailureClass.CORRUPT_ARTIFACT)
 # The most that the Job asks for, as it only reads files and hashes them.
-MOST_CPU, MOST_MEMORY, MOST_DISK = "4", "16Gi", "16Gi"
+MOST_CPU = "4"
+MOST_MEMORY = "16Gi"
+MOST_DISK = "16Gi"
 # The Job only reads, so a repetition does no harm. Disruptions, such as a drained node, are not
 # counted: `podFailurePolicy` ignores them.
 RETRIES = 2

@@ -25,9 +25,13 @@ from modelchain_operator.api.kube import (
 
 log = logging.getLogger(__name__)
 
-# In seconds, client-go's defaults: after how long without a renewal others may take the Lease, how
-# long we go on working without a renewal, and the pause between two tries.
-LEASE_SECONDS, RENEW_DEADLINE, RETRY_PERIOD = 15, 10.0, 2.0
+# In seconds; the values are client-go's defaults.
+# After so long without a renewal, others may take the Lease.
+LEASE_SECONDS = 15
+# After so long without a renewal, we stop working.
+RENEW_DEADLINE = 10.0
+# The pause between two tries.
+RETRY_PERIOD = 2.0
 NAME = "modelchain-operator"
 
 
@@ -71,7 +75,9 @@ class Leader:
                     if not self._alone:
                         where = f"{NAME} in {self.namespace}"
                         log.warning("working without the Lease %s: %s", where, error)
-                    renewed, ours, self._alone = start, True, True
+                    renewed = start
+                    ours = True
+                    self._alone = True
                 except (ApiError, TimeoutError) as error:
                     why = str(error) or "no answer in time"
                     log.warning("the Lease %s could not be renewed: %s", NAME, why)

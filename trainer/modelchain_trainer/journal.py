@@ -1,4 +1,4 @@
-"""The written records of an attempt: a line of metrics.jsonl for each, and TensorBoard's events."""
+"""The journal of an attempt: an entry is a line of metrics.jsonl and an event of TensorBoard."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from modelchain.api.contracts import METRICS
 from modelchain.io.files import write_atomic
 
-# TensorBoard's tag for each field of a step's record.
+# TensorBoard's tag for each field of a step's entry.
 TAGS = {
     "loss": "loss/total",
     "taskLoss": "loss/task",
@@ -56,8 +56,8 @@ class StepNumbers(NamedTuple):
     tokens: tuple[int, int]
     learning_rate: float
 
-    def record(self, has_teacher: bool) -> dict[str, Any]:
-        """The step's record, without losses if it was skipped."""
+    def entry(self, has_teacher: bool) -> dict[str, Any]:
+        """The step's entry, without losses if it was skipped."""
         real, processed = self.tokens
         losses: dict[str, float | None] = {
             "loss": self.loss,
@@ -100,9 +100,9 @@ def read(steps: Sequence[Unread]) -> list[StepNumbers]:
     ]
 
 
-class Recorder:
+class Journal:
     """Appends to an attempt's metrics.jsonl and event file. A thread does it, so that a slow volume
-    does not hold up the training; `wait` returns when all records have left the process.
+    does not hold up the training; `wait` returns when all entries have left the process.
 
     TensorBoard's own writers keep events in a queue until the process ends, but a trainer may be
     killed, and does not wait for threads at its end.
@@ -111,12 +111,12 @@ class Recorder:
     def __init__(self, attempt: Path, active: bool = True):
         self.active = active  # only on rank 0
         self.lines = attempt / METRICS
-        self._thread = ThreadPoolExecutor(1, "records")
+        self._thread = ThreadPoolExecutor(1, "journal")
         self._pending: deque[Future[None]] = deque()
         self.events = attempt / f"events.out.tfevents.{time.time():.6f}.{os.getpid()}"
 
     def resume(self, step: int) -> None:
-        """Continue after `step`, or from the start if it is -1. Records after that step are removed
+        """Continue after `step`, or from the start if it is -1. Entries after that step are removed
         from metrics.jsonl, and TensorBoard hides them.
         """
         if not self.active:
@@ -135,39 +135,39 @@ class Recorder:
             *again,
         )
 
-    def write(self, *records: Mapping[str, Any]) -> None:
-        """Have the thread append these records, each with at least `event` and `step`, in one write
+    def write(self, *entries: Mapping[str, Any]) -> None:
+        """Have the thread append these entries, each with at least `event` and `step`, in one write
         to each file. Raises OSError if an earlier write has failed.
         """
         if self.active:
             while self._pending and self._pending[0].done():
                 self._pending.popleft().result()
-            self._pending.append(self._thread.submit(self._append, records))
+            self._pending.append(self._thread.submit(self._append, entries))
 
     def wait(self) -> None:
-        """Return when all records are written; raises OSError if that failed."""
+        """Return when all entries are written; raises OSError if that failed."""
         while self._pending:
             self._pending[0].exception()  # a signal may end this wait; then the write is still ours
             self._pending.popleft().result()
 
-    def _append(self, records: Sequence[Mapping[str, Any]]) -> None:
+    def _append(self, entries: Sequence[Mapping[str, Any]]) -> None:
         with self.lines.open("a") as file:
-            file.write("".join(json.dumps(record) + "\n" for record in records))
-        self._append_events(*map(_scalars, records))
+            file.write("".join(json.dumps(entry) + "\n" for entry in entries))
+        self._append_events(*map(_scalars, entries))
 
     def _append_events(self, *events: bytes) -> None:
         with self.events.open("ab") as file:
             file.write(b"".join(events))
 
 
-def _scalars(record: Mapping[str, Any]) -> bytes:
-    """The event with a record's numbers; nothing if it has none that TensorBoard shows."""
-    scalars = {tag: record[name] for name, tag in TAGS.items() if record.get(name) is not None}
-    scalars |= {f"evaluation/{name}": value for name, value in record.get("metrics", {}).items()}
+def _scalars(entry: Mapping[str, Any]) -> bytes:
+    """The event with an entry's numbers; nothing if it has none that TensorBoard shows."""
+    scalars = {tag: entry[name] for name, tag in TAGS.items() if entry.get(name) is not None}
+    scalars |= {f"evaluation/{name}": value for name, value in entry.get("metrics", {}).items()}
     if not scalars:
         return b""
     values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-    return _event(step=record["step"], summary=Summary(value=values))
+    return _event(step=entry["step"], summary=Summary(value=values))
 
 
 def _event(**fields: Any) -> bytes:
@@ -180,11 +180,11 @@ def _event(**fields: Any) -> bytes:
 
 
 def _until(path: Path, step: int) -> Iterator[bytes]:
-    """The lines up to the record of training step `step`. An evaluation after that step is left
+    """The lines up to the entry of training step `step`. An evaluation after that step is left
     out, because it is run again; so is a line that a kill has cut off.
     """
     for line in path.read_bytes().splitlines(keepends=True):
         with contextlib.suppress(ValueError):
-            record = json.loads(line)
-            if record["step"] < step or (record["step"] == step and record["event"] == "step"):
+            entry = json.loads(line)
+            if entry["step"] < step or (entry["step"] == step and entry["event"] == "step"):
                 yield line.rstrip() + b"\n"

@@ -1,4 +1,4 @@
-"""Records are appended by a thread: one write to each file for all steps of a look."""
+"""Entries are appended by a thread: one write to each file for all steps of a look."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from modelchain_trainer.record import Recorder
+from modelchain_trainer.journal import Journal
 
 
 def step(number: int) -> dict[str, Any]:
@@ -30,26 +30,26 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def lines(recorder: Recorder) -> list[int]:
-    return [json.loads(line)["step"] for line in recorder.lines.read_text().splitlines()]
+def lines(journal: Journal) -> list[int]:
+    return [json.loads(line)["step"] for line in journal.lines.read_text().splitlines()]
 
 
 def test_a_look_is_one_append_to_each_file(tmp_path: Path, opened: list[str]) -> None:
-    recorder = Recorder(tmp_path)
-    recorder.resume(-1)
+    journal = Journal(tmp_path)
+    journal.resume(-1)
     opened.clear()
-    recorder.write(*map(step, range(1, 501)))
-    recorder.wait()
-    assert opened == ["metrics", "events"] and lines(recorder) == list(range(1, 501))
-    recorder.write({"event": "evaluation", "step": 500, "metrics": {"top1": 50.0}}, step(501))
-    recorder.wait()
-    assert lines(recorder) == [*range(1, 501), 500, 501] and len(opened) == 4
+    journal.write(*map(step, range(1, 501)))
+    journal.wait()
+    assert opened == ["metrics", "events"] and lines(journal) == list(range(1, 501))
+    journal.write({"event": "evaluation", "step": 500, "metrics": {"top1": 50.0}}, step(501))
+    journal.wait()
+    assert lines(journal) == [*range(1, 501), 500, 501] and len(opened) == 4
 
 
 def test_a_slow_volume_does_not_hold_up_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recorder, ready, original = Recorder(tmp_path), threading.Event(), Path.open
+    journal, ready, original = Journal(tmp_path), threading.Event(), Path.open
 
     def slow(self: Path, *arguments: Any, **more: Any) -> Any:
         assert ready.wait(60)
@@ -57,46 +57,46 @@ def test_a_slow_volume_does_not_hold_up_the_training(
 
     monkeypatch.setattr(Path, "open", slow)
     for number in range(1, 6):
-        recorder.write(step(number))
-    assert not recorder.lines.exists()
+        journal.write(step(number))
+    assert not journal.lines.exists()
     ready.set()
-    recorder.wait()
-    assert lines(recorder) == [1, 2, 3, 4, 5], "in order"
+    journal.wait()
+    assert lines(journal) == [1, 2, 3, 4, 5], "in order"
 
 
 def test_a_failed_write_is_raised(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path / "gone")
-    recorder.write(step(1))
+    journal = Journal(tmp_path / "gone")
+    journal.write(step(1))
     with pytest.raises(FileNotFoundError):
-        recorder.wait()
-    recorder.write(step(2))
+        journal.wait()
+    journal.write(step(2))
     with pytest.raises(FileNotFoundError):
         for number in range(3, 1000):  # a later write tells of an earlier one
-            recorder.write(step(number))
+            journal.write(step(number))
             threading.Event().wait(0.01)
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, active=False)
-    recorder.resume(3)
-    recorder.write(step(4))
-    recorder.wait()
+    journal = Journal(tmp_path, active=False)
+    journal.resume(3)
+    journal.write(step(4))
+    journal.wait()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_resuming_waits_for_what_is_not_written_yet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Going back to a checkpoint removes the records after it, also those still under way."""
-    recorder, original = Recorder(tmp_path), Path.open
+    """Going back to a checkpoint removes the entries after it, also those still under way."""
+    journal, original = Journal(tmp_path), Path.open
 
     def slow(self: Path, *arguments: Any, **more: Any) -> Any:
         threading.Event().wait(0.2)
         return original(self, *arguments, **more)
 
     monkeypatch.setattr(Path, "open", slow)
-    recorder.write(*map(step, range(1, 6)))
-    recorder.resume(3)
-    recorder.write(step(4))
-    recorder.wait()
-    assert lines(recorder) == [1, 2, 3, 4]
+    journal.write(*map(step, range(1, 6)))
+    journal.resume(3)
+    journal.write(step(4))
+    journal.wait()
+    assert lines(journal) == [1, 2, 3, 4]
