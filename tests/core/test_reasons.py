@@ -144,7 +144,7 @@ OLD_HELPERS = {
     "the next command from a sentence": r"after_stall|RETRY_HELPS|partition\(\"has failed",
     "what pods wait for": r"\"image\" in|in found\.waiting|kind_of\(|cannot be pulled\" in",
     "a sentence's end": r"removesuffix\(\"; tries again|_STOPS",
-    "a sentence's message": r"without_code\(|without_command\(|NEVER_TRAINED",
+    "a sentence's message": r"without_code\(|(?<!def )without_command\(|NEVER_TRAINED",
     "a comparison of messages": r"\b(message|cause) [!=]= ",
 }
 

@@ -41,7 +41,7 @@ class Checkpointer:
         # What the last save took: `stall` of the loop, then `write` in the thread. Other threads
         # read it, so it is replaced and never changed.
         self.seconds: dict[str, float] = {}
-        self._manifest = {
+        self._manifest: dict[str, Any] = {
             "inputs": inputs,
             "input_digest": attempt.parent.name,
             "environment": environment,
@@ -210,7 +210,7 @@ def as_work_error(error: Exception, what: str) -> WorkError:
 
 
 def _moments(student: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    names = {parameter: name for name, parameter in student.named_parameters()}
+    names: dict[Tensor, str] = {tensor: name for name, tensor in student.named_parameters()}
     return {
         f"{kind}/{names[p]}": tensor
         for p, state in optimizer.state.items()

@@ -52,7 +52,7 @@ def this_device(kind: str | None = None) -> torch.device:
         return device
     torch.use_deterministic_algorithms(True)
     # Filling new memory is meant for debugging, and costs a third of a small step.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return torch.device("cpu")
 
 

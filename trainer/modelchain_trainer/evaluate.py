@@ -98,7 +98,7 @@ class Evaluator:
         return F.normalize(text_KD.view(len(names), len(templates), -1).mean(dim=1), dim=-1)
 
     def _retrieval(
-        self, clip: torch.nn.Module, evaluation: TaskEvaluation, samples: ShardSet
+        self, clip: Any, evaluation: TaskEvaluation, samples: ShardSet
     ) -> dict[str, float]:
         """R@k in both directions; the mean of their R@1 is the metric itself.
 
@@ -123,9 +123,7 @@ class Evaluator:
             metrics[f"{evaluation.name}/text-to-image-r{k}"] = recall_of_image
         return metrics
 
-    def _pictures(
-        self, clip: torch.nn.Module, samples: ShardSet
-    ) -> Iterator[tuple[list[int], Tensor]]:
+    def _pictures(self, clip: Any, samples: ShardSet) -> Iterator[tuple[list[int], Tensor]]:
         """This rank's (ids, unit features [n, D]) in batches, decoded by threads."""
         side = clip.visual.image_size[0]
         mine = range(self.rank, len(samples), self.world)
@@ -136,7 +134,7 @@ class Evaluator:
                 images = normalise(torch.stack(pictures).to(self.device))
                 yield ids, self._unit(encode_image, clip, images)
 
-    def _texts(self, clip: torch.nn.Module, captions: list[np.ndarray]) -> Tensor:
+    def _texts(self, clip: Any, captions: list[np.ndarray]) -> Tensor:
         """Unit features [K, D] of K tokenised captions, on every rank. They are encoded in chunks
         of similar length, as in training.
         """

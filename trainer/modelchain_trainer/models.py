@@ -41,7 +41,7 @@ class Layer(ResidualAttentionBlock):  # type: ignore[misc]
     of the pooled token alone.
     """
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, x_NLW: Tensor, attn_mask: Tensor | None = None, at: Tensor | int | None = None
     ) -> Tensor:
         """The stream after this layer: [N, L, W], or [N, W] of the tokens that `at` names.
@@ -59,6 +59,7 @@ class Layer(ResidualAttentionBlock):  # type: ignore[misc]
             every = slice(None) if isinstance(at, int) else torch.arange(len(at), device=at.device)
             x_NLW, queried = x_NLW[every, at], y_NLW[every, at].unsqueeze(1)
             if causal:
+                assert not isinstance(at, int), "one number for all needs no mask"
                 # One query a sequence: a causal mask has to say where in the sequence it stands.
                 places = torch.arange(y_NLW.shape[1], device=y_NLW.device)
                 mask = (places <= at[:, None])[:, None, None]
@@ -67,7 +68,7 @@ class Layer(ResidualAttentionBlock):  # type: ignore[misc]
         x = x_NLW + linear(attended, self.attn.out_proj.weight, self.attn.out_proj.bias).view_as(
             x_NLW
         )
-        return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
+        return x + self.mlp(self.ln_2(x))
 
 
 def _attention(
@@ -135,12 +136,12 @@ def encode_image(model: CLIP, images_N3HW: Tensor) -> Tensor:
     """Features [N, D] of normalised pictures, not of unit length."""
     visual = model.visual
     if not hasattr(visual, "transformer"):  # Swin: it pools over all tokens
-        return visual(images_N3HW)  # type: ignore[no-any-return]
+        return visual(images_N3HW)
     x_NLW = visual._embeds(images_N3HW)
     *layers, last = visual.transformer.resblocks
     for layer in layers:
         x_NLW = layer(x_NLW)
-    return visual.ln_post(last(x_NLW, at=0)) @ visual.proj  # type: ignore[no-any-return]
+    return visual.ln_post(last(x_NLW, at=0)) @ visual.proj
 
 
 def encode_text_chunks(model: CLIP, chunks: Sequence[Chunk]) -> Tensor:

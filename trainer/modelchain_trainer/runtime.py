@@ -14,6 +14,7 @@ from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -106,12 +107,12 @@ def rank_0_first() -> Iterator[None]:
     stopped meanwhile.
     """
     rank, world = ranks()
-    group = dist.new_group(backend="gloo", timeout=timedelta(days=1)) if world > 1 else None
+    group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=1)) if world > 1 else None
     if rank == 0:
         yield
     if group is not None:
         # Polled: while a process waits inside a barrier, Python handles no signal.
-        work = dist.barrier(group, async_op=True)
+        work: Any = dist.barrier(group, async_op=True)
         while not work.is_completed():
             time.sleep(0.2)
             watchdog.beat()  # if rank 0 hangs, its own watchdog ends it

@@ -8,6 +8,7 @@ import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -84,7 +85,8 @@ class Step:
 
         # As GradScaler does it: where `found_inf` is 1, the fused kernel changes nothing. The
         # decision stays on the device, and the host does not wait for it.
-        skipped = self.optimizer.found_inf = self._not_finite(losses)
+        skipped = self._not_finite(losses)
+        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
         self.optimizer.step()
         with torch.no_grad():
             scale = self.student.clip.logit_scale.clamp_(0, math.log(MAX_SCALE)).exp()
@@ -111,7 +113,7 @@ class Step:
 
         def forward(piece: Piece) -> models.Features:
             with self.autocast():
-                return self.wrapped(*piece)  # type: ignore[no-any-return]
+                return self.wrapped(*piece)
 
         def loss_of(features: models.Features) -> tuple[Tensor, ...]:
             text_NMD = features.text.unflatten(0, (len(features.image), -1))
@@ -123,7 +125,7 @@ class Step:
                 )
             return task + pull, task, pull
 
-        no_sync = self.wrapped.no_sync if self.world > 1 else nullcontext
+        no_sync: Any = self.wrapped.no_sync if self.world > 1 else nullcontext
         return torch.stack(cached_backward(forward, pieces, loss_of, no_sync)).float()
 
     def _not_finite(self, losses: Tensor) -> Tensor:

@@ -324,8 +324,8 @@ def _bounded(
     stages, over = _shorter(stages, "trained_before", lambda _: 0, over)
     stages, over = _shorter(stages, "attempts", lambda s: s.state is not State.SUCCEEDED, over)
     conditions = status.conditions
-    if over > 0:
-        stages = [_cut(stage, BRIEF, BRIEF) for stage in stages]
+    if over > 0:  # the reason's message is left out: the short reason stands for it
+        stages = [_cut(stage, BRIEF, BRIEF).changed(message="") for stage in stages]
         conditions = conditions_of(stages)
     update = {"stages": stages, "removed": removed, "conditions": conditions}
     return status.model_copy(update=update)
