@@ -95,6 +95,7 @@ _GOOD_CHANGES: dict[str, dict[str, Any]] = {
     "epochs left to the plan": {
         "spec.stages[1].epochs": DELETE,
         "spec.allocation.targetAcceleration": "2",
+        "spec.allocation.endRatio": "0.5",
     },
     "the same model cannot follow itself, but a wider one can": inline(config(), _BIGGER),
     "three inline stages": inline(
@@ -741,6 +742,9 @@ BAD: list[Bad] = [
     ),
     _one("alpha beyond bounds", "spec.transfer.distillation.alpha", "1e10", "must lie between"),
     _one("a target below 1", "spec.allocation.targetAcceleration", "0.5", "must lie between"),
+    _one("no epochs at the end", "spec.allocation.endRatio", "0", "must lie between 0.01 and 1"),
+    _one("more epochs at the end", "spec.allocation.endRatio", "1.01", "must lie between"),
+    _one("the end ratio as a number", "spec.allocation.endRatio", 0.5, "quotes"),
     _bad(
         "a claim and a template",
         {"spec.storage": {"claimName": "c", "claimTemplate": {"size": "1Gi"}}},

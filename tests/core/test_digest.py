@@ -162,6 +162,8 @@ ROWS = [
     Row("spec.transfer.distillation.convention", "Equation1", "bc"),
     Row("spec.allocation.targetAcceleration", "2", ""),
     Row("spec.allocation.targetAcceleration", "2", "bc", {**ZOO, **FREE}),
+    Row("spec.allocation.endRatio", "0.5", ""),
+    Row("spec.allocation.endRatio", "0.5", "bc", {**ZOO, **FREE}),
     Row("spec.storage.claimTemplate.storageClassName", "rwx", ""),
     Row("spec.storage.claimTemplate.size", "2Gi", ""),
     Row("spec.storage", {"claimName": "other"}, ""),

@@ -468,6 +468,9 @@ def test_epochs_given_or_frozen_stay_and_the_rest_is_allocated() -> None:
     frozen = {"s1": 120, "s2": 30}
     assert _epochs(_chain(models, [None] * 4, **target), frozen)[:2] == [120, 30]
     assert _epochs(_chain(models, [None, 24, None, None], **target), frozen)[:2] == [120, 24]
+    steep = {"allocation": {"targetAcceleration": "5.68", "endRatio": "0.5"}}
+    first, second, _, last = _epochs(_chain(models, [None] * 4, **steep))
+    assert (first, second, last) == (128, 27, 14), "half as many; 0.625 gives 23 and 14"
     # A frozen stage that spends more leaves less to the others, and the target is still reached.
     lean = _chain(models, [None] * 4, **target)
     assert sum(_epochs(lean, {"s2": 40})[2:]) < sum(_epochs(lean)[2:])

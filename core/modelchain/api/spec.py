@@ -301,6 +301,10 @@ class Allocation(ApiModel):
             " that this is reached"
         ),
     )
+    end_ratio: DecimalString = Field(
+        "0.625",
+        description="allocated epochs of the last stage over those of the second, in quotes",
+    )
 
 
 class ClaimTemplate(ApiModel):

@@ -1,4 +1,4 @@
-"""`modelchain plan`: what a chain will cost, before it runs."""
+"""`modelchain plan`: what a chain will cost, before it runs, and which chains there could be."""
 
 from __future__ import annotations
 
@@ -7,38 +7,65 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from modelchain.api.spec import ModelChain
 from modelchain.cli.options import FileOption
+from modelchain.cli.search import print_search
+from modelchain.cli.tables import print_table, print_text, scientific
 from modelchain.errors import InputError
 from modelchain.io.load import load_chain, load_model
 from modelchain.plan import plan as planning
 from modelchain.plan.pools import DEFAULT_POOLS, PoolFile, Price
+from modelchain.plan.search import search as find_designs
+
+OutputOption = Annotated[
+    Literal["table", "json", "markdown"], typer.Option("-o", "--output", help="What to print.")
+]
+ConventionOption = Annotated[
+    planning.Convention,
+    typer.Option(
+        help=(
+            "How MACs are counted: as the trainer spends them, or as the paper's Table G prints"
+            " them."
+        )
+    ),
+]
+PoolsOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="The operator's node-pool file: GPUs and prices. Default: A100 pools, no prices.",
+        show_default=False,
+    ),
+]
+SearchOption = Annotated[
+    bool, typer.Option("--search", help="Show which chains there could be, and what each costs.")
+]
+LargestOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="With --search: the model in which every chain ends. Default: the file's last.",
+        show_default=False,
+    ),
+]
+KeepOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL,...",
+        help="With --search: models that every chain must have.",
+        show_default=False,
+    ),
+]
 
 
 def plan(
     file: FileOption,
-    output: Annotated[
-        Literal["table", "json"], typer.Option("-o", "--output", help="What to print.")
-    ] = "table",
-    convention: Annotated[
-        planning.Convention,
-        typer.Option(
-            help=(
-                "How MACs are counted: as the trainer spends them, or as the paper's Table G prints"
-                " them."
-            )
-        ),
-    ] = "analytic",
-    pools: Annotated[
-        Path | None,
-        typer.Option(
-            help="The operator's node-pool file: GPUs and prices. Default: A100 pools, no prices."
-        ),
-    ] = None,
+    output: OutputOption = "table",
+    convention: ConventionOption = "analytic",
+    pools: PoolsOption = None,
+    search: SearchOption = False,
+    largest: LargestOption = None,
+    keep: KeepOption = None,
 ) -> None:
     """Show what a chain will cost, stage by stage, against training each model alone.
 
@@ -46,17 +73,46 @@ def plan(
 
     Example: modelchain plan -f examples/vit-cc3m.yaml --convention paper
     """
+    if search and pools is not None:
+        raise InputError("--search compares MACs, not prices: leave out --pools")
+    if not search and (largest is not None or keep is not None):
+        raise InputError("--largest and --keep are options of --search: add --search")
     chain = load_chain(file)
-    known = load_model(PoolFile, pools).node_pools if pools else DEFAULT_POOLS
     try:
-        result = planning.plan(chain, convention, known)
+        if search:
+            _search(chain, output, convention, largest, keep)
+        else:
+            _plan(chain, output, convention, pools)
     except InputError as error:
         raise error.in_file(file) from error
+
+
+def _search(
+    chain: ModelChain,
+    output: str,
+    convention: planning.Convention,
+    largest: str | None,
+    keep: str | None,
+) -> None:
+    kept = [] if keep is None else [name.strip() for name in keep.split(",")]
+    found = find_designs(chain, convention, largest, kept)
+    if output == "json":
+        typer.echo(found.to_json())
+    else:
+        print_search(found, chain, output == "markdown")
+
+
+def _plan(
+    chain: ModelChain, output: str, convention: planning.Convention, pools: Path | None
+) -> None:
+    known = load_model(PoolFile, pools).node_pools if pools else DEFAULT_POOLS
+    result = planning.plan(chain, convention, known)
     if output == "json":
         typer.echo(result.to_json())
         return
     pool = known.get(chain.spec.runner.node_pool or "")
-    _print(result, pool.price if pool else None, _what_run_does(chain, result))
+    note = _what_run_does(chain, result)
+    _print(result, pool.price if pool else None, note, output == "markdown")
 
 
 def _what_run_does(chain: ModelChain, shown: planning.Plan) -> str | None:
@@ -72,33 +128,20 @@ def _what_run_does(chain: ModelChain, shown: planning.Plan) -> str | None:
     return f"`run` allocates epochs by the analytic convention: {listed}"
 
 
-def _print(result: planning.Plan, price: Price | None, note: str | None) -> None:
+def _print(result: planning.Plan, price: Price | None, note: str | None, markdown: bool) -> None:
     price = price if result.total.cost else None
-    # Wider than any terminal: a long line is better than a number that is cut.
-    console = Console(width=250, markup=False, highlight=False, emoji=False)
-    console.print(_table(result, price))
-    if price:
-        console.print(
-            f"{price.per_gpu_hour} {price.currency} per GPU hour: {price.source}", soft_wrap=True
-        )
-    if note:
-        console.print(note, soft_wrap=True)
-    console.print(_in_words(result), soft_wrap=True)
-
-
-def _table(result: planning.Plan, price: Price | None) -> Table:
-    columns = _columns(result, price)
-    table = Table(
-        box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=f"{result.chain}, {result.convention} MACs"
+    print_table(
+        f"{result.chain}, {result.convention} MACs",
+        _columns(result, price),
+        left=("stage", "model"),
+        ends=[len(result.stages) - 1],
+        markdown=markdown,
     )
-    for heading in columns:
-        table.add_column(
-            heading, justify="left" if heading in ("stage", "model") else "right", no_wrap=True
-        )
-    last_stage = len(result.stages) - 1
-    for index, row in enumerate(zip(*columns.values(), strict=True)):
-        table.add_row(*row, end_section=index == last_stage)
-    return table
+    if price:
+        print_text(f"{price.per_gpu_hour} {price.currency} per GPU hour: {price.source}")
+    if note:
+        print_text(note)
+    print_text(_in_words(result))
 
 
 def _columns(result: planning.Plan, price: Price | None) -> dict[str, list[str]]:
@@ -112,7 +155,7 @@ def _columns(result: planning.Plan, price: Price | None) -> dict[str, list[str]]
         "model": [*(stage.model for stage in stages), "", ""],
         "epochs": [*(str(stage.epochs) for stage in stages), "", ""],
         "samples": [*(_count(stage.samples) for stage in stages), "", ""],
-        "MACs": [_scientific(amount.macs) for amount in amounts],
+        "MACs": [scientific(amount.macs) for amount in amounts],
         "share": [*(f"{stage.macs / total.macs:.1%}" for stage in stages), "", ""],
     }
     if total.gpu_hours is not None:
@@ -120,7 +163,7 @@ def _columns(result: planning.Plan, price: Price | None) -> dict[str, list[str]]
     if price:
         columns[f"cost\n{price.currency}"] = [amount.cost or "" for amount in amounts]
     columns |= {
-        "alone:\nMACs": [*(_scientific(stage.individual.macs) for stage in stages), "", ""],
+        "alone:\nMACs": [*(scientific(stage.individual.macs) for stage in stages), "", ""],
         "\nratio": [*(f"{stage.individual.macs / stage.macs:.2f}" for stage in stages), "", ""],
         "ratio\nso far": [*(f"{a / s:.2f}" for a, s in zip(alone, spent, strict=True)), "", ""],
     }
@@ -139,10 +182,6 @@ def _in_words(result: planning.Plan) -> str:
 
 def _power(macs: int) -> int:
     return int(f"{macs:.2e}".split("e")[1])
-
-
-def _scientific(macs: int) -> str:
-    return f"{macs:.2e}".replace("e+", "e")
 
 
 def _count(samples: int) -> str:

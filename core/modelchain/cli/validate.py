@@ -7,10 +7,13 @@ import typer
 from modelchain.cli.options import FileOption
 from modelchain.io.load import load_chain
 from modelchain.plan.check import check_epochs
+from modelchain.plan.expansion import warnings
 
 
 def validate(file: FileOption) -> None:
     """Check a spec: every field, the chain's shapes, its epochs. Reads no data.
+
+    Warns of a stage that is not 2 to 4 times as large as its predecessor.
 
     Example: [bold]modelchain validate -f examples/vit-cc3m.yaml[/bold]
     """
@@ -18,3 +21,5 @@ def validate(file: FileOption) -> None:
     check_epochs(chain, str(file), {})
     names = ", ".join(stage.name for stage in chain.spec.stages)
     typer.echo(f"{file}: valid; chain {chain.metadata.name} with stages {names}")
+    for warning in warnings(chain.spec, str(file)):
+        typer.echo(f"modelchain: warning: {warning}", err=True)

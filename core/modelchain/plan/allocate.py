@@ -15,9 +15,6 @@ from math import floor
 
 from modelchain.errors import InputError
 
-# Epochs of the last stage over those of the second: 15 / 24, from the paper's ViT chain on CC3M.
-# The paper's rule names no ratio, and its other chains have 12 / 24 and 15 / 21.
-END_RATIO = Fraction(5, 8)
 # Whole epochs must reach this part of the target.
 REACHED = Fraction(99, 100)
 
@@ -31,13 +28,14 @@ def allocate(  # long: its contract takes half of it
     fixed: Sequence[int | None],
     target: Fraction,
     baseline_epochs: int,
+    end_ratio: Fraction,
 ) -> list[int]:
     """Whole epochs for every stage.
 
     The epochs of the free stages lie on a line. It falls from the second stage to the last, which
-    has 0.625 of the second's epochs, and together with the fixed epochs it reaches `target`
+    has `end_ratio` of the second's epochs, and together with the fixed epochs it reaches `target`
     exactly. Rounded to whole epochs, at least 1, they reach 0.99 x target, never increase along the
-    chain, and stay within one epoch of the line.
+    chain, and stay within one epoch of the line, unless that has less than one for some stage.
 
     Args:
         costs: the MACs of one epoch of each stage in the chain.
@@ -46,25 +44,18 @@ def allocate(  # long: its contract takes half of it
             allocated. The first stage is never free.
         target: how many times fewer MACs the chain shall take than `individual`.
         baseline_epochs: the most epochs that a free stage may get.
+        end_ratio: above 0 and at most 1.
 
     Raises:
         InputError: even one epoch for every free stage takes too many MACs for the target, or the
             target is so low that a stage would get more than `baseline_epochs`.
     """
-    free = [i for i, e in enumerate(fixed) if e is None]
-    given = sum((e * c for e, c in zip(fixed, costs, strict=True) if e is not None), Fraction(0))
-    fall = (1 - END_RATIO) / max(len(costs) - 2, 1)
-    weight = {i: 1 - fall * (i - 1) for i in free}
-    # The MACs of all free stages for each epoch of the second stage.
-    slope = sum(weight[i] * costs[i] for i in free)
-    _check_target(
-        target,
-        smallest=individual / (given + baseline_epochs / weight[free[0]] * slope),
-        largest=individual / (given + sum(costs[i] for i in free)),
-    )
+    given, weight = _given(costs, fixed), _weights(fixed, end_ratio)
+    slope = sum(weight[i] * costs[i] for i in weight)
+    _check_target(target, *possible_targets(costs, individual, fixed, baseline_epochs, end_ratio))
     # The second stage's epochs for which the chain takes exactly individual / target MACs.
     second = (individual / target - given) / slope
-    line = {i: second * weight[i] for i in free}
+    line = {i: second * weight[i] for i in weight}
 
     def reaches(epochs: Epochs) -> bool:
         spent = given + sum(e * costs[i] for i, e in epochs.items())
@@ -72,6 +63,47 @@ def allocate(  # long: its contract takes half of it
 
     epochs = _whole(line, reaches)
     return [epochs[i] if e is None else e for i, e in enumerate(fixed)]
+
+
+def target_for(
+    costs: Sequence[Fraction],
+    individual: Fraction,
+    fixed: Sequence[int | None],
+    second: Fraction,
+    end_ratio: Fraction,
+) -> Fraction:
+    """The target for which the line has `second` epochs at the second stage. The other arguments
+    are those of `allocate`.
+    """
+    line = sum(second * at * costs[i] for i, at in _weights(fixed, end_ratio).items())
+    return individual / (_given(costs, fixed) + line)
+
+
+def possible_targets(
+    costs: Sequence[Fraction],
+    individual: Fraction,
+    fixed: Sequence[int | None],
+    baseline_epochs: int,
+    end_ratio: Fraction,
+) -> tuple[Fraction, Fraction]:
+    """The target for which a free stage gets `baseline_epochs`, and the ratio with one epoch for
+    every free stage. Without free stages both are the chain's ratio. The arguments are those of
+    `allocate`.
+    """
+    first = next(iter(_weights(fixed, end_ratio).values()), Fraction(1))
+    smallest = target_for(costs, individual, fixed, baseline_epochs / first, end_ratio)
+    return smallest, individual / _given(costs, [1 if e is None else e for e in fixed])
+
+
+def _given(costs: Sequence[Fraction], fixed: Sequence[int | None]) -> Fraction:
+    """The MACs of the stages whose epochs are given."""
+    return sum((e * c for e, c in zip(fixed, costs, strict=True) if e is not None), Fraction(0))
+
+
+def _weights(fixed: Sequence[int | None], end_ratio: Fraction) -> dict[int, Fraction]:
+    """By free stage, its epochs on the line over those of the second stage."""
+    fall = (1 - end_ratio) / max(len(fixed) - 2, 1)
+    return {i: 1 - fall * (i - 1) for i, e in enumerate(fixed) if e is None}
 
 
 def _whole(line: Mapping[int, Fraction], reaches: Callable[[Epochs], bool]) -> Epochs:
@@ -82,9 +114,10 @@ def _whole(line: Mapping[int, Fraction], reaches: Callable[[Epochs], bool]) -> E
     rounded = {i: max(1, floor(at + Fraction(1, 2))) for i, at in line.items()}
     epochs = dict(rounded)
     while not reaches(epochs):
-        # Take an epoch from the stage where rounding has added most.
-        above = [i for i in line if epochs[i] > line[i] and epochs[i] > 1]
-        epochs[max(above, key=lambda i: (epochs[i] - line[i], i))] -= 1
+        # Take an epoch from the stage where rounding has added most. There may be none, if the
+        # line has less than the one epoch that a stage needs: then the others pay for it.
+        several = [i for i in line if epochs[i] > 1]
+        epochs[max(several, key=lambda i: (epochs[i] - line[i], i))] -= 1
 
     def can_give_back(i: int) -> bool:
         more = epochs | {i: epochs[i] + 1}
@@ -98,7 +131,7 @@ def _whole(line: Mapping[int, Fraction], reaches: Callable[[Epochs], bool]) -> E
 
 def _check_target(target: Fraction, smallest: Fraction, largest: Fraction) -> None:
     field = "spec.allocation.targetAcceleration"
-    low, high = _digits(smallest, ROUND_CEILING), _digits(largest, ROUND_FLOOR)
+    low, high = digits(smallest, ROUND_CEILING), digits(largest, ROUND_FLOOR)
     if smallest * REACHED > largest:
         raise InputError(
             "no target suits so few baselineEpochs: give every stage its epochs", field=field
@@ -117,7 +150,7 @@ def _check_target(target: Fraction, smallest: Fraction, largest: Fraction) -> No
         )
 
 
-def _digits(ratio: Fraction, rounding: str) -> str:
+def digits(ratio: Fraction, rounding: str) -> str:
     """Four digits of a limit, rounded to the side on which the printed ratio is accepted."""
     numbers = Decimal(ratio.numerator), Decimal(ratio.denominator)
     return f"{Context(prec=4, rounding=rounding).divide(*numbers):f}"

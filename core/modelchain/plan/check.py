@@ -43,6 +43,7 @@ DECIMAL_BOUNDS = {
     "spec.recipe.weightDecay": ("0", "10"),
     "spec.transfer.distillation.alpha": ("0", "1e9"),
     "spec.allocation.targetAcceleration": ("1", "1e6"),
+    "spec.allocation.endRatio": ("0.01", "1"),
 }
 
 
@@ -62,6 +63,7 @@ def _decimals(spec: ChainSpec, report: Report) -> None:
         "spec.recipe.weightDecay": spec.recipe.weight_decay,
         "spec.transfer.distillation.alpha": spec.transfer.distillation.alpha,
         "spec.allocation.targetAcceleration": spec.allocation.target_acceleration,
+        "spec.allocation.endRatio": spec.allocation.end_ratio,
     }
     for field, (low, high) in DECIMAL_BOUNDS.items():
         text = given[field]

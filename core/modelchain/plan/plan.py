@@ -104,9 +104,11 @@ def plan(
             reached.
     """
     spec = chain.spec
-    per_sample = _macs_per_sample(spec, convention)
+    per_sample = macs_per_sample(
+        spec, [model_macs(spec, i, stage, convention) for i, stage in enumerate(spec.stages)]
+    )
     epochs = _epochs(spec, per_sample, frozen or {})
-    samples = _samples_per_epoch(spec, convention)
+    samples = samples_per_epoch(spec, convention)
     pool = None if spec.runner.kind == "Local" else pools.get(spec.runner.node_pool or "")
     stages = [
         _stage_plan(spec, index, epochs[index], samples, macs_of_stage, pool)
@@ -124,7 +126,16 @@ def plan(
 
 
 @dataclass(frozen=True)
-class _PerSample:
+class ModelMacs:
+    """The MACs of a model for one sample."""
+
+    # Training the model alone: forward pass, backward pass and update.
+    training: Fraction
+    forward: Fraction
+
+
+@dataclass(frozen=True)
+class PerSample:
     """The MACs of training on one sample."""
 
     # If the model is trained alone.
@@ -138,7 +149,7 @@ def _stage_plan(
     index: int,
     epochs: int,
     samples: int,
-    per_sample: _PerSample,
+    per_sample: PerSample,
     pool: NodePool | None,
 ) -> StagePlan:
     """The plan of one stage, which has `samples` samples in each epoch."""
@@ -161,7 +172,7 @@ def _stage_plan(
 
 
 def _epochs(
-    spec: ChainSpec, per_sample: Sequence[_PerSample], frozen: Mapping[str, int]
+    spec: ChainSpec, per_sample: Sequence[PerSample], frozen: Mapping[str, int]
 ) -> list[int]:
     """The epochs of each stage.
 
@@ -185,32 +196,37 @@ def _epochs(
     # of one sample.
     chained = [stage.chained for stage in per_sample]
     individual = baseline * sum((stage.alone for stage in per_sample), Fraction(0))
-    return allocate(chained, individual, fixed, Fraction(text), baseline)
+    end_ratio = Fraction(spec.allocation.end_ratio)
+    return allocate(chained, individual, fixed, Fraction(text), baseline, end_ratio)
 
 
-def _macs_per_sample(spec: ChainSpec, convention: Convention) -> list[_PerSample]:
-    found = []
-    # The forward pass of the predecessor, if it is the teacher of the next stage.
-    teacher = Fraction(0)
-    for index, stage in enumerate(spec.stages):
-        if convention == "paper":
-            training, forward = _table_g(index, stage)
-        else:
-            training, forward = _counted(spec, stage)
-        found.append(_PerSample(training, training + teacher))
-        teacher = forward * spec.transfer.distillation.pulls
-    return found
+def macs_per_sample(spec: ChainSpec, models: Sequence[ModelMacs]) -> list[PerSample]:
+    """What each stage of a chain of these models costs. A successor pays for the forward pass of
+    its predecessor, if that is its teacher.
+    """
+    pulls = spec.transfer.distillation.pulls
+    teachers = [Fraction(0), *(model.forward * pulls for model in models[:-1])]
+    return [
+        PerSample(model.training, model.training + teacher)
+        for model, teacher in zip(models, teachers, strict=True)
+    ]
 
 
-def _counted(spec: ChainSpec, stage: Stage) -> tuple[Fraction, Fraction]:
-    """The MACs that the trainer spends to train on one sample, and those of the forward pass."""
+def model_macs(spec: ChainSpec, index: int, stage: Stage, convention: Convention) -> ModelMacs:
+    """The MACs of the model of a stage, which is the stage of this index in the spec.
+
+    Raises:
+        InputError: the model is inline, and the convention has only those of Table G.
+    """
+    if convention == "paper":
+        return _table_g(index, stage)
     captions, batch = spec.data.train.captions_per_sample, spec.recipe.global_batch_size
     training = training_macs(stage.config, captions, batch)
-    return training, Fraction(forward_macs(stage.config, captions))
+    return ModelMacs(training, Fraction(forward_macs(stage.config, captions)))
 
 
-def _table_g(index: int, stage: Stage) -> tuple[Fraction, Fraction]:
-    """The same two numbers, as Table G prints them. Raises InputError for an inline model."""
+def _table_g(index: int, stage: Stage) -> ModelMacs:
+    """The MACs as Table G prints them. Raises InputError for an inline model."""
     if stage.model is None:
         raise InputError(
             f"stage {stage.name} has an inline model, which Table G does not list: use --convention"
@@ -218,10 +234,11 @@ def _table_g(index: int, stage: Stage) -> tuple[Fraction, Fraction]:
             field=f"spec.stages[{index}].modelConfig",
         )
     cells = MODELS[stage.model].paper
-    return Fraction(cells.training) * 10**9, Fraction(cells.forward) * 10**9
+    return ModelMacs(Fraction(cells.training) * 10**9, Fraction(cells.forward) * 10**9)
 
 
-def _samples_per_epoch(spec: ChainSpec, convention: Convention) -> int:
+def samples_per_epoch(spec: ChainSpec, convention: Convention) -> int:
+    """The samples that a stage sees in one epoch."""
     samples, batch = spec.data.train.samples, spec.recipe.global_batch_size
     if convention == "paper":
         return samples
