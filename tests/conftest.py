@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import produced
 import pytest
 import sweeps
 
@@ -34,6 +35,7 @@ def shared_data() -> Path:
 
 def pytest_configure(config: pytest.Config) -> None:
     sweeps.seed()  # before the workers of pytest-xdist start: they inherit it
+    config.pluginmanager.register(produced)
 
 
 @pytest.hookimpl(trylast=True)  # after -k, which may ask for one case

@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 from specs import MINIMAL, with_changes
 
+from modelchain.api.contracts import FailureClass
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import ChainStatus, StageStatus, State
+from modelchain.decide import transitions
 from modelchain.decide.conditions import completed
 from modelchain.decide.decide import decide
-from modelchain.decide.observed import Artifact, Observed, Seen
+from modelchain.decide.observed import Artifact, Damage, Observed, Seen
+from modelchain.decide.verdict import Verdict
 
 CHAIN = ModelChain.model_validate(MINIMAL)
 NOW = 1000.0
@@ -54,6 +57,25 @@ def test_the_codes_of_an_attempt_that_is_stopped(interrupted: bool, code: Code) 
     assert codes(stopping)[0] is Code.STOPPING
     gone = {"attempt": lambda _: Seen(live=False, started=True)}
     assert codes(after(stopping, interrupted=interrupted, **gone))[0] is code
+
+
+@pytest.mark.parametrize("failure", FailureClass)
+def test_the_code_of_a_failure(failure: FailureClass) -> None:
+    """The class of the last attempt is the code of the stage, whether it is tried again or not."""
+    status = after(ChainStatus())
+    stage = status.stages[0]
+    verdict = Verdict(failure, "why", False, 0, retries=1, disruptions=1)
+    for final in (None, "why"):
+        judged = transitions.after(
+            stage, stage.attempts[0], replace(verdict, final=final), NOW, 1.0, None
+        )
+        assert judged.code == failure.value
+
+
+def test_the_code_of_a_corrupt_artifact() -> None:
+    damage = Damage(Reason(Code.BLOCKED, message="weights have another hash"))
+    found = after(ChainStatus(), artifact=lambda d: damage)
+    assert codes(found)[0] is Code.CORRUPT_ARTIFACT
 
 
 CONDITIONS: dict[str, tuple[list[tuple[State, Reason]], set[Code]]] = {

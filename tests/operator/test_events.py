@@ -11,7 +11,7 @@ import travel
 from modelchain.api.reasons import Code
 from modelchain.api.status import StageStatus, State
 from modelchain_operator.api.kube import AlreadyExists, ApiError, Forbidden, NotFound
-from modelchain_operator.reconcile.controller import news
+from modelchain_operator.reconcile import controller
 from modelchain_operator.reconcile.events import Events
 
 CHAIN = {
@@ -154,7 +154,7 @@ STATES = {
 
 @pytest.mark.parametrize("state", State)
 def test_the_event_of_a_state(state: State) -> None:
-    assert news(StageStatus(name="a", state=state)) is STATES[state]
+    assert controller.news(StageStatus(name="a", state=state)) is STATES[state]
 
 
 @pytest.mark.parametrize(
@@ -168,4 +168,4 @@ def test_the_event_of_a_state(state: State) -> None:
     ],
 )
 def test_the_event_of_a_stages_situation(stage: StageStatus, code: Code) -> None:
-    assert news(stage) is code
+    assert controller.news(stage) is code
