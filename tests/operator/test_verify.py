@@ -9,7 +9,7 @@ from podshapes import ended, running, word
 
 from modelchain.api.contracts import FailureClass
 from modelchain.plan.pools import NodePool
-from modelchain_operator.runners import verify
+from modelchain_operator.runners import cpu_job, verify
 
 
 def built(**changes: Any) -> dict[str, Any]:
@@ -52,11 +52,16 @@ def test_the_name_and_labels_of_a_verify_job() -> None:
 
 
 def test_a_disruption_of_its_pod_does_not_count_as_a_failure() -> None:
-    [rule] = built()["spec"]["podFailurePolicy"]["rules"]
-    assert rule == {
+    spec = built()["spec"]
+    drained, stopped, wrong = spec["podFailurePolicy"]["rules"]
+    assert drained == {
         "action": "Ignore",
         "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
     }
+    for rule, action, code in ((stopped, "Ignore", 75), (wrong, "FailJob", 2)):
+        on_exit = {"containerName": "verify", "operator": "In", "values": [code]}
+        assert rule == {"action": action, "onExitCodes": on_exit}
+    assert spec["backoffLimit"] == 2
 
 
 def test_the_newest_answer_counts() -> None:
@@ -74,8 +79,8 @@ def test_when_a_verify_job_has_finished() -> None:
     def job(kind: str, status: str) -> dict[str, Any]:
         return {"status": {"conditions": [{"type": kind, "status": status}]}}
 
-    assert verify.finished(job("Complete", "True")) and verify.finished(job("Failed", "True"))
-    assert not verify.finished(job("Failed", "False")) and not verify.finished(
+    assert cpu_job.finished(job("Complete", "True")) and cpu_job.finished(job("Failed", "True"))
+    assert not cpu_job.finished(job("Failed", "False")) and not cpu_job.finished(
         job("FailureTarget", "True")
     )
-    assert not verify.finished({})
+    assert not cpu_job.finished({})

@@ -36,8 +36,8 @@ from modelchain_operator.reconcile.pod_evidence import (
     stuck,
 )
 from modelchain_operator.reconcile.snapshot import RETRY, Snapshot
+from modelchain_operator.runners import cpu_job, verify
 from modelchain_operator.runners import pods as podread
-from modelchain_operator.runners import verify
 from modelchain_operator.runners.port import JobState
 from modelchain_operator.runners.registry import job_uid_of, runner_for, runner_of, state_of
 from modelchain_operator.runners.template import (
@@ -447,7 +447,7 @@ class Sightings:
         pods = self._verify_pods(job)
         if (answer := verify.answer(pods)) is not None:
             return answer
-        if not verify.finished(job) and not verify.silent(pods):
+        if not cpu_job.finished(job) and not cpu_job.silent(pods):
             return "Pending"
         # A new value of the retry annotation asks for a new Job. Removing the annotation does not.
         retry = annotation(self.snapshot.chain, RETRY)
@@ -456,7 +456,7 @@ class Sightings:
     def _verify_pods(self, job: Object) -> list[Object]:
         """The pods of a verify Job, and what is remembered of those that are gone."""
         pods = [*self.snapshot.pods, *self.memory.pods_of(self.snapshot.uid)]
-        return [pod for pod in pods if verify.made(job, pod)]
+        return [pod for pod in pods if cpu_job.made(job, pod)]
 
     def _progress(self, attempt: AttemptStatus, found: Evidence) -> dict[str, Any]:
         """The fields of `Seen` that rank 0 itself answers; none if rank 0 does not run."""

@@ -20,24 +20,25 @@ TASK_BYTES = 64 * 1024
 
 @dataclass(frozen=True)
 class JobRequest:
-    """All that the objects of one attempt are made from."""
+    """All that the objects of one attempt, or of one CPU Job, are made from."""
 
-    # The attempt's name.
+    # The attempt's name, or the CPU Job's.
     name: str
     namespace: str
     chain: str
     chain_uid: str
-    stage: str
-    # The attempt's number.
-    attempt: int
-    input_digest: str
     pool: NodePool
     image: str
     artifacts_claim: str
     # The UID of that claim: a claim of the same name may replace it, and holds other files.
     claim_uid: str
-    # A `modelchain.api.contracts.Task` as JSON, at most TASK_BYTES long.
+    # A task of `modelchain.api.contracts` as JSON, at most TASK_BYTES long.
     task: str
+    # These three are None if a CPU Job is not about a stage, an attempt, or an input digest.
+    stage: str | None = None
+    # The attempt's number.
+    attempt: int | None = None
+    input_digest: str | None = None
     nodes: int = 1
     processes_per_node: int = 1
     # The claim that holds the data; None if the image does.
@@ -52,10 +53,15 @@ class JobRequest:
     def __post_init__(self) -> None:
         if (size := len(self.task.encode())) > TASK_BYTES:
             raise InputError(
-                f"the task of stage {self.stage} takes {size} bytes, more than {TASK_BYTES}; name"
-                " fewer shards, or shorter paths",
+                f"the task of {self.what} takes {size} bytes, more than {TASK_BYTES}; name fewer"
+                " shards, or shorter paths",
                 field="spec.data",
             )
+
+    @property
+    def what(self) -> str:
+        """What the objects are for, in a message."""
+        return f"job {self.name}" if self.stage is None else f"stage {self.stage}"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The pod templates of every runner and of the verify Job.
+"""The pod templates of every runner and of the operator's CPU Jobs.
 
 They have the mounts and the environment, and meet the restricted Pod Security Standard.
 """
@@ -49,7 +49,7 @@ def metadata(request: JobRequest, name: str, role: Role) -> Object:
         "name": name,
         "namespace": request.namespace,
         "labels": labels(request, role),
-        "annotations": {INPUT_DIGEST: request.input_digest},
+        "annotations": _input_digest(request),
         "ownerReferences": [owner_reference(request.chain, request.chain_uid)],
     }
 
@@ -71,11 +71,16 @@ def labels(request: JobRequest, role: Role) -> dict[str, str]:
         CHAIN: request.chain,
         CHAIN_UID: request.chain_uid,
         CLAIM_UID: request.claim_uid,
-        STAGE: request.stage,
-        ATTEMPT: str(request.attempt),
-        INPUT_DIGEST: label_of(request.input_digest),
+        **({STAGE: request.stage} if request.stage is not None else {}),
+        **({ATTEMPT: str(request.attempt)} if request.attempt is not None else {}),
+        **{key: label_of(digest) for key, digest in _input_digest(request).items()},
         ROLE: role,
     }
+
+
+def _input_digest(request: JobRequest) -> dict[str, str]:
+    """The whole input digest, as an annotation; nothing if the job is not about one."""
+    return {} if request.input_digest is None else {INPUT_DIGEST: request.input_digest}
 
 
 def label_of(digest: str) -> str:
@@ -113,15 +118,20 @@ def trainer_template(request: JobRequest, container: str, *, rank_0: bool) -> Ob
 
 def _trainer_claims(request: JobRequest) -> tuple[dict[str, str], list[Object]]:
     """Claims by the name of their volume, and where they are mounted."""
-    claims = {"artifacts": request.artifacts_claim}
-    mounts = [mount("artifacts", ARTIFACTS), mount("artifacts", PREDECESSORS, read_only=True)]
-    if request.data_claim is not None:
-        check_mount_path(request.mount_path)
-        # The kubelet would hang on a pod that has one claim in two volumes.
-        volume = "artifacts" if request.data_claim == request.artifacts_claim else "data"
-        claims[volume] = request.data_claim
-        mounts.append(mount(volume, request.mount_path, read_only=True))
-    return claims, mounts
+    claims, data = _with_data(request, {"artifacts": request.artifacts_claim})
+    artifacts = mount("artifacts", ARTIFACTS), mount("artifacts", PREDECESSORS, read_only=True)
+    return claims, [*artifacts, *data]
+
+
+def _with_data(request: JobRequest, claims: dict[str, str]) -> tuple[dict[str, str], list[Object]]:
+    """The claims with that of the data, and where it is mounted; nothing if the image has it."""
+    if request.data_claim is None:
+        return claims, []
+    check_mount_path(request.mount_path)
+    # The kubelet would hang on a pod that has one claim in two volumes.
+    volume = "artifacts" if request.data_claim == request.artifacts_claim else "data"
+    data = mount(volume, request.mount_path, read_only=True)
+    return {**claims, volume: request.data_claim}, [data]
 
 
 def _torchrun(request: JobRequest) -> list[str]:
@@ -157,17 +167,33 @@ def _placement(request: JobRequest) -> Object:
     return given | {"terminationGracePeriodSeconds": pool.grace_seconds}
 
 
-def verify_template(request: JobRequest, arguments: list[str], resources: Object) -> Object:
-    """The pod template of the verify Job, which needs no GPU and cannot write artifacts."""
+def cpu_template(
+    request: JobRequest,
+    role: Role,
+    program: tuple[str, ...],
+    resources: Object,
+    *,
+    writes: bool,
+    reads_data: bool,
+) -> Object:
+    """The pod template of a CPU Job, which sees the artifacts and, if asked for, the data.
+
+    Args:
+        program: a module of Python and its arguments.
+        writes: whether it may write to the artifacts' claim.
+    """
+    claims, mounts = {"artifacts": request.artifacts_claim}, []
+    if reads_data:
+        claims, mounts = _with_data(request, claims)
     container: Object = {
-        "name": "verify",
-        "command": ["python", "-m", "modelchain_trainer", *arguments],
+        "name": role,
+        "command": ["python", "-m", *program],
         "env": environment(request, {}),
         "resources": resources,
-        "volumeMounts": [mount("artifacts", ARTIFACTS, read_only=True)],
+        "volumeMounts": [mount("artifacts", ARTIFACTS, read_only=not writes), *mounts],
     }
-    claims = _claims({"artifacts": request.artifacts_claim}, read_only={"artifacts"})
-    template = pod_template(request, "verify", container, claims)
+    read_only = {"data"} if writes else {"artifacts", "data"}
+    template = pod_template(request, role, container, _claims(claims, read_only))
     template["spec"]["restartPolicy"] = "Never"
     return template
 
@@ -205,7 +231,7 @@ def pod_template(
         spec["tolerations"] = tolerations
     if pool.image_pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in pool.image_pull_secrets]
-    annotations = {INPUT_DIGEST: request.input_digest, MAIN_CONTAINER: container["name"]}
+    annotations = {**_input_digest(request), MAIN_CONTAINER: container["name"]}
     return {"metadata": {"labels": labels(request, role), "annotations": annotations}, "spec": spec}
 
 
