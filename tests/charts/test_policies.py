@@ -76,8 +76,9 @@ def test_of_the_operator() -> None:
     assert opened(spaces["egress"], "to")[-1] == (served, [9091])
 
 
-def test_verify_pods_have_no_connections() -> None:
+def test_pods_of_cpu_jobs_have_no_connections() -> None:
     for policy in find(rendered("full"), "NetworkPolicy", "-verify"):
-        assert policy["spec"]["podSelector"] == {"matchLabels": {"modelchain.dev/role": "verify"}}
+        roles = {"key": "modelchain.dev/role", "operator": "In", "values": ["verify", "index"]}
+        assert policy["spec"]["podSelector"] == {"matchExpressions": [roles]}
         assert sorted(policy["spec"]["policyTypes"]) == ["Egress", "Ingress"]
         assert not {"ingress", "egress"} & set(policy["spec"])

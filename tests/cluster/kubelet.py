@@ -25,7 +25,7 @@ from types import TracebackType
 import aiohttp
 from apiclient import Api, ApiError, Json, cancel, run
 from playedpod import JOB, TORCHRUN_FAILED, Gang, Gone, Pod, Volume, condition
-from plays import Play, usual
+from plays import Play, index, usual
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 ALLOCATABLE = {
@@ -50,7 +50,8 @@ class Kubelet:
 
     What it counts: `trained` has, by input digest, the attempts that took at least one step;
     `finished` how often a stage was trained to its end. `stop_delay` is how long a trainer takes
-    after SIGTERM. `errors` should stay empty.
+    after SIGTERM. `index` is the play of index Jobs' pods, which no script is asked for. `errors`
+    should stay empty.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Kubelet:
         self.nodes = [f"{name}-{i}" for i in range(count)]
         self.labels = dict(labels or {})
         self.stop_delay = 0.3
+        self.index = index()
         self.lost: set[str] = set()
         self.trained: defaultdict[str, list[str]] = defaultdict(list)
         self.finished: Counter[str] = Counter()
@@ -222,7 +224,8 @@ class Kubelet:
         if pod is None:
             self.pods[uid] = pod = Pod(self, body)
             if not deleted and body["status"].get("phase") not in ("Succeeded", "Failed"):
-                self._play(pod, partial(self.script(pod) or self._usual, pod))
+                play = self.index if pod.role == "index" else self.script(pod) or self._usual
+                self._play(pod, partial(play, pod))
         pod.body = body
         if deleted and not was_deleted and pod.node not in self.lost:
             self._play(pod, pod.stop)

@@ -46,6 +46,8 @@ def chain(name: str = "family", stages: int = 3, **changes: Any) -> Object:
 CONFIG: Object = {
     "nodePools": {
         "cpu": {"gpu": "CPU", "gpusPerNode": 0, "graceSeconds": 30},
+        # No node has this label, so trainers find none. An index Job may run on any node.
+        "nowhere": {"gpu": "CPU", "gpusPerNode": 0, "nodeSelector": {"zone": "nowhere"}},
         "a100": {
             "gpu": "A100",
             "gpusPerNode": 8,

@@ -210,7 +210,7 @@ def test_no_queue_is_asked_and_there_is_a_default_one(world: World) -> None:
     space.wait(lambda: tenant.ways("defaulted-a-a1")[1:], "it is released")
     time.sleep(1.5)
     assert tenant.ways("defaulted-a-a1") == held("default")[:2]
-    assert space.list("pods", "modelchain.dev/chain=defaulted") == []
+    assert space.list("pods", "modelchain.dev/chain=defaulted,modelchain.dev/role=train") == []
     del tenant.quota["default"]
     stages = space.until("Complete", "defaulted")["stages"]
     assert [spent(stage) for stage in stages] == [(["Succeeded"], 0, 0)] * 2
@@ -279,7 +279,10 @@ def test_an_eviction_charges_no_budget(world: World) -> None:
     tenant.quota["vision"] = 0
     tenant.evict("evicted-a-a1")
     queued(space, "evicted")
-    space.wait(lambda: not space.list("pods", "modelchain.dev/chain=evicted"), "its pods are gone")
+    space.wait(
+        lambda: not space.list("pods", "modelchain.dev/chain=evicted,modelchain.dev/role=train"),
+        "its pods are gone",
+    )
     count = world.touches(tenant, "evicted-a-a1")
     time.sleep(1.5)
     assert world.touches(tenant, "evicted-a-a1") == count, "nothing is fought"
@@ -305,7 +308,7 @@ def test_suspended_by_another(world: World) -> None:
     assert len(tenant.log("other-a-a1")) == writes and world.touches(tenant, "other-a-a1") <= 4
     assert space.version("other") == version
     assert space.names("pytorchjobs") == ["other-a-a1"]
-    assert space.list("pods", "modelchain.dev/chain=other") == []
+    assert space.list("pods", "modelchain.dev/chain=other,modelchain.dev/role=train") == []
     (state,), *charged = spent(space.stage("a", "other"))
     assert charged == [0, 0] and state not in ("Failed", "Succeeded")
 
@@ -330,7 +333,7 @@ def test_a_queue_is_demanded(world: World) -> None:
     writes = world.touches(tenant, "demanded-a-a1")
     time.sleep(3)
     assert world.touches(tenant, "demanded-a-a1") <= writes + 2, "it is tried again seldom"
-    assert space.list("pods", "modelchain.dev/chain=demanded") == []
+    assert space.list("pods", "modelchain.dev/chain=demanded,modelchain.dev/role=train") == []
     space.patch("demanded", {"runner": {"queueName": "vision"}})
     stage = space.until("Complete", "demanded")["stages"][0]
     assert spent(stage)[1:] == (0, 0)
@@ -383,7 +386,10 @@ def test_a_held_job_that_is_started_before_its_uid_is_recorded(world: World) -> 
     space.wait(lambda: hold.held, "its UID is on its way")
     uid = space.get("pytorchjob", "started-a-a1")["metadata"]["uid"]
     suspend(space, "started-a-a1", False)
-    space.wait(lambda: space.list("pods", "modelchain.dev/chain=started"), "it has a pod")
+    space.wait(
+        lambda: space.list("pods", "modelchain.dev/chain=started,modelchain.dev/role=train"),
+        "it has a pod",
+    )
     assert RELEASED not in space.get("pytorchjob", "started-a-a1")["metadata"]["annotations"]
     hold.release()
     stage = space.until("Complete", "started")["stages"][0]

@@ -128,12 +128,12 @@ def _promises(world: World) -> Iterator[None]:
 
 def test_what_keeps_an_attempt_from_starting_is_mended(world: World) -> None:
     """It is made again of what the spec says now, and no budget is charged."""
-    world.apply("mended", 1, **{"spec.data.volume": {"claimName": "nowhere"}})
+    world.apply("mended", 1, **{"spec.runner.nodePool": "nowhere"})
     world.space.wait(
         lambda: "Unschedulable" in world.space.stage("a", "mended").get("reason", ""),
-        "no claim, no node",
+        "no node fits",
     )
-    world.space.patch("mended", {"data": {"volume": {"claimName": "data"}}})
+    world.space.patch("mended", {"runner": {"nodePool": "cpu"}})
     status = world.again("mended")
     assert world.attempts("mended") == {"a": ["Suspended", "Succeeded"]}
     assert (status["stages"][0]["retries"], status["stages"][0]["disruptions"]) == (0, 0)
@@ -669,7 +669,7 @@ def test_a_queue_evicts_and_starts_again(world: World) -> None:
     time.sleep(2)  # pods are timed in whole seconds
     suspend(True)
     space.wait(lambda: space.stage("a", "waits").get("state") == "Queued", "it is queued again")
-    assert space.list("pods", "modelchain.dev/chain=waits") == []
+    assert space.list("pods", "modelchain.dev/chain=waits,modelchain.dev/role=train") == []
     held = space.stage("a", "waits")["gpuSeconds"]
     suspend(False)
     stage = space.until("Complete", "waits")["stages"][0]

@@ -67,7 +67,7 @@ RETRY = Story(
     {},
     {"b-a1": preempt()},
     ("a-a1", "b-a1", "b-a2", "c-a1"),
-    {"persistentvolumeclaims": 1, "pytorchjobs": 4, "stageartifacts": 3},
+    {"persistentvolumeclaims": 1, "jobs": 1, "pytorchjobs": 4, "stageartifacts": 3},
 )
 # Everything else an operator reads and writes: a share, a lost last word, a pause.
 SHARED = Story(
@@ -75,7 +75,7 @@ SHARED = Story(
     {"spec__storage": {"claimName": "results"}},
     {"a-a1": lost_message(), "b-a1": preempt(), "c-a1": stall()},
     ("a-a1", "b-a1", "b-a2", "c-a1", "c-a2"),
-    {"leases": 4, "pytorchjobs": 5, "jobs": 1, "stageartifacts": 3},
+    {"leases": 4, "pytorchjobs": 5, "jobs": 2, "stageartifacts": 3},
     paused="c",
 )
 STORIES = {story.name: story for story in (RETRY, SHARED)}

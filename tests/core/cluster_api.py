@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cluster_objects import Chain, Job, Pod, Thing, Verifier, shown
+from cluster_objects import CONFIGS, Chain, Job, Pod, Thing, Verifier, shown
 from cluster_operator import Operator, one_of_a_kind
 from simulation import MAX_DISRUPTIONS, MAX_RETRIES, ledgers, weights_of
 
@@ -29,7 +29,7 @@ from modelchain_operator.api.kube import (
     Object,
     Resource,
 )  # fmt: skip
-from modelchain_operator.reconcile.job_requests import MADE_FROM
+from modelchain_operator.reconcile.job_requests import MADE_FROM, index_name
 from modelchain_operator.reconcile.snapshot import Snapshot
 from modelchain_operator.runners.kueue import LOCAL_QUEUES, QUEUE, RELEASED, UNRELEASED_QUEUE
 from modelchain_operator.runners.pytorchjob import PYTORCHJOBS
@@ -82,6 +82,10 @@ class ApiServer:
     refusals: int = 0
     # Verify Jobs end without an answer.
     mute: bool = False
+    # Index Jobs take a while; otherwise they have finished once they are created.
+    slow_index: bool = False
+    # Names of index Jobs that have finished.
+    indexed: frozenset[str] = frozenset()
     # A webhook adds a sidecar to every trainer's pod.
     sidecars: bool = False
     # The index of the operator's current configuration.
@@ -138,7 +142,10 @@ class ApiServer:
             notes = body["metadata"]["annotations"]
             thing = Job(name, uid, owner, notes[INPUT_DIGEST], notes[MADE_FROM], body, self.now)
         elif resource is JOBS:
-            thing = Verifier(name, uid, owner, body["metadata"]["annotations"][INPUT_DIGEST], body)
+            digest = body["metadata"]["annotations"].get(INPUT_DIGEST, "")
+            thing = Verifier(name, uid, owner, digest, body)
+            if thing.indexes and not self.slow_index:
+                thing, self.indexed = replace(thing, finished=True), self.indexed | {name}
         elif resource is ARTIFACTS:
             where = body["spec"]["claimUID"], body["spec"]["inputDigest"]
             assert where in self.disk, "only an artifact that exists is recorded"
@@ -332,6 +339,7 @@ class ApiServer:
         )
         over = chain.status.is_true("Complete") or chain.status.is_true("Failed")
         assert asked or not over, "a finished chain starts no work by itself"
+        assert self._is_indexed(chain), f"{new.name} begins before its data is indexed"
         for _, other in chain.status.attempts.values():
             job = self.jobs.get(other.uid or "")
             assert job is None or job.finished, f"{new.name} begins before {other.name} has ended"
@@ -374,6 +382,13 @@ class ApiServer:
 
     def _edited(self, old: StageStatus) -> bool:
         return bool(old.attempts) and old.attempts[-1].state is State.SUSPENDED
+
+    def _is_indexed(self, chain: Chain) -> bool:
+        """Whether an index Job has finished for this chain's data, on its claim as it is or was."""
+        claim = "shared" if chain.shared else f"{chain.name}-artifacts"
+        claims = [f"{claim}#{n}" for n in range(1, self.made[claim] + 1)]
+        names = {index_name(chain.spec(), config, uid) for config in CONFIGS for uid in claims}
+        return bool(names & self.indexed)
 
     def _check_closed(self, stage: StageStatus, old: StageStatus) -> None:
         open_ = {a.name for a in old.attempts if a.finished_at is None}

@@ -14,12 +14,25 @@ from specs import config, inline, with_changes
 
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import ChainStatus
+from modelchain.plan.pools import PoolFile
 from modelchain_operator.api.kube import Object
 from modelchain_operator.reconcile.snapshot import RETRY
 from modelchain_operator.runners.kueue import QUEUE, RELEASED, UNRELEASED_QUEUE
 from modelchain_operator.runners.template import MAIN_CONTAINER, ROLE
 
 NAMESPACE = "team"
+CONFIGS = [
+    PoolFile.model_validate(
+        {
+            "nodePools": {"small": {"gpu": "A100", "gpusPerNode": 1}},
+            "defaults": {
+                "nodePool": "small",
+                "image": "registry.example/trainer@sha256:" + digit * 64,
+            },
+        }
+    )
+    for digit in "01"
+]
 
 
 def clock(now: float) -> str:
@@ -135,7 +148,7 @@ class Pod:
 
 @dataclass(frozen=True)
 class Verifier:
-    """A verify Job."""
+    """A verify Job or an index Job."""
 
     name: str
     uid: str
@@ -144,6 +157,11 @@ class Verifier:
     body: Object = field(compare=False, repr=False)
     finished: bool = False
     deleting: bool = False
+    failed: bool = False
+
+    @property
+    def indexes(self) -> bool:
+        return bool(self.body["metadata"]["labels"][ROLE] == "index")
 
 
 @dataclass(frozen=True)
@@ -195,7 +213,8 @@ def shown(thing: Job | Pod | Verifier | Thing) -> Object:
             meta = {**thing.body["metadata"], "uid": thing.uid}
             if thing.deleting:
                 meta["deletionTimestamp"] = clock(2e9)
-            conditions = [{"type": "Complete", "status": "True"}] if thing.finished else []
+            ended = "Failed" if thing.failed else "Complete"
+            conditions = [{"type": ended, "status": "True"}] if thing.finished else []
             return {**thing.body, "metadata": meta, "status": {"conditions": conditions}}
         case Thing():
             meta = {

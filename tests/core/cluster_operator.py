@@ -74,6 +74,7 @@ class Operator:
             claims=memory.claims.copy(),
             refused=dict(memory.refused),
             buildable=memory.buildable,
+            indexed=dict(memory.indexed),
             clock=memory.clock,
         )
         other.facts = copied(self.facts) if self.facts else None
@@ -125,17 +126,9 @@ class Operator:
             for c in (self.memory.artifacts, self.memory.claims)
         ]
         refused = sorted((key, str(why.reason)) for key, why in self.memory.refused.items())
-        return (
-            self.phase,
-            known,
-            decision,
-            pods,
-            caches,
-            refused,
-            self.rested,
-            self.again,
-            self.steps,
-        )
+        indexed = sorted(self.memory.indexed)
+        doing = self.phase, self.rested, self.again, self.steps
+        return *doing, known, decision, pods, caches, refused, indexed
 
 
 def copied(facts: Snapshot) -> Snapshot:

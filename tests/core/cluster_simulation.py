@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
-from cluster_objects import NAMESPACE, Chain, Thing
+from cluster_objects import CONFIGS, NAMESPACE, Chain, Thing
 from cluster_operator import Kept, Operator, answer_of, copied, one_of_a_kind
 from cluster_world import World
 from simulation import MAX_DISRUPTIONS, MAX_RETRIES, weights_of
@@ -23,7 +23,6 @@ from simulation import MAX_DISRUPTIONS, MAX_RETRIES, weights_of
 from modelchain.api.status import AttemptStatus, ChainStatus, State
 from modelchain.decide.decide import decide
 from modelchain.decide.observed import Decision, Launch, Stop
-from modelchain.plan.pools import PoolFile
 from modelchain_operator.api.kube import PODS, ApiError
 from modelchain_operator.api.objects import uid
 from modelchain_operator.reconcile.controller import rests_on
@@ -34,18 +33,6 @@ from modelchain_operator.reconcile.snapshot import Need, Reader, Snapshot
 from modelchain_operator.runners.pytorchjob import PYTORCHJOBS
 from modelchain_operator.runners.template import CHAIN, CHAIN_UID
 
-CONFIGS = [
-    PoolFile.model_validate(
-        {
-            "nodePools": {"small": {"gpu": "A100", "gpusPerNode": 1}},
-            "defaults": {
-                "nodePool": "small",
-                "image": "registry.example/trainer@sha256:" + digit * 64,
-            },
-        }
-    )
-    for digit in "01"
-]
 STEPS = 64  # of one pass; the controller's own bound
 REASONS = (
     "SameDeviceError",
@@ -55,6 +42,7 @@ REASONS = (
     "ClaimTaken",
     "NameTaken",
     "VerifyUnanswered",
+    "IndexFailed",
 )
 
 
@@ -256,6 +244,7 @@ class Cluster(World):
                 c.type for c in status.conditions
             ]
             jobs = [j for j in self.jobs.values() if j.owner == chain.uid and not j.finished]
+            jobs += [v for v in self.verifiers.values() if v.indexes and not v.finished]
             assert not jobs, f"left behind: {jobs}"
             claim = self._claim(chain)
             match kinds:
@@ -278,6 +267,7 @@ class Cluster(World):
                         or failed.retries > MAX_RETRIES
                         or failed.disruptions > MAX_DISRUPTIONS
                         or failed.reason.startswith("NoArtifact")
+                        or (self.slow_index and failed.reason.startswith("UserError"))
                     ), failed
                 case _:
                     assert stalled is not None and stalled.reason.startswith(REASONS), stalled
@@ -352,6 +342,8 @@ class Cluster(World):
             self.config,
             sorted(self.by_hand),
             sorted(self.launched),
+            self.slow_index,
+            sorted(self.indexed),
         )
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
 
@@ -363,17 +355,22 @@ class Cluster(World):
 
 
 def alone(
-    stages: int = 2, *, operators: int = 1, queue: bool = False, sidecars: bool = False
+    stages: int = 2,
+    *,
+    operators: int = 1,
+    queue: bool = False,
+    sidecars: bool = False,
+    slow_index: bool = False,
 ) -> Cluster:
     """One chain and one active operator. The other operators make a pass only when a test makes
     them.
     """
     chain = Chain("family", "family-0", stages, queue=queue, status=one_of_a_kind(ChainStatus()))
     active = [Operator("family", standby=n > 0) for n in range(operators)]
-    return Cluster({"family": chain}, active, sidecars=sidecars)
+    return Cluster({"family": chain}, active, sidecars=sidecars, slow_index=slow_index)
 
 
-def together(stages: int = 2, *, shared: bool = True) -> Cluster:
+def together(stages: int = 2, *, shared: bool = True, slow_index: bool = False) -> Cluster:
     """Two chains whose first stages have the same input digest: on one claim, or on claims of their
     own.
     """
@@ -387,7 +384,8 @@ def together(stages: int = 2, *, shared: bool = True) -> Cluster:
             "two", "two-0", stages, shared=shared, edits=other if stages > 1 else (), status=status
         ),
     }
-    world = Cluster(chains, [Operator("one"), Operator("two")], claims={"shared#1": claim})
+    active = [Operator("one"), Operator("two")]
+    world = Cluster(chains, active, claims={"shared#1": claim}, slow_index=slow_index)
     world.made["shared"] = 1
     return world
 

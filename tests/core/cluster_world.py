@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster_api import ApiServer
-from cluster_objects import NAMESPACE, Chain, Pod, Thing, shown
+from cluster_objects import NAMESPACE, Chain, Pod, Thing, Verifier, shown
 from cluster_operator import Kept, one_of_a_kind
 from simulation import weights_of
 from specs import DELETE
@@ -77,11 +77,36 @@ class World(ApiServer):
         for verifier in self.verifiers.values():
             if verifier.deleting or self._owner(verifier.owner) is None:
                 yield f"{verifier.uid} goes", lambda w, u=verifier.uid: w.drop_verifier(u)
+            elif verifier.indexes and not verifier.finished:
+                yield from self._indexing(verifier)
             elif not verifier.finished:
                 yield f"{verifier.uid} answers", lambda w, u=verifier.uid: w.verify(u)
         for lease in self.leases.values():
             if self._owner(lease.owner) is None:
                 yield f"{lease.uid} is collected", lambda w, u=lease.uid: w.leases.pop(u)
+
+    def _indexing(self, job: Verifier) -> Iterator[tuple[str, Callable[[World], object]]]:
+        """An index Job gets a pod, which runs at once, and ends well."""
+        if any(pod.job == job.uid for pod in self.pods.values()):
+            yield f"{job.uid} has indexed", lambda w, u=job.uid: w.end_index(u)
+        else:
+            yield f"{job.uid} gets a pod", lambda w, u=job.uid: w.run_index(u)
+
+    def run_index(self, uid: str) -> None:
+        job = self.verifiers[uid]
+        labels = tuple(sorted(job.body["spec"]["template"]["metadata"]["labels"].items()))
+        pod = Pod(f"{uid}-0", uid, "", labels, self.now, "Running", started=self.now, gpus=0)
+        self.pods[pod.uid] = pod
+
+    def end_index(self, uid: str, failure: FailureClass | None = None) -> None:
+        """The Job's pod ends, and with it the Job."""
+        job, result = self.verifiers[uid], "Failed" if failure else "Succeeded"
+        word = LastWord(result=result, failure=failure, message="as it was told")
+        self.set_pod(f"{uid}-0", phase=result, word=said(word), ended=self.now)
+        for operator in self.operators:
+            operator.memory.remember(shown(self.pods[f"{uid}-0"]))
+        self.verifiers[uid] = replace(job, finished=True, failed=failure is not None)
+        self.indexed |= frozenset() if failure else {job.name}
 
     def run_pod(self, uid: str, claim: str) -> None:
         self.set_pod(uid, phase="Running", started=self.now, claim=claim)

@@ -19,7 +19,7 @@ from sweeps import Dice
 
 from modelchain.api.contracts import FailureClass as F
 from modelchain.api.status import State
-from modelchain.decide.observed import Launch, RecordArtifact
+from modelchain.decide.observed import Launch, MakeIndex, RecordArtifact
 
 EXPLORE = int(os.environ.get("MODELCHAIN_EXPLORE", "1"))
 # Requests, events and waits after which a world without further faults must be at rest.
@@ -64,9 +64,8 @@ def faults(world: Cluster) -> Iterator[Event]:
     if current.phase == "write":
         for how in ("unsent", "sent", "answered"):
             yield f"dies, {how}", lambda w, h=how: w.die(w.operators[w.turn], h)
-        if current.decision is not None and isinstance(
-            current.decision.action, Launch | RecordArtifact
-        ):
+        made = current.decision.action if current.decision is not None else None
+        if isinstance(made, Launch | RecordArtifact | MakeIndex):
             yield "what it makes is refused twice", lambda w: setattr(w, "refusals", 2)
     elif current.memory.pods:
         yield "dies", lambda w: w.operators[w.turn].crash()
@@ -124,6 +123,12 @@ def disasters(world: Cluster) -> Iterator[Event]:
             f"{verifier.uid} is deleted by hand",
             changed(lambda w, u=verifier.uid: w.drop_verifier(u)),
         )
+        if verifier.indexes and not verifier.finished and f"{verifier.uid}-0" in world.pods:
+            for failure in (F.ERROR, F.USER_ERROR):
+                yield (
+                    f"{verifier.uid} fails: {failure}",
+                    changed(lambda w, u=verifier.uid, f=failure: w.end_index(u, f)),
+                )
     for record in world.records.values():
         yield (
             f"{record.uid} is deleted by hand",
@@ -250,7 +255,7 @@ def test_an_edit_that_is_reverted_charges_no_budget() -> None:
 def test_a_job_deleted_while_its_artifact_is_rehashed_is_not_trained_again() -> None:
     world = until(alone(1), running)
     changed(lambda w: w.succeed("family-a-a1#1-1", word=False))(world)
-    until(world, lambda w: bool(w.verifiers))
+    until(world, lambda w: any(not v.indexes for v in w.verifiers.values()))
     changed(lambda w: w.delete_job("family-a-a1#1"))(world)
     settle(world)
     assert (
@@ -270,6 +275,29 @@ def test_a_claim_lost_before_its_artifact_is_recorded_is_reported(again: bool) -
     changed(lambda w: w.toggle("family", "spec.stages[0].rerun", "x"))(world)
     settle(world)
     assert world.chains["family"].status.is_true("Complete")
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_chains_on_one_claim_index_their_data_once(shared: bool) -> None:
+    """Each chain waits for its data before its first attempt; see `ApiServer._check_intent`."""
+    world = settle(together(2, shared=shared, slow_index=True))
+    assert all(chain.status.is_true("Complete") for chain in world.chains.values())
+    made = [job.owner for job in world.verifiers.values() if job.indexes]
+    assert len(made) == (1 if shared else 2)
+
+
+def test_a_chain_that_waits_for_anothers_index_makes_its_own_once_that_is_gone() -> None:
+    world = together(1, slow_index=True)
+    until(world, lambda w: bool(w.verifiers) and len(w.pods) == 1)
+    (first,) = world.verifiers.values()
+    owner, other = ("one", "two") if first.owner == "one-0" else ("two", "one")
+    del world.chains[owner]
+    world.operators = [o for o in world.operators if o.chain == other]
+    world.turn = 0
+    world.touched()
+    settle(world)
+    assert world.chains[other].status.is_true("Complete")
+    assert [job.owner for job in world.verifiers.values()] == [f"{other}-0"]
 
 
 def test_only_a_new_value_of_the_retry_annotation_starts_attempts() -> None:
@@ -390,6 +418,7 @@ def test_an_equal_stage_on_another_claim_is_trained_there_as_well() -> None:
         lambda: together(1),
         lambda: together(1, shared=False),
         lambda: alone(1, operators=2, queue=True, sidecars=True),
+        lambda: alone(1, slow_index=True),
     ],
     ids=[
         "two operators",
@@ -398,6 +427,7 @@ def test_an_equal_stage_on_another_claim_is_trained_there_as_well() -> None:
         "two chains on one claim",
         "two chains on claims of their own",
         "a queue and sidecars",
+        "an index Job that takes a while",
     ],
 )
 def test_one_fault_at_every_request(
@@ -537,6 +567,8 @@ def test_random_histories(seed: int) -> None:
         lambda: together(1, shared=False),
         lambda: alone(2, operators=2, sidecars=True),
         lambda: alone(2, queue=True, sidecars=True),
+        lambda: alone(1, operators=2, slow_index=True),
+        lambda: together(1, slow_index=True),
     ]
     world = chance.choice(starts)()
     with traced(world):

@@ -9,11 +9,20 @@ from typing import Any
 import pytest
 from specs import MINIMAL
 
+from modelchain.api.contracts import FailureClass as F
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import AttemptStatus, AvoidedNode, ChainStatus, StageStatus, State
 from modelchain.decide import attempt, waits
-from modelchain.decide.observed import Launch, MakeClaim, Observed, Seen, TakeShare
+from modelchain.decide.observed import (
+    Indexing,
+    Launch,
+    MakeClaim,
+    MakeIndex,
+    Observed,
+    Seen,
+    TakeShare,
+)
 from modelchain.decide.outcome import Turn
 
 NOW = 1000.0
@@ -21,6 +30,9 @@ STAGE = StageStatus(name="vit-t", input_digest="d" * 64, reason="as before")
 OBSTACLE = Reason(Code.INVALID_SPEC, message="no such pool")
 LOADING = Reason(Code.DATA_LOADING, "pack", "job pack fills claim photos")
 FAILED_LOAD = Reason(Code.DATA_FAILED, "pack", "job pack has failed")
+INDEXES = Reason(Code.INDEXING, "index", "job index indexes the data")
+FAILED_INDEX = Reason(Code.INDEX_FAILED, "index", "job index has failed")
+WRONG = Reason(Code.USER_ERROR, "index", "data.train.samples is 10, but the shards hold 9")
 STUCK = Reason(Code.NODE_LOST, "n1", "pod p should have ended")
 OTHER = Reason(Code.SHARED_STAGE, "other", "chain other trains the same stage")
 SUSPENDED = Reason(Code.SUSPENDED, message="spec.suspend is true")
@@ -97,6 +109,21 @@ ROWS: dict[str, tuple[waits.Wait, Turn, tuple[State, Code, bool, float | None]]]
         turn(seen={"loading": lambda: FAILED_LOAD}),
         (State.PENDING, Code.DATA_FAILED, True, 30.0),
     ),
+    "data that is being indexed": (
+        waits.for_the_index,
+        turn(seen={"indexing": lambda: Indexing("index", INDEXES)}),
+        (State.INDEXING, Code.INDEXING, False, 30.0),
+    ),
+    "data that was not indexed": (
+        waits.for_the_index,
+        turn(seen={"indexing": lambda: Indexing("index", FAILED_INDEX, stalls=True)}),
+        (State.PENDING, Code.INDEX_FAILED, True, 30.0),
+    ),
+    "data that contradicts the spec": (
+        waits.for_the_index,
+        turn(seen={"indexing": lambda: Indexing("index", WRONG, failure=F.USER_ERROR)}),
+        (State.FAILED, Code.USER_ERROR, False, None),
+    ),
     "a share that no chain has": (
         waits.for_the_share,
         turn(seen={"share": lambda digest: "Free"}),
@@ -139,6 +166,10 @@ def test_the_back_off_keeps_the_reason_and_the_share() -> None:
 def test_the_actions_of_waits() -> None:
     claim = waits.first_wait(turn(seen={"claim_missing": True}), STAGE)
     assert claim is not None and claim.action == MakeClaim()
+    for due, action in ((True, MakeIndex("index")), (False, None)):
+        job = Indexing("index", INDEXES, due=due)
+        index = waits.first_wait(turn(seen={"indexing": lambda job=job: job}), STAGE)
+        assert index is not None and index.action == action
     share = waits.first_wait(turn(seen={"share": lambda digest: "Free"}), STAGE)
     assert share is not None and share.action == TakeShare("d" * 64)
     assert share.shares == {"d" * 64}
@@ -162,6 +193,7 @@ IN_ORDER: list[tuple[waits.Wait, dict[str, Any], dict[str, Any], dict[str, Any]]
     (waits.for_other_devices, {"avoid": ALIKE}, {}, {}),
     (waits.for_the_claim, {}, {"claim_missing": True}, {}),
     (waits.for_the_data, {}, {"loading": lambda: LOADING}, {}),
+    (waits.for_the_index, {}, {"indexing": lambda: Indexing("index", INDEXES)}, {}),
     (waits.for_the_share, {}, {"share": lambda digest: OTHER}, {}),
 ]
 

@@ -43,8 +43,12 @@ class MemoryKube:
 
     def __init__(self, wrote_status: Callable[[Object], None] = lambda status: None) -> None:
         self.refuse: dict[tuple[str, str], ApiError] = {}
+        # Index Jobs end well as soon as they are made. Otherwise a test has to end them.
+        self.indexes_at_once = True
         self.objects: dict[tuple[str, str], Object] = {}
         self.calls: Counter[Any] = Counter()
+        # How often an object of a kind and name was created.
+        self.made: Counter[tuple[str, str]] = Counter()
         self.wrote_status = wrote_status
         self._version = 0
 
@@ -79,6 +83,13 @@ class MemoryKube:
         self._check("create", resource)
         if (resource.plural, obj["metadata"]["name"]) in self.objects:
             raise AlreadyExists(f"{resource.plural} {obj['metadata']['name']}", code=409)
+        key = resource.plural, obj["metadata"]["name"]
+        self.made[key] += 1
+        if self.made[key] > 1:  # another object than the one before of this name
+            obj["metadata"]["uid"] = f"u{obj['metadata']['name']}-{self.made[key]}"
+        labels = obj["metadata"].get("labels") or {}
+        if self.indexes_at_once and labels.get("modelchain.dev/role") == "index":
+            obj = obj | {"status": {"conditions": [{"type": "Complete", "status": "True"}]}}
         return self.put(resource, obj)
 
     async def patch(self, resource: Resource, namespace: str, name: str, body: Object) -> Object:

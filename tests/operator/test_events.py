@@ -142,6 +142,7 @@ def test_failed_writes_are_counted_and_time_out_soon() -> None:
 
 STATES = {
     State.PENDING: Code.STAGE_PENDING,
+    State.INDEXING: Code.STAGE_INDEXING,
     State.QUEUED: Code.STAGE_QUEUED,
     State.STARTING: Code.STAGE_STARTING,
     State.RUNNING: Code.STAGE_RUNNING,

@@ -463,6 +463,17 @@ def test_data_that_is_still_being_packed() -> None:
     )
 
 
+def test_data_that_is_being_indexed() -> None:
+    reason = Reason(Code.INDEXING, "mchain-index-0", "job mchain-index-0 indexes the data")
+    stage = told(StageStatus(name="b", state=State.INDEXING), reason)
+    pod = podshapes.running()
+    pod["metadata"]["labels"] |= {"modelchain.dev/role": "index"}
+    found = ask(chain(stage), pods=[pod])
+    then = "kubectl logs -f job/mchain-index-0 -n team"
+    check(found, "Indexing", "job mchain-index-0 indexes the data", then)
+    assert [line.object for line in found.evidence] == [f"pod/{pod['metadata']['name']}"]
+
+
 # Queues.
 
 

@@ -115,7 +115,7 @@ class Operator:
     [
         ("status.stages[0].gate", {"verdict": "Passed"}, "stages.0.gate"),
         ("status.baselines", [], "baselines"),
-        ("status.stages[0].state", "Indexing", "stages.0.state"),
+        ("status.stages[0].state", "Dreaming", "stages.0.state"),
         ("status.stages[0].attempts[0].runner", "TrainJob", "the runner TrainJob"),
     ],
 )

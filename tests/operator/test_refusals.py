@@ -76,6 +76,7 @@ CASES = {
     ),
     "release without a queue": Case("patch", "pytorchjobs", nothing, Code.QUEUE_REQUIRED),
     "record": Case("create", "stageartifacts", ended, Code.RECORD_REFUSED),
+    "index Job": Case("create", "jobs", nothing, Code.INDEX_REFUSED),
     "verify Job": Case("create", "jobs", ended_without_a_word, Code.VERIFY_REFUSED),
     "stop": Case("delete", "pytorchjobs", suspended, Code.DELETE_REFUSED),
 }

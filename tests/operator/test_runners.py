@@ -30,13 +30,14 @@ from modelchain_operator.api.kube import (
     Object,
     Resource,
 )
-from modelchain_operator.api.objects import true_condition
+from modelchain_operator.api.objects import label, true_condition
+from modelchain_operator.api.objects import name as name_of
 from modelchain_operator.reconcile.controller import Controller
 from modelchain_operator.reconcile.snapshot import Reader, Snapshot
 from modelchain_operator.runners.port import Runner
 from modelchain_operator.runners.pytorchjob import REPLICA_INDEX, REPLICA_TYPE, PyTorchJob
 from modelchain_operator.runners.registry import RUNNERS, runner_for, runner_of
-from modelchain_operator.runners.template import image_of, task_of
+from modelchain_operator.runners.template import ROLE, image_of, task_of
 from modelchain_operator.watch import service
 from modelchain_operator.watch.service import Service
 
@@ -251,7 +252,9 @@ class ApiServer:
         return stored
 
     def names(self, runner: Runner) -> list[str]:
-        return sorted(self.objects[runner.resource])
+        """The jobs of attempts. Index Jobs may be of the same kind."""
+        jobs = self.objects[runner.resource].values()
+        return sorted(name_of(job) for job in jobs if label(job, ROLE) != "index")
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Object:
         if name not in self.objects[resource]:
@@ -273,6 +276,8 @@ class ApiServer:
     async def create(self, resource: Resource, body: Object) -> Object:
         if body["metadata"]["name"] in self.objects[resource]:
             raise AlreadyExists(body["metadata"]["name"])
+        if body["metadata"]["labels"].get(ROLE) == "index":  # its data is indexed at once
+            body = body | {"status": {"conditions": [{"type": "Complete", "status": "True"}]}}
         return self.put(resource, body)
 
     async def patch(self, resource: Resource, namespace: str, name: str, body: Object) -> Object:

@@ -87,8 +87,9 @@ class World:
         self.passes.append((key, round(travel.now())))
         return None
 
-    def remember(self, pod: dict[str, Any]) -> None:
+    def remember(self, pod: dict[str, Any]) -> bool:
         self.remembered.append(pod)
+        return pod.get("news", False)
 
     def artifact_changed(self, record: dict[str, Any]) -> None:
         self.changed.append(record)
@@ -202,6 +203,39 @@ def test_a_pod_is_remembered_and_starts_a_pass_of_its_chain() -> None:
     play(world, script)
     assert world.remembered == [pod]
     assert [key for key, _ in world.passes] == [("ns", "vit")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "role", "more", "woken"),
+    [
+        ("pod", "index", {"news": True}, True),
+        ("pod", "index", {"news": False}, False),
+        ("pod", "train", {"news": False}, True),
+        ("job", "verify", {}, False),
+        ("job", "verify", {"status": {"conditions": [{"type": "Failed", "status": "True"}]}}, True),
+        (
+            "job",
+            "index",
+            {"status": {"conditions": [{"type": "Complete", "status": "True"}]}},
+            False,
+        ),
+        ("job", "train", {}, True),
+    ],
+)
+def test_of_cpu_jobs_only_what_is_news_starts_a_pass(
+    kind: str, role: str, more: dict[str, Any], woken: bool
+) -> None:
+    """Their pods and Jobs are written eight times before they are done."""
+    labels = {"modelchain.dev/chain": "vit", "modelchain.dev/role": role}
+    part = {"metadata": {"namespace": "ns", "name": "x", "labels": labels}, **more}
+    world = World()
+
+    async def script(service: Service) -> None:
+        (service._on_pod if kind == "pod" else service._on_job)(part)
+        await asyncio.sleep(1)
+
+    play(world, script)
+    assert world.passes_of("vit") == woken
 
 
 def test_only_the_given_namespaces_are_listed() -> None:

@@ -15,7 +15,7 @@
 - apiGroups: [kubeflow.org]
   resources: [pytorchjobs]
   verbs: [get, list, watch, create, patch, delete]
-# Verify Jobs: one that ends without an answer is deleted and created again.
+# Verify and index Jobs: one that fails is deleted and created again.
 - apiGroups: [batch]
   resources: [jobs]
   verbs: [get, list, watch, create, delete]

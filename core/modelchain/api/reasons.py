@@ -92,9 +92,16 @@ class Code(StrEnum):
         "Nothing",
         "kubectl logs -f job/{subject} -n {namespace}",
     )
+    INDEXING = (
+        "Indexing",
+        "A Job on CPUs indexes and checks the data before any GPU is asked for",
+        "Nothing",
+        "kubectl logs -f job/{subject} -n {namespace}",
+        False,
+    )
     NAME_GOING = (
         "NameGoing",
-        "A job with the attempt's name was deleted, but still exists",
+        "A job with the needed name was deleted, but still exists",
         "Nothing",
         "",
         False,
@@ -192,6 +199,14 @@ class Code(StrEnum):
         "Read its logs; delete the Job, or create it again",
         "kubectl logs job/{subject} -n {namespace}",
     )
+    INDEX_FAILED = (
+        "IndexFailed",
+        "The Job that indexes the data has failed, and the data is not to blame",
+        "Correct the cause that the message names, then retry",
+        RETRY,
+        True,
+        True,
+    )
     ARTIFACT_MISSING = (
         "ArtifactMissing",
         "The recorded artifact of the stage is not on the chain's claim",
@@ -206,8 +221,9 @@ class Code(StrEnum):
     )
     NAME_TAKEN = (
         "NameTaken",
-        "A job of the attempt's name exists that this chain did not make",
-        "Nothing; the next attempt takes the next number",
+        "A job of the needed name exists that this chain did not make",
+        "If the message does not name another thing to do, nothing: the next attempt takes the next"
+        " number",
         EXPLAIN,
     )
     ORPHANED_JOB = (
@@ -256,6 +272,12 @@ class Code(StrEnum):
         "VerifyRefused",
         "The API server refuses the Job that hashes an artifact again",
         "Change what the message names; nothing is trained again before that Job has answered",
+        DESCRIBE,
+    )
+    INDEX_REFUSED = (
+        "IndexRefused",
+        "The API server refuses the Job that indexes the data",
+        "Change what the message names: a quota, a policy, a webhook",
         DESCRIBE,
     )
     DELETE_REFUSED = (
@@ -423,6 +445,7 @@ class Code(StrEnum):
 
     # What events tell.
     STAGE_PENDING = "StagePending", "A stage waits"
+    STAGE_INDEXING = "StageIndexing", "A stage's data is indexed before its first attempt"
     STAGE_QUEUED = "StageQueued", "A stage's job waits in a queue"
     STAGE_STARTING = "StageStarting", "A stage is launched"
     STAGE_RUNNING = "StageRunning", "A stage trains"

@@ -21,6 +21,7 @@ from modelchain.api.spec import WrittenModel
 
 class State(StrEnum):
     PENDING = "Pending"
+    INDEXING = "Indexing"
     QUEUED = "Queued"
     STARTING = "Starting"
     RUNNING = "Running"

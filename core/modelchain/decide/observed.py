@@ -142,6 +142,22 @@ class Seen:
         return self.there and not self.trained
 
 
+@dataclass(frozen=True)
+class Indexing:
+    """What is seen of the Job that indexes the chain's data, while the data is not indexed."""
+
+    # The Job's name.
+    job: str
+    # What it does, what it waits for, or why it has failed.
+    reason: Reason
+    # It does not exist, or has failed and was asked for again.
+    due: bool = False
+    # A person has to act before it can go on.
+    stalls: bool = False
+    # The data or the spec is wrong: the class with which the stage fails.
+    failure: FailureClass | None = None
+
+
 # Who has a share: this chain, none, or another one, for the reason given; None if none is needed.
 Share = Literal["Mine", "Free"] | Reason | None
 
@@ -187,6 +203,8 @@ class Observed:
     claim_missing: bool = False
     # Why the data is not there yet: a Job still fills its claim, or has failed.
     loading: Callable[[], Reason | None] = lambda: None
+    # The Job that indexes the data; None once the data is indexed, and on a laptop.
+    indexing: Callable[[], Indexing | None] = lambda: None
     # Who has the share of an input digest.
     share: Callable[[str], Share] = lambda digest: None
     # The input digests of which this chain has the share.
@@ -260,6 +278,15 @@ class MakeClaim:
 
 
 @dataclass(frozen=True)
+class MakeIndex:
+    """Make the Job of this name, which indexes the chain's data. One that has failed is deleted
+    first.
+    """
+
+    job: str
+
+
+@dataclass(frozen=True)
 class TakeShare:
     """Take the share of an input digest, so that no other chain on the same claim trains it."""
 
@@ -274,7 +301,16 @@ class DropShare:
 
 
 Action = (
-    Launch | Release | Stop | Discard | Verify | RecordArtifact | MakeClaim | TakeShare | DropShare
+    Launch
+    | Release
+    | Stop
+    | Discard
+    | Verify
+    | RecordArtifact
+    | MakeClaim
+    | MakeIndex
+    | TakeShare
+    | DropShare
 )
 
 
@@ -285,7 +321,7 @@ def subject_of(action: Action) -> str:
             return attempt.name
         case Verify(launch=launch) | RecordArtifact(launch=launch):
             return launch.attempt.name
-        case Stop(attempt=name) | Discard(name=name):
+        case Stop(attempt=name) | Discard(name=name) | MakeIndex(job=name):
             return name
         case TakeShare(digest=digest) | DropShare(digest=digest):
             return digest

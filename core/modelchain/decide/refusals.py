@@ -18,6 +18,7 @@ from modelchain.decide.observed import (
     DropShare,
     Launch,
     MakeClaim,
+    MakeIndex,
     RecordArtifact,
     Release,
     Stop,
@@ -35,6 +36,7 @@ CODES: Mapping[type[Action], Code] = {
     Verify: Code.VERIFY_REFUSED,
     RecordArtifact: Code.RECORD_REFUSED,
     MakeClaim: Code.CLAIM_REFUSED,
+    MakeIndex: Code.INDEX_REFUSED,
     TakeShare: Code.SHARE_REFUSED,
     DropShare: Code.SHARE_REFUSED,
 }

@@ -98,6 +98,11 @@ def idle(stage: StageStatus) -> StageStatus:
     return stage.changed(state=State.PENDING, progress=None)
 
 
+def indexing(stage: StageStatus, reason: Reason) -> StageStatus:
+    """The stage's data is indexed before its first attempt."""
+    return explained(stage.changed(state=State.INDEXING, progress=None), reason)
+
+
 def waiting_for_another_chain(stage: StageStatus, reason: Reason) -> StageStatus:
     return explained(stage.changed(state=State.QUEUED, cache=None, progress=None), reason)
 

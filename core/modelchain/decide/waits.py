@@ -14,7 +14,7 @@ from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import StageStatus
 from modelchain.decide import transitions
 from modelchain.decide.nodes import same_everywhere
-from modelchain.decide.observed import MakeClaim, TakeShare
+from modelchain.decide.observed import MakeClaim, MakeIndex, TakeShare
 from modelchain.decide.outcome import Outcome, Turn, failed, stalled
 
 # Seconds between two reads of a Job that fills the data's claim. Its events name no chain, so they
@@ -101,6 +101,22 @@ def for_the_data(turn: Turn, stage: StageStatus) -> Outcome | None:
     return Outcome(transitions.waiting(stage, loading), again=LOADING_SECONDS)
 
 
+def for_the_index(turn: Turn, stage: StageStatus) -> Outcome | None:
+    """A Job on CPUs still indexes and checks the data, so no GPU is asked for yet."""
+    seen = turn.observed.indexing()
+    if seen is None:
+        return None
+    if seen.failure is not None:
+        return failed(turn, stage, seen.failure, seen.reason.message)
+    if seen.stalls:
+        return stalled(turn, transitions.idle(stage), seen.reason)
+    return Outcome(
+        transitions.indexing(stage, seen.reason),
+        action=MakeIndex(seen.job) if seen.due else None,
+        again=turn.observed.poll_seconds,
+    )
+
+
 def for_the_share(turn: Turn, stage: StageStatus) -> Outcome | None:
     """Another chain has the share of these inputs. Once it has trained them, they may be a hit."""
     digest = stage.input_digest
@@ -129,6 +145,7 @@ BEFORE_INTENT: tuple[Wait, ...] = (
     for_other_devices,
     for_the_claim,
     for_the_data,
+    for_the_index,
     for_the_share,
 )
 

@@ -19,6 +19,7 @@ from modelchain.plan.plan import Plan, StagePlan
 COLOURS = {
     State.SUCCEEDED: "green",
     State.RUNNING: "cyan",
+    State.INDEXING: "cyan",
     State.STARTING: "cyan",
     State.VERIFYING: "cyan",
     State.FAILED: "red",

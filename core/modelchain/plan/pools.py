@@ -106,6 +106,23 @@ class Topology(ApiModel):
         return self
 
 
+# The most that the index Job asks for by itself. It has a process for each core, up to 16. They
+# take 100 MB each, and 1.7 GB together.
+INDEX_CPU, INDEX_MEMORY = "16", "3Gi"
+
+
+class Indexing(ApiModel):
+    """What the Job may use that indexes a chain's data before the first GPU is asked for."""
+
+    cpu: Cores | None = Field(None, description=f"default: the pool's `cpu`, at most {INDEX_CPU}")
+    memory: Quantity | None = Field(
+        None, description=f"default: the pool's `memory`, at most {INDEX_MEMORY}"
+    )
+    deadline_seconds: int = Field(
+        21600, ge=60, le=604800, description="the Job is ended after this time; a retry goes on"
+    )
+
+
 class NodePool(ApiModel):
     """One kind of node. Each trainer pod takes one node, and its requests equal its limits.
 
@@ -145,6 +162,7 @@ class NodePool(ApiModel):
     )
     fs_group: int | None = Field(None, ge=1, description="group that owns the artifacts' volume")
     topology: Topology | None = None
+    indexing: Indexing = Indexing()
 
     @model_validator(mode="after")
     def _nothing_of_ours(self) -> NodePool:

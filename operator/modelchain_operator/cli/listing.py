@@ -29,6 +29,7 @@ STYLES = {
     "Complete": "green",
     "Running": "cyan",
     "Starting": "cyan",
+    "Indexing": "cyan",
     "Verifying": "cyan",
     "Suspended": "yellow",
 }

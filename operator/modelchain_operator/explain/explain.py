@@ -31,6 +31,7 @@ from modelchain_operator.explain.clues import (
 from modelchain_operator.explain.read import Situation
 from modelchain_operator.runners import kueue
 from modelchain_operator.runners import pods as podread
+from modelchain_operator.runners.index_job import ROLE_OF_JOB
 from modelchain_operator.runners.port import Runner
 from modelchain_operator.runners.registry import RUNNERS, job_uid_of, runner_for
 from modelchain_operator.runners.template import CHAIN, ROLE, attempt_of
@@ -91,6 +92,7 @@ def explain(situation: Situation) -> Explanation:
         case.shared,
         case.left_behind,
         case.loading,
+        case.indexing,
         case.queued,
         case.without_pods,
         case.avoiding,
@@ -323,6 +325,14 @@ class _Case:
 
     def loading(self) -> Explanation | None:
         return self._as_the_status_says(Code.DATA_LOADING, "waits for its data")
+
+    def indexing(self) -> Explanation | None:
+        if self.stage is None or self.stage.state is not State.INDEXING:
+            return None
+        pods = [pod for pod in self.live if label(pod, ROLE) == ROLE_OF_JOB]
+        lines = [*map(self.clues.pod, pods), *self.clues.warnings(*pods)]
+        code = self.stage.code or Code.INDEXING
+        return self._as_the_status_says(code, "waits until its data is indexed", lines)
 
     def avoiding(self) -> Explanation | None:
         waiting = self._not_started()

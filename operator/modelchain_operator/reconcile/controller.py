@@ -67,9 +67,12 @@ class Controller:
         # By chain UID, when it was told that the status cannot be read.
         self._told: dict[str, float] = {}
 
-    def remember(self, pod: Object) -> None:
-        """Keep how a pod ended, because the pod may be gone at the next pass."""
-        self.memory.remember(pod)
+    def remember(self, pod: Object) -> bool:
+        """Keep how a pod ended, because the pod may be gone at the next pass.
+
+        Returns whether it has ended, and this was not known.
+        """
+        return self.memory.remember(pod)
 
     def artifact_changed(self, record: Object) -> None:
         """Forget what was cached of a StageArtifact, so that the next pass reads it again."""

@@ -28,6 +28,7 @@ from modelchain.decide.observed import (
     DropShare,
     Launch,
     MakeClaim,
+    MakeIndex,
     RecordArtifact,
     Release,
     Stop,
@@ -57,12 +58,13 @@ from modelchain_operator.api.objects import annotation, is_deleting, uid
 from modelchain_operator.reconcile import job_requests as requests
 from modelchain_operator.reconcile.memory import Memory
 from modelchain_operator.reconcile.snapshot import RETRY, Need, Snapshot
-from modelchain_operator.runners import kueue, verify
+from modelchain_operator.runners import index_job, kueue, verify
 from modelchain_operator.runners.port import JobRequest
 from modelchain_operator.runners.registry import runner_for, runner_of, state_of
 from modelchain_operator.runners.template import (
     CHAIN,
     CHAIN_UID,
+    GENERATION,
     INPUT_DIGEST,
     STAGE,
     image_of,
@@ -133,14 +135,10 @@ class Executor:
                 # If the job runs now, a watch event follows. A job that is still suspended needs
                 # another patch, or waits in its queue, maybe for long and without any event.
                 return not state.released or state.suspended
-            case Stop(name):
+            case Stop() | Discard():
                 await self._check_unchanged(snapshot)
-                await self._delete_job(snapshot, name)
+                await self._delete_job(snapshot, action)
                 return False  # the watch tells when the job no longer exists
-            case Discard(job_uid, name):
-                await self._check_unchanged(snapshot)
-                await self._delete_job(snapshot, name, job_uid)
-                return False
             case Verify(launch):
                 await self._verify(snapshot, launch)
             case RecordArtifact():
@@ -149,11 +147,10 @@ class Executor:
                 claim = await self.kube.create(CLAIMS, _claim(snapshot))
                 snapshot.read[Need("claim")] = claim
                 self.memory.claims.put((snapshot.namespace, claim["metadata"]["name"]), claim)
-            case TakeShare(digest):
-                await self._take_share(snapshot, digest)
-            case DropShare(digest):
-                await self._check_unchanged(snapshot)
-                await self.give_back(snapshot.read[Need("shares")].pop(digest))
+            case MakeIndex(job):
+                await self._make_index(snapshot, job)
+            case TakeShare() | DropShare():
+                await self._share(snapshot, action)
         return True
 
     async def _check_unchanged(self, snapshot: Snapshot) -> None:
@@ -208,6 +205,13 @@ class Executor:
                 if last:
                     raise
 
+    async def _share(self, snapshot: Snapshot, action: TakeShare | DropShare) -> None:
+        if isinstance(action, TakeShare):
+            await self._take_share(snapshot, action.digest)
+        else:
+            await self._check_unchanged(snapshot)
+            await self.give_back(snapshot.read[Need("shares")].pop(action.digest))
+
     async def _take_share(self, snapshot: Snapshot, digest: str) -> None:
         """Make the Lease of a share. One that a deleted chain has left behind is deleted first."""
         left = snapshot.read.pop(Need("lease", digest), None)
@@ -236,15 +240,18 @@ class Executor:
                 return True
         return False
 
-    async def _delete_job(self, snapshot: Snapshot, name: str, job_uid: str | None = None) -> None:
+    async def _delete_job(self, snapshot: Snapshot, action: Stop | Discard) -> None:
         """Delete a job in the foreground: it exists until all its pods have been deleted.
 
         So no pod can outlive the job without being seen.
         """
-        job = snapshot.jobs.get(name)
-        if job is not None and not is_deleting(job):
+        name, known = subject_of(action), action.uid if isinstance(action, Discard) else None
+        job, index = snapshot.jobs.get(name), snapshot.read.get(Need("index", name))
+        if index is not None and uid(index) == known:
+            await self.kube.delete(JOBS, snapshot.namespace, name, known)
+        elif job is not None and not is_deleting(job):
             kind, job_name = runner_of(job).resource, job["metadata"]["name"]
-            await self.kube.delete(kind, snapshot.namespace, job_name, job_uid or uid(job))
+            await self.kube.delete(kind, snapshot.namespace, job_name, known or uid(job))
 
     async def _verify(self, snapshot: Snapshot, launch: Launch) -> None:
         """Make a Job that finds the lost last word. An earlier Job without an answer is deleted
@@ -258,9 +265,24 @@ class Executor:
             return
         attempt = snapshot.jobs.get(launch.attempt.name)
         job = verify.build(self._request(snapshot, launch), attempt)
-        if token := annotation(snapshot.chain, RETRY):
-            job["metadata"]["annotations"][RETRY] = token
+        job["metadata"]["annotations"] |= _asked(snapshot.chain)
         snapshot.read[Need("verify", launch.attempt.name)] = await self.kube.create(JOBS, job)
+
+    async def _make_index(self, snapshot: Snapshot, name: str) -> None:
+        """Make the chain's index Job. One that has failed is deleted first.
+
+        If another chain has made it meanwhile, the next decision reads that one.
+        """
+        old = snapshot.read.pop(Need("index", name), None)
+        if old is not None:
+            await self._check_unchanged(snapshot)
+            await self.kube.delete(JOBS, snapshot.namespace, name, uid(old), "Background")
+            return
+        claim = snapshot.read[Need("claim")]
+        job = index_job.build(requests.index_request(snapshot.spec, self.config, uid(claim)))
+        job["metadata"]["annotations"] |= _asked(snapshot.chain)
+        with suppress(AlreadyExists):
+            snapshot.read[Need("index", name)] = await self.kube.create(JOBS, job)
 
     async def _record(self, snapshot: Snapshot, action: RecordArtifact) -> None:
         digest = action.launch.attempt.input_digest
@@ -332,6 +354,12 @@ def with_words(refused: Reason, namespace: str, answer: str) -> Reason:
         return refused.with_message(message)
     command = refusals.next_command(answer, namespace)
     return Reason(refused.code, refused.subject, message, command)
+
+
+def _asked(chain: Object) -> dict[str, str]:
+    """Annotations of a CPU Job: for which edit and which retry of the chain it was made."""
+    token, generation = annotation(chain, RETRY), str(chain["metadata"]["generation"])
+    return {GENERATION: generation} | ({RETRY: token} if token else {})
 
 
 def _predecessor(before: Artifact) -> ArtifactPredecessor:

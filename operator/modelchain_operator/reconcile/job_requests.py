@@ -9,7 +9,7 @@ import hashlib
 import re
 from typing import Any
 
-from modelchain.api.contracts import DataRequest, TaskEvaluation, TrainFiles
+from modelchain.api.contracts import DataRequest, IndexTask, TaskEvaluation, TrainFiles
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import AttemptStatus, State
@@ -18,6 +18,7 @@ from modelchain.decide.task import Placement, task_for
 from modelchain.errors import InputError
 from modelchain.identity.digest import canonical, stage_inputs
 from modelchain.plan.pools import NodePool, PoolFile
+from modelchain_operator.runners import index_job
 from modelchain_operator.runners.port import JobRequest
 from modelchain_operator.runners.template import ARTIFACTS, PREDECESSORS, TERMINATION_MESSAGE
 
@@ -27,8 +28,8 @@ INDEX = f"{ARTIFACTS}/index"
 MADE_FROM = "modelchain.dev/made-from"
 # The first part of that hash. One that was computed in another way cannot be compared.
 FORMULA = "2-"
-# What a node pool says that makes no difference to a pod.
-NOT_OF_PODS = {"gpu", "price"}
+# What a node pool says that makes no difference to a trainer's pod.
+NOT_OF_PODS = {"gpu", "price", "indexing"}
 PINNED = re.compile(r"@sha256:[0-9a-f]{64}$")
 
 
@@ -127,6 +128,42 @@ def job_request(
         mount_path=spec.data.volume.mount_path,
         priority_class=spec.runner.priority_class,
         avoid=launch.avoid,
+    )
+
+
+def index_name(chain: ModelChain, config: PoolFile, claim_uid: str) -> str:
+    """The name of the chain's index Job. It covers all that decides what the Job does.
+
+    So chains that read the same data into the same claim with the same image share a Job.
+
+    Raises InputError if the chain lacks something that it must name.
+    """
+    volume = chain.spec.data.volume
+    read = _data(chain).model_dump(mode="json", exclude={"file"})
+    image = image_of(chain, config)
+    return index_job.name([claim_uid, image, volume.claim_name, volume.mount_path, read])
+
+
+def index_request(chain: ModelChain, config: PoolFile, claim_uid: str) -> JobRequest:
+    """All that the chain's index Job is made from.
+
+    Raises InputError if the chain lacks something that it must name, or if its task is too large.
+    """
+    meta, volume = chain.metadata, chain.spec.data.volume
+    assert meta.uid is not None and meta.namespace is not None
+    task = IndexTask(data=_data(chain), last_word=TERMINATION_MESSAGE)
+    return JobRequest(
+        name=index_name(chain, config, claim_uid),
+        namespace=meta.namespace,
+        chain=meta.name,
+        chain_uid=meta.uid,
+        pool=pool_of(chain, config),
+        image=image_of(chain, config),
+        artifacts_claim=claim_name(chain),
+        claim_uid=claim_uid,
+        task=task.model_dump_json(by_alias=True),
+        data_claim=volume.claim_name,
+        mount_path=volume.mount_path,
     )
 
 

@@ -89,6 +89,8 @@ class Memory:
     refused: dict[tuple[str, str, str], Refusal] = field(default_factory=dict)
     # By chain UID and generation, why no job can be made of a spec; None if one can.
     buildable: dict[tuple[str, int | None], Reason | None] = field(default_factory=dict)
+    # The index Jobs that have ended well, by namespace and name. A dict serves as an ordered set.
+    indexed: dict[tuple[str, str], None] = field(default_factory=dict)
     # By chain UID, the UIDs of its pods in `pods`. A dict serves as an ordered set.
     _of: dict[str, dict[str, None]] = field(default_factory=dict, init=False)
 
@@ -152,12 +154,22 @@ class Memory:
             self.buildable.clear()
         self.buildable[spec] = why
 
-    def remember(self, pod: Object) -> None:
-        """Keep what a pod tells of its end. Above the limit, the oldest pods are forgotten."""
+    def note_indexed(self, job: tuple[str, str]) -> None:
+        """Note that an index Job has ended well, by its namespace and name."""
+        if len(self.indexed) > MAX_PODS:
+            self.indexed.clear()
+        self.indexed[job] = None
+
+    def remember(self, pod: Object) -> bool:
+        """Keep what a pod tells of its end. Above the limit, the oldest pods are forgotten.
+
+        Returns whether it tells of its end, and has not done so before.
+        """
         self.note_deletion(pod)
         kept = podread.remember(pod)
         if kept is None:
-            return
+            return False
+        news = uid(pod) not in self.pods
         self.pods[uid(pod)] = kept
         self.pods.move_to_end(uid(pod))
         self._of.setdefault(label(kept, CHAIN_UID), {})[uid(pod)] = None
@@ -167,6 +179,7 @@ class Memory:
             del of_chain[oldest]
             if not of_chain:
                 del self._of[label(pod, CHAIN_UID)]
+        return news
 
     def pods_of(self, chain_uid: str) -> list[Object]:
         """The remembered pods of a chain."""

@@ -21,6 +21,7 @@ from modelchain_operator.api.objects import annotation, is_deleting, label, true
 from modelchain_operator.api.objects import name as name_of
 from modelchain_operator.reconcile import job_requests as requests
 from modelchain_operator.reconcile.attempt import Sightings
+from modelchain_operator.reconcile.indexing import Indexer
 from modelchain_operator.reconcile.memory import Memory
 from modelchain_operator.reconcile.snapshot import RETRY, Inputs, Snapshot, is_record_of
 from modelchain_operator.runners import pods as podread
@@ -54,6 +55,7 @@ class View:
         self.status = self._status()
         self.sightings = Sightings(snapshot, self.status, config, self.pool, memory, now)
         self.attempts = self.sightings.attempts
+        self.indexer = Indexer(snapshot, config, memory, now)
 
     def observed(self) -> Observed:
         snapshot = self.snapshot
@@ -80,10 +82,11 @@ class View:
             records=True,
             obstacle=obstacle,
             stuck=self.sightings.stuck(),
-            strays=strays,
+            strays=strays | dict(self.indexer.strays()),
             spent_jobs=dict(self._spent_jobs()),
             claim_missing=self._own_claim() and snapshot.want("claim") is None,
             loading=self.loading,
+            indexing=self.indexer.seen,
             share=self.share,
             outdated=self.outdated,
             shares=frozenset((snapshot.want("shares") or {}) if self._shared() else ()),

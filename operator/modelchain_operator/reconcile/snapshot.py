@@ -36,6 +36,7 @@ from modelchain_operator.reconcile import job_requests as requests
 from modelchain_operator.reconcile.memory import Asked, Cache, Memory
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners import verify
+from modelchain_operator.runners.index_job import ROLE_OF_JOB as INDEX_ROLE
 from modelchain_operator.runners.registry import RUNNERS, job_uid_of, runner_for, state_of
 from modelchain_operator.runners.template import (
     CHAIN,
@@ -60,6 +61,8 @@ What = Literal[
     "rivals",
     "name",
     "verify",
+    "index",
+    "pods of index",
     "events",
     "records",
     "shares",
@@ -205,6 +208,8 @@ class Reader:
             "rivals": self._rivals,
             "name": self._job_of_intent,
             "verify": self._verify,
+            "index": self._index,
+            "pods of index": self._pods_of_index,
             "events": self._events,
             "records": self._records,
             "shares": self._shares,
@@ -354,6 +359,15 @@ class Reader:
 
     async def _verify(self, snapshot: Snapshot, attempt: str) -> Object | None:
         return await self._get(JOBS, snapshot.namespace, verify.name(attempt))
+
+    async def _index(self, snapshot: Snapshot, job: str) -> Object | None:
+        """The index Job of this name. Another chain may have made it."""
+        return await self._get(JOBS, snapshot.namespace, job)
+
+    async def _pods_of_index(self, snapshot: Snapshot, chain_uid: str) -> list[Object]:
+        """The pods of index Jobs that another chain has made."""
+        selector = f"{CHAIN_UID}={chain_uid},{ROLE}={INDEX_ROLE}"
+        return await self.kube.list(PODS, snapshot.namespace, selector)
 
     async def _records(self, snapshot: Snapshot, _: str) -> list[Object]:
         """All StageArtifacts of chains of this name: this one, and deleted ones before it."""

@@ -96,14 +96,15 @@ def resources(pool: NodePool, cpu: str, memory: str, disk: str) -> Object:
     """
     return guaranteed(
         {
-            "cpu": _least(pool.cpu, cpu),
-            "memory": _least(pool.memory, memory),
-            "ephemeral-storage": _least(pool.ephemeral_storage, disk),
+            "cpu": least(pool.cpu, cpu),
+            "memory": least(pool.memory, memory),
+            "ephemeral-storage": least(pool.ephemeral_storage, disk),
         }
     )
 
 
-def _least(quantity: str | None, most: str) -> str | None:
+def least(quantity: str | None, most: str) -> str | None:
+    """The quantity, but at most this; None if the pool gives none."""
     return None if quantity is None else min(quantity, most, key=amount)
 
 

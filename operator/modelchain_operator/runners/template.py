@@ -35,12 +35,14 @@ CHAIN, CHAIN_UID, CLAIM_UID, STAGE, ATTEMPT, INPUT_DIGEST, ROLE = (
 )
 # The most characters of a label's value.
 LABEL_LENGTH = 63
+# On a CPU Job, as an annotation: the generation of the chain that it was made for.
+GENERATION = "modelchain.dev/generation"
 # On a Job that packs data: the claim that it fills. No stage trains from that claim before.
 FILLS = "modelchain.dev/fills"
 # The annotation that names a pod's main container, for `kubectl logs` and for us.
 MAIN_CONTAINER = "kubectl.kubernetes.io/default-container"
 
-Role = Literal["train", "verify"]
+Role = Literal["train", "verify", "index"]
 
 
 def metadata(request: JobRequest, name: str, role: Role) -> Object:
@@ -182,7 +184,7 @@ def cpu_template(
         program: a module of Python and its arguments.
         writes: whether it may write to the artifacts' claim.
     """
-    claims, mounts = {"artifacts": request.artifacts_claim}, []
+    claims, mounts = {"artifacts": request.artifacts_claim}, list[Object]()
     if reads_data:
         claims, mounts = _with_data(request, claims)
     container: Object = {

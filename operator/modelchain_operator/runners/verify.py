@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from modelchain.api.contracts import FailureClass, LastWord
+from modelchain.plan.pools import NodePool
 from modelchain_operator.api.kube import Object
 from modelchain_operator.api.objects import Read, uid
 from modelchain_operator.api.objects import name as name_of
@@ -36,10 +37,14 @@ def build(request: JobRequest, attempt: Read | None = None) -> Object:
     work = CpuJob(
         role="verify",
         program=("modelchain_trainer", "verify"),
-        resources=cpu_job.resources(request.pool, MOST_CPU, MOST_MEMORY, MOST_DISK),
+        resources=resources(request.pool),
         owner=None if attempt is None else _owner(attempt),
     )
     return cpu_job.build(request, name(request.name), work)
+
+
+def resources(pool: NodePool) -> Object:
+    return cpu_job.resources(pool, MOST_CPU, MOST_MEMORY, MOST_DISK)
 
 
 def _owner(attempt: Read) -> Object:

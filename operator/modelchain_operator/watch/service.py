@@ -32,7 +32,7 @@ from modelchain_operator.api.objects import is_true, label, true_condition, uid
 from modelchain_operator.reconcile.figures import Figures, figures
 from modelchain_operator.runners.pods import is_live
 from modelchain_operator.runners.registry import RUNNERS
-from modelchain_operator.runners.template import CHAIN
+from modelchain_operator.runners.template import CHAIN, ROLE
 from modelchain_operator.watch.health import serve as serve_health
 from modelchain_operator.watch.kopf_watch import Receiver, watch
 from modelchain_operator.watch.leader import Leader
@@ -68,7 +68,7 @@ class Reconciler(Protocol):
     """What makes a pass over a chain. All methods but `reconcile` are quick, and never raise."""
 
     async def reconcile(self, key: Key) -> float | None: ...
-    def remember(self, pod: Object) -> None: ...
+    def remember(self, pod: Object) -> bool: ...
     def artifact_changed(self, record: Object) -> None: ...
     def claim_changed(self, claim: Key, uid: str | None) -> bool: ...
 
@@ -251,12 +251,25 @@ class Service:
                 self.queue.add(key)
 
     def _on_job(self, job: Object) -> None:
-        """Handle the event of a verify Job, or of a job of any runner."""
+        """Handle the event of a job of any runner, or of a CPU Job.
+
+        Of a CPU Job only its failure is news: if it ends well, its pod has told that before.
+        """
+        if _of_cpu_job(job) and not true_condition(job, "Failed"):
+            return
         self._on_part(job, ended=any(true_condition(job, kind) for kind in JOB_ENDS))
 
     def _on_pod(self, pod: Object) -> None:
-        self._on_part(pod, ended=not is_live(pod))
-        self.controller.remember(pod)
+        """Handle the event of a pod.
+
+        Of a CPU Job's pod only its end is news, and only once. What it waits for is found when its
+        chain is polled.
+        """
+        if not _of_cpu_job(pod):
+            self._on_part(pod, ended=not is_live(pod))
+            self.controller.remember(pod)
+        elif self.controller.remember(pod):
+            self._on_part(pod, ended=True)
 
     def _on_part(self, part: Object, ended: bool) -> None:
         """Handle a job or pod. If it has ended, its chain goes first: a node may be idle."""
@@ -315,6 +328,11 @@ class Service:
         """
         age = self._loop.time() - self._tried
         return f"the last try to list the chains was {age:.0f} s ago" if age > 3 * RESYNC else None
+
+
+def _of_cpu_job(part: Object) -> bool:
+    """Whether a Job or pod is one of the Jobs that the operator runs beside training."""
+    return label(part, ROLE) not in ("", "train")
 
 
 def _key(obj: Object) -> Key:

@@ -1,0 +1,230 @@
+"""What is seen of the Job that indexes a chain's data, before the first GPU is asked for.
+
+Pure: it reads nothing itself, as `observe` does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from modelchain.api.contracts import LastWord
+from modelchain.api.reasons import Code, Reason
+from modelchain.decide.observed import Indexing
+from modelchain.errors import InputError
+from modelchain.plan.pools import PoolFile
+from modelchain_operator.api import refusals
+from modelchain_operator.api.kube import Object
+from modelchain_operator.api.objects import (
+    annotation,
+    is_deleting,
+    label,
+    maker,
+    true_condition,
+    uid,
+)
+from modelchain_operator.api.objects import name as name_of
+from modelchain_operator.reconcile import job_requests as requests
+from modelchain_operator.reconcile.memory import Memory
+from modelchain_operator.reconcile.pod_evidence import refusal
+from modelchain_operator.reconcile.snapshot import RETRY, Snapshot
+from modelchain_operator.runners import cpu_job, index_job
+from modelchain_operator.runners import pods as podread
+from modelchain_operator.runners.registry import UNNAMED, runner_for
+from modelchain_operator.runners.template import CHAIN, CHAIN_UID, GENERATION, ROLE
+
+# For so many seconds after it was made, a pod that does not run yet is no news.
+STARTS_WITHIN = 10.0
+
+
+class Indexer:
+    """One chain's index Job. Another chain that reads the same data may have made it."""
+
+    def __init__(self, snapshot: Snapshot, config: PoolFile, memory: Memory, now: float):
+        self.snapshot, self.config, self.memory, self.now = snapshot, config, memory, now
+
+    def seen(self) -> Indexing | None:
+        """What the Job does or waits for, or why it has failed; None once the data is indexed."""
+        claim: Object | None = self.snapshot.want("claim")
+        if claim is None:
+            return None  # nothing is launched either, before there is a claim
+        name = self._name(claim)
+        if (self.snapshot.namespace, name) in self.memory.indexed:
+            return None
+        job: Object | None = self.snapshot.want("index", name)
+        if job is None:
+            return Indexing(name, self._indexes(name), due=True)
+        if not index_job.is_index_job(job, uid(claim)):
+            return Indexing(name, self._taken(name), stalls=True)
+        if is_deleting(job):
+            reason = Reason(Code.NAME_GOING, name, f"waits until an earlier {name} is gone")
+            return Indexing(name, reason)
+        seen = self._of(job)
+        if seen is None:
+            self.memory.note_indexed((self.snapshot.namespace, name))
+        return seen
+
+    def strays(self) -> Iterator[tuple[str, str]]:
+        """By UID, the chain's index Jobs that run for nothing: after an edit of what it reads, or
+        while it is suspended.
+
+        Their pods tell of them. A pod is no evidence of who made its Job, so that is read as well.
+        """
+        pods = [pod for pod in self.snapshot.pods if _may_index(pod)]
+        wanted = self._wanted() if pods else None
+        for pod in pods:
+            owner = maker(pod, "Job")
+            if owner is None or owner["name"] == wanted:
+                continue
+            job: Object | None = self.snapshot.want("index", owner["name"])
+            if job is not None and self._is_ours(job) and not is_deleting(job):
+                yield uid(job), name_of(job)
+
+    def _name(self, claim: Object) -> str:
+        return requests.index_name(self.snapshot.spec, self.config, uid(claim))
+
+    def _wanted(self) -> str | None:
+        """The name of the only index Job that may run; None if none may, or none can be made."""
+        if self.snapshot.spec.spec.suspend:
+            return None
+        claim: Object | None = self.snapshot.want("claim")
+        try:
+            return None if claim is None else self._name(claim)
+        except InputError:
+            return None
+
+    def _is_ours(self, job: Object) -> bool:
+        return label(job, CHAIN_UID) == self.snapshot.uid
+
+    # -- one Job -----------------------------------------------------------------------------------
+
+    def _of(self, job: Object) -> Indexing | None:
+        """What is seen of a Job that exists.
+
+        The last word of its pod comes before the Job's own conditions: these may come late, and a
+        sidecar may keep them from coming at all.
+        """
+        name = name_of(job)
+        if true_condition(job, "Complete") is not None:
+            return None
+        pods = self._pods(job)
+        word = index_job.answer(pods)
+        if word is not None and word.result == "Succeeded":
+            return None
+        if not cpu_job.finished(job) and not cpu_job.silent(pods):
+            return self._going_on(job, pods)
+        if self._asked_again(job):
+            return Indexing(name, self._indexes(name), due=True)
+        return self._failed(job, pods, word)
+
+    def _pods(self, job: Object) -> list[Object]:
+        """The Job's pods, and what is remembered of those that are gone."""
+        if self._is_ours(job):
+            pods = [*self.snapshot.pods, *self.memory.pods_of(self.snapshot.uid)]
+        else:
+            pods = self.snapshot.want("pods of index", label(job, CHAIN_UID)) or []
+        return [pod for pod in pods if cpu_job.made(job, pod)]
+
+    def _going_on(self, job: Object, pods: Sequence[Object]) -> Indexing:
+        name = name_of(job)
+        if (refused := self._refused(job, pods)) is not None:
+            return Indexing(name, refused, stalls=True)
+        gang = podread.Gang(nodes=1, runner=runner_for(UNNAMED))
+        late = [pod for pod in pods if self.now >= podread.created_at(pod) + STARTS_WITHIN]
+        waiting, _ = podread.why_waiting([pod for pod in late if podread.is_live(pod)], gang)
+        return Indexing(name, waiting or self._indexes(name, job))
+
+    def _indexes(self, name: str, job: Object | None = None) -> Reason:
+        """The Job is at work, or is about to be made."""
+        message = f"job {name} indexes and checks the data"
+        if job is not None and not self._is_ours(job):
+            message = f"job {name} of chain {label(job, CHAIN)} indexes and checks the same data"
+        if job is not None and job.get("spec", {}).get("suspend"):
+            message = f"another client has suspended job {name}, which is to index the data"
+        return Reason(Code.INDEXING, name, message)
+
+    def _refused(self, job: Object, pods: Sequence[Object]) -> Reason | None:
+        """Why the API server refuses to create the Job's pod."""
+        if pods or self.now < podread.created_at(job) + STARTS_WITHIN:
+            return None
+        message = refusal(self.snapshot.want("events", uid(job)) or [])
+        if not message:
+            return None
+        look = refusals.next_command(message, self.snapshot.namespace)
+        return Reason(Code.PODS_FORBIDDEN, name_of(job), message, look)
+
+    def _taken(self, name: str) -> Reason:
+        message = f"Job {name} is no operator's, so the data cannot be indexed; delete it"
+        look = f"kubectl describe job {name} -n {self.snapshot.namespace}"
+        return Reason(Code.NAME_TAKEN, name, message, look)
+
+    # -- one that has failed -----------------------------------------------------------------------
+
+    def _asked_again(self, job: Object) -> bool:
+        """Whether the chain that made a failed Job was edited, asked for again or deleted since.
+
+        Only then is the Job made again, whichever chain needs it. So two chains that need the same
+        Job do not make it again and again in turn.
+        """
+        chain = self._chain_of(job)
+        if chain is None:
+            return True
+        retry, generation = annotation(chain, RETRY), str(chain["metadata"]["generation"])
+        retried = bool(retry) and annotation(job, RETRY) != retry
+        return retried or annotation(job, GENERATION) != generation
+
+    def _chain_of(self, job: Object) -> Object | None:
+        """The chain that made a Job; None if it exists no longer."""
+        if self._is_ours(job):
+            return self.snapshot.chain
+        chain: Object | None = self.snapshot.want("chain", label(job, CHAIN))
+        return chain if chain is not None and uid(chain) == label(job, CHAIN_UID) else None
+
+    def _failed(self, job: Object, pods: Sequence[Object], word: LastWord | None) -> Indexing:
+        """Only the chain that made the Job fails with it. Others wait until that one is mended."""
+        name, why = name_of(job), self._why(job, pods, word)
+        if not self._is_ours(job):
+            chain, space = label(job, CHAIN), self.snapshot.namespace
+            retry = f"modelchain retry {chain} -n {space}"
+            message = f"job {name} of chain {chain}, which indexes the same data, has failed: {why}"
+            return Indexing(name, Reason(Code.INDEX_FAILED, name, message, retry), stalls=True)
+        if word is not None and word.failure is not None and word.failure.permanent:
+            reason = Reason(Code(word.failure), name, word.message)
+            return Indexing(name, reason, failure=word.failure)
+        reason = Reason(Code.INDEX_FAILED, name, f"job {name} has failed: {why}")
+        return Indexing(name, reason, stalls=True)
+
+    def _why(self, job: Object, pods: Sequence[Object], word: LastWord | None) -> str:
+        failed = true_condition(job, "Failed") or {}
+        if failed.get("reason") == "DeadlineExceeded":
+            limit = job["spec"].get("activeDeadlineSeconds")
+            return (
+                f"it had not ended after {limit} s; raise indexing.deadlineSeconds of the node"
+                " pool. What it has indexed stays"
+            )
+        if word is not None:
+            return f"{word.failure}: {word.message}"
+        return next(filter(None, map(_without_word, pods)), "") or podread.short(
+            failed.get("message") or "its pod left no last word"
+        )
+
+
+def _may_index(pod: Object) -> bool:
+    """Whether a live pod says that it is an index Job's."""
+    going = podread.is_live(pod) and not is_deleting(pod)
+    return going and label(pod, ROLE) == index_job.ROLE_OF_JOB
+
+
+def _without_word(pod: Object) -> str:
+    """Why a pod has failed that left no last word; empty if it has not failed."""
+    ended = podread.state(pod, "terminated") or {}
+    if not podread.has_failed(pod):
+        return ""
+    if ended.get("reason") == "OOMKilled":
+        limits = podread.main_container(pod).get("resources", {}).get("limits") or {}
+        limit = limits.get("memory", "none, so the node's")
+        return (
+            f"{podread.where(pod)} ran out of memory (limit: {limit}); raise indexing.memory of the"
+            " node pool"
+        )
+    said = podread.short(pod["status"].get("message")) or f"exit code {ended.get('exitCode')}"
+    return f"{podread.where(pod)} left no last word: {said}"
