@@ -682,21 +682,27 @@ def test_running() -> None:
     assert "Stage b (2 of 3) of chain family has run for 60m" in found.state
 
 
-@pytest.mark.parametrize("owner", ["another-uid", None])
-def test_a_pod_with_copied_labels_is_not_the_stages(owner: str | None) -> None:
+def test_a_pod_with_copied_labels_is_not_the_stages() -> None:
     """As `kubectl debug --copy-to --keep-labels` makes one. Its log is not the stage's."""
     copy, own = (mine(podshapes.running(start=0, created=created)) for created in (50, 0))
-    owners = [podshapes.owned("PyTorchJob", "family-b-a2", owner)] if owner else []
-    copy["metadata"] |= {"name": "copy", "uid": "copy", "ownerReferences": owners}
+    copy["metadata"] |= {"name": "copy", "uid": "copy", "ownerReferences": []}
     found = ask(chain(current(State.RUNNING)), jobs=[job()], pods=[copy, own])
     assert found.next == "kubectl logs -f vit-b-a1-master-0 -n team"
     assert "pod/copy" not in {line.object for line in found.evidence}
+
+
+def test_a_pod_of_an_earlier_job_of_the_same_name_is_not_the_attempts() -> None:
+    """The operator does not count it either: the job was deleted, and its pod still ends."""
+    earlier = mine(podshapes.running(start=0))
+    earlier["metadata"]["ownerReferences"] = [podshapes.owned("PyTorchJob", "vit-b-a1", "earlier")]
+    found = ask(chain(current(State.STARTING)), jobs=[job()], pods=[earlier])
+    assert found.reason == "NoPods"
     ended = ATTEMPT.changed(failure=FailureClass.ERROR, message="it broke", finished_at=at(3590))
     stage = told(
         StageStatus(name="b", state=State.PENDING, attempts=[ended], not_before=NOW + 20),
         Reason(Code.ERROR, message="it broke; tries again"),
     )
-    assert ask(chain(stage), pods=[copy, own]).next == "kubectl logs vit-b-a1-master-0 -n team"
+    assert "logs" not in ask(chain(stage), pods=[earlier]).next
 
 
 def test_running_without_a_step() -> None:
