@@ -118,7 +118,9 @@ def _merged(parts: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str]
             right = after[at]
             # Another merge may have taken one of the two.
             if right < count and (parts[at], parts[right]) == (first, second):
-                parts[at], parts[right], after[at] = first + second, "", after[right]
+                parts[at] = first + second
+                parts[right] = ""
+                after[at] = after[right]
                 if after[at] < count:
                     before[after[at]] = at
                 merged.append(at)

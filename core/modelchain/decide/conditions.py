@@ -139,6 +139,7 @@ def sentence(stage: StageStatus, *, command: bool = True) -> str:
         return f"stage {stage.name} {doing} ({stage.cause})"
     if not command:
         return f"stage {stage.name}: {stage.without_command}"
+    # Some reasons name their command within the sentence.
     needed = _needs_a_person(stage) and stage.next not in stage.reason
     then = f"; next: {stage.next}" if needed else ""
     return f"stage {stage.name}: {stage.reason}{then}"
