@@ -8,10 +8,10 @@ import gzip
 import hashlib
 import html
 import struct
+from collections.abc import Mapping
 from functools import cache, lru_cache
+from heapq import heappop, heappush
 from importlib.util import find_spec
-from itertools import pairwise
-from math import inf
 from pathlib import Path
 
 import ftfy
@@ -58,19 +58,11 @@ class Tokenizer(dict[str, bytes]):
         return tokens
 
     def _tokens(self, piece: str) -> list[int]:
-        """Byte pair encoding: of the pairs of neighbours, the one of lowest rank is merged, until
-        no pair has a rank.
-        """
         if piece in SPECIAL:
             return [self._numbers[piece]]
         parts = [self._letters[byte] for byte in piece.encode()]
         parts[-1] += WORD_END
-        while len(parts) > 1:
-            pair = min(pairwise(parts), key=lambda pair: self._ranks.get(pair, inf))
-            if pair not in self._ranks:
-                break
-            parts = _merged(parts, *pair)
-        return [self._numbers[part] for part in parts]
+        return [self._numbers[part] for part in _merged(parts, self._ranks)]
 
 
 @cache
@@ -99,13 +91,43 @@ def _is_sign(byte: int) -> bool:
     return 33 <= byte <= 126 or 161 <= byte <= 172 or 174 <= byte <= 255
 
 
-def _merged(parts: list[str], first: str, second: str) -> list[str]:
-    merged, at = [], 0
-    while at < len(parts):
-        both = parts[at] == first and parts[at + 1 : at + 2] == [second]
-        merged.append(first + second if both else parts[at])
-        at += 2 if both else 1
-    return merged
+def _merged(parts: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
+    """Byte pair encoding: of the pairs of neighbours, the one of lowest rank is merged wherever it
+    occurs, until no pair has a rank.
+
+    A heap holds the pairs, so that a word of n letters takes n log n steps. A page of Chinese has
+    thousands of letters without a space.
+    """
+    parts, count = list(parts), len(parts)
+    before, after = list(range(-1, count - 1)), list(range(1, count + 1))
+    pairs: list[tuple[int, int, str, str]] = []
+
+    def add(at: int) -> None:
+        """The pair that begins at `at`, if it has a rank."""
+        if at >= 0 and after[at] < count:
+            first, second = parts[at], parts[after[at]]
+            if (rank := ranks.get((first, second))) is not None:
+                heappush(pairs, (rank, at, first, second))
+
+    for at in range(count):
+        add(at)
+    while pairs:
+        rank, merged = pairs[0][0], []
+        while pairs and pairs[0][0] == rank:  # these are all occurrences of one pair, in order
+            _, at, first, second = heappop(pairs)
+            right = after[at]
+            # Another merge may have taken one of the two.
+            if right < count and (parts[at], parts[right]) == (first, second):
+                parts[at] = first + second
+                parts[right] = ""
+                after[at] = after[right]
+                if after[at] < count:
+                    before[after[at]] = at
+                merged.append(at)
+        for at in merged:
+            add(before[at])
+            add(at)
+    return [part for part in parts if part]
 
 
 def _is_plain(caption: str) -> bool:

@@ -841,7 +841,8 @@ class Life:
         """What is to be done once nothing is to be written any more, of the status as it is read
         back.
         """
-        self.seen = Seen(**({"live": False, "started": True, "uid": "u" * 36} | seen))
+        seen = {"live": False, "started": True, "uid": "u" * 36, "price": "3.75"} | seen
+        self.seen = Seen(**seen)
         for _ in range(9):
             names = [a.name for s in self.status.stages for a in s.attempts if not a.finished_at]
             decision = decide(self.spec, self._observed(names if self.seen.there else []), self.now)
@@ -857,7 +858,6 @@ class Life:
             attempt=lambda name: self.seen,
             live=frozenset(live),
             records=True,
-            price="3.75",
             poll_seconds=5.0,
         )
 

@@ -103,7 +103,8 @@ ALONE: dict[str, Case] = {
         failures=("UserError",),
         retries=1,
         says="warmupSteps is not below",
-        ends="stage a: UserError: warmupSteps is not below .*; then: modelchain retry",
+        ends="stage a: UserError: warmupSteps is not below .*;"
+        " next: kubectl edit mchain user-error -n ",
     ),
     "corrupt": Case(
         lambda pod: plays.corrupt_predecessor() if pod.stage == "b" else None,
@@ -111,7 +112,7 @@ ALONE: dict[str, Case] = {
         failures=("CorruptPredecessor",),
         retries=1,
         says="the predecessor's weights",
-        ends="stage b: CorruptPredecessor: .*; then: modelchain retry",
+        ends="stage b: CorruptPredecessor: .*; next: modelchain retry corrupt -n ",
     ),
     "oom": Case(
         first(plays.oom()),
@@ -125,7 +126,8 @@ ALONE: dict[str, Case] = {
         failures=("OutOfMemory",) * 2,
         retries=2,
         says="ran out of memory",
-        ends=r"1 retry is allowed \(spec.retry.maxRetries\); then: modelchain retry oom",
+        ends=r"1 retry is allowed \(spec.retry.maxRetries\);"
+        " next: kubectl edit mchain oom-again -n ",
     ),
     "nan": Case(
         first(plays.nan()),
@@ -152,7 +154,7 @@ ALONE: dict[str, Case] = {
         retries=1,
         disruptions=2,
         says="higher priority",
-        ends=r"higher priority; 1 disruption is allowed \(spec.retry.maxDisruptions\); then:",
+        ends=r"higher priority; 1 disruption is allowed \(spec.retry.maxDisruptions\); next:",
     ),
     "preempted-idle": Case(
         always(preempted_at_once()),
@@ -161,7 +163,7 @@ ALONE: dict[str, Case] = {
         retries=1,
         disruptions=1,
         says="higher priority",
-        ends=r"higher priority; 0 retries are allowed \(spec.retry.maxRetries\); then:",
+        ends=r"higher priority; 0 retries are allowed \(spec.retry.maxRetries\); next:",
     ),
     "evicted": Case(
         first(plays.evict()),

@@ -127,6 +127,7 @@ class Life:
             live=live,
             started=True,
             uid=f"uid-{name}",
+            price=self.price,
             unreleased=not run.released and not run.over,
             running=live,
             progress=progress if live and self.tells else None,
@@ -146,7 +147,6 @@ class Life:
             live=live,
             retry=self.retry,
             records=True,
-            price=self.price,
             poll_seconds=self.poll_seconds,
         )
 

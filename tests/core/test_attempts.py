@@ -14,7 +14,7 @@ from modelchain.api.reasons import Code, Reason
 from modelchain.api.spec import Deadlines, Retry
 from modelchain.api.status import AttemptStatus, PodTime, Spent, StageStatus, State
 from modelchain.decide.observed import Contact, Seen
-from modelchain.decide.verdict import deadline, judge, progress_unknown, unrecordable
+from modelchain.decide.verdict import deadline, judge, progress_unknown
 
 LIMITS = Retry(maxRetries=1, maxDisruptions=2)
 DEADLINES = Deadlines(startSeconds=100, stallSeconds=50, stageSeconds=1000)
@@ -167,34 +167,6 @@ def test_an_attempt_ended_for_a_deadline_is_charged_even_while_the_chain_is_susp
 )
 def test_the_cause_of_an_end(seen: Seen, failure: F) -> None:
     assert judge(LIMITS, StageStatus(name="a"), attempt(), seen, False).failure is failure
-
-
-GOOD = {"result": "Succeeded", "artifact_digest": "0" * 64, "manifest_digest": "1" * 64}
-
-
-@pytest.mark.parametrize(
-    ("wrong", "says"),
-    [
-        ({"manifest_digest": "abc"}, "'abc' as the SHA-256 of its manifest"),
-        ({"artifact_digest": "A" * 64}, "as the SHA-256 of its weights"),
-        ({"artifact_digest": "", "manifest_digest": "0" * 63}, "as the SHA-256 of its weights"),
-        ({"artifact_digest": "\x1b[2J" + "x" * 999}, "..."),
-        ({"steps": -1}, "-1 steps"),
-        ({"step": 2**60}, "steps"),
-        ({"macs": -5}, "-5 macs"),
-        ({"macs": 10**400}, "macs"),
-        ({"seconds": -1.5}, "-1.5 seconds"),
-        ({"metrics": {"top1": 1e300}}, "1e+300 % for the metric 'top1'"),
-    ],
-)
-def test_a_success_that_no_record_can_hold_is_a_failure(wrong: dict[str, Any], says: str) -> None:
-    """The next attempt finds the artifact, if there is one, and reports it."""
-    word = LastWord(**{**GOOD, **wrong})
-    assert unrecordable(LastWord(**GOOD)) is None and unrecordable(word) is not None
-    seen = Seen(live=False, started=True, word=word)
-    verdict = judge(LIMITS, StageStatus(name="a"), attempt(), seen, False)
-    assert verdict.failure is F.NO_ARTIFACT and says in verdict.message
-    assert len(verdict.message) < 200 and verdict.message.isprintable()
 
 
 def test_no_deadline_without_pods() -> None:

@@ -132,6 +132,7 @@ def test_a_status_of_the_version_before_goes_on() -> None:
         live=True,
         started=True,
         uid=running.uid,
+        price="2.21",
         running=True,
         progress=old.stages[1].progress,
         macs=running.macs,
@@ -143,7 +144,6 @@ def test_a_status_of_the_version_before_goes_on() -> None:
         attempt=lambda name: seen,
         live=frozenset({running.name}),
         records=True,
-        price="2.21",
     )
     meta = {"name": "vit", "namespace": "team", "generation": old.observed_generation}
     spec = with_changes({"metadata": meta})

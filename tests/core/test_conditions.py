@@ -357,19 +357,47 @@ def test_a_status_of_32_stages_with_long_histories_is_bounded() -> None:
     )
 
 
-def test_every_condition_has_a_message_that_names_the_next_command() -> None:
-    failed = status(DONE, stage("b", State.FAILED, Reason(Code.ERROR, message="it broke")))
-    stalled: Condition | None = failed.condition("Stalled")
-    assert (
-        stalled is not None
-        and "stage b" in stalled.message
-        and "modelchain retry family -n team" in stalled.message
+RETRY, EDIT = "modelchain retry family -n team", "kubectl edit mchain family -n team"
+PVCS = "kubectl get pvc -n team"
+
+
+@pytest.mark.parametrize(
+    ("reason", "says"),
+    [
+        (Reason(Code.ERROR, message="it broke"), f"Error: it broke; next: {RETRY}"),
+        (Reason(Code.USER_ERROR, message="no"), f"UserError: no; next: {EDIT}"),
+        (Reason(Code.CLAIM_MISSING, message="none"), f"ClaimMissing: none; next: {PVCS}"),
+        (Reason(Code.ERROR, "", "no", "kubectl x"), "Error: no; next: kubectl x"),
+        (Reason(Code.ERROR, message=f"so type: {RETRY}"), f"Error: so type: {RETRY}"),
+        (Reason(Code.ERROR, "", "no", "kubectl x", "look"), "Error: no; look: kubectl x"),
+    ],
+    ids=["retry", "edit", "get", "the reason's own", "named already", "shown already"],
+)
+@pytest.mark.parametrize("state", [State.PENDING, State.FAILED])
+def test_who_has_to_act_is_told_the_next_command(reason: Reason, says: str, state: State) -> None:
+    """Once, and it is the reason's own: not every failure is mended by a retry."""
+    found = status(DONE, stage("b", state, reason, stalled=state is State.PENDING))
+    kinds = ("Stalled", "Ready", "Complete", *(("Failed",) if state is State.FAILED else ()))
+    for kind in kinds:
+        condition: Condition | None = found.condition(kind)
+        assert condition is not None and "stage b: " in condition.message
+        assert condition.message.endswith(says)
+        assert condition.message.count(found.stages[1].next) == 1
+
+
+def test_a_failure_of_a_status_without_commands_gets_the_command_of_its_code() -> None:
+    one = StageStatus(name="b", state=State.FAILED, reason="NonFinite: no", reason_code="NonFinite")
+    found = status(DONE, one).condition("Failed")
+    assert found is not None and found.message.endswith(f"; next: {EDIT}")
+
+
+def test_on_a_laptop_no_command_of_a_cluster_is_told() -> None:
+    spec, failed = chain(2), stage("b", State.FAILED, Reason(Code.ERROR, message="it broke"))
+    here = spec.model_copy(
+        update={"metadata": spec.metadata.model_copy(update={"namespace": None})}
     )
-    blocked = status(
-        DONE,
-        stage("b", State.PENDING, Reason(Code.CLAIM_MISSING, message="no claim"), stalled=True),
-    ).condition("Stalled")
-    assert blocked is not None and "modelchain explain family -n team" in blocked.message
+    found = completed(here, ChainStatus(), [DONE, failed], None, NOW).condition("Failed")
+    assert found is not None and found.message == "stage b: Error: it broke"
 
 
 def test_the_table_says_what_a_stage_did_and_not_what_was_in_the_cache() -> None:

@@ -40,8 +40,11 @@ def test_the_files_are_current() -> None:
 
 @pytest.mark.parametrize("name", DEFINITIONS)
 def test_each_crd_fits_the_annotation_of_plain_kubectl_apply(name: str) -> None:
-    assert len(rendered()[name].encode()) < 80_000
-    assert len(json.dumps(DEFINITIONS[name])) < 60_000
+    """kubectl writes the object as JSON into one annotation. All annotations of an object may take
+    256 KiB together. The file itself, which people read and diff, stays below 200 KB.
+    """
+    assert len(rendered()[name].encode()) < 200_000
+    assert len(json.dumps(DEFINITIONS[name])) < 200_000
 
 
 @pytest.mark.parametrize(("path", "node"), NODES)

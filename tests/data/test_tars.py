@@ -161,6 +161,20 @@ def test_links_within_a_tar_are_followed(tmp_path: Path) -> None:
     assert [image for image, _ in packed(shard)[1].values()] == expected
 
 
+def test_linked_shards_are_read_as_files_are(tmp_path: Path) -> None:
+    """As Hugging Face's cache keeps them, and of unequal sizes."""
+    links, start = [], 0
+    for number, size in enumerate((1, 5, 1, 1)):
+        keys = [f"k{start + i}" for i in range(size)]
+        blob = tar_of(tmp_path / "blobs" / f"{number:064x}", pairs(*keys, start=start))
+        links.append(tmp_path / "snapshot" / f"train-{number:06d}.tar")
+        links[-1].parent.mkdir(exist_ok=True)
+        links[-1].symlink_to(f"../blobs/{blob.name}")
+        start += size
+    check(opened(*links), start)
+    assert opened(*links).counts == [1, 5, 1, 1]
+
+
 @pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
 def test_links_that_lead_out_of_a_tar_are_refused_by_name(tmp_path: Path, kind: bytes) -> None:
     shard = linked(tmp_path / "train-0.tar", ("c.png", "/data/c.png", kind))

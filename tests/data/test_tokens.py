@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -43,6 +45,22 @@ def test_any_text(text: str) -> None:
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
 def test_texts_of_awkward_pieces(text: str) -> None:
     assert same(text)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(st.sampled_from("abeinst" + "ab" * 3 + "日本語中国人的一" + "éñ한"), max_size=300))
+def test_long_words(text: str) -> None:
+    assert same(text)
+
+
+def test_a_page_without_a_space_takes_no_longer_than_words_do() -> None:
+    """As the alternative text of a picture that holds a page of Chinese."""
+    chance = random.Random(0)
+    for first, last, count in ((0x4E00, 0x9FA5, 8_000), (ord("a"), ord("z"), 24_000)):
+        text = "".join(chr(chance.randint(first, last)) for _ in range(count))
+        began = time.process_time()
+        assert len(ours.encode(text)) > count / 2
+        assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("between", ["", " ", "a"])

@@ -108,7 +108,7 @@ def stalled(reason: str) -> dict[str, Any]:
         (chain(0), "it was changed, and no operator has looked at it since"),
         (
             chain(
-                1, ("Stalled", "stage b: no; then: modelchain retry x -n y"), stages=[stalled("no")]
+                1, ("Stalled", "stage b: no; next: modelchain retry x -n y"), stages=[stalled("no")]
             ),
             "stage b: no",
         ),

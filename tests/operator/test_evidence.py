@@ -225,6 +225,8 @@ NO_DEVICE = (
         ),
         ("NodeShutdown", "Pod was rejected: Node is shutting down", F.NODE_LOST, {}),
         ("OutOfcpu", "Pod was rejected: Node didn't have enough resource: cpu", F.UNKNOWN, {}),
+        ("NodeAffinity", "Pod was rejected: Predicate NodeAffinity failed", F.UNKNOWN, {}),
+        ("DeadlineExceeded", "Pod was active on the node too long", F.UNKNOWN, {}),
     ],
 )
 def test_a_pod_that_its_node_refuses(

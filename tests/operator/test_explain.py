@@ -29,6 +29,7 @@ from situations import (
 from modelchain.api.contracts import FailureClass, Progress
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import ChainStatus, StageStatus, State, Total
+from modelchain.decide.conditions import sentence
 from modelchain.identity.digest import TRAINER_MATH
 from modelchain_operator.api.kube import Object
 from modelchain_operator.explain.clues import Line, gpu_time
@@ -336,9 +337,18 @@ def refused(code: Code, said: str) -> Reason:
 )
 def test_stalled(reason: Reason, cause: str, then: str) -> None:
     stage = current(State.PENDING, reason, stalled=True)
-    said = f"stage b: {reason.text}; look: modelchain explain"
-    thing = chain(stage, condition("Stalled", reason.code, said))
+    thing = chain(stage, condition("Stalled", reason.code, sentence(stage)))
     check(ask(thing), reason.code, cause, then)
+
+
+@pytest.mark.parametrize("state", [State.PENDING, State.FAILED])
+@pytest.mark.parametrize("code", [code for code in Code if code.command])
+def test_conditions_events_and_explain_name_the_same_command(code: Code, state: State) -> None:
+    """An event has the condition's sentence."""
+    stage = current(state, Reason(code, "x", "why"), stalled=state is State.PENDING)
+    said = sentence(stage)
+    assert said.endswith(f"why; next: {stage.next}")
+    assert ask(chain(stage, condition("Stalled", code, said))).next == stage.next
 
 
 def test_a_code_that_a_newer_operator_wrote() -> None:
@@ -681,6 +691,29 @@ def test_running() -> None:
         "kubectl logs -f vit-b-a1-master-0 -n team",
     )
     assert "Stage b (2 of 3) of chain family has run for 60m" in found.state
+
+
+def test_a_pod_with_copied_labels_is_not_the_stages() -> None:
+    """As `kubectl debug --copy-to --keep-labels` makes one. Its log is not the stage's."""
+    copy, own = (mine(podshapes.running(start=0, created=created)) for created in (50, 0))
+    copy["metadata"] |= {"name": "copy", "uid": "copy", "ownerReferences": []}
+    found = ask(chain(current(State.RUNNING)), jobs=[job()], pods=[copy, own])
+    assert found.next == "kubectl logs -f vit-b-a1-master-0 -n team"
+    assert "pod/copy" not in {line.object for line in found.evidence}
+
+
+def test_a_pod_of_an_earlier_job_of_the_same_name_is_not_the_attempts() -> None:
+    """The operator does not count it either: the job was deleted, and its pod still ends."""
+    earlier = mine(podshapes.running(start=0))
+    earlier["metadata"]["ownerReferences"] = [podshapes.owned("PyTorchJob", "vit-b-a1", "earlier")]
+    found = ask(chain(current(State.STARTING)), jobs=[job()], pods=[earlier])
+    assert found.reason == "NoPods"
+    ended = ATTEMPT.changed(failure=FailureClass.ERROR, message="it broke", finished_at=at(3590))
+    stage = told(
+        StageStatus(name="b", state=State.PENDING, attempts=[ended], not_before=NOW + 20),
+        Reason(Code.ERROR, message="it broke; tries again"),
+    )
+    assert "logs" not in ask(chain(stage), pods=[earlier]).next
 
 
 def test_running_without_a_step() -> None:

@@ -197,6 +197,18 @@ STARTS: dict[str, tuple[str, FailureClass, str]] = {
         F.IMAGE,
         "file exists",
     ),
+    "a volume": (
+        f'{OCI}error mounting "/var/lib/kubelet/pods/0a/volumes/kubernetes.io~nfs/x" to rootfs at'
+        ' "/artifacts": mount src=/var/lib, dst=/artifacts: stale NFS file handle: unknown',
+        F.UNKNOWN,
+        "a volume of pod vit-vit-t-a1-master-0 on node node-0 cannot be used",
+    ),
+    "a file in the volume's place": (
+        f'{OCI}error mounting "/var/lib/kubelet/pods/0a/volumes/kubernetes.io~nfs/x" to rootfs at'
+        ' "/artifacts": mount src=/var/lib, dst=/artifacts: not a directory: unknown',
+        F.IMAGE,
+        "not a directory",
+    ),
     "no program": (
         f'{OCI}exec: "python": executable file not found in $PATH: unknown',
         F.IMAGE,
@@ -244,6 +256,12 @@ def test_a_limit_of_ephemeral_storage_is_a_full_volume(message: str, advice: str
 
 
 LOW = [
+    "The node was low on resource: memory. Threshold quantity: 100Mi, available: 80Mi. Container"
+    " pytorch was using 20Gi, request is 0, has larger consumption of memory. ",
+    "The node was low on resource: ephemeral-storage. Container pytorch was using 34260Ki, which"
+    " exceeds its request of 0. ",
+    "The node was low on resource: memory. Container pytorch was using 20Gi, which exceeds its"
+    " request of 0. ",
     "The node was low on resource: ephemeral-storage. Threshold quantity: 10, available: 5."
     " Container pytorch was using 34260Ki, which exceeds its request of 0. ",
     "The node was low on resource: memory. Container pytorch was using 20Gi, request is 0, has"

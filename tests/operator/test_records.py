@@ -140,6 +140,21 @@ def test_a_chain_that_is_made_again_on_another_claim_reports_its_own_record() ->
     assert "this chain has claim shared (shared-uid)" in stage.message
 
 
+def test_a_chain_that_is_made_again_with_another_stage_makes_no_new_claim() -> None:
+    """Its first stage was trained on a claim that is gone. A new one would be filled unasked."""
+    lab = Lab()
+    record = trained(lab)
+    lab.drop(CHAINS, "family")
+    lab.drop(PYTORCHJOBS, "family-a-a1")
+    lab.drop(CLAIMS, "family-artifacts")
+    lab.apply(stages="ab", uid="made-again")
+    lab.passes(count=3)
+    first, second = lab.status().stages
+    assert first.stalled and first.code is Code.ARTIFACT_MISSING
+    assert record["metadata"]["name"] in first.message and second.code is Code.WAITS_FOR_STAGE
+    assert lab.names(CLAIMS) == ["data"] and lab.names(PYTORCHJOBS) == []
+
+
 def test_a_claim_of_the_same_name_that_other_chains_used_is_reported() -> None:
     lab = Lab()
     lab.claim("shared")

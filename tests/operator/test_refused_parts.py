@@ -42,6 +42,7 @@ def uncharged(life: Life) -> bool:
         WEBHOOK,
         INVALID,
         'pods "x" is forbidden: no PriorityClass with name training was found',
+        'pods "x" is forbidden: pod rejected: RuntimeClass "nvidia" not found',
         'admission webhook "validate.kyverno.svc-fail" denied the request: policy',
         "Timeout: request did not complete within requested timeout - context deadline exceeded",
     ],

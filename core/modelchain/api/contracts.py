@@ -179,10 +179,12 @@ class Task(WrittenModel):
     last_word: str = Field(description="the file to which the termination message is written")
 
 
-# No stage takes more steps, no attempt more MACs, and no time or metric is larger.
+# No stage takes more steps, no attempt more MACs, no time or metric is larger, and no stage has
+# more metrics. A record can hold all of these.
 MOST_STEPS = 10**15
 MOST_MACS = 10**30
 LARGEST = 1e12
+MOST_METRICS = 256
 
 
 class LastWord(WrittenModel):

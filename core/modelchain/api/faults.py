@@ -60,6 +60,13 @@ _FAULTS = {
 _TOOLKIT = ("nvidia-container", "nvidia-ctk", "nvml error", "cdi device")
 # Their error if a file of the image is in the way of one of the driver's.
 _IN_THE_IMAGE = "mount error: file creation failed"
+# What a container runtime says of a volume that is mounted on the node, and that cannot
+# be used there: a file server that is away, for example.
+_VOLUME = re.compile(
+    r'error mounting "[^"]*/volumes/[^"]*".*(stale nfs file handle|stale file handle'
+    r"|input/output error|transport endpoint is not connected|connection timed out|host is down"
+    r"|no such device)"
+)
 # NVIDIA's driver numbers its device errors as Xids.
 _XID = re.compile(r"\bxid\b")
 # Errors of the program itself. They rule out a device error, whatever else the message says.
@@ -95,6 +102,14 @@ def fault_at_start(text: str) -> str:
     if not any(word in text for word in _TOOLKIT) or _IN_THE_IMAGE in text:
         return ""
     return fault_of(text) or "DriverFailed"
+
+
+def is_of_a_volume(text: str) -> bool:
+    """Whether a container could not be started because of one of its volumes.
+
+    `text` is the container runtime's. The image may be in order.
+    """
+    return _VOLUME.search(text.lower()) is not None
 
 
 def of_a_peer(text: str) -> bool:

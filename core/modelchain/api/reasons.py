@@ -561,6 +561,17 @@ class Reason:
         return replace(self, message=message)
 
 
+def command_of(code: Code | None) -> str:
+    """The next command for a code alone, still a template.
+
+    It is `DESCRIBE` for a code of a newer version, and for a command that needs the reason's
+    subject.
+    """
+    if code is None or not code.command or "{subject}" in code.command:
+        return DESCRIBE
+    return code.command
+
+
 def known(code: str) -> Code | None:
     """The code of a stored status; None for none, or for one that another version wrote."""
     return Code(code) if code in Code._value2member_map_ else None

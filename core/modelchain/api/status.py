@@ -99,6 +99,9 @@ class AttemptStatus(WrittenModel):
     # The kind of runner that launches the attempt, whatever the spec says later. None in a status
     # of an older version, which had only one kind.
     runner: str | None = None
+    # The node pool that the attempt's job was made for, whatever the spec says later. None while
+    # there is no job, and in a status of an older version.
+    pool: str | None = None
     state: State
     # How the attempt failed, and what there is to say about it.
     failure: FailureClass | None = None
@@ -142,6 +145,7 @@ class AttemptStatus(WrittenModel):
 class AttemptFields(TypedDict, total=False):
     """Fields of `AttemptStatus` that may change, with their types; a test compares the two."""
 
+    pool: str | None
     state: State
     failure: FailureClass | None
     message: str

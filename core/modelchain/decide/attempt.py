@@ -17,7 +17,7 @@ from modelchain.decide.ledger import account, closed, due, least, plus, until_du
 from modelchain.decide.nodes import avoided, nodes_avoided, without_faults
 from modelchain.decide.observed import Launch, RecordArtifact, Release, Seen, Verify
 from modelchain.decide.outcome import Outcome, Turn, stalled
-from modelchain.decide.verdict import deadline, judge, progress_unknown, unrecordable
+from modelchain.decide.verdict import deadline, judge, progress_unknown
 from modelchain.decide.waits import for_the_claim, for_the_share
 
 Check = Callable[[Turn, StageStatus, Launch, Seen], Outcome | None]
@@ -27,7 +27,7 @@ def follow(turn: Turn, stage: StageStatus, launch: Launch) -> Outcome:
     """The outcome of `launch.attempt`, the stage's newest attempt, whose inputs are the stage's."""
     seen = turn.observed.attempt(launch.attempt.name)
     if seen.there and not _unknown_job(launch.attempt, seen):
-        stage = accounted(stage, seen, turn.now, turn.observed.price)
+        stage = accounted(stage, seen, turn.now)
         launch = replace(launch, attempt=stage.attempts[-1])
     answers = (check(turn, stage, launch, seen) for check in CHECKS)
     outcome = next(answer for answer in answers if answer is not None)
@@ -53,9 +53,9 @@ def _identify(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Out
     Without its UID the attempt is an intent. If the job were stopped first, the next pass would
     find its name free and make the job again.
     """
-    if not _unknown_job(launch.attempt, seen) or seen.uid is None:
+    if not _unknown_job(launch.attempt, seen):
         return None
-    stage = transitions.identified(stage, launch.attempt, seen.uid, turn.now)
+    stage = transitions.identified(stage, launch.attempt, seen, turn.now)
     return Outcome(stage, again=turn.observed.poll_seconds, wanted=_only(launch))
 
 
@@ -135,10 +135,10 @@ def _renumber(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Out
 
     Chains `a` with stage `b-c` and `a-b` with stage `c` give their attempts the same names.
     """
-    attempt, price = launch.attempt, turn.observed.price
+    attempt = launch.attempt
     if seen.taken is None or turn.stopping is not None or _asked_to_stop(attempt):
         return None
-    over = closed(attempt, seen, turn.now, price, State.SUSPENDED, message=seen.taken.message)
+    over = closed(attempt, seen, turn.now, State.SUSPENDED, message=seen.taken.message)
     stage = transitions.booked(stage, [*stage.attempts[:-1], over])
     digests = frozenset({attempt.input_digest})
     return Outcome(transitions.waiting(stage, seen.taken), again=0.0, shares=digests)
@@ -230,7 +230,7 @@ def _end(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcome:
     answer = word or (seen.verify if isinstance(seen.verify, LastWord) else None)
     if answer is None:
         return _verify(turn, stage, launch, seen)
-    if answer.result == "Succeeded" and unrecordable(answer) is None:
+    if answer.result == "Succeeded":
         return _record(turn, stage, launch, seen, answer)
     return _judged(turn, stage, attempt, seen)
 
@@ -242,7 +242,7 @@ def _record(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen, word: La
     work is at least counted in MACs: by the last word, and by the steps that the weights took.
     """
     attempt = launch.attempt
-    final = whole(stage, account(attempt, seen, turn.now, turn.observed.price))
+    final = whole(stage, account(attempt, seen, turn.now))
     total = plus(stage.trained, [final])
     macs = max(total.macs, word.macs, least(stage, word.steps))
     record = RecordArtifact(launch, word, total.model_copy(update={"macs": macs}))
@@ -272,8 +272,7 @@ def _judged(turn: Turn, stage: StageStatus, attempt: AttemptStatus, seen: Seen) 
     """The attempt left no artifact: close it, charge a budget, and resume, retry or give up."""
     verdict = judge(turn.chain.spec.retry, stage, attempt, seen, turn.stopping is not None)
     state = State.SUSPENDED if verdict.stopped else State.FAILED
-    price = turn.observed.price
-    over = closed(attempt, seen, turn.now, price, state, verdict.failure, verdict.message)
+    over = closed(attempt, seen, turn.now, state, verdict.failure, verdict.message)
     avoid = list(turn.avoid)
     if verdict.advanced:  # work has progressed, so the devices in general are not to blame
         avoid = without_faults(avoid)
@@ -303,7 +302,7 @@ CHECKS: tuple[Check, ...] = (
 # -- accounting ------------------------------------------------------------------------------------
 
 
-def accounted(stage: StageStatus, seen: Seen, now: float, price: str | None) -> StageStatus:
+def accounted(stage: StageStatus, seen: Seen, now: float) -> StageStatus:
     """The stage with the spending and the step of its newest attempt, if a step or a pod is new, or
     a minute is over.
 
@@ -314,13 +313,12 @@ def accounted(stage: StageStatus, seen: Seen, now: float, price: str | None) -> 
     Args:
         seen: what is seen of that attempt.
         now: seconds since the epoch.
-        price: the price of a GPU hour.
     """
     attempt = stage.attempts[-1]
     stepped = _stepped(stage, attempt, seen)
     if not stepped and not due(attempt, seen, now):
         return stage
-    attempt = account(attempt, seen, now, price)
+    attempt = account(attempt, seen, now)
     # A resumed attempt reports its checkpoint's step before it has taken a step of its own. That
     # must not count as progress.
     if stepped and seen.macs > 0:

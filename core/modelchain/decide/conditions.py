@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from modelchain.api.messages import shortened
-from modelchain.api.reasons import Code, filled
+from modelchain.api.reasons import Code, command_of, filled
 from modelchain.api.spec import ModelChain, WrittenModel
 from modelchain.api.status import (
     AvoidedNode,
@@ -71,8 +71,12 @@ def completed(
 
 
 def _filled(chain: ModelChain, stage: StageStatus) -> StageStatus:
-    """The stage, with its next command filled in for this chain."""
-    return stage.changed(next=filled(stage.next, chain.metadata.name, chain.metadata.namespace))
+    """The stage, with its next command filled in for this chain.
+
+    The status of an older version has none. Then it is the code's own.
+    """
+    command = stage.next or (command_of(stage.code) if _needs_a_person(stage) else "")
+    return stage.changed(next=filled(command, chain.metadata.name, chain.metadata.namespace))
 
 
 def refused(old: ChainStatus, generation: int, message: str, now: float) -> ChainStatus:
@@ -127,13 +131,22 @@ def sentence(stage: StageStatus, *, command: bool = True) -> str:
     """What a stage does and why, in one sentence for events, conditions and tables.
 
     Args:
-        command: whether the sentence may end with the command to type next.
+        command: whether the sentence may end with the command to type next. If the stage goes on
+            only after a person has acted, it does.
     """
     doing = _DOING.get(stage.state)
     if doing is not None and stage.code is Code.MISS:
         return f"stage {stage.name} {doing} ({stage.cause})"
-    why = stage.reason if command else stage.without_command
-    return f"stage {stage.name}: {why}"
+    if not command:
+        return f"stage {stage.name}: {stage.without_command}"
+    # Some reasons name their command within the sentence.
+    needed = _needs_a_person(stage) and stage.next not in stage.reason
+    then = f"; next: {stage.next}" if needed else ""
+    return f"stage {stage.name}: {stage.reason}{then}"
+
+
+def _needs_a_person(stage: StageStatus) -> bool:
+    return stage.stalled or stage.state is State.FAILED
 
 
 def brief(stage: StageStatus) -> str:
@@ -184,12 +197,12 @@ def _conditions(
     """All conditions, in a fixed order, each with a sentence on why."""
     done = sum(s.state is State.SUCCEEDED for s in stages)
     count = f"{done} of {len(stages)} stages have finished"
-    facts = [*_progress(chain, stages, count), *_outcome(chain, stages, count)]
+    facts = [*_progress(stages, count), *_outcome(stages, count)]
     generation = chain.metadata.generation or 0
     return [_condition(old, fact, generation, now) for fact in facts]
 
 
-def _progress(chain: ModelChain, stages: list[StageStatus], count: str) -> Iterator[_Fact]:
+def _progress(stages: list[StageStatus], count: str) -> Iterator[_Fact]:
     """The conditions that kstatus reads: `Stalled` or `Reconciling` while one is true, and `Ready`.
 
     A chain with a suspended stage has no `Ready`: it is neither ready nor on its way there.
@@ -200,11 +213,9 @@ def _progress(chain: ModelChain, stages: list[StageStatus], count: str) -> Itera
         return
     why, unfinished = sentence(stage), _unfinished(stage)
     if stage.state is State.FAILED:
-        message = why + _then(chain, "then", "retry")
-        yield _Fact("Stalled", True, stage.code or unfinished, message)
+        yield _Fact("Stalled", True, stage.code or unfinished, why)
     elif stage.stalled:
-        message = why + _then(chain, "look", "explain")
-        yield _Fact("Stalled", True, _named(stage) or unfinished, message)
+        yield _Fact("Stalled", True, _named(stage) or unfinished, why)
     elif stage.state is not State.SUSPENDED:
         yield _Fact("Reconciling", True, _progress_reason(stage), why)
     if _suspended(stages) is None:
@@ -220,7 +231,7 @@ def _unfinished(stage: StageStatus) -> Code:
     return Code.STOPPED if stage.state is State.SUSPENDED else Code.IN_PROGRESS
 
 
-def _outcome(chain: ModelChain, stages: list[StageStatus], count: str) -> Iterator[_Fact]:
+def _outcome(stages: list[StageStatus], count: str) -> Iterator[_Fact]:
     """The conditions that every chain has, be they true or false."""
     failed, suspended = _failed(stages), _suspended(stages)
     stage = current(stages)
@@ -236,18 +247,11 @@ def _outcome(chain: ModelChain, stages: list[StageStatus], count: str) -> Iterat
         message = count if why is Code.IN_PROGRESS else f"{count}; {sentence(stage)}"
         yield _Fact("Complete", False, why, message)
     if failed:
-        message = sentence(failed) + _then(chain, "then", "retry")
-        yield _Fact("Failed", True, Code.STAGE_FAILED, message)
+        yield _Fact("Failed", True, Code.STAGE_FAILED, sentence(failed))
     else:
         yield _Fact("Failed", False, Code.NO_FAILURE, "no stage has failed")
     verdict = Code.COMPLETE if stage is None else Code.FAILED if failed else Code.IN_PROGRESS
     yield _Fact("Finished", verdict is not Code.IN_PROGRESS, verdict, count)
-
-
-def _then(chain: ModelChain, word: str, verb: str) -> str:
-    """The next command, which ends a condition's message. Empty on a laptop: it has no kubectl."""
-    name, namespace = chain.metadata.name, chain.metadata.namespace
-    return f"; {word}: modelchain {verb} {name} -n {namespace}" if namespace else ""
 
 
 def _condition(old: ChainStatus, fact: _Fact, generation: int, now: float) -> Condition:

@@ -46,7 +46,7 @@ def seconds(written: str) -> float:
     return datetime.fromisoformat(written).timestamp()
 
 
-def account(attempt: AttemptStatus, seen: Seen, now: float, price: str | None) -> AttemptStatus:
+def account(attempt: AttemptStatus, seen: Seen, now: float) -> AttemptStatus:
     """The open attempt with what its pods have spent until `now` (seconds since the epoch).
 
     A pod that vanished without an end is taken to have run until now. All times are computed anew
@@ -62,7 +62,7 @@ def account(attempt: AttemptStatus, seen: Seen, now: float, price: str | None) -
         gpu_seconds=attempt.gone.gpu_seconds + _gpu_seconds(summed_up, now),
         seconds=attempt.gone.seconds + _seconds(summed_up, now),
     )
-    attempt = _priced(attempt.changed(pods=pods, gone=gone), seen, now, price)
+    attempt = _priced(attempt.changed(pods=pods, gone=gone), seen, now)
     macs = gone.macs + sum(pod.macs for pod in pods.values())
     return attempt.changed(
         # A last word that had to be shortened may lack figures that were seen before.
@@ -71,10 +71,8 @@ def account(attempt: AttemptStatus, seen: Seen, now: float, price: str | None) -
     )
 
 
-def account_if_due(
-    attempt: AttemptStatus, seen: Seen, now: float, price: str | None
-) -> AttemptStatus:
-    return account(attempt, seen, now, price) if due(attempt, seen, now) else attempt
+def account_if_due(attempt: AttemptStatus, seen: Seen, now: float) -> AttemptStatus:
+    return account(attempt, seen, now) if due(attempt, seen, now) else attempt
 
 
 def due(attempt: AttemptStatus, seen: Seen, now: float) -> bool:
@@ -129,7 +127,7 @@ def _with_macs(pod: PodTime, macs: int) -> PodTime:
     return pod.model_copy(update={"macs": storable(max(pod.macs, macs))})
 
 
-def _priced(attempt: AttemptStatus, seen: Seen, now: float, price: str | None) -> AttemptStatus:
+def _priced(attempt: AttemptStatus, seen: Seen, now: float) -> AttemptStatus:
     """The attempt with its GPU time and what it costs.
 
     Time that was accounted at another price keeps that price, and so does time without one.
@@ -138,9 +136,9 @@ def _priced(attempt: AttemptStatus, seen: Seen, now: float, price: str | None) -
     if not attempt.pods and not attempt.gone.seconds:
         # There are no pods on a laptop, so the trainer's own figures count.
         gpu_seconds = max(seen.gpu_seconds, seen.word.gpu_seconds if seen.word else 0.0)
-    if price != attempt.price:
+    if seen.price != attempt.price:
         attempt = attempt.changed(
-            price=price, priced_seconds=attempt.gpu_seconds, priced_cost=attempt.cost
+            price=seen.price, priced_seconds=attempt.gpu_seconds, priced_cost=attempt.cost
         )
     return attempt.changed(gpu_seconds=round(gpu_seconds, 3), cost=_cost(attempt, gpu_seconds))
 
@@ -193,13 +191,12 @@ def closed(
     attempt: AttemptStatus,
     seen: Seen,
     now: float,
-    price: str | None,
     state: State,
     failure: FailureClass | None = None,
     message: str = "",
 ) -> AttemptStatus:
     """The attempt in its final form. It has ended, and its spending does not change any more."""
-    final = account(attempt, seen, now, price)
+    final = account(attempt, seen, now)
     node, fault = None, ""
     if failure is FailureClass.HARDWARE:
         node, fault = next(iter(seen.bad_nodes.items()), (None, ""))

@@ -92,8 +92,11 @@ class Seen:
     checkpoint_step: int = 0
     macs: int = 0
     gpu_seconds: float = 0.0
-    # The UID of the job.
+    # The UID of the job, and the node pool that it was made for.
     uid: str | None = None
+    pool: str | None = None
+    # The price of a GPU hour in that pool; None if it is not known.
+    price: str | None = None
     unreleased: bool = False
     queued: bool = False
     # Why nothing runs yet, or why the artifact is not recorded yet.
@@ -211,8 +214,6 @@ class Observed:
     shares: frozenset[str] = frozenset()
     # Whether the attempt's job would be made differently today.
     outdated: Callable[[Launch], bool] = lambda launch: False
-    # The price of a GPU hour.
-    price: str | None = None
     # Why the API server refused an action when it was last tried; None if it did not.
     refused: Callable[[Action], Refusal | None] = lambda action: None
 

@@ -96,10 +96,9 @@ def _settled(turn: Turn, attempt: AttemptStatus) -> AttemptStatus:
     if attempt.uid is None and seen.uid is not None:
         # First the UID must be in the status. If the job were stopped now and the operator died,
         # the attempt would look like an intent, and its job would be made again.
-        return attempt.changed(uid=seen.uid)
+        return transitions.with_job(attempt, seen)
     if not seen.there:
-        price = turn.observed.price
-        return closed(attempt, seen, turn.now, price, State.SUSPENDED, message="superseded")
-    attempt = account_if_due(attempt, seen, turn.now, turn.observed.price)
+        return closed(attempt, seen, turn.now, State.SUSPENDED, message="superseded")
+    attempt = account_if_due(attempt, seen, turn.now)
     # It stays stopped, even if an edit asks for its inputs again before it has ended.
     return transitions.stopped(attempt) if seen.started else attempt

@@ -166,10 +166,10 @@ def _closed(turn: Turn, stage: StageStatus, attempt: AttemptStatus) -> AttemptSt
     if attempt.finished_at is not None:
         return attempt
     if seen.may_train:
-        return account_if_due(attempt, seen, turn.now, turn.observed.price)
+        return account_if_due(attempt, seen, turn.now)
     made_it = attempt.input_digest == stage.input_digest and seen.started
     state = State.SUCCEEDED if made_it else State.SUSPENDED
-    over = closed(attempt, seen, turn.now, turn.observed.price, state)
+    over = closed(attempt, seen, turn.now, state)
     return whole(stage, over) if made_it else over
 
 

@@ -22,7 +22,7 @@ from modelchain.api.status import (
     State,
 )
 from modelchain.decide.ledger import KEPT_ATTEMPTS, open_spending, plus, timestamp, total_of
-from modelchain.decide.observed import Artifact
+from modelchain.decide.observed import Artifact, Seen
 from modelchain.decide.verdict import Verdict
 
 # A stage, or a removed one.
@@ -282,8 +282,8 @@ def intended(
     )
 
 
-def identified(stage: StageStatus, attempt: AttemptStatus, uid: str, now: float) -> StageStatus:
-    """The stage whose attempt has a job. The attempt is known by the job's UID from now on.
+def identified(stage: StageStatus, attempt: AttemptStatus, seen: Seen, now: float) -> StageStatus:
+    """The stage whose attempt has a job, as it is seen now.
 
     If the predecessor's trainer has just ended, the time since then is kept as the duration of the
     transition between the two stages.
@@ -291,7 +291,7 @@ def identified(stage: StageStatus, attempt: AttemptStatus, uid: str, now: float)
     if stage.inherits_at is not None:
         taken = round(max(0.0, now - stage.inherits_at), 3)
         stage = stage.changed(inherits_at=None, transition_seconds=taken)
-    return with_newest(stage, attempt.changed(uid=uid))
+    return with_newest(stage, with_job(attempt, seen))
 
 
 def verifying(stage: StageStatus, attempt: AttemptStatus) -> StageStatus:
@@ -376,6 +376,14 @@ def summed(ledgers: Sequence[StageLedger]) -> StageLedger:
 
 
 # -- an attempt -----------------------------------------------------------------------------------
+
+
+def with_job(attempt: AttemptStatus, seen: Seen) -> AttemptStatus:
+    """The attempt with its job. It is known by the job's UID from now on.
+
+    Its pods run in the pool that the job was made for, so an edit of the spec does not change that.
+    """
+    return attempt.changed(uid=seen.uid, pool=seen.pool)
 
 
 def stopped(attempt: AttemptStatus, message: str | None = None) -> AttemptStatus:

@@ -5,14 +5,12 @@ A disruption (an end that is not the work's fault) charges `maxDisruptions`, a f
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from modelchain.api.contracts import FailureClass, LastWord
 from modelchain.api.faults import LAUNCH_FAILURE
-from modelchain.api.messages import shortened
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.spec import Deadlines, Retry
 from modelchain.api.status import AttemptStatus, StageStatus, State
@@ -20,11 +18,6 @@ from modelchain.decide.ledger import running_seconds
 from modelchain.decide.observed import Contact, Seen
 from modelchain.identity.digest import differing_fields
 
-SHA_256 = re.compile(r"[0-9a-f]{64}")
-# The largest figures that a record can hold.
-MOST = {"steps": 2**53, "macs": 10**24, "percent": 1e9}
-# Characters of a trainer's value that a message quotes.
-QUOTED = 80
 # After so many unanswered connections a trainer counts as standing still.
 IGNORED = 10
 # For so long a silent trainer is not reported. It takes a minute or two to load before it answers.
@@ -122,28 +115,12 @@ def _cause(attempt: AttemptStatus, seen: Seen) -> tuple[FailureClass, str]:
     if attempt.ending is not None:
         return attempt.ending, attempt.message
     if word is not None and word.result == "Succeeded":
-        wrong = unrecordable(word)
-        but = f"with {wrong}, which no record can hold" if wrong else "but left no artifact"
-        return FailureClass.NO_ARTIFACT, f"reported success, {but}"
+        return FailureClass.NO_ARTIFACT, "reported success, but left no artifact"
     if word is not None and word.failure is FailureClass.PREEMPTED and seen.evidence is not None:
         return word.failure, seen.evidence[1]  # the trainer knows only that it was told to stop
     if word is not None:
         return word.failure or FailureClass.ERROR, word.message
     return seen.evidence or (FailureClass.KILLED, "died without a last word")
-
-
-def unrecordable(word: LastWord) -> str | None:
-    """What a record cannot hold of a last word that reports success; None if it can hold all."""
-    for name, digest in {"weights": word.left, "manifest": word.manifest_digest}.items():
-        if digest is not None and not SHA_256.fullmatch(digest):
-            return f"{shortened(repr(digest), QUOTED)} as the SHA-256 of its {name}"
-    for name, figure in {"steps": word.steps or word.step, "macs": word.macs}.items():
-        if not 0 <= figure <= MOST[name]:
-            return f"{shortened(str(figure), QUOTED)} {name}"
-    for name, percent in word.metrics.items():
-        if abs(percent) > MOST["percent"]:
-            return f"{percent:g} % for the metric {shortened(repr(name), QUOTED)}"
-    return f"{word.seconds} seconds" if word.seconds < 0 else None
 
 
 @dataclass(frozen=True)

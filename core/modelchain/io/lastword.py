@@ -18,6 +18,7 @@ from modelchain.api.contracts import (
     LARGEST,
     MANIFEST,
     MOST_MACS,
+    MOST_METRICS,
     MOST_STEPS,
     FailureClass,
     LastWord,
@@ -117,7 +118,12 @@ def _possible(key: str, value: Any) -> bool:
         return isinstance(value, int) and 0 <= value <= _COUNTS[key]
     if key in _TIMES:
         return isinstance(value, int | float) and 0 <= value <= LARGEST
-    return key != "metrics" or (isinstance(value, dict) and all(map(_is_metric, value.items())))
+    return key != "metrics" or _are_metrics(value)
+
+
+def _are_metrics(value: Any) -> bool:
+    few = isinstance(value, dict) and len(value) <= MOST_METRICS
+    return few and all(map(_is_metric, value.items()))
 
 
 def _is_metric(item: tuple[str, Any]) -> bool:

@@ -29,6 +29,7 @@ from modelchain.decide.observed import Artifact, Damage
 from modelchain.errors import InputError, WorkError
 from modelchain.identity.digest import TRAINER_MATH
 from modelchain.io.files import read_artifact, write_atomic
+from modelchain.io.lastword import read_last_word
 
 # The first part of the names of attempts' directories.
 OWNER = "local"
@@ -167,7 +168,11 @@ class Root:
         return (self.attempt_directory(attempt) / TASK).exists()
 
     def last_word(self, attempt: AttemptStatus) -> LastWord | None:
-        return _read(LastWord, self.attempt_directory(attempt) / LAST_WORD)
+        """How the attempt ended; None if it left no last word, or one that cannot be read."""
+        with contextlib.suppress(OSError):
+            path = self.attempt_directory(attempt) / LAST_WORD
+            return read_last_word(path.read_text(errors="replace"))
+        return None
 
     def last_step(self, attempt: AttemptStatus) -> dict[str, Any] | None:
         """The newest entry of a step in an attempt's metrics.jsonl; None before the first."""

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from modelchain.api.reasons import DESCRIBE, EDIT, WATCH, Code, Reason, filled, known
+from modelchain.api.reasons import EDIT, WATCH, Code, Reason, command_of, filled, known
 from modelchain.api.status import AttemptStatus, State
 from modelchain.decide.refusals import REFUSALS
 from modelchain.io.units import age, human
@@ -33,7 +33,7 @@ from modelchain_operator.runners import kueue
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners.index_job import ROLE_OF_JOB
 from modelchain_operator.runners.port import Runner
-from modelchain_operator.runners.registry import RUNNERS, job_uid_of, runner_for
+from modelchain_operator.runners.registry import RUNNERS, job_uid_of, pods_made_by, runner_for
 from modelchain_operator.runners.template import CHAIN, ROLE, attempt_of
 
 # After an edit, in seconds: how long a live operator may take to make a pass, before we say that it
@@ -156,7 +156,7 @@ class _Case:
         self.runner = self._runner()
         self.job = next((job for job in s.jobs if self._is_job_of(job, attempt)), None)
         self.training = [pod for pod in s.pods if label(pod, ROLE) == "train" and job_uid_of(pod)]
-        self.pods = [pod for pod in self.training if attempt_of(pod) == attempt]
+        self.pods = self._pods_of(self.attempt) if self.attempt else []
         self.live = [pod for pod in s.pods if podread.is_live(pod)]
 
     def _runner(self) -> Runner:
@@ -165,6 +165,12 @@ class _Case:
             return runner_for(self.attempt.runner)
         kind: str = (self.s.chain["spec"].get("runner") or {}).get("kind") or ""
         return RUNNERS.get(kind) or runner_for(None)
+
+    def _pods_of(self, attempt: AttemptStatus) -> list[Object]:
+        """The attempt's pods, as the operator counts them: those that its own job has made."""
+        trainers = (pod for pod in self.s.pods if label(pod, ROLE) == "train")
+        named = (pod for pod in trainers if attempt_of(pod) == attempt.name)
+        return pods_made_by(attempt.uid, attempt, named)
 
     def _is_job_of(self, job: Object, attempt: str) -> bool:
         return objects.name(job) == attempt and job["kind"] == self.runner.kind
@@ -246,7 +252,8 @@ class _Case:
         if self.s.chain["spec"].get("suspend"):
             cause += "; besides, the chain is suspended"
         state = f"{self.subject} has failed ({code}) and is not tried again by itself"
-        return self._say(code, state, cause, self._command(code), self.clues.failures(stage))
+        then = stage.next or self._command(code)
+        return self._say(code, state, cause, then, self.clues.failures(stage))
 
     def suspended(self) -> Explanation | None:
         """The chain is suspended. If it is stalled as well, that comes first: see `stalled`."""
@@ -308,7 +315,7 @@ class _Case:
         wait = stage.not_before - self.s.now
         when = f"in {age(wait)}" if wait > 0 else "now"
         state = f"{self.subject} is tried again {when}: its last attempt failed ({failed.failure})"
-        pod = next((pod for pod in self.training if attempt_of(pod) == failed.name), None)
+        pod = next(iter(self._pods_of(failed)), None)
         if stage.code is not None and stage.code.command == EDIT:
             then = self._command(stage.code)
         elif pod is not None:
@@ -501,13 +508,8 @@ class _Case:
         return Explanation(code, _sentence(state), _sentence(cause), then, tuple(unique.values()))
 
     def _command(self, code: Code | None) -> str:
-        """A code's next command, filled in for this chain.
-
-        It is `describe` for a code of a newer operator, which is not known here, and for a command
-        that needs the reason's subject, which the status does not hold.
-        """
-        command = DESCRIBE if code is None or "{subject}" in code.command else code.command
-        return filled(command or DESCRIBE, self.name, self.namespace)
+        """A code's next command, filled in for this chain."""
+        return filled(command_of(code), self.name, self.namespace)
 
     def _no_operator(self, state: str, found: Operator | None) -> Explanation:
         then = f"kubectl get pods -n {found.namespace}" if found else "kubectl get deployments -A"

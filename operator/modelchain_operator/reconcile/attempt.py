@@ -27,6 +27,7 @@ from modelchain_operator.api.objects import (
     uid,
 )
 from modelchain_operator.api.objects import name as name_of
+from modelchain_operator.reconcile.job_requests import NODE_POOL, pool_name
 from modelchain_operator.reconcile.memory import Asked, Memory
 from modelchain_operator.reconcile.pod_evidence import (
     OF_SERVICES,
@@ -39,7 +40,13 @@ from modelchain_operator.reconcile.snapshot import RETRY, Snapshot
 from modelchain_operator.runners import cpu_job, verify
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners.port import JobState
-from modelchain_operator.runners.registry import job_uid_of, runner_for, runner_of, state_of
+from modelchain_operator.runners.registry import (
+    job_uid_of,
+    pods_made_by,
+    runner_for,
+    runner_of,
+    state_of,
+)
 from modelchain_operator.runners.template import (
     CHAIN,
     CHAIN_UID,
@@ -163,12 +170,10 @@ class Sightings:
         snapshot: Snapshot,
         status: ChainStatus,
         config: PoolFile,
-        pool: NodePool | None,
         memory: Memory,
         now: float,
     ):
         self.snapshot, self.config = snapshot, config
-        self.pool = pool
         self.memory = memory
         self.now = now
         self.spec = snapshot.spec.spec
@@ -207,11 +212,14 @@ class Sightings:
     def _launched(self, launched: _Launched) -> Seen:
         attempt, found = launched.attempt, launched.found
         ended = launched.over or launched.trained
+        pool = self._pool(attempt, launched.job)
         return Seen(
             live=launched.live,
             started=True,
             trained=launched.trained,
             uid=uid(launched.job) if launched.job is not None else attempt.uid,
+            pool=self._pool_name(attempt, launched.job),
+            price=pool.price.per_gpu_hour if pool and pool.price else None,
             unreleased=launched.unreleased,
             queued=launched.queued,
             waiting=None if ended else self._waiting(launched),
@@ -321,7 +329,7 @@ class Sightings:
     def _evidence(self, attempt: AttemptStatus, job: Object | None) -> Evidence:
         """What the pods tell that the attempt's own job has made."""
         stage, _ = self.attempts[attempt.name]
-        runner = runner_for(attempt.runner)
+        runner, pool = runner_for(attempt.runner), self._pool(attempt, job)
         asked = next((s.resources.nodes for s in self.spec.stages if s.name == stage.name), 1)
         return evidence(
             self._own_pods(attempt, job),
@@ -330,11 +338,23 @@ class Sightings:
             gang=podread.Gang(
                 nodes=asked if job is None else runner.nodes(job),
                 runner=runner,
-                gpu_resource=self.pool.gpu_resource if self.pool else "nvidia.com/gpu",
+                gpu_resource=pool.gpu_resource if pool else "nvidia.com/gpu",
             ),
             now=self.now,
             known=attempt.pods if attempt.gone.seconds + attempt.gone.gpu_seconds else None,
         )
+
+    def _pool_name(self, attempt: AttemptStatus, job: Object | None) -> str | None:
+        """The name of the node pool in which the attempt runs.
+
+        The spec may name another one by now. It counts only for a job of an older version.
+        """
+        made_for = annotation(job, NODE_POOL) if job is not None else None
+        return made_for or attempt.pool or pool_name(self.snapshot.spec, self.config)
+
+    def _pool(self, attempt: AttemptStatus, job: Object | None) -> NodePool | None:
+        """That pool; None if the configuration has it no longer."""
+        return self.config.node_pools.get(self._pool_name(attempt, job) or "")
 
     def _own_pods(self, attempt: AttemptStatus, job: Object | None) -> list[Object]:
         """The pods that exist and that the attempt's own job has made."""
@@ -344,10 +364,7 @@ class Sightings:
         self, attempt: AttemptStatus, job: Object | None, pods: Iterable[Object]
     ) -> list[Object]:
         """Those of the pods that the attempt's own job has made, or that counted before."""
-        known = uid(job) if job is not None else attempt.uid
-        if known is None:
-            return []
-        return [pod for pod in pods if job_uid_of(pod) == known or uid(pod) in attempt.pods]
+        return pods_made_by(uid(job) if job is not None else attempt.uid, attempt, pods)
 
     def stuck(self) -> Reason | None:
         """Why a pod of any attempt still exists although its grace period is over."""

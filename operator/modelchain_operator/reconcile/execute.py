@@ -172,9 +172,11 @@ class Executor:
     async def _launch(self, snapshot: Snapshot, launch: Launch) -> None:
         runner, request = runner_for(launch.attempt.runner), self._request(snapshot, launch)
         job = runner.build(request)
-        job["metadata"]["annotations"][requests.MADE_FROM] = requests.made_from(
-            snapshot.spec, self.config, launch, request.claim_uid
-        )
+        made_from = requests.made_from(snapshot.spec, self.config, launch, request.claim_uid)
+        job["metadata"]["annotations"] |= {
+            requests.MADE_FROM: made_from,
+            requests.NODE_POOL: requests.pool_name(snapshot.spec, self.config) or "",
+        }
         snapshot.jobs[launch.attempt.name] = await self.kube.create(runner.resource, job)
 
     def _request(self, snapshot: Snapshot, launch: Launch) -> JobRequest:

@@ -26,6 +26,8 @@ INDEX = f"{ARTIFACTS}/index"
 # On a job: a hash of all that it was made from, which shows whether it would be made differently
 # now.
 MADE_FROM = "modelchain.dev/made-from"
+# On a job: the name of the node pool that it was made for. An edit of the spec does not move it.
+NODE_POOL = "modelchain.dev/node-pool"
 # The first part of that hash. One that was computed in another way cannot be compared.
 FORMULA = "2-"
 # What a node pool says that makes no difference to a trainer's pod.
@@ -58,12 +60,9 @@ def pool_of(chain: ModelChain, config: PoolFile) -> NodePool:
     return config.pool(chain.spec.runner.node_pool)
 
 
-def known_pool(chain: ModelChain, config: PoolFile) -> NodePool | None:
-    """The node pool of a chain; None if the configuration has none for it."""
-    try:
-        return pool_of(chain, config)
-    except InputError:
-        return None
+def pool_name(chain: ModelChain, config: PoolFile) -> str | None:
+    """The name of a chain's node pool, which the configuration may not have."""
+    return chain.spec.runner.node_pool or config.defaults.node_pool
 
 
 def image_of(chain: ModelChain, config: PoolFile) -> str:

@@ -51,9 +51,8 @@ class View:
         self.memory = memory
         self.now = now
         self.spec = snapshot.spec.spec
-        self.pool = requests.known_pool(snapshot.spec, config)
         self.status = self._status()
-        self.sightings = Sightings(snapshot, self.status, config, self.pool, memory, now)
+        self.sightings = Sightings(snapshot, self.status, config, memory, now)
         self.attempts = self.sightings.attempts
         self.indexer = Indexer(snapshot, config, memory, now)
 
@@ -68,7 +67,6 @@ class View:
         }
         pods = self.sightings.pods
         with_pods = {name for name in pods if any(podread.is_live(pod) for pod in pods[name])}
-        price = self.pool.price.per_gpu_hour if self.pool and self.pool.price else None
         return Observed(
             status=self.status,
             artifact=self.artifact,
@@ -90,7 +88,6 @@ class View:
             share=self.share,
             outdated=self.outdated,
             shares=frozenset((snapshot.want("shares") or {}) if self._shared() else ()),
-            price=price,
             refused=lambda action: self.memory.refusal(snapshot.uid, action),
         )
 

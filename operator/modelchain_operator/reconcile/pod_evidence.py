@@ -14,7 +14,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from modelchain.api.contracts import FailureClass, LastWord
-from modelchain.api.faults import fault_at_start
+from modelchain.api.faults import fault_at_start, is_of_a_volume
 from modelchain.api.messages import one_line
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import PodTime
@@ -456,6 +456,8 @@ def _not_started(pod: Read) -> podread.Failure | None:
         said = f"...{said[3 - podread.QUOTED :]}"
     if _fault_at_start(pod):
         return FailureClass.HARDWARE, f"{podread.where(pod)} got no device: {said}"
+    if is_of_a_volume(_runtimes_words(pod)):
+        return FailureClass.UNKNOWN, f"a volume of {podread.where(pod)} cannot be used: {said}"
     return FailureClass.IMAGE, f"the image of {podread.where(pod)} cannot be started: {said}"
 
 

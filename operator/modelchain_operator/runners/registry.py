@@ -5,7 +5,11 @@ Every attempt is launched, read, released and deleted by the runner that its int
 
 from __future__ import annotations
 
-from modelchain_operator.api.objects import Read
+from collections.abc import Iterable
+
+from modelchain.api.status import AttemptStatus
+from modelchain_operator.api.kube import Object
+from modelchain_operator.api.objects import Read, uid
 from modelchain_operator.runners.port import JobState, Runner
 from modelchain_operator.runners.pytorchjob import PyTorchJob
 
@@ -31,3 +35,15 @@ def state_of(job: Read) -> JobState:
 def job_uid_of(pod: Read) -> str | None:
     """The UID of the job that has made a pod; None if no job of any kind has."""
     return next(filter(None, (runner.job_uid(pod) for runner in RUNNERS.values())), None)
+
+
+def pods_made_by(
+    job_uid: str | None, attempt: AttemptStatus, pods: Iterable[Object]
+) -> list[Object]:
+    """Those of the pods that the attempt's own job has made. Labels are no evidence of that.
+
+    A pod of which a user has taken away the owner counts if it counted before.
+    """
+    if job_uid is None:
+        return []
+    return [pod for pod in pods if job_uid_of(pod) == job_uid or uid(pod) in attempt.pods]
