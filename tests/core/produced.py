@@ -61,6 +61,7 @@ TESTS: dict[str, str] = {
     "tests/operator/test_events.py::"
     "test_the_event_of_a_stages_situation[stage4-ProgressUnknown]": "ProgressUnknown",
     "tests/operator/test_events.py::test_the_event_of_a_state[Failed]": "StageFailed",
+    "tests/operator/test_events.py::test_the_event_of_a_state[Indexing]": "StageIndexing",
     "tests/operator/test_events.py::test_the_event_of_a_state[Pending]": "StagePending",
     "tests/operator/test_events.py::test_the_event_of_a_state[Queued]": "StageQueued",
     "tests/operator/test_events.py::test_the_event_of_a_state[Running]": "StageRunning",
@@ -105,6 +106,9 @@ TESTS: dict[str, str] = {
     "tests/operator/test_explain.py::test_suspended": "Suspended",
     "tests/operator/test_explain.py::test_the_lease_that_was_renewed_last_counts": "InProgress",
     "tests/operator/test_explain.py::test_workloads_that_the_user_may_not_read": "Queued",
+    "tests/operator/test_index_job.py::"
+    "test_nothing_is_launched_before_the_data_is_indexed": "Indexing",
+    "tests/operator/test_index_job.py::test_out_of_memory_names_the_limit": "IndexFailed",
     "tests/operator/test_made_jobs.py::"
     "test_a_claim_that_is_gone_when_a_job_is_to_be_made": "LaunchRefused",
     "tests/operator/test_made_jobs.py::"
@@ -133,6 +137,8 @@ TESTS: dict[str, str] = {
     "test_a_refused_delete_does_not_revive_a_failed_stage": "DeleteRefused",
     "tests/operator/test_refusals.py::test_a_refused_status_is_an_event": "StatusRefused",
     "tests/operator/test_refusals.py::test_explain_has_the_servers_words[claim]": "ClaimRefused",
+    "tests/operator/test_refusals.py::"
+    "test_explain_has_the_servers_words[index Job]": "IndexRefused",
     "tests/operator/test_refusals.py::test_explain_has_the_servers_words[record]": "RecordRefused",
     "tests/operator/test_refusals.py::"
     "test_explain_has_the_servers_words[release into a queue]": "ReleaseRefused",

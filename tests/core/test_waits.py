@@ -15,12 +15,12 @@ from modelchain.api.spec import ModelChain
 from modelchain.api.status import AttemptStatus, AvoidedNode, ChainStatus, StageStatus, State
 from modelchain.decide import attempt, waits
 from modelchain.decide.observed import (
+    IndexSeen,
     Launch,
     MakeClaim,
     MakeIndex,
     Observed,
     Seen,
-    SeenIndex,
     TakeShare,
 )
 from modelchain.decide.outcome import Turn
@@ -111,17 +111,17 @@ ROWS: dict[str, tuple[waits.Wait, Turn, tuple[State, Code, bool, float | None]]]
     ),
     "data that is being indexed": (
         waits.for_the_index,
-        turn(seen={"indexing": lambda: SeenIndex("index", INDEXES)}),
+        turn(seen={"indexing": lambda: IndexSeen("index", INDEXES)}),
         (State.INDEXING, Code.INDEXING, False, 30.0),
     ),
     "data that was not indexed": (
         waits.for_the_index,
-        turn(seen={"indexing": lambda: SeenIndex("index", FAILED_INDEX, stalls=True)}),
+        turn(seen={"indexing": lambda: IndexSeen("index", FAILED_INDEX, stalls=True)}),
         (State.PENDING, Code.INDEX_FAILED, True, 30.0),
     ),
     "data that contradicts the spec": (
         waits.for_the_index,
-        turn(seen={"indexing": lambda: SeenIndex("index", WRONG, failure=F.USER_ERROR)}),
+        turn(seen={"indexing": lambda: IndexSeen("index", WRONG, failure=F.USER_ERROR)}),
         (State.FAILED, Code.USER_ERROR, False, None),
     ),
     "a share that no chain has": (
@@ -167,7 +167,7 @@ def test_the_actions_of_waits() -> None:
     claim = waits.first_wait(turn(seen={"claim_missing": True}), STAGE)
     assert claim is not None and claim.action == MakeClaim()
     for due, action in ((True, MakeIndex("index")), (False, None)):
-        job = SeenIndex("index", INDEXES, due=due)
+        job = IndexSeen("index", INDEXES, due=due)
         index = waits.first_wait(turn(seen={"indexing": lambda job=job: job}), STAGE)
         assert index is not None and index.action == action
     share = waits.first_wait(turn(seen={"share": lambda digest: "Free"}), STAGE)
@@ -193,7 +193,7 @@ IN_ORDER: list[tuple[waits.Wait, dict[str, Any], dict[str, Any], dict[str, Any]]
     (waits.for_other_devices, {"avoid": ALIKE}, {}, {}),
     (waits.for_the_claim, {}, {"claim_missing": True}, {}),
     (waits.for_the_data, {}, {"loading": lambda: LOADING}, {}),
-    (waits.for_the_index, {}, {"indexing": lambda: SeenIndex("index", INDEXES)}, {}),
+    (waits.for_the_index, {}, {"indexing": lambda: IndexSeen("index", INDEXES)}, {}),
     (waits.for_the_share, {}, {"share": lambda digest: OTHER}, {}),
 ]
 

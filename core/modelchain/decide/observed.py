@@ -146,7 +146,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class SeenIndex:
+class IndexSeen:
     """What is seen of the Job that indexes the chain's data, while the data is not indexed."""
 
     # The Job's name.
@@ -207,7 +207,7 @@ class Observed:
     # Why the data is not there yet: a Job still fills its claim, or has failed.
     loading: Callable[[], Reason | None] = lambda: None
     # The Job that indexes the data; None once the data is indexed, and on a laptop.
-    indexing: Callable[[], SeenIndex | None] = lambda: None
+    indexing: Callable[[], IndexSeen | None] = lambda: None
     # Who has the share of an input digest.
     share: Callable[[str], Share] = lambda digest: None
     # The input digests of which this chain has the share.

@@ -111,7 +111,7 @@ class Topology(ApiModel):
 INDEX_CPU, INDEX_MEMORY = "16", "3Gi"
 
 
-class IndexResources(ApiModel):
+class IndexLimits(ApiModel):
     """What the Job may use that indexes a chain's data before the first GPU is asked for."""
 
     cpu: Cores | None = Field(None, description=f"default: the pool's `cpu`, at most {INDEX_CPU}")
@@ -162,7 +162,7 @@ class NodePool(ApiModel):
     )
     fs_group: int | None = Field(None, ge=1, description="group that owns the artifacts' volume")
     topology: Topology | None = None
-    indexing: IndexResources = IndexResources()
+    indexing: IndexLimits = IndexLimits()
 
     @model_validator(mode="after")
     def _nothing_of_ours(self) -> NodePool:

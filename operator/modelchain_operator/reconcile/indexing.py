@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from modelchain.api.contracts import LastWord
 from modelchain.api.reasons import Code, Reason
-from modelchain.decide.observed import SeenIndex
+from modelchain.decide.observed import IndexSeen
 from modelchain.errors import InputError
 from modelchain.plan.pools import PoolFile
 from modelchain_operator.api import refusals
@@ -45,7 +45,7 @@ class Indexer:
         self.memory = memory
         self.now = now
 
-    def seen(self) -> SeenIndex | None:
+    def seen(self) -> IndexSeen | None:
         """What the Job does or waits for, or why it has failed; None once the data is indexed."""
         claim: Object | None = self.snapshot.want("claim")
         if claim is None:
@@ -55,12 +55,12 @@ class Indexer:
             return None
         job: Object | None = self.snapshot.want("index", name)
         if job is None:
-            return SeenIndex(name, self._indexes(name), due=True)
+            return IndexSeen(name, self._indexes(name), due=True)
         if not index_job.is_index_job(job, uid(claim)):
-            return SeenIndex(name, self._taken(name), stalls=True)
+            return IndexSeen(name, self._taken(name), stalls=True)
         if is_deleting(job):
             reason = Reason(Code.NAME_GOING, name, f"waits until an earlier {name} is gone")
-            return SeenIndex(name, reason)
+            return IndexSeen(name, reason)
         seen = self._of(job)
         if seen is None:
             self.memory.note_indexed((self.snapshot.namespace, name))
@@ -100,7 +100,7 @@ class Indexer:
 
     # -- one Job -----------------------------------------------------------------------------------
 
-    def _of(self, job: Object) -> SeenIndex | None:
+    def _of(self, job: Object) -> IndexSeen | None:
         """What is seen of a Job that exists.
 
         The last word of its pod comes before the Job's own conditions: these may come late, and a
@@ -116,7 +116,7 @@ class Indexer:
         if not cpu_job.finished(job) and not cpu_job.silent(pods):
             return self._going_on(job, pods)
         if self._asked_again(job):
-            return SeenIndex(name, self._indexes(name), due=True)
+            return IndexSeen(name, self._indexes(name), due=True)
         return self._failed(job, pods, word)
 
     def _pods(self, job: Object) -> list[Object]:
@@ -127,14 +127,14 @@ class Indexer:
             pods = self.snapshot.want("pods of index", label(job, CHAIN_UID)) or []
         return [pod for pod in pods if cpu_job.made(job, pod)]
 
-    def _going_on(self, job: Object, pods: Sequence[Object]) -> SeenIndex:
+    def _going_on(self, job: Object, pods: Sequence[Object]) -> IndexSeen:
         name = name_of(job)
         if (refused := self._refused(job, pods)) is not None:
-            return SeenIndex(name, refused, stalls=True)
+            return IndexSeen(name, refused, stalls=True)
         gang = podread.Gang(nodes=1, runner=runner_for(UNNAMED))
         late = [pod for pod in pods if self.now >= podread.created_at(pod) + STARTS_WITHIN]
         waiting, _ = podread.why_waiting([pod for pod in late if podread.is_live(pod)], gang)
-        return SeenIndex(name, waiting or self._indexes(name, job))
+        return IndexSeen(name, waiting or self._indexes(name, job))
 
     def _indexes(self, name: str, job: Object | None = None) -> Reason:
         """The Job is at work, or is about to be made."""
@@ -172,8 +172,8 @@ class Indexer:
         if chain is None:
             return True
         retry, generation = annotation(chain, RETRY), str(chain["metadata"]["generation"])
-        retried = bool(retry) and annotation(job, RETRY) != retry
-        return retried or annotation(job, GENERATION) != generation
+        asked_again = bool(retry) and annotation(job, RETRY) != retry
+        return asked_again or annotation(job, GENERATION) != generation
 
     def _chain_of(self, job: Object) -> Object | None:
         """The chain that made a Job; None if it exists no longer."""
@@ -182,19 +182,19 @@ class Indexer:
         chain: Object | None = self.snapshot.want("chain", label(job, CHAIN))
         return chain if chain is not None and uid(chain) == label(job, CHAIN_UID) else None
 
-    def _failed(self, job: Object, pods: Sequence[Object], word: LastWord | None) -> SeenIndex:
+    def _failed(self, job: Object, pods: Sequence[Object], word: LastWord | None) -> IndexSeen:
         """Only the chain that made the Job fails with it. Others wait until that one is mended."""
         name, why = name_of(job), self._why(job, pods, word)
         if not self._is_ours(job):
             chain, space = label(job, CHAIN), self.snapshot.namespace
             retry = f"modelchain retry {chain} -n {space}"
             message = f"job {name} of chain {chain}, which indexes the same data, has failed: {why}"
-            return SeenIndex(name, Reason(Code.INDEX_FAILED, name, message, retry), stalls=True)
+            return IndexSeen(name, Reason(Code.INDEX_FAILED, name, message, retry), stalls=True)
         if word is not None and word.failure is not None and word.failure.permanent:
             reason = Reason(Code(word.failure), name, word.message)
-            return SeenIndex(name, reason, failure=word.failure)
+            return IndexSeen(name, reason, failure=word.failure)
         reason = Reason(Code.INDEX_FAILED, name, f"job {name} has failed: {why}")
-        return SeenIndex(name, reason, stalls=True)
+        return IndexSeen(name, reason, stalls=True)
 
     def _why(self, job: Object, pods: Sequence[Object], word: LastWord | None) -> str:
         failed = true_condition(job, "Failed") or {}
