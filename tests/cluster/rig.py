@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import runpy
-import signal
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
+import forked
 from controlplane import Cluster, KubectlError, free_ports
 from specs import MINIMAL, config, inline, with_changes
-
-from modelchain.io.guard import die_with_parent
 
 Object = dict[str, Any]
 T = TypeVar("T")
@@ -72,26 +65,7 @@ def apply_all(space: Space, things: list[Object]) -> None:
     space.apply({"apiVersion": "v1", "kind": "List", "items": things})
 
 
-# To load its packages takes an operator two seconds of a core, so all are forked from one process
-# that has loaded them.
-_loaded = multiprocessing.get_context("forkserver")
-_loaded.set_forkserver_preload(["modelchain_operator.__main__"])
-
-
-def _operate(
-    program: Sequence[str], argv: list[str], environment: Mapping[str, str], log: Path
-) -> None:
-    """What an operator's process does. It dies with the process it was forked from, and that one
-    with ours.
-    """
-    die_with_parent(signal.SIGKILL, os.getppid())
-    with log.open("ab") as file:
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(file.fileno(), stream.fileno())
-    os.environ |= environment
-    sys.argv = argv
-    run = runpy.run_module if program[0] == "-m" else runpy.run_path
-    run(program[-1], run_name="__main__")
+forked.preload("modelchain_operator.__main__")
 
 
 class Operator:
@@ -121,7 +95,7 @@ class Operator:
             "--verbose",
             *(f"--namespace={namespace}" for namespace in namespaces),
         ]
-        self.process: BaseProcess | None = None
+        self.process: forked.Program | None = None
 
     def __enter__(self) -> Operator:
         self.start()
@@ -134,28 +108,24 @@ class Operator:
         """With free ports for probes and metrics."""
         self.port, self.metrics_port = free_ports(2)
         ports = [f"--liveness-port={self.port}", f"--metrics-port={self.metrics_port}"]
-        argv = [self.program[-1], *self.arguments, *ports]
-        self.process = _loaded.Process(
-            target=_operate, args=(self.program, argv, self.environment, self.log), daemon=True
-        )
-        self.process.start()
+        arguments = [*self.arguments, *ports]
+        self.process = forked.Program(self.program, arguments, self.log, self.environment)
 
     def kill(self) -> None:
         """SIGKILL, now."""
         if self.process is not None:
             self.process.kill()
-            self.process.join()
 
     def stop(self) -> int:
         """SIGTERM; its exit code."""
         assert self.process is not None
         self.process.terminate()
-        self.process.join(30)
-        assert self.process.exitcode is not None, "it goes on after SIGTERM"
-        return self.process.exitcode
+        code = self.process.wait(30)
+        assert code is not None, "it goes on after SIGTERM"
+        return code
 
     def alive(self) -> bool:
-        return self.process is not None and self.process.is_alive()
+        return self.process is not None and self.process.alive()
 
     def said(self) -> str:
         return self.log.read_text(errors="replace")

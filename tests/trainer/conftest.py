@@ -1,11 +1,10 @@
-"""Ranks that tests start as processes are forked from one that has loaded torch once: to load it
-takes a process five seconds of a core.
+"""Trainers and ranks that tests start as processes are forked from one that has loaded torch once.
+A few tests start one as users do; the local level starts all so.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-
+import forked
 import pytest
 
 # These tests wait for processes, while those of the other files compute. So they come first, and
@@ -18,4 +17,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure() -> None:
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["modelchain_trainer.train"])
+    forked.preload("modelchain_trainer.train", "tiny")

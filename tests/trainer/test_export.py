@@ -133,6 +133,7 @@ def run(path, folder, code):
         "PYTHONPATH": str(path),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "",  # they are installed without: compiled once, not each time
     }
     command = [sys.executable, "-c", code]
     done = subprocess.run(

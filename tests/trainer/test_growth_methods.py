@@ -7,6 +7,7 @@ from typing import get_args
 
 import open_clip
 import pytest
+import sweeps
 import torch
 from timm.models.swin_transformer import SwinTransformer
 from torch import nn
@@ -153,26 +154,20 @@ def test_lemon_s_copies_learn_different_things():
         assert (first - second).abs().max() > 0.1 * first.abs().max()
 
 
-@pytest.mark.parametrize(
-    ("edge", "method"),
-    [
-        (edge, method)
-        for method in WIDTH
-        for edge in (EDGES if method in ("Insert", "FPI", "LEMON") else NEIGHBOURS)
-    ],
-    ids=lambda value: value if isinstance(value, str) else "-".join(value),
-)
-def test_every_edge_of_both_families_grows_by_every_method(edge, method):
-    family, a, b = edge
-    old, new = member(family, a, text_layers=1), member(family, b, text_layers=1)
-    before = {name: tensor.clone() for name, tensor in new.state_dict().items()}
-    report = grow(new, old.state_dict(), method)
-    assert report.inserted + report.duplicated + report.new == sum(
-        p.numel() for p in new.parameters()
-    )
-    assert similarities(new).isfinite().all()
-    kept = sum(int((p == before[name]).sum()) for name, p in new.named_parameters())
-    assert kept <= report.new + 5, "what is not new comes from the predecessor"
+@pytest.mark.parametrize("method", WIDTH)
+def test_every_edge_of_both_families_grows_by_every_method(method):
+    """In `make test` three edges a method."""
+    edges = EDGES if method in ("Insert", "FPI", "LEMON") else NEIGHBOURS
+    for family, a, b in sweeps.sample(f"edges by {method}", edges, 3):
+        old, new = member(family, a, text_layers=1), member(family, b, text_layers=1)
+        before = {name: tensor.clone() for name, tensor in new.state_dict().items()}
+        report = grow(new, old.state_dict(), method)
+        assert report.inserted + report.duplicated + report.new == sum(
+            p.numel() for p in new.parameters()
+        ), (family, a, b)
+        assert similarities(new).isfinite().all(), (family, a, b)
+        kept = sum(int((p == before[name]).sum()) for name, p in new.named_parameters())
+        assert kept <= report.new + 5, (family, a, b, "what is not new is the predecessor's")
 
 
 @pytest.fixture(scope="module")
@@ -187,10 +182,11 @@ SLOW_WITHOUT_VALUES = ("Interpolate", "Net2Net", "AKI", "NetExpand")
 
 @pytest.mark.parametrize("method", WIDTH)
 def test_full_size_has_the_same_rules(full_size, method):
+    """In `make test` one edge a method."""
     edges = [("ViT-S-16", "ViT-L-16"), ("Swin-T", "Swin-L")]
     if method not in SLOW_WITHOUT_VALUES:
         edges = [(a, b) for a, b in combinations(MODELS, 2) if a.split("-")[0] == b.split("-")[0]]
-    for a, b in edges:
+    for a, b in sweeps.sample(f"full size by {method}", edges, 1):
         old, new = full_size[a], full_size[b]
         report = grow(new, old.state_dict(), method)
         assert report.inserted + report.duplicated + report.new == sum(

@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import forked
 import pytest
 import tiny
 import torch
@@ -48,20 +49,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.data(tmp_path_factory.mktemp("data") / "digits")
 
 
-def pod(
-    task: Task, log: Path, *command: str, **environment: str
-) -> tuple[subprocess.Popen[str], Path]:
-    """Start a container: the process, and its termination message file, which a kubelet creates."""
+def container(task: Task, log: Path, **more: str) -> dict[str, str]:
+    """The environment of a container, and its termination message file, which a kubelet creates."""
     log.touch()
     told = task.model_copy(update={"last_word": str(log)}).model_dump_json(by_alias=True)
-    environment = {
-        "MODELCHAIN_TASK": told,
-        "OMP_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",
-        **environment,
-    }
+    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    return {"MODELCHAIN_TASK": told, **threads, **more}
+
+
+def pod(task: Task, log: Path, *command: str, **more: str) -> tuple[subprocess.Popen[str], Path]:
+    """Start a container's process."""
+    environment = os.environ | container(task, log, **more)
     arguments = [sys.executable, *(command or ("-m", "modelchain_trainer"))]
-    return subprocess.Popen(arguments, env=os.environ | environment, cwd=log.parent, text=True), log
+    return subprocess.Popen(arguments, env=environment, cwd=log.parent, text=True), log
+
+
+def forked_pod(task: Task, log: Path, **more: str) -> forked.Program:
+    """A container's trainer that finds torch loaded."""
+    environment = container(task, log, **more)
+    return forked.Program(["-m", "modelchain_trainer"], [], log.with_suffix(".out"), environment)
 
 
 def word_in(log: Path) -> LastWord:
@@ -115,8 +121,9 @@ def trained(
     (work / "artifacts" / task.input_digest).rmdir()
     metrics_port = free_port()
     ports = {"MODELCHAIN_PROGRESS_PORT": str(port), "MODELCHAIN_METRICS_PORT": str(metrics_port)}
-    process, log = pod(task, work / "termination-log", **ports)
-    while process.poll() is None:
+    log = work / "termination-log"
+    process = forked_pod(task, log, **ports)
+    while process.alive():
         if page := scrape(metrics_port):
             SCRAPES.append(page)
         if answer := get(port):
@@ -125,7 +132,7 @@ def trained(
                     get(port, "/")
             seen.append(answer)
         time.sleep(0.02)
-    assert process.returncode == 0
+    assert process.wait(0) == 0
     return task, log, seen
 
 
@@ -205,9 +212,9 @@ def test_a_port_that_is_taken_does_not_stop_the_training(folder: Path, tmp_path:
     task = tiny.task(tiny.spec(epochs=1, evaluation=False), folder, tmp_path / "artifacts")
     with socket.create_server(("", 0)) as taken:
         port = str(taken.getsockname()[1])
-        environment = {"MODELCHAIN_PROGRESS_PORT": port, "MODELCHAIN_METRICS_PORT": port}
-        process, log = pod(task, tmp_path / "log", **environment)
-        assert process.wait(120) == 0 and word_in(log).result == "Succeeded"
+        ports = {"MODELCHAIN_PROGRESS_PORT": port, "MODELCHAIN_METRICS_PORT": port}
+        process = forked_pod(task, tmp_path / "log", **ports)
+        assert process.wait(120) == 0 and word_in(tmp_path / "log").result == "Succeeded"
 
 
 def test_sigterm_is_heard_before_torch_has_loaded(folder: Path, tmp_path: Path) -> None:

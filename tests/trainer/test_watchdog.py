@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import tiny
 from tiny import STEPS
@@ -18,6 +19,7 @@ from tiny import STEPS
 from modelchain.api.contracts import FailureClass, LastWord, Task
 from modelchain.io import watchdog
 
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 STALL = 8  # seconds; a busy machine may hold up a step for some of them
 
 # A trainer whose code is changed after it has loaded, and so after its watchdog has started.
@@ -58,33 +60,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.data(tmp_path_factory.mktemp("data") / "digits")
 
 
-def begin(
-    task: Task, work: Path, change: str = "", processes: int = 1, **limits: int
-) -> subprocess.Popen[str]:
-    """Start a trainer with these limits, alone or under torchrun. Its output goes to `work/log`."""
+def prepare(task: Task, work: Path, change: str = "", **limits: int) -> list[str]:
+    """Write down a trainer with these limits, and its task. Returns what Python is told to run."""
     work.mkdir(exist_ok=True)
     task = task.model_copy(
         update={"last_word": str(work / "word"), "checkpoint_seconds": 0, **limits}
     )
     (work / "task.json").write_text(task.model_dump_json(by_alias=True))
     (work / "trainer.py").write_text(TRAINER.replace("{change}", change))
-    torchrun = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--local-addr=127.0.0.1",
-        "--max-restarts=0",
-        f"--nproc-per-node={processes}",
-    ]
-    command = [
-        *(torchrun if processes > 1 else []),
-        str(work / "trainer.py"),
-        str(work / "task.json"),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    return [str(work / "trainer.py"), str(work / "task.json")]
+
+
+def begin(task: Task, work: Path, change: str = "", **limits: int) -> forked.Program:
+    """Start a trainer with these limits. Its output goes to `work/log`."""
+    program, file = prepare(task, work, change, **limits)
+    return forked.Program([program], [file], work / "log", ENVIRONMENT)
+
+
+def begin_two_ranks(task: Task, work: Path, change: str, **limits: int) -> subprocess.Popen[str]:
+    """The same under torchrun, as in a pod."""
+    torchrun = ["torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    ranks = ["--max-restarts=0", "--nproc-per-node=2", *prepare(task, work, change, **limits)]
+    command = [sys.executable, "-m", *torchrun, *ranks]
     with (work / "log").open("w") as log:
         return subprocess.Popen(
-            [sys.executable, *command], stdout=log, stderr=log, env=environment, text=True
+            command, stdout=log, stderr=log, env=os.environ | ENVIRONMENT, text=True
         )
 
 
@@ -97,11 +97,11 @@ def trained(folder: Path, root: Path, attempt: int = 1) -> Task:
 
 
 def of_a_task(work: Path) -> list[int]:
-    """Processes with this task in their command line: ranks, watchdogs, torchrun."""
+    """Processes that write to this task's log: ranks, watchdogs, torchrun."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if str(work / "task.json").encode() in (process / "cmdline").read_bytes():
+            if (process / "fd" / "1").readlink() == work / "log":
                 found.append(int(process.name))
         except OSError:
             continue
@@ -165,7 +165,7 @@ def test_when_one_of_two_ranks_stops_both_are_ended_and_no_process_is_left(
     """As in a pod: one file for the last word, and torchrun, which ends after its ranks."""
     task = trained(folder, tmp_path / "root")
     slow = HANG_AT.format(step=-1, rank=0)
-    process = begin(task, tmp_path / "a", slow, processes=2, stall_seconds=STALL)
+    process = begin_two_ranks(task, tmp_path / "a", slow, stall_seconds=STALL)
     until_step(task, 3)
     ranks = [
         pid
@@ -242,7 +242,6 @@ def test_a_failure_and_a_stop_end_the_watchdog_too(folder: Path, tmp_path: Path)
     while len(of_a_task(tmp_path / "b")) < 2:
         time.sleep(0.05)
     process.kill()
-    process.wait()
     assert gone(tmp_path / "b"), "the watchdog does not outlive its rank"
 
 
