@@ -13,32 +13,16 @@ import os
 import sys
 import time
 import traceback
-from pathlib import Path
-
-from pydantic import ValidationError
 
 from modelchain.api.contracts import DataAnswer, DataRequest, FailureClass, IndexTask, LastWord
-from modelchain.errors import (
-    EXIT_BAD_INPUT,
-    EXIT_DONE,
-    EXIT_PREEMPTED,
-    EXIT_WORK_FAILED,
-    InputError,
-    WorkError,
-)
-from modelchain.io.lastword import refuse_task, write_last_word
+from modelchain.errors import InputError, WorkError
+from modelchain.io.lastword import end, read_task
 from modelchain.io.stop import STOPS, listen
 from modelchain_data.request import IndexingLine, open_data
 
 
 def main(arguments: list[str]) -> int:
-    text = Path(arguments[0]).read_text() if arguments else os.environ["MODELCHAIN_TASK"]
-    try:
-        task = IndexTask.model_validate_json(text)
-    except ValidationError as error:
-        if not arguments:
-            refuse_task(text, error)
-        raise
+    task = read_task(IndexTask, arguments)
     listen(STOPS, lambda *_: os._exit(_preempted(task)))
     began = time.monotonic()
     answer, failure = _index(task.data)
@@ -50,7 +34,7 @@ def main(arguments: list[str]) -> int:
         seconds=round(time.monotonic() - began, 3),
         fingerprint=answer.fingerprint,
     )
-    return _end(task, word)
+    return end(task.last_word, word)
 
 
 def _index(request: DataRequest) -> tuple[DataAnswer, FailureClass | None]:
@@ -76,19 +60,7 @@ def _index(request: DataRequest) -> tuple[DataAnswer, FailureClass | None]:
 def _preempted(task: IndexTask) -> int:
     message = "stopped; what has been indexed stays"
     word = LastWord(result="Failed", failure=FailureClass.PREEMPTED, message=message)
-    return _end(task, word)
-
-
-def _end(task: IndexTask, word: LastWord) -> int:
-    """Write the last word and return the exit code."""
-    if task.last_word is not None:
-        write_last_word(Path(task.last_word), word)
-    codes = {
-        None: EXIT_DONE,
-        FailureClass.USER_ERROR: EXIT_BAD_INPUT,
-        FailureClass.PREEMPTED: EXIT_PREEMPTED,
-    }
-    return codes.get(word.failure, EXIT_WORK_FAILED)
+    return end(task.last_word, word)
 
 
 if __name__ == "__main__":

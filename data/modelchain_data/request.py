@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from pathlib import Path
 
@@ -75,11 +75,15 @@ def open_data(
 
 
 def open_evaluations(
-    request: DataRequest, check: bool = True
+    request: DataRequest, check: bool = True, only: Collection[str] | None = None
 ) -> list[tuple[TaskEvaluation, ShardSet]]:
-    """Open the evaluation shards only, and check their labels against the class names."""
+    """Open the evaluation shards only, and check their labels against the class names. With `only`,
+    those of the evaluations with these names.
+    """
     opened = []
     for index, evaluation in enumerate(request.evaluation):
+        if only is not None and evaluation.name not in only:
+            continue
         shards = [Path(file) for file in paths(evaluation.files)]
         samples = open_set(shards, Path(request.index), check=check)
         check_pictures(samples, 0, request.file, f"spec.evaluation[{index}].shards")

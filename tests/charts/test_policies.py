@@ -78,7 +78,8 @@ def test_of_the_operator() -> None:
 
 def test_pods_of_cpu_jobs_have_no_connections() -> None:
     for policy in find(rendered("full"), "NetworkPolicy", "-verify"):
-        roles = {"key": "modelchain.dev/role", "operator": "In", "values": ["verify", "index"]}
+        values = ["verify", "index", "evaluate"]
+        roles = {"key": "modelchain.dev/role", "operator": "In", "values": values}
         assert policy["spec"]["podSelector"] == {"matchExpressions": [roles]}
         assert sorted(policy["spec"]["policyTypes"]) == ["Egress", "Ingress"]
         assert not {"ingress", "egress"} & set(policy["spec"])

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,9 @@ from aiohttp import web
 from apiclient import Json
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from modelchain.api.contracts import FailureClass, LastWord, LiveProgress, Task
+from modelchain.api.contracts import EvaluationTask, FailureClass, LastWord, LiveProgress, Task
+from modelchain.api.spec import Evaluation
+from modelchain.identity.digest import short_key
 from modelchain_trainer.metrics import Meter
 
 if TYPE_CHECKING:
@@ -180,12 +182,24 @@ class Pod:
             steps=self.steps,
             manifest_digest=_sha256("manifest" + self.digest),
             artifact_digest=_sha256("weights" + self.digest),
-            metrics={
-                e.name: int(_sha256(e.name + self.digest)[:4], 16) % 10000 / 100
-                for e in self.task.data.evaluation
-            },
+            metrics=self._metrics(self.task.data.evaluation),
+            evaluations={e.name: short_key(e) for e in self.task.data.evaluation},
             **self._spent(),
         )
+
+    def _metrics(self, evaluations: Iterable[Evaluation]) -> dict[str, float]:
+        return {
+            e.name: int(_sha256(e.name + self.digest)[:4], 16) % 10000 / 100 for e in evaluations
+        }
+
+    def evaluate(self) -> LastWord:
+        """The last word of an evaluation Job's pod that measures what its task asks for."""
+        task = EvaluationTask.model_validate_json(self.env["MODELCHAIN_TASK"])
+        found = self.volume.artifacts.get(self.digest)
+        if found is None or found.artifact_digest != task.artifact_digest:
+            return self.failure(FailureClass.CORRUPT_ARTIFACT, "the artifact is another one")
+        asked = [e for e in task.data.evaluation if e.name in (task.names or ())]
+        return LastWord(result="Succeeded", metrics=self._metrics(asked))
 
     def checkpointed(self) -> LastWord:
         """SIGTERM: the trainer stops here, saves its work and says so."""

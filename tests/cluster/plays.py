@@ -21,6 +21,8 @@ def usual(seconds: float = 0.5) -> Play:
     async def play(pod: Pod) -> None:
         if pod.role == "verify":
             await verify()(pod)
+        elif pod.role == "evaluate":
+            await evaluate()(pod)
         elif pod.rank:
             await follow()(pod)
         else:
@@ -79,6 +81,18 @@ def verify(after: float = 0.1) -> Play:
                     FailureClass.NO_ARTIFACT, "the volume holds no artifact of these inputs"
                 ),
             )
+
+    return play
+
+
+def evaluate(after: float = 0.1) -> Play:
+    """An evaluation Job's pod: it measures what it was asked for."""
+
+    async def play(pod: Pod) -> None:
+        await pod.start()
+        await asyncio.sleep(after)
+        word = pod.evaluate()
+        await pod.exit(1 if word.failure else 0, word)
 
     return play
 

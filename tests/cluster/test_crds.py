@@ -363,6 +363,36 @@ def test_a_stage_artifact_never_changes(cluster: Cluster, namespace: str) -> Non
     cluster.kubectl("annotate", "sart", name, "note=this may change", f"--namespace={namespace}")
 
 
+def later(value: str) -> dict[str, Any]:
+    return {"metrics": {"food": value}, "measuredAt": "2026-01-02T03:04:05Z", "image": "i"}
+
+
+def test_metrics_are_added_to_a_stage_artifact_and_never_changed(
+    cluster: Cluster, namespace: str
+) -> None:
+    artifact = stage_artifact()
+    cluster.kubectl("create", "-f", "-", f"--namespace={namespace}", input=json.dumps(artifact))
+    name = artifact["metadata"]["name"]
+
+    def patch(metrics: dict[str, Any] | None) -> tuple[str, ...]:
+        body = json.dumps({"status": {"metrics": metrics}})
+        return "patch", "sart", name, "--subresource=status", "--type=merge", "-p", body
+
+    first, second = "a" * 16, "b" * 16
+    for key, value in ((first, "61.00"), (second, "7.00")):
+        cluster.kubectl(*patch({key: later(value)}), f"--namespace={namespace}")
+    kept = json.loads(
+        cluster.kubectl("get", "sart", name, "-o", "json", f"--namespace={namespace}")
+    )
+    read = StageArtifact.model_validate(kept)
+    assert read.status is not None and list(read.status.metrics) == [first, second]
+    assert read.spec.metrics == {"top1": "31.80"}
+    for wrong in ({first: later("62.00")}, {first: None}, None, {first: {"image": "j"}}):
+        said = kubectl_refuses(cluster, namespace, None, *patch(wrong))
+        assert messages.METRICS.format(name=name) in said
+    cluster.kubectl(*patch({first: later("61.00")}), f"--namespace={namespace}")
+
+
 def test_kubectl_get(cluster: Cluster, namespace: str) -> None:
     for value in (with_changes({"spec.runner.queueName": "vision"}), stage_artifact()):
         cluster.kubectl("apply", "-f", "-", f"--namespace={namespace}", input=json.dumps(value))

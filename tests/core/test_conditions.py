@@ -221,7 +221,7 @@ def test_times_change_only_with_the_status() -> None:
         for c in ended.conditions
         if c.last_transition_time != first.conditions[0].last_transition_time
     }
-    assert changed == {"Ready", "Complete", "Finished"}
+    assert changed == {"Ready", "Complete", "Finished", "Measured"}
 
 
 def test_a_refused_spec_fails_at_once_and_keeps_the_stages() -> None:

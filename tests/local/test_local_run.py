@@ -247,6 +247,27 @@ def test_an_evaluation_added_later_runs_without_training(finished: Chain, tmp_pa
     assert (chain.artifact(0) / "results.json").read_bytes() == before
 
 
+def test_an_evaluation_that_changed_under_its_name_is_measured_anew(
+    finished: Chain, tmp_path: Path
+) -> None:
+    """And what it measured before counts again when the edit is taken back."""
+    chain = copy_of(finished, tmp_path)
+    before = [stage["results"]["top1"] for stage in chain.status()["stages"]]
+    top1 = dict(chain.spec["spec"]["evaluation"][0])
+    other = {"name": "top1", "kind": "Retrieval", "shards": "/data/val-000000.tar"}
+    chain.spec["spec"]["evaluation"][0] = other
+    done = chain.run()
+    assert done.returncode == 0, done.stderr
+    stages = chain.status()["stages"]
+    assert all("top1/image-to-text-r1" in stage["results"] for stage in stages)
+    chain.spec["spec"]["evaluation"][0] = top1
+    done = chain.run()
+    assert done.returncode == 0 and "measuring" not in done.stderr
+    stages = chain.status()["stages"]
+    assert [stage["results"]["top1"] for stage in stages] == before
+    assert attempts(chain) == 2 and not any("unmeasured" in s and s["unmeasured"] for s in stages)
+
+
 def test_a_lost_status_makes_no_name_twice(finished: Chain, tmp_path: Path) -> None:
     chain = copy_of(finished, tmp_path)
     (chain.root / "status.json").unlink()

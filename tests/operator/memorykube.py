@@ -96,6 +96,15 @@ class MemoryKube:
         self._check("patch", resource)
         return self.put(resource, _merged(self.objects[resource.plural, name], body))
 
+    async def patch_status(
+        self, resource: Resource, namespace: str, name: str, body: Object
+    ) -> Object:
+        self._check("status", resource)
+        stored, known = self.objects[resource.plural, name], body["metadata"]["resourceVersion"]
+        if stored["metadata"]["resourceVersion"] != known:
+            raise Conflict(f"{resource.plural} {name} has changed", code=409)
+        return self.put(resource, _merged(stored, {"status": body["status"]}))
+
     async def replace_status(self, resource: Resource, obj: Object) -> Object:
         self._check("status", resource)
         stored = self.objects[resource.plural, obj["metadata"]["name"]]

@@ -233,7 +233,7 @@ def test_states_conditions_and_progress() -> None:
     states = {labels[-1]: value for labels, value in found["modelchain_stages"].items()}
     assert states == {str(s): {"Succeeded": 2, "Running": 1, "Pending": 1}.get(s, 0) for s in State}
     true = [labels[1] for labels, value in found["modelchain_condition"].items() if value]
-    assert true == ["Reconciling"] and len(found["modelchain_condition"]) == 8
+    assert true == ["Reconciling"] and len(found["modelchain_condition"]) == 9
     ratios = {
         labels[-1]: value for labels, value in found["modelchain_stage_progress_ratio"].items()
     }

@@ -21,7 +21,7 @@ from open_clip import (
 from torch._dynamo.utils import counters
 from typer.testing import CliRunner
 
-from modelchain.api.contracts import DataRequest, TaskEvaluation, TrainFiles
+from modelchain.api.contracts import DataRequest, EvaluationTask, TaskEvaluation, TrainFiles
 from modelchain.errors import InputError, WorkError
 from modelchain_data.batches import evaluation_image
 from modelchain_data.index import open_set
@@ -349,7 +349,7 @@ def test_measuring_a_finished_artifact_is_what_training_measured(tmp_path):
     word, _ = tiny.train(task)
     torch.use_deterministic_algorithms(False)
     directory = tiny.artifact(task)
-    assert measure(directory, task.data) == word.metrics
+    assert measure(EvaluationTask(artifact=str(directory), data=task.data)) == word.metrics
     chain = tmp_path / "chain.yaml"
     chain.write_text(tiny.spec(epochs=1).model_dump_json(by_alias=True, exclude_unset=True))
     app = typer.Typer()
@@ -365,8 +365,8 @@ def test_measuring_a_finished_artifact_is_what_training_measured(tmp_path):
     weights = directory / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
     with pytest.raises(WorkError, match="sha256"):
-        measure(directory, task.data)
+        measure(EvaluationTask(artifact=str(directory), data=task.data))
     (directory / "manifest.json").unlink()  # still an open_clip folder, but of unknown origin
     for nothing in (directory, tmp_path, tmp_path / "nowhere"):
         with pytest.raises(InputError, match=r"holds no artifact \(no manifest\.json\)"):
-            measure(nothing, task.data)
+            measure(EvaluationTask(artifact=str(nothing), data=task.data))

@@ -31,6 +31,7 @@ from typer.testing import CliRunner
 
 from modelchain.api.contracts import (
     DataRequest,
+    EvaluationTask,
     Manifest,
     Measured,
     Results,
@@ -267,10 +268,8 @@ def measured_by_us(artifact, data, cache):
         TaskEvaluation(name="r1", kind="Retrieval", **shard),
     ]
     train = TrainFiles(files=[], samples=0, captions_per_sample=1, fingerprint=None)
-    return measure(
-        artifact,
-        DataRequest(index=str(cache), file="chain.yaml", train=train, evaluation=evaluations),
-    )
+    data = DataRequest(index=str(cache), file="chain.yaml", train=train, evaluation=evaluations)
+    return measure(EvaluationTask(artifact=str(artifact), data=data))
 
 
 def test_clip_benchmark_measures_what_we_measure(artifacts, others, tmp_path):

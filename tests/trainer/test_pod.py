@@ -29,12 +29,14 @@ from modelchain.api.contracts import (
     MANIFEST,
     RESULTS,
     WEIGHTS,
+    EvaluationTask,
     FailureClass,
     LastWord,
     LiveProgress,
     Results,
     Task,
 )
+from modelchain.identity.digest import short_key
 from modelchain.io.files import sha256_of
 from modelchain.io.lastword import write_last_word
 from modelchain.io.stop import Preempted, StopRequest
@@ -49,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.data(tmp_path_factory.mktemp("data") / "digits")
 
 
-def container(task: Task, log: Path, **more: str) -> dict[str, str]:
+def container(task: Task | EvaluationTask, log: Path, **more: str) -> dict[str, str]:
     """The environment of a container, and its termination message file, which a kubelet creates."""
     log.touch()
     told = task.model_copy(update={"last_word": str(log)}).model_dump_json(by_alias=True)
@@ -57,7 +59,9 @@ def container(task: Task, log: Path, **more: str) -> dict[str, str]:
     return {"MODELCHAIN_TASK": told, **threads, **more}
 
 
-def pod(task: Task, log: Path, *command: str, **more: str) -> tuple[subprocess.Popen[str], Path]:
+def pod(
+    task: Task | EvaluationTask, log: Path, *command: str, **more: str
+) -> tuple[subprocess.Popen[str], Path]:
     """Start a container's process."""
     environment = os.environ | container(task, log, **more)
     arguments = [sys.executable, *(command or ("-m", "modelchain_trainer"))]
@@ -435,3 +439,78 @@ def test_verify_refuses_an_artifact_of_other_inputs(
         and word.failure == "CorruptArtifact"
         and "other inputs" in word.message
     )
+
+
+# The command `evaluate`.
+
+
+def evaluation(task: Task, *names: str, index: Path, **changes: object) -> EvaluationTask:
+    """The task of an evaluation Job, with an index outside the artifacts, which are read-only."""
+    weights = sha256_of(tiny.artifact(task) / WEIGHTS)
+    data = task.data.model_copy(update={"index": str(index)})
+    whole = EvaluationTask(
+        artifact=str(tiny.artifact(task)),
+        artifact_digest=weights,
+        data=data,
+        names=list(names),
+        device="cpu",
+    )
+    return whole.model_copy(update=changes)
+
+
+def evaluate(task: EvaluationTask, work: Path) -> tuple[int, LastWord]:
+    process, log = pod(task, work / "log", "-m", "modelchain_trainer", "evaluate")
+    return process.wait(120), word_in(log)
+
+
+def test_evaluate_measures_what_was_asked_for_and_writes_nothing_but_its_last_word(
+    trained: tuple[Task, Path, list[LiveProgress]], tmp_path: Path
+) -> None:
+    task, log, _ = trained
+    before = sorted((str(p), p.stat().st_mtime_ns) for p in Path(task.root).rglob("*"))
+    code, word = evaluate(evaluation(task, "r1", index=tmp_path / "index"), tmp_path)
+    assert before == sorted((str(p), p.stat().st_mtime_ns) for p in Path(task.root).rglob("*"))
+    trained_with = word_in(log)
+    own = {n: v for n, v in trained_with.metrics.items() if n.partition("/")[0] == "r1"}
+    assert (code, word.result, word.metrics) == (0, "Succeeded", own) and "r1" in own
+    assert trained_with.evaluations == {e.name: short_key(e) for e in task.data.evaluation}
+
+
+def test_evaluate_tells_why_it_failed(
+    trained: tuple[Task, Path, list[LiveProgress]], tmp_path: Path
+) -> None:
+    good = evaluation(trained[0], "top1", index=tmp_path / "index")
+    code, word = evaluate(good.model_copy(update={"artifact_digest": "ab" * 32}), tmp_path)
+    assert (code, word.failure) == (1, "CorruptArtifact") and "ab" * 32 in word.message
+    (tmp_path / "log").unlink()
+    top1, *others = good.data.evaluation
+    gone = top1.model_copy(update={"class_names": "/nowhere.json"})
+    data = good.data.model_copy(update={"evaluation": [gone, *others]})
+    code, word = evaluate(good.model_copy(update={"data": data}), tmp_path)
+    assert (code, word.failure) == (2, "UserError") and "/nowhere.json" in word.message
+
+
+def test_evaluate_that_is_told_to_stop_says_so(
+    trained: tuple[Task, Path, list[LiveProgress]], tmp_path: Path
+) -> None:
+    task = evaluation(trained[0], "top1", index=tmp_path / "index")
+    process, log = pod(task, tmp_path / "log", "-m", "modelchain_trainer", "evaluate")
+    caught = 0
+    while not caught >> (signal.SIGTERM - 1) & 1:  # until it has a handler
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        caught = int(status.split("SigCgt:\t")[1].split()[0], 16)
+    process.terminate()
+    assert process.wait(60) == 75 and word_in(log).failure == "Preempted"
+
+
+def test_evaluate_refuses_a_task_of_another_version_with_a_last_word(
+    trained: tuple[Task, Path, list[LiveProgress]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    task = evaluation(trained[0], "top1", index=tmp_path, last_word=str(tmp_path / "log"))
+    newer = {**task.model_dump(mode="json", by_alias=True), "v": 2}
+    monkeypatch.setenv("MODELCHAIN_TASK", json.dumps(newer))
+    with pytest.raises(ValueError, match="validation error"):
+        entry.main(["evaluate"])
+    assert word_in(tmp_path / "log").failure == "UserError"

@@ -3,7 +3,7 @@
 - `python -m modelchain_trainer [TASK.json]` trains one stage, under torchrun or alone. In a pod the
   task is in MODELCHAIN_TASK.
 - `python -m modelchain_trainer verify [TASK.json]` hashes again what the stage left.
-- `python -m modelchain_trainer evaluate FILE` measures an artifact.
+- `python -m modelchain_trainer evaluate [TASK.json]` measures an artifact.
 
 A trainer writes its last word before it ends, however it ends, and its exit code agrees with it: 0
 succeeded, 1 failed, 2 bad input, 75 preempted.
@@ -17,24 +17,14 @@ import signal
 import sys
 import traceback
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from modelchain.api.contracts import EvaluationRequest, FailureClass, LastWord, Task
-from modelchain.errors import (
-    EXIT_BAD_INPUT,
-    EXIT_DONE,
-    EXIT_PREEMPTED,
-    EXIT_WORK_FAILED,
-    InputError,
-    WorkError,
-)
+from modelchain.api.contracts import EvaluationTask, FailureClass, LastWord, Task
+from modelchain.errors import InputError, WorkError
 from modelchain.io import watchdog
 from modelchain.io.guard import PARENT, die_with_parent
-from modelchain.io.lastword import blame, refuse_task, verify_artifact, write_last_word
-from modelchain.io.stop import Preempted, StopRequest
+from modelchain.io.lastword import blame, end, read_task, verify_artifact
+from modelchain.io.stop import STOPS, Preempted, StopRequest, listen
 
 EXIT_SECONDS = 5  # a trainer that cannot stop gives up this long before it would be killed
 
@@ -42,33 +32,47 @@ EXIT_SECONDS = 5  # a trainer that cannot stop gives up this long before it woul
 def main(arguments: list[str]) -> int:
     if PARENT in os.environ:
         die_with_parent(signal.SIGKILL, int(os.environ[PARENT]))
-    if arguments[:1] == ["evaluate"]:
-        return evaluate(EvaluationRequest.model_validate_json(Path(arguments[1]).read_bytes()))
-    verifying = arguments[:1] == ["verify"]
-    files = arguments[1:] if verifying else arguments
-    text = Path(files[0]).read_text() if files else os.environ["MODELCHAIN_TASK"]
-    try:
-        task = Task.model_validate_json(text)
-    except ValidationError as error:
-        if not verifying:
-            refuse_task(text, error)
-        raise
-    if verifying:
-        return verify(task)
+    match arguments:
+        case ["evaluate", *files]:
+            return evaluate(read_task(EvaluationTask, files))
+        case ["verify", *files]:
+            return verify(read_task(Task, files, refuses=False))
+    task = read_task(Task, arguments)
     watchdog.start(task)
     return train(task)
 
 
-def evaluate(request: EvaluationRequest) -> int:
-    """Measure a finished artifact; the metrics go to standard output."""
+def evaluate(task: EvaluationTask) -> int:
+    """Measure a finished artifact, write the metrics to standard output and, in a pod, a last word;
+    returns the exit code.
+    """
+    listen(STOPS, lambda *_: os._exit(end(task.last_word, _stopped("stopped while it measured"))))
+    word = _measured(task)
+    if word.failure is None:
+        _say(json.dumps(word.metrics))
+    else:
+        print(word.message, file=sys.stderr, flush=True)
+    return end(task.last_word, word)
+
+
+def _measured(task: EvaluationTask) -> LastWord:
     from modelchain_trainer.evaluate import measure
+    from modelchain_trainer.runtime import failure_of
 
     try:
-        print(json.dumps(measure(Path(request.artifact), request.data)))
-    except (InputError, WorkError) as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return EXIT_DONE
+        return LastWord(result="Succeeded", metrics=measure(task))
+    except InputError as error:
+        failure, message = FailureClass.USER_ERROR, str(error)
+    except WorkError as error:
+        failure, message = FailureClass(error.failure), str(error)
+    except Exception as error:
+        traceback.print_exc()
+        failure, message = failure_of(error), f"{type(error).__name__}: {error}"
+    return LastWord(result="Failed", failure=failure, message=message)
+
+
+def _stopped(message: str) -> LastWord:
+    return LastWord(result="Failed", failure=FailureClass.PREEMPTED, message=message)
 
 
 def verify(task: Task) -> int:
@@ -77,8 +81,7 @@ def verify(task: Task) -> int:
     """
     word = verify_artifact(task)
     _say(f"{word.failure}: {word.message}" if word.failure else f"whole: {word.artifact_digest}")
-    write_last_word(Path(task.last_word), word)
-    return EXIT_WORK_FAILED if word.failure else EXIT_DONE
+    return end(task.last_word, word)
 
 
 def train(task: Task) -> int:
@@ -120,18 +123,14 @@ def _train(task: Task, stop: StopRequest, report: dict[str, Any]) -> int:
         return _failed(
             task, report | blame(error, failure), failure, f"{type(error).__name__}: {error}"
         )
-    write_last_word(Path(task.last_word), word)
-    return EXIT_DONE
+    return end(task.last_word, word)
 
 
 def _failed(task: Task, report: dict[str, Any], failure: FailureClass, message: str) -> int:
     """Write the last word of a failure; returns the exit code."""
     _say(f"{failure}: {message}")
-    write_last_word(
-        Path(task.last_word), LastWord(result="Failed", failure=failure, message=message, **report)
-    )
-    codes = {FailureClass.PREEMPTED: EXIT_PREEMPTED, FailureClass.USER_ERROR: EXIT_BAD_INPUT}
-    return codes.get(failure, EXIT_WORK_FAILED)
+    word = LastWord(result="Failed", failure=failure, message=message, **report)
+    return end(task.last_word, word)
 
 
 def _say(text: str) -> None:

@@ -32,6 +32,7 @@ def evaluate(
     Example: [bold]modelchain evaluate runs/q/<digest>/artifact -f examples/quickstart.yaml --data
     runs/digits[/bold]
     """
+    from modelchain.api.contracts import EvaluationTask
     from modelchain.errors import InputError
     from modelchain.io.load import load_chain
     from modelchain.io.paths import DataFolder
@@ -41,7 +42,8 @@ def evaluate(
     if not chain.spec.evaluation:
         raise InputError("asks for no evaluation", file=file, field="spec.evaluation")
     with tempfile.TemporaryDirectory(prefix="modelchain-") as index:
-        metrics = measure(artifact, DataFolder(chain, data, file).request(Path(index), train=False))
+        request = DataFolder(chain, data, file).request(Path(index), train=False)
+        metrics = measure(EvaluationTask(artifact=str(artifact), data=request))
     if output == "json":
         typer.echo(json.dumps(metrics, indent=1))
         return

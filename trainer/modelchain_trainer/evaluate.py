@@ -16,10 +16,11 @@ from open_clip import SimpleTokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from modelchain.api.contracts import MANIFEST, DataRequest, Manifest, TaskEvaluation
+from modelchain.api.contracts import MANIFEST, EvaluationTask, Manifest, TaskEvaluation
 from modelchain.errors import WorkError
 from modelchain.io import watchdog
 from modelchain_data.batches import CHUNKS, cut_chunks, evaluation_image
+from modelchain_data.build import cores
 from modelchain_data.index import ShardSet
 from modelchain_data.prompts import class_names, prompt_templates
 from modelchain_data.request import open_evaluations
@@ -170,20 +171,31 @@ def _picture(samples: ShardSet, i: int, side: int) -> Tensor:
         ) from error
 
 
-def measure(directory: Path, request: DataRequest) -> dict[str, float]:
-    """All evaluations of `request` on the artifact in `directory`, which is hashed again first, in
-    the precision it was trained in. Raises InputError or WorkError.
+def measure(task: EvaluationTask) -> dict[str, float]:
+    """The metrics that a task asks for, in the precision that the artifact was trained in. Every
+    byte of the artifact is hashed again first.
+
+    Raises InputError or WorkError.
     """
+    directory = Path(task.artifact)
     config, weights = load_artifact(directory)
-    device = this_device()
+    manifest = Manifest.model_validate_json((directory / MANIFEST).read_bytes())
+    if task.artifact_digest not in (None, manifest.artifact_digest):
+        raise WorkError(
+            f"{directory}: its weights have sha256 {manifest.artifact_digest}, not"
+            f" {task.artifact_digest}",
+            "CorruptArtifact",
+        )
+    device = this_device(task.device)
+    # torch counts the cores of its node, also where a container may use fewer.
+    torch.set_num_threads(min(torch.get_num_threads(), cores()))
     clip = frozen(config, weights, device)
-    inputs = Manifest.model_validate_json((directory / MANIFEST).read_bytes()).inputs
     evaluator = Evaluator(
-        open_evaluations(request),
+        open_evaluations(task.data, only=task.names),
         context_length=config["text_cfg"]["context_length"],
         device=device,
         threads=torch.get_num_threads(),
-        precision=autocast(device, inputs["precision"]),
+        precision=autocast(device, manifest.inputs["precision"]),
     )
     return evaluator(clip)
 

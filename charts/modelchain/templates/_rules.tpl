@@ -7,15 +7,20 @@
 - apiGroups: [modelchain.dev]
   resources: [modelchains/status]
   verbs: [update]
-# Records of finished stages: created once, never changed or deleted.
+# Records of finished stages: created once, never changed or deleted. Metrics that are measured
+# later are added to their status.
 - apiGroups: [modelchain.dev]
   resources: [stageartifacts]
   verbs: [get, list, watch, create]
+- apiGroups: [modelchain.dev]
+  resources: [stageartifacts/status]
+  verbs: [patch]
 # Attempts: created suspended, released by a patch, deleted to stop them.
 - apiGroups: [kubeflow.org]
   resources: [pytorchjobs]
   verbs: [get, list, watch, create, patch, delete]
-# Verify and index Jobs: one that fails is deleted and created again.
+# Verify, index and evaluation Jobs: one that fails is deleted and created again, and one that is not
+# needed any more is deleted.
 - apiGroups: [batch]
   resources: [jobs]
   verbs: [get, list, watch, create, delete]

@@ -12,6 +12,7 @@ from modelchain.api.status import Macs
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", max_length=64)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=253)]
+Key = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$", max_length=16)]
 Decimal = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
@@ -53,9 +54,29 @@ class StageArtifactSpec(WrittenModel):
     gpu_seconds: float = Field(ge=0)
     cost: Decimal | None = Field(None, description="absent if the pool has no price")
     metrics: dict[str, Decimal] = Field({}, description="in percent, by the name of the evaluation")
+    evaluations: dict[str, Key] = Field(
+        {}, description="by the name of an evaluation, the digest of what it measured"
+    )
     accuracy: Decimal | None = Field(None, description="the first metric, shown by `kubectl get`")
     attempt: Name = Field(description="the job that trained it")
     finished_at: Name
+
+
+class LaterMetrics(WrittenModel):
+    """What an evaluation measured after the stage had finished."""
+
+    metrics: dict[str, Decimal] = Field(description="in percent, by the name of the evaluation")
+    measured_at: Name
+    image: str = Field(max_length=1024, description="the trainer's image that measured")
+
+
+class StageArtifactStatus(WrittenModel):
+    """What becomes known of a stage after it has finished."""
+
+    metrics: dict[str, LaterMetrics] = Field(
+        {},
+        description="by the digest of what was measured; entries are added and never changed",
+    )
 
 
 class StageArtifact(WrittenModel):
@@ -65,6 +86,7 @@ class StageArtifact(WrittenModel):
     kind: Literal["StageArtifact"] = "StageArtifact"
     metadata: dict[str, Any]
     spec: StageArtifactSpec
+    status: StageArtifactStatus | None = None
 
 
 def stage_artifact_name(claim_uid: str, input_digest: str) -> str:

@@ -134,14 +134,32 @@ class DataAnswer(WrittenModel):
     problems: list[str] = []
 
 
-class EvaluationRequest(WrittenModel):
-    """The evaluations to run on a finished artifact.
+class EvaluationTask(WrittenModel):
+    """Evaluations to run on a finished artifact.
 
-    `python -m modelchain_trainer evaluate FILE` reads such a request.
+    `python -m modelchain_trainer evaluate FILE` reads such a task; without FILE, from
+    MODELCHAIN_TASK. It writes the metrics to standard output, and, in a pod, a LastWord.
     """
 
-    artifact: str
+    v: Literal[1] = 1
+    artifact: str = Field(description="its directory")
+    artifact_digest: str | None = Field(
+        None, description="the SHA-256 that its weights must have; by default any"
+    )
     data: DataRequest
+    names: list[str] | None = Field(
+        None, description="the evaluations to run, of those in `data`; by default all"
+    )
+    device: Literal["cuda", "cpu"] | None = Field(
+        None,
+        description=(
+            "by default a GPU if there is one; a pod may see GPUs that it did not ask for, and that"
+            " others use"
+        ),
+    )
+    last_word: str | None = Field(
+        None, description="the file to which the termination message is written"
+    )
 
 
 class Task(WrittenModel):
@@ -208,6 +226,9 @@ class LastWord(WrittenModel):
     seconds: float = 0.0
     gpu_seconds: float = 0.0
     metrics: dict[str, float] = {}
+    evaluations: dict[str, str] = Field(
+        {}, description="by an evaluation's name, the short form of its key"
+    )
     fingerprint: str | None = Field(None, description="of the training data, once it is indexed")
     trainer_math: int | None = Field(None, description="of the trainer that trained the weights")
     node: str | None = Field(

@@ -55,6 +55,7 @@ ARTIFACT = (
     "a StageArtifact never changes; `kubectl delete sart {name}` permits its stage to be trained"
     " again"
 )
+METRICS = "{name}: metrics are added to a StageArtifact's status; those that are there never change"
 
 
 def one_line(text: str) -> str:

@@ -425,7 +425,44 @@ class Code(StrEnum):
         False,
     )
 
+    # Why a metric of a finished stage is not known.
+    MEASURE_WAITS = (
+        "MeasureWaits",
+        "The metric is measured once all stages are trained, after those before it",
+        "Nothing",
+        WATCH,
+    )
+    MEASURING = (
+        "Measuring",
+        "A Job measures the metric on the finished artifact",
+        "Nothing",
+        "kubectl logs -f job/{subject} -n {namespace}",
+    )
+    MEASURE_FAILED = (
+        "MeasureFailed",
+        "The Job that was to measure the metric has failed",
+        "Read its logs, correct what they name, then retry",
+        RETRY,
+        True,
+        True,
+    )
+    MEASURE_REFUSED = (
+        "MeasureRefused",
+        "The API server refuses the Job that measures the metric, or the metric in the record",
+        "Change what the message names: a quota, a policy, a webhook",
+        DESCRIBE,
+    )
+    UNMEASURED = (
+        "Unmeasured",
+        "The metric is not known, and nothing has asked for it since the chain ended",
+        "Retry to measure it; on a laptop, run again",
+        RETRY,
+        True,
+        True,
+    )
+
     # What conditions say of the whole chain.
+    ALL_MEASURED = "AllMeasured", "Every metric that the spec asks for is known of every stage"
     ALL_STAGES_FINISHED = "AllStagesFinished", "Every stage has an artifact"
     IN_PROGRESS = "InProgress", "The chain is at work", "Nothing", WATCH
     PENDING = "Pending", "The stage waits for its turn"
@@ -461,6 +498,7 @@ class Code(StrEnum):
     )
     STAGE_STOPPING = "StageStopping", "A stage's attempt was asked to stop"
     STAGE_RETRYING = "StageRetrying", "An attempt ended without an artifact; another one follows"
+    STAGE_MEASURED = "StageMeasured", "A metric of a finished stage was measured"
     STATUS_REFUSED = (
         "StatusRefused",
         "The API server refuses the chain's status",

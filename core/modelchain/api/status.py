@@ -178,6 +178,22 @@ class ArtifactRef(WrittenModel):
     trainer_math: int | None = None
 
 
+class Unmeasured(WrittenModel):
+    """An evaluation of the spec whose metric is not known of a finished stage, and why not."""
+
+    evaluation: str
+    reason_code: str
+    # What there is to say beside the code, and the command to type next. Both are empty if the
+    # evaluation only waits for its turn.
+    reason: Said = ""
+    next: Said = ""
+
+    @property
+    def code(self) -> Code | None:
+        """None if only another version knows the code."""
+        return known(self.reason_code)
+
+
 # The most earlier input digests of a stage whose spending is kept apart, the newest ones.
 MOST_DIGESTS = 16
 
@@ -277,6 +293,8 @@ class StageStatus(StageLedger):
     not_before: float | None = None
     progress: Progress | None = None
     results: dict[str, str] = {}
+    # Once the stage has finished: the evaluations whose metrics are not among the results.
+    unmeasured: list[Unmeasured] = []
     # When the predecessor's trainer ended (seconds since the epoch), until this stage has a job.
     inherits_at: float | None = None
     # The seconds from `inherits_at` until this stage had a job.
@@ -331,6 +349,7 @@ class StageFields(LedgerFields, total=False):
     not_before: float | None
     progress: Progress | None
     results: dict[str, str]
+    unmeasured: list[Unmeasured]
     inherits_at: float | None
     transition_seconds: float | None
     planned_macs: int

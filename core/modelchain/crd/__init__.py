@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modelchain.api.artifact import StageArtifactSpec
+from modelchain.api.artifact import StageArtifactSpec, StageArtifactStatus
 from modelchain.api.spec import API_VERSION, ChainSpec
 from modelchain.api.status import ChainStatus
 from modelchain.cel import Rule
@@ -11,6 +11,8 @@ from modelchain.crd.schema import MAX_KEYS, Schema, nodes, structural
 
 GROUP, VERSION = API_VERSION.split("/")
 CATEGORIES = ["modelchain", "ml"]
+# The status is written apart from the rest of the object, with a right of its own.
+_STATUS: Schema = {"subresources": {"status": {}}}
 
 
 def definitions() -> dict[str, Schema]:
@@ -45,7 +47,7 @@ def _modelchain() -> Schema:
         _column("Message", f"{ready}.message", wide=True),
         _AGE,
     ]
-    return _definition("ModelChain", "mchain", schema, columns, {"subresources": {"status": {}}})
+    return _definition("ModelChain", "mchain", schema, columns, _STATUS)
 
 
 def _status() -> Schema:
@@ -69,8 +71,11 @@ def _status() -> Schema:
 
 def _stageartifact() -> Schema:
     spec = structural(StageArtifactSpec, nullable=False)
+    status = structural(StageArtifactStatus, nullable=True)
     schema = _object(
-        "The record of one finished stage, which outlives its chain.", {"spec": spec}, ARTIFACT
+        "The record of one finished stage, which outlives its chain.",
+        {"spec": spec, "status": status},
+        ARTIFACT,
     )
     columns = [
         _column("Chain", ".spec.chain"),
@@ -84,7 +89,7 @@ def _stageartifact() -> Schema:
         _column("Path", ".spec.path", wide=True),
         _AGE,
     ]
-    return _definition("StageArtifact", "sart", schema, columns, {})
+    return _definition("StageArtifact", "sart", schema, columns, _STATUS)
 
 
 def _object(description: str, properties: Schema, rules: list[Rule]) -> Schema:

@@ -164,4 +164,14 @@ ARTIFACT: list[Rule] = [
     rule(
         "", "self.spec == oldSelf.spec", messages.ARTIFACT, {"name": "self.metadata.name"}, ".spec"
     ),
+    # At the root, since a rule at the metrics would not see that all of them are removed.
+    rule(
+        "",
+        "!has(oldSelf.status) || !has(oldSelf.status.metrics) || (has(self.status) &&"
+        " has(self.status.metrics) && oldSelf.status.metrics.all(key, key in self.status.metrics &&"
+        " self.status.metrics[key] == oldSelf.status.metrics[key]))",
+        messages.METRICS,
+        {"name": "self.metadata.name"},
+        ".status.metrics",
+    ),
 ]

@@ -24,6 +24,7 @@ from modelchain.api.status import (
     StageStatus,
     State,
     Summary,
+    Unmeasured,
 )
 from modelchain.decide.ledger import MESSAGE_LENGTH, timestamp, total_of
 from modelchain.decide.transitions import Ledger
@@ -37,7 +38,7 @@ REASON_LENGTH = 2000
 # The most characters of a sentence in a status that would otherwise be too large.
 BRIEF = 80
 # Conditions that are true of a chain that has ended.
-ENDED = ("Complete", "Finished")
+ENDED = ("Complete", "Finished", "Measured")
 # Conditions that tell whether the spec is met. They are set anew when the spec is refused.
 OF_THE_SPEC = ("Stalled", "Reconciling", "Ready", "Admitted")
 
@@ -71,12 +72,17 @@ def completed(
 
 
 def _filled(chain: ModelChain, stage: StageStatus) -> StageStatus:
-    """The stage, with its next command filled in for this chain.
+    """The stage, with its next commands filled in for this chain.
 
     The status of an older version has none. Then it is the code's own.
     """
+    meta = chain.metadata
     command = stage.next or (command_of(stage.code) if _needs_a_person(stage) else "")
-    return stage.changed(next=filled(command, chain.metadata.name, chain.metadata.namespace))
+    unmeasured = [
+        one.model_copy(update={"next": filled(one.next, meta.name, meta.namespace)})
+        for one in stage.unmeasured
+    ]
+    return stage.changed(next=filled(command, meta.name, meta.namespace), unmeasured=unmeasured)
 
 
 def refused(old: ChainStatus, generation: int, message: str, now: float) -> ChainStatus:
@@ -252,6 +258,38 @@ def _outcome(stages: list[StageStatus], count: str) -> Iterator[_Fact]:
         yield _Fact("Failed", False, Code.NO_FAILURE, "no stage has failed")
     verdict = Code.COMPLETE if stage is None else Code.FAILED if failed else Code.IN_PROGRESS
     yield _Fact("Finished", verdict is not Code.IN_PROGRESS, verdict, count)
+    yield _measured(stages, count)
+
+
+def _measured(stages: Sequence[StageStatus], count: str) -> _Fact:
+    """`Measured`: true once every stage has finished and has all metrics that the spec asks for."""
+    if any(stage.state is not State.SUCCEEDED for stage in stages):
+        return _Fact("Measured", False, Code.IN_PROGRESS, count)
+    first = first_unmeasured(stages)
+    if first is None:
+        return _Fact("Measured", True, Code.ALL_MEASURED, "no metric is missing")
+    code = first[1].code or Code.MEASURE_WAITS
+    return _Fact("Measured", False, code, why_unmeasured(*first))
+
+
+def first_unmeasured(stages: Iterable[StageStatus]) -> tuple[StageStatus, Unmeasured] | None:
+    """The evaluation that stands for all whose metrics are missing, and its stage.
+
+    It is one for which a person has to act, else the one that is measured now.
+    """
+    missing = [(stage, one) for stage in stages for one in stage.unmeasured]
+    later = (Code.MEASURING, Code.MEASURE_WAITS)
+    return min(missing, key=lambda pair: _rank(pair[1].code, later), default=None)
+
+
+def _rank(code: Code | None, later: Sequence[Code]) -> int:
+    return 1 + later.index(code) if code in later else 0
+
+
+def why_unmeasured(stage: StageStatus, one: Unmeasured) -> str:
+    """Why a metric is missing, in one sentence."""
+    why = one.reason or "its metric is not known yet"
+    return f"stage {stage.name}, evaluation {one.evaluation}: {why}"
 
 
 def _condition(old: ChainStatus, fact: _Fact, generation: int, now: float) -> Condition:
@@ -359,9 +397,14 @@ def _size(part: WrittenModel) -> int:
 
 
 def _cut(stage: StageStatus, reason: int, message: int) -> StageStatus:
-    """The stage with its reason and its attempts' messages cut to so many characters."""
+    """The stage with its reason and the messages of its parts cut to so many characters."""
+    unmeasured = [
+        one.model_copy(update={"reason": shortened(one.reason, message)})
+        for one in stage.unmeasured
+    ]
     return stage.changed(
         reason=shortened(stage.reason, reason),
         message=shortened(stage.message, reason),
         attempts=[a.changed(message=shortened(a.message, message)) for a in stage.attempts],
+        unmeasured=unmeasured,
     )

@@ -18,8 +18,17 @@ from modelchain.api.status import ChainStatus, StageStatus
 from modelchain.decide import transitions
 from modelchain.decide.conditions import completed
 from modelchain.decide.ledger import seconds
+from modelchain.decide.measure import with_measurements
 from modelchain.decide.nodes import still_avoided, without_faults
-from modelchain.decide.observed import Action, Decision, Discard, DropShare, Observed, Stop
+from modelchain.decide.observed import (
+    Action,
+    Decision,
+    Discard,
+    DropShare,
+    Measure,
+    Observed,
+    Stop,
+)
 from modelchain.decide.outcome import Outcome, Turn
 from modelchain.decide.refusals import with_refusal, with_refused_end
 from modelchain.decide.removed import removed
@@ -55,7 +64,7 @@ def decide(chain: ModelChain, observed: Observed, now: float) -> Decision:
         stopping=_stopping(chain, observed),
         avoid=tuple(without_faults(avoid) if fresh else avoid),
     )
-    outcomes = _along(turn, stages)
+    outcomes = with_measurements(turn, _along(turn, stages))
     leaving = lingering([outcome.stage for outcome in outcomes], observed, now)
     wanted = frozenset(leaving).union(*(outcome.wanted for outcome in outcomes))
     unwanted = list(_unwanted(observed, wanted))
@@ -104,8 +113,11 @@ def _next_action(
     shares = frozenset[str]().union(*(outcome.shares for outcome in outcomes))
     due_in = [outcome.again for outcome in outcomes if outcome.again is not None]
     again = min([*due_in[:1], *leave_in], default=None)
-    due = (outcome.action for outcome in outcomes if outcome.action is not None)
-    candidates = [*unwanted, *due, *_tidying(observed, shares)]
+    due = [outcome.action for outcome in outcomes if outcome.action is not None]
+    jobs = frozenset[str]().union(*(outcome.jobs for outcome in outcomes))
+    spare = list(_spare(observed, jobs))
+    first = spare if due and isinstance(due[0], Measure) else []  # one such Job runs at a time
+    candidates = [*unwanted, *first, *due, *_tidying(observed, shares), *spare]
     action = candidates[0] if candidates else None
     at_rest = again is None and action is None
     pause = None if at_rest else again or observed.poll_seconds
@@ -135,6 +147,13 @@ def _unwanted(observed: Observed, wanted: frozenset[str]) -> Iterable[Action]:
         yield Discard(uid, name)
     for name in sorted(observed.live - wanted):
         yield Stop(name)
+
+
+def _spare(observed: Observed, needed: frozenset[str]) -> Iterable[Action]:
+    """The actions that delete evaluation Jobs that are not needed."""
+    for uid, name in sorted(observed.evaluation_jobs.items()):
+        if name not in needed:
+            yield Discard(uid, name)
 
 
 def _tidying(observed: Observed, shares: frozenset[str]) -> Iterable[Action]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from modelchain.api.contracts import FailureClass, LastWord, Progress
 from modelchain.api.reasons import Reason
+from modelchain.api.spec import Evaluation
 from modelchain.api.status import AttemptStatus, ChainStatus, PodTime, Spent
 
 
@@ -24,6 +25,7 @@ class Artifact:
     digest: str
     path: str
     macs: int
+    # What the trainer measured at its end, in percent.
     metrics: Mapping[str, float]
     gpu_seconds: float = 0.0
     cost: str | None = None
@@ -31,6 +33,10 @@ class Artifact:
     trainer_math: int | None = None
     # This very object, the chain with this UID, has made it. Always false on a laptop.
     own: bool = False
+    # By the evaluation's name, the short key of what gave those of `metrics` that begin with it.
+    evaluations: Mapping[str, str] = field(default_factory=dict)
+    # By the evaluation's short key, metrics that were measured after the stage had finished.
+    later: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def input_digest(self) -> str:
@@ -161,6 +167,10 @@ class IndexSeen:
     failure: FailureClass | None = None
 
 
+# What is seen of a measurement: the last word of its Job; what the Job does or waits for; None if
+# it is to be made, since there is none, or it has failed and was asked for again.
+Measurement = LastWord | Reason | None
+
 # Who has a share: this chain, none, or another one, for the reason given; None if none is needed.
 Share = Literal["Mine", "Free"] | Reason | None
 
@@ -214,6 +224,10 @@ class Observed:
     shares: frozenset[str] = frozenset()
     # Whether the attempt's job would be made differently today.
     outdated: Callable[[Launch], bool] = lambda launch: False
+    # What became of a measurement.
+    measurement: Callable[[Measure], Measurement] = lambda measure: None
+    # By UID, the names of the chain's evaluation Jobs, as far as pods show them.
+    evaluation_jobs: Mapping[str, str] = field(default_factory=dict)
     # Why the API server refused an action when it was last tried; None if it did not.
     refused: Callable[[Action], Refusal | None] = lambda action: None
 
@@ -248,7 +262,9 @@ class Stop:
 
 @dataclass(frozen=True)
 class Discard:
-    """Delete a job that is not needed: a stray, or a finished one that is too old to be kept."""
+    """Delete a job that is not needed: a stray, a finished one that is too old to be kept, or a CPU
+    Job.
+    """
 
     uid: str
     name: str
@@ -271,6 +287,26 @@ class RecordArtifact:
     launch: Launch
     word: LastWord
     spent: Spent
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Make the Job that runs one evaluation on a finished artifact."""
+
+    # The stage's place in the chain, from 0.
+    stage: int
+    artifact: Artifact
+    evaluation: Evaluation
+    # The Job's name.
+    job: str
+
+
+@dataclass(frozen=True)
+class RecordMetrics:
+    """Add to the artifact's StageArtifact what such a Job has measured."""
+
+    measure: Measure
+    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -308,6 +344,8 @@ Action = (
     | Discard
     | Verify
     | RecordArtifact
+    | Measure
+    | RecordMetrics
     | MakeClaim
     | MakeIndex
     | TakeShare
@@ -322,7 +360,13 @@ def subject_of(action: Action) -> str:
             return attempt.name
         case Verify(launch=launch) | RecordArtifact(launch=launch):
             return launch.attempt.name
-        case Stop(attempt=name) | Discard(name=name) | MakeIndex(job=name):
+        case (
+            Stop(attempt=name)
+            | Discard(name=name)
+            | MakeIndex(job=name)
+            | Measure(job=name)
+            | RecordMetrics(measure=Measure(job=name))
+        ):
             return name
         case TakeShare(digest=digest) | DropShare(digest=digest):
             return digest

@@ -55,6 +55,8 @@ class Outcome:
     avoid: tuple[AvoidedNode, ...] | None = None
     # The stage's artifact once the stage has finished. Then its successor has its turn.
     artifact: Artifact | None = None
+    # The names of evaluation Jobs that are still needed; all others are deleted.
+    jobs: frozenset[str] = frozenset()
     # When the trainer ended, if it is this pass that has found that out.
     handed_over: float | None = None
 

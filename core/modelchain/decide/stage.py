@@ -12,6 +12,7 @@ from modelchain.api.status import AttemptStatus, StageStatus, State
 from modelchain.decide import transitions
 from modelchain.decide.attempt import follow
 from modelchain.decide.ledger import account_if_due, closed, ended, whole
+from modelchain.decide.measure import results
 from modelchain.decide.observed import Artifact, Launch, Seen
 from modelchain.decide.outcome import Outcome, Turn, failed, settled, stalled
 from modelchain.decide.removed import counted_once, renamed_from
@@ -112,6 +113,7 @@ def _finish(turn: Turn, stage: StageStatus, found: Artifact) -> Outcome:
     stage = transitions.finished(
         stage,
         counted_once(turn.observed.status, stage, found),
+        results(turn.chain.spec.evaluation, found),
         turn.miss if stage.cache == "Miss" else unchanged,
         [_closed(turn, stage, attempt) for attempt in stage.attempts],
         frozen=turn.chain.spec.stages[turn.index].epochs is None,

@@ -6,10 +6,11 @@ fields that belong together are then always changed together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from modelchain.api.contracts import FailureClass, Progress
+from modelchain.api.messages import shortened
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import (
     MOST_DIGESTS,
@@ -20,8 +21,16 @@ from modelchain.api.status import (
     StageLedger,
     StageStatus,
     State,
+    Unmeasured,
 )
-from modelchain.decide.ledger import KEPT_ATTEMPTS, open_spending, plus, timestamp, total_of
+from modelchain.decide.ledger import (
+    KEPT_ATTEMPTS,
+    MESSAGE_LENGTH,
+    open_spending,
+    plus,
+    timestamp,
+    total_of,
+)
 from modelchain.decide.observed import Artifact, Seen
 from modelchain.decide.verdict import Verdict
 
@@ -165,6 +174,7 @@ def failed(stage: StageStatus, reason: Reason, attempts: list[AttemptStatus]) ->
 def finished(
     stage: StageStatus,
     found: Artifact,
+    metrics: Mapping[str, float],
     reason: Reason,
     attempts: list[AttemptStatus],
     *,
@@ -188,13 +198,27 @@ def finished(
             artifact=ArtifactRef(
                 path=found.path, digest=found.digest, trainer_math=found.trainer_math
             ),
-            results={name: f"{value:.2f}" for name, value in found.metrics.items()},
+            results={name: f"{value:.2f}" for name, value in metrics.items()},
             progress=None,
             not_before=None,
             inherits_at=None,
         ),
         reason,
     )
+
+
+def unmeasured(stage: StageStatus, told: Sequence[tuple[str, Reason]]) -> StageStatus:
+    """The stage with the evaluations whose metrics are not known, each with the reason why not."""
+    entries = [
+        Unmeasured(
+            evaluation=name,
+            reason_code=reason.code,
+            reason=shortened(reason.message, MESSAGE_LENGTH),
+            next=reason.next if reason.message else "",
+        )
+        for name, reason in told
+    ]
+    return stage.changed(unmeasured=entries)
 
 
 # -- a stage and its attempts ---------------------------------------------------------------------

@@ -94,18 +94,30 @@ def _shard_list(pattern: str) -> Mapping[str, Any]:
     return {"shards": digest_of(names), "count": len(names)}
 
 
+# The digits of an evaluation's key in last words and records. A last word has 2 KiB for the keys of
+# up to 16 evaluations.
+KEY_DIGITS = 16
+
+
 def evaluation_key(evaluation: Evaluation) -> str:
     """A digest of what an evaluation measures. Equal keys need no second measurement.
 
     The evaluation's name, the folders of its files and its interval are not hashed.
     """
-    lists = [
-        PurePosixPath(path).name if path else None
-        for path in (evaluation.class_names, evaluation.templates)
-    ]
-    return digest_of(
-        {"kind": evaluation.kind, "shards": base_names(evaluation.shards), "lists": lists}
+    return _evaluation_key(
+        evaluation.kind, evaluation.shards, evaluation.class_names, evaluation.templates
     )
+
+
+@lru_cache(maxsize=1024)  # every pass over a chain asks for every evaluation
+def _evaluation_key(kind: str, shards: str, *lists: str | None) -> str:
+    names = [PurePosixPath(path).name if path else None for path in lists]
+    return digest_of({"kind": kind, "shards": base_names(shards), "lists": names})
+
+
+def short_key(evaluation: Evaluation) -> str:
+    """The evaluation's key as last words and records have it."""
+    return evaluation_key(evaluation)[:KEY_DIGITS]
 
 
 def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -1,5 +1,6 @@
-"""Writes and reads the last word of an attempt, and makes it for a failed device and a finished
-artifact.
+"""How a process gets its task, and leaves its last word.
+
+The last word of an attempt is written, read, and made for a failed device and a finished artifact.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ import json
 import os
 import platform
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -28,8 +30,18 @@ from modelchain.api.contracts import (
 )
 from modelchain.api.faults import COLLECTIVE, fault_of
 from modelchain.api.messages import one_line, shortened
-from modelchain.errors import WorkError
+from modelchain.api.spec import WrittenModel
+from modelchain.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_DONE,
+    EXIT_PREEMPTED,
+    EXIT_WORK_FAILED,
+    WorkError,
+)
+from modelchain.identity.digest import KEY_DIGITS
 from modelchain.io.files import read_artifact, sha256_of
+
+T = TypeVar("T", bound=WrittenModel)
 
 # The most bytes of a last word.
 LAST_WORD_BYTES = 2048
@@ -60,7 +72,7 @@ def _fitting(word: LastWord) -> bytes:
     """The word as JSON of at most LAST_WORD_BYTES.
 
     First details of metrics are left out, which are in `results.json`, then the middle of the
-    message, and at last all metrics.
+    message, and at last all metrics with their keys.
     """
     while len(text := word.model_dump_json(by_alias=True).encode()) > LAST_WORD_BYTES:
         main = {name: value for name, value in word.metrics.items() if "/" not in name}
@@ -68,7 +80,8 @@ def _fitting(word: LastWord) -> bytes:
             message = shortened(word.message, len(word.message) * 3 // 4)
             word = word.model_copy(update={"message": message})
         else:
-            word = word.model_copy(update={"metrics": main if main != word.metrics else {}})
+            kept = {"metrics": main} if main != word.metrics else {"metrics": {}, "evaluations": {}}
+            word = word.model_copy(update=kept)
     return text
 
 
@@ -83,7 +96,7 @@ _COUNTS = {
 _TIMES = ("seconds", "gpuSeconds")
 _TEXTS = ("message", "node", "fault")
 _DIGESTS = ("manifestDigest", "artifactDigest")
-_SHA_256 = re.compile(r"[0-9a-f]{64}")
+_SHA_256, _KEY = re.compile(r"[0-9a-f]{64}"), re.compile(rf"[0-9a-f]{{{KEY_DIGITS}}}")
 # Characters that are quoted of a value that cannot be true.
 _QUOTED = 80
 
@@ -118,12 +131,19 @@ def _possible(key: str, value: Any) -> bool:
         return isinstance(value, int) and 0 <= value <= _COUNTS[key]
     if key in _TIMES:
         return isinstance(value, int | float) and 0 <= value <= LARGEST
+    if key == "evaluations":
+        return isinstance(value, dict) and all(map(_is_key, value.items()))
     return key != "metrics" or _are_metrics(value)
 
 
 def _are_metrics(value: Any) -> bool:
     few = isinstance(value, dict) and len(value) <= MOST_METRICS
     return few and all(map(_is_metric, value.items()))
+
+
+def _is_key(item: tuple[str, Any]) -> bool:
+    name, value = item
+    return name.isprintable() and isinstance(value, str) and _KEY.fullmatch(value) is not None
 
 
 def _is_metric(item: tuple[str, Any]) -> bool:
@@ -136,7 +156,37 @@ def _is_metric(item: tuple[str, Any]) -> bool:
     )
 
 
-def refuse_task(text: str, error: ValidationError) -> None:
+# The exit codes that agree with a last word. Any other failure has EXIT_WORK_FAILED.
+_EXIT_CODES = {
+    None: EXIT_DONE,
+    FailureClass.USER_ERROR: EXIT_BAD_INPUT,
+    FailureClass.PREEMPTED: EXIT_PREEMPTED,
+}
+
+
+def end(path: str | None, word: LastWord) -> int:
+    """Write the last word, if there is a file for it, and return the exit code that agrees."""
+    if path is not None:
+        write_last_word(Path(path), word)
+    return _EXIT_CODES.get(word.failure, EXIT_WORK_FAILED)
+
+
+def read_task(kind: type[T], arguments: Sequence[str], *, refuses: bool = True) -> T:
+    """The task of a process: in the file that its arguments name, or in MODELCHAIN_TASK.
+
+    Raises ValidationError if it is not of this version's form. Then the last word says so, if
+    `refuses` is set and the task names a file for it.
+    """
+    text = Path(arguments[0]).read_text() if arguments else os.environ["MODELCHAIN_TASK"]
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        if refuses:
+            _refuse(text, error)
+        raise
+
+
+def _refuse(text: str, error: ValidationError) -> None:
     """Write the last word on a task that is not of this version's form: its operator is of another
     version than this image. The task's file for the last word can be read nevertheless.
     """
@@ -145,7 +195,7 @@ def refuse_task(text: str, error: ValidationError) -> None:
         f" {error}"
     )
     word = LastWord(result="Failed", failure=FailureClass.USER_ERROR, message=message)
-    write_last_word(Path(json.loads(text)["lastWord"]), word)
+    end(json.loads(text).get("lastWord"), word)
 
 
 def _unknown(word: bytes) -> bool:
@@ -177,6 +227,7 @@ def success(artifact: Path, manifest: Manifest, results: Results, **spent: Any) 
     """The last word of a finished artifact; `spent` holds macs, seconds and gpu_seconds."""
     return LastWord(
         result="Succeeded", step=results.steps, steps=results.steps, metrics=results.final.metrics,
+        evaluations={name: key[:KEY_DIGITS] for name, key in results.evaluations.items()},
         manifest_digest=sha256_of(artifact / MANIFEST), artifact_digest=manifest.artifact_digest,
         trainer_math=manifest.trainer_math, **spent,
     )  # fmt: skip

@@ -19,7 +19,7 @@ from functools import cache
 from itertools import takewhile
 from pathlib import Path
 
-from modelchain.api.contracts import EvaluationRequest
+from modelchain.api.contracts import EvaluationTask
 from modelchain.errors import InputError, WorkError
 from modelchain.local.lock import RootLock, holders
 
@@ -138,16 +138,16 @@ def _environment(threads: int) -> dict[str, str]:
     }
 
 
-def measure(request: EvaluationRequest) -> dict[str, float]:
+def measure(task: EvaluationTask) -> dict[str, float]:
     """Have a trainer measure metrics of a finished artifact. Raises WorkError if that fails."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        file.write(request.model_dump_json(by_alias=True))
+        file.write(task.model_dump_json(by_alias=True))
         file.flush()
         command = [sys.executable, "-m", "modelchain_trainer", "evaluate", file.name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise WorkError(
-            f"measuring {request.artifact} failed: {done.stderr.strip() or done.returncode}"
+            f"measuring {task.artifact} failed: {done.stderr.strip() or done.returncode}"
         )
     return dict(json.loads(done.stdout))
 

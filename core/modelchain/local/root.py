@@ -27,7 +27,7 @@ from modelchain.api.spec import API_VERSION, KIND, ModelChain, WrittenModel
 from modelchain.api.status import AttemptStatus, ChainStatus, StageStatus
 from modelchain.decide.observed import Artifact, Damage
 from modelchain.errors import InputError, WorkError
-from modelchain.identity.digest import TRAINER_MATH
+from modelchain.identity.digest import KEY_DIGITS, TRAINER_MATH
 from modelchain.io.files import read_artifact, write_atomic
 from modelchain.io.lastword import read_last_word
 
@@ -121,14 +121,13 @@ class Root:
             message = " ".join(str(error).split()) + restore
             return Damage(Reason(Code.CORRUPT_ARTIFACT, digest, message))
         assert manifest.artifact_digest is not None
-        metrics = dict(results.final.metrics)
-        for added in self.added_evaluations(digest).values():
-            metrics |= added
         return Artifact(
             digest=manifest.artifact_digest,
             path=str(directory.relative_to(self.path)),
             macs=results.macs,
-            metrics=metrics,
+            metrics=results.final.metrics,
+            evaluations={name: key[:KEY_DIGITS] for name, key in results.evaluations.items()},
+            later={key[:KEY_DIGITS]: m for key, m in self.added_evaluations(digest).items()},
             trainer_math=manifest.trainer_math,
         )
 

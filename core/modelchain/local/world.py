@@ -8,10 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from modelchain.api.contracts import LAST_WORD, TASK, DataRequest, EvaluationRequest
+from modelchain.api.contracts import LAST_WORD, TASK, DataRequest, EvaluationTask
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import AttemptStatus, ChainStatus
-from modelchain.decide.observed import Decision, Launch, Observed, Seen, Stop
+from modelchain.decide.measure import missing
+from modelchain.decide.observed import Artifact, Decision, Launch, Observed, Seen, Stop
 from modelchain.decide.task import Placement, task_for
 from modelchain.identity.digest import evaluation_key
 from modelchain.io.files import write_atomic
@@ -79,25 +80,19 @@ class LocalWorld:
         """
         measured = False
         for stage in status.stages:
-            if stage.artifact is None or stage.input_digest is None:
+            found = self.root.artifact(stage.input_digest) if stage.input_digest else None
+            if not isinstance(found, Artifact):
                 continue
-            results = self.root.results(stage.input_digest)
-            if results is None:
-                continue
-            known = {
-                *results.evaluations.values(),
-                *self.root.added_evaluations(stage.input_digest),
-            }
-            for evaluation in self.data.evaluation:
-                key = evaluation_key(evaluation)
-                if key in known:
-                    continue
+            for evaluation in missing(self.chain.spec.evaluation, found):
                 say(f"{stage.name}: measuring {evaluation.name}")
-                data = self.data.model_copy(update={"evaluation": [evaluation]})
-                metrics = measure(
-                    EvaluationRequest(artifact=str(self.root.path / stage.artifact.path), data=data)
+                task = EvaluationTask(
+                    artifact=str(self.root.path / found.path),
+                    artifact_digest=found.digest,
+                    data=self.data,
+                    names=[evaluation.name],
                 )
-                self.root.add_evaluation(stage.input_digest, key, metrics)
+                key = evaluation_key(evaluation)
+                self.root.add_evaluation(found.input_digest, key, measure(task))
                 measured = True
         return measured
 

@@ -237,13 +237,17 @@ class Kube:
         A `metadata.uid` or `metadata.resourceVersion` in it is a precondition. Raises `Conflict` if
         the object has another one.
         """
+        return await self._patch(resource, resource.path(namespace, name), body)
+
+    async def patch_status(
+        self, resource: Resource, namespace: str, name: str, body: Object
+    ) -> Object:
+        """JSON merge patch of the status alone, with preconditions as in `patch`."""
+        return await self._patch(resource, resource.path(namespace, name, "status"), body)
+
+    async def _patch(self, resource: Resource, path: str, body: Object) -> Object:
         return await self._write(
-            "patch",
-            "PATCH",
-            resource,
-            resource.path(namespace, name),
-            body,
-            "application/merge-patch+json",
+            "patch", "PATCH", resource, path, body, "application/merge-patch+json"
         )
 
     async def delete(

@@ -23,6 +23,7 @@ from rich.text import Text
 from modelchain.api.reasons import known
 from modelchain.api.status import Condition, StageStatus, State
 from modelchain.cli.options import NEEDS_OPERATOR, Context, Kubeconfig, Name, Namespace, Output
+from modelchain.decide.conditions import first_unmeasured
 from modelchain.errors import EXIT_DONE, EXIT_WORK_FAILED, InputError
 from modelchain.io.load import status_of
 
@@ -155,8 +156,8 @@ def resume(
 def retry(
     name: Name, namespace: Namespace = None, kubeconfig: Kubeconfig = None, context: Context = None
 ) -> None:
-    """Try a failed stage again from its newest checkpoint, with both budgets renewed; or ask a lost
-    verification again.
+    """Try a failed stage again from its newest checkpoint, with both budgets renewed; or ask again
+    for a lost verification, or for a metric that could not be measured.
 
     Example: [bold]modelchain retry vit-cc3m -n vision[/bold]
     """
@@ -167,12 +168,12 @@ def retry(
 
     async def work(kube: Kube, space: str) -> str:
         chain = await get_chain(kube, space, name)
-        stage = _to_retry(chain, f"modelchain explain {name} -n {space}")
+        what = _to_retry(chain, f"modelchain explain {name} -n {space}")
         asked = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         await kube.patch(CHAINS, space, name, {"metadata": {"annotations": {RETRY: asked}}})
         when = "once the chain is resumed" if chain["spec"].get("suspend") else "at once"
         return (
-            f"stage {stage} of {name} is tried again {when}, with its budgets renewed;"
+            f"{what} of {name} is tried again {when}, with its budgets renewed;"
             f" {_watch(name, space)}"
         )
 
@@ -180,7 +181,7 @@ def retry(
 
 
 def _to_retry(chain: Object, explain: str) -> str:
-    """The name of the stage that a retry tries again.
+    """What a retry tries again: a stage, or what is missing of a finished one.
 
     Raises InputError if there is none. The error's message ends with the command `explain`.
     """
@@ -189,7 +190,10 @@ def _to_retry(chain: Object, explain: str) -> str:
     for stage in status.stages:
         failed = stage.state is State.FAILED or stage.not_before is not None
         if failed or _retry_helps(stage, stalled):
-            return stage.name
+            return f"stage {stage.name}"
+    missing = first_unmeasured(status.stages)
+    if missing is not None and missing[1].code is not None and missing[1].code.retry_helps:
+        return f"evaluation {missing[1].evaluation} of stage {missing[0].name}"
     if stalled is not None and stalled.status == "True":
         raise InputError(
             f"a retry does not help {name}: {stalled.reason} has to be corrected, and then it"

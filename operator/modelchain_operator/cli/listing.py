@@ -21,7 +21,7 @@ from modelchain.api.status import StageStatus, State
 from modelchain.decide.conditions import current, sentence
 from modelchain.io.units import age
 from modelchain_operator.api.kube import Object, Throttled, Unavailable
-from modelchain_operator.api.objects import is_refused, is_true, true_condition
+from modelchain_operator.api.objects import condition, is_refused, is_true, true_condition
 
 POLL_SECONDS = 2.0
 COLUMNS = ("namespace", "name", "stage", "state", "progress", "accuracy", "cost", "age", "why")
@@ -70,7 +70,9 @@ def row(chain: Object, now: float) -> ChainRow:
 
 
 def _why(chain: Object) -> str:
-    """Why the chain has not got further, in one sentence; empty for a complete chain."""
+    """Why the chain has not got further, in one sentence; empty for a complete chain that lacks no
+    metric.
+    """
     status = chain.get("status") or {}
     if not status.get("stages") and not status.get("conditions"):
         return "no operator has looked at it yet"
@@ -85,7 +87,13 @@ def _why(chain: Object) -> str:
     if (suspended := true_condition(chain, "Suspended")) is not None:
         return str(suspended["message"])
     stage = _current(chain) if true_condition(chain, "Reconciling") else None
-    return sentence(stage, command=False) if stage else ""
+    return _missing_metric(chain) if stage is None else sentence(stage, command=False)
+
+
+def _missing_metric(chain: Object) -> str:
+    """Which metric of a complete chain is missing, and why; empty if none is."""
+    measured = condition(chain, "Measured") if true_condition(chain, "Complete") else None
+    return str(measured["message"]) if measured and measured["status"] == "False" else ""
 
 
 def _current(chain: Object) -> StageStatus | None:

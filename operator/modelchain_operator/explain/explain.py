@@ -14,6 +14,7 @@ from typing import Any
 
 from modelchain.api.reasons import EDIT, WATCH, Code, Reason, command_of, filled, known
 from modelchain.api.status import AttemptStatus, State
+from modelchain.decide.conditions import first_unmeasured, why_unmeasured
 from modelchain.decide.refusals import REFUSALS
 from modelchain.io.units import age, human
 from modelchain_operator.api import objects, refusals
@@ -31,7 +32,8 @@ from modelchain_operator.explain.clues import (
 from modelchain_operator.explain.read import Situation
 from modelchain_operator.runners import kueue
 from modelchain_operator.runners import pods as podread
-from modelchain_operator.runners.index_job import ROLE_OF_JOB
+from modelchain_operator.runners.evaluation_job import ROLE_OF_JOB as EVALUATE
+from modelchain_operator.runners.index_job import ROLE_OF_JOB as INDEX
 from modelchain_operator.runners.port import Runner
 from modelchain_operator.runners.registry import RUNNERS, job_uid_of, pods_made_by, runner_for
 from modelchain_operator.runners.template import CHAIN, ROLE, attempt_of
@@ -83,6 +85,7 @@ def explain(situation: Situation) -> Explanation:
     questions = (
         case.deleting,
         case.unseen,
+        case.unmeasured,
         case.complete,
         case.failed,
         case.suspended,
@@ -219,6 +222,26 @@ class _Case:
         then = f"kubectl logs {shlex.quote(operator.pod)} -n {operator.namespace} --tail=50"
         return self._say(Code.NOT_SEEN, state, cause, then, [operator.line])
 
+    def unmeasured(self) -> Explanation | None:
+        """Every stage has finished, and metrics are missing."""
+        found = first_unmeasured(self.status.stages)
+        if found is None or not is_true(self.s.chain, "Complete"):
+            return None
+        stage, one = found
+        count = sum(len(stage.unmeasured) for stage in self.status.stages)
+        metrics = "one metric is" if count == 1 else f"{count} metrics are"
+        jobs = [job for job in self.s.cpu_jobs if label(job, ROLE) == EVALUATE]
+        pods = [pod for pod in self.s.pods if label(pod, ROLE) == EVALUATE]
+        lines = [self.clues.thing("job", job, "measures on the finished artifact") for job in jobs]
+        lines += [*map(self.clues.pod, pods), *self.clues.warnings(*jobs, *pods)]
+        return self._say(
+            one.reason_code,
+            f"Chain {self.name} is complete, and {metrics} missing",
+            why_unmeasured(stage, one),
+            one.next or self._follow(),
+            [*lines, *map(self.clues.results, self.status.stages)],
+        )
+
     def complete(self) -> Explanation | None:
         if not is_true(self.s.chain, "Complete"):
             return None
@@ -336,7 +359,7 @@ class _Case:
     def indexing(self) -> Explanation | None:
         if self.stage is None or self.stage.state is not State.INDEXING:
             return None
-        pods = [pod for pod in self.live if label(pod, ROLE) == ROLE_OF_JOB]
+        pods = [pod for pod in self.live if label(pod, ROLE) == INDEX]
         lines = [*map(self.clues.pod, pods), *self.clues.warnings(*pods)]
         code = self.stage.code or Code.INDEXING
         return self._as_the_status_says(code, "waits until its data is indexed", lines)
@@ -449,7 +472,7 @@ class _Case:
             return None
         state = f"{self.subject} has trained and is being verified"
         verify = f"{self.attempt.name}-verify"
-        jobs = [job for job in self.s.verifies if objects.name(job) == verify]
+        jobs = [job for job in self.s.cpu_jobs if objects.name(job) == verify]
         pods = [pod for pod in self.live if pod not in self.training]
         lines = [self.clues.thing("job", job, "re-hashes the artifact") for job in jobs]
         lines += map(self.clues.pod, pods)

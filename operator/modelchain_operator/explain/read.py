@@ -44,8 +44,8 @@ class Situation:
     # The chain's jobs, of every kind of runner.
     jobs: Sequence[Object] = ()
     pods: Sequence[Object] = ()
-    # The chain's verify Jobs.
-    verifies: Sequence[Object] = ()
+    # The Jobs that the operator runs for the chain beside training.
+    cpu_jobs: Sequence[Object] = ()
     # By name; None for a claim that does not exist.
     claims: Mapping[str, Object | None] = field(default_factory=dict)
     # All events of the chain's namespace.
@@ -65,10 +65,10 @@ async def read(kube: Kube, chain: Object) -> Situation:
     """Read what a chain depends on. Raises any `ApiError` but `Forbidden`."""
     reader = _Reader(kube, chain["metadata"]["namespace"])
     selector = f"{CHAIN_UID}={chain['metadata']['uid']}"
-    jobs, pods, verifies, events, leases = await asyncio.gather(
+    jobs, pods, cpu_jobs, events, leases = await asyncio.gather(
         reader.jobs(f"{selector},{ROLE}=train"),
         reader.list_all(PODS, selector),
-        reader.list_all(JOBS, f"{selector},{ROLE}=verify"),
+        reader.list_all(JOBS, f"{selector},{ROLE}!=train"),
         reader.list_all(EVENTS),
         reader.leases(),
     )
@@ -80,7 +80,7 @@ async def read(kube: Kube, chain: Object) -> Situation:
         now=time.time(),
         jobs=jobs,
         pods=pods,
-        verifies=verifies,
+        cpu_jobs=cpu_jobs,
         claims={name: claim for name, claim in claims.items() if claim is not reader.HIDDEN},
         events=events,
         leases=leases,

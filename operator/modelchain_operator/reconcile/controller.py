@@ -14,7 +14,15 @@ from modelchain.api.spec import ModelChain
 from modelchain.api.status import ChainStatus, StageStatus, State
 from modelchain.decide.conditions import refused, sentence, unreadable
 from modelchain.decide.decide import decide
-from modelchain.decide.observed import Action, Decision, Discard, DropShare, Launch
+from modelchain.decide.observed import (
+    Action,
+    Decision,
+    Discard,
+    DropShare,
+    Launch,
+    Measure,
+    RecordMetrics,
+)
 from modelchain.errors import InputError
 from modelchain.io.load import parse
 from modelchain.plan.check import check, check_epochs
@@ -23,6 +31,7 @@ from modelchain_operator.api.kube import CHAINS, ApiError, Forbidden, Kube, NotF
 from modelchain_operator.api.objects import is_deleting
 from modelchain_operator.api.objects import uid as uid_of
 from modelchain_operator.api.refusals import is_refusal
+from modelchain_operator.reconcile import measuring
 from modelchain_operator.reconcile.events import Events
 from modelchain_operator.reconcile.execute import Executor
 from modelchain_operator.reconcile.memory import Memory
@@ -188,8 +197,11 @@ class Controller:
                 "the API server keeps less of a status than was written; apply this version's CRDs"
             )
         for stage in status.stages:
-            if news(before.get(stage.name, StageStatus(name=stage.name))) != news(stage):
+            known = before.get(stage.name, StageStatus(name=stage.name))
+            if news(known) != news(stage):
                 self._send_event(snapshot.chain, stage)
+            for kind, code, text in measuring.news(known, stage):
+                self.events.tell(snapshot.chain, kind, code, text)
 
     async def _put(self, chain: Object, status: ChainStatus) -> Object:
         """PUT the status. If the server refuses it, only an event can tell."""
@@ -246,8 +258,8 @@ class Controller:
 def rests_on(status: ChainStatus, decision: Decision) -> frozenset[str]:
     """The input digests whose records a decision must not take from a cache; often empty.
 
-    A launch depends on the records of its stage and of the one before, and a chain that is said to
-    be complete on those of all its stages.
+    A launch depends on the records of its stage and of the one before, a chain that is said to be
+    complete on those of all its stages, and a measurement on the record that it completes.
 
     Args:
         status: the stored status.
@@ -257,10 +269,13 @@ def rests_on(status: ChainStatus, decision: Decision) -> frozenset[str]:
         complete = decision.status.is_true("Complete") and not status.is_true("Complete")
         stages = decision.status.stages if complete else []
         return frozenset(stage.input_digest for stage in stages if stage.input_digest)
-    if not isinstance(decision.action, Launch):
-        return frozenset()
-    before, digest = decision.action.predecessor, decision.action.attempt.input_digest
-    return frozenset({digest} | ({before.input_digest} if before is not None else set()))
+    match decision.action:
+        case Launch(attempt=attempt, predecessor=before):
+            digests = {attempt.input_digest, before.input_digest if before else None}
+            return frozenset(digest for digest in digests if digest)
+        case Measure(artifact=artifact) | RecordMetrics(measure=Measure(artifact=artifact)):
+            return frozenset({artifact.input_digest})
+    return frozenset()
 
 
 def news(stage: StageStatus) -> Code:

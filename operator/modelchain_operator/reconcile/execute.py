@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from modelchain.api.artifact import (
     ArtifactPredecessor,
+    LaterMetrics,
     StageArtifact,
     StageArtifactSpec,
     stage_artifact_name,
@@ -29,7 +30,9 @@ from modelchain.decide.observed import (
     Launch,
     MakeClaim,
     MakeIndex,
+    Measure,
     RecordArtifact,
+    RecordMetrics,
     Release,
     Stop,
     TakeShare,
@@ -38,6 +41,7 @@ from modelchain.decide.observed import (
 )
 from modelchain.decide.refusals import CODES
 from modelchain.errors import InputError
+from modelchain.identity.digest import short_key
 from modelchain.plan.pools import PoolFile
 from modelchain_operator.api import refusals
 from modelchain_operator.api.kube import (
@@ -58,7 +62,7 @@ from modelchain_operator.api.objects import annotation, is_deleting, uid
 from modelchain_operator.reconcile import job_requests as requests
 from modelchain_operator.reconcile.memory import Memory
 from modelchain_operator.reconcile.snapshot import RETRY, Need, Snapshot
-from modelchain_operator.runners import index_job, kueue, verify
+from modelchain_operator.runners import evaluation_job, index_job, kueue, verify
 from modelchain_operator.runners.port import JobRequest
 from modelchain_operator.runners.registry import runner_for, runner_of, state_of
 from modelchain_operator.runners.template import (
@@ -141,14 +145,14 @@ class Executor:
                 return False  # the watch tells when the job no longer exists
             case Verify(launch):
                 await self._verify(snapshot, launch)
-            case RecordArtifact():
+            case RecordArtifact() | RecordMetrics():
                 await self._record(snapshot, action)
             case MakeClaim():
                 claim = await self.kube.create(CLAIMS, _claim(snapshot))
                 snapshot.read[Need("claim")] = claim
                 self.memory.claims.put((snapshot.namespace, claim["metadata"]["name"]), claim)
-            case MakeIndex(job):
-                await self._make_index(snapshot, job)
+            case MakeIndex() | Measure():
+                await self._make_cpu_job(snapshot, action)
             case TakeShare() | DropShare():
                 await self._share(snapshot, action)
         return True
@@ -248,8 +252,8 @@ class Executor:
         So no pod can outlive the job without being seen.
         """
         name, known = subject_of(action), action.uid if isinstance(action, Discard) else None
-        job, index = snapshot.jobs.get(name), snapshot.read.get(Need("index", name))
-        if index is not None and uid(index) == known:
+        job, cpu_job = snapshot.jobs.get(name), snapshot.read.get(Need("cpu job", name))
+        if cpu_job is not None and uid(cpu_job) == known:
             await self.kube.delete(JOBS, snapshot.namespace, name, known)
         elif job is not None and not is_deleting(job):
             kind, job_name = runner_of(job).resource, job["metadata"]["name"]
@@ -270,23 +274,63 @@ class Executor:
         job["metadata"]["annotations"] |= _asked(snapshot.chain)
         snapshot.read[Need("verify", launch.attempt.name)] = await self.kube.create(JOBS, job)
 
-    async def _make_index(self, snapshot: Snapshot, name: str) -> None:
-        """Make the chain's index Job. One that has failed is deleted first.
+    async def _make_cpu_job(self, snapshot: Snapshot, action: MakeIndex | Measure) -> None:
+        """Make an index Job or an evaluation Job. One that has failed is deleted first.
 
-        If another chain has made it meanwhile, the next decision reads that one.
+        If another operator or chain has made it meanwhile, the next decision reads that one.
         """
-        old = snapshot.read.pop(Need("index", name), None)
+        need = Need("cpu job", action.job)
+        old = snapshot.read.pop(need, None)
         if old is not None:
             await self._check_unchanged(snapshot)
-            await self.kube.delete(JOBS, snapshot.namespace, name, uid(old), "Background")
+            await self.kube.delete(JOBS, snapshot.namespace, action.job, uid(old), "Background")
             return
-        claim = snapshot.read[Need("claim")]
-        job = index_job.build(requests.index_request(snapshot.spec, self.config, uid(claim)))
+        job = self._cpu_job(snapshot, action)
         job["metadata"]["annotations"] |= _asked(snapshot.chain)
         with suppress(AlreadyExists):
-            snapshot.read[Need("index", name)] = await self.kube.create(JOBS, job)
+            snapshot.read[need] = await self.kube.create(JOBS, job)
 
-    async def _record(self, snapshot: Snapshot, action: RecordArtifact) -> None:
+    def _cpu_job(self, snapshot: Snapshot, action: MakeIndex | Measure) -> Object:
+        spec, claim = snapshot.spec, uid(snapshot.read[Need("claim")])
+        if isinstance(action, Measure):
+            request = requests.evaluation_request(spec, self.config, action, claim)
+            return evaluation_job.build(request)
+        return index_job.build(requests.index_request(spec, self.config, claim))
+
+    async def _record(self, snapshot: Snapshot, action: RecordArtifact | RecordMetrics) -> None:
+        if isinstance(action, RecordArtifact):
+            await self._record_artifact(snapshot, action)
+        else:
+            await self._record_metrics(snapshot, action)
+
+    async def _record_metrics(self, snapshot: Snapshot, action: RecordMetrics) -> None:
+        """Add what was measured to the status of the artifact's record.
+
+        Raises Conflict if the record has changed since it was read: another chain may have measured
+        the same.
+        """
+        measure, digest = action.measure, action.measure.artifact.input_digest
+        record = snapshot.recorded(digest)
+        if record is None:
+            raise Conflict(f"the record of {digest} is gone")
+        job = snapshot.read[Need("cpu job", measure.job)]
+        measured = LaterMetrics(
+            metrics={name: f"{value:.2f}" for name, value in action.metrics.items()},
+            measured_at=timestamp(self.memory.clock()),
+            image=image_of(job),
+        )
+        meta = {key: record["metadata"][key] for key in ("uid", "resourceVersion")}
+        status = {"metrics": {short_key(measure.evaluation): _dumped(measured)}}
+        record = await self.kube.patch_status(
+            ARTIFACTS,
+            snapshot.namespace,
+            record["metadata"]["name"],
+            {"metadata": meta, "status": status},
+        )
+        snapshot.read[Need("artifact", digest)] = record
+        self.memory.artifacts.put((snapshot.namespace, digest), record)
+
+    async def _record_artifact(self, snapshot: Snapshot, action: RecordArtifact) -> None:
         digest = action.launch.attempt.input_digest
         try:
             record = await self.kube.create(ARTIFACTS, self._stage_artifact(snapshot, action))
@@ -325,6 +369,7 @@ class Executor:
             gpu_seconds=action.spent.gpu_seconds,
             cost=action.spent.cost,
             metrics=metrics,
+            evaluations=word.evaluations,
             accuracy=metrics[shown[0]] if shown else None,
             attempt=attempt.name,
             trainer_math=word.trainer_math,

@@ -12,10 +12,8 @@ from modelchain.api.reasons import Code, Reason
 from modelchain.decide.observed import IndexSeen
 from modelchain.errors import InputError
 from modelchain.plan.pools import PoolFile
-from modelchain_operator.api import refusals
 from modelchain_operator.api.kube import Object
 from modelchain_operator.api.objects import (
-    annotation,
     is_deleting,
     label,
     maker,
@@ -23,17 +21,13 @@ from modelchain_operator.api.objects import (
     uid,
 )
 from modelchain_operator.api.objects import name as name_of
+from modelchain_operator.reconcile import cpu_jobs
 from modelchain_operator.reconcile import job_requests as requests
 from modelchain_operator.reconcile.memory import Memory
-from modelchain_operator.reconcile.pod_evidence import refusal
-from modelchain_operator.reconcile.snapshot import RETRY, Snapshot
+from modelchain_operator.reconcile.snapshot import Snapshot
 from modelchain_operator.runners import cpu_job, index_job
 from modelchain_operator.runners import pods as podread
-from modelchain_operator.runners.registry import UNNAMED, runner_for
-from modelchain_operator.runners.template import CHAIN, CHAIN_UID, GENERATION, ROLE
-
-# For so many seconds after it was made, a pod that does not run yet is no news.
-STARTS_WITHIN = 10.0
+from modelchain_operator.runners.template import CHAIN, CHAIN_UID, ROLE
 
 
 class Indexer:
@@ -53,7 +47,7 @@ class Indexer:
         name = self._name(claim)
         if (self.snapshot.namespace, name) in self.memory.indexed:
             return None
-        job: Object | None = self.snapshot.want("index", name)
+        job: Object | None = self.snapshot.want("cpu job", name)
         if job is None:
             return IndexSeen(name, self._indexes(name), due=True)
         if not index_job.is_index_job(job, uid(claim)):
@@ -78,7 +72,7 @@ class Indexer:
             owner = maker(pod, "Job")
             if owner is None or owner["name"] == wanted:
                 continue
-            job: Object | None = self.snapshot.want("index", owner["name"])
+            job: Object | None = self.snapshot.want("cpu job", owner["name"])
             if job is not None and self._is_ours(job) and not is_deleting(job):
                 yield uid(job), name_of(job)
 
@@ -129,12 +123,10 @@ class Indexer:
 
     def _going_on(self, job: Object, pods: Sequence[Object]) -> IndexSeen:
         name = name_of(job)
-        if (refused := self._refused(job, pods)) is not None:
+        refused = cpu_jobs.refused(self.snapshot, job, pods, self.now)
+        if refused is not None:
             return IndexSeen(name, refused, stalls=True)
-        gang = podread.Gang(nodes=1, runner=runner_for(UNNAMED))
-        late = [pod for pod in pods if self.now >= podread.created_at(pod) + STARTS_WITHIN]
-        waiting, _ = podread.why_waiting([pod for pod in late if podread.is_live(pod)], gang)
-        return IndexSeen(name, waiting or self._indexes(name, job))
+        return IndexSeen(name, cpu_jobs.waiting(pods, self.now) or self._indexes(name, job))
 
     def _indexes(self, name: str, job: Object | None = None) -> Reason:
         """The Job is at work, or is about to be made."""
@@ -144,16 +136,6 @@ class Indexer:
         if job is not None and job.get("spec", {}).get("suspend"):
             message = f"another client has suspended job {name}, which is to index the data"
         return Reason(Code.INDEXING, name, message)
-
-    def _refused(self, job: Object, pods: Sequence[Object]) -> Reason | None:
-        """Why the API server refuses to create the Job's pod."""
-        if pods or self.now < podread.created_at(job) + STARTS_WITHIN:
-            return None
-        message = refusal(self.snapshot.want("events", uid(job)) or [])
-        if not message:
-            return None
-        look = refusals.next_command(message, self.snapshot.namespace)
-        return Reason(Code.PODS_FORBIDDEN, name_of(job), message, look)
 
     def _taken(self, name: str) -> Reason:
         message = f"Job {name} is no operator's, so the data cannot be indexed; delete it"
@@ -169,11 +151,7 @@ class Indexer:
         Job do not make it again and again in turn.
         """
         chain = self._chain_of(job)
-        if chain is None:
-            return True
-        retry, generation = annotation(chain, RETRY), str(chain["metadata"]["generation"])
-        asked_again = bool(retry) and annotation(job, RETRY) != retry
-        return asked_again or annotation(job, GENERATION) != generation
+        return chain is None or cpu_jobs.asked_again(job, chain)
 
     def _chain_of(self, job: Object) -> Object | None:
         """The chain that made a Job; None if it exists no longer."""
@@ -206,28 +184,11 @@ class Indexer:
             )
         if word is not None:
             return f"{word.failure}: {word.message}"
-        return next(filter(None, map(_without_word, pods)), "") or podread.short(
-            failed.get("message") or "its pod left no last word"
-        )
+        more = "raise indexing.memory of the node pool"
+        return cpu_jobs.without_word(job, pods, more).message
 
 
 def _may_index(pod: Object) -> bool:
     """Whether a live pod says that it is an index Job's."""
     going = podread.is_live(pod) and not is_deleting(pod)
     return going and label(pod, ROLE) == index_job.ROLE_OF_JOB
-
-
-def _without_word(pod: Object) -> str:
-    """Why a pod has failed that left no last word; empty if it has not failed."""
-    ended = podread.state(pod, "terminated") or {}
-    if not podread.has_failed(pod):
-        return ""
-    if ended.get("reason") == "OOMKilled":
-        limits = podread.main_container(pod).get("resources", {}).get("limits") or {}
-        limit = limits.get("memory", "none, so the node's")
-        return (
-            f"{podread.where(pod)} ran out of memory (limit: {limit}); raise indexing.memory of the"
-            " node pool"
-        )
-    said = podread.short(pod["status"].get("message")) or f"exit code {ended.get('exitCode')}"
-    return f"{podread.where(pod)} left no last word: {said}"

@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from typing import Any
 
-from modelchain.api.contracts import DataRequest, IndexTask, TaskEvaluation, TrainFiles
+from modelchain.api.contracts import (
+    DataRequest,
+    EvaluationTask,
+    IndexTask,
+    TaskEvaluation,
+    TrainFiles,
+)
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import AttemptStatus, State
-from modelchain.decide.observed import Artifact, Launch
+from modelchain.decide.observed import Artifact, Launch, Measure
 from modelchain.decide.task import Placement, task_for
 from modelchain.errors import InputError
 from modelchain.identity.digest import canonical, stage_inputs
 from modelchain.plan.pools import NodePool, PoolFile
-from modelchain_operator.runners import index_job
+from modelchain_operator.runners import evaluation_job, index_job
 from modelchain_operator.runners.port import JobRequest
 from modelchain_operator.runners.template import ARTIFACTS, PREDECESSORS, TERMINATION_MESSAGE
 
@@ -148,11 +155,38 @@ def index_request(chain: ModelChain, config: PoolFile, claim_uid: str) -> JobReq
 
     Raises InputError if the chain lacks something that it must name, or if its task is too large.
     """
+    task = IndexTask(data=_data(chain), last_word=TERMINATION_MESSAGE)
+    return _of_cpu_job(chain, config, claim_uid, index_name(chain, config, claim_uid), task)
+
+
+def evaluation_request(
+    chain: ModelChain, config: PoolFile, measure: Measure, claim_uid: str
+) -> JobRequest:
+    """All that an evaluation Job is made from.
+
+    Raises InputError if the chain lacks something that it must name.
+    """
+    task = EvaluationTask(
+        artifact=f"{ARTIFACTS}/{measure.artifact.path}",
+        artifact_digest=measure.artifact.digest,
+        data=_data(chain).model_copy(update={"index": evaluation_job.INDEX}),
+        names=[measure.evaluation.name],
+        device="cpu",
+        last_word=TERMINATION_MESSAGE,
+    )
+    stage = chain.spec.stages[measure.stage].name
+    request = _of_cpu_job(chain, config, claim_uid, measure.job, task)
+    return replace(request, stage=stage, input_digest=measure.artifact.input_digest)
+
+
+def _of_cpu_job(
+    chain: ModelChain, config: PoolFile, claim_uid: str, name: str, task: IndexTask | EvaluationTask
+) -> JobRequest:
+    """What a CPU Job of this name is made from, which is about no stage."""
     meta, volume = chain.metadata, chain.spec.data.volume
     assert meta.uid is not None and meta.namespace is not None
-    task = IndexTask(data=_data(chain), last_word=TERMINATION_MESSAGE)
     return JobRequest(
-        name=index_name(chain, config, claim_uid),
+        name=name,
         namespace=meta.namespace,
         chain=meta.name,
         chain_uid=meta.uid,

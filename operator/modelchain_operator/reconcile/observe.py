@@ -22,8 +22,9 @@ from modelchain_operator.api.objects import name as name_of
 from modelchain_operator.reconcile import job_requests as requests
 from modelchain_operator.reconcile.attempt import Sightings
 from modelchain_operator.reconcile.indexing import Indexer
+from modelchain_operator.reconcile.measuring import Measurements
 from modelchain_operator.reconcile.memory import Memory
-from modelchain_operator.reconcile.snapshot import RETRY, Inputs, Snapshot, is_record_of
+from modelchain_operator.reconcile.snapshot import RETRY, Inputs, Snapshot
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners.registry import RUNNERS, UNNAMED, state_of
 from modelchain_operator.runners.template import (
@@ -55,6 +56,7 @@ class View:
         self.sightings = Sightings(snapshot, self.status, config, memory, now)
         self.attempts = self.sightings.attempts
         self.indexer = Indexer(snapshot, config, memory, now)
+        self.measurements = Measurements(snapshot, memory, now)
 
     def observed(self) -> Observed:
         snapshot = self.snapshot
@@ -88,6 +90,8 @@ class View:
             share=self.share,
             outdated=self.outdated,
             shares=frozenset((snapshot.want("shares") or {}) if self._shared() else ()),
+            measurement=self.measurements.seen,
+            evaluation_jobs=self.measurements.jobs(),
             refused=lambda action: self.memory.refusal(snapshot.uid, action),
         )
 
@@ -233,8 +237,7 @@ class View:
         claim: Object | None = self.snapshot.want("claim")
         named: Object | None = self.snapshot.want("artifact", digest)
         records = self._records_of(digest) if named is None else [named]
-        here = (r for r in records if claim is not None and is_record_of(r, claim, digest))
-        if (record := next(here, None)) is not None:
+        if (record := self.snapshot.recorded(digest)) is not None:
             return self._recorded(record)
         if claim is not None:
             taken = stage_artifact_name(uid(claim), digest)
@@ -258,14 +261,16 @@ class View:
         return self.snapshot.want("records of", digest) or []
 
     def _recorded(self, record: Object) -> Artifact:
-        spec = record["spec"]
+        spec, later = record["spec"], (record.get("status") or {}).get("metrics") or {}
         # What another chain spent is in that chain's ledger. Here it would be counted twice.
         ours = spec["chain"] == self.snapshot.spec.metadata.name
         return Artifact(
             digest=spec["artifactDigest"],
             path=spec["path"],
             macs=int(spec["macs"]) if ours else 0,
-            metrics={name: float(value) for name, value in spec.get("metrics", {}).items()},
+            metrics=_percents(spec.get("metrics") or {}),
+            evaluations=spec.get("evaluations") or {},
+            later={key: _percents(measured["metrics"]) for key, measured in later.items()},
             gpu_seconds=float(spec["gpuSeconds"]) if ours else 0.0,
             cost=spec.get("cost") if ours else None,
             trainer_math=spec.get("trainerMath"),
@@ -413,6 +418,11 @@ class View:
             if label(thing, STAGE) == stage or label(thing, INPUT_DIGEST) == label_of(digest)
         ]
         return max(numbers, default=0)
+
+
+def _percents(metrics: Object) -> dict[str, float]:
+    """The metrics of a record, which has them as decimals in texts."""
+    return {name: float(value) for name, value in metrics.items()}
 
 
 def _retry(chain: Object) -> str | None:

@@ -61,7 +61,7 @@ What = Literal[
     "rivals",
     "name",
     "verify",
-    "index",
+    "cpu job",
     "pods of index",
     "events",
     "records",
@@ -123,6 +123,14 @@ class Snapshot:
         """The input digests of which the status has an artifact."""
         stages = (stage for stage in self.status.stages if stage.artifact is not None)
         return frozenset(stage.input_digest for stage in stages if stage.input_digest)
+
+    def recorded(self, digest: str) -> Object | None:
+        """The record of these inputs on the chain's claim, as far as it was read."""
+        claim = self.read.get(Need("claim"))
+        named = self.read.get(Need("artifact", digest))
+        records = [named] if named is not None else self.read.get(Need("records of", digest)) or []
+        here = (r for r in records if claim is not None and is_record_of(r, claim, digest))
+        return next(here, None)
 
     def want(self, what: What, which: str = "") -> Any:
         """The answer to a need. If it was not read yet: None, and the need is added to `needs`."""
@@ -208,7 +216,7 @@ class Reader:
             "rivals": self._rivals,
             "name": self._job_of_intent,
             "verify": self._verify,
-            "index": self._index,
+            "cpu job": self._cpu_job,
             "pods of index": self._pods_of_index,
             "events": self._events,
             "records": self._records,
@@ -360,8 +368,8 @@ class Reader:
     async def _verify(self, snapshot: Snapshot, attempt: str) -> Object | None:
         return await self._get(JOBS, snapshot.namespace, verify.name(attempt))
 
-    async def _index(self, snapshot: Snapshot, job: str) -> Object | None:
-        """The index Job of this name. Another chain may have made it."""
+    async def _cpu_job(self, snapshot: Snapshot, job: str) -> Object | None:
+        """The CPU Job of this name. Another chain may have made it."""
         return await self._get(JOBS, snapshot.namespace, job)
 
     async def _pods_of_index(self, snapshot: Snapshot, chain_uid: str) -> list[Object]:

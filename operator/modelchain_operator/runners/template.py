@@ -42,7 +42,7 @@ FILLS = "modelchain.dev/fills"
 # The annotation that names a pod's main container, for `kubectl logs` and for us.
 MAIN_CONTAINER = "kubectl.kubernetes.io/default-container"
 
-Role = Literal["train", "verify", "index"]
+Role = Literal["train", "verify", "index", "evaluate"]
 
 
 def metadata(request: JobRequest, name: str, role: Role) -> Object:

@@ -39,6 +39,7 @@ CONDITIONS = (
     "Complete",
     "Failed",
     "Finished",
+    "Measured",
 )
 # The failure classes after which a stage is tried again.
 RETRIED = [str(failure) for failure in FailureClass if not failure.permanent]
