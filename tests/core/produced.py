@@ -45,6 +45,17 @@ TESTS: dict[str, str] = {
     "tests/core/test_codes.py::test_the_code_of_an_interrupted_command": "Interrupted",
     "tests/core/test_codes.py::test_the_codes_of_a_new_chain": "WaitsForStage",
     "tests/core/test_conditions.py::test_kstatus_of_every_phase[verifying]": "Verifying",
+    "tests/core/test_measure.py::"
+    "test_an_evaluation_that_was_added_is_measured_on_all_stages_the_smallest_first": "AllMeasured",
+    "tests/core/test_measure.py::"
+    "test_the_status_says_which_metric_is_measured_and_which_ones_wait": "MeasureWaits",
+    "tests/core/test_measure.py::"
+    "test_a_failure_is_told_holds_nothing_back_and_is_measured_again_by_a_retry": "MeasureFailed",
+    "tests/core/test_measure.py::test_a_finished_chain_measures_nothing_unasked": "Unmeasured",
+    "tests/operator/test_measuring.py::"
+    "test_an_added_evaluation_is_measured_without_training": "Measuring StageMeasured",
+    "tests/operator/test_measuring.py::"
+    "test_a_refusal_is_told_and_the_next_try_goes_on[create]": "MeasureRefused",
     "tests/core/test_nodes.py::test_the_reason_if_only_avoided_nodes_are_left": "NodesAvoided",
     "tests/core/test_waits.py::test_a_check_comes_before_the_next_one[_end]": "Killed",
     "tests/core/test_waits.py::test_a_check_comes_before_the_next_one[_stop_for_retry]": "Resumes",

@@ -43,7 +43,9 @@ class Measurements:
     """One chain's evaluation Jobs."""
 
     def __init__(self, snapshot: Snapshot, memory: Memory, now: float):
-        self.snapshot, self.memory, self.now = snapshot, memory, now
+        self.snapshot = snapshot
+        self.memory = memory
+        self.now = now
 
     def seen(self, measure: Measure) -> Measurement:
         """What became of one measurement. A last word counts before the Job's own conditions: these

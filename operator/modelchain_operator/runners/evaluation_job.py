@@ -15,7 +15,9 @@ from modelchain_operator.runners.template import ROLE, SCRATCH, Role
 
 ROLE_OF_JOB: Role = "evaluate"
 # The most that the Job asks for: it decodes and computes with all cores that it gets.
-MOST_CPU, MOST_MEMORY, MOST_DISK = "16", "64Gi", "16Gi"
+MOST_CPU = "16"
+MOST_MEMORY = "64Gi"
+MOST_DISK = "16Gi"
 # The Job cannot write to the artifacts' claim, so it indexes the evaluation's shards here.
 INDEX = f"{SCRATCH}/index"
 
