@@ -56,14 +56,18 @@ def _status() -> Schema:
         "x-kubernetes-list-type": "map",
         "x-kubernetes-list-map-keys": ["type"],
     }
-    # The attempts of removed stages are as those of stages. To describe them once is enough: plain
-    # `kubectl apply` copies the whole CRD into an annotation.
+    # Removed stages are as stages. To describe them once is enough: plain `kubectl apply` copies the
+    # whole CRD into an annotation.
     removed = status["properties"]["removed"]["items"]["properties"]
-    removed["attempts"]["items"] = {
-        "type": "object",
-        "maxProperties": MAX_KEYS,
-        "x-kubernetes-preserve-unknown-fields": True,
-    }
+    for _, part in nodes(status["properties"]["removed"]):
+        part.pop("description", None)
+    stages = status["properties"]["stages"]["items"]["properties"]
+    for listed in (removed["attempts"], stages["unmeasured"]):
+        listed["items"] = {
+            "type": "object",
+            "maxProperties": MAX_KEYS,
+            "x-kubernetes-preserve-unknown-fields": True,
+        }
     # By kstatus's rule a chain is in progress until the operator has seen it.
     status["default"] = {"observedGeneration": -1}
     return status
