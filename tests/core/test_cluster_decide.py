@@ -433,7 +433,7 @@ def test_an_equal_stage_on_another_claim_is_trained_there_as_well() -> None:
 def test_one_fault_at_every_request(
     start: Callable[[], Cluster], request: pytest.FixtureRequest
 ) -> None:
-    dice = Dice(request.node.name, 16)
+    dice = Dice(request.node.name, 40)
     found, ends = explore(start(), every_fault, 2 if EXPLORE > 9 else 1, LONGEST_CALM, dice, traced)
     assert found > 3000 // dice.one_in and ends > 50 // dice.one_in
 
@@ -500,7 +500,7 @@ def test_changes_while_an_attempt_is_launched(
     """
     world = until(alone(1, queue=queue), launching)
     changes = 1 if queue and EXPLORE < 10 else 2
-    dice = Dice(request.node.name, 8)
+    dice = Dice(request.node.name, 12)
     found, ends = explore(world, every_change, changes, LONGEST_CALM, dice, traced)
     part = dice.one_in**changes
     assert found > 700 // part and ends > 10 // part

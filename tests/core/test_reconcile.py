@@ -710,14 +710,14 @@ def faults(world: World) -> Iterator[Event]:
 @pytest.mark.parametrize("cluster", [True, False], ids=["cluster", "local"])
 @pytest.mark.parametrize(("stages", "budget"), [(1, 2), (2, 1), (3, 1)])
 def test_explored_exhaustively(stages: int, budget: int, cluster: bool) -> None:
-    dice = Dice(f"{budget} faults in {stages} stages, cluster: {cluster}", 4)
+    dice = Dice(f"{budget} faults in {stages} stages, cluster: {cluster}", 8)
     found, ends = explore(World(stages, cluster=cluster), faults, budget, LONGEST_CALM, dice)
     part = dice.one_in**budget
     assert found > 1000 // part and ends > 100 // part
 
 
 def test_two_faults_in_two_stages_explored_exhaustively() -> None:
-    dice = Dice("2 faults in 2 stages", 10)
+    dice = Dice("2 faults in 2 stages", 20)
     found, ends = explore(World(2), faults, 2, LONGEST_CALM, dice)
     part = dice.one_in**2
     assert found > 50_000 // part and ends > 5000 // part
