@@ -56,8 +56,8 @@ def _status() -> Schema:
         "x-kubernetes-list-type": "map",
         "x-kubernetes-list-map-keys": ["type"],
     }
-    # Removed stages are as stages. To describe them once is enough: plain `kubectl apply` copies the
-    # whole CRD into an annotation.
+    # Removed stages are as stages. To describe them once is enough, since plain `kubectl apply`
+    # copies the whole CRD into an annotation.
     removed = status["properties"]["removed"]["items"]["properties"]
     for _, part in nodes(status["properties"]["removed"]):
         part.pop("description", None)
