@@ -449,7 +449,7 @@ def test_another_claim_of_the_same_name(world: World) -> None:
     world.apply("moved", 2)
     space.until("Complete", "moved")
     space.kubectl(
-        "delete", "pytorchjobs", "--selector=modelchain.dev/chain=moved"
+        "delete", "pytorchjobs,jobs", "--selector=modelchain.dev/chain=moved"
     )  # finished pods hold it, too
     space.kubectl("delete", "pvc", "moved-artifacts", "--timeout=30s")
     world.edit("moved", b={"rerun": "x"})
@@ -489,7 +489,7 @@ def test_a_claim_that_is_gone_is_seen_within_a_minute(world: World) -> None:
     space = world.space
     world.apply("emptied", 1)
     space.until("Complete", "emptied")
-    space.kubectl("delete", "pytorchjobs", "--selector=modelchain.dev/chain=emptied")
+    space.kubectl("delete", "pytorchjobs,jobs", "--selector=modelchain.dev/chain=emptied")
     space.kubectl("delete", "pvc", "emptied-artifacts", "--timeout=30s")
     stalled = space.until("Stalled", "emptied", timeout=65)
     assert stalled["stages"][0]["reasonCode"] == "ArtifactMissing"

@@ -112,7 +112,7 @@ ROWS: dict[str, tuple[waits.Wait, Turn, tuple[State, Code, bool, float | None]]]
     "data that is being indexed": (
         waits.for_the_index,
         turn(seen={"indexing": lambda: IndexSeen("index", INDEXES)}),
-        (State.INDEXING, Code.INDEXING, False, 30.0),
+        (State.INDEXING, Code.INDEXING, False, waits.INDEXING_SECONDS),
     ),
     "data that was not indexed": (
         waits.for_the_index,

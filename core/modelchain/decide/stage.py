@@ -168,7 +168,10 @@ def _closed(turn: Turn, stage: StageStatus, attempt: AttemptStatus) -> AttemptSt
     if attempt.finished_at is not None:
         return attempt
     if seen.may_train:
-        return account_if_due(attempt, seen, turn.now)
+        attempt = account_if_due(attempt, seen, turn.now)
+        # One at other inputs is stopped. The status says so before its job is deleted.
+        superseded = attempt.input_digest != stage.input_digest and attempt.uid is not None
+        return transitions.stopped(attempt) if superseded else attempt
     made_it = attempt.input_digest == stage.input_digest and seen.started
     state = State.SUCCEEDED if made_it else State.SUSPENDED
     over = closed(attempt, seen, turn.now, state)

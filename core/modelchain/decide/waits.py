@@ -20,6 +20,9 @@ from modelchain.decide.outcome import Outcome, Turn, failed, stalled
 # Seconds between two reads of a Job that fills the data's claim. Its events name no chain, so they
 # cause no pass.
 LOADING_SECONDS = 5.0
+# Seconds between two reads of an index Job. Its end wakes the chain that made it, so only what it
+# waits for, and the end of another chain's, is found by these.
+INDEXING_SECONDS = 30.0
 
 Wait = Callable[[Turn, StageStatus], Outcome | None]
 
@@ -113,7 +116,7 @@ def for_the_index(turn: Turn, stage: StageStatus) -> Outcome | None:
     return Outcome(
         transitions.indexing(stage, seen.reason),
         action=MakeIndex(seen.job) if seen.due else None,
-        again=turn.observed.poll_seconds,
+        again=INDEXING_SECONDS,
     )
 
 
