@@ -182,12 +182,12 @@ class Pod:
             steps=self.steps,
             manifest_digest=_sha256("manifest" + self.digest),
             artifact_digest=_sha256("weights" + self.digest),
-            metrics=self._metrics(self.task.data.evaluation),
+            metrics=self._measured(self.task.data.evaluation),
             evaluations={e.name: short_key(e) for e in self.task.data.evaluation},
             **self._spent(),
         )
 
-    def _metrics(self, evaluations: Iterable[Evaluation]) -> dict[str, float]:
+    def _measured(self, evaluations: Iterable[Evaluation]) -> dict[str, float]:
         return {
             e.name: int(_sha256(e.name + self.digest)[:4], 16) % 10000 / 100 for e in evaluations
         }
@@ -199,7 +199,7 @@ class Pod:
         if found is None or found.artifact_digest != task.artifact_digest:
             return self.failure(FailureClass.CORRUPT_ARTIFACT, "the artifact is another one")
         asked = [e for e in task.data.evaluation if e.name in (task.names or ())]
-        return LastWord(result="Succeeded", metrics=self._metrics(asked))
+        return LastWord(result="Succeeded", metrics=self._measured(asked))
 
     def checkpointed(self) -> LastWord:
         """SIGTERM: the trainer stops here, saves its work and says so."""

@@ -48,7 +48,7 @@ TESTS: dict[str, str] = {
     "tests/core/test_measure.py::"
     "test_an_evaluation_that_was_added_is_measured_on_all_stages_the_smallest_first": "AllMeasured",
     "tests/core/test_measure.py::"
-    "test_the_status_says_which_metric_is_measured_and_which_ones_wait": "MeasureWaits",
+    "test_a_suspended_chain_measures_nothing_and_its_job_is_deleted": "MeasureWaits",
     "tests/core/test_measure.py::"
     "test_a_failure_is_told_holds_nothing_back_and_is_measured_again_by_a_retry": "MeasureFailed",
     "tests/core/test_measure.py::test_a_finished_chain_measures_nothing_unasked": "Unmeasured",
