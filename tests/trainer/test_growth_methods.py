@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import combinations, pairwise
 from typing import get_args
 
@@ -170,10 +171,10 @@ def test_every_edge_of_both_families_grows_by_every_method(method):
         assert kept <= report.new + 5, (family, a, b, "what is not new is the predecessor's")
 
 
-@pytest.fixture(scope="module")
-def full_size():
+@cache
+def full_size(name):
     with torch.device("meta"):
-        return {name: open_clip.CLIP(**model.config.resolved()) for name, model in MODELS.items()}
+        return open_clip.CLIP(**MODELS[name].config.resolved())
 
 
 # Slow on the meta device: tested on two edges. test_growth.py has all edges for Insert.
@@ -181,13 +182,13 @@ SLOW_WITHOUT_VALUES = ("Interpolate", "Net2Net", "AKI", "NetExpand")
 
 
 @pytest.mark.parametrize("method", WIDTH)
-def test_full_size_has_the_same_rules(full_size, method):
+def test_full_size_has_the_same_rules(method):
     """In `make test` one edge a method."""
     edges = [("ViT-S-16", "ViT-L-16"), ("Swin-T", "Swin-L")]
     if method not in SLOW_WITHOUT_VALUES:
         edges = [(a, b) for a, b in combinations(MODELS, 2) if a.split("-")[0] == b.split("-")[0]]
     for a, b in sweeps.sample(f"full size by {method}", edges, 1):
-        old, new = full_size[a], full_size[b]
+        old, new = full_size(a), full_size(b)
         report = grow(new, old.state_dict(), method)
         assert report.inserted + report.duplicated + report.new == sum(
             p.numel() for p in new.parameters()
