@@ -36,6 +36,7 @@ STAGE = {
     "transitionSeconds": 1.0,
     "retried": {"Preempted": 1},
     "reasonCode": "Miss",
+    "gate": {"verdict": "Missed", "difference": "-1.06"},
 }
 LAST = {"taskLoss": 2.0, "distillationLoss": 1.0, "ratio": 0.5, "tokenEfficiency": 0.7}
 META = {"namespace": "vision", "name": "vit", "resourceVersion": "1"}

@@ -15,7 +15,7 @@ from modelchain.plan.plan import plan
 
 root, repository = Root(Path("runs/quickstart")), Path(__file__).parent.parent
 chain = load_chain(repository / "examples" / "quickstart.yaml")
-status = root.read_status(chain.metadata.name)
+status = root.read_status(chain)
 results = {s.name: root.results(s.input_digest or "") for s in status.stages}
 console = Console(record=True, width=112, file=Path("/dev/null").open("w"))  # noqa: SIM115
 console.print("$ make quickstart", style="bold")

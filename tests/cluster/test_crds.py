@@ -38,6 +38,7 @@ OUR_TYPES = {
     "model",
     "evaluation",
     "storage",
+    "budget",
     "vision",
     "text",
     "mlp",
@@ -406,6 +407,7 @@ def test_kubectl_get(cluster: Cluster, namespace: str) -> None:
         **{"lastTransitionTime": "2026-01-02T03:04:05Z"},
     }
     summary = {"stage": "2/4", "state": "Running", "progress": "43%", "accuracy": "31.80"}
+    summary["gate"] = "1 Passed"
     status = {
         "conditions": [ready],
         "summary": summary,
@@ -430,8 +432,8 @@ def test_kubectl_get(cluster: Cluster, namespace: str) -> None:
     head, row = table("mchain")
     assert head == f"{short} AGE" and row.startswith("family 2/4 Running 43% 31.80 12.50 ")
     head, row = table("mchain", "-o", "wide")
-    assert head == f"{short} READY REASON QUEUE GPU-SECONDS MESSAGE AGE"
-    assert " 12.50 False InProgress vision 7.5 stage vit-s: running " in row
+    assert head == f"{short} READY REASON GATE QUEUE GPU-SECONDS MESSAGE AGE"
+    assert " 12.50 False InProgress 1 Passed vision 7.5 stage vit-s: running " in row
     head, row = table("sart")
     assert head == "NAME CHAIN STAGE MODEL EPOCHS ACCURACY COST AGE"
     assert row.startswith(f"{NAME} family vit-t ViT-T-16 32 31.80 ")

@@ -33,7 +33,13 @@ from modelchain_operator.reconcile.job_requests import MADE_FROM, index_name
 from modelchain_operator.reconcile.snapshot import Snapshot
 from modelchain_operator.runners.kueue import LOCAL_QUEUES, QUEUE, RELEASED, UNRELEASED_QUEUE
 from modelchain_operator.runners.pytorchjob import PYTORCHJOBS
-from modelchain_operator.runners.template import CHAIN_UID, INPUT_DIGEST
+from modelchain_operator.runners.template import (
+    CHAIN_UID,
+    INPUT_DIGEST,
+    ROLE,
+    TRAINING,
+    TRAINS,
+)
 
 
 @dataclass
@@ -423,7 +429,11 @@ class ApiServer:
 
 
 def _selected(labels: dict[str, str], selector: str) -> bool:
-    terms = [term.split("=") for term in selector.split(",")]
+    trains = labels.get(ROLE) in TRAINING
+    if TRAINS in selector and not trains:
+        return False
+    rest = selector.replace(TRAINS, "")
+    terms = [term.split("=") for term in rest.split(",") if term]
     return all(
         (labels.get(name.rstrip("!")) == value) != name.endswith("!") for name, value in terms
     )

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from functools import cache
 from typing import Any
 
@@ -18,16 +19,19 @@ from specs import DELETE, config, inline, with_changes
 
 from modelchain.api.contracts import FailureClass, LastWord, Progress
 from modelchain.api.reasons import Code, Reason
-from modelchain.api.spec import ModelChain
+from modelchain.api.spec import Gate, ModelChain
 from modelchain.api.status import (
     AttemptStatus,
     ChainStatus,
+    GateVerdict,
     StageLedger,
     StageStatus,
     State,
 )
 from modelchain.decide.decide import decide
 from modelchain.decide.observed import Artifact, Damage, Decision, Launch, Observed, Seen, Stop
+from modelchain.decide.relaxation import remembered
+from modelchain.gate.relaxation import Schedule, Trained
 from modelchain.identity.digest import digest_of
 
 MAX_RETRIES, MAX_DISRUPTIONS = 1, 2
@@ -44,7 +48,7 @@ def chain_of(
         "spec.suspend": suspend,
         "metadata.generation": generation,
         "spec.retry": retry,
-        **dict(edits),
+        **{path: list(v) if isinstance(v, tuple) else v for path, v in edits},
     }
     return ModelChain.model_validate(with_changes(inline(*shapes, **changes)))
 
@@ -54,9 +58,19 @@ def ledgers(status: ChainStatus) -> list[StageLedger]:
     return [*status.stages, *status.removed]
 
 
+def attempts_of_the_chain(status: ChainStatus) -> list[AttemptStatus]:
+    """The attempts of stages and removed stages, without those of baselines."""
+    return [attempt for stage in ledgers(status) for attempt in stage.attempts]
+
+
 def weights_of(input_digest: str) -> str:
     """Training is deterministic: the same inputs give the same bytes."""
     return hashlib.sha256(input_digest.encode()).hexdigest()
+
+
+def always_accurate(inputs: Mapping[str, Any]) -> dict[str, float]:
+    """What is measured of any model."""
+    return {"top1": 91.5}
 
 
 @dataclass(frozen=True)
@@ -74,6 +88,8 @@ class Trainer:
     macs: int = 0
     steps: int = 0
     began_at: int = 0
+    # It trains a baseline.
+    alone: bool = False
 
 
 @dataclass
@@ -96,6 +112,10 @@ class World:
     artifacts: dict[str, str] = field(default_factory=dict)
     checkpoints: dict[str, int] = field(default_factory=dict)
     inputs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    # What records tell of the epochs of finished stages, the newest at the end.
+    records: tuple[Trained, ...] = ()
+    # What is measured of a model that was trained from these inputs.
+    metrics_of: Callable[[Mapping[str, Any]], dict[str, float]] = always_accurate
     # Attempts that began before the budgets were last renewed.
     forgiven: frozenset[str] = frozenset()
     # The status was lost, and the ledger with it.
@@ -119,7 +139,8 @@ class World:
                 return None
             case "damaged":
                 return Damage(Reason(Code.CORRUPT_ARTIFACT, digest, "a byte is flipped"))
-        return Artifact(weights_of(digest), f"{digest}/artifact", macs=1000, metrics={"top1": 91.5})
+        metrics = self.metrics_of(self.inputs.get(digest, {}))
+        return Artifact(weights_of(digest), f"{digest}/artifact", macs=1000, metrics=metrics)
 
     def seen(self, name: str) -> Seen:
         trainer = self.trainers.get(name)
@@ -135,15 +156,18 @@ class World:
             macs=trainer.macs,
         )
 
-    def highest_number(self, stage: str, digest: str) -> int:
-        return max(
-            (t.number for t in self.trainers.values() if stage == t.stage or digest == t.digest),
-            default=0,
+    def highest_number(self, unnumbered: str, digest: str) -> int:
+        used = (
+            trainer.number
+            for name, trainer in self.trainers.items()
+            if name.rstrip("0123456789") == unnumbered or digest == trainer.digest
         )
+        return max(used, default=0)
 
     def observed(self) -> Observed:
+        lost = not self.status.stages
         return Observed(
-            status=self.status,
+            status=remembered(self.chain(), self.records) if lost else self.status,
             artifact=self.artifact,
             attempt=self.seen,
             live=frozenset(name for name, trainer in self.trainers.items() if trainer.live),
@@ -202,8 +226,10 @@ class World:
             )
         assert sum(s.macs for s in ledgers(status)) == status.total.macs
         if not self.forgetful and all(s.attempts or not s.macs for s in status.stages):
-            so_far = sum(a.macs for _, a in status.attempts.values() if a.finished_at is None)
+            listed = attempts_of_the_chain(status)
+            so_far = sum(a.macs for a in listed if a.finished_at is None)
             closed = [self.trainers[name] for name in self.closed(status)]
+            closed = [trainer for trainer in closed if not trainer.alone]
             assert status.total.macs == so_far + sum(t.macs for t in closed)
             for stage in ledgers(status):
                 mine = [t for t in closed if t.stage == stage.name]
@@ -221,7 +247,7 @@ class World:
 
     def _launch(self, launch: Launch) -> None:
         attempt, stage = launch.attempt, self.chain().spec.stages[launch.stage]
-        known = next(s for s in self.status.stages if s.name == stage.name)
+        known = next(s for s in self.rows(launch.alone) if s.name == stage.name)
         assert not any(trainer.live for trainer in self.trainers.values()), (
             "there are never two live attempts"
         )
@@ -234,9 +260,13 @@ class World:
         assert attempt.input_digest not in self.artifacts, "an existing artifact is not retrained"
         assert attempt.name not in self.trainers, "a name is used once"
         assert all(
-            t.number < attempt.number for t in self.trainers.values() if t.stage == stage.name
+            t.number < attempt.number
+            for t in self.trainers.values()
+            if (t.stage, t.alone) == (stage.name, launch.alone)
         )
-        if launch.stage == 0:
+        if launch.alone:
+            assert launch.inputs["epochs"] == self.chain().spec.recipe.baseline_epochs
+        if launch.stage == 0 or launch.alone:
             assert launch.predecessor is None and "predecessor" not in launch.inputs
         else:
             before = next(
@@ -247,6 +277,8 @@ class World:
             assert self.artifact_is_whole(before.input_digest), (
                 "a successor starts only after its predecessor's artifact is complete"
             )
+            assert not self.held_by_gate(launch.stage), "a stage before it missed its baseline"
+            assert not self.awaits_baseline(stage.name), "its baseline comes first"
             assert launch.predecessor is not None
             assert (
                 launch.inputs["predecessor"]
@@ -260,7 +292,44 @@ class World:
             attempt.number,
             attempt.input_digest,
             began_at=self.checkpoints.get(attempt.input_digest, 0),
+            alone=launch.alone,
         )
+
+    def rows(self, alone: bool) -> list[StageStatus]:
+        return self.status.baselines if alone else self.status.stages
+
+    def awaits_baseline(self, stage: str) -> bool:
+        """Whether the gate asks for a baseline of the stage that is not there."""
+        gate = self.chain().spec.gate
+        rows = {row.name: row for row in self.status.baselines}
+        digest = rows[stage].input_digest if stage in rows else None
+        return gate is not None and stage in gate.train and not self.artifact_is_whole(digest)
+
+    def held_by_gate(self, stage: int) -> bool:
+        """Whether a stage before this one is not good enough, or is not measured, by the spec."""
+        gate, chain = self.chain().spec.gate, self.chain().spec
+        if gate is None or gate.on_miss == "Continue":
+            return False
+        known = {s.name: s for s in self.status.stages}
+        for before in chain.stages[:stage]:
+            if before.name in (*gate.baseline, *gate.train):
+                baseline = self._baseline(gate, before.name)
+                inputs = self.inputs.get(known[before.name].input_digest or "")
+                metric = self.metrics_of(inputs).get(gate.metric) if inputs else None
+                if metric is None or baseline is None:
+                    return True
+                if Decimal(f"{metric:.2f}") < baseline - Decimal(gate.tolerance):
+                    return True
+        return False
+
+    def _baseline(self, gate: Gate, stage: str) -> Decimal | None:
+        if stage in gate.baseline:
+            return Decimal(gate.baseline[stage])
+        if self.awaits_baseline(stage):
+            return None
+        row = next(row for row in self.status.baselines if row.name == stage)
+        metric = self.metrics_of(self.inputs[row.input_digest or ""]).get(gate.metric)
+        return None if metric is None else Decimal(f"{metric:.2f}")
 
     def _check_budgets(self, stage: StageStatus, attempt: AttemptStatus) -> None:
         judged = [
@@ -305,10 +374,22 @@ class World:
         name = self.live()
         assert name is not None
         trainer = self.trainers[name]
-        planned = next((s.planned_macs for s in self.status.stages if s.name == trainer.stage), 0)
+        rows = self.rows(trainer.alone)
+        planned = next((s.planned_macs for s in rows if s.name == trainer.stage), 0)
         done = sum(t.macs for t in self.trainers.values() if t.digest == trainer.digest)
         self.trainers[name] = replace(trainer, macs=trainer.macs + max(0, planned - done))
-        self.artifacts.setdefault(trainer.digest, "whole")
+        if trainer.digest not in self.artifacts:
+            self.artifacts[trainer.digest] = "whole"
+            self._record(trainer)
+
+    def _record(self, trainer: Trainer) -> None:
+        known = {stage.name: stage for stage in ledgers(self.status)}.get(trainer.stage)
+        epochs = int(self.inputs[trainer.digest]["epochs"])
+        schedule = Schedule(epochs)
+        if known is not None and known.epochs == epochs and not trainer.alone:
+            schedule = Schedule(epochs, known.round, known.first_epochs)
+        alone = "predecessor" not in self.inputs[trainer.digest]
+        self.records += (Trained(trainer.stage, trainer.digest, schedule, alone),)
 
     def end(self, failure: FailureClass | None = None, *, word: bool = True) -> None:
         """The live attempt exits: with success, with a failure, or without a last word."""
@@ -424,8 +505,13 @@ class World:
         conditions = [
             kind for kind in ("Complete", "Failed", "Suspended") if self.status.is_true(kind)
         ]
-        assert len(conditions) == 1, conditions
         states = [stage.state for stage in self.status.stages]
+        verdicts = [stage.gate.verdict for stage in self.status.stages if stage.gate]
+        if not conditions and (
+            self.held_by_gate(len(states)) or GateVerdict.UNMEASURED in verdicts
+        ):
+            conditions = ["Held"]
+        assert len(conditions) == 1, conditions
         assert all(
             a.finished_at or not self.seen(a.name).started
             for s in self.status.stages
@@ -435,15 +521,22 @@ class World:
             case "Complete":
                 assert set(states) == {State.SUCCEEDED}
                 assert all(self.artifact_is_whole(s.input_digest) for s in self.status.stages)
+            case "Held":
+                held = states.count(State.SUCCEEDED)
+                assert states[:held] == [State.SUCCEEDED] * held and held > 0
+                assert {s.reason_code for s in self.status.stages[held:]} <= {
+                    Code.WAITS_FOR_GATE,
+                    Code.WAITS_FOR_STAGE,
+                    Code.BASELINE_FAILED,
+                }
             case "Suspended":
                 assert self.must_stop()
                 assert State.SUSPENDED in states and State.FAILED not in states
             case "Failed":
                 self._check_failed(next(s for s in self.status.stages if s.state is State.FAILED))
         if not self.forgetful and all(s.attempts or not s.macs for s in self.status.stages):
-            assert self.status.total.macs == sum(t.macs for t in self.trainers.values()), (
-                "the ledger equals what was spent"
-            )
+            spent = (t.macs for t in self.trainers.values() if not t.alone)
+            assert self.status.total.macs == sum(spent), "the ledger equals what was spent"
 
     def _check_failed(self, stage: StageStatus) -> None:
         """A stage fails for one of these reasons: a damaged artifact, a permanent failure, an
@@ -488,5 +581,7 @@ class World:
             sorted(self.checkpoints.items()),
             sorted(self.forgiven),
             self.undisturbed,
+            self.metrics_of.__name__,
+            self.records,
         )
         return hashlib.blake2b((repr(parts) + self.status.model_dump_json()).encode()).digest()

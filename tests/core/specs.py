@@ -89,6 +89,12 @@ _BIGGER: Object = config(vision={"width": 96}, text={"layers": 3})
 _SWIN: Object = config()
 _SWIN["vision_cfg"] = {"timm_model_name": "swin_tiny_patch4_window7_224"}
 
+_RELAXES: Object = {
+    "spec.evaluation": [_RETRIEVAL],
+    "spec.stages[1].epochs": DELETE,
+    "spec.allocation.targetAcceleration": "1.5",
+}
+
 _GOOD_CHANGES: dict[str, dict[str, Any]] = {
     "minimal": {},
     "a chain of one stage": {"spec.stages[1]": DELETE},
@@ -142,6 +148,38 @@ _GOOD_CHANGES: dict[str, dict[str, Any]] = {
         "spec.retry": {"maxRetries": 0, "maxDisruptions": 0},
         "spec.deadlines": {"startSeconds": 600, "stallSeconds": 900, "stageSeconds": 86_400},
         "spec.checkpoint": {"everySeconds": 5},
+        "spec.gate": {
+            "metric": "digits-top1",
+            "tolerance": "0.5",
+            "baseline": {"vit-s": "30.16"},
+            "train": [],
+            "onMiss": "Continue",
+            "relaxation": {"factor": "1.25", "maxRounds": 3},
+        },
+        "spec.budget": {"cost": "2500", "gpuHours": "1e3", "onExceed": "Suspend"},
+    },
+    "a gate that trains a baseline and relaxes": {
+        **_RELAXES,
+        "spec.gate": {"metric": "coco-r1", "train": ["vit-s"], "onMiss": "Relax"},
+    },
+    "a gate of 32 stages": {
+        "spec.evaluation": [_RETRIEVAL],
+        **inline(
+            *(config(vision={"layers": 1 + i}) for i in range(8)),
+            **{
+                f"spec.stages[{i}]": {
+                    "name": f"s{i}",
+                    "modelConfig": config(vision={"layers": 1 + i}),
+                    "epochs": 20,
+                }
+                for i in range(8, 32)
+            },
+        ),
+        "spec.gate": {
+            "metric": "coco-r1",
+            "baseline": {f"s{i}": "100" for i in range(8, 32)},
+            "train": ["b", "c", "d", "e", "f", "g", "h"],
+        },
     },
     "as kubectl gives it back": {
         "metadata.uid": "8f4b1f0e-7a0c-4b86-9a86-0b0ba7a9f0c1",
@@ -229,6 +267,13 @@ def _pair(name: str, before: Object, after: Object, message: str) -> Bad:
     return _bad(name, inline(before, after), "spec.stages[1]", message)
 
 
+def _gate(name: str, gate: Mapping[str, Any], field: str, message: str, **changes: Any) -> Bad:
+    """A chain with a measured metric and this gate."""
+    whole = {"metric": "coco-r1", "baseline": {"vit-s": "30"}, **gate}
+    spec = {"spec.evaluation": [_RETRIEVAL], "spec.gate": whole, **changes}
+    return _bad(name, spec, f"spec.gate.{field}", message)
+
+
 _STAGE, _TRAIN, _RECIPE = "spec.stages[0]", "spec.data.train", "spec.recipe"
 _MODEL = f"{_STAGE}.modelConfig"
 
@@ -250,7 +295,7 @@ BAD: list[Bad] = [
     _one("no spec", "spec", DELETE, "required"),
     _one("spec is a list", "spec", [], "valid dictionary"),
     _one("unknown key in spec", "spec.stage", [], "unknown field"),
-    _one("a field of a later version", "spec.gate", {"tolerance": "0.5"}, "unknown field"),
+    _one("a field of a later version", "spec.pretrained", {"tag": "x"}, "unknown field"),
     _one("suspend is a text", "spec.suspend", "true", "boolean"),
     _one("suspend is a number", "spec.suspend", 1, "boolean"),
     # stages
@@ -745,6 +790,88 @@ BAD: list[Bad] = [
     _one("no epochs at the end", "spec.allocation.endRatio", "0", "must lie between 0.01 and 1"),
     _one("more epochs at the end", "spec.allocation.endRatio", "1.01", "must lie between"),
     _one("the end ratio as a number", "spec.allocation.endRatio", 0.5, "quotes"),
+    # gate and budget
+    _gate("a gate without a metric", {"metric": ""}, "metric", "does not have the form"),
+    _gate("a metric that is not measured", {"metric": "top1"}, "metric", "'top1' is not measured"),
+    _gate(
+        "a baseline of the first stage",
+        {"baseline": {"vit-t": "30"}},
+        "baseline",
+        "only a stage after the first",
+    ),
+    _gate(
+        "a baseline of no stage",
+        {"baseline": {"vit-b": "30"}},
+        "baseline",
+        "only a stage after the first",
+    ),
+    _gate(
+        "a baseline of the first stage that is to be trained",
+        {"train": ["vit-t"]},
+        "train",
+        "only a stage after the first",
+    ),
+    _gate(
+        "a baseline above 100 %",
+        {"baseline": {"vit-s": "101"}},
+        "baseline",
+        "must lie between 0 and 100 (got 101)",
+    ),
+    _gate(
+        "a baseline that is given and trained",
+        {"train": ["vit-s"]},
+        "train",
+        "in both baseline and train",
+    ),
+    _gate(
+        "a baseline that is trained twice",
+        {"baseline": {}, "train": ["vit-s", "vit-s"]},
+        "train",
+        "named twice",
+    ),
+    _gate("a tolerance as a number", {"tolerance": 0.5}, "tolerance", "quotes"),
+    _gate("a tolerance above 100 points", {"tolerance": "101"}, "tolerance", "must lie between"),
+    _gate("an unknown consequence of a miss", {"onMiss": "Retry"}, "onMiss", "'Stop'"),
+    _gate(
+        "a factor that shortens",
+        {"relaxation": {"factor": "0.9"}},
+        "relaxation.factor",
+        "must lie between 1 and 100",
+    ),
+    _gate("no rounds", {"relaxation": {"maxRounds": 0}}, "relaxation.maxRounds", "greater than or"),
+    _gate(
+        "relaxation without a target",
+        {"onMiss": "Relax"},
+        "onMiss",
+        "give spec.allocation.targetAcceleration",
+    ),
+    _gate(
+        "relaxation of epochs that are given",
+        {"onMiss": "Relax"},
+        "onMiss",
+        "cannot lengthen the epochs that stage 'vit-s' gives",
+        **{"spec.allocation.targetAcceleration": "1.5"},
+    ),
+    _gate(
+        "relaxation without a baseline",
+        {"onMiss": "Relax", "baseline": {}},
+        "onMiss",
+        "needs something to compare with",
+        **_RELAXES,
+    ),
+    _one("a budget without a limit", "spec.budget", {"onExceed": "Fail"}, "give a limit"),
+    _bad(
+        "a budget as a number",
+        {"spec.budget": {"cost": 2500}},
+        "spec.budget.cost",
+        "quotes",
+    ),
+    _bad(
+        "a budget beyond bounds",
+        {"spec.budget": {"gpuHours": "1e13"}},
+        "spec.budget.gpuHours",
+        "must lie between 0 and 1e12",
+    ),
     _bad(
         "a claim and a template",
         {"spec.storage": {"claimName": "c", "claimTemplate": {"size": "1Gi"}}},

@@ -41,6 +41,8 @@ ZOO = {
         }
     ],
     "spec.storage": {"claimTemplate": {"size": "1Gi"}},
+    "spec.gate": {"metric": "top1", "baseline": {"b": "30"}},
+    "spec.budget": {"cost": "100"},
 }
 INLINE = {
     f"spec.stages[{i}]": {
@@ -164,6 +166,16 @@ ROWS = [
     Row("spec.allocation.targetAcceleration", "2", "bc", {**ZOO, **FREE}),
     Row("spec.allocation.endRatio", "0.5", ""),
     Row("spec.allocation.endRatio", "0.5", "bc", {**ZOO, **FREE}),
+    Row("spec.gate.metric", "other", ""),
+    Row("spec.gate.tolerance", "1", ""),
+    Row("spec.gate.baseline", {"c": "40"}, ""),
+    Row("spec.gate.train", ["c"], ""),
+    Row("spec.gate.onMiss", "Continue", ""),
+    Row("spec.gate.relaxation.factor", "2", ""),
+    Row("spec.gate.relaxation.maxRounds", 1, ""),
+    Row("spec.budget.cost", "200", ""),
+    Row("spec.budget.gpuHours", "200", ""),
+    Row("spec.budget.onExceed", "Fail", ""),
     Row("spec.storage.claimTemplate.storageClassName", "rwx", ""),
     Row("spec.storage.claimTemplate.size", "2Gi", ""),
     Row("spec.storage", {"claimName": "other"}, ""),

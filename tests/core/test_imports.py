@@ -24,7 +24,7 @@ LAYERS: list[set[str]] = [
     {"families"},
     {"api"},
     {"identity"},
-    {"plan"},
+    {"plan", "gate"},
     {"decide"},
     {"crd", "io"},
     {"local"},

@@ -17,6 +17,7 @@ from modelchain_operator.api.kube import (
     Object,
     Resource,
 )
+from modelchain_operator.runners.template import ROLE, TRAINING, TRAINS
 
 MOMENT = "2026-01-01T00:00:00Z"
 IMAGE = "registry.example/trainer@sha256:" + "0" * 64
@@ -127,6 +128,10 @@ class MemoryKube:
 
 def _selected(obj: Object, selector: str) -> bool:
     labels = obj["metadata"].get("labels") or {}
+    if TRAINS in selector:
+        selector = selector.replace(TRAINS, "")
+        if labels.get(ROLE) not in TRAINING:
+            return False
     for term in filter(None, selector.split(",")):
         key, _, value = term.partition("=")
         if key.endswith("!"):

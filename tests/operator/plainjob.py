@@ -8,7 +8,7 @@ from modelchain_operator.api.kube import JOBS, Object
 from modelchain_operator.api.objects import Read, label, maker, uid
 from modelchain_operator.runners import kueue
 from modelchain_operator.runners.port import JobRequest, JobState, job_state
-from modelchain_operator.runners.template import metadata, trainer_template
+from modelchain_operator.runners.template import metadata, trainer_template, training_role
 
 INDEX = "batch.kubernetes.io/job-completion-index"
 
@@ -27,7 +27,7 @@ class PlainJob:
     init_container = ""
 
     def build(self, request: JobRequest) -> Object:
-        meta = metadata(request, request.name, "train")
+        meta = metadata(request, request.name, training_role(request))
         meta["labels"] |= kueue.labels(request.priority_class)
         template = trainer_template(request, "trainer", rank_0=True)
         template["spec"]["restartPolicy"] = "Never"

@@ -22,6 +22,8 @@ from modelchain.api.status import (
     AttemptStatus,
     ChainStatus,
     Condition,
+    GateStatus,
+    GateVerdict,
     Progress,
     StageLedger,
     StageStatus,
@@ -76,6 +78,9 @@ STAGES = [
         gpu_seconds=3600.125,
         cost="3.60",
         retried={FailureClass.PREEMPTED: 2},
+        gate=GateStatus(
+            verdict=GateVerdict.MISSED, metric="top1", baseline="30.16", difference="-1.06"
+        ),
     ),
     stage(
         "s3",
@@ -172,6 +177,24 @@ def test_totals_are_those_of_the_status() -> None:
             assert found["modelchain_stage_macs_total"]["vit", "ns", shown, one.name] == float(
                 one.macs
             )
+
+
+def test_verdicts_of_the_gate() -> None:
+    found = samples(scraped(chain()))
+    assert found["modelchain_stage_gate"] == {("vit", "ns", "s2", "Missed"): 1.0}
+    points = found["modelchain_stage_gate_difference_points"]
+    assert points == {("vit", "ns", "s2"): -1.06}
+
+
+def test_a_baseline_has_series_of_its_own() -> None:
+    """It is no stage of the chain: neither its state nor its plan is exported as one's."""
+    row = STAGES[1].changed(name="s3", gate=None, retried={})
+    update = {"baselines": [row]}
+    found = samples(scraped(chain(status=STATUS.model_copy(update=update))))
+    spent = found["modelchain_stage_gpu_seconds_total"]
+    assert spent["vit", "ns", "trained", "s3 alone"] == 3600.125
+    assert spent["vit", "ns", "trained", "s3"] == 0.2
+    assert sum(found["modelchain_stages"].values()) == len(STAGES)
 
 
 def test_reused_spending_is_separate_from_trained_spending() -> None:

@@ -113,8 +113,8 @@ class Operator:
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
-        ("status.stages[0].gate", {"verdict": "Passed"}, "stages.0.gate"),
-        ("status.baselines", [], "baselines"),
+        ("status.stages[0].cascade", {"verdict": "Passed"}, "stages.0.cascade"),
+        ("status.cascades", [], "cascades"),
         ("status.stages[0].state", "Dreaming", "stages.0.state"),
         ("status.stages[0].attempts[0].runner", "TrainJob", "the runner TrainJob"),
     ],

@@ -37,7 +37,7 @@ from modelchain_operator.reconcile.snapshot import Reader, Snapshot
 from modelchain_operator.runners.port import Runner
 from modelchain_operator.runners.pytorchjob import REPLICA_INDEX, REPLICA_TYPE, PyTorchJob
 from modelchain_operator.runners.registry import RUNNERS, runner_for, runner_of
-from modelchain_operator.runners.template import ROLE, image_of, task_of
+from modelchain_operator.runners.template import ROLE, TRAINING, TRAINS, image_of, task_of
 from modelchain_operator.watch import service
 from modelchain_operator.watch.service import Service
 
@@ -266,12 +266,16 @@ class ApiServer:
     ) -> list[Object]:
         if resource in self.absent:
             raise NotFound(resource.plural)
-        wanted = dict(part.split("=") for part in selector.split(",") if part and "!=" not in part)
-        return [
+        parts = selector.replace(TRAINS, "").split(",")
+        wanted = dict(part.split("=") for part in parts if part and "!=" not in part)
+        found = [
             thing
             for thing in self.objects[resource].values()
             if wanted.items() <= thing["metadata"].get("labels", {}).items()
         ]
+        if TRAINS not in selector:
+            return found
+        return [t for t in found if t["metadata"].get("labels", {}).get(ROLE) in TRAINING]
 
     async def create(self, resource: Resource, body: Object) -> Object:
         if body["metadata"]["name"] in self.objects[resource]:

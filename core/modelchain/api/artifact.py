@@ -41,6 +41,12 @@ class StageArtifactSpec(WrittenModel):
     )
     image: str = Field(max_length=1024, description="the trainer's image; recorded, not hashed")
     epochs: int = Field(ge=1, le=10_000)
+    round: int | None = Field(
+        None, ge=1, description="the last round of relaxation that has changed the epochs"
+    )
+    first_epochs: int | None = Field(
+        None, ge=1, le=10_000, description="the epochs before any round of relaxation"
+    )
     predecessor: ArtifactPredecessor | None = None
     inputs: dict[str, Any] = Field(
         description="what was hashed, so that a later miss can name what changed"

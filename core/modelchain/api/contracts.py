@@ -19,6 +19,8 @@ LAST_WORD = "termination.json"
 METRICS = "metrics.jsonl"
 # Beside an artifact: what `modelchain evaluate` measured after the artifact was finished.
 EVALUATIONS = "evaluations.json"
+# Beside an artifact: a `RelaxedEpochs`, if a round of relaxation gave it its epochs.
+RELAXATION = "relaxation.json"
 
 
 class FailureClass(StrEnum):
@@ -281,6 +283,16 @@ class Manifest(WrittenModel):
         """`TRAINER_MATH` of the trainer that wrote the manifest; None if it did not say."""
         number = self.environment.get("trainerMath")
         return number if isinstance(number, int) else None
+
+
+class RelaxedEpochs(WrittenModel):
+    """Which round of relaxation gave an artifact its epochs, and what they were before any round.
+
+    On a cluster the StageArtifact tells this.
+    """
+
+    round: int
+    first_epochs: int
 
 
 class Measured(WrittenModel):

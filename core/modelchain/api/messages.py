@@ -19,6 +19,7 @@ NO_GROWTH = "no tower grows in width or depth; each stage must be larger than it
 ZERO_SHOT = "kind ZeroShot needs classNames and templates"
 RETRIEVAL = "kind Retrieval takes no classNames or templates"
 ONE_CLAIM = "give exactly one of claimTemplate and claimName"
+NO_LIMIT = "give a limit: cost, gpuHours or both"
 RANGE = "must lie between {low} and {high} (got {text})"
 
 DOTS = "'..' is not allowed in a path"
@@ -37,6 +38,20 @@ WARM_UP = (
     "{warmup} steps of warm-up, but stage '{stage}' trains only {steps} steps ({epochs} epochs)"
 )
 NO_EPOCHS = "stage {stage} has no epochs: give them, or a target acceleration to allocate them by"
+
+GATE_METRIC = "'{metric}' is not measured; name one of spec.evaluation"
+NO_SUCCESSOR = (
+    "only a stage after the first has a baseline; the first one is trained alone in any case"
+)
+BOTH_BASELINES = "a stage in both baseline and train: give its accuracy, or have it trained"
+TWICE_TRAINED = "a stage is named twice"
+RELAX_TARGET = (
+    "onMiss: Relax lengthens what the plan allocates: give spec.allocation.targetAcceleration"
+)
+RELAX_EPOCHS = (
+    "onMiss: Relax cannot lengthen the epochs that stage '{stage}' gives; leave them to the plan"
+)
+RELAX_BASELINE = "onMiss: Relax needs something to compare with: give a baseline, or train one"
 
 # Only an API server checks these: `modelchain run` uses neither image nor storage.
 CHAIN_NAME = "must be at most 24 of a-z, 0-9 and '-', a letter first and no '-' last (got '{name}')"

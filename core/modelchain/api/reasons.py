@@ -64,6 +64,27 @@ class Code(StrEnum):
 
     # What a stage waits for, and goes on by itself.
     WAITS_FOR_STAGE = "WaitsForStage", "An earlier stage has not finished", "Nothing", "", False
+    WAITS_FOR_GATE = (
+        "WaitsForGate",
+        "An earlier stage missed its baseline, or is not measured yet",
+        "See the reason of that stage",
+        "",
+        False,
+    )
+    WAITS_FOR_BASELINE = (
+        "WaitsForBaseline",
+        "The same model is trained alone first, as `gate.train` asks",
+        "Nothing",
+        WATCH,
+    )
+    GATE_RELAXED = (
+        "GateRelaxed",
+        "A stage missed its baseline, so it and all later stages are trained for more epochs",
+    )
+    GATE_UNMEASURED = (
+        "GateUnmeasured",
+        "The stage has finished, and what its gate compares is not measured yet",
+    )
     STOPPING = (
         "Stopping",
         "The running attempt was asked to stop; it writes a checkpoint first",
@@ -296,6 +317,22 @@ class Code(StrEnum):
         "SuspendedByAnother",
         "Another controller or a person suspended the job, and it is in no queue",
         "Set `spec.runner.queueName`, or retry to launch a new attempt",
+        RETRY,
+        True,
+        True,
+    )
+    GATE_MISSED = (
+        "GateMissed",
+        "A finished stage is less accurate than the same model trained alone, by more than"
+        " `gate.tolerance`",
+        "Allow it with a larger `gate.tolerance` or `onMiss: Continue`, or train the stage for more"
+        " `epochs`",
+        EDIT,
+    )
+    BASELINE_FAILED = (
+        "BaselineFailed",
+        "A model that is trained alone for the gate has failed, so its stage has no verdict",
+        "Retry, or give its accuracy in `gate.baseline` instead",
         RETRY,
         True,
         True,

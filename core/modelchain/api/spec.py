@@ -14,7 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
-from modelchain.api.messages import ONE_CLAIM, ONE_MODEL, RETRIEVAL, UNKNOWN_MODEL, ZERO_SHOT
+from modelchain.api.messages import (
+    NO_LIMIT,
+    ONE_CLAIM,
+    ONE_MODEL,
+    RETRIEVAL,
+    UNKNOWN_MODEL,
+    ZERO_SHOT,
+)
 from modelchain.api.modelconfig import ModelConfig
 from modelchain.api.zoo import MODELS
 
@@ -307,6 +314,59 @@ class Allocation(ApiModel):
     )
 
 
+class Relaxation(ApiModel):
+    """How `onMiss: Relax` lengthens the epochs of a stage that missed, and of those after it."""
+
+    factor: DecimalString = Field("1.25", description="the epochs grow by it in each round")
+    max_rounds: int = Field(3, ge=1, le=16, description="rounds of the whole chain")
+
+
+class Gate(ApiModel):
+    """Compares finished stages with the same models trained alone. A change here never causes a
+    stage to be trained again, unless onMiss is Relax.
+    """
+
+    metric: MetricName = Field(description="one of evaluation[].name")
+    tolerance: DecimalString = Field(
+        "0.5", description="points below the baseline that still pass, a decimal in quotes"
+    )
+    baseline: dict[Text, DecimalString] = Field(
+        {},
+        max_length=31,
+        description="by successor, the metric of the same model trained alone",
+    )
+    train: list[StageName] = Field(
+        default=[],
+        max_length=31,
+        description="successors whose models are trained alone here, once, to compare with",
+    )
+    on_miss: Literal["Stop", "Continue", "Relax"] = Field(
+        "Stop",
+        description=(
+            "what follows a miss: successors wait for a person, or go on, or epochs are added"
+        ),
+    )
+    relaxation: Relaxation = Relaxation()
+
+
+class Budget(ApiModel):
+    """The most that a chain may spend. On a laptop it is ignored."""
+
+    cost: DecimalString | None = Field(
+        None, description="in the currency of the operator's prices, a decimal in quotes"
+    )
+    gpu_hours: DecimalString | None = Field(None, description="a decimal in quotes")
+    on_exceed: Literal["Suspend", "Fail"] = Field(
+        "Suspend", description="Suspend: the chain waits for a person; Fail: its stage fails"
+    )
+
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> Budget:
+        if self.cost is None and self.gpu_hours is None:
+            raise PydanticCustomError("budget", NO_LIMIT)
+        return self
+
+
 class ClaimTemplate(ApiModel):
     """The claim <chain>-artifacts, ReadWriteMany, which the operator creates."""
 
@@ -396,6 +456,8 @@ class ChainSpec(ApiModel):
     recipe: Recipe
     transfer: Transfer = Transfer()
     allocation: Allocation = Allocation()
+    gate: Gate | None = None
+    budget: Budget | None = None
     storage: Storage | None = None
     runner: RunnerSpec = RunnerSpec()
     retry: Retry = Retry()

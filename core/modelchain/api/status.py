@@ -169,6 +169,32 @@ class AttemptFields(TypedDict, total=False):
     gone: Spent
 
 
+class GateVerdict(StrEnum):
+    """Whether a finished stage is as accurate as the same model trained alone."""
+
+    PASSED = "Passed"
+    MISSED = "Missed"
+    # The metric or the baseline is still to be measured.
+    UNMEASURED = "Unmeasured"
+    # The gate has no baseline for the stage.
+    UNGATED = "Ungated"
+
+
+class GateStatus(WrittenModel):
+    """How a finished stage compares with the same model trained alone. Figures are decimals, in
+    percent or points.
+    """
+
+    verdict: GateVerdict
+    metric: str
+    result: str | None = None
+    baseline: str | None = None
+    # The result less the baseline.
+    difference: str | None = None
+    # Of the result, where the number of pictures is known.
+    standard_error: str | None = None
+
+
 class ArtifactRef(WrittenModel):
     """A stage's artifact: its path, relative to the root, and the SHA-256 of its weights."""
 
@@ -208,6 +234,10 @@ class StageLedger(WrittenModel):
     epochs: int | None = None
     # The epochs were allocated by the plan and fixed by a launch. An edit does not change them.
     frozen: bool = False
+    # The last round of relaxation that has changed the epochs; 0 for none. Before any round they
+    # were `first_epochs`.
+    round: int = 0
+    first_epochs: int | None = None
     # The last attempts, the newest at the end.
     attempts: list[AttemptStatus] = []
     # The number of the newest attempt.
@@ -252,6 +282,8 @@ class LedgerFields(TypedDict, total=False):
 
     epochs: int | None
     frozen: bool
+    round: int
+    first_epochs: int | None
     attempts: list[AttemptStatus]
     attempt_count: int
     retried: dict[FailureClass, int]
@@ -301,10 +333,23 @@ class StageStatus(StageLedger):
     transition_seconds: float | None = None
     planned_macs: Macs = 0
     artifact: ArtifactRef | None = None
+    # How the finished stage compares with the same model trained alone; None without `spec.gate`.
+    gate: GateStatus | None = None
 
     def changed(self, **fields: Unpack[StageFields]) -> Self:
         """A copy in which these fields have these values."""
         return self.model_copy(update=dict(fields))
+
+    @property
+    def over(self) -> bool:
+        """Whether the stage has finished, and has its verdict if there is a gate."""
+        unmeasured = self.gate is not None and self.gate.verdict is GateVerdict.UNMEASURED
+        return self.state is State.SUCCEEDED and not unmeasured
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do for the stage, and no person has to act."""
+        return self.over and not self.stalled
 
     @property
     def code(self) -> Code | None:
@@ -354,6 +399,7 @@ class StageFields(LedgerFields, total=False):
     transition_seconds: float | None
     planned_macs: int
     artifact: ArtifactRef | None
+    gate: GateStatus | None
 
 
 class Condition(WrittenModel):
@@ -378,6 +424,8 @@ class Summary(WrittenModel):
     state: str = ""
     progress: str = ""
     accuracy: str = ""
+    # How many finished stages have each verdict of the gate.
+    gate: str = ""
 
 
 # The most avoided nodes that are kept, the newest ones. A job can only exclude so many.
@@ -398,6 +446,39 @@ class AvoidedNode(WrittenModel):
 MOST_REMOVED = 16
 
 
+# The most rounds of relaxation that a spec may ask for.
+MOST_ROUNDS = 16
+
+
+class RelaxationRound(WrittenModel):
+    """One round of relaxation: the stage that missed its baseline, and the epochs that it got."""
+
+    stage: str
+    epochs: int
+    # By which later stages grow in this round, whatever the spec says by now.
+    factor: str
+
+
+class Acceleration(WrittenModel):
+    """How many times fewer MACs the chain takes than training each model alone."""
+
+    # `allocation.targetAcceleration`.
+    requested: str | None = None
+    # By the plan, with the epochs of all rounds so far.
+    relaxed: str
+    # By what was really spent, on rounds that missed as well; once all stages have finished.
+    achieved: str | None = None
+
+
+class RelaxationStatus(WrittenModel):
+    """The rounds of relaxation that have begun. None of them is ever taken back."""
+
+    # How many there are.
+    round: int
+    rounds: list[RelaxationRound] = Field(max_length=MOST_ROUNDS)
+    acceleration: Acceleration | None = None
+
+
 class ChainStatus(WrittenModel):
     """What the operator knows of a chain: its stages, what they have spent, and its conditions."""
 
@@ -405,12 +486,17 @@ class ChainStatus(WrittenModel):
     conditions: list[Condition] = []
     summary: Summary = Summary()
     stages: list[StageStatus] = []
+    # The models that are trained alone for `gate.train`, under the names of their stages. Each has
+    # attempts and a ledger of its own.
+    baselines: list[StageStatus] = []
     # What stages have spent that are no longer in the spec, the newest at the end. The first one
     # has no name if there are too many: it is the sum of those removed before.
     removed: list[StageLedger] = Field([], max_length=MOST_REMOVED + 1)
     # The sum of `stages` and `removed`.
     total: Total = Total()
     avoid: list[AvoidedNode] = Field([], max_length=MOST_AVOIDED)
+    # None before the first round.
+    relaxation: RelaxationStatus | None = None
     # The last value of the retry annotation for which budgets were renewed. It stays when the
     # annotation is removed.
     retry: str | None = None
@@ -427,15 +513,15 @@ class ChainStatus(WrittenModel):
 
     def is_over(self, stages: int) -> bool:
         """Whether all stages have finished or one has failed. Then nothing starts by itself."""
-        done = [stage.state is State.SUCCEEDED for stage in self.stages]
+        done = [stage.over for stage in self.stages]
         return (len(done) == stages and all(done)) or any(
             s.state is State.FAILED for s in self.stages
         )
 
     @property
     def attempts(self) -> dict[str, tuple[StageLedger, AttemptStatus]]:
-        """All attempts by name, each with its stage, which may have been removed."""
-        ledgers: list[StageLedger] = [*self.stages, *self.removed]
+        """All attempts by name, each with its stage or baseline, which may have been removed."""
+        ledgers: list[StageLedger] = [*self.stages, *self.baselines, *self.removed]
         return {attempt.name: (stage, attempt) for stage in ledgers for attempt in stage.attempts}
 
     @property
@@ -445,9 +531,19 @@ class ChainStatus(WrittenModel):
 
     @property
     def frozen_epochs(self) -> dict[str, int]:
-        """The epochs of each stage for which a launch has fixed them, so that no edit does."""
+        """The epochs of each stage for which a launch has fixed them, so that no edit does.
+
+        They are those from before any round of relaxation, from which the plan allocates the
+        others.
+        """
         ledgers: list[StageLedger] = [*self.removed, *self.stages]
-        return {s.name: s.epochs for s in ledgers if s.frozen and s.epochs is not None}
+        frozen = {s.name: s.first_epochs or s.epochs for s in ledgers if s.frozen}
+        return {name: epochs for name, epochs in frozen.items() if epochs is not None}
+
+    @property
+    def rounds(self) -> list[RelaxationRound]:
+        """The rounds of relaxation that have begun."""
+        return self.relaxation.rounds if self.relaxation else []
 
     def condition(self, kind: str) -> Condition | None:
         return next((c for c in self.conditions if c.type == kind), None)

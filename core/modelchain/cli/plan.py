@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Literal
@@ -113,6 +114,9 @@ def _plan(
     pool = known.get(chain.spec.runner.node_pool or "")
     note = _what_run_does(chain, result)
     _print(result, pool.price if pool else None, note, output == "markdown")
+    alone = chain.spec.gate.train if chain.spec.gate else []
+    if baselines := _baselines(result, alone, pool.price if pool else None):
+        print_text(baselines)
 
 
 def _what_run_does(chain: ModelChain, shown: planning.Plan) -> str | None:
@@ -178,6 +182,19 @@ def _in_words(result: planning.Plan) -> str:
     ratio = result.acceleration
     verdict = f"{ratio:.2f} times less" if ratio >= 1 else f"{1 / ratio:.2f} times more"
     return f"this chain costs {chain} MACs; training each alone {alone}: {verdict}"
+
+
+def _baselines(result: planning.Plan, trained_alone: list[str], price: Price | None) -> str:
+    """What the baselines cost that the gate has trained; empty without any."""
+    amounts = [stage.individual for stage in result.stages if stage.name in trained_alone]
+    if not amounts:
+        return ""
+    macs = sum(amount.macs for amount in amounts)
+    text = f"gate.train adds {scientific(macs)} MACs for {', '.join(trained_alone)}, trained alone"
+    hours = [amount.gpu_hours for amount in amounts if amount.gpu_hours is not None]
+    costs = [Decimal(amount.cost) for amount in amounts if amount.cost is not None]
+    text += f", {sum(hours):,.1f} GPU hours" if hours else ""
+    return text + (f", {sum(costs)} {price.currency}" if price else "")
 
 
 def _power(macs: int) -> int:

@@ -66,6 +66,8 @@ def run(
     request = _checked(chain, store, root, data, file)
     root.mkdir(parents=True, exist_ok=True)
     listen(STOPS, as_ctrl_c)  # once a trainer runs, `drive` stops that first
+    if chain.spec.budget is not None:
+        console.print("spec.budget is for clusters; here it limits nothing", style="yellow")
     status, interrupted = _train(chain, store, request, console)
     _conclude(chain, store, status, interrupted, console)
 
@@ -80,7 +82,7 @@ def _checked(
     """
     folder = DataFolder(chain, data, file)
     request = folder.request(store.path / INDEX)
-    check_epochs(chain, str(file), store.read_status(chain.metadata.name).frozen_epochs)
+    check_epochs(chain, str(file), store.read_status(chain).frozen_epochs)
     _check_processes(chain, file)
     if root.exists() and not root.is_dir():
         raise InputError("is not a folder", file=root)
@@ -97,11 +99,12 @@ def _train(
     """Drive the chain to its end; returns the status, and whether it was interrupted."""
     lock = RootLock.acquire(store.path, lambda text: console.print(text, style="yellow"))
     try:
-        status = store.read_status(chain.metadata.name)
+        status = store.read_status(chain)
         fingerprint = prepare(request, store, console)
         world = LocalWorld(chain, store, TrainerProcess(lock), request, fingerprint)
         status = drive(chain, world, status, console)
-        if not world.interrupted and world.evaluate_added(status, console.print):
+        # The gate may have waited for what is measured here, and then the chain goes on.
+        while not world.interrupted and world.evaluate_added(status, console.print):
             status = drive(chain, world, status, console)
     finally:
         lock.release()
@@ -113,9 +116,8 @@ def _alone(chain: ModelChain, name: str, file: Path) -> ModelChain:
     for stage in chain.spec.stages:
         if stage.name == name:
             one = stage.model_copy(update={"epochs": chain.spec.recipe.baseline_epochs})
-            return chain.model_copy(
-                update={"spec": chain.spec.model_copy(update={"stages": [one]})}
-            )
+            spec = chain.spec.model_copy(update={"stages": [one], "gate": None})
+            return chain.model_copy(update={"spec": spec})
     names = ", ".join(stage.name for stage in chain.spec.stages)
     raise InputError(
         f"--alone {name}: no such stage; there are {names}", file=file, field="spec.stages"
@@ -159,6 +161,10 @@ def _conclude(
         user_error = failed.code is Code.USER_ERROR
         error = f"stage {failed.name}: {failed.reason}{'' if user_error else logs}"
         raise InputError(error) if user_error else WorkError(error)
+    finished = [s for s in status.stages if s.state is State.SUCCEEDED or s.stalled]
+    held = next((s for s in finished if not s.done), None)
+    if held is not None:
+        raise WorkError(f"stage {held.name}: {held.reason}")
     if interrupted:
         print(INTERRUPTED, file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED)

@@ -42,6 +42,7 @@ def _modelchain() -> Schema:
         _column("Cost", ".status.total.cost"),
         _column("Ready", f"{ready}.status", wide=True),
         _column("Reason", f"{ready}.reason", wide=True),
+        _column("Gate", ".status.summary.gate", wide=True),
         _column("Queue", ".spec.runner.queueName", wide=True),
         _column("GPU-Seconds", ".status.total.gpuSeconds", kind="number", wide=True),
         _column("Message", f"{ready}.message", wide=True),
@@ -68,6 +69,8 @@ def _status() -> Schema:
             "maxProperties": MAX_KEYS,
             "x-kubernetes-preserve-unknown-fields": True,
         }
+    # A baseline is as a stage.
+    status["properties"]["baselines"]["items"] = removed["attempts"]["items"]
     # By kstatus's rule a chain is in progress until the operator has seen it.
     status["default"] = {"observedGeneration": -1}
     return status

@@ -7,11 +7,13 @@ refuses one that `check` allows.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from modelchain.api import messages
 from modelchain.api.zoo import MODELS
 from modelchain.cel import FIRST_TO_LAST, Rule, quoted, rule
 from modelchain.crd import paths, shapes
-from modelchain.plan.check import DECIMAL_BOUNDS
+from modelchain.plan.check import BASELINE_BOUNDS, DECIMAL_BOUNDS
 
 _STAGE = "spec.stages[]"
 _BATCH, _TRAIN = "self.recipe.globalBatchSize", "self.data.train"
@@ -127,6 +129,62 @@ _RECIPE = [
     ),
 ]
 
+# CEL on a spec with a gate. Its lists are short, and a missing one is as good as an empty one.
+_GATE = "self.gate"
+_BASELINE = f"(has({_GATE}.baseline) ? {_GATE}.baseline : {{}})"
+_TRAINED = f"(has({_GATE}.train) ? {_GATE}.train : [])"
+_GIVEN = f"{FIRST_TO_LAST}.filter(i, i < self.stages.size() && has({_EPOCHS}))"
+
+
+def _gate(test: str, message: str, field: str, values: Mapping[str, str] | None = None) -> Rule:
+    """A rule for specs that have a gate."""
+    return rule("spec", f"!has({_GATE}) || {test}", message, values, f".gate.{field}")
+
+
+def _successors(names: str, field: str) -> Rule:
+    """All of these names are those of stages after the first."""
+    found = f"{names}.all(n, n != self.stages[0].name && self.stages.exists(s, s.name == n))"
+    return _gate(found, messages.NO_SUCCESSOR, field)
+
+
+def _relax(test: str, message: str, values: Mapping[str, str] | None = None) -> Rule:
+    return _gate(f"{_GATE}.onMiss != 'Relax' || {test}", message, "onMiss", values)
+
+
+_HIGH = float(BASELINE_BOUNDS[1])
+_WRONG = f"self.baseline.filter(n, double(self.baseline[n]) > {_HIGH!r})"
+_GATES = [
+    _gate(
+        f"(has(self.evaluation) && self.evaluation.exists(e, e.name == {_GATE}.metric))",
+        messages.GATE_METRIC,
+        "metric",
+        {"metric": f"{_GATE}.metric"},
+    ),
+    _successors(_BASELINE, "baseline"),
+    _successors(_TRAINED, "train"),
+    rule(
+        "spec.gate",
+        f"!has(self.baseline) || {_WRONG}.size() == 0",
+        messages.RANGE,
+        {
+            "low": quoted(BASELINE_BOUNDS[0]),
+            "high": quoted(BASELINE_BOUNDS[1]),
+            "text": f"self.baseline[{_WRONG}[0]]",
+        },
+        ".baseline",
+    ),
+    _gate(f"{_TRAINED}.all(n, {_TRAINED}.exists_one(m, m == n))", messages.TWICE_TRAINED, "train"),
+    _gate(f"!{_TRAINED}.exists(n, n in {_BASELINE})", messages.BOTH_BASELINES, "train"),
+    _relax("has(self.allocation.targetAcceleration)", messages.RELAX_TARGET),
+    _relax(f"{_BASELINE}.size() + {_TRAINED}.size() > 0", messages.RELAX_BASELINE),
+    _relax(
+        f"{_GIVEN}.size() == 0",
+        messages.RELAX_EPOCHS,
+        {"stage": f"self.stages[{_GIVEN}[0]].name"},
+    ),
+    rule("spec.budget", "has(self.cost) || has(self.gpuHours)", messages.NO_LIMIT),
+]
+
 _REST = [
     rule(
         "spec.evaluation[]",
@@ -159,7 +217,7 @@ _REST = [
     ),
 ]
 
-CHAIN: list[Rule] = [*_OBJECT, *_STAGES, *_RECIPE, *paths.RULES, *_REST]
+CHAIN: list[Rule] = [*_OBJECT, *_STAGES, *_RECIPE, *_GATES, *paths.RULES, *_REST]
 ARTIFACT: list[Rule] = [
     rule(
         "", "self.spec == oldSelf.spec", messages.ARTIFACT, {"name": "self.metadata.name"}, ".spec"

@@ -109,7 +109,7 @@ def _object(source: Schema, defs: dict[str, Schema], nullable: bool, in_list: bo
             out["required"] = required
     elif isinstance(values := source.get("additionalProperties"), dict):
         out |= {
-            "maxProperties": MAX_KEYS,
+            "maxProperties": source.get("maxProperties", MAX_KEYS),
             "additionalProperties": _convert(values, defs, nullable, in_list=in_list),
         }
     else:

@@ -20,6 +20,8 @@ from modelchain.api.status import (
     AvoidedNode,
     ChainStatus,
     Condition,
+    GateVerdict,
+    RelaxationStatus,
     StageLedger,
     StageStatus,
     State,
@@ -51,6 +53,8 @@ def completed(
     now: float,
     avoid: Iterable[AvoidedNode] = (),
     removed: Sequence[StageLedger] = (),
+    relaxation: RelaxationStatus | None = None,
+    baselines: Sequence[StageStatus] = (),
 ) -> ChainStatus:
     """The whole status, made from its stages, in the form in which it is read back once written."""
     stages = [_cut(_filled(chain, stage), REASON_LENGTH, MESSAGE_LENGTH) for stage in stages]
@@ -64,6 +68,8 @@ def completed(
         removed=list(removed),
         total=total_of([*stages, *removed]),
         avoid=list(avoid),
+        relaxation=relaxation,
+        baselines=[_cut(_filled(chain, row), REASON_LENGTH, MESSAGE_LENGTH) for row in baselines],
         retry=retry,
         conditions=conditions_of(stages),
         summary=_summary(chain, stages),
@@ -133,33 +139,36 @@ def _readable(condition: dict[str, Any]) -> Condition | None:
     return None
 
 
-def sentence(stage: StageStatus, *, command: bool = True) -> str:
+def sentence(
+    stage: StageStatus, *, command: bool = True, what: Literal["stage", "baseline"] = "stage"
+) -> str:
     """What a stage does and why, in one sentence for events, conditions and tables.
 
     Args:
         command: whether the sentence may end with the command to type next. If the stage goes on
             only after a person has acted, it does.
+        what: whether it is a stage of the chain, or the baseline of one.
     """
     doing = _DOING.get(stage.state)
     if doing is not None and stage.code is Code.MISS:
-        return f"stage {stage.name} {doing} ({stage.cause})"
+        return f"{what} {stage.name} {doing} ({stage.cause})"
     if not command:
-        return f"stage {stage.name}: {stage.without_command}"
+        return f"{what} {stage.name}: {stage.without_command}"
     # Some reasons name their command within the sentence.
     needed = _needs_a_person(stage) and stage.next not in stage.reason
     then = f"; next: {stage.next}" if needed else ""
-    return f"stage {stage.name}: {stage.reason}{then}"
+    return f"{what} {stage.name}: {stage.reason}{then}"
 
 
 def _needs_a_person(stage: StageStatus) -> bool:
     return stage.stalled or stage.state is State.FAILED
 
 
-def brief(stage: StageStatus) -> str:
+def brief(stage: StageStatus, what: Literal["stage", "baseline"] = "stage") -> str:
     """The `sentence` for a table of all stages. It leaves out that a stage was never trained."""
     doing = _DOING.get(stage.state)
     first = stage.code is Code.MISS and stage.never_trained
-    return f"stage {stage.name} {doing}" if doing and first else sentence(stage)
+    return f"{what} {stage.name} {doing}" if doing and first else sentence(stage, what=what)
 
 
 _DOING = {State.STARTING: "starts", State.RUNNING: "trains", State.SUCCEEDED: "was trained"}
@@ -169,9 +178,9 @@ def current(stages: Sequence[StageStatus]) -> StageStatus | None:
     """The stage that stands for the whole chain; None once all have finished.
 
     It is one that failed, else one that stalls, else one that is suspended, else the first that has
-    not finished.
+    not finished, or that the gate has not judged yet.
     """
-    first = next((s for s in stages if s.state is not State.SUCCEEDED), None)
+    first = next((s for s in stages if not s.done), None)
     return _failed(stages) or _stalled(stages) or _suspended(stages) or first
 
 
@@ -324,29 +333,37 @@ def _named(stage: StageStatus) -> Code | None:
 
 
 def _progress_reason(stage: StageStatus) -> Code:
-    refused = stage.code in (Code.LAUNCH_REFUSED, Code.RELEASE_REFUSED)
-    if stage.state in (State.PENDING, State.QUEUED) or refused:
+    told = stage.code in (Code.LAUNCH_REFUSED, Code.RELEASE_REFUSED, Code.GATE_UNMEASURED)
+    if stage.state in (State.PENDING, State.QUEUED) or told:
         return _named(stage) or Code(stage.state)
     return Code(stage.state)
 
 
 def _summary(chain: ModelChain, stages: list[StageStatus]) -> Summary:
-    """The summary: the first stage that has not finished, and the newest accuracy of any stage."""
+    """The summary: the first stage that is not done, and the newest accuracy of any stage."""
     measured = next((s.results for s in reversed(stages) if s.results), {})
     named = (e.name for e in chain.spec.evaluation if e.name in measured)
     first = next(named, next(iter(measured), None))
-    accuracy = measured[first] if first else ""
-    stage = next((s for s in stages if s.state is not State.SUCCEEDED), None)
+    accuracy, gate = measured[first] if first else "", _gate(stages)
+    stage = next((s for s in stages if not s.done), None)
     if stage is None:
         count = f"{len(stages)}/{len(stages)}"
-        return Summary(stage=count, state="Complete", progress="100%", accuracy=accuracy)
+        return Summary(stage=count, state="Complete", progress="100%", accuracy=accuracy, gate=gate)
     at = stage.progress
     return Summary(
         stage=f"{stages.index(stage) + 1}/{len(stages)}",
         state="Stalled" if stage.stalled else str(stage.state),
         progress=f"{100 * at.step // at.steps}%" if at else "",
         accuracy=accuracy,
+        gate=gate,
     )
+
+
+def _gate(stages: Iterable[StageStatus]) -> str:
+    """How many stages have each verdict of the gate, such as `2 Passed, 1 Missed`."""
+    verdicts = [stage.gate.verdict for stage in stages if stage.gate]
+    counts = ((verdicts.count(one), one) for one in GateVerdict if one is not GateVerdict.UNGATED)
+    return ", ".join(f"{count} {verdict}" for count, verdict in counts if count)
 
 
 def _bounded(
@@ -362,6 +379,7 @@ def _bounded(
     if over <= 0:
         return status
     stages, over = _shorter(status.stages, "attempts", lambda _: 1, over)
+    baselines, over = _shorter(status.baselines, "attempts", lambda _: 1, over)
     removed, over = _shorter(status.removed, "trained_before", lambda _: 0, over)
     stages, over = _shorter(stages, "trained_before", lambda _: 0, over)
     stages, over = _shorter(stages, "attempts", lambda s: s.state is not State.SUCCEEDED, over)
@@ -369,7 +387,12 @@ def _bounded(
     if over > 0:  # the reason's message is left out: the short reason stands for it
         stages = [_cut(stage, BRIEF, BRIEF).changed(message="") for stage in stages]
         conditions = conditions_of(stages)
-    update = {"stages": stages, "removed": removed, "conditions": conditions}
+    update = {
+        "stages": stages,
+        "baselines": baselines,
+        "removed": removed,
+        "conditions": conditions,
+    }
     return status.model_copy(update=update)
 
 

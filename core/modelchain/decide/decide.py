@@ -16,7 +16,15 @@ from modelchain.api.reasons import Code, Reason
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import ChainStatus, StageStatus
 from modelchain.decide import transitions
+from modelchain.decide.baselines import (
+    awaiting,
+    dropped_baselines,
+    planned_baselines,
+    train_alone,
+    with_baseline,
+)
 from modelchain.decide.conditions import completed
+from modelchain.decide.gate import gated
 from modelchain.decide.ledger import seconds
 from modelchain.decide.measure import with_measurements
 from modelchain.decide.nodes import still_avoided, without_faults
@@ -29,11 +37,11 @@ from modelchain.decide.observed import (
     Observed,
     Stop,
 )
-from modelchain.decide.outcome import Outcome, Turn
+from modelchain.decide.outcome import Hold, Outcome, Turn
 from modelchain.decide.refusals import with_refusal, with_refused_end
+from modelchain.decide.relaxation import relaxation, schedules_of
 from modelchain.decide.removed import removed
-from modelchain.decide.stage import advance, behind
-from modelchain.plan.plan import plan
+from modelchain.decide.stage import advance, behind, waits_for
 
 # For so long the job of a closed attempt may still run, so that its sidecars can end by themselves.
 SIDECAR_GRACE = 60.0
@@ -52,7 +60,7 @@ def decide(chain: ModelChain, observed: Observed, now: float) -> Decision:
     retried = bool(observed.retry) and observed.retry != old.retry
     # A retry, or a spec that has changed, renews all budgets.
     fresh = retried or old.observed_generation != (chain.metadata.generation or 0)
-    stages = _planned(chain, old, fresh)
+    stages, baselines = _planned(chain, old, fresh)
     avoid = [] if retried else still_avoided(old.avoid, now)
     turn = Turn(
         chain=chain,
@@ -64,38 +72,72 @@ def decide(chain: ModelChain, observed: Observed, now: float) -> Decision:
         stopping=_stopping(chain, observed),
         avoid=tuple(without_faults(avoid) if fresh else avoid),
     )
-    outcomes = with_measurements(turn, _along(turn, stages))
+    outcomes = with_measurements(turn, _along(turn, stages, baselines))
     leaving = lingering([outcome.stage for outcome in outcomes], observed, now)
     wanted = frozenset(leaving).union(*(outcome.wanted for outcome in outcomes))
     unwanted = list(_unwanted(observed, wanted))
     outcomes = with_refused_end(turn, outcomes, unwanted[0] if unwanted else None)
-    # The last stage that changed the avoided nodes has the newest list.
-    changed = [outcome.avoid for outcome in outcomes if outcome.avoid is not None]
-    avoided = changed[-1] if changed else turn.avoid
-    after = [outcome.stage for outcome in outcomes]
-    retry = observed.retry or old.retry
-    status = completed(chain, old, after, retry, now, avoided, removed(turn))
+    status = _status(turn, outcomes, baselines)
     if status != old:
         return Decision(status, write=True, again=0.0)
     return _next_action(status, observed, outcomes, unwanted, leaving.values())
 
 
-def _along(turn: Turn, stages: list[StageStatus]) -> list[Outcome]:
-    """The outcome of every stage, in order. A stage can advance once its predecessor has an
-    artifact; until then it waits.
+def _status(
+    turn: Turn, outcomes: list[Outcome], baselines: Mapping[str, StageStatus]
+) -> ChainStatus:
+    """The chain's status after the outcomes of its stages and of these baselines."""
+    chain, old = turn.chain, turn.observed.status
+    stages = [outcome.stage for outcome in outcomes if not outcome.alone]
+    alone = [outcome.stage for outcome in outcomes if outcome.alone]
+    begun = [outcome.begins for outcome in outcomes if outcome.begins is not None]
+    # The last stage that changed the avoided nodes has the newest list.
+    changed = [outcome.avoid for outcome in outcomes if outcome.avoid is not None]
+    gone = removed(turn)
+    return completed(
+        chain,
+        old,
+        stages,
+        turn.observed.retry or old.retry,
+        turn.now,
+        changed[-1] if changed else turn.avoid,
+        gone,
+        relaxation(chain, [*old.rounds, *begun], stages, gone),
+        [*alone, *dropped_baselines(turn, baselines)],
+    )
+
+
+def _along(
+    turn: Turn, stages: list[StageStatus], baselines: Mapping[str, StageStatus]
+) -> list[Outcome]:
+    """The outcome of every stage and baseline, in order.
+
+    A stage can advance once its predecessor has an artifact; until then it waits. Its baseline
+    comes right before it.
     """
     outcomes: list[Outcome] = []
     blocked: str | None = None
     for index, stage in enumerate(stages):
         turn = replace(turn, index=index)
+        baseline: Outcome | None = None
+        if stage.name in baselines:
+            held = turn if blocked is None else replace(turn, held=Hold(waits_for(blocked), True))
+            baseline = train_alone(held, baselines[stage.name], stages)
+            outcomes.append(baseline)
         if blocked is not None:
             outcomes.append(behind(turn, stage, blocked))
             continue
-        outcome = with_refusal(turn, advance(turn, stage))
-        outcomes.append(outcome)
+        now = awaiting(turn, baseline)
+        outcome = gated(now, with_refusal(now, advance(now, stage)), baseline)
+        outcomes.append(with_baseline(outcome, baseline))
         if outcome.artifact is None:
             blocked = stage.name
-        turn = replace(turn, predecessor=outcome.artifact, handed_over=outcome.handed_over)
+        turn = replace(
+            turn,
+            predecessor=outcome.artifact,
+            handed_over=outcome.handed_over,
+            held=turn.held or outcome.holds,
+        )
     return outcomes
 
 
@@ -174,23 +216,25 @@ def _stopping(chain: ModelChain, observed: Observed) -> Reason | None:
     return None
 
 
-def _planned(chain: ModelChain, old: ChainStatus, fresh: bool) -> list[StageStatus]:
-    """The spec's stages in order, each with what the status knows of it.
+def _planned(
+    chain: ModelChain, old: ChainStatus, fresh: bool
+) -> tuple[list[StageStatus], dict[str, StageStatus]]:
+    """The spec's stages in order and its baselines by stage, with what the status knows of them.
 
     Epochs with which a stage was launched stay. If the spec or the retry is new, budgets are
     renewed.
     """
     known = {stage.name: transitions.returned(stage) for stage in old.removed}
     known |= {stage.name: stage for stage in old.stages}
-    frozen = old.frozen_epochs
-    figures = {stage.name: stage for stage in plan(chain, "analytic", {}, frozen).stages}
+    schedules, planned = schedules_of(chain, old)
+    figures = {stage.name: stage for stage in planned.stages}
     stages = []
     for spec in chain.spec.stages:
         stage = transitions.planned(
             known.get(spec.name, StageStatus(name=spec.name)),
-            epochs=figures[spec.name].epochs,
+            schedules[spec.name],
             macs=figures[spec.name].macs,
-            frozen=spec.epochs is None and spec.name in frozen,
+            frozen=spec.epochs is None and spec.name in old.frozen_epochs,
         )
         stages.append(transitions.renewed(stage) if fresh else stage)
-    return stages
+    return stages, planned_baselines(chain, planned, old, fresh)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from modelchain.api.contracts import FailureClass, LastWord
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.spec import Evaluation
-from modelchain.api.status import StageStatus, Unmeasured
+from modelchain.api.status import StageStatus, State, Unmeasured
 from modelchain.decide import transitions
 from modelchain.decide.observed import Action, Artifact, Measure, RecordMetrics
 from modelchain.decide.outcome import Outcome, Turn
@@ -106,20 +106,44 @@ class _Due:
 
 def with_measurements(turn: Turn, outcomes: list[Outcome]) -> list[Outcome]:
     """The outcomes of all stages, with what is due for metrics that are not known."""
-    hold = _hold(turn, outcomes)
+    hold, busy = _hold(turn, outcomes), False
     done = []
-    for index, outcome in enumerate(outcomes):
+    places = {stage.name: index for index, stage in enumerate(turn.chain.spec.stages)}
+    for outcome in outcomes:
         told = []
-        for measure in _measures(replace(turn, index=index), outcome):
-            due = _due(turn, _stored(turn, outcome.stage, measure.evaluation), measure, hold)
+        now = replace(turn, index=places[outcome.stage.name], alone=outcome.alone)
+        for measure in _measures(now, outcome):
+            gate = _needed_by_the_gate(turn, outcome, outcomes, measure)
+            before = _stored(now, outcome.stage, measure.evaluation)
+            # Training goes first, but it cannot go on before the gate has its verdict.
+            wait = None if gate and hold is WAITS else hold
+            due = _due(turn, before, measure, wait or (WAITS if busy else None))
             told.append((measure.evaluation.name, due.told))
             if due.keeps:
                 outcome = replace(outcome, jobs=outcome.jobs | {measure.job})
             if due.busy:
-                hold, again = WAITS, turn.observed.poll_seconds
+                busy, again = True, turn.observed.poll_seconds
                 outcome = replace(outcome, action=due.action, again=again)
+            elif gate and due.told.code is Code.MEASURE_FAILED:
+                outcome = replace(
+                    outcome, stage=transitions.held_by_the_gate(outcome.stage, due.told)
+                )
         done.append(replace(outcome, stage=transitions.unmeasured(outcome.stage, told)))
     return done
+
+
+def _needed_by_the_gate(
+    turn: Turn, outcome: Outcome, outcomes: Iterable[Outcome], measure: Measure
+) -> bool:
+    """Whether a stage waits for the gate's verdict, which needs this metric of it or its baseline.
+
+    Such a metric is measured at once, since nothing else may be launched.
+    """
+    gate, name = turn.chain.spec.gate, outcome.stage.name
+    if gate is None or measure.evaluation.name != gate.metric:
+        return False
+    stages = (other.stage for other in outcomes if not other.alone and other.stage.name == name)
+    return any(stage.state is State.SUCCEEDED and not stage.over for stage in stages)
 
 
 def _hold(turn: Turn, outcomes: Iterable[Outcome]) -> Reason | None:
@@ -145,7 +169,9 @@ def _measures(turn: Turn, outcome: Outcome) -> Iterator[Measure]:
 
 def _stored(turn: Turn, stage: StageStatus, evaluation: Evaluation) -> Unmeasured | None:
     """What the stored status says of an evaluation that was not measured."""
-    stages = (known for known in turn.observed.status.stages if known.name == stage.name)
+    status = turn.observed.status
+    rows = status.baselines if turn.alone else status.stages
+    stages = (known for known in rows if known.name == stage.name)
     entries = (one for known in stages for one in known.unmeasured)
     return next((one for one in entries if one.evaluation == evaluation.name), None)
 

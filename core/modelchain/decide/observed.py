@@ -198,9 +198,9 @@ class Observed:
     # The wait before a first retry, and between two passes without an event.
     backoff_seconds: float = 10.0
     poll_seconds: float = 0.5
-    # The highest attempt number in use, by stage and input digest. If the status was lost, it keeps
-    # a new attempt from taking the name of an old one.
-    highest_number: Callable[[str, str], int] = lambda stage, digest: 0
+    # The highest attempt number in use, by all of an attempt's name but its number, and by input
+    # digest. If the status was lost, it keeps a new attempt from taking the name of an old one.
+    highest_number: Callable[[str, str], int] = lambda unnumbered, digest: 0
 
     # Artifacts count only once a StageArtifact records them.
     records: bool = False
@@ -244,6 +244,8 @@ class Launch:
     predecessor: Artifact | None
     # Nodes that the attempt must not run on.
     avoid: tuple[str, ...] = ()
+    # The stage's model is trained alone, as a baseline.
+    alone: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,28 @@ from dataclasses import dataclass
 from modelchain.api.contracts import FailureClass
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.spec import ModelChain
-from modelchain.api.status import AttemptStatus, AvoidedNode, StageLedger, StageStatus, State
+from modelchain.api.status import (
+    AttemptStatus,
+    AvoidedNode,
+    RelaxationRound,
+    StageLedger,
+    StageStatus,
+    State,
+)
 from modelchain.decide import transitions
 from modelchain.decide.ledger import account_if_due, closed
 from modelchain.decide.observed import Action, Artifact, Observed
 
 UNKNOWN_MISS = Reason(Code.MISS)
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Why later stages may not be launched, although an earlier one has finished."""
+
+    reason: Reason
+    # What runs already is stopped, too.
+    stops: bool
 
 
 @dataclass(frozen=True)
@@ -35,6 +51,10 @@ class Turn:
     predecessor: Artifact | None = None
     # When the predecessor's trainer ended, if it is this pass that has found that out.
     handed_over: float | None = None
+    # The stage's model is trained alone, as a baseline.
+    alone: bool = False
+    # Why nothing may be launched after the stages before; None if it may.
+    held: Hold | None = None
     # Why no artifact of the stage's inputs exists.
     miss: Reason = UNKNOWN_MISS
 
@@ -59,6 +79,17 @@ class Outcome:
     jobs: frozenset[str] = frozenset()
     # When the trainer ended, if it is this pass that has found that out.
     handed_over: float | None = None
+    # Why no later stage may be launched, although this one has finished; None if they may.
+    holds: Hold | None = None
+    # It is that of a baseline.
+    alone: bool = False
+    # The round of relaxation that the stage begins, as it missed its baseline.
+    begins: RelaxationRound | None = None
+
+
+def unnumbered(turn: Turn, stage: StageLedger) -> str:
+    """The name of the stage's attempts without their number."""
+    return f"{turn.chain.metadata.name}-{stage.name}-{'b' if turn.alone else 'a'}"
 
 
 def stalled(

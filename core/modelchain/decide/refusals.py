@@ -68,7 +68,8 @@ def with_refused_end(turn: Turn, outcomes: list[Outcome], ending: Action | None)
     first = next(waiting, None)
     if ending is None or first is None:
         return outcomes
-    told = replace(outcomes[first], stage=_told(turn, outcomes[first].stage, ending))
+    one = outcomes[first]
+    told = replace(one, stage=_told(replace(turn, alone=one.alone), one.stage, ending))
     return [*outcomes[:first], told, *outcomes[first + 1 :]]
 
 
@@ -78,7 +79,9 @@ def _told(turn: Turn, stage: StageStatus, action: Action) -> StageStatus:
     If only the status says so, another process has tried the action, or this one before a restart.
     Then the reason stays until the action is tried again, so that it does not change to and fro.
     """
-    stored = (known for known in turn.observed.status.stages if known.name == stage.name)
+    status = turn.observed.status
+    rows = status.baselines if turn.alone else status.stages
+    stored = (known for known in rows if known.name == stage.name)
     before, refusal = next(stored, stage), turn.observed.refused(action)
     if refusal is None:
         same = before.code in (CODES[type(action)], Code.QUEUE_REQUIRED)

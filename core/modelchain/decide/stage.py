@@ -14,10 +14,11 @@ from modelchain.decide.attempt import follow
 from modelchain.decide.ledger import account_if_due, closed, ended, whole
 from modelchain.decide.measure import results
 from modelchain.decide.observed import Artifact, Launch, Seen
-from modelchain.decide.outcome import Outcome, Turn, failed, settled, stalled
+from modelchain.decide.outcome import Outcome, Turn, failed, settled, stalled, unnumbered
 from modelchain.decide.removed import counted_once, renamed_from
 from modelchain.decide.verdict import why_missed
 from modelchain.decide.waits import first_wait
+from modelchain.gate.relaxation import Schedule
 from modelchain.identity.digest import digest_of, stage_inputs
 
 # With three digits for the number, a pod's name still fits into 63 characters.
@@ -28,8 +29,11 @@ LEAVING_SECONDS = 0.2
 
 def behind(turn: Turn, stage: StageStatus, blocked: str) -> Outcome:
     """A stage that waits for the earlier stage `blocked`."""
-    reason = Reason(Code.WAITS_FOR_STAGE, blocked, f"waits for stage {blocked}")
-    return Outcome(transitions.behind(stage, reason, settled(turn, stage)))
+    return Outcome(transitions.behind(stage, waits_for(blocked), settled(turn, stage)))
+
+
+def waits_for(stage: str) -> Reason:
+    return Reason(Code.WAITS_FOR_STAGE, stage, f"waits for stage {stage}")
 
 
 def advance(turn: Turn, stage: StageStatus) -> Outcome:
@@ -38,12 +42,13 @@ def advance(turn: Turn, stage: StageStatus) -> Outcome:
     assert stage.epochs is not None
     inputs = _inputs(turn, stage.epochs)
     digest = digest_of(inputs)
+    found = turn.observed.artifact(digest)
     # Before `of_inputs`, which drops what the miss is compared with.
-    turn = replace(turn, miss=_miss(turn, stage, digest, inputs))
+    miss = _miss(turn, stage, digest, inputs, there=isinstance(found, Artifact))
+    turn = replace(turn, miss=miss)
     stage = transitions.of_inputs(stage, digest)
     if turn.handed_over is not None:
         stage = stage.changed(inherits_at=turn.handed_over)
-    found = turn.observed.artifact(digest)
     if isinstance(found, Artifact):
         return _finish(turn, stage, found)
     # Otherwise what was found is `Damage`, and must not be overwritten.
@@ -51,6 +56,8 @@ def advance(turn: Turn, stage: StageStatus) -> Outcome:
         return stalled(turn, stage, found.reason)
     if found is not None:
         return failed(turn, stage, FailureClass.CORRUPT_ARTIFACT, found.reason.message)
+    if turn.held is not None and (turn.held.stops or not _runs(turn, stage)):
+        return Outcome(transitions.behind(stage, turn.held.reason, settled(turn, stage)))
     return _train(turn, transitions.missed(stage), inputs)
 
 
@@ -64,21 +71,30 @@ def _inputs(turn: Turn, epochs: int) -> dict[str, Any]:
     )
 
 
+def _freezes(turn: Turn) -> bool:
+    """Whether a launch fixes the stage's epochs, because the plan has allocated them."""
+    return turn.chain.spec.stages[turn.index].epochs is None and not turn.alone
+
+
 def _with_epochs(turn: Turn, stage: StageStatus) -> StageStatus:
     """The stage with its epochs: those it had under another name, if it was renamed.
 
     The plan would allocate it others, since other stages have epochs that a launch has fixed.
     """
-    given = turn.chain.spec.stages[turn.index].epochs
-    if given is not None or stage.frozen or stage.attempts:
+    if not _freezes(turn) or stage.frozen or stage.attempts:
         return stage
     before = renamed_from(
         turn.observed.status, stage, lambda epochs: digest_of(_inputs(turn, epochs))
     )
-    return stage if before is None else stage.changed(epochs=before.epochs, frozen=True)
+    if before is None or before.epochs is None:
+        return stage
+    schedule = Schedule(before.epochs, before.round, before.first_epochs)
+    return transitions.scheduled(stage, schedule).changed(frozen=True)
 
 
-def _miss(turn: Turn, stage: StageStatus, digest: str, inputs: Mapping[str, Any]) -> Reason:
+def _miss(
+    turn: Turn, stage: StageStatus, digest: str, inputs: Mapping[str, Any], *, there: bool
+) -> Reason:
     """Why there is no artifact of these inputs.
 
     The answer is found once, when the inputs are new, and is kept in the status. It compares them
@@ -89,7 +105,7 @@ def _miss(turn: Turn, stage: StageStatus, digest: str, inputs: Mapping[str, Any]
         return Reason(Code.MISS, stage.name, stage.message, never_trained=first)
     if stage.input_digest == digest and _says_why_missed(stage):
         return Reason(Code.MISS, stage.name, stage.reason, bare=True)
-    return why_missed(stage, digest, inputs, turn.observed.inputs)
+    return why_missed(stage, digest, inputs, turn.observed.inputs, there=there)
 
 
 def _says_why_missed(stage: StageStatus) -> bool:
@@ -116,7 +132,7 @@ def _finish(turn: Turn, stage: StageStatus, found: Artifact) -> Outcome:
         results(turn.chain.spec.evaluation, found),
         turn.miss if stage.cache == "Miss" else unchanged,
         [_closed(turn, stage, attempt) for attempt in stage.attempts],
-        frozen=turn.chain.spec.stages[turn.index].epochs is None,
+        frozen=_freezes(turn),
         leaving=bool(leaving),
     )
     if leaving:
@@ -183,11 +199,11 @@ def _closed(turn: Turn, stage: StageStatus, attempt: AttemptStatus) -> AttemptSt
 
 def _train(turn: Turn, stage: StageStatus, inputs: Mapping[str, Any]) -> Outcome:
     """Follow the open attempt at these inputs. Without one, intend one once nothing prevents it."""
-    last = stage.attempts[-1] if stage.attempts else None
-    if last is not None and last.finished_at is None and last.input_digest == stage.input_digest:
+    if (last := _open_attempt(stage)) is not None:
         avoid = tuple(known.node for known in turn.avoid)
         stage = transitions.at_inputs(stage)
-        return follow(turn, stage, Launch(turn.index, last, inputs, turn.predecessor, avoid))
+        launch = Launch(turn.index, last, inputs, turn.predecessor, avoid, turn.alone)
+        return follow(turn, stage, launch)
     stage = transitions.booked(stage, settled(turn, stage))
     if stage.state is State.FAILED:  # until an edit or a retry
         return Outcome(stage)
@@ -195,26 +211,39 @@ def _train(turn: Turn, stage: StageStatus, inputs: Mapping[str, Any]) -> Outcome
     return waiting if waiting is not None else _intend(turn, stage)
 
 
+def _open_attempt(stage: StageStatus) -> AttemptStatus | None:
+    """The stage's attempt at its present inputs that has not ended, if there is one."""
+    last = stage.attempts[-1] if stage.attempts else None
+    if last is None or last.finished_at is not None or last.input_digest != stage.input_digest:
+        return None
+    return last
+
+
+def _runs(turn: Turn, stage: StageStatus) -> bool:
+    """Whether an attempt at the stage's present inputs was launched and has not ended."""
+    attempt = _open_attempt(stage)
+    return attempt is not None and turn.observed.attempt(attempt.name).started
+
+
 def _intend(turn: Turn, stage: StageStatus) -> Outcome:
     """The intent of a new attempt. Once it is in the status, a later decision launches it."""
     digest = stage.input_digest
     assert digest is not None
-    number = 1 + max(stage.attempt_count, turn.observed.highest_number(stage.name, digest))
+    name = unnumbered(turn, stage)
+    number = 1 + max(stage.attempt_count, turn.observed.highest_number(name, digest))
     if number > MAX_ATTEMPTS:
         message = f"{MAX_ATTEMPTS} attempts were made; rename the stage to go on"
         return failed(turn, stage, FailureClass.ERROR, message)
-    name = f"{turn.chain.metadata.name}-{stage.name}-a{number}"
     intent = AttemptStatus(
-        name=name,
+        name=f"{name}{number}",
         number=number,
         input_digest=digest,
         runner=turn.chain.spec.runner.kind if turn.observed.records else "Local",
         state=State.PENDING,
     )
-    frozen = turn.chain.spec.stages[turn.index].epochs is None
     return Outcome(
-        transitions.intended(stage, intent, turn.miss, frozen=frozen),
+        transitions.intended(stage, intent, turn.miss, frozen=_freezes(turn)),
         again=0.0,
-        wanted=frozenset({name}),
+        wanted=frozenset({intent.name}),
         shares=frozenset({digest}),
     )

@@ -40,6 +40,9 @@ def task_for(
     """
     spec, attempt = chain.spec, launch.attempt
     planned = plan(chain, "analytic", {}, epochs).stages[launch.stage]
+    macs = planned.individual.macs if launch.alone else planned.macs
+    trained_for = planned.individual.epochs if launch.alone else planned.epochs
+    samples = planned.samples // planned.epochs * trained_for
     return Task(
         chain=chain.metadata.name,
         stage=planned.name,
@@ -53,7 +56,7 @@ def task_for(
         data=placement.data,
         micro_batch_size=spec.recipe.micro_batch_size,
         checkpoint_seconds=spec.checkpoint.every_seconds,
-        macs_per_step=planned.macs // (planned.samples // spec.recipe.global_batch_size),
+        macs_per_step=macs // (samples // spec.recipe.global_batch_size),
         threads=placement.threads,
         device=placement.device,
         start_seconds=spec.deadlines.start_seconds,

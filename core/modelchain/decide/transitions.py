@@ -16,6 +16,7 @@ from modelchain.api.status import (
     MOST_DIGESTS,
     ArtifactRef,
     AttemptStatus,
+    GateStatus,
     Spent,
     SpentAt,
     StageLedger,
@@ -33,6 +34,7 @@ from modelchain.decide.ledger import (
 )
 from modelchain.decide.observed import Artifact, Seen
 from modelchain.decide.verdict import Verdict
+from modelchain.gate.relaxation import Schedule
 
 # A stage, or a removed one.
 Ledger = TypeVar("Ledger", bound=StageLedger)
@@ -40,12 +42,19 @@ Ledger = TypeVar("Ledger", bound=StageLedger)
 # -- a stage and its inputs -----------------------------------------------------------------------
 
 
-def planned(stage: StageStatus, *, epochs: int, macs: int, frozen: bool) -> StageStatus:
+def planned(stage: StageStatus, schedule: Schedule, *, macs: int, frozen: bool) -> StageStatus:
     """A stage at the beginning of a pass, with the plan's figures.
 
     It is not stalled until the pass finds a reason, so that a stall ends when its reason is gone.
     """
-    return stage.changed(epochs=epochs, planned_macs=macs, frozen=frozen, stalled=False)
+    return scheduled(stage, schedule).changed(planned_macs=macs, frozen=frozen, stalled=False)
+
+
+def scheduled(stage: StageStatus, schedule: Schedule) -> StageStatus:
+    """The stage with these epochs."""
+    return stage.changed(
+        epochs=schedule.epochs, round=schedule.round, first_epochs=schedule.first_epochs
+    )
 
 
 def renewed(stage: StageStatus) -> StageStatus:
@@ -68,7 +77,7 @@ def renewed(stage: StageStatus) -> StageStatus:
 def of_inputs(stage: StageStatus, digest: str) -> StageStatus:
     """The stage with this input digest. What was known of other inputs is dropped."""
     if stage.input_digest != digest:
-        stage = stage.changed(input_digest=digest, cache=None, results={})
+        stage = stage.changed(input_digest=digest, cache=None, results={}, gate=None)
     # While a stage waits for an earlier one, it has no input digest. If it then gets the one of its
     # last attempt again, it keeps its budgets and its checkpoint.
     if not stage.attempts or stage.attempts[-1].input_digest != digest:
@@ -80,7 +89,42 @@ def of_inputs(stage: StageStatus, digest: str) -> StageStatus:
 
 def missed(stage: StageStatus) -> StageStatus:
     """A stage for whose inputs no artifact exists."""
-    return stage.changed(cache="Miss", artifact=None, results={})
+    return stage.changed(cache="Miss", artifact=None, results={}, gate=None)
+
+
+# -- a finished stage and its baseline ------------------------------------------------------------
+
+
+def judged(stage: StageStatus, found: GateStatus | None) -> StageStatus:
+    """The finished stage with the gate's verdict; None without a gate."""
+    return stage.changed(gate=found)
+
+
+def relaxed(stage: StageStatus, reason: Reason) -> StageStatus:
+    """The stage missed its baseline, and gets more epochs in the next pass."""
+    return explained(idle(stage), reason)
+
+
+def held_by_the_gate(stage: StageStatus, reason: Reason) -> StageStatus:
+    """The stage waits for a person, and later stages with it. An artifact that it has stays."""
+    return explained(stage.changed(stalled=True), reason)
+
+
+def dropped(baseline: StageStatus, attempts: list[AttemptStatus]) -> StageStatus:
+    """A baseline that the gate asks for no longer. What it has spent stays in the status."""
+    done = baseline.state is State.SUCCEEDED
+    return booked(baseline, attempts).changed(
+        state=State.SUCCEEDED if done else State.PENDING,
+        stalled=False,
+        progress=None,
+        not_before=None,
+        reason="",
+        reason_code="",
+        next="",
+        message="",
+        stops_first=False,
+        never_trained=False,
+    )
 
 
 # -- what a stage does ----------------------------------------------------------------------------
@@ -157,6 +201,7 @@ def behind(stage: StageStatus, reason: Reason, attempts: list[AttemptStatus]) ->
         cache=None,
         artifact=None,
         results={},
+        gate=None,
         progress=None,
         inherits_at=None,
     )

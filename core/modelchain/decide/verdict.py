@@ -226,6 +226,8 @@ def why_missed(
     digest: str,
     inputs: Mapping[str, Any],
     known_inputs: Mapping[str, Mapping[str, Any]],
+    *,
+    there: bool,
 ) -> Reason:
     """The reason of a miss: which inputs of the stage have changed.
 
@@ -236,9 +238,11 @@ def why_missed(
         digest: the stage's present input digest.
         inputs: the stage's present inputs.
         known_inputs: by input digest, the inputs of earlier work.
+        there: the stage has been trained since, so its artifact is not gone.
     """
     mine = [a for a in stage.attempts if a.input_digest == digest]
-    if any(a.state is State.SUCCEEDED for a in mine) or (not mine and stage.last_digest == digest):
+    trained = any(a.state is State.SUCCEEDED for a in mine)
+    if not there and (trained or (not mine and stage.last_digest == digest)):
         return Reason(Code.MISS, stage.name, "its artifact is gone")
     known = [*(a.input_digest for a in stage.attempts), stage.last_digest]
     before = next((d for d in reversed(known) if d not in (digest, None)), None)

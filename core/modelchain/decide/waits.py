@@ -15,7 +15,7 @@ from modelchain.api.status import StageStatus
 from modelchain.decide import transitions
 from modelchain.decide.nodes import same_everywhere
 from modelchain.decide.observed import MakeClaim, MakeIndex, TakeShare
-from modelchain.decide.outcome import Outcome, Turn, failed, stalled
+from modelchain.decide.outcome import Outcome, Turn, failed, stalled, unnumbered
 
 # Seconds between two reads of a Job that fills the data's claim. Its events name no chain, so they
 # cause no pass.
@@ -44,7 +44,7 @@ def for_an_earlier_attempt(turn: Turn, stage: StageStatus) -> Outcome | None:
     if turn.stopping is None and stage.input_digest is not None:
         # The earlier attempt may not be in the status. Its number must not be used again, so it is
         # kept: once the attempt's objects are gone, they no longer tell it.
-        highest = observed.highest_number(stage.name, stage.input_digest)
+        highest = observed.highest_number(unnumbered(turn, stage), stage.input_digest)
         stage = stage.changed(attempt_count=max(stage.attempt_count, highest))
     if stage.not_before is None:
         stage = transitions.waiting(stage, replace(turn.miss, stops_first=True))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
+from decimal import Decimal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -11,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from modelchain.api.contracts import Growth, Measured, Results
-from modelchain.api.status import ChainStatus, StageStatus, State
+from modelchain.api.status import ChainStatus, GateVerdict, StageStatus, State
 from modelchain.decide.conditions import brief
 from modelchain.io.units import human
 from modelchain.plan.plan import Plan, StagePlan
@@ -38,6 +40,7 @@ def stages_table(name: str, status: ChainStatus) -> RenderableType:
     one what removed stages have spent.
     """
     running = any(stage.progress for stage in status.stages)
+    gated = any(stage.gate for stage in status.stages)
     table = Table(title=f"chain {name}", title_justify="left", box=SIMPLE_HEAD)
     for column in (
         "stage",
@@ -47,25 +50,46 @@ def stages_table(name: str, status: ChainStatus) -> RenderableType:
         *(["progress"] if running else []),
         "MACs spent",
         "accuracy",
+        *(["gate"] if gated else []),
     ):
         right = column in ("epochs", "MACs spent")
         table.add_column(column, justify="right" if right else "left", no_wrap=True)
-    for stage in status.stages:
+    for name, stage in rows(status):
         table.add_row(
-            stage.name,
+            name,
             Text(str(stage.state), style=COLOURS.get(stage.state, "dim")),
             stage.cache or "",
             "" if stage.epochs is None else str(stage.epochs),
             *([_progress(stage)] if running else []),
             human(stage.macs) if stage.macs else "",
             ", ".join(f"{k} {v} %" for k, v in stage.results.items() if "/" not in k),
+            *([_verdict(stage)] if gated else []),
         )
+    said = [(stage, brief(stage)) for stage in status.stages if stage.reason]
+    said += [(row, brief(row, "baseline")) for row in status.baselines if row.reason]
     reasons = [
-        Text(f"  {brief(s)}", style="red" if s.state is State.FAILED else "dim")
-        for s in status.stages
-        if s.reason
+        Text(f"  {text}", style="red" if stage.state is State.FAILED else "dim")
+        for stage, text in said
     ]
     return Group(table, *reasons, *_removed(status))
+
+
+def rows(status: ChainStatus) -> Iterator[tuple[str, StageStatus]]:
+    """Each row's name and stage: the stages, and behind each one its model trained alone."""
+    for stage in status.stages:
+        yield stage.name, stage
+        for row in status.baselines:
+            if row.name == stage.name:
+                yield f"{row.name} alone", row
+
+
+def _verdict(stage: StageStatus) -> Text:
+    """The gate's verdict, and by how many points the stage is better than its baseline."""
+    if stage.gate is None:
+        return Text("")
+    points = "" if stage.gate.difference is None else f" {Decimal(stage.gate.difference):+}"
+    red = stage.gate.verdict is GateVerdict.MISSED
+    return Text(f"{stage.gate.verdict}{points}", style="red" if red else "")
 
 
 def _removed(status: ChainStatus) -> list[RenderableType]:
@@ -102,13 +126,25 @@ def report_table(plan: Plan, status: ChainStatus, results: dict[str, Results]) -
         box=SIMPLE_HEAD,
         show_footer=True,
     )
-    for header, footer in _report_columns(plan, results, metric or "loss"):
+    gated = any(stage.gate for stage in status.stages)
+    columns = _report_columns(plan, results, metric or "loss")
+    for header, footer in [*columns, *(_GATE_COLUMNS if gated else [])]:
         table.add_column(
             header, footer=footer, justify="left" if header == "stage" else "right", no_wrap=True
         )
     for planned, stage in zip(plan.stages, status.stages, strict=True):
-        table.add_row(*_report_row(planned, stage, results[planned.name], metric))
+        row = _report_row(planned, stage, results[planned.name], metric)
+        table.add_row(*row, *(_compared(stage) if gated else []))
     return table
+
+
+# The gate's metric of the same model trained alone, and the verdict.
+_GATE_COLUMNS = [("alone:\nreached", ""), ("gate", "")]
+
+
+def _compared(stage: StageStatus) -> list[RenderableType]:
+    baseline = stage.gate.baseline if stage.gate else None
+    return [f"{baseline} %" if baseline else "", _verdict(stage)]
 
 
 def _report_columns(

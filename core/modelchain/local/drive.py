@@ -20,7 +20,7 @@ from modelchain.decide.decide import decide
 from modelchain.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, Problem, WorkError
 from modelchain.io.files import write_atomic
 from modelchain.io.stop import listen
-from modelchain.io.table import stages_table
+from modelchain.io.table import rows, stages_table
 from modelchain.local.launch import STOPS
 from modelchain.local.root import Root
 from modelchain.local.world import LocalWorld
@@ -128,14 +128,14 @@ def _print_changes(status: ChainStatus, before: dict[str, str]) -> dict[str, str
     Returns what was last printed of each stage, but for the time left, which always changes.
     """
     said = {}
-    for stage in status.stages:
+    for name, stage in rows(status):
         at, left = stage.progress, ""
-        line = f"{stage.name}: {stage.state}"
+        line = f"{name}: {stage.state}"
         if at is not None:
             line += f" {10 * (10 * at.step // at.steps)} %"
             left = f", {at.eta_seconds:.0f} s left"
         why = f" ({stage.reason})" if stage.reason else ""
-        said[stage.name] = line + why
-        if before.get(stage.name) != said[stage.name]:
+        said[name] = line + why
+        if before.get(name) != said[name]:
             print(line + left + why, file=sys.stderr, flush=True)
     return said

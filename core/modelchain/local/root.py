@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,23 +15,28 @@ from modelchain.api.contracts import (
     LAST_WORD,
     MANIFEST,
     METRICS,
+    RELAXATION,
     RESULTS,
     TASK,
     LastWord,
     Manifest,
     Progress,
+    RelaxedEpochs,
     Results,
     Task,
 )
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.spec import API_VERSION, KIND, ModelChain, WrittenModel
-from modelchain.api.status import AttemptStatus, ChainStatus, StageStatus
+from modelchain.api.status import AttemptStatus, ChainStatus
 from modelchain.decide.observed import Artifact, Damage
+from modelchain.decide.relaxation import remembered
 from modelchain.errors import InputError, WorkError
+from modelchain.gate.relaxation import Schedule, Trained
 from modelchain.identity.digest import KEY_DIGITS, TRAINER_MATH
 from modelchain.io.files import read_artifact, write_atomic
 from modelchain.io.lastword import read_last_word
 
+DIGITS = "0123456789"
 # The first part of the names of attempts' directories.
 OWNER = "local"
 
@@ -50,40 +56,41 @@ class Root:
         # result.
         self._verified: dict[str, tuple[tuple[Any, ...], Artifact | Damage]] = {}
 
-    def read_status(self, chain: str) -> ChainStatus:
-        """The stored status of `chain`; an empty one if nothing was stored.
+    def read_status(self, chain: ModelChain) -> ChainStatus:
+        """The stored status of `chain`; what its artifacts tell if nothing was stored.
 
         Raises:
             InputError: the root belongs to another chain.
             WorkError: the file cannot be read as a status.
         """
         if not self.status_file.exists():
-            return ChainStatus(stages=self._frozen_by_artifacts())
+            return remembered(chain, self._trained())
         stored = read_object(self.status_file)
-        name = stored["metadata"]["name"]
-        if name != chain:
+        name, mine = stored["metadata"]["name"], chain.metadata.name
+        if name != mine:
             raise InputError(
-                f"this root belongs to chain {name!r}; give {chain!r} a root of its own",
+                f"this root belongs to chain {name!r}; give {mine!r} a root of its own",
                 file=self.path,
             )
         return parse_status(stored, self.status_file)
 
-    def _frozen_by_artifacts(self) -> list[StageStatus]:
-        """The stages of a root without a status: with the epochs that their artifacts have.
-
-        So these epochs are not allocated anew. A chain that is created again on a cluster gets them
-        from its records in the same way.
-        """
-        found: dict[str, StageStatus] = {}
+    def _trained(self) -> Iterator[Trained]:
+        """What every artifact tells of its stage's epochs, the newest at the end."""
         manifests = self.path.glob(f"*/artifact/{MANIFEST}")
         for path in sorted(manifests, key=lambda p: p.stat().st_mtime):
             manifest, results = _read(Manifest, path), _read(Results, path.parent / RESULTS)
             if manifest and results:
-                epochs, name = int(manifest.inputs["epochs"]), results.stage
-                found[name] = StageStatus(
-                    name=name, epochs=epochs, frozen=True, last_digest=manifest.input_digest
-                )
-        return list(found.values())
+                schedule = Schedule(int(manifest.inputs["epochs"]))
+                if relaxed := _read(RelaxedEpochs, path.parents[1] / RELAXATION):
+                    schedule = Schedule(schedule.epochs, relaxed.round, relaxed.first_epochs)
+                alone = "predecessor" not in manifest.inputs
+                yield Trained(results.stage, manifest.input_digest, schedule, alone)
+
+    def write_relaxation(self, digest: str, relaxed: RelaxedEpochs) -> None:
+        """Note that a round of relaxation gave the artifact of these inputs its epochs."""
+        write_atomic(
+            self.path / digest / RELAXATION, relaxed.model_dump_json(by_alias=True).encode()
+        )
 
     def write_status(self, chain: ModelChain, status: ChainStatus) -> None:
         spec = chain.model_dump(mode="json", by_alias=True, exclude_unset=True)["spec"]
@@ -146,12 +153,14 @@ class Root:
         self._verified.pop(digest, None)
 
     def attempt_numbers(self) -> dict[str, int]:
-        """The highest attempt number ever used, by stage name and by input digest."""
+        """The highest attempt number ever used, by all of an attempt's name but its number, and by
+        input digest.
+        """
         highest: dict[str, int] = {}
         for path in self.path.glob(f"*/{OWNER}-a*/{TASK}"):
             number = _number(path.parent, f"{OWNER}-a")
             if task := _read(Task, path):
-                for name in (task.stage, task.input_digest):
+                for name in (task.attempt.rstrip(DIGITS), task.input_digest):
                     highest[name] = max(number, highest.get(name, 0))
         return highest
 

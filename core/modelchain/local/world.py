@@ -8,7 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from modelchain.api.contracts import LAST_WORD, TASK, DataRequest, EvaluationTask
+from modelchain.api.contracts import (
+    LAST_WORD,
+    TASK,
+    DataRequest,
+    EvaluationTask,
+    RelaxedEpochs,
+)
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import AttemptStatus, ChainStatus
 from modelchain.decide.measure import missing
@@ -51,8 +57,8 @@ class LocalWorld:
             attempt=lambda name: self._seen(attempts[name], name in live),
             live=frozenset(live),
             inputs=self.inputs,
-            highest_number=lambda stage, digest: max(
-                self.numbers.get(stage, 0), self.numbers.get(digest, 0)
+            highest_number=lambda unnumbered, digest: max(
+                self.numbers.get(unnumbered, 0), self.numbers.get(digest, 0)
             ),
             fingerprint=self.fingerprint,
             retry=self.retry,
@@ -79,7 +85,7 @@ class LocalWorld:
         Returns whether there were any.
         """
         measured = False
-        for stage in status.stages:
+        for stage in (*status.stages, *status.baselines):
             found = self.root.artifact(stage.input_digest) if stage.input_digest else None
             if not isinstance(found, Artifact):
                 continue
@@ -99,11 +105,11 @@ class LocalWorld:
     def act(self, decision: Decision) -> None:
         match decision.action:
             case Launch() as launch:
-                self._launch(launch, decision.status.epochs)
+                self._launch(launch, decision.status)
             case Stop():
                 self.trainer.stop()
 
-    def _launch(self, launch: Launch, epochs: dict[str, int]) -> None:
+    def _launch(self, launch: Launch, status: ChainStatus) -> None:
         stage = self.chain.spec.stages[launch.stage]
         processes = processes_for(stage.resources.processes_per_node)
         threads = threads_for(processes)
@@ -118,7 +124,11 @@ class LocalWorld:
             threads=threads,
             device="cuda" if gpus() else "cpu",
         )
-        task = task_for(self.chain, epochs, launch, placement)
+        known = status.stages[launch.stage]
+        if known.first_epochs is not None and not launch.alone:
+            relaxed = RelaxedEpochs(round=known.round, first_epochs=known.first_epochs)
+            self.root.write_relaxation(launch.attempt.input_digest, relaxed)
+        task = task_for(self.chain, status.epochs, launch, placement)
         write_atomic(directory / TASK, task.model_dump_json(by_alias=True, indent=1).encode())
         self.inputs[task.input_digest] = task.inputs
         self.trainer.start(launch.attempt.name, directory / TASK, processes, threads)

@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 
 from modelchain.api import messages
 from modelchain.api.modelconfig import ModelConfig
-from modelchain.api.spec import ChainSpec, ModelChain
+from modelchain.api.spec import ChainSpec, Gate, ModelChain
 from modelchain.errors import InputError, Problem
 from modelchain.identity.shards import expand
 from modelchain.plan.plan import plan
@@ -33,6 +33,7 @@ def check(chain: ModelChain, file: str | None = None) -> None:
     _paths(spec, report)
     _neighbours(spec, report)
     _recipe(spec, report)
+    _gate(spec, report)
     if problems:
         raise InputError(*problems)
 
@@ -44,7 +45,13 @@ DECIMAL_BOUNDS = {
     "spec.transfer.distillation.alpha": ("0", "1e9"),
     "spec.allocation.targetAcceleration": ("1", "1e6"),
     "spec.allocation.endRatio": ("0.01", "1"),
+    "spec.gate.tolerance": ("0", "100"),
+    "spec.gate.relaxation.factor": ("1", "100"),
+    "spec.budget.cost": ("0", "1e12"),
+    "spec.budget.gpuHours": ("0", "1e12"),
 }
+# Of the metric of a model trained alone, in percent.
+BASELINE_BOUNDS = ("0", "100")
 
 
 def _names(spec: ChainSpec, report: Report) -> None:
@@ -64,11 +71,19 @@ def _decimals(spec: ChainSpec, report: Report) -> None:
         "spec.transfer.distillation.alpha": spec.transfer.distillation.alpha,
         "spec.allocation.targetAcceleration": spec.allocation.target_acceleration,
         "spec.allocation.endRatio": spec.allocation.end_ratio,
+        "spec.gate.tolerance": spec.gate.tolerance if spec.gate else None,
+        "spec.gate.relaxation.factor": spec.gate.relaxation.factor if spec.gate else None,
+        "spec.budget.cost": spec.budget.cost if spec.budget else None,
+        "spec.budget.gpuHours": spec.budget.gpu_hours if spec.budget else None,
     }
     for field, (low, high) in DECIMAL_BOUNDS.items():
         text = given[field]
-        if text is not None and not Decimal(low) <= Decimal(text) <= Decimal(high):
+        if text is not None and not _between(low, text, high):
             report(field, messages.RANGE.format(low=low, high=high, text=text))
+
+
+def _between(low: str, text: str, high: str) -> bool:
+    return Decimal(low) <= Decimal(text) <= Decimal(high)
 
 
 def _paths(spec: ChainSpec, report: Report) -> None:
@@ -217,6 +232,45 @@ def _recipe(spec: ChainSpec, report: Report) -> None:
             continue  # the plan allocates them; see `check_epochs`
         if too_long := warmup_too_long(spec, index, epochs):
             report(*too_long)
+
+
+def _gate(spec: ChainSpec, report: Report) -> None:
+    gate = spec.gate
+    if gate is None:
+        return
+    if all(e.name != gate.metric for e in spec.evaluation):
+        report("spec.gate.metric", messages.GATE_METRIC.format(metric=gate.metric))
+    low, high = BASELINE_BOUNDS
+    wrong = next((text for text in gate.baseline.values() if not _between(low, text, high)), None)
+    if wrong is not None:
+        report("spec.gate.baseline", messages.RANGE.format(low=low, high=high, text=wrong))
+    _baselines(spec, gate, report)
+    if gate.on_miss == "Relax":
+        for message in _not_relaxable(spec, gate):
+            report("spec.gate.onMiss", message)
+
+
+def _baselines(spec: ChainSpec, gate: Gate, report: Report) -> None:
+    """Each baseline is that of one successor, and is either given or trained."""
+    successors = {stage.name for stage in spec.stages[1:]}
+    for field, names in (("baseline", set(gate.baseline)), ("train", set(gate.train))):
+        if not names <= successors:
+            report(f"spec.gate.{field}", messages.NO_SUCCESSOR)
+    if len(set(gate.train)) < len(gate.train):
+        report("spec.gate.train", messages.TWICE_TRAINED)
+    if set(gate.train) & set(gate.baseline):
+        report("spec.gate.train", messages.BOTH_BASELINES)
+
+
+def _not_relaxable(spec: ChainSpec, gate: Gate) -> Iterator[str]:
+    """Why the epochs of this chain cannot be relaxed."""
+    if spec.allocation.target_acceleration is None:
+        yield messages.RELAX_TARGET
+    if not gate.baseline and not gate.train:
+        yield messages.RELAX_BASELINE
+    given = next((stage.name for stage in spec.stages[1:] if stage.epochs is not None), None)
+    if given is not None:
+        yield messages.RELAX_EPOCHS.format(stage=given)
 
 
 def warmup_too_long(spec: ChainSpec, index: int, epochs: int) -> tuple[str, str] | None:

@@ -36,7 +36,7 @@ from modelchain_operator.runners.evaluation_job import ROLE_OF_JOB as EVALUATE
 from modelchain_operator.runners.index_job import ROLE_OF_JOB as INDEX
 from modelchain_operator.runners.port import Runner
 from modelchain_operator.runners.registry import RUNNERS, job_uid_of, pods_made_by, runner_for
-from modelchain_operator.runners.template import CHAIN, ROLE, attempt_of
+from modelchain_operator.runners.template import CHAIN, ROLE, TRAINING, attempt_of
 
 # After an edit, in seconds: how long a live operator may take to make a pass, before we say that it
 # does not come to this chain.
@@ -96,6 +96,7 @@ def explain(situation: Situation) -> Explanation:
         case.left_behind,
         case.loading,
         case.indexing,
+        case.ungated,
         case.queued,
         case.without_pods,
         case.avoiding,
@@ -144,7 +145,7 @@ class _Case:
         self.name = self.meta["name"]
         self.namespace = self.meta["namespace"]
         stages = self.status.stages
-        self.stage = next((stage for stage in stages if stage.state is not State.SUCCEEDED), None)
+        self.stage = next((stage for stage in stages if not stage.done), None)
         self.subject = f"Chain {self.name}"
         self.attempt: AttemptStatus | None = None
         if self.stage is not None:
@@ -152,13 +153,17 @@ class _Case:
             self.subject = (
                 f"Stage {self.stage.name} ({number} of {len(stages)}) of chain {self.name}"
             )
+            row = next((b for b in self.status.baselines if b.name == self.stage.name), None)
+            if row is not None and self.stage.code is Code.WAITS_FOR_BASELINE:
+                self.stage = row
+                self.subject = f"The baseline of stage {row.name} of chain {self.name}"
             self.attempt = next(
                 (a for a in reversed(self.stage.attempts) if a.finished_at is None), None
             )
         attempt = self.attempt.name if self.attempt else ""
         self.runner = self._runner()
         self.job = next((job for job in s.jobs if self._is_job_of(job, attempt)), None)
-        self.training = [pod for pod in s.pods if label(pod, ROLE) == "train" and job_uid_of(pod)]
+        self.training = [pod for pod in s.pods if label(pod, ROLE) in TRAINING and job_uid_of(pod)]
         self.pods = self._pods_of(self.attempt) if self.attempt else []
         self.live = [pod for pod in s.pods if podread.is_live(pod)]
 
@@ -171,7 +176,7 @@ class _Case:
 
     def _pods_of(self, attempt: AttemptStatus) -> list[Object]:
         """The attempt's pods, as the operator counts them: those that its own job has made."""
-        trainers = (pod for pod in self.s.pods if label(pod, ROLE) == "train")
+        trainers = (pod for pod in self.s.pods if label(pod, ROLE) in TRAINING)
         named = (pod for pod in trainers if attempt_of(pod) == attempt.name)
         return pods_made_by(attempt.uid, attempt, named)
 
@@ -363,6 +368,9 @@ class _Case:
         lines = [*map(self.clues.pod, pods), *self.clues.warnings(*pods)]
         code = self.stage.code or Code.INDEXING
         return self._as_the_status_says(code, "waits until its data is indexed", lines)
+
+    def ungated(self) -> Explanation | None:
+        return self._as_the_status_says(Code.GATE_UNMEASURED, "has finished and is to be measured")
 
     def avoiding(self) -> Explanation | None:
         waiting = self._not_started()

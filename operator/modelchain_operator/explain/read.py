@@ -28,7 +28,7 @@ from modelchain_operator.api.kube import (
 from modelchain_operator.runners import kueue
 from modelchain_operator.runners.kueue import KueueQueue
 from modelchain_operator.runners.registry import RUNNERS
-from modelchain_operator.runners.template import CHAIN_UID, ROLE
+from modelchain_operator.runners.template import CHAIN_UID, ROLE, TRAINS
 from modelchain_operator.watch.leader import NAME as LEASE
 
 T = TypeVar("T")
@@ -66,9 +66,9 @@ async def read(kube: Kube, chain: Object) -> Situation:
     reader = _Reader(kube, chain["metadata"]["namespace"])
     selector = f"{CHAIN_UID}={chain['metadata']['uid']}"
     jobs, pods, cpu_jobs, events, leases = await asyncio.gather(
-        reader.jobs(f"{selector},{ROLE}=train"),
+        reader.jobs(f"{selector},{TRAINS}"),
         reader.list_all(PODS, selector),
-        reader.list_all(JOBS, f"{selector},{ROLE}!=train"),
+        reader.list_all(JOBS, f"{selector},{ROLE}!=train,{ROLE}!=baseline"),
         reader.list_all(EVENTS),
         reader.leases(),
     )

@@ -53,6 +53,7 @@ from modelchain_operator.runners.template import (
     INPUT_DIGEST,
     PROGRESS_PORT,
     ROLE,
+    TRAINING,
     attempt_of,
 )
 
@@ -183,7 +184,7 @@ class Sightings:
         self.pods: dict[str, list[Object]] = {}
         counted = {pod for _, attempt in self.attempts.values() for pod in attempt.pods}
         for pod in snapshot.pods:
-            if label(pod, ROLE) == "train" and (job_uid_of(pod) or uid(pod) in counted):
+            if label(pod, ROLE) in TRAINING and (job_uid_of(pod) or uid(pod) in counted):
                 self.pods.setdefault(attempt_of(pod), []).append(pod)
         self._seen: dict[str, Seen] = {}
 

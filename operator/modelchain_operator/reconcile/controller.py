@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
 
 from pydantic import ValidationError
 
 from modelchain.api.reasons import Code
 from modelchain.api.spec import ModelChain
-from modelchain.api.status import ChainStatus, StageStatus, State
+from modelchain.api.status import ChainStatus, GateVerdict, StageStatus, State
 from modelchain.decide.conditions import refused, sentence, unreadable
 from modelchain.decide.decide import decide
 from modelchain.decide.observed import (
@@ -24,6 +25,7 @@ from modelchain.decide.observed import (
     RecordMetrics,
 )
 from modelchain.errors import InputError
+from modelchain.gate.verdict import in_words
 from modelchain.io.load import parse
 from modelchain.plan.check import check, check_epochs
 from modelchain.plan.pools import PoolFile
@@ -54,6 +56,7 @@ WARNINGS = (
     Code.NODES_AVOIDED,
     Code.LAUNCH_REFUSED,
     Code.RELEASE_REFUSED,
+    Code.GATE_RELAXED,
 )
 
 
@@ -188,7 +191,7 @@ class Controller:
             await self.reader.answer(snapshot)
 
     async def _write(self, snapshot: Snapshot, status: ChainStatus) -> None:
-        before = {stage.name: stage for stage in snapshot.status.stages}
+        before = snapshot.status
         snapshot.chain = await self._put(snapshot.chain, status)
         snapshot.status = status
         # An older CRD lets the server drop fields it does not know. Every pass would write again.
@@ -196,12 +199,16 @@ class Controller:
             raise RuntimeError(
                 "the API server keeps less of a status than was written; apply this version's CRDs"
             )
-        for stage in status.stages:
-            known = before.get(stage.name, StageStatus(name=stage.name))
+        for stage, known in _with_before(status.stages, before.stages):
             if news(known) != news(stage):
-                self._send_event(snapshot.chain, stage)
+                self._send_event(snapshot.chain, stage, "stage")
+            if _has_missed(stage) and not _has_missed(known):
+                self._send_miss(snapshot, stage)
             for kind, code, text in measuring.news(known, stage):
                 self.events.tell(snapshot.chain, kind, code, text)
+        for row, known in _with_before(status.baselines, before.baselines):
+            if news(known) != news(row):
+                self._send_event(snapshot.chain, row, "baseline")
 
     async def _put(self, chain: Object, status: ChainStatus) -> Object:
         """PUT the status. If the server refuses it, only an event can tell."""
@@ -212,18 +219,27 @@ class Controller:
                 self.events.tell(chain, "Warning", Code.STATUS_REFUSED, str(error))
             raise
 
-    def _send_event(self, chain: Object, stage: StageStatus) -> None:
+    def _send_event(
+        self, chain: Object, stage: StageStatus, what: Literal["stage", "baseline"]
+    ) -> None:
         """Send an event for a stage's transition. A stage that waits for its turn is no news."""
-        if stage.state is State.PENDING and not stage.attempts and not stage.stalled:
+        quiet = not stage.attempts and not stage.stalled and stage.code not in WARNINGS
+        if stage.state is State.PENDING and quiet:
             return
         retrying = stage.state is State.PENDING and stage.retries > 0
         bad = stage.stalled or stage.state is State.FAILED or retrying or news(stage) in WARNINGS
-        text = sentence(stage)
+        text = sentence(stage, what=what)
         if stage.state is State.SUCCEEDED and stage.results:
             text += "; " + ", ".join(
                 f"{name} {value}" for name, value in stage.results.items() if "/" not in name
             )
         self.events.tell(chain, "Warning" if bad else "Normal", news(stage), text)
+
+    def _send_miss(self, snapshot: Snapshot, stage: StageStatus) -> None:
+        gate, found = snapshot.spec.spec.gate, stage.gate
+        assert gate is not None and found is not None
+        text = f"stage {stage.name} missed its baseline: {in_words(gate, found)}"
+        self.events.tell(snapshot.chain, "Warning", Code.GATE_MISSED, text)
 
     async def _refuse(self, chain: Object, status: ChainStatus, error: InputError) -> None:
         """Write in the status why the spec cannot be run, and do nothing else.
@@ -287,6 +303,19 @@ def news(stage: StageStatus) -> Code:
     if stage.code in WARNINGS:
         return stage.code
     return Code.STAGE_RETRYING if stage.not_before is not None else Code(f"Stage{stage.state}")
+
+
+def _with_before(
+    after: Iterable[StageStatus], before: Iterable[StageStatus]
+) -> Iterator[tuple[StageStatus, StageStatus]]:
+    """Each stage with what it was before; a new one with an empty status."""
+    known = {stage.name: stage for stage in before}
+    for stage in after:
+        yield stage, known.get(stage.name, StageStatus(name=stage.name))
+
+
+def _has_missed(stage: StageStatus) -> bool:
+    return stage.gate is not None and stage.gate.verdict is GateVerdict.MISSED
 
 
 class _Unreadable(Exception):

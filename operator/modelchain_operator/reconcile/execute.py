@@ -344,6 +344,7 @@ class Executor:
     def _stage_artifact(self, snapshot: Snapshot, action: RecordArtifact) -> Object:
         attempt = action.launch.attempt
         stage = snapshot.spec.spec.stages[action.launch.stage]
+        known = None if action.launch.alone else snapshot.status.stages[action.launch.stage]
         claim = snapshot.read[Need("claim")]
         inputs, image = self._made_from(snapshot, action.launch)
         word, before = action.word, action.launch.predecessor
@@ -361,6 +362,8 @@ class Executor:
             claim_uid=claim["metadata"]["uid"],
             image=image,
             epochs=int(inputs["epochs"]),
+            round=known.round or None if known else None,
+            first_epochs=known.first_epochs if known else None,
             predecessor=_predecessor(before) if before else None,
             inputs=inputs,
             steps=word.steps or word.step,

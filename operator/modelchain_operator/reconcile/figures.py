@@ -29,6 +29,9 @@ class StageFigures:
     progress: float | None
     transition_seconds: float | None
     retried: Mapping[str, int]
+    # The gate's verdict, and the points by which the stage is better than its baseline.
+    verdict: str
+    difference: float | None
     # The code of the stage's reason; empty if an operator of another version wrote the status.
     reason: str
 
@@ -47,6 +50,8 @@ class Figures:
     # The types of its conditions that are True.
     true: frozenset[str]
     stages: tuple[StageFigures, ...]
+    # The models that are trained alone, with names such as `vit-s alone`.
+    baselines: tuple[StageFigures, ...]
     # The stages that are no longer in its spec. One without a name is the sum of many.
     removed: tuple[StageFigures, ...]
     # The input digests in its status.
@@ -67,8 +72,11 @@ def figures(chain: Object, before: Figures | None = None) -> Figures:
     meta, status = chain["metadata"], chain.get("status") or {}
     runner = (chain.get("spec") or {}).get("runner") or {}
     stages, removed = status.get("stages") or [], status.get("removed") or []
+    baselines = [
+        {**row, "name": f"{row.get('name', '')} alone"} for row in status.get("baselines") or []
+    ]
     same = (
-        {stage.name: stage for stage in (*before.stages, *before.removed)}
+        {stage.name: stage for stage in (*before.stages, *before.baselines, *before.removed)}
         if before and before.uid == meta.get("uid", "")
         else {}
     )
@@ -85,8 +93,9 @@ def figures(chain: Object, before: Figures | None = None) -> Figures:
         queue=runner.get("queueName") or "",
         true=frozenset(c["type"] for c in status.get("conditions") or [] if c["status"] == "True"),
         stages=tuple(map(no_less, stages)),
+        baselines=tuple(map(no_less, baselines)),
         removed=tuple(map(no_less, removed)),
-        digests=frozenset(s["inputDigest"] for s in stages if s.get("inputDigest")),
+        digests=frozenset(s["inputDigest"] for s in (*stages, *baselines) if s.get("inputDigest")),
         claim=_claim(chain),
     )
 
@@ -100,6 +109,7 @@ def _claim(chain: Object) -> str:
 
 def _stage(stage: Object) -> StageFigures:
     cost, transition = stage.get("cost"), stage.get("transitionSeconds")
+    gate = stage.get("gate") or {}
     return StageFigures(
         name=stage.get("name", ""),
         state=stage.get("state", ""),
@@ -111,6 +121,8 @@ def _stage(stage: Object) -> StageFigures:
         progress=_progress(stage),
         transition_seconds=None if transition is None else float(transition),
         retried=stage.get("retried") or {},
+        verdict=gate.get("verdict") or "",
+        difference=None if gate.get("difference") is None else float(gate["difference"]),
         reason=stage.get("reasonCode") or "",
     )
 

@@ -18,7 +18,7 @@ from modelchain.api.contracts import (
     TrainFiles,
 )
 from modelchain.api.reasons import Code, Reason
-from modelchain.api.spec import ModelChain
+from modelchain.api.spec import ModelChain, Stage
 from modelchain.api.status import AttemptStatus, State
 from modelchain.decide.observed import Artifact, Launch, Measure
 from modelchain.decide.task import Placement, task_for
@@ -105,16 +105,7 @@ def job_request(
     meta, spec = chain.metadata, chain.spec
     assert meta.uid is not None and meta.namespace is not None
     stage, pool = spec.stages[launch.stage], pool_of(chain, config)
-    placement = Placement(
-        root=ARTIFACTS,
-        predecessors=PREDECESSORS,
-        owner=meta.uid[:8],
-        last_word=TERMINATION_MESSAGE,
-        data=_data(chain),
-        threads=_threads(pool, stage.resources.processes_per_node),
-        device="cuda" if pool.gpus_per_node else "cpu",
-    )
-    task = task_for(chain, epochs, launch, placement)
+    task = task_for(chain, epochs, launch, _placement(chain, pool, stage))
     return JobRequest(
         name=launch.attempt.name,
         namespace=meta.namespace,
@@ -134,6 +125,20 @@ def job_request(
         mount_path=spec.data.volume.mount_path,
         priority_class=spec.runner.priority_class,
         avoid=launch.avoid,
+        alone=launch.alone,
+    )
+
+
+def _placement(chain: ModelChain, pool: NodePool, stage: Stage) -> Placement:
+    assert chain.metadata.uid is not None
+    return Placement(
+        root=ARTIFACTS,
+        predecessors=PREDECESSORS,
+        owner=chain.metadata.uid[:8],
+        last_word=TERMINATION_MESSAGE,
+        data=_data(chain),
+        threads=_threads(pool, stage.resources.processes_per_node),
+        device="cuda" if pool.gpus_per_node else "cpu",
     )
 
 

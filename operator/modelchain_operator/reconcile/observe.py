@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from modelchain.api import messages
 from modelchain.api.artifact import stage_artifact_name
 from modelchain.api.reasons import Code, Reason
-from modelchain.api.status import ChainStatus, StageStatus
+from modelchain.api.status import ChainStatus
 from modelchain.decide.observed import Artifact, Damage, Launch, Observed, Share
+from modelchain.decide.relaxation import remembered
 from modelchain.errors import InputError
+from modelchain.gate.relaxation import Schedule, Trained
 from modelchain.plan.pools import PoolFile
 from modelchain_operator.api.kube import Object
 from modelchain_operator.api.objects import annotation, is_deleting, label, true_condition, uid
@@ -37,6 +39,7 @@ from modelchain_operator.runners.template import (
     STAGE,
     check_mount_path,
     label_of,
+    unnumbered_of,
 )
 
 # Finished jobs of a stage that are kept for their logs.
@@ -96,26 +99,15 @@ class View:
         )
 
     def _status(self) -> ChainStatus:
-        """The stored status. If it is empty, one with the epochs of the chain's StageArtifacts.
-
-        A chain may have been deleted and applied again. Its stages keep the epochs that they were
-        trained with: new ones would be new inputs, and train every stage again.
-        """
+        """The stored status. If it is empty, one with the epochs of the chain's StageArtifacts."""
         status = self.snapshot.status
         if status.stages:
             return status
         records: list[Object] = self.snapshot.want("records") or []
-        newest = {
-            r["spec"]["stage"]: r["spec"]
-            for r in sorted(records, key=lambda r: str(r["spec"]["finishedAt"]))
-        }
-        stages = [
-            StageStatus(
-                name=name, epochs=spec["epochs"], frozen=True, last_digest=spec["inputDigest"]
-            )
-            for name, spec in newest.items()
-        ]
-        return status.model_copy(update={"stages": stages})
+        trained = sorted((r["spec"] for r in records), key=lambda spec: str(spec["finishedAt"]))
+        known = remembered(self.snapshot.spec, map(_trained, trained))
+        update = {"stages": known.stages, "relaxation": known.relaxation}
+        return status.model_copy(update=update)
 
     # -- what prevents a launch --------------------------------------------------------------------
 
@@ -406,7 +398,7 @@ class View:
         for jobs in finished.values():
             yield from ((uid, name) for _, uid, name in sorted(jobs)[:-KEPT_JOBS])
 
-    def _highest_number(self, stage: str, digest: str) -> int:
+    def _highest_number(self, unnumbered: str, digest: str) -> int:
         """The highest attempt number in the labels of jobs and pods.
 
         If the status was lost, only these tell which numbers, and so which names, have been used.
@@ -415,7 +407,7 @@ class View:
         numbers = [
             int(label(thing, ATTEMPT))
             for thing in [*self.snapshot.jobs.values(), *pods]
-            if label(thing, STAGE) == stage or label(thing, INPUT_DIGEST) == label_of(digest)
+            if unnumbered_of(thing) == unnumbered or label(thing, INPUT_DIGEST) == label_of(digest)
         ]
         return max(numbers, default=0)
 
@@ -423,6 +415,12 @@ class View:
 def _percents(metrics: Object) -> dict[str, float]:
     """The metrics of a record, which has them as decimals in texts."""
     return {name: float(value) for name, value in metrics.items()}
+
+
+def _trained(spec: Object) -> Trained:
+    """What the spec of a StageArtifact tells of its stage's epochs."""
+    schedule = Schedule(spec["epochs"], spec.get("round") or 0, spec.get("firstEpochs"))
+    return Trained(spec["stage"], spec["inputDigest"], schedule, not spec.get("predecessor"))
 
 
 def _retry(chain: Object) -> str | None:

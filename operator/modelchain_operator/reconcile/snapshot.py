@@ -46,6 +46,7 @@ from modelchain_operator.runners.template import (
     INPUT_DIGEST,
     PROGRESS_PORT,
     ROLE,
+    TRAINS,
     label_of,
     task_of,
 )
@@ -232,7 +233,7 @@ class Reader:
         In this order no pod can be missed: a job that no longer exists makes no more pods.
         """
         namespace, selector = snapshot.namespace, f"{CHAIN_UID}={snapshot.uid}"
-        of_this_name = f"{CHAIN}={snapshot.spec.metadata.name},{ROLE}=train"
+        of_this_name = f"{CHAIN}={snapshot.spec.metadata.name},{TRAINS}"
         jobs, snapshot.missing = await self._jobs(namespace, of_this_name)
         ours = [job for job in jobs if label(job, CHAIN_UID) == snapshot.uid]
         others = [job for job in jobs if label(job, CHAIN_UID) != snapshot.uid]
@@ -339,9 +340,9 @@ class Reader:
         leases = await self.kube.list(LEASES, namespace, selector)
         if not leases:
             return []
-        jobs, _ = await self._jobs(namespace, f"{selector},{ROLE}=train")
+        jobs, _ = await self._jobs(namespace, f"{selector},{TRAINS}")
         busy = [job for job in jobs if state_of(job).finished is None]
-        pods = await self.kube.list(PODS, namespace, f"{selector},{ROLE}=train")
+        pods = await self.kube.list(PODS, namespace, f"{selector},{TRAINS}")
         busy += [pod for pod in pods if podread.is_live(pod)]
         digests = {label(thing, INPUT_DIGEST) for thing in busy}
         return [le for le in leases if (annotation(le, INPUT_DIGEST) or "")[:63] not in digests]
@@ -351,7 +352,7 @@ class Reader:
 
         Jobs of older versions do not say on which claim they train, and count as well.
         """
-        selector = f"{INPUT_DIGEST}={label_of(digest)},{CHAIN_UID}!={snapshot.uid},{ROLE}=train"
+        selector = f"{INPUT_DIGEST}={label_of(digest)},{CHAIN_UID}!={snapshot.uid},{TRAINS}"
         jobs, _ = await self._jobs(snapshot.namespace, selector)
         pods = await self.kube.list(PODS, snapshot.namespace, selector)
         unfinished = [job for job in jobs if state_of(job).finished is None]

@@ -49,6 +49,8 @@ class JobRequest:
     priority_class: str | None = None
     # Nodes that the attempt must not run on.
     avoid: tuple[str, ...] = ()
+    # The attempt trains a baseline.
+    alone: bool = False
 
     def __post_init__(self) -> None:
         if (size := len(self.task.encode())) > TASK_BYTES:

@@ -9,7 +9,7 @@ from modelchain_operator.api.kube import Object, Resource
 from modelchain_operator.api.objects import Read, label, maker, name, uid
 from modelchain_operator.runners import kueue
 from modelchain_operator.runners.port import JobRequest, JobState, job_state
-from modelchain_operator.runners.template import metadata, trainer_template
+from modelchain_operator.runners.template import metadata, trainer_template, training_role
 
 PYTORCHJOBS = Resource("kubeflow.org", "v1", "pytorchjobs")
 # The webhook requires a container of this name.
@@ -41,7 +41,7 @@ class PyTorchJob:
         replicas = {"Master": self._replica(request, 1, rank_0=True)}
         if request.nodes > 1:
             replicas["Worker"] = self._replica(request, request.nodes - 1, rank_0=False)
-        meta = metadata(request, request.name, "train")
+        meta = metadata(request, request.name, training_role(request))
         meta["labels"] |= kueue.labels(request.priority_class)
         return {
             "apiVersion": f"{self.resource.group}/{self.resource.version}",

@@ -42,7 +42,10 @@ FILLS = "modelchain.dev/fills"
 # The annotation that names a pod's main container, for `kubectl logs` and for us.
 MAIN_CONTAINER = "kubectl.kubernetes.io/default-container"
 
-Role = Literal["train", "verify", "index", "evaluate"]
+Role = Literal["train", "baseline", "verify", "index", "evaluate"]
+# The roles of what trains, and the selector for it.
+TRAINING: tuple[Role, ...] = ("train", "baseline")
+TRAINS = f"{ROLE} in ({','.join(TRAINING)})"
 
 
 def metadata(request: JobRequest, name: str, role: Role) -> Object:
@@ -85,6 +88,10 @@ def _input_digest(request: JobRequest) -> dict[str, str]:
     return {} if request.input_digest is None else {INPUT_DIGEST: request.input_digest}
 
 
+def training_role(request: JobRequest) -> Role:
+    return "baseline" if request.alone else "train"
+
+
 def label_of(digest: str) -> str:
     """The value of the label `INPUT_DIGEST`: a digest is one character longer than a value may be.
 
@@ -111,7 +118,8 @@ def trainer_template(request: JobRequest, container: str, *, rank_0: bool) -> Ob
         ports = {"metrics": METRICS_PORT, "progress": PROGRESS_PORT}
         trainer["ports"] = [{"name": name, "containerPort": port} for name, port in ports.items()]
     shm = {"name": SHARED_MEMORY, "emptyDir": {"medium": "Memory", "sizeLimit": pool.shm_size}}
-    template = pod_template(request, "train", trainer, [*_claims(claims, read_only={"data"}), shm])
+    volumes = [*_claims(claims, read_only={"data"}), shm]
+    template = pod_template(request, training_role(request), trainer, volumes)
     template["spec"] |= _placement(request)
     template["metadata"]["labels"] = {**pool.labels, **template["metadata"]["labels"]}
     template["metadata"]["annotations"] |= {**pool.annotations, **kueue.topology(pool)}
@@ -373,4 +381,10 @@ def _trainer(job: Object) -> tuple[Object, str]:
 
 def attempt_of(thing: Object) -> str:
     """The name of the attempt that a pod or job was made for."""
-    return f"{label(thing, CHAIN)}-{label(thing, STAGE)}-a{label(thing, ATTEMPT)}"
+    return f"{unnumbered_of(thing)}{label(thing, ATTEMPT)}"
+
+
+def unnumbered_of(thing: Object) -> str:
+    """The name of the attempt that a pod or job was made for, without its number."""
+    letter = "b" if label(thing, ROLE) == "baseline" else "a"
+    return f"{label(thing, CHAIN)}-{label(thing, STAGE)}-{letter}"

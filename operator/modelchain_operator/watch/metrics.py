@@ -167,6 +167,18 @@ def _of_chains(chains: Sequence[Figures]) -> Iterator[Metric]:
         [((*_of(c), s.name, s.reason), 1) for c in chains for s in c.stages if s.reason],
     )
     yield _gauge(
+        "modelchain_stage_gate",
+        "1 for the gate's verdict on each finished stage",
+        [*CHAIN, "stage", "verdict"],
+        [((*_of(c), s.name, s.verdict), 1) for c in chains for s in c.stages if s.verdict],
+    )
+    yield _gauge(
+        "modelchain_stage_gate_difference_points",
+        "The gate's metric of the stage less that of the same model trained alone",
+        STAGE,
+        _each(chains, lambda stage: stage.difference),
+    )
+    yield _gauge(
         "modelchain_stages", "Stages of a chain by state", [*CHAIN, "state"], _states(chains)
     )
 
@@ -245,7 +257,7 @@ def _spent(
     that were removed long ago is a series of its own, since their own series have counted it.
     """
     for chain in chains:
-        for stage in (*chain.stages, *chain.removed):
+        for stage in (*chain.stages, *chain.baselines, *chain.removed):
             labels, value = (*_of(chain), stage.name), value_of(stage)
             if value is not None and not stage.name:
                 yield (*labels, "removed"), value
@@ -262,7 +274,8 @@ def _retries(chains: Iterable[Figures]) -> Iterator[Sample]:
     `increase` counts the first retry. After it has succeeded, only those that occurred are left.
     """
     for chain in chains:
-        for stage in (*chain.stages, *(stage for stage in chain.removed if stage.name)):
+        named = (stage for stage in chain.removed if stage.name)
+        for stage in (*chain.stages, *chain.baselines, *named):
             trains = stage.own and stage.state not in (State.SUCCEEDED, "")
             classes = RETRIED if trains else stage.retried
             yield from (

@@ -1,0 +1,87 @@
+"""Baselines: models of the chain that are trained alone, to compare the chain's stages with.
+
+A baseline is a stage without a predecessor. It is launched, watched, retried and recorded as any
+stage, and has attempts and a ledger of its own. Its inputs are those of a chain with this model
+alone, so that chains on one claim train it once. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from modelchain.api.reasons import Code, Reason
+from modelchain.api.spec import ModelChain
+from modelchain.api.status import ChainStatus, StageStatus, State
+from modelchain.decide import transitions
+from modelchain.decide.outcome import Hold, Outcome, Turn, settled
+from modelchain.decide.refusals import with_refusal
+from modelchain.decide.stage import advance, waits_for
+from modelchain.gate.relaxation import Schedule
+from modelchain.plan.plan import Plan
+
+
+def planned_baselines(
+    chain: ModelChain, plan: Plan, old: ChainStatus, fresh: bool
+) -> dict[str, StageStatus]:
+    """By stage, each baseline that is to be trained, with what the status knows of it."""
+    gate, known = chain.spec.gate, {row.name: row for row in old.baselines}
+    rows = {}
+    for stage in plan.stages if gate else ():
+        if gate and stage.name in gate.train:
+            row = transitions.planned(
+                known.get(stage.name, StageStatus(name=stage.name)),
+                Schedule(stage.individual.epochs),
+                macs=stage.individual.macs,
+                frozen=False,
+            )
+            rows[stage.name] = transitions.renewed(row) if fresh else row
+    return rows
+
+
+def train_alone(turn: Turn, row: StageStatus, stages: Iterable[StageStatus]) -> Outcome:
+    """The outcome of the baseline of the stage whose turn it is.
+
+    One attempt of a chain runs at a time. A stage that runs goes on, and the baseline runs next.
+
+    Args:
+        turn: that of the stage. If it is held, the baseline waits as well.
+        row: the baseline.
+        stages: the chain's stages.
+    """
+    hold = turn.held
+    running = next((s.name for s in stages if any(not a.finished_at for a in s.attempts)), None)
+    if hold is None and running is not None:
+        hold = Hold(waits_for(running), stops=False)
+    turn = replace(turn, alone=True, predecessor=None, handed_over=None, held=hold)
+    outcome = with_refusal(turn, advance(turn, row))
+    return replace(outcome, alone=True)
+
+
+def awaiting(turn: Turn, baseline: Outcome | None) -> Turn:
+    """The turn of a stage, which is not launched before its baseline has finished."""
+    if baseline is None or baseline.artifact is not None or turn.stopping is not None:
+        return turn
+    name = baseline.stage.name
+    message = f"the model of {name} is trained alone first, as the gate asks"
+    return replace(
+        turn, held=turn.held or Hold(Reason(Code.WAITS_FOR_BASELINE, name, message), False)
+    )
+
+
+def with_baseline(outcome: Outcome, baseline: Outcome | None) -> Outcome:
+    """The outcome of a stage; stalled if its baseline has failed and nothing of the stage runs."""
+    if baseline is None or baseline.stage.state is not State.FAILED or outcome.wanted:
+        return outcome
+    row = baseline.stage
+    reason = Reason(
+        Code.BASELINE_FAILED, row.name, f"{row.name}, trained alone, failed: {row.reason}"
+    )
+    return replace(outcome, stage=transitions.held_by_the_gate(outcome.stage, reason))
+
+
+def dropped_baselines(turn: Turn, wanted: Mapping[str, object]) -> list[StageStatus]:
+    """The baselines that the gate asks for no longer, and that have spent something."""
+    rows = [row for row in turn.observed.status.baselines if row.name not in wanted]
+    turn = replace(turn, alone=True)
+    return [transitions.dropped(row, settled(turn, row)) for row in rows if row.trained_here]

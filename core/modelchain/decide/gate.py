@@ -1,0 +1,89 @@
+"""The gate's verdict on a finished stage, and what follows from it. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from modelchain.api.reasons import Code, Reason
+from modelchain.api.spec import Gate
+from modelchain.api.status import GateStatus, GateVerdict
+from modelchain.decide import transitions
+from modelchain.decide.measure import measured
+from modelchain.decide.observed import Artifact
+from modelchain.decide.outcome import Hold, Outcome, Turn
+from modelchain.gate.relaxation import next_round
+from modelchain.gate.verdict import in_words, judged, within_error
+
+
+def gated(turn: Turn, outcome: Outcome, baseline: Outcome | None) -> Outcome:
+    """The outcome of a stage with the gate's verdict on it, once it has finished.
+
+    Nothing that has finished is lost by a verdict. Later stages are only kept from being trained,
+    until the stage has passed, or a person lets them.
+
+    Args:
+        baseline: that of the same model trained alone, if the gate trains it.
+    """
+    gate, artifact = turn.chain.spec.gate, outcome.artifact
+    stage = outcome.stage
+    if gate is None or artifact is None:
+        return replace(outcome, stage=transitions.judged(stage, None))
+    alone = _metrics(turn, baseline.artifact) if baseline and baseline.artifact else {}
+    found = judged(gate, stage.name, _metrics(turn, artifact), alone)
+    outcome = replace(outcome, stage=transitions.judged(stage, found))
+    if found.verdict is GateVerdict.UNMEASURED:
+        return _unmeasured(outcome, gate, found)
+    if found.verdict is not GateVerdict.MISSED or gate.on_miss == "Continue":
+        return outcome
+    if gate.on_miss == "Relax":
+        return _relaxed(turn, outcome, gate, found)
+    return _stopped(outcome, gate, found)
+
+
+def _unmeasured(outcome: Outcome, gate: Gate, found: GateStatus) -> Outcome:
+    """The chain is not complete without a verdict. If it has no consequences, no stage waits."""
+    stage = outcome.stage
+    whose = "" if found.result is None else " of the model trained alone"
+    reason = Reason(
+        Code.GATE_UNMEASURED,
+        stage.name,
+        f"{found.metric}{whose}, which the gate needs, is not measured",
+    )
+    waits = Reason(Code.WAITS_FOR_GATE, stage.name, f"waits for the gate's verdict on {stage.name}")
+    hold = None if gate.on_miss == "Continue" else Hold(waits, stops=False)
+    return replace(outcome, stage=transitions.explained(stage, reason), holds=hold)
+
+
+def _metrics(turn: Turn, artifact: Artifact) -> dict[str, float]:
+    """What is known of an artifact of that which the gate's metric stands for in the spec."""
+    spec = turn.chain.spec
+    asked = (e for e in spec.evaluation if spec.gate and e.name == spec.gate.metric)
+    return {name: value for e in asked for name, value in measured(e, artifact).items()}
+
+
+def _relaxed(turn: Turn, outcome: Outcome, gate: Gate, found: GateStatus) -> Outcome:
+    """Begin a round. In the next pass the stage has its new epochs, and so other inputs."""
+    stage, rounds = outcome.stage, turn.observed.status.rounds
+    assert stage.epochs is not None
+    factor, most = gate.relaxation.factor, turn.chain.spec.recipe.baseline_epochs
+    one = next_round(stage.name, stage.epochs, factor, most)
+    if one is None or len(rounds) >= gate.relaxation.max_rounds:
+        return _stopped(outcome, gate, found)
+    error = "; the miss is smaller than the standard error" if within_error(gate, found) else ""
+    message = (
+        f"{in_words(gate, found)}; round {len(rounds) + 1} trains it for {one.epochs} epochs"
+        f" instead of {stage.epochs}{error}"
+    )
+    stage = transitions.relaxed(stage, Reason(Code.GATE_RELAXED, stage.name, message))
+    return replace(outcome, stage=stage, artifact=None, begins=one, again=0.0)
+
+
+def _stopped(outcome: Outcome, gate: Gate, found: GateStatus) -> Outcome:
+    stage = outcome.stage
+    ways = "raise gate.tolerance, set gate.onMiss: Continue, or give the stage more epochs"
+    reason = Reason(Code.GATE_MISSED, stage.name, f"{in_words(gate, found)}; to go on, {ways}")
+    waits = Reason(
+        Code.WAITS_FOR_GATE, stage.name, f"waits for a person, as {stage.name} missed its baseline"
+    )
+    hold = Hold(waits, stops=True)
+    return replace(outcome, stage=transitions.held_by_the_gate(stage, reason), holds=hold)

@@ -1,0 +1,92 @@
+"""The epochs of a chain's stages after all rounds of relaxation, and what the status says of them.
+
+Epochs follow from the plan and from the rounds in the status. A chain without a status finds its
+rounds in its records. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from modelchain.api.spec import ModelChain, Relaxation
+from modelchain.api.status import (
+    Acceleration,
+    ChainStatus,
+    RelaxationRound,
+    RelaxationStatus,
+    StageLedger,
+    StageStatus,
+)
+from modelchain.gate.relaxation import Schedule, Trained, relaxed, replayed
+from modelchain.plan.plan import Plan, plan
+
+
+def schedules_of(chain: ModelChain, old: ChainStatus) -> tuple[dict[str, Schedule], Plan]:
+    """By stage, its epochs, and the plan with them. They are as the spec gives them, or as they
+    were allocated and then relaxed.
+
+    The plan allocates epochs as if there had been no round. Otherwise it would take from the last
+    stages what a round has added to the first ones.
+    """
+    allocated = plan(chain, "analytic", {}, old.frozen_epochs)
+    schedules = {stage.name: Schedule(stage.epochs) for stage in allocated.stages}
+    if not old.rounds:
+        return schedules, allocated
+    given = {stage.name for stage in chain.spec.stages if stage.epochs is not None}
+    ledgers: list[StageLedger] = [*old.removed, *old.stages]
+    for stage in ledgers:
+        fixed = stage.frozen and stage.name in schedules and stage.name not in given
+        if fixed and stage.epochs is not None:
+            schedules[stage.name] = Schedule(stage.epochs, stage.round, stage.first_epochs)
+    names = [stage.name for stage in chain.spec.stages]
+    after = relaxed(names, schedules, old.rounds, chain.spec.recipe.baseline_epochs)
+    after |= {name: schedules[name] for name in given}
+    return after, plan(chain, "analytic", {}, {name: one.epochs for name, one in after.items()})
+
+
+def relaxation(
+    chain: ModelChain,
+    rounds: Sequence[RelaxationRound],
+    stages: Sequence[StageStatus],
+    removed: Sequence[StageLedger],
+) -> RelaxationStatus | None:
+    """What the status says of relaxation; None before the first round."""
+    if not rounds:
+        return None
+    epochs = {stage.name: stage.epochs for stage in stages if stage.epochs is not None}
+    planned = plan(chain, "analytic", {}, epochs)
+    spent = sum(stage.macs for stage in (*stages, *removed))
+    finished = all(stage.done for stage in stages) and spent > 0
+    return RelaxationStatus(
+        round=len(rounds),
+        rounds=list(rounds),
+        acceleration=Acceleration(
+            requested=chain.spec.allocation.target_acceleration,
+            relaxed=f"{planned.acceleration:.3f}",
+            achieved=f"{planned.individual.macs / spent:.3f}" if finished else None,
+        ),
+    )
+
+
+def remembered(chain: ModelChain, records: Iterable[Trained]) -> ChainStatus:
+    """The status of a chain that has none: what its records tell of its stages' epochs.
+
+    A chain may have been deleted and applied again. Its stages keep the epochs that they were
+    trained for. New ones would be new inputs, and train every stage again.
+    """
+    gate = chain.spec.gate
+    factor = gate.relaxation.factor if gate else Relaxation().factor
+    newest, rounds = replayed([stage.name for stage in chain.spec.stages], records, factor)
+    stages = [
+        StageStatus(
+            name=name,
+            epochs=record.schedule.epochs,
+            frozen=True,
+            round=record.schedule.round,
+            first_epochs=record.schedule.first_epochs,
+            last_digest=record.input_digest,
+        )
+        for name, record in newest.items()
+    ]
+    known = RelaxationStatus(round=len(rounds), rounds=rounds) if rounds else None
+    return ChainStatus(stages=stages, relaxation=known)
