@@ -35,6 +35,8 @@ from modelchain.gate.relaxation import Schedule, Trained
 from modelchain.identity.digest import digest_of
 
 MAX_RETRIES, MAX_DISRUPTIONS = 1, 2
+# What a gate compares.
+TOP1 = {"name": "top1", "kind": "Retrieval", "shards": "/data/val.tar"}
 
 
 @cache
@@ -48,6 +50,7 @@ def chain_of(
         "spec.suspend": suspend,
         "metadata.generation": generation,
         "spec.retry": retry,
+        **({"spec.evaluation": [TOP1]} if any("spec.gate" in path for path, _ in edits) else {}),
         **{path: list(v) if isinstance(v, tuple) else v for path, v in edits},
     }
     return ModelChain.model_validate(with_changes(inline(*shapes, **changes)))
