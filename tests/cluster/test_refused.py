@@ -80,20 +80,21 @@ def test_a_record_refused_by_a_quota(
 
 
 @pytest.mark.parametrize(
-    ("kind", "reason"),
+    ("kind", "hard", "reason"),
     [
-        ("persistentvolumeclaims", "ClaimRefused"),
-        ("count/leases.coordination.k8s.io", "ShareRefused"),
-        ("count/pytorchjobs.kubeflow.org", "LaunchRefused"),
-        ("count/jobs.batch", "VerifyRefused"),
+        ("persistentvolumeclaims", 1, "ClaimRefused"),
+        ("count/leases.coordination.k8s.io", 0, "ShareRefused"),
+        ("count/pytorchjobs.kubeflow.org", 0, "LaunchRefused"),
+        ("count/jobs.batch", 0, "IndexRefused"),
+        ("count/jobs.batch", 1, "VerifyRefused"),  # the index Job comes first
     ],
 )
 @pytest.mark.timeout(240)
 def test_what_a_quota_refuses(
-    control_plane: ControlPlane, namespace: str, tmp_path: Path, kind: str, reason: str
+    control_plane: ControlPlane, namespace: str, tmp_path: Path, kind: str, hard: int, reason: str
 ) -> None:
     """The status has the quota's words, no budget is charged, and a raised quota ends it."""
-    space, hard = Space(control_plane, namespace), "1" if kind == "persistentvolumeclaims" else "0"
+    space = Space(control_plane, namespace)
     shared = {"spec.storage": {"claimName": "data"}} if reason == "ShareRefused" else {}
     script = lambda pod: lost_message() if pod.role == "train" else None  # noqa: E731
     with (
@@ -101,7 +102,7 @@ def test_what_a_quota_refuses(
         Operator(control_plane.kubeconfig, tmp_path, (namespace,)),
         Recorder(control_plane.etcd) as recorder,
     ):
-        space.apply(QUOTA | {"spec": {"hard": {kind: hard}}})
+        space.apply(QUOTA | {"spec": {"hard": {kind: str(hard)}}})
         space.wait(
             lambda: space.get("quota", "few").get("status", {}).get("hard"), "the quota is in force"
         )

@@ -110,6 +110,7 @@ class Operator:
                 id(facts.spec),
                 id(facts.status),
                 facts.fresh,
+                facts.patched is not None,
                 sorted(map(id, facts.jobs.values())),
                 sorted(map(id, facts.pods)),
                 read,

@@ -47,7 +47,7 @@ os._exit(code)
 HANG_AT = """
     def slow(self, batch):
         if batch.step == {step} and os.environ.get("RANK", "0") == "{rank}":
-            time.sleep(1.5)  # so that the steps before have been logged
+            time.sleep(4)  # so that the steps before have been logged, on a busy machine, too
             hang()
         time.sleep(0.3)
         return step(self, batch)

@@ -365,6 +365,9 @@ class _Case:
         if self.stage is None or self.stage.state is not State.INDEXING:
             return None
         pods = [pod for pod in self.live if label(pod, ROLE) == INDEX]
+        waiting = [pod for pod in pods if podread.started_at(pod) is None]
+        if waiting and (claim := self._claim_not_bound(waiting)):
+            return claim
         lines = [*map(self.clues.pod, pods), *self.clues.warnings(*pods)]
         code = self.stage.code or Code.INDEXING
         return self._as_the_status_says(code, "waits until its data is indexed", lines)

@@ -190,22 +190,24 @@ class Executor:
     async def _release(self, snapshot: Snapshot, attempt: AttemptStatus) -> None:
         """PATCH a job on its way to run, after reading it again.
 
-        Its controller writes to a new job, so the answer to our POST is soon outdated. A Conflict
-        is tried three times.
+        Its controller writes to a new job, so the answer to our POST is soon outdated. The answer
+        to a PATCH of a moment ago is not. A Conflict is tried three times.
         """
         runner, name = runner_for(attempt.runner), attempt.name
         known, queue = snapshot.jobs[name], await self._queue(snapshot)
         for last in (False, False, True):
-            job = await self.kube.get(runner.resource, snapshot.namespace, name)
+            job = snapshot.patched or await self.kube.get(runner.resource, snapshot.namespace, name)
+            snapshot.patched = None
             if uid(job) != uid(known) or is_deleting(job):
                 raise Conflict(
                     f"{name} is being deleted, or is another job than the one to release"
                 )
             patch = runner.release(job, queue, timestamp(self.memory.clock()))
             try:
-                snapshot.jobs[name] = await self.kube.patch(
+                snapshot.patched = await self.kube.patch(
                     runner.resource, snapshot.namespace, name, patch
                 )
+                snapshot.jobs[name] = snapshot.patched
                 return
             except Conflict:
                 if last:

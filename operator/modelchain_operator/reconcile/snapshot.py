@@ -103,6 +103,8 @@ class Snapshot:
     # The answers to needs, and the needs that are not answered yet.
     read: dict[Need, Any] = field(default_factory=dict)
     needs: set[Need] = field(default_factory=set)
+    # The attempt's job after the first of two patches that release it, until the second.
+    patched: Object | None = None
     # Whether the namespace has a default queue; None before a release asks.
     default_queue: bool | None = None
 
@@ -419,13 +421,14 @@ class Reader:
     def forget(self, snapshot: Snapshot, digests: Iterable[str]) -> None:
         """Forget what a decision depends on, so that it is read again before it is carried out.
 
-        This is the records of these input digests, the claim, the share, rivals and their chains,
-        and what has the attempt's name.
+        This is the records of these input digests, the claim, the share, and rivals and their
+        chains. What has the attempt's name was read after its intent was written; if something
+        gets that name later, the API server refuses the launch.
         """
         for digest in digests:
             snapshot.read.pop(Need("artifact", digest), None)
             self.memory.artifacts.drop((snapshot.namespace, digest))
-        others = ("claim", "lease", "rivals", "chain", "name")
+        others = ("claim", "lease", "rivals", "chain")
         for need in [need for need in snapshot.read if need.what in others]:
             del snapshot.read[need]
         if snapshot.spec.spec.storage is not None:
