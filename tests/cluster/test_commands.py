@@ -179,6 +179,8 @@ def test_followed_to_its_end(cli: Cli, kubelet: Kubelet) -> None:
         "summary",
         "stages",
         "removed",
+        "baselines",
+        "relaxation",
         "total",
         "avoid",
         "retry",

@@ -214,14 +214,14 @@ def test_real_jobs_and_pods_are_read_from_etcd(
 ) -> None:
     with Kubelet(control_plane.kubeconfig) as kubelet:
         kubelet.script = lambda pod: hang() if pod.namespace == namespace else None
-        kubelet.stop_delay = 1
+        kubelet.stop_delay = 5
         apply(control_plane, namespace, "c-s1-a1", "s1", 1, A)
         control_plane.kubectl(
             "wait", "-n", namespace, "--for=create", "pod/c-s1-a1-master-0", "--timeout=40s"
         )
         wait(control_plane, namespace, "pod/c-s1-a1-master-0", "jsonpath={.status.phase}=Running")
         recorder.verify()
-        # Background deletion: the job goes at once, its pod in a second. It is still alive.
+        # Background deletion: the job goes at once, its pod in five seconds. It is still alive.
         control_plane.kubectl("delete", "-n", namespace, "pytorchjob", "c-s1-a1", "--wait=false")
         wait(control_plane, namespace, "pytorchjob/c-s1-a1", "delete")
         apply(control_plane, namespace, "c-s1-a2", "s1", 2, A)
