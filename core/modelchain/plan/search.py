@@ -35,9 +35,9 @@ MOST_MODELS = 11
 SECOND = Fraction(3, 16)
 TARGET = "spec.allocation.targetAcceleration"
 CANNOT_KNOW = (
-    "The search counts MACs. It cannot know whether a chain loses accuracy on your data. To find"
-    " out, train the first two models with these epochs, then the second one alone"
-    " (`modelchain run --alone`), and compare."
+    "The search counts MACs. It cannot know whether a chain loses accuracy on your data. A gate"
+    " finds out: with `spec.gate` each stage is compared with the same model trained alone, and a"
+    " stage that misses stops the chain or trains for more epochs."
 )
 
 
