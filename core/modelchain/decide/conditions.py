@@ -24,10 +24,12 @@ from modelchain.api.status import (
     StageStatus,
     State,
     Summary,
+    Total,
     Unmeasured,
 )
 from modelchain.decide.ledger import MESSAGE_LENGTH, timestamp, total_of
 from modelchain.decide.transitions import Ledger
+from modelchain.plan.prices import shown
 
 # Of a status that is larger, as JSON, parts are left out: objects above 64 KiB are slow to watch
 # and to list. Only if very many stages and pods have all their lists full, more is left, up to
@@ -51,6 +53,7 @@ def completed(
     now: float,
     avoid: Iterable[AvoidedNode] = (),
     removed: Sequence[StageLedger] = (),
+    currency: str = "",
 ) -> ChainStatus:
     """The whole status, made from its stages, in the form in which it is read back once written."""
     stages = [_cut(_filled(chain, stage), REASON_LENGTH, MESSAGE_LENGTH) for stage in stages]
@@ -58,15 +61,17 @@ def completed(
     def conditions_of(stages: list[StageStatus]) -> list[Condition]:
         return _conditions(chain, old, stages, now)
 
+    total = total_of([*stages, *removed])
     status = ChainStatus(
         observed_generation=chain.metadata.generation or 0,
         stages=stages,
         removed=list(removed),
-        total=total_of([*stages, *removed]),
+        total=total,
+        currency=old.currency or (currency if total.cost is not None else ""),
         avoid=list(avoid),
         retry=retry,
         conditions=conditions_of(stages),
-        summary=_summary(chain, stages),
+        summary=_summary(chain, stages, total),
     )
     return _bounded(status, conditions_of).as_stored()
 
@@ -330,8 +335,9 @@ def _progress_reason(stage: StageStatus) -> Code:
     return Code(stage.state)
 
 
-def _summary(chain: ModelChain, stages: list[StageStatus]) -> Summary:
+def _summary(chain: ModelChain, stages: list[StageStatus], total: Total) -> Summary:
     """The summary: the first stage that has not finished, and the newest accuracy of any stage."""
+    cost = "" if total.cost is None else shown(total.cost)
     measured = next((s.results for s in reversed(stages) if s.results), {})
     named = (e.name for e in chain.spec.evaluation if e.name in measured)
     first = next(named, next(iter(measured), None))
@@ -339,13 +345,14 @@ def _summary(chain: ModelChain, stages: list[StageStatus]) -> Summary:
     stage = next((s for s in stages if s.state is not State.SUCCEEDED), None)
     if stage is None:
         count = f"{len(stages)}/{len(stages)}"
-        return Summary(stage=count, state="Complete", progress="100%", accuracy=accuracy)
+        return Summary(stage=count, state="Complete", progress="100%", accuracy=accuracy, cost=cost)
     at = stage.progress
     return Summary(
         stage=f"{stages.index(stage) + 1}/{len(stages)}",
         state="Stalled" if stage.stalled else str(stage.state),
         progress=f"{100 * at.step // at.steps}%" if at else "",
         accuracy=accuracy,
+        cost=cost,
     )
 
 

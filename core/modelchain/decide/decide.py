@@ -74,7 +74,7 @@ def decide(chain: ModelChain, observed: Observed, now: float) -> Decision:
     avoided = changed[-1] if changed else turn.avoid
     after = [outcome.stage for outcome in outcomes]
     retry = observed.retry or old.retry
-    status = completed(chain, old, after, retry, now, avoided, removed(turn))
+    status = completed(chain, old, after, retry, now, avoided, removed(turn), observed.currency)
     if status != old:
         return Decision(status, write=True, again=0.0)
     return _next_action(status, observed, outcomes, unwanted, leaving.values())

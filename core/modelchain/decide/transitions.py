@@ -188,7 +188,10 @@ def finished(
     booked_stage = booked(at_inputs(stage), attempts)
     if not stage.trained_here:
         booked_stage = booked_stage.changed(
-            macs=found.macs, gpu_seconds=found.gpu_seconds, cost=found.cost
+            macs=found.macs,
+            gpu_seconds=found.gpu_seconds,
+            cost=found.cost,
+            unpriced_seconds=found.unpriced_seconds,
         )
     return explained(
         booked_stage.changed(
@@ -232,6 +235,7 @@ def with_attempts(stage: Ledger, attempts: Sequence[AttemptStatus]) -> Ledger:
         macs=running.macs,
         gpu_seconds=running.gpu_seconds,
         cost=running.cost,
+        unpriced_seconds=running.unpriced_seconds,
     )
 
 
@@ -396,7 +400,7 @@ def returned(ledger: StageLedger) -> StageStatus:
 def summed(ledgers: Sequence[StageLedger]) -> StageLedger:
     """The sum of removed stages, which has no name."""
     total = total_of(ledgers)
-    return StageLedger(name="", macs=total.macs, gpu_seconds=total.gpu_seconds, cost=total.cost)
+    return StageLedger(name="", **dict(total))
 
 
 # -- an attempt -----------------------------------------------------------------------------------

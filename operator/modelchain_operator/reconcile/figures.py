@@ -51,6 +51,8 @@ class Figures:
     removed: tuple[StageFigures, ...]
     # The input digests in its status.
     digests: frozenset[str]
+    # Of every cost; empty until there is one.
+    currency: str
     # The name of its claim of artifacts; empty without `spec.storage`.
     claim: str
 
@@ -87,6 +89,7 @@ def figures(chain: Object, before: Figures | None = None) -> Figures:
         stages=tuple(map(no_less, stages)),
         removed=tuple(map(no_less, removed)),
         digests=frozenset(s["inputDigest"] for s in stages if s.get("inputDigest")),
+        currency=status.get("currency") or "",
         claim=_claim(chain),
     )
 
