@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any
 
 from specs import DELETE, config, inline, with_changes
+from sums import check_sums
 
 from modelchain.api.contracts import FailureClass, LastWord, Progress
 from modelchain.api.reasons import Code, Reason
@@ -200,6 +201,7 @@ class World:
                 or stage.state is State.FAILED
                 or self.artifact_is_whole(stage.input_digest)
             )
+        check_sums(status)
         assert sum(s.macs for s in ledgers(status)) == status.total.macs
         if not self.forgetful and all(s.attempts or not s.macs for s in status.stages):
             so_far = sum(a.macs for _, a in status.attempts.values() if a.finished_at is None)
