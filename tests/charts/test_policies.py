@@ -10,7 +10,8 @@ OPERATOR = {
     "app.kubernetes.io/instance": "modelchain",
     "app.kubernetes.io/component": "operator",
 }
-TRAINERS = {"podSelector": {"matchLabels": {"modelchain.dev/role": "train"}}}
+ROLES = {"key": "modelchain.dev/role", "operator": "In", "values": ["train", "baseline"]}
+TRAINERS = {"podSelector": {"matchExpressions": [ROLES]}}
 PROMETHEUS = {
     "namespaceSelector": {},
     "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}},

@@ -45,6 +45,14 @@ TESTS: dict[str, str] = {
     "tests/core/test_codes.py::test_the_code_of_an_interrupted_command": "Interrupted",
     "tests/core/test_codes.py::test_the_codes_of_a_new_chain": "WaitsForStage",
     "tests/core/test_conditions.py::test_kstatus_of_every_phase[verifying]": "Verifying",
+    "tests/core/test_baselines.py::"
+    "test_while_a_baseline_trains_its_stage_says_so": "WaitsForBaseline",
+    "tests/core/test_baselines.py::test_a_baseline_that_fails_holds_its_stage": "BaselineFailed",
+    "tests/core/test_gate.py::"
+    "test_a_miss_holds_the_stages_after_it[True]": "GateMissed WaitsForGate",
+    "tests/core/test_gate.py::"
+    "test_an_unmeasured_stage_holds_and_is_not_taken_for_missed[True]": "GateUnmeasured",
+    "tests/core/test_relax.py::test_a_round_is_told": "GateRelaxed",
     "tests/core/test_measure.py::"
     "test_an_evaluation_that_was_added_is_measured_on_all_stages_the_smallest_first": "AllMeasured",
     "tests/core/test_measure.py::"

@@ -245,6 +245,6 @@ def _edits(chain: World) -> Iterator[Callable[[World], object]]:
 def test_edits_of_the_gate_at_every_moment(cluster: bool) -> None:
     """The world asserts at every launch that no earlier stage holds it."""
     start = world(stages=3, cluster=cluster)
-    dice = Dice(f"edits of the gate, cluster: {cluster}", 16)
+    dice = Dice(f"edits of the gate, cluster: {cluster}", 8)
     states, rests = explore(start, _edits, budget=2, longest_calm=80, dice=dice)
     assert states > 30 and rests > 1

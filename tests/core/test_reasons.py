@@ -61,7 +61,7 @@ def test_every_code_is_produced_by_a_test(code: Code) -> None:
 def test_what_counts_as_produced() -> None:
     with produced.watched() as seen:
         Reason(Code.BLOCKED)
-        why_missed(StageStatus(name="a"), "d", {}, {})
+        why_missed(StageStatus(name="a"), "d", {}, {}, there=False)
     assert seen == {Code.MISS}
 
 

@@ -27,6 +27,7 @@ from PIL import Image
 from webdataset import TarWriter
 
 from modelchain.api.contracts import FailureClass
+from modelchain.api.spec import ChainSpec, Gate
 from modelchain.io.load import load_chain, load_model
 from modelchain.plan.check import check_epochs
 from modelchain.plan.pools import PoolFile
@@ -282,6 +283,10 @@ def test_yaml_loads(block: Block, tmp_path: Path) -> None:
     elif "kind" not in (
         content := yaml.safe_load(block.text)
     ):  # other kinds: tests/cluster/test_docs.py
+        if content.keys() == {"spec"}:  # a part of a chain
+            assert content["spec"].keys() <= {f.alias for f in ChainSpec.model_fields.values()}
+            Gate.model_validate(content["spec"]["gate"])
+            return
         chart = yaml.safe_load((REPOSITORY / "charts" / "modelchain" / "values.yaml").read_text())
         ours = {field.alias for field in PoolFile.model_fields.values()}
         assert content.keys() <= chart.keys() | ours
