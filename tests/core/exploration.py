@@ -28,6 +28,15 @@ class Explorable(Protocol):
 W = TypeVar("W", bound=Explorable)
 
 
+def settle(world: W, longest_calm: int) -> W:
+    """Without further faults the world comes to rest, in time and for a stated reason."""
+    for _ in range(longest_calm):
+        if not world.calm_step():
+            world.check_rest()
+            return world
+    raise AssertionError("the world does not come to rest")
+
+
 def explore(
     start: W,
     faults: Callable[[W], Iterable[Callable[[W], object]]],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import exploration
 import pytest
 from exploration import explore
 from simulation import World
@@ -30,11 +31,7 @@ def world(stages: int = 3, cluster: bool = True, **edits: Any) -> World:
 
 
 def settle(chain: World) -> World:
-    for _ in range(200):
-        if not chain.calm_step():
-            chain.check_rest()
-            return chain
-    raise AssertionError("the chain does not come to rest")
+    return exploration.settle(chain, 200)
 
 
 def until(chain: World, name: str) -> World:

@@ -11,6 +11,7 @@ import os
 import random
 from collections.abc import Callable, Iterator
 
+import exploration
 import pytest
 from cluster_simulation import Cluster, alone, attempts, together
 from exploration import explore
@@ -29,11 +30,7 @@ Event = tuple[str, Callable[[Cluster], object]]
 
 
 def settle(world: Cluster) -> Cluster:
-    for _ in range(LONGEST_CALM):
-        if not world.calm_step():
-            world.check_rest()
-            return world
-    raise AssertionError("the world does not come to rest")
+    return exploration.settle(world, LONGEST_CALM)
 
 
 def until(world: Cluster, condition: Callable[[Cluster], bool]) -> Cluster:

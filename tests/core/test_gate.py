@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import exploration
 import pytest
 from exploration import explore
 from simulation import World
@@ -39,11 +40,7 @@ def world(stages: int = 3, cluster: bool = True, **gate: Any) -> World:
 
 
 def settle(chain: World) -> World:
-    for _ in range(80):
-        if not chain.calm_step():
-            chain.check_rest()
-            return chain
-    raise AssertionError("the chain does not come to rest")
+    return exploration.settle(chain, 80)
 
 
 def trained(chain: World) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import exploration
 import pytest
 from exploration import explore
 from hypothesis import example, given, settings
@@ -31,12 +32,7 @@ LONGEST_CALM = 80
 
 
 def settle(world: World) -> World:
-    """Without further faults the world comes to rest, in time and for a stated reason."""
-    for _ in range(LONGEST_CALM):
-        if not world.calm_step():
-            world.check_rest()
-            return world
-    raise AssertionError("the world does not come to rest")
+    return exploration.settle(world, LONGEST_CALM)
 
 
 def until_live(world: World) -> World:

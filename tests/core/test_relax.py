@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import exploration
 import pytest
 from simulation import World
 from specs import DELETE
@@ -38,11 +39,7 @@ def world(cluster: bool = True, **edits: Any) -> World:
 
 
 def settle(chain: World) -> World:
-    for _ in range(200):
-        if not chain.calm_step():
-            chain.check_rest()
-            return chain
-    raise AssertionError("the chain does not come to rest")
+    return exploration.settle(chain, 200)
 
 
 def epochs(chain: World) -> list[int | None]:

@@ -45,6 +45,18 @@ def made_for(job: Pod, pod: Pod) -> Pod:
     return pod
 
 
+def of_job(job: Pod, pod: Pod, uid: str) -> Pod:
+    """The pod as Kubernetes would have made it for a Job, with this UID."""
+    meta = job["metadata"]
+    pod["metadata"] |= {
+        "name": f"{meta['name']}-x",
+        "uid": uid,
+        "labels": job["spec"]["template"]["metadata"]["labels"],
+        "ownerReferences": [owned("Job", meta["name"], meta["uid"])],
+    }
+    return pod
+
+
 def pending(rank: int = 0, *, created: float = 0, job: str = "vit-b-a1") -> Pod:
     """A new pod that neither the scheduler nor a kubelet has seen. Rank 0 is the master; the others
     are workers with training-operator's init container.

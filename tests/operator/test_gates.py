@@ -48,6 +48,14 @@ def told(lab: Lab, code: Code) -> list[str]:
     return [text for _, reason, text in lab.events.told if reason == code]
 
 
+def delete(lab: Lab) -> None:
+    """The chain and its jobs are deleted, and the operator is started again."""
+    lab.drop(CHAINS, "family")
+    for job in lab.names(PYTORCHJOBS):
+        lab.drop(PYTORCHJOBS, job)
+    lab.restart()
+
+
 def test_a_miss_is_told_and_holds_the_chain() -> None:
     lab = gated(Lab())
     finish(lab, "a-a1", 40)
@@ -87,10 +95,7 @@ def test_a_chain_that_is_applied_again_gets_the_same_verdict() -> None:
     lab = gated(Lab())
     finish(lab, "a-a1", 40)
     finish(lab, "b-a1", 48.5)
-    lab.drop(CHAINS, "family")
-    for job in lab.names(PYTORCHJOBS):
-        lab.drop(PYTORCHJOBS, job)
-    lab.restart()
+    delete(lab)
     lab.apply(
         stages="abc",
         uid="another",
@@ -157,10 +162,7 @@ def test_a_chain_that_is_applied_again_goes_on_in_its_round() -> None:
     finish(lab, "b-a1", 48.5)
     finish(lab, "b-a2", 51)
     before, epochs = rounds(lab), [stage.epochs for stage in lab.status().stages]
-    lab.drop(CHAINS, "family")
-    for job in lab.names(PYTORCHJOBS):
-        lab.drop(PYTORCHJOBS, job)
-    lab.restart()
+    delete(lab)
     lab.apply(stages="abc", uid="another", **RELAX)
     lab.passes(count=3)
     assert [stage.epochs for stage in lab.status().stages] == epochs
@@ -215,10 +217,7 @@ def test_a_chain_that_is_applied_again_keeps_its_stages_apart_from_its_baselines
     finish(lab, "a-a1", 40)
     finish(lab, "b-b1", 50)
     epochs = [stage.epochs for stage in lab.status().stages]
-    lab.drop(CHAINS, "family")
-    for job in lab.names(PYTORCHJOBS):
-        lab.drop(PYTORCHJOBS, job)
-    lab.restart()
+    delete(lab)
     lab.apply(stages="abc", uid="another", **edits)
     lab.passes(count=3)
     assert [stage.epochs for stage in lab.status().stages] == epochs

@@ -52,14 +52,7 @@ class Indexed(Lab):
         pod = podshapes.running(created=since)
         if code is not None:
             pod = podshapes.ended(code=code, message=said, created=since, end=since + 1, **more)
-        name, template = job["metadata"]["name"], job["spec"]["template"]["metadata"]
-        pod["metadata"] |= {
-            "name": f"{name}-x",
-            "uid": f"{job['metadata']['uid']}-x",
-            "labels": template["labels"],
-            "ownerReferences": [owned("Job", name, job["metadata"]["uid"])],
-        }
-        return self.kube.put(PODS, pod)
+        return self.kube.put(PODS, podshapes.of_job(job, pod, f"{job['metadata']['uid']}-x"))
 
     def fail(self, word: LastWord | None = None, *, reason: str = "BackoffLimitExceeded") -> None:
         """The Job and its pod have failed."""

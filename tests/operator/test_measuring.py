@@ -76,15 +76,10 @@ class Measuring(Lab):
         pod = podshapes.running(created=since)
         if code is not None:
             pod = podshapes.ended(code=code, message=said, created=since, end=since + 1, **more)
-        name, template = job["metadata"]["name"], job["spec"]["template"]["metadata"]
-        pod["metadata"] |= {
-            "name": f"{name}-x",
-            "uid": f"{job['metadata']['uid']}-x-{since}",
-            "labels": template["labels"],
-            "ownerReferences": [owned("Job", name, job["metadata"]["uid"])],
-        }
         self.now += 60
-        return self.kube.put(PODS, pod)
+        return self.kube.put(
+            PODS, podshapes.of_job(job, pod, f"{job['metadata']['uid']}-x-{since}")
+        )
 
     def measure(self, **metrics: float) -> None:
         self.pod(LastWord(result="Succeeded", metrics=metrics))

@@ -59,14 +59,8 @@ def scheduled(stage: StageStatus, schedule: Schedule) -> StageStatus:
 
 def renewed(stage: StageStatus) -> StageStatus:
     """A stage that is asked for again: by an edit, a retry, or the command typed again."""
-    return stage.changed(
+    return without_reason(stage).changed(
         cache=None,
-        reason="",
-        reason_code="",
-        next="",
-        message="",
-        stops_first=False,
-        never_trained=False,
         retries=0,
         disruptions=0,
         not_before=None,
@@ -113,17 +107,11 @@ def held_by_the_gate(stage: StageStatus, reason: Reason) -> StageStatus:
 def dropped(baseline: StageStatus, attempts: list[AttemptStatus]) -> StageStatus:
     """A baseline that the gate asks for no longer. What it has spent stays in the status."""
     done = baseline.state is State.SUCCEEDED
-    return booked(baseline, attempts).changed(
+    return without_reason(booked(baseline, attempts)).changed(
         state=State.SUCCEEDED if done else State.PENDING,
         stalled=False,
         progress=None,
         not_before=None,
-        reason="",
-        reason_code="",
-        next="",
-        message="",
-        stops_first=False,
-        never_trained=False,
     )
 
 
@@ -140,6 +128,11 @@ def explained(stage: StageStatus, reason: Reason) -> StageStatus:
         stops_first=reason.stops_first,
         never_trained=reason.never_trained,
     )
+
+
+def without_reason(stage: StageStatus) -> StageStatus:
+    """The stage with nothing said of its state."""
+    return as_told_before(stage, StageStatus(name=stage.name, stalled=stage.stalled))
 
 
 def waiting(stage: StageStatus, reason: Reason) -> StageStatus:
