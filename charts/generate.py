@@ -137,12 +137,33 @@ def _values(node: Any, lines: list[str], path: str, above: str) -> Iterator[tupl
 def manifests() -> dict[Path, str]:
     """Manifests for `kubectl apply -f`, from the chart's templates and nothing else."""
     whole, one = _template(), _template(f"namespaces={{{SERVED}}}")
-    return _rights(whole, one) | _deployments(whole, one)
+    nodes = [text for text in _template("rbac.nodes=true") if "-nodes\n" in text]
+    return _rights(whole, one, nodes) | _deployments(whole, one)
 
 
-def _rights(whole: list[str], one: list[str]) -> dict[Path, str]:
-    """Accounts and roles, without labels: of the objects that serve the whole cluster, and of those
-    that serve one namespace.
+ABOUT = {
+    "account": (
+        "The operator's account and its Lease of leader election: needed once, whether it serves a"
+        " cluster or some namespaces."
+    ),
+    "cluster": (
+        "Rights to serve every namespace. Beside account.yaml: kubectl apply -f account.yaml -f"
+        " cluster.yaml"
+    ),
+    "namespaced": (
+        "Rights to serve one namespace: kubectl apply -f account.yaml, then for each: kubectl apply"
+        " -f namespaced.yaml -n NAMESPACE"
+    ),
+    "nodes": (
+        "The right to read nodes, for prices by capacity. Beside the others, if a node pool has a"
+        " capacityLabel: kubectl apply -f nodes.yaml"
+    ),
+}
+
+
+def _rights(whole: list[str], one: list[str], nodes: list[str]) -> dict[Path, str]:
+    """Accounts and roles, without labels: of the objects that serve the whole cluster, of those
+    that serve one namespace, and of the right to read nodes.
     """
     account = [
         text
@@ -156,26 +177,15 @@ def _rights(whole: list[str], one: list[str]) -> dict[Path, str]:
     ]
     served = f"  namespace: {SERVED}\n"
     namespaced = [text.replace(served, "") for text in one if served in text]
-    folder = REPOSITORY / "operator" / "rbac"
+    files = {
+        "account": [NAMESPACE, *account],
+        "cluster": cluster,
+        "namespaced": namespaced,
+        "nodes": nodes,
+    }
     return {
-        folder / "account.yaml": _file(
-            "The operator's account and its Lease of leader election: needed once, whether it"
-            " serves a cluster or some namespaces.",
-            [NAMESPACE, *account],
-            labels=False,
-        ),
-        folder / "cluster.yaml": _file(
-            "Rights to serve every namespace. Beside account.yaml: kubectl apply -f account.yaml -f"
-            " cluster.yaml",
-            cluster,
-            labels=False,
-        ),
-        folder / "namespaced.yaml": _file(
-            "Rights to serve one namespace: kubectl apply -f account.yaml, then for each: "
-            "kubectl apply -f namespaced.yaml -n NAMESPACE",
-            namespaced,
-            labels=False,
-        ),
+        REPOSITORY / "operator" / "rbac" / f"{name}.yaml": _file(ABOUT[name], texts, labels=False)
+        for name, texts in files.items()
     }
 
 

@@ -18,7 +18,7 @@ from rendering import ALL, HOME, options
 FILES = [
     "deploy/cluster.yaml",
     "deploy/namespaced.yaml",
-    *(f"operator/rbac/{n}.yaml" for n in ("account", "cluster")),
+    *(f"operator/rbac/{n}.yaml" for n in ("account", "cluster", "nodes")),
 ]
 
 

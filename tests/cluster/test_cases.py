@@ -30,6 +30,7 @@ from faults import Action, Answer, Exchange, Request
 from kubelet import Kubelet
 from playedpod import Pod, now
 from plays import Play
+from pricelist import per_hour
 from proxy import FaultProxy
 from recorder import Recorder
 from rig import CONFIG, IMAGE, Object, Operator, Space, apply_all, chain, fresh_namespace
@@ -841,8 +842,8 @@ class Life:
         """What is to be done once nothing is to be written any more, of the status as it is read
         back.
         """
-        seen = {"live": False, "started": True, "uid": "u" * 36, "price": "3.75"} | seen
-        self.seen = Seen(**seen)
+        known = {"live": False, "started": True, "uid": "u" * 36, "prices": per_hour("3.75")}
+        self.seen = Seen(**(known | seen))
         for _ in range(9):
             names = [a.name for s in self.status.stages for a in s.attempts if not a.finished_at]
             decision = decide(self.spec, self._observed(names if self.seen.there else []), self.now)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pricelist import per_hour
 from specs import with_changes
 from stored import through_a_server, violations
 from yaml import safe_load
@@ -127,7 +128,6 @@ class Life:
             live=live,
             started=True,
             uid=f"uid-{name}",
-            price=self.price,
             unreleased=not run.released and not run.over,
             running=live,
             progress=progress if live and self.tells else None,
@@ -135,6 +135,7 @@ class Life:
             pods=pods,
             gone_pods=gone,
             word=run.word if run.over else None,
+            prices=per_hour(self.price),
             contact=Contact(answered=self.now if self.answers else None),
         )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pricelist import per_hour
 from specs import MINIMAL, with_changes
 
 from modelchain.api.contracts import FailureClass
@@ -132,11 +133,11 @@ def test_a_status_of_the_version_before_goes_on() -> None:
         live=True,
         started=True,
         uid=running.uid,
-        price="2.21",
         running=True,
         progress=old.stages[1].progress,
         macs=running.macs,
         pods=running.pods,
+        prices=per_hour("2.21"),
     )
     observed = Observed(
         status=old,

@@ -5,11 +5,13 @@ was written.
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pricelist import SOURCE, per_hour
 from stored import through_a_server
 
 from modelchain.api.contracts import LastWord
@@ -20,16 +22,15 @@ from modelchain.decide.ledger import (
     account,
     closed,
     due,
-    money,
     open_spending,
     running_seconds,
     same_pods,
-    total_cost,
 )
 from modelchain.decide.observed import Seen
 from modelchain.decide.transitions import booked
+from modelchain.plan.prices import NO_PRICES, Prices, kept, total_cost
 
-PRICE = "3.60"  # per GPU hour: a tenth of a cent per second
+PRICE = per_hour("3.60")  # a tenth of a cent per second
 
 
 def attempt(number: int = 1, **more: Any) -> AttemptStatus:
@@ -42,8 +43,12 @@ def attempt(number: int = 1, **more: Any) -> AttemptStatus:
     return AttemptStatus(**{**known, **more})
 
 
-def seen(pods: dict[str, PodTime], **more: Any) -> Seen:
-    return Seen(live=bool(pods), started=True, pods=pods, **more)
+def seen(pods: dict[str, PodTime] | None = None, price: Prices = NO_PRICES, **more: Any) -> Seen:
+    return Seen(live=bool(pods), started=True, pods=pods or {}, prices=price, **more)
+
+
+def money(gpu_seconds: float) -> str:
+    return kept(Decimal(gpu_seconds) * Decimal("3.60") / 3600)
 
 
 @st.composite
@@ -71,21 +76,21 @@ def test_gpu_seconds_count_each_pod_once_whenever_passes_run(
     for n, (started, finished, gpus) in enumerate(life):
         for now in sorted(data.draw(st.lists(st.floats(started, finished), max_size=3))):
             there = {f"p{n}": PodTime(started=started, gpus=gpus, first=True)}
-            one = account(one, seen(there, price=PRICE), now)
+            one = account(one, seen(there, PRICE), now)
         ended = {f"p{n}": PodTime(started=started, finished=finished, gpus=gpus, first=True)}
         again = {
             f"p{m}": PodTime(started=s, finished=f, gpus=g, first=True)
             for m, (s, f, g) in enumerate(life[:n])
             if data.draw(st.booleans())
         }
-        one = account(one, seen({**again, **ended}, price=PRICE), finished)
+        one = account(one, seen({**again, **ended}, PRICE), finished)
     assert abs(one.gpu_seconds - truth) < 0.01
     assert abs(running_seconds(one, end + 999) - sum(f - s for s, f, _ in life)) < 0.01
-    over = closed(one, seen({}, price=PRICE), end, State.FAILED)
+    over = closed(one, seen({}, PRICE), end, State.FAILED)
     assert abs(over.gpu_seconds - truth) < 0.01 and not over.pods, (
         "an attempt that is closed after its pods are gone loses nothing"
     )
-    assert over.cost == money(truth, PRICE)
+    assert over.cost == money(truth) and over.unpriced_seconds == 0
 
 
 @settings(deadline=None)
@@ -95,11 +100,9 @@ def test_pods_that_vanish_unseen_count_until_the_next_pass(
 ) -> None:
     one = attempt()
     for n, (started, finished, gpus) in enumerate(life):
-        one = account(
-            one, seen({f"p{n}": PodTime(started=started, gpus=gpus)}, price=PRICE), started
-        )
-        one = account(one, seen({}, price=PRICE), finished)
-        once = account(one, seen({}, price=PRICE), finished + 1000)
+        one = account(one, seen({f"p{n}": PodTime(started=started, gpus=gpus)}), started)
+        one = account(one, seen({}), finished)
+        once = account(one, seen({}), finished + 1000)
         assert once.gpu_seconds == one.gpu_seconds, "a later pass does not move the pod's end"
     assert abs(one.gpu_seconds - sum((f - s) * g for s, f, g in life)) < 0.01
 
@@ -108,25 +111,22 @@ def test_the_list_of_pods_is_bounded_and_loses_no_time() -> None:
     one = attempt()
     for n in range(2 * ledger.MAX_PODS):
         pod = PodTime(started=10.0 * n + 1, finished=10.0 * n + 6, gpus=2, first=True)
-        one = account(one, seen({f"p{n}": pod}), 10.0 * n + 6)
+        one = account(one, seen({f"p{n}": pod}, PRICE), 10.0 * n + 6)
         assert len(one.pods) <= ledger.MAX_PODS
     assert one.gpu_seconds == 2 * ledger.MAX_PODS * 10 and one.gone.gpu_seconds > 0
+    assert one.cost == money(one.gpu_seconds) and one.unpriced_seconds == 0
 
 
 def test_running_time_is_that_of_rank_0() -> None:
     pods = {"m": PodTime(started=1.0, gpus=8, first=True), "w": PodTime(started=1.0, gpus=8)}
-    one = account(attempt(), seen(pods, price=PRICE), 11.0)
+    one = account(attempt(), seen(pods), 11.0)
     assert (one.gpu_seconds, running_seconds(one, 11.0)) == (160.0, 10.0)
 
 
 def test_without_pods_the_attempts_own_figures_count() -> None:
     word = LastWord(result="Succeeded", gpu_seconds=7.5, macs=5)
-    one = account(
-        attempt(macs=9),
-        Seen(live=False, started=True, word=word, gpu_seconds=3.0, price=PRICE),
-        10.0,
-    )
-    assert (one.gpu_seconds, one.cost, one.macs) == (7.5, "0.01", 9)
+    one = account(attempt(macs=9), seen(word=word, gpu_seconds=3.0), 10.0)
+    assert (one.gpu_seconds, one.cost, one.macs) == (7.5, None, 9)
 
 
 def test_the_figures_of_an_open_attempt_are_computed_anew() -> None:
@@ -134,27 +134,23 @@ def test_the_figures_of_an_open_attempt_are_computed_anew() -> None:
     the years since; the next pass corrects that.
     """
     early = {"m": PodTime(started=0.0, gpus=8, first=True), "w": PodTime(started=1.0, gpus=8)}
-    one = attempt(pods=early, gpu_seconds=1e10, cost="9999999.00")
+    one = attempt(pods=early, gpu_seconds=1e10)
     assert not same_pods(one, seen({})) and not same_pods(one, seen(early))
     right = account(
         one,
-        seen(
-            {"m": PodTime(started=1000.0, gpus=8, first=True)},
-            never_ran=frozenset("w"),
-            price=PRICE,
-        ),
+        seen({"m": PodTime(started=1000.0, gpus=8, first=True)}, PRICE, never_ran=frozenset("w")),
         1010.0,
     )
     assert (right.gpu_seconds, right.cost, list(right.pods)) == (80.0, "0.08", ["m"])
     ended = account(
         right,
-        seen({"m": PodTime(started=1000.0, finished=1009.0, gpus=8, first=True)}, price=PRICE),
+        seen({"m": PodTime(started=1000.0, finished=1009.0, gpus=8, first=True)}, PRICE),
         1020.0,
     )
-    assert (ended.gpu_seconds, ended.cost) == (72.0, "0.07"), (
+    assert (ended.gpu_seconds, ended.cost) == (72.0, "0.072"), (
         "the end that the node reports replaces our estimate"
     )
-    assert account(ended, seen({}), 1020.0).cost == "0.07", "without a price the known cost stays"
+    assert account(ended, seen(), 1020.0).cost == "0.072", "without a price the known cost stays"
 
 
 @pytest.mark.parametrize(
@@ -181,23 +177,36 @@ def test_any_number_of_evictions_keeps_the_list_within_the_crd(nodes: int, evict
 
 def test_hours_already_spent_keep_their_price() -> None:
     pods = {"m": PodTime(started=1.0, gpus=8, first=True)}
-    one = account(attempt(), seen(pods, price="2.00"), 3601.0)
-    one = account(one, seen(pods, price="4.00"), 7201.0)
+    one = account(attempt(), seen(pods, per_hour("2.00")), 3601.0)
+    one = account(one, seen(pods, per_hour("4.00")), 7201.0)
     assert one.cost == "48.00", "8 GPUs: an hour at 2.00, and one at 4.00"
-    one = account(one, seen(pods, price="4.00"), 10_801.0)
+    one = account(one, seen(pods, per_hour("4.00")), 10_801.0)
     assert one.cost == "80.00"
     one = account(one, seen(pods), 14_401.0)
-    assert one.cost == "80.00", "hours without a price cost nothing that is known"
-    over = closed(one, seen(pods, price="1.00"), 18_001.0, State.FAILED)
+    assert (one.cost, one.unpriced_seconds) == ("80.00", 8 * 3600.0)
+    over = closed(one, seen(pods, per_hour("1.00")), 18_001.0, State.FAILED)
     assert over.cost == "88.00" and over.gpu_seconds == 5 * 8 * 3600
-    assert (over.price, over.priced_cost) == (None, None), "a closed attempt has a cost, no price"
+    assert (over.unpriced_seconds, over.price_sources) == (8 * 3600.0, [SOURCE])
+    assert over.priced is None, "a closed attempt has a cost, no price"
 
 
 def test_hours_before_a_price_was_named_stay_without_one() -> None:
     pods = {"m": PodTime(started=1.0, gpus=8, first=True)}
     one = account(attempt(), seen(pods), 3601.0)
-    assert one.cost is None
-    assert account(one, seen(pods, price="2.00"), 7201.0).cost == "16.00"
+    assert (one.cost, one.unpriced_seconds) == (None, 8 * 3600.0)
+    one = account(one, seen(pods, per_hour("2.00")), 7201.0)
+    assert (one.cost, one.unpriced_seconds) == ("16.00", 8 * 3600.0)
+
+
+def test_the_cost_of_an_older_version_is_not_computed_again() -> None:
+    """It wrote a cost, and the price of the moment, which is not read any more."""
+    pods = {"m": PodTime(started=1.0, gpus=8, first=True)}
+    old = attempt(pods=pods, gpu_seconds=8 * 3600.0, cost="99.00").model_dump_json(by_alias=True)
+    said = json.loads(old) | {"price": "2.00", "pricedSeconds": 7.5, "pricedCost": "0.01"}
+    one = AttemptStatus.model_validate_json(json.dumps(said))
+    one = account(one, seen(pods, per_hour("4.00")), 3601.0)
+    assert one.cost == "99.00"
+    assert account(one, seen(pods, per_hour("4.00")), 7201.0).cost == "131.00"
 
 
 @settings(deadline=None)
@@ -205,13 +214,15 @@ def test_hours_before_a_price_was_named_stay_without_one() -> None:
 def test_the_cost_is_what_each_hour_cost_when_it_was_accounted(
     hours: list[tuple[int, str | None]],
 ) -> None:
-    pods, now, truth = {"m": PodTime(started=1.0, gpus=8, first=True)}, 1.0, 0.0
-    one = account(attempt(), seen(pods, price=hours[0][1] if hours else None), now)
+    pods, now, truth, free = {"m": PodTime(started=1.0, gpus=8, first=True)}, 1.0, Decimal(0), 0
+    one = account(attempt(), seen(pods, per_hour(hours[0][1] if hours else None)), now)
     for seconds, price in hours:
         now += seconds
-        one = account(one, seen(pods, price=price), now)
-        truth += seconds * 8 * float(price or 0) / 3600
-    assert abs(float(one.cost or 0) - truth) <= 0.01 * (1 + len(hours)), "rounded at each change"
+        one = account(one, seen(pods, per_hour(price)), now)
+        truth += seconds * 8 * Decimal(price or 0) / 3600
+        free += 0 if price else seconds * 8
+    assert abs(Decimal(one.cost or 0) - truth) <= Decimal("1e-12") * (1 + len(hours))
+    assert one.unpriced_seconds == free
 
 
 def test_an_attempt_that_is_evicted_counts_the_macs_of_all_its_lives() -> None:
@@ -246,18 +257,18 @@ def test_macs_of_lives_that_are_summed_up_are_not_lost() -> None:
 
 def test_an_attempt_is_due_once_a_minute_while_pods_hold_gpus() -> None:
     pods = {"m": PodTime(started=1.0, gpus=8, first=True), "w": PodTime(started=1.0, gpus=8)}
-    one = account(attempt(), seen(pods, price=PRICE), 10.0)
+    one = account(attempt(), seen(pods), 10.0)
     assert not due(one, seen(pods), 10.0) and not due(one, seen(pods), 9.0 + ACCOUNT_SECONDS)
     assert due(one, seen(pods), 10.0 + ACCOUNT_SECONDS) and ACCOUNT_SECONDS < 60
-    told = account(one, seen(pods, macs=500, price=PRICE), 10.0)
+    told = account(one, seen(pods, macs=500), 10.0)
     assert not due(told, seen(pods), 10.0), "a pod that tells nothing at present is no news"
     last = {**pods, "m": pods["m"].model_copy(update={"macs": 501})}
     assert due(told, seen(last), 10.0), "but a last word is"
     half = {**pods, "w": pods["w"].model_copy(update={"finished": 10.0})}
-    one = account(one, seen(half, price=PRICE), 10.0)
+    one = account(one, seen(half), 10.0)
     assert not due(one, seen(half), 60.0) and due(one, seen(half), 65.0), "by the pods that run"
     over = {uid: pod.model_copy(update={"finished": 10.0}) for uid, pod in pods.items()}
-    one = account(one, seen(over, price=PRICE), 10.0)
+    one = account(one, seen(over), 10.0)
     assert not due(one, seen(over), 1e6), "nothing runs, so nothing is written"
     cpu = {"m": PodTime(started=1.0, first=True)}
     assert not due(account(attempt(), seen(cpu), 10.0), seen(cpu), 1e6)
@@ -279,9 +290,7 @@ def test_an_attempt_is_closed_once_and_trimming_loses_nothing(spent: list[tuple[
     stage = StageStatus(name="a")
     macs = gpu_seconds = 0.0
     for number, (some_macs, seconds) in enumerate(spent, 1):
-        opened = attempt(
-            number, macs=some_macs, gpu_seconds=float(seconds), cost=money(seconds, PRICE)
-        )
+        opened = attempt(number, macs=some_macs, gpu_seconds=float(seconds), cost=money(seconds))
         stage = booked(stage, [*stage.attempts, opened])
         over = opened.model_copy(update={"finished_at": "2026-01-01T00:00:00Z"})
         for _ in range(3):  # a repeated pass adds nothing
@@ -292,19 +301,8 @@ def test_an_attempt_is_closed_once_and_trimming_loses_nothing(spent: list[tuple[
     assert (
         open_spending(stage.spent, stage.attempts).cost
         == stage.cost
-        == total_cost(money(s, PRICE) for _, s in spent)
+        == total_cost(money(s) for _, s in spent)
     )
-
-
-def test_money() -> None:
-    assert money(3600, None) is None
-    assert money(3600, "2.21") == "2.21" and money(1, "18.00") == "0.01" and money(0, "9") == "0.00"
-    assert (
-        total_cost(["0.10", None, "0.20"]) == "0.30"
-        and total_cost([None]) is None
-        and total_cost([]) is None
-    )
-    assert total_cost(["0.10"] * 1000) == "100.00", "the sum is exact, because no float is used"
 
 
 @settings(deadline=None)

@@ -28,6 +28,7 @@ from modelchain.plan.plan import (
     plan,
 )
 from modelchain.plan.pools import DEFAULT_POOLS, NodePool, PoolFile
+from modelchain.plan.prices import kept
 
 ROOT = Path(__file__).parents[2]
 FACTS = ROOT.parent / "shared" / "paper" / "facts.json"
@@ -387,7 +388,7 @@ def test_cost_is_hours_times_a_named_price() -> None:
     result = plan(chain, "paper", _pools(price=price))
     for amount in (*result.stages, *(stage.individual for stage in result.stages)):
         assert amount.gpu_hours is not None and amount.cost is not None
-        assert amount.cost == f"{amount.gpu_hours * 2.5:.2f}"
+        assert amount.cost == kept(Decimal(amount.gpu_hours) * Decimal("2.50"))
     # By fit_ms of facts.json.
     assert result.total.gpu_hours == pytest.approx(162.828 + 51.192, abs=0.01)
     assert float(result.total.cost or 0) == pytest.approx(
@@ -529,3 +530,19 @@ def test_a_refusal_names_file_and_field(tmp_path: Path) -> None:
     assert isinstance(error, InputError)
     (problem,) = error.problems
     assert (problem.file, problem.field) == (file, "spec.allocation.targetAcceleration")
+
+
+def test_a_plan_takes_the_price_that_holds_now(tmp_path: Path) -> None:
+    def dated(since: str, price: str) -> str:
+        return f"{{validFrom: {since}, perGpuHour: '{price}', currency: EUR, source: s{price}}}"
+
+    pools = tmp_path / "pools.yaml"
+    prices = [dated("2020-01-01", "1"), dated("2021-01-01", "2"), dated("9999-01-01", "3")]
+    body = f"gpu: A100, gpusPerNode: 8, prices: [{', '.join(prices)}]"
+    pools.write_text(f"nodePools: {{a100-80gb: {{{body}}}}}")
+    shown = _run("-f", str(ROOT / "examples" / "vit-cc3m.yaml"), "--pools", str(pools)).stdout
+    assert "2 EUR per GPU hour: s2" in shown
+    spot = body.replace("EUR", "EUR, capacity: OnDemand") + ", capacityLabel: kind"
+    pools.write_text(f"nodePools: {{a100-80gb: {{{spot}}}}}")
+    shown = _run("-f", str(ROOT / "examples" / "vit-cc3m.yaml"), "--pools", str(pools)).stdout
+    assert "2 EUR per GPU hour (OnDemand): s2" in shown

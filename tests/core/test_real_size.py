@@ -25,10 +25,12 @@ from modelchain.api.status import (
     MOST_AVOIDED,
     MOST_DIGESTS,
     MOST_REMOVED,
+    MOST_SOURCES,
     AttemptStatus,
     AvoidedNode,
     ChainStatus,
     PodTime,
+    Priced,
     Spent,
     SpentAt,
     StageStatus,
@@ -195,7 +197,13 @@ def test_a_history_of_20_days(told: list[Life]) -> None:
 def full_stage(n: int, nodes: int) -> StageStatus:
     """A stage with the longest lists and texts that a status may hold."""
     text = "é" * MESSAGE_LENGTH
-    spent = Spent(macs=10**23 + n, gpu_seconds=123456789.123, seconds=9876543.21, cost="9876543.21")
+    spent = Spent(
+        macs=10**23 + n,
+        gpu_seconds=123456789.123,
+        seconds=9876543.21,
+        cost="9876543.210987654321",
+        unpriced_seconds=9876543.21,
+    )
     attempts = [
         AttemptStatus(
             name=f"a-chain-of-24-characters-stage-of-the-n{n:02}-a{990 + k}",
@@ -208,7 +216,9 @@ def full_stage(n: int, nodes: int) -> StageStatus:
             uid="u" * 36,
             macs=10**21 + k,
             gpu_seconds=12345678.123,
-            cost="1234567.89",
+            cost="1234567.890123456789",
+            unpriced_seconds=1234567.891,
+            price_sources=["é" * 253] * MOST_SOURCES,
             node="n" * 63,
             fault="LaunchFailure",
             checkpoint_step=10**9,
@@ -224,7 +234,11 @@ def full_stage(n: int, nodes: int) -> StageStatus:
             for pod in range(nodes)
         }
         attempts[-1] = attempts[-1].changed(
-            finished_at=None, pods=pods, price="2.21", priced_seconds=1e8, priced_cost="9876543.21"
+            finished_at=None,
+            pods=pods,
+            priced=Priced(
+                prices="0" * 12, since=1.7e9, cost="9876543.210987654321", milliseconds=10**14
+            ),
         )
     before = [SpentAt(input_digest=f"{k:064}", spent=spent) for k in range(MOST_DIGESTS)]
     stage = StageStatus(
@@ -241,7 +255,7 @@ def full_stage(n: int, nodes: int) -> StageStatus:
         trained_before=before,
         macs=10**23,
         gpu_seconds=1e10,
-        cost="9999999999.99",
+        cost="9999999999.999999999999",
         planned_macs=10**22,
         retried=dict.fromkeys(F, 999),
         results={f"evaluation-of-the-number-{k}": "41.20" for k in range(8)},

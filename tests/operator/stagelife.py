@@ -24,7 +24,8 @@ FIRST = "vit-vit-t-a1"
 class Life:
     """The chain, its operator and its cluster. `said` has the texts of the operator's events."""
 
-    def __init__(self, nodes: int = 1, **changes: Any):
+    def __init__(self, nodes: int = 1, config: PoolFile | None = None, **changes: Any):
+        self.config = config or PoolFile()
         self.kube, self.now, self.said = MemoryKube(lambda status: None), 0.0, list[str]()
         self.kube.put(CLAIMS, {"metadata": {"name": "artifacts", "namespace": "team"}})
         self.edit(0, **{"spec.stages[0].resources": {"nodes": nodes}, **changes})
@@ -34,7 +35,7 @@ class Life:
         """Another process of the operator, which remembers nothing."""
         kube: Any = self.kube
         clock = lambda: T0 + self.now  # noqa: E731
-        self.controller = Controller(kube, self, PoolFile(), clock)  # type: ignore[arg-type]
+        self.controller = Controller(kube, self, self.config, clock)  # type: ignore[arg-type]
         self.controller.reader.progress = _unheard  # type: ignore[method-assign]
 
     def tell(self, thing: Object, kind: str, code: str, text: str) -> None:
@@ -108,9 +109,9 @@ async def _unheard(pods: object) -> None:
     """No trainer can be asked."""
 
 
-def launched(nodes: int = 1, **changes: Any) -> Life:
+def launched(nodes: int = 1, config: PoolFile | None = None, **changes: Any) -> Life:
     """The chain whose first attempt is released."""
-    life = Life(nodes, **changes)
+    life = Life(nodes, config, **changes)
     life.look()
     assert life.jobs == [FIRST]
     return life

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from modelchain.errors import InputError
 from modelchain.io.load import load_model, parse
 from modelchain.plan.pools import DEFAULT_POOLS, NodePool, PoolFile
+from modelchain.plan.prices import milliseconds
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "operator" / "config.yaml"
 GPU: dict[str, Any] = {"gpu": "A100", "gpusPerNode": 8}
@@ -19,6 +21,11 @@ GPU: dict[str, Any] = {"gpu": "A100", "gpusPerNode": 8}
 
 def priced(currency: str) -> dict[str, Any]:
     return GPU | {"price": {"perGpuHour": "1", "currency": currency, "source": "a contract"}}
+
+
+def dated(valid_from: str = "2026-01-01", **more: Any) -> dict[str, Any]:
+    price = {"perGpuHour": "1", "currency": "USD", "source": "a contract"}
+    return price | {"validFrom": valid_from} | more
 
 
 def pool_file(**pool: Any) -> PoolFile:
@@ -92,6 +99,32 @@ def test_the_error_for_an_unknown_pool_names_the_pools() -> None:
         pool_file().pool(None)
 
 
+def test_a_date_needs_no_quotes_and_a_price_without_one_holds_before_it(tmp_path: Path) -> None:
+    """YAML reads `2026-07-01` as a date of its own."""
+    file = tmp_path / "pools.yaml"
+    file.write_text("""
+nodePools:
+  a:
+    gpu: A100
+    gpusPerNode: 8
+    capacityLabel: karpenter.sh/capacity-type
+    price: {perGpuHour: "4", currency: EUR, source: before}
+    prices:
+    - {validFrom: 2026-07-01, perGpuHour: "3", currency: EUR, source: from July}
+    - validFrom: 2026-07-01T12:00:00Z
+      perGpuHour: "1"
+      capacity: Spot
+      currency: EUR
+      source: spot
+""")
+    pools = load_model(PoolFile, file)
+    july = milliseconds(datetime(2026, 7, 1, tzinfo=UTC).timestamp())
+    prices, noon = pools.node_pools["a"].price_list, july + 12 * 3_600_000
+    found = [prices.at(when, "Spot") for when in (july - 1, july, noon)]
+    assert [price.source for price in found if price] == ["before", "from July", "spot"]
+    assert pools.currency == "EUR" and PoolFile().currency == ""
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "unknown setting": ({"progresSeconds": 5}, "unknown field"),
     "unknown key of a pool": ({"nodePools": {"a": GPU | {"gpus": 8}}}, "unknown field"),
@@ -131,6 +164,19 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "two currencies": (
         {"nodePools": {"a": priced("USD"), "b": priced("EUR"), "c": GPU}},
         "in EUR and USD; give",
+    ),
+    "two currencies in one list": (
+        {"nodePools": {"a": GPU | {"prices": [dated(), dated("2026-02-01", currency="EUR")]}}},
+        "in EUR and USD; give",
+    ),
+    "two prices at once": (
+        {"nodePools": {"a": GPU | {"prices": [dated("2026-01-01"), dated("2026-01-01T00:00Z")]}}},
+        "equal validFrom",
+    ),
+    "no time": ({"nodePools": {"a": GPU | {"prices": [dated("2026-13-01")]}}}, "is no time; write"),
+    "a price without a label": (
+        {"nodePools": {"a": GPU | {"prices": [dated(capacity="Spot")]}}},
+        "needs capacityLabel",
     ),
     "no quantity": ({"nodePools": {"a": GPU | {"memory": "lots"}}}, "memory"),
 }

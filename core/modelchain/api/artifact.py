@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from modelchain.api.spec import WrittenModel
-from modelchain.api.status import Macs
+from modelchain.api.status import MOST_SOURCES, Macs, Said
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", max_length=64)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=253)]
@@ -59,6 +59,11 @@ class StageArtifactSpec(WrittenModel):
     seconds: float = Field(ge=0)
     gpu_seconds: float = Field(ge=0)
     cost: Decimal | None = Field(None, description="absent if the pool has no price")
+    unpriced_seconds: float = Field(0.0, ge=0, description="the part of gpuSeconds without a price")
+    currency: str | None = Field(None, max_length=3, description="of the cost")
+    price_sources: list[Said] = Field(
+        [], max_length=MOST_SOURCES, description="where the prices come from"
+    )
     metrics: dict[str, Decimal] = Field({}, description="in percent, by the name of the evaluation")
     evaluations: dict[str, Key] = Field(
         {}, description="by the name of an evaluation, the digest of what it measured"

@@ -11,6 +11,7 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     model_serializer,
+    model_validator,
 )
 
 from modelchain.api.contracts import FailureClass, Progress
@@ -53,6 +54,10 @@ Macs = Annotated[int, BeforeValidator(storable)]
 Said = Annotated[str, AfterValidator(one_line)]
 
 
+# How a node is bought: a spot node is cheaper, and may be taken away.
+Capacity = Literal["OnDemand", "Spot"]
+
+
 class PodTime(WrittenModel):
     """When one pod's main container ran (seconds since the epoch), and on how many GPUs."""
 
@@ -63,6 +68,8 @@ class PodTime(WrittenModel):
     first: bool = False
     # What rank 0 says that it has spent since it started.
     macs: Macs = 0
+    # Of its node; None if that is not known.
+    capacity: Capacity | None = None
 
     @model_serializer(mode="wrap")
     def _short(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -71,7 +78,18 @@ class PodTime(WrittenModel):
         return {name: value for name, value in said if value or name in ("started", "finished")}
 
 
-class Spent(WrittenModel):
+class Unpriced(WrittenModel):
+    """GPU time that had no price. Where there is none it is left out, to keep a status small."""
+
+    unpriced_seconds: float = 0.0
+
+    @model_serializer(mode="wrap")
+    def _brief(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        names = ("unpriced_seconds", "unpricedSeconds")
+        return {name: value for name, value in whole(self).items() if value or name not in names}
+
+
+class Spent(Unpriced):
     """What attempts or pods that have ended have spent."""
 
     macs: Macs = 0
@@ -83,6 +101,22 @@ class Spent(WrittenModel):
     cost: str | None = None
 
 
+class Priced(WrittenModel):
+    """What an open attempt's time has cost up to a moment. It is never computed again."""
+
+    # The name of the prices that hold since then.
+    prices: str
+    # In seconds since the epoch.
+    since: float
+    cost: str | None = None
+    # The GPU time that had a price.
+    milliseconds: int = 0
+
+
+# The most sources of prices that are named, the newest ones.
+MOST_SOURCES = 4
+
+
 class SpentAt(WrittenModel):
     """What a stage's closed attempts have spent at one input digest."""
 
@@ -90,7 +124,11 @@ class SpentAt(WrittenModel):
     spent: Spent
 
 
-class AttemptStatus(WrittenModel):
+# Fields of an attempt that older versions wrote.
+_NO_LONGER = ("price", "pricedSeconds", "pricedCost")
+
+
+class AttemptStatus(Unpriced):
     """One launch of a stage. Its name and input digest never change; a retry is a new attempt."""
 
     name: str
@@ -112,12 +150,13 @@ class AttemptStatus(WrittenModel):
     finished_at: str | None = None
     gpu_seconds: float = 0.0
     cost: str | None = None
+    # Where the prices come from.
+    price_sources: list[Said] = Field([], max_length=MOST_SOURCES)
     macs: Macs = 0
-    # While the attempt is open: the price of a GPU hour that counts at present, and what was spent
-    # before it did.
-    price: str | None = None
-    priced_seconds: float = 0.0
-    priced_cost: str | None = None
+    # Only while the attempt is open: what was spent at other prices than the present ones; and
+    # until when its time was accounted, in seconds since the epoch.
+    priced: Priced | None = None
+    accounted_at: float | None = None
     # The UID of the attempt's job. A job is released only once its UID is here.
     uid: str | None = None
     # The deadline for which the attempt is being ended.
@@ -137,6 +176,14 @@ class AttemptStatus(WrittenModel):
     # What was spent by pods that are no longer listed in `pods`.
     gone: Spent = Spent()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_older_version(cls, said: Any) -> Any:
+        """Without the fields by which an older version kept what was spent at earlier prices."""
+        if not isinstance(said, dict):
+            return said
+        return {key: value for key, value in said.items() if key not in _NO_LONGER}
+
     def changed(self, **fields: Unpack[AttemptFields]) -> AttemptStatus:
         """A copy in which these fields have these values."""
         return self.model_copy(update=dict(fields))
@@ -153,10 +200,11 @@ class AttemptFields(TypedDict, total=False):
     finished_at: str | None
     gpu_seconds: float
     cost: str | None
+    unpriced_seconds: float
+    price_sources: list[str]
     macs: int
-    price: str | None
-    priced_seconds: float
-    priced_cost: str | None
+    priced: Priced | None
+    accounted_at: float | None
     uid: str | None
     ending: FailureClass | None
     node: str | None
@@ -224,7 +272,7 @@ class Unmeasured(WrittenModel):
 MOST_DIGESTS = 16
 
 
-class StageLedger(WrittenModel):
+class StageLedger(Unpriced):
     """What is kept of a stage after it was removed from the spec: above all what it has spent.
 
     `macs`, `gpuSeconds` and `cost` add the open attempt to the ledger `spent`.
@@ -294,6 +342,7 @@ class LedgerFields(TypedDict, total=False):
     macs: int
     gpu_seconds: float
     cost: str | None
+    unpriced_seconds: float
 
 
 class StageStatus(StageLedger):
@@ -411,7 +460,7 @@ class Condition(WrittenModel):
     observed_generation: int = 0
 
 
-class Total(WrittenModel):
+class Total(Unpriced):
     macs: Macs = 0
     gpu_seconds: float = 0.0
     cost: str | None = None
@@ -426,6 +475,8 @@ class Summary(WrittenModel):
     accuracy: str = ""
     # How many finished stages have each verdict of the gate.
     gate: str = ""
+    # `total.cost`, rounded to the cent.
+    cost: str = ""
 
 
 # The most avoided nodes that are kept, the newest ones. A job can only exclude so many.
@@ -494,6 +545,8 @@ class ChainStatus(WrittenModel):
     removed: list[StageLedger] = Field([], max_length=MOST_REMOVED + 1)
     # The sum of `stages` and `removed`.
     total: Total = Total()
+    # Of every cost; empty until there is one. Prices in another currency do not count.
+    currency: str = ""
     avoid: list[AvoidedNode] = Field([], max_length=MOST_AVOIDED)
     # None before the first round.
     relaxation: RelaxationStatus | None = None

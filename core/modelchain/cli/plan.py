@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
+import time
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,13 +10,15 @@ from typing import Annotated, Literal
 import typer
 
 from modelchain.api.spec import ModelChain
+from modelchain.api.status import Capacity
 from modelchain.cli.options import FileOption
 from modelchain.cli.search import print_search
 from modelchain.cli.tables import print_table, print_text, scientific
 from modelchain.errors import InputError
 from modelchain.io.load import load_chain, load_model
 from modelchain.plan import plan as planning
-from modelchain.plan.pools import DEFAULT_POOLS, PoolFile, Price
+from modelchain.plan.pools import DEFAULT_POOLS, PoolFile
+from modelchain.plan.prices import Price, milliseconds, shown, total_cost
 from modelchain.plan.search import search as find_designs
 
 OutputOption = Annotated[
@@ -107,15 +109,17 @@ def _plan(
     chain: ModelChain, output: str, convention: planning.Convention, pools: Path | None
 ) -> None:
     known = load_model(PoolFile, pools).node_pools if pools else DEFAULT_POOLS
-    result = planning.plan(chain, convention, known)
+    now = milliseconds(time.time())
+    result = planning.plan(chain, convention, known, now=now)
     if output == "json":
         typer.echo(result.to_json())
         return
     pool = known.get(chain.spec.runner.node_pool or "")
+    price = pool.price_list.planned(now) if pool and result.total.cost else None
     note = _what_run_does(chain, result)
-    _print(result, pool.price if pool else None, note, output == "markdown")
+    _print(result, price, note, output == "markdown")
     alone = chain.spec.gate.train if chain.spec.gate else []
-    if baselines := _baselines(result, alone, pool.price if pool else None):
+    if baselines := _baselines(result, alone, price):
         print_text(baselines)
 
 
@@ -132,17 +136,23 @@ def _what_run_does(chain: ModelChain, shown: planning.Plan) -> str | None:
     return f"`run` allocates epochs by the analytic convention: {listed}"
 
 
-def _print(result: planning.Plan, price: Price | None, note: str | None, markdown: bool) -> None:
-    price = price if result.total.cost else None
+def _print(
+    result: planning.Plan,
+    price: tuple[Price, Capacity | None] | None,
+    note: str | None,
+    markdown: bool,
+) -> None:
     print_table(
         f"{result.chain}, {result.convention} MACs",
-        _columns(result, price),
+        _columns(result, price[0] if price else None),
         left=("stage", "model"),
         ends=[len(result.stages) - 1],
         markdown=markdown,
     )
     if price:
-        print_text(f"{price.per_gpu_hour} {price.currency} per GPU hour: {price.source}")
+        named, capacity = price
+        of = f" ({capacity})" if capacity else ""
+        print_text(f"{named.per_gpu_hour} {named.currency} per GPU hour{of}: {named.source}")
     if note:
         print_text(note)
     print_text(_in_words(result))
@@ -165,7 +175,7 @@ def _columns(result: planning.Plan, price: Price | None) -> dict[str, list[str]]
     if total.gpu_hours is not None:
         columns["GPU\nhours"] = [f"{amount.gpu_hours:,.1f}" for amount in amounts]
     if price:
-        columns[f"cost\n{price.currency}"] = [amount.cost or "" for amount in amounts]
+        columns[f"cost\n{price.currency}"] = [shown(amount.cost or "0") for amount in amounts]
     columns |= {
         "alone:\nMACs": [*(scientific(stage.individual.macs) for stage in stages), "", ""],
         "\nratio": [*(f"{stage.individual.macs / stage.macs:.2f}" for stage in stages), "", ""],
@@ -192,9 +202,9 @@ def _baselines(result: planning.Plan, trained_alone: list[str], price: Price | N
     macs = sum(amount.macs for amount in amounts)
     text = f"gate.train adds {scientific(macs)} MACs for {', '.join(trained_alone)}, trained alone"
     hours = [amount.gpu_hours for amount in amounts if amount.gpu_hours is not None]
-    costs = [Decimal(amount.cost) for amount in amounts if amount.cost is not None]
+    costs = [amount.cost for amount in amounts]
     text += f", {sum(hours):,.1f} GPU hours" if hours else ""
-    return text + (f", {sum(costs)} {price.currency}" if price else "")
+    return text + (f", {shown(total_cost(costs) or '0')} {price.currency}" if price else "")
 
 
 def _power(macs: int) -> int:

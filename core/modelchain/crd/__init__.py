@@ -39,7 +39,7 @@ def _modelchain() -> Schema:
         _column("State", ".status.summary.state"),
         _column("Progress", ".status.summary.progress"),
         _column("Accuracy", ".status.summary.accuracy"),
-        _column("Cost", ".status.total.cost"),
+        _column("Cost", ".status.summary.cost"),
         _column("Ready", f"{ready}.status", wide=True),
         _column("Reason", f"{ready}.reason", wide=True),
         _column("Gate", ".status.summary.gate", wide=True),

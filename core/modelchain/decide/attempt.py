@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from modelchain.api.contracts import FailureClass, LastWord
 from modelchain.api.reasons import Code, Reason
-from modelchain.api.status import AttemptStatus, StageStatus, State
+from modelchain.api.status import MOST_SOURCES, AttemptStatus, StageStatus, State
 from modelchain.decide import transitions
 from modelchain.decide.ledger import account, closed, due, least, plus, until_due, whole
 from modelchain.decide.nodes import avoided, nodes_avoided, without_faults
@@ -245,7 +245,10 @@ def _record(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen, word: La
     final = whole(stage, account(attempt, seen, turn.now))
     total = plus(stage.trained, [final])
     macs = max(total.macs, word.macs, least(stage, word.steps))
-    record = RecordArtifact(launch, word, total.model_copy(update={"macs": macs}))
+    here = [a for a in stage.attempts[:-1] if a.input_digest == attempt.input_digest]
+    sources = dict.fromkeys(source for a in [*here, final] for source in a.price_sources)
+    spent = total.model_copy(update={"macs": macs})
+    record = RecordArtifact(launch, word, spent, tuple(sources)[-MOST_SOURCES:])
     stage = transitions.verifying(stage, attempt)
     return Outcome(stage, action=record, again=turn.observed.poll_seconds)
 

@@ -26,10 +26,12 @@ from modelchain.api.status import (
     StageStatus,
     State,
     Summary,
+    Total,
     Unmeasured,
 )
 from modelchain.decide.ledger import MESSAGE_LENGTH, timestamp, total_of
 from modelchain.decide.transitions import Ledger
+from modelchain.plan.prices import shown
 
 # Of a status that is larger, as JSON, parts are left out: objects above 64 KiB are slow to watch
 # and to list. Only if very many stages and pods have all their lists full, more is left, up to
@@ -55,6 +57,7 @@ def completed(
     removed: Sequence[StageLedger] = (),
     relaxation: RelaxationStatus | None = None,
     baselines: Sequence[StageStatus] = (),
+    currency: str = "",
 ) -> ChainStatus:
     """The whole status, made from its stages, in the form in which it is read back once written."""
     stages = [_cut(_filled(chain, stage), REASON_LENGTH, MESSAGE_LENGTH) for stage in stages]
@@ -62,17 +65,20 @@ def completed(
     def conditions_of(stages: list[StageStatus]) -> list[Condition]:
         return _conditions(chain, old, stages, now)
 
+    total = total_of([*stages, *removed])
+    priced = any(ledger.cost is not None for ledger in (total, *baselines))
     status = ChainStatus(
         observed_generation=chain.metadata.generation or 0,
         stages=stages,
         removed=list(removed),
-        total=total_of([*stages, *removed]),
+        total=total,
+        currency=old.currency or (currency if priced else ""),
         avoid=list(avoid),
         relaxation=relaxation,
         baselines=[_cut(_filled(chain, row), REASON_LENGTH, MESSAGE_LENGTH) for row in baselines],
         retry=retry,
         conditions=conditions_of(stages),
-        summary=_summary(chain, stages),
+        summary=_summary(chain, stages, total),
     )
     return _bounded(status, conditions_of).as_stored()
 
@@ -339,8 +345,9 @@ def _progress_reason(stage: StageStatus) -> Code:
     return Code(stage.state)
 
 
-def _summary(chain: ModelChain, stages: list[StageStatus]) -> Summary:
+def _summary(chain: ModelChain, stages: list[StageStatus], total: Total) -> Summary:
     """The summary: the first stage that is not done, and the newest accuracy of any stage."""
+    cost = "" if total.cost is None else shown(total.cost)
     measured = next((s.results for s in reversed(stages) if s.results), {})
     named = (e.name for e in chain.spec.evaluation if e.name in measured)
     first = next(named, next(iter(measured), None))
@@ -348,7 +355,8 @@ def _summary(chain: ModelChain, stages: list[StageStatus]) -> Summary:
     stage = next((s for s in stages if not s.done), None)
     if stage is None:
         count = f"{len(stages)}/{len(stages)}"
-        return Summary(stage=count, state="Complete", progress="100%", accuracy=accuracy, gate=gate)
+        shown_as = {"state": "Complete", "progress": "100%"}
+        return Summary(stage=count, **shown_as, accuracy=accuracy, gate=gate, cost=cost)
     at = stage.progress
     return Summary(
         stage=f"{stages.index(stage) + 1}/{len(stages)}",
@@ -356,6 +364,7 @@ def _summary(chain: ModelChain, stages: list[StageStatus]) -> Summary:
         progress=f"{100 * at.step // at.steps}%" if at else "",
         accuracy=accuracy,
         gate=gate,
+        cost=cost,
     )
 
 

@@ -104,6 +104,7 @@ def _status(
         gone,
         relaxation(chain, [*old.rounds, *begun], stages, gone),
         [*alone, *dropped_baselines(turn, baselines)],
+        turn.observed.currency,
     )
 
 

@@ -6,16 +6,18 @@ ledger, once. So the status may drop old attempts without losing what they spent
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import ROUND_HALF_UP, Decimal
 from math import floor
 
 from modelchain.api.contracts import FailureClass
 from modelchain.api.messages import shortened
 from modelchain.api.status import (
+    MOST_SOURCES,
     AttemptStatus,
     PodTime,
+    Priced,
     Spent,
     StageLedger,
     StageStatus,
@@ -24,6 +26,7 @@ from modelchain.api.status import (
     storable,
 )
 from modelchain.decide.observed import Seen
+from modelchain.plan.prices import Bill, Held, Prices, kept, milliseconds, total_cost
 
 # Attempts of a stage that stay in the status.
 KEPT_ATTEMPTS = 10
@@ -33,7 +36,6 @@ MESSAGE_LENGTH = 512
 MAX_PODS = 256
 # An open attempt is accounted after so many seconds, so that this happens at least once a minute.
 ACCOUNT_SECONDS = 55.0
-CENT = Decimal("0.01")
 
 
 def timestamp(now: float) -> str:
@@ -62,7 +64,7 @@ def account(attempt: AttemptStatus, seen: Seen, now: float) -> AttemptStatus:
         gpu_seconds=attempt.gone.gpu_seconds + _gpu_seconds(summed_up, now),
         seconds=attempt.gone.seconds + _seconds(summed_up, now),
     )
-    attempt = _priced(attempt.changed(pods=pods, gone=gone), seen, now)
+    attempt = _with_cost(attempt.changed(pods=pods, gone=gone), seen, summed_up, now)
     macs = gone.macs + sum(pod.macs for pod in pods.values())
     return attempt.changed(
         # A last word that had to be shortened may lack figures that were seen before.
@@ -127,30 +129,85 @@ def _with_macs(pod: PodTime, macs: int) -> PodTime:
     return pod.model_copy(update={"macs": storable(max(pod.macs, macs))})
 
 
-def _priced(attempt: AttemptStatus, seen: Seen, now: float) -> AttemptStatus:
-    """The attempt with its GPU time and what it costs.
-
-    Time that was accounted at another price keeps that price, and so does time without one.
-    """
-    gpu_seconds = attempt.gone.gpu_seconds + _gpu_seconds(attempt.pods.values(), now)
+def _with_cost(
+    attempt: AttemptStatus, seen: Seen, summed_up: list[PodTime], now: float
+) -> AttemptStatus:
+    """The attempt with its GPU time and what it costs."""
     if not attempt.pods and not attempt.gone.seconds:
         # There are no pods on a laptop, so the trainer's own figures count.
-        gpu_seconds = max(seen.gpu_seconds, seen.word.gpu_seconds if seen.word else 0.0)
-    if seen.price != attempt.price:
-        attempt = attempt.changed(
-            price=seen.price, priced_seconds=attempt.gpu_seconds, priced_cost=attempt.cost
-        )
-    return attempt.changed(gpu_seconds=round(gpu_seconds, 3), cost=_cost(attempt, gpu_seconds))
+        told = max(seen.gpu_seconds, seen.word.gpu_seconds if seen.word else 0.0)
+        return attempt.changed(gpu_seconds=round(told, 3))
+    gpu_seconds = attempt.gone.gpu_seconds + _gpu_seconds(attempt.pods.values(), now)
+    money = _priced(attempt, seen, summed_up, now)
+    unpriced = max(0, milliseconds(gpu_seconds) - money.milliseconds)
+    return attempt.changed(
+        gpu_seconds=round(gpu_seconds, 3),
+        cost=money.cost,
+        unpriced_seconds=unpriced / 1000,
+        price_sources=money.sources,
+        priced=money.before,
+        accounted_at=float(floor(now)),
+    )
 
 
-def _cost(attempt: AttemptStatus, gpu_seconds: float) -> str | None:
-    """What so many GPU seconds cost, of which the first ones may have had other prices."""
-    before, cost = attempt.priced_seconds, attempt.priced_cost
-    if gpu_seconds >= before:
-        return total_cost([cost, money(gpu_seconds - before, attempt.price)])
-    # By times that are known better now, even less was spent before.
-    part = Decimal(gpu_seconds) / Decimal(before)
-    return None if cost is None else str(_cents(Decimal(cost) * part))
+def _priced(attempt: AttemptStatus, seen: Seen, summed_up: list[PodTime], now: float) -> _Money:
+    """What the attempt's time has cost.
+
+    Time that was accounted at earlier prices keeps its cost, and so does that of pods that are
+    summed up now.
+    """
+    before, prices = _spent_before(attempt, seen.prices, now), seen.prices
+    since = milliseconds(before.since)
+    over = prices.bill(_held(summed_up, now), since)
+    before = before.model_copy(
+        update={
+            "cost": _added(before.cost, over, prices),
+            "milliseconds": before.milliseconds + over.priced,
+        }
+    )
+    bill = prices.bill(_held(attempt.pods.values(), now), since)
+    sources = dict.fromkeys([*attempt.price_sources, *over.sources, *bill.sources])
+    return _Money(
+        before,
+        _added(before.cost, bill, prices),
+        before.milliseconds + bill.priced,
+        list(sources)[-MOST_SOURCES:],
+    )
+
+
+@dataclass(frozen=True)
+class _Money:
+    """What an attempt has cost, and how many milliseconds of its GPU time had a price."""
+
+    before: Priced
+    cost: str | None
+    milliseconds: int
+    sources: list[str]
+
+
+def _spent_before(attempt: AttemptStatus, prices: Prices, now: float) -> Priced:
+    """What was spent before the present prices held. New prices hold from now on."""
+    known = attempt.priced
+    if known is not None and known.prices == prices.name:
+        return known
+    if known is None and attempt.cost is None:
+        return Priced(prices=prices.name, since=0.0)
+    # An older version did not write until when it had computed the cost.
+    since = floor(now) if attempt.accounted_at is None else attempt.accounted_at
+    had_price = milliseconds(attempt.gpu_seconds) - milliseconds(attempt.unpriced_seconds)
+    return Priced(prices=prices.name, since=since, cost=attempt.cost, milliseconds=had_price)
+
+
+def _held(pods: Iterable[PodTime], now: float) -> Iterator[Held]:
+    for pod in pods:
+        end = floor(now) if pod.finished is None else pod.finished
+        start, end = milliseconds(pod.started), milliseconds(end)
+        yield Held(start, max(start, end), pod.gpus, pod.capacity)
+
+
+def _added(cost: str | None, bill: Bill, prices: Prices) -> str | None:
+    """A cost with a bill added. Without any price there is none."""
+    return total_cost([cost, kept(bill.cost)]) if prices.entries else cost
 
 
 def _listed(pods: dict[str, PodTime], seen: Seen) -> tuple[dict[str, PodTime], list[PodTime]]:
@@ -207,9 +264,8 @@ def closed(
         finished_at=timestamp(now),
         gone=Spent(seconds=running_seconds(final, now)),  # so that the pods need not be kept
         pods={},
-        price=None,
-        priced_seconds=0.0,
-        priced_cost=None,
+        priced=None,
+        accounted_at=None,
         ending=None,
         stepped_at=None,
         node=node,
@@ -246,6 +302,7 @@ def plus(spent: Spent, attempts: Iterable[AttemptStatus]) -> Spent:
         gpu_seconds=spent.gpu_seconds + sum(a.gpu_seconds for a in more),
         seconds=spent.seconds + sum(a.gone.seconds for a in more),
         cost=total_cost([spent.cost, *(a.cost for a in more)]),
+        unpriced_seconds=_sum([spent.unpriced_seconds, *(a.unpriced_seconds for a in more)]),
     )
 
 
@@ -256,6 +313,7 @@ def open_spending(spent: Spent, attempts: Iterable[AttemptStatus]) -> Total:
         macs=spent.macs + sum(a.macs for a in running),
         gpu_seconds=spent.gpu_seconds + sum(a.gpu_seconds for a in running),
         cost=total_cost([spent.cost, *(a.cost for a in running)]),
+        unpriced_seconds=_sum([spent.unpriced_seconds, *(a.unpriced_seconds for a in running)]),
     )
 
 
@@ -265,24 +323,13 @@ def total_of(ledgers: Sequence[StageLedger]) -> Total:
         macs=sum(ledger.macs for ledger in ledgers),
         gpu_seconds=sum(ledger.gpu_seconds for ledger in ledgers),
         cost=total_cost(ledger.cost for ledger in ledgers),
+        unpriced_seconds=_sum(ledger.unpriced_seconds for ledger in ledgers),
     )
 
 
-def money(gpu_seconds: float, price_per_hour: str | None) -> str | None:
-    """GPU time in money, to the cent; None without a price."""
-    if price_per_hour is None:
-        return None
-    return str(_cents(Decimal(gpu_seconds) * Decimal(price_per_hour) / 3600))
-
-
-def _cents(amount: Decimal) -> Decimal:
-    return amount.quantize(CENT, ROUND_HALF_UP)
-
-
-def total_cost(costs: Iterable[str | None]) -> str | None:
-    """The sum of the costs that are known; None if none is."""
-    known = [Decimal(cost) for cost in costs if cost is not None]
-    return str(sum(known, Decimal(0)).quantize(CENT)) if known else None
+def _sum(seconds: Iterable[float]) -> float:
+    """Seconds of three decimals, added without a remainder."""
+    return round(sum(seconds), 3)
 
 
 def _gpu_seconds(pods: Iterable[PodTime], now: float) -> float:

@@ -13,6 +13,7 @@ from modelchain.api.contracts import FailureClass, LastWord, Progress
 from modelchain.api.reasons import Reason
 from modelchain.api.spec import Evaluation
 from modelchain.api.status import AttemptStatus, ChainStatus, PodTime, Spent
+from modelchain.plan.prices import NO_PRICES, Prices
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Artifact:
     metrics: Mapping[str, float]
     gpu_seconds: float = 0.0
     cost: str | None = None
+    unpriced_seconds: float = 0.0
     # `TRAINER_MATH` of the trainer that made it, where that is known.
     trainer_math: int | None = None
     # This very object, the chain with this UID, has made it. Always false on a laptop.
@@ -101,8 +103,6 @@ class Seen:
     # The UID of the job, and the node pool that it was made for.
     uid: str | None = None
     pool: str | None = None
-    # The price of a GPU hour in that pool; None if it is not known.
-    price: str | None = None
     unreleased: bool = False
     queued: bool = False
     # Why nothing runs yet, or why the artifact is not recorded yet.
@@ -127,6 +127,8 @@ class Seen:
     pods: Mapping[str, PodTime] = field(default_factory=dict)
     # The UIDs of those pods that are only remembered.
     gone_pods: frozenset[str] = frozenset()
+    # What a GPU hour costs where its pods run.
+    prices: Prices = NO_PRICES
     # UIDs of pods whose container could not start.
     never_ran: frozenset[str] = frozenset()
     # By node whose own device failed, a short name of the fault.
@@ -228,6 +230,8 @@ class Observed:
     measurement: Callable[[Measure], Measurement] = lambda measure: None
     # By UID, the names of the chain's evaluation Jobs, as far as pods show them.
     evaluation_jobs: Mapping[str, str] = field(default_factory=dict)
+    # The currency of all prices; empty without one.
+    currency: str = ""
     # Why the API server refused an action when it was last tried; None if it did not.
     refused: Callable[[Action], Refusal | None] = lambda action: None
 
@@ -283,12 +287,14 @@ class Verify:
 class RecordArtifact:
     """Make the StageArtifact of an attempt, from its last word.
 
-    `spent` is what all attempts at its inputs have spent.
+    `spent` is what all attempts at its inputs have spent, and `price_sources` says where the prices
+    come from.
     """
 
     launch: Launch
     word: LastWord
     spent: Spent
+    price_sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def counted_once(old: ChainStatus, stage: StageStatus, found: Artifact) -> Artif
     """
     spent = [other for other in _others(old, stage) if other.macs or other.gpu_seconds]
     if found.own or any(found.input_digest in other.digests for other in spent):
-        return replace(found, macs=0, gpu_seconds=0.0, cost=None)
+        return replace(found, macs=0, gpu_seconds=0.0, cost=None, unpriced_seconds=0.0)
     return found
 
 

@@ -226,7 +226,10 @@ def finished(
     booked_stage = booked(at_inputs(stage), attempts)
     if not stage.trained_here:
         booked_stage = booked_stage.changed(
-            macs=found.macs, gpu_seconds=found.gpu_seconds, cost=found.cost
+            macs=found.macs,
+            gpu_seconds=found.gpu_seconds,
+            cost=found.cost,
+            unpriced_seconds=found.unpriced_seconds,
         )
     return explained(
         booked_stage.changed(
@@ -270,6 +273,7 @@ def with_attempts(stage: Ledger, attempts: Sequence[AttemptStatus]) -> Ledger:
         macs=running.macs,
         gpu_seconds=running.gpu_seconds,
         cost=running.cost,
+        unpriced_seconds=running.unpriced_seconds,
     )
 
 
@@ -434,7 +438,7 @@ def returned(ledger: StageLedger) -> StageStatus:
 def summed(ledgers: Sequence[StageLedger]) -> StageLedger:
     """The sum of removed stages, which has no name."""
     total = total_of(ledgers)
-    return StageLedger(name="", macs=total.macs, gpu_seconds=total.gpu_seconds, cost=total.cost)
+    return StageLedger(name="", **dict(total))
 
 
 # -- an attempt -----------------------------------------------------------------------------------

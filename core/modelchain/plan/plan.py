@@ -21,6 +21,7 @@ from modelchain.errors import InputError
 from modelchain.plan.allocate import allocate
 from modelchain.plan.macs import forward_macs, training_macs
 from modelchain.plan.pools import NodePool
+from modelchain.plan.prices import kept, total_cost
 
 Convention = Literal["analytic", "paper"]
 
@@ -32,6 +33,8 @@ A100_BASE = 1.301071
 A100_PER_GMAC = 0.02061039
 A100_TEACHER = 0.468171
 MS_PER_HOUR = 3_600_000
+# A moment after every price has begun to hold.
+NEWEST = 10**18
 
 
 class Amount(WrittenModel):
@@ -89,6 +92,7 @@ def plan(
     convention: Convention,
     pools: Mapping[str, NodePool],
     frozen: Mapping[str, int] | None = None,
+    now: int = NEWEST,
 ) -> Plan:
     """The plan of a checked chain.
 
@@ -98,20 +102,20 @@ def plan(
         pools: the node pools that are known, by name.
         frozen: by stage, the epochs that it was launched with. They are used where the spec gives
             none.
+        now: the moment whose prices count, in milliseconds since the epoch.
 
     Raises:
         InputError: the convention has no numbers for a model, or the target acceleration cannot be
             reached.
     """
     spec = chain.spec
-    per_sample = macs_per_sample(
-        spec, [model_macs(spec, i, stage, convention) for i, stage in enumerate(spec.stages)]
-    )
+    models = [model_macs(spec, i, stage, convention) for i, stage in enumerate(spec.stages)]
+    per_sample = macs_per_sample(spec, models)
     epochs = _epochs(spec, per_sample, frozen or {})
     samples = samples_per_epoch(spec, convention)
-    pool = None if spec.runner.kind == "Local" else pools.get(spec.runner.node_pool or "")
+    hour = _hour(spec, pools, now)
     stages = [
-        _stage_plan(spec, index, epochs[index], samples, macs_of_stage, pool)
+        _stage_plan(spec, index, epochs[index], samples, macs_of_stage, hour)
         for index, macs_of_stage in enumerate(per_sample)
     ]
     total, individually = _sum(stages), _sum([stage.individual for stage in stages])
@@ -135,6 +139,24 @@ class ModelMacs:
 
 
 @dataclass(frozen=True)
+class _Hour:
+    """What is known of an hour of the pool's GPU."""
+
+    # How many samples it trains on; that is only fitted to A100.
+    known: bool
+    price: str | None
+
+
+def _hour(spec: ChainSpec, pools: Mapping[str, NodePool], now: int) -> _Hour:
+    pool = None if spec.runner.kind == "Local" else pools.get(spec.runner.node_pool or "")
+    planned = pool.price_list.planned(now) if pool else None
+    return _Hour(
+        known=pool is not None and pool.gpu == "A100",
+        price=planned[0].per_gpu_hour if planned else None,
+    )
+
+
+@dataclass(frozen=True)
 class PerSample:
     """The MACs of training on one sample."""
 
@@ -150,15 +172,15 @@ def _stage_plan(
     epochs: int,
     samples: int,
     per_sample: PerSample,
-    pool: NodePool | None,
+    hour: _Hour,
 ) -> StagePlan:
     """The plan of one stage, which has `samples` samples in each epoch."""
     stage, baseline = spec.stages[index], spec.recipe.baseline_epochs
     extra_ms = stage.config.vision_cfg.family.A100_MS
-    individual = _amount(baseline * samples, per_sample.alone, pool, extra_ms)
+    individual = _amount(baseline * samples, per_sample.alone, hour, extra_ms)
     if index > 0 and spec.transfer.distillation.pulls:
         extra_ms += A100_TEACHER
-    own = _amount(epochs * samples, per_sample.chained, pool, extra_ms)
+    own = _amount(epochs * samples, per_sample.chained, hour, extra_ms)
     macs = per_sample.chained
     return StagePlan(
         name=stage.name,
@@ -250,13 +272,13 @@ def samples_per_epoch(spec: ChainSpec, convention: Convention) -> int:
     return samples // batch * batch
 
 
-def _amount(samples: int, per_sample: Fraction, pool: NodePool | None, extra_ms: float) -> Amount:
+def _amount(samples: int, per_sample: Fraction, hour: _Hour, extra_ms: float) -> Amount:
     hours = cost = None
-    if pool is not None and pool.gpu == "A100":
+    if hour.known:
         ms = A100_BASE + A100_PER_GMAC * float(per_sample) / 1e9 + extra_ms
         hours = samples * ms / MS_PER_HOUR
-        if pool.price is not None:
-            cost = f"{Decimal(hours) * Decimal(pool.price.per_gpu_hour):.2f}"
+        if hour.price is not None:
+            cost = kept(Decimal(hours) * Decimal(hour.price))
     # `int` cuts nothing off. With `analytic`, a sample's part of an update is a fraction of a
     # batch, and samples come in whole batches. With `paper`, Table G's cells have two decimals.
     return Amount(macs=int(samples * per_sample), gpu_hours=hours, cost=cost)
@@ -264,9 +286,9 @@ def _amount(samples: int, per_sample: Fraction, pool: NodePool | None, extra_ms:
 
 def _sum(parts: Sequence[StagePlan | IndividualPlan]) -> Amount:
     hours = [part.gpu_hours for part in parts if part.gpu_hours is not None]
-    costs = [Decimal(part.cost) for part in parts if part.cost is not None]
+    costs = [part.cost for part in parts if part.cost is not None]
     return Amount(
         macs=sum(part.macs for part in parts),
         gpu_hours=sum(hours) if len(hours) == len(parts) else None,
-        cost=str(sum(costs)) if len(costs) == len(parts) else None,
+        cost=total_cost(costs) if len(costs) == len(parts) else None,
     )

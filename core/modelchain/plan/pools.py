@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from modelchain.api.spec import ApiModel, DecimalString, LongText, Text
+from modelchain.api.spec import ApiModel, LongText, Text
 from modelchain.errors import InputError
+from modelchain.plan.prices import DatedPrice, Price, Prices
 
 # Labels, annotations and variables whose names begin so are the operator's own.
 OWN_PREFIX = "modelchain.dev/"
@@ -59,14 +60,6 @@ def amount(quantity: str) -> float:
     """The number that a quantity of Kubernetes stands for: 0.5 for 500m, 1024 for 1Ki."""
     digits = quantity.rstrip("kKMGTPim")
     return float(digits) * _UNITS.get(quantity.removeprefix(digits), 1.0)
-
-
-class Price(ApiModel):
-    """A price and its source. Without a price no money is shown, as none is assumed."""
-
-    per_gpu_hour: DecimalString
-    currency: Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
-    source: Text
 
 
 class Toleration(ApiModel):
@@ -134,7 +127,13 @@ class NodePool(ApiModel):
         description="the GPU's model, CPU for a CPU pool; GPU hours are planned for A100"
     )
     gpus_per_node: int = Field(ge=0, le=64)
-    price: Price | None = None
+    price: Price | None = Field(None, description="holds until the first of prices does")
+    prices: list[DatedPrice] = Field(
+        [], max_length=256, description="dated; each holds until a later one of its capacity does"
+    )
+    capacity_label: Qualified | None = Field(
+        None, description="node label that tells spot nodes from on-demand nodes"
+    )
     gpu_resource: Qualified = "nvidia.com/gpu"
     node_selector: dict[Qualified, LabelValue] = {}
     tolerations: list[Toleration] | None = Field(
@@ -178,6 +177,27 @@ class NodePool(ApiModel):
                     {"field": field, "name": taken[0], "prefix": prefix},
                 )
         return self
+
+    @model_validator(mode="after")
+    def _prices_agree(self) -> NodePool:
+        known = [(price.begins, price.capacity) for price in self.prices]
+        if len(set(known)) < len(known):
+            raise PydanticCustomError("prices", "prices: two of one capacity have equal validFrom")
+        if self.capacity_label is None and any(price.capacity for price in self.prices):
+            raise PydanticCustomError(
+                "prices",
+                "prices: a price with a capacity needs capacityLabel, the node label that tells it",
+            )
+        return self
+
+    @property
+    def price_list(self) -> Prices:
+        return Prices.of(self.price, self.prices)
+
+    @property
+    def label_for_prices(self) -> str | None:
+        """The node label that has to be read to know a price; None if no price depends on it."""
+        return self.capacity_label if any(price.capacity for price in self.prices) else None
 
     def processes(self, asked: int | None) -> int:
         """Processes on one node: as many as the stage asks for, else one for each GPU, else one.
@@ -248,7 +268,7 @@ class PoolFile(ApiModel):
 
     @model_validator(mode="after")
     def _one_currency(self) -> PoolFile:
-        named = sorted({pool.price.currency for pool in self.node_pools.values() if pool.price})
+        named = sorted(self._currencies())
         if len(named) > 1:
             raise PydanticCustomError(
                 "currency",
@@ -257,6 +277,15 @@ class PoolFile(ApiModel):
                 {"named": " and ".join(named)},
             )
         return self
+
+    def _currencies(self) -> set[str]:
+        lists = (pool.price_list.entries for pool in self.node_pools.values())
+        return {entry.price.currency for entries in lists for entry in entries}
+
+    @property
+    def currency(self) -> str:
+        """The currency of all prices; empty without a price."""
+        return next(iter(self._currencies()), "")
 
     def pool(self, name: str | None) -> NodePool:
         """The pool that a chain's `runner.nodePool` names, or the default. Raises InputError if

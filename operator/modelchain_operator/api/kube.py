@@ -73,6 +73,7 @@ CLAIMS = Resource("", "v1", "persistentvolumeclaims")
 EVENTS = Resource("", "v1", "events")
 LEASES = Resource("coordination.k8s.io", "v1", "leases")
 JOBS = Resource("batch", "v1", "jobs")
+NODES = Resource("", "v1", "nodes")
 
 
 class ApiError(Exception):

@@ -63,7 +63,7 @@ def row(chain: Object, now: float) -> ChainRow:
         summary.get("state") or "New",
         summary.get("progress", ""),
         summary.get("accuracy", ""),
-        (status.get("total") or {}).get("cost") or "",
+        summary.get("cost", ""),
         age(now - datetime.fromisoformat(meta["creationTimestamp"]).timestamp()),
         one_line(_why(chain)),
     )

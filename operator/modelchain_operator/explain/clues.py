@@ -9,6 +9,7 @@ from modelchain.api import messages
 from modelchain.api.status import StageStatus
 from modelchain.identity.digest import TRAINER_MATH
 from modelchain.io.units import age
+from modelchain.plan.prices import shown
 from modelchain_operator.api.kube import Object
 from modelchain_operator.api.objects import condition, is_deleting, seconds, uid
 from modelchain_operator.explain.read import Situation
@@ -108,7 +109,7 @@ class Clues:
         """What a finished stage has reached and spent."""
         parts = [f"{name} {value} %" for name, value in stage.results.items() if "/" not in name]
         parts += [gpu_time(stage.gpu_seconds)] if stage.gpu_seconds else []
-        parts += [f"cost {stage.cost}"] if stage.cost else []
+        parts += [f"cost {shown(stage.cost)}"] if stage.cost else []
         ended = next((a.finished_at for a in reversed(stage.attempts) if a.finished_at), None)
         return Line(f"stage {stage.name}", ", ".join(parts) or str(stage.state), self.ago(ended))
 

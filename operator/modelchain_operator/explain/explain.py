@@ -17,6 +17,7 @@ from modelchain.api.status import AttemptStatus, State
 from modelchain.decide.conditions import first_unmeasured, why_unmeasured
 from modelchain.decide.refusals import REFUSALS
 from modelchain.io.units import age, human
+from modelchain.plan.prices import shown
 from modelchain_operator.api import objects, refusals
 from modelchain_operator.api.kube import Object
 from modelchain_operator.api.objects import condition, is_deleting, is_refused, is_true, label
@@ -253,7 +254,9 @@ class _Case:
         total = self.status.total
         stages = self.status.stages
         gpus = f", {gpu_time(total.gpu_seconds)}" if total.gpu_seconds else ""
-        spent = f"{human(total.macs)} MACs{gpus}" + (f", cost {total.cost}" if total.cost else "")
+        spent = f"{human(total.macs)} MACs{gpus}" + (
+            f", cost {shown(total.cost)}" if total.cost else ""
+        )
         reached = ", ".join(
             f"{name} {value} %" for name, value in stages[-1].results.items() if "/" not in name
         )

@@ -13,9 +13,10 @@ from typing import Any
 from modelchain.api.contracts import FailureClass, Progress
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.spec import KIND
-from modelchain.api.status import AttemptStatus, ChainStatus, State
+from modelchain.api.status import AttemptStatus, Capacity, ChainStatus, State
 from modelchain.decide.observed import Contact, Seen
 from modelchain.plan.pools import NodePool, PoolFile
+from modelchain.plan.prices import NO_PRICES, Prices, capacity_of
 from modelchain_operator.api import refusals
 from modelchain_operator.api.kube import Object
 from modelchain_operator.api.objects import (
@@ -178,7 +179,7 @@ class Sightings:
         self.memory = memory
         self.now = now
         self.spec = snapshot.spec.spec
-        self.attempts = status.attempts
+        self.attempts, self.currency = status.attempts, status.currency
         # By the attempt's name, the pods that a job of any kind has made for it. Pods of which a
         # user has taken away their owner count if they counted before.
         self.pods: dict[str, list[Object]] = {}
@@ -220,7 +221,6 @@ class Sightings:
             trained=launched.trained,
             uid=uid(launched.job) if launched.job is not None else attempt.uid,
             pool=self._pool_name(attempt, launched.job),
-            price=pool.price.per_gpu_hour if pool and pool.price else None,
             unreleased=launched.unreleased,
             queued=launched.queued,
             waiting=None if ended else self._waiting(launched),
@@ -235,6 +235,7 @@ class Sightings:
             pods=found.pods,
             never_ran=found.never_ran,
             gone_pods=found.gone,
+            prices=self._prices(pool),
             bad_nodes=found.bad_nodes,
             idle=launched.idle,
             **self._progress(attempt, found),
@@ -342,6 +343,7 @@ class Sightings:
                 gpu_resource=pool.gpu_resource if pool else "nvidia.com/gpu",
             ),
             now=self.now,
+            capacity=lambda one: self._capacity(attempt, pool, one),
             known=attempt.pods if attempt.gone.seconds + attempt.gone.gpu_seconds else None,
         )
 
@@ -356,6 +358,25 @@ class Sightings:
     def _pool(self, attempt: AttemptStatus, job: Object | None) -> NodePool | None:
         """That pool; None if the configuration has it no longer."""
         return self.config.node_pools.get(self._pool_name(attempt, job) or "")
+
+    def _prices(self, pool: NodePool | None) -> Prices:
+        """What a GPU hour costs. Prices in another currency than the ledger's do not count."""
+        currency = self.currency or self.config.currency
+        same = currency == self.config.currency
+        return pool.price_list if pool and same else NO_PRICES
+
+    def _capacity(
+        self, attempt: AttemptStatus, pool: NodePool | None, pod: Object
+    ) -> Capacity | None:
+        """How the pod's node is bought, by the label that its pool names; None if not known."""
+        known = attempt.pods.get(uid(pod))
+        if known is not None and known.capacity is not None:
+            return known.capacity
+        named, node = pool.label_for_prices if pool else None, pod["spec"].get("nodeName")
+        if named is None or not node:
+            return None
+        found = self.snapshot.want("node", node)
+        return capacity_of(label(found, named)) if found else None
 
     def _own_pods(self, attempt: AttemptStatus, job: Object | None) -> list[Object]:
         """The pods that exist and that the attempt's own job has made."""

@@ -373,6 +373,9 @@ class Executor:
             seconds=word.seconds,
             gpu_seconds=action.spent.gpu_seconds,
             cost=action.spent.cost,
+            unpriced_seconds=action.spent.unpriced_seconds,
+            currency=self._currency(snapshot) if action.spent.cost is not None else None,
+            price_sources=list(action.price_sources),
             metrics=metrics,
             evaluations=word.evaluations,
             accuracy=metrics[shown[0]] if shown else None,
@@ -383,6 +386,9 @@ class Executor:
         meta = _metadata(snapshot, stage_artifact_name(uid(claim), attempt.input_digest))
         meta["labels"] |= {STAGE: stage.name, INPUT_DIGEST: label_of(attempt.input_digest)}
         return _dumped(StageArtifact(metadata=meta, spec=spec))
+
+    def _currency(self, snapshot: Snapshot) -> str:
+        return snapshot.status.currency or self.config.currency
 
     def _made_from(self, snapshot: Snapshot, launch: Launch) -> tuple[dict[str, Any], str]:
         """The inputs and the image of an attempt, as its job has them.

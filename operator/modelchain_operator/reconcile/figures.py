@@ -56,6 +56,8 @@ class Figures:
     removed: tuple[StageFigures, ...]
     # The input digests in its status.
     digests: frozenset[str]
+    # Of every cost; empty until there is one.
+    currency: str
     # The name of its claim of artifacts; empty without `spec.storage`.
     claim: str
 
@@ -96,6 +98,7 @@ def figures(chain: Object, before: Figures | None = None) -> Figures:
         baselines=tuple(map(no_less, baselines)),
         removed=tuple(map(no_less, removed)),
         digests=frozenset(s["inputDigest"] for s in (*stages, *baselines) if s.get("inputDigest")),
+        currency=status.get("currency") or "",
         claim=_claim(chain),
     )
 

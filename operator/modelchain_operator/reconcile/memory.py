@@ -80,6 +80,8 @@ class Memory:
     artifacts: Cache = field(default_factory=Cache)
     # By namespace and name.
     claims: Cache = field(default_factory=Cache)
+    # By name.
+    nodes: Cache = field(default_factory=Cache)
     # By the UID of rank 0's pod.
     progress: dict[str, Asked] = field(default_factory=dict)
     # By pod UID, since when this process has known that the pod is being deleted.

@@ -95,6 +95,7 @@ class View:
             shares=frozenset((snapshot.want("shares") or {}) if self._shared() else ()),
             measurement=self.measurements.seen,
             evaluation_jobs=self.measurements.jobs(),
+            currency=self.config.currency,
             refused=lambda action: self.memory.refusal(snapshot.uid, action),
         )
 
@@ -256,6 +257,10 @@ class View:
         spec, later = record["spec"], (record.get("status") or {}).get("metrics") or {}
         # What another chain spent is in that chain's ledger. Here it would be counted twice.
         ours = spec["chain"] == self.snapshot.spec.metadata.name
+        gpu_seconds = float(spec["gpuSeconds"]) if ours else 0.0
+        # A record of an older version names no currency.
+        cost = spec.get("cost") if ours and self._counts(spec.get("currency")) else None
+        unpriced = spec.get("unpricedSeconds", 0.0) if cost is not None else gpu_seconds
         return Artifact(
             digest=spec["artifactDigest"],
             path=spec["path"],
@@ -263,11 +268,16 @@ class View:
             metrics=_percents(spec.get("metrics") or {}),
             evaluations=spec.get("evaluations") or {},
             later={key: _percents(measured["metrics"]) for key, measured in later.items()},
-            gpu_seconds=float(spec["gpuSeconds"]) if ours else 0.0,
-            cost=spec.get("cost") if ours else None,
+            gpu_seconds=gpu_seconds,
+            cost=cost,
+            unpriced_seconds=float(unpriced),
             trainer_math=spec.get("trainerMath"),
             own=label(record, CHAIN_UID) == self.snapshot.uid,
         )
+
+    def _counts(self, currency: str | None) -> bool:
+        """Whether a cost in this currency may be added to this chain's."""
+        return currency in (None, self.status.currency or self.config.currency)
 
     def _was_ours(self, spec: Object) -> bool:
         """Whether a record on another claim is one of this chain, or one on a claim that had the

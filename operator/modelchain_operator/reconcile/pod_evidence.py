@@ -10,14 +10,15 @@ count as ended.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from modelchain.api.contracts import FailureClass, LastWord
 from modelchain.api.faults import fault_at_start, is_of_a_volume
 from modelchain.api.messages import one_line
 from modelchain.api.reasons import Code, Reason
-from modelchain.api.status import PodTime
+from modelchain.api.status import Capacity, PodTime
 from modelchain_operator.api import objects
 from modelchain_operator.api.objects import Read
 from modelchain_operator.runners import pods as podread
@@ -70,6 +71,7 @@ def evidence(  # long: its contract takes half of it
     gang: podread.Gang,
     now: float,
     known: Container[str] | None = None,
+    capacity: Callable[[Any], Capacity | None] = lambda pod: None,
 ) -> Evidence:
     """What the pods of an attempt tell of it.
 
@@ -81,6 +83,7 @@ def evidence(  # long: its contract takes half of it
         known: the UIDs of pods whose running time is in the status by itself. The status has summed
             up all other pods, so a remembered one of those must not count again. None if nothing
             was summed up yet.
+        capacity: how the node of a pod is bought.
     """
     read = {objects.uid(pod): pod for pod in live}
     gone = {objects.uid(pod): pod for pod in remembered if objects.uid(pod) not in read}
@@ -99,14 +102,19 @@ def evidence(  # long: its contract takes half of it
         failure=failure,
         waiting=waiting,
         permanent=permanent,
-        pods=_run_times(timed, gang, now),
+        pods=_run_times(timed, gang, now, capacity),
         gone=frozenset(gone),
         never_ran=frozenset(uid for uid, pod in pods.items() if podread.never_ran(pod)),
         bad_nodes=_bad_nodes(run),
     )
 
 
-def _run_times(pods: Iterable[Read], gang: podread.Gang, now: float) -> dict[str, PodTime]:
+def _run_times(
+    pods: Iterable[Read],
+    gang: podread.Gang,
+    now: float,
+    capacity: Callable[[Any], Capacity | None],
+) -> dict[str, PodTime]:
     """The running times of pods that ran, by UID, and what rank 0's last words say they spent."""
     times = {}
     for pod in pods:
@@ -120,6 +128,7 @@ def _run_times(pods: Iterable[Read], gang: podread.Gang, now: float) -> dict[str
                 gpus=gpus,
                 first=first,
                 macs=word.macs if word else 0,
+                capacity=capacity(pod),
             )
     return times
 

@@ -25,7 +25,9 @@ from modelchain_operator.api.kube import (
     EVENTS,
     JOBS,
     LEASES,
+    NODES,
     PODS,
+    Forbidden,
     Kube,
     NotFound,
     Object,
@@ -70,6 +72,7 @@ What = Literal[
     "loaders",
     "chain",
     "records of",
+    "node",
 ]
 
 
@@ -227,6 +230,7 @@ class Reader:
             "loaders": self._loaders,
             "chain": self._chain,
             "records of": self._records_of,
+            "node": self._node,
         }
 
     async def jobs_and_pods(self, snapshot: Snapshot) -> None:
@@ -397,6 +401,20 @@ class Reader:
         """The events of one object."""
         fields = f"involvedObject.uid={object_uid}"
         return await self.kube.list(EVENTS, snapshot.namespace, fields=fields)
+
+    async def _node(self, _: Snapshot, node: str) -> Object:
+        """The labels of a node. There are none without the right to read nodes, which is optional,
+        and none of a node that is gone.
+        """
+        found = self.memory.nodes.get(node)
+        if found is None:
+            try:
+                labels = (await self.kube.get(NODES, "", node))["metadata"].get("labels") or {}
+            except (NotFound, Forbidden):
+                labels = {}
+            found = {"metadata": {"labels": labels}}
+            self.memory.nodes.put(node, found)
+        return found
 
     async def _get(self, resource: Resource, namespace: str, name: str) -> Object | None:
         try:

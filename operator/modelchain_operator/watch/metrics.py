@@ -122,8 +122,7 @@ class ChainCollector(Collector):
     def __init__(self, service: Service, config: PoolFile):
         self.service = service
         self.defaults = config.defaults
-        priced = [pool.price.currency for pool in config.node_pools.values() if pool.price]
-        self.currency = priced[0] if priced else ""
+        self.currency = config.currency
 
     def collect(self) -> Iterator[Metric]:
         chains = list(self.service.known.values()) if self.service.leads else []
@@ -217,12 +216,15 @@ def _of_spending(chains: Sequence[Figures], currency: str) -> Iterator[Metric]:
         [*STAGE, "source"],
         _spent(chains, lambda stage: stage.gpu_seconds),
     )
-    costs = _spent(chains, lambda stage: stage.cost)
     yield _counter(
         "modelchain_stage_cost_total",
         "GPU time at the pool's price; " + _SOURCE,
         [*STAGE, "source", "currency"],
-        [((*labels, currency), value) for labels, value in costs],
+        [
+            ((*labels, chain.currency or currency), value)
+            for chain in chains
+            for labels, value in _spent([chain], lambda stage: stage.cost)
+        ],
     )
     yield _counter(
         "modelchain_stage_retries_total",
