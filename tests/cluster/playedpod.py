@@ -21,6 +21,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 from modelchain.api.contracts import EvaluationTask, FailureClass, LastWord, LiveProgress, Task
 from modelchain.api.spec import Evaluation
+from modelchain.api.uses import Resumed, Uses
 from modelchain.identity.digest import short_key
 from modelchain_trainer.metrics import Meter
 
@@ -41,6 +42,8 @@ class Volume:
 
     artifacts: dict[str, LastWord] = field(default_factory=dict)
     checkpoints: dict[str, int] = field(default_factory=dict)
+    # What each checkpoint says of its writer.
+    written: dict[str, Resumed] = field(default_factory=dict)
 
 
 class Gang:
@@ -111,6 +114,8 @@ class Pod:
             0,
         )  # steps: resumed from, the end, the last word's checkpoint
         self._rate, self._began = 0.0, 0.0
+        self._runs = time.monotonic()  # since when its container runs
+        self._resumed: Resumed | None = None
 
     # Training.
 
@@ -160,10 +165,13 @@ class Pod:
         """
         assert self.task is not None, f"{self.name} is no trainer"
         if found := self.volume.artifacts.get(self.digest):
-            return found.model_copy(update={"macs": 0, "seconds": 0.0, "gpu_seconds": 0.0})
+            nothing = {"macs": 0, "saved_macs": 0, "seconds": 0.0, "gpu_seconds": 0.0}
+            startup = Uses(startup=round(1000 * (time.monotonic() - self._runs)))
+            return found.model_copy(update=nothing | {"milliseconds": startup, "resumed": None})
         while len(self.gang.running) < self.nodes:
             await asyncio.sleep(0.05)
         self._first = min(self.volume.checkpoints.get(self.digest, 0), self.steps)
+        self._resumed = self.volume.written.get(self.digest, Resumed())
         self._until = max(self._first, int(until * self.steps))
         if self._until > self._first:
             self.kubelet.trained[self.digest].append(self.task.attempt)
@@ -226,7 +234,38 @@ class Pod:
             "macs": done * self.task.macs_per_step,
             "seconds": done / 100,
             "gpu_seconds": done / 100 * gpus,
+            **self._used(),
         }
+
+    def _used(self) -> dict[str, Any]:
+        """How it has used its time, by the clock; all steps up to a checkpoint are kept."""
+        assert self.task is not None
+        now = time.monotonic()
+        began = self._began if self._rate else now
+        stepping, done = round(1000 * (now - began)), self.step - self._first
+        saved = self.steps if self.step == self.steps else self.checkpoint_step
+        kept = min(1.0, (saved - self._first) / done) if done else 0.0
+        productive = round(stepping * kept)
+        uses = Uses(
+            startup=round(1000 * (began - self._runs)),
+            productive=productive,
+            unsaved=stepping - productive,
+        )
+        saved_macs = max(0, saved - self._first) * self.task.macs_per_step
+        return {"saved_macs": saved_macs, "milliseconds": uses, "resumed": self._resumed}
+
+    def _leaves_a_checkpoint(self) -> None:
+        assert self.task is not None
+        self.volume.checkpoints[self.digest] = self.checkpoint_step
+        if self.rank == 0 and self.checkpoint_step > self._first:
+            used = self._used()
+            self.volume.written[self.digest] = Resumed(
+                attempt=self.task.attempt,
+                pod=self.uid,
+                milliseconds=used["milliseconds"].model_copy(update={"unsaved": 0}),
+                macs=used["saved_macs"],
+                saved_macs=used["saved_macs"],
+            )
 
     # What the kubelet reports.
 
@@ -239,7 +278,7 @@ class Pod:
         if self.task and self.rank == 0:
             await self._serve()
         self.ip = self.ip or _address()
-        self._since = now()
+        self._since, self._runs = now(), time.monotonic()
         await self.report("Running", {"running": {"startedAt": self._since}})
         self.gang.running.add(self.name)
 
@@ -263,7 +302,7 @@ class Pod:
             f"with restartPolicy {policy} {self.name} would run again"
         )
         if self.task and code:
-            self.volume.checkpoints[self.digest] = self.checkpoint_step
+            self._leaves_a_checkpoint()
         await self.stop_serving()
         ended = _terminated(
             code, self._since, reason, word.model_dump_json(by_alias=True) if word else ""
@@ -277,7 +316,7 @@ class Pod:
     async def exit_beside_a_sidecar(self, code: int, word: LastWord | None = None) -> None:
         """The trainer ends, and the containers that a webhook has added run on."""
         if self.task and code:
-            self.volume.checkpoints[self.digest] = self.checkpoint_step
+            self._leaves_a_checkpoint()
         await self.stop_serving()
         said = word.model_dump_json(by_alias=True) if word else ""
         self._trainer = {"terminated": _terminated(code, self._since, "", said)}
@@ -445,6 +484,7 @@ class Pod:
             eta_seconds=(self.steps - self.step) / rate if rate else 0.0,
             checkpoint_step=self.checkpoint_step,
             macs=self._spent()["macs"],
+            **self._used(),
         )
 
 

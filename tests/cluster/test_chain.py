@@ -69,7 +69,7 @@ def scrape(operator: Operator) -> Series:
     except OSError:
         return {}
     samples = [sample for family in families for sample in family.samples]
-    rest = ("source", "state", "class", "condition", "currency")
+    rest = ("source", "state", "class", "condition", "currency", "use")
     return {
         (
             s.name,
@@ -87,11 +87,15 @@ def agrees(series: Series, status: Object) -> bool:
         cost = ("modelchain_stage_cost_total", stage["name"], "trained USD")
         for at, value in (
             (("modelchain_stage_macs_total", stage["name"], "trained"), stage["macs"]),
-            (("modelchain_stage_gpu_seconds_total", stage["name"], "trained"), stage["gpuSeconds"]),
             (("modelchain_stage_planned_macs", stage["name"], ""), stage["plannedMacs"]),
             (cost, float(stage["cost"])),
         ):
             if series.get(at) != value:
+                return False
+        for use in ("startup", "productive", "evaluating", "stalled", "lost"):
+            time = stage.get("gpuMilliseconds", {}).get(use, 0) / 1000
+            metric = "modelchain_stage_gpu_seconds_total"
+            if series.get((metric, stage["name"], f"trained {use}")) != time:
                 return False
     return True
 

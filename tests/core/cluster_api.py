@@ -11,6 +11,7 @@ from typing import Any
 from cluster_objects import CONFIGS, Chain, Job, Pod, Thing, Verifier, shown
 from cluster_operator import Operator, one_of_a_kind
 from simulation import MAX_DISRUPTIONS, MAX_RETRIES, ledgers, weights_of
+from sums import check_settled_stays, check_sums
 
 from modelchain.api.status import ChainStatus, StageStatus, State
 from modelchain.decide.observed import Decision, Launch
@@ -315,7 +316,10 @@ class ApiServer:
         for name, old in before.items():
             spent = after[name].gpu_seconds if name in after else -1.0
             assert self.wiped or not old.attempts or spent >= old.gpu_seconds - 1e-6, name
+            if old.attempts and not self.wiped:
+                check_settled_stays(old, after[name])
         assert sum(s.macs for s in after.values()) == status.total.macs
+        check_sums(status)
         suspended = chain.suspend and status.observed_generation == chain.generation
         kinds = [c.type for c in status.conditions]
         assert not {"Stalled", "Reconciling"} <= set(kinds) and len(set(kinds)) == len(kinds)

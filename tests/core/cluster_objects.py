@@ -262,7 +262,13 @@ def _pod_shown(pod: Pod) -> Object:
         "status": {
             "phase": pod.phase,
             "podIP": "10.0.0.1",
-            "conditions": [{"type": "PodScheduled", "status": "True"}],
+            "conditions": [
+                {
+                    "type": "PodScheduled",
+                    "status": "True",
+                    "lastTransitionTime": clock(pod.created),
+                }
+            ],
             "containerStatuses": [{"name": "main", "state": state}],
         },
     }

@@ -15,11 +15,13 @@ from typing import Any
 from pricelist import per_hour
 from specs import with_changes
 from stored import through_a_server, violations
+from sums import check_sums
 from yaml import safe_load
 
 from modelchain.api.contracts import FailureClass, LastWord, Progress
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import ChainStatus, PodTime
+from modelchain.api.uses import NOT_USED, Uses
 from modelchain.decide.conditions import MAX_BYTES
 from modelchain.decide.decide import decide
 from modelchain.decide.observed import (
@@ -55,6 +57,9 @@ class Run:
     over: bool = False
     step: int = 0
     macs: int = 0
+    # What a checkpoint of its last start has kept of them, and how that start has used its time.
+    saved_macs: int = 0
+    told: Uses = NOT_USED
     # What its earlier starts have spent.
     earlier_macs: int = 0
     pods: dict[str, PodTime] = field(default_factory=dict)
@@ -132,6 +137,8 @@ class Life:
             running=live,
             progress=progress if live and self.tells else None,
             macs=run.macs if live and self.tells else 0,
+            saved_macs=run.saved_macs if live and self.tells else 0,
+            told=run.told if live and self.tells else NOT_USED,
             pods=pods,
             gone_pods=gone,
             word=run.word if run.over else None,
@@ -180,6 +187,7 @@ class Life:
         assert self.written[-1] <= 1.01 * MAX_BYTES, "but for how a server spells numbers"
         self.status = ChainStatus.model_validate_json(json.dumps(body))
         assert self.status == status, "a status is read back as written"
+        check_sums(status)
 
     def does(self, action: object) -> bool:
         match action:
@@ -200,7 +208,7 @@ class Life:
                     f"{digest}/artifact",
                     spent.macs,
                     {"top1": 30.0},
-                    gpu_seconds=spent.gpu_seconds,
+                    gpu_milliseconds=spent.gpu_milliseconds,
                     cost=spent.cost,
                     own=True,
                 )
@@ -218,7 +226,7 @@ class Life:
     @property
     def gpu_seconds(self) -> float:
         running = (pod for run in self.runs.values() for pod in run.pods.values())
-        open_ = sum((self.now - pod.started) * pod.gpus for pod in running if not pod.finished)
+        open_ = sum((self.now - pod.begins) * pod.gpus for pod in running if not pod.finished)
         return open_ + sum(run.ended for run in self.runs.values())
 
     # What happens.
@@ -241,29 +249,33 @@ class Life:
 
     def start(self, name: str) -> None:
         run = self.runs[name]
+        run.told = Uses()
         for rank in range(self.nodes):
             self.pods_made += 1
-            run.pods[f"{self.pods_made:036}"] = PodTime(started=self.now, gpus=8, first=rank == 0)
+            run.pods[f"{self.pods_made:036}"] = PodTime(
+                scheduled=self.now, started=self.now, gpus=8, first=rank == 0
+            )
 
     def end_pods(self, name: str) -> None:
         """All pods end. Rank 0's last word says what it has spent."""
         run = self.runs[name]
+        word = {"macs": run.macs, "saved_macs": run.saved_macs, "told": run.told, "over": True}
         for uid, pod in run.pods.items():
             if pod.finished is None:
-                run.ended += (self.now - pod.started) * pod.gpus
-                macs = run.macs if pod.first else 0
-                run.pods[uid] = pod.model_copy(update={"finished": self.now, "macs": macs})
+                run.ended += (self.now - pod.begins) * pod.gpus
+                said = word if pod.first else {}
+                run.pods[uid] = pod.model_copy(update={"finished": self.now, **said})
 
     def train(self, chance: random.Random) -> None:
         name = self.live
         assert name is not None
         run, (steps, macs) = self.runs[name], self.planned(self.runs[name].stage)
-        more = chance.randint(1, max(1, (steps - run.step) // 3))
-        run.step, run.macs, self.now = (
-            run.step + more,
-            run.macs + more * macs,
-            self.now + chance.uniform(30, 3000),
-        )
+        more, took = chance.randint(1, max(1, (steps - run.step) // 3)), chance.randint(30, 3000)
+        run.step, run.macs, self.now = run.step + more, run.macs + more * macs, self.now + took
+        first = 0 if run.told.startup else 20
+        run.told += Uses(startup=1000 * first, unsaved=1000 * (took - first))
+        if chance.random() < 0.7:
+            run.told, run.saved_macs = run.told.kept, run.macs
 
     def evict(self) -> None:
         name = self.live
@@ -272,6 +284,7 @@ class Life:
         self.now += 60.0
         self.end_pods(name)
         run.earlier_macs, run.macs, run.step = run.earlier_macs + run.macs, 0, run.step * 9 // 10
+        run.saved_macs = 0
         self.now += 60.0
         self.start(name)
         # The operator remembers as many pods.
@@ -283,12 +296,15 @@ class Life:
         run, (steps, macs) = self.runs[name], self.planned(self.runs[name].stage)
         if failure is None:
             run.macs += max(0, steps - run.step) * macs
+            run.told, run.saved_macs = run.told.kept, run.macs
         self.end_pods(name)
         run.word = LastWord(
             result="Failed" if failure else "Succeeded",
             failure=failure,
             message="as it was told",
             macs=run.macs,
+            saved_macs=run.saved_macs,
+            milliseconds=run.told,
             checkpoint_step=run.step,
             steps=steps,
             manifest_digest=None if failure else run.digest[::-1],

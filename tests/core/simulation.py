@@ -16,6 +16,7 @@ from functools import cache
 from typing import Any
 
 from specs import DELETE, config, inline, with_changes
+from sums import check_sums
 
 from modelchain.api.contracts import FailureClass, LastWord, Progress
 from modelchain.api.reasons import Code, Reason
@@ -227,6 +228,7 @@ class World:
                 or stage.state is State.FAILED
                 or self.artifact_is_whole(stage.input_digest)
             )
+        check_sums(status)
         assert sum(s.macs for s in ledgers(status)) == status.total.macs
         if not self.forgetful and all(s.attempts or not s.macs for s in status.stages):
             listed = attempts_of_the_chain(status)

@@ -24,6 +24,7 @@ from modelchain.api.status import (
     StageStatus,
     State,
 )
+from modelchain.api.uses import Uses
 from modelchain.decide.conditions import MAX_BYTES, completed, refused, sentence, unreadable
 from modelchain.decide.transitions import explained
 from modelchain.io.table import stages_table
@@ -329,7 +330,10 @@ def test_a_status_of_32_stages_with_long_histories_is_bounded() -> None:
             "pods": {f"{n:036}": PodTime(started=1e9 + n, gpus=8) for n in range(64)},
         }
     )
-    spent = Spent(macs=10**22, gpu_seconds=1e9, seconds=1e8, cost="123456.78")
+    used = Uses(lost=10**12)
+    spent = Spent(
+        macs=10**22, gpu_seconds=1e9, gpu_milliseconds=used, seconds=1e8, cost="123456.78"
+    )
     stages = [
         stage(
             f"stage-{n:010}",

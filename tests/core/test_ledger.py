@@ -16,17 +16,19 @@ from stored import through_a_server
 
 from modelchain.api.contracts import LastWord
 from modelchain.api.status import AttemptStatus, ChainStatus, PodTime, StageStatus, State, Total
+from modelchain.api.uses import Uses
 from modelchain.decide import ledger
 from modelchain.decide.ledger import (
     ACCOUNT_SECONDS,
     account,
     closed,
     due,
-    open_spending,
     running_seconds,
-    same_pods,
+    total_of,
+    with_open,
 )
 from modelchain.decide.observed import Seen
+from modelchain.decide.podtimes import same_pods
 from modelchain.decide.transitions import booked
 from modelchain.plan.prices import NO_PRICES, Prices, kept, total_cost
 
@@ -95,15 +97,16 @@ def test_gpu_seconds_count_each_pod_once_whenever_passes_run(
 
 @settings(deadline=None)
 @given(runs())
-def test_pods_that_vanish_unseen_count_until_the_next_pass(
+def test_pods_that_vanish_unseen_count_until_they_were_last_accounted(
     life: list[tuple[float, float, int]],
 ) -> None:
     one = attempt()
     for n, (started, finished, gpus) in enumerate(life):
-        one = account(one, seen({f"p{n}": PodTime(started=started, gpus=gpus)}), started)
-        one = account(one, seen({}), finished)
-        once = account(one, seen({}), finished + 1000)
-        assert once.gpu_seconds == one.gpu_seconds, "a later pass does not move the pod's end"
+        for now in (started, finished):
+            one = account(one, seen({f"p{n}": PodTime(started=started, gpus=gpus)}), now)
+        for now in (finished + 1, finished + 1000):
+            once = account(one, seen({}), now)
+            assert once.gpu_seconds == one.gpu_seconds and once.estimated
     assert abs(one.gpu_seconds - sum((f - s) * g for s, f, g in life)) < 0.01
 
 
@@ -124,9 +127,14 @@ def test_running_time_is_that_of_rank_0() -> None:
 
 
 def test_without_pods_the_attempts_own_figures_count() -> None:
-    word = LastWord(result="Succeeded", gpu_seconds=7.5, macs=5)
-    one = account(attempt(macs=9), seen(word=word, gpu_seconds=3.0), 10.0)
+    """As on a laptop, here with two GPUs."""
+    told = Uses(startup=1000, productive=2000, evaluating=750)
+    word = LastWord(result="Succeeded", gpu_seconds=7.5, macs=5, milliseconds=told)
+    one = account(attempt(macs=9), seen(word=word), 10.0)
     assert (one.gpu_seconds, one.cost, one.macs) == (7.5, None, 9)
+    assert one.gpu_milliseconds == Uses(startup=2000, productive=4000, evaluating=1500)
+    older = LastWord(result="Succeeded", gpu_seconds=7.5, macs=5)
+    assert account(attempt(), seen(word=older), 10.0).gpu_milliseconds == Uses(lost=7500)
 
 
 def test_the_figures_of_an_open_attempt_are_computed_anew() -> None:
@@ -136,21 +144,16 @@ def test_the_figures_of_an_open_attempt_are_computed_anew() -> None:
     early = {"m": PodTime(started=0.0, gpus=8, first=True), "w": PodTime(started=1.0, gpus=8)}
     one = attempt(pods=early, gpu_seconds=1e10)
     assert not same_pods(one, seen({})) and not same_pods(one, seen(early))
-    right = account(
-        one,
-        seen({"m": PodTime(started=1000.0, gpus=8, first=True)}, PRICE, never_ran=frozenset("w")),
-        1010.0,
-    )
-    assert (right.gpu_seconds, right.cost, list(right.pods)) == (80.0, "0.08", ["m"])
-    ended = account(
-        right,
-        seen({"m": PodTime(started=1000.0, finished=1009.0, gpus=8, first=True)}, PRICE),
-        1020.0,
-    )
-    assert (ended.gpu_seconds, ended.cost) == (72.0, "0.072"), (
+    never = {"w": PodTime(scheduled=1000.0, finished=1002.0, gpus=8)}
+    runs = {"m": PodTime(started=1000.0, gpus=8, first=True)}
+    right = account(one, seen({**runs, **never}, PRICE), 1010.0)
+    assert (right.gpu_seconds, right.cost) == (96.0, "0.096")
+    over = {"m": runs["m"].model_copy(update={"finished": 1009.0})}
+    ended = account(right, seen({**over, **never}, PRICE), 1020.0)
+    assert (ended.gpu_seconds, ended.cost) == (88.0, "0.088"), (
         "the end that the node reports replaces our estimate"
     )
-    assert account(ended, seen(), 1020.0).cost == "0.072", "without a price the known cost stays"
+    assert account(ended, seen(), 1020.0).cost == "0.088", "without a price the known cost stays"
 
 
 @pytest.mark.parametrize(
@@ -279,7 +282,9 @@ def test_same_pods() -> None:
     one = account(attempt(), seen(pods), 10.0)
     assert same_pods(one, seen(pods)) and not same_pods(one, seen({}))
     assert not same_pods(one, seen({**pods, "w": PodTime(started=5.0)}))
-    assert not same_pods(one, seen({}, never_ran=frozenset("m")))
+    assert not same_pods(one, seen({"m": PodTime(scheduled=1.0, first=True)}))
+    told = {"m": pods["m"].model_copy(update={"told": Uses(startup=3)})}
+    assert not same_pods(one, seen(told)) and same_pods(account(one, seen(told), 10.0), seen(pods))
     gone = account(one, seen({}), 20.0)
     assert same_pods(gone, seen({})), "the pod is already known to be gone"
 
@@ -290,7 +295,14 @@ def test_an_attempt_is_closed_once_and_trimming_loses_nothing(spent: list[tuple[
     stage = StageStatus(name="a")
     macs = gpu_seconds = 0.0
     for number, (some_macs, seconds) in enumerate(spent, 1):
-        opened = attempt(number, macs=some_macs, gpu_seconds=float(seconds), cost=money(seconds))
+        used = Uses(productive=1000 * seconds)
+        opened = attempt(
+            number,
+            macs=some_macs,
+            gpu_seconds=float(seconds),
+            gpu_milliseconds=used,
+            cost=money(seconds),
+        )
         stage = booked(stage, [*stage.attempts, opened])
         over = opened.model_copy(update={"finished_at": "2026-01-01T00:00:00Z"})
         for _ in range(3):  # a repeated pass adds nothing
@@ -298,11 +310,9 @@ def test_an_attempt_is_closed_once_and_trimming_loses_nothing(spent: list[tuple[
         macs, gpu_seconds = macs + over.macs, gpu_seconds + seconds
     assert len(stage.attempts) == min(len(spent), ledger.KEPT_ATTEMPTS)
     assert abs(stage.macs - macs) <= 1e-12 * macs and stage.gpu_seconds == gpu_seconds
-    assert (
-        open_spending(stage.spent, stage.attempts).cost
-        == stage.cost
-        == total_cost(money(s) for _, s in spent)
-    )
+    total = total_of(with_open(stage.spent, stage.attempts))
+    assert total.cost == stage.cost == total_cost(money(s) for _, s in spent)
+    assert total.gpu_milliseconds.productive == 1000 * gpu_seconds
 
 
 @settings(deadline=None)

@@ -35,7 +35,9 @@ from modelchain.api.status import (
     SpentAt,
     StageStatus,
     State,
+    Unsettled,
 )
+from modelchain.api.uses import NOT_USED, Uses
 from modelchain.decide.conditions import MAX_BYTES, completed
 from modelchain.decide.ledger import KEPT_ATTEMPTS, MESSAGE_LENGTH
 from modelchain.decide.transitions import explained, removed
@@ -194,12 +196,18 @@ def test_a_history_of_20_days(told: list[Life]) -> None:
     assert sum(s.attempt_count for s in life.status.stages) > 20
 
 
+USED = Uses(**dict.fromkeys(Uses.model_fields, 20_576_131_521))  # of 123456789.126 s
+
+
 def full_stage(n: int, nodes: int) -> StageStatus:
     """A stage with the longest lists and texts that a status may hold."""
     text = "é" * MESSAGE_LENGTH
     spent = Spent(
         macs=10**23 + n,
-        gpu_seconds=123456789.123,
+        lost_macs=10**22 + n,
+        gpu_seconds=123456789.126,
+        gpu_milliseconds=USED,
+        queue_seconds=1234567.891,
         seconds=9876543.21,
         cost="9876543.210987654321",
         unpriced_seconds=9876543.21,
@@ -215,7 +223,11 @@ def full_stage(n: int, nodes: int) -> StageStatus:
             message=text,
             uid="u" * 36,
             macs=10**21 + k,
-            gpu_seconds=12345678.123,
+            lost_macs=10**20 + k,
+            gpu_seconds=123456789.126,
+            gpu_milliseconds=USED,
+            queue_seconds=1234567.891,
+            unsettled=Unsettled(pod="u" * 36, gpus=2048, told=USED, macs=10**21, saved_macs=10**20),
             cost="1234567.890123456789",
             unpriced_seconds=1234567.891,
             price_sources=["é" * 253] * MOST_SOURCES,
@@ -230,10 +242,18 @@ def full_stage(n: int, nodes: int) -> StageStatus:
     ]
     if nodes:
         pods = {
-            f"{pod:036}": PodTime(started=1.7e9 + pod, gpus=8, first=pod == 0)
+            f"{pod:036}": PodTime(
+                scheduled=1.7e9,
+                started=1.7e9 + pod,
+                gpus=8,
+                first=pod == 0,
+                told=USED if pod == 0 else NOT_USED,
+                capacity="OnDemand",
+            )
             for pod in range(nodes)
         }
         attempts[-1] = attempts[-1].changed(
+            unsettled=None,
             finished_at=None,
             pods=pods,
             priced=Priced(

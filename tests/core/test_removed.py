@@ -21,6 +21,7 @@ from modelchain.api.status import (
     StageStatus,
     State,
 )
+from modelchain.api.uses import Uses
 from modelchain.decide.decide import decide
 from modelchain.decide.observed import Artifact, Observed, Seen
 
@@ -120,12 +121,13 @@ def spent(name: str, macs: int, **more: Any) -> StageLedger:
         state=State.SUCCEEDED,
         finished_at="2026-01-01T00:00:00Z",
     )
-    known = {"macs": macs, "gpu_seconds": float(macs), "cost": "0.10", "attempts": [attempt]}
-    ledger = Spent(macs=macs, gpu_seconds=float(macs), seconds=1.0, cost="0.10")
-    return StageLedger(name=name, spent=ledger, attempt_count=1, **{**known, **more})
+    cost: dict[str, Any] = {"macs": macs, "gpu_seconds": float(macs), "cost": "0.10"}
+    cost["gpu_milliseconds"] = Uses(lost=1000 * macs)
+    known = {**cost, "attempts": [attempt], "attempt_count": 1, **more}
+    return StageLedger(name=name, spent=Spent(**cost, seconds=1.0), **known)
 
 
-FOUND = Artifact("0" * 64, "", macs=7, metrics={}, gpu_seconds=3.0, cost="0.25")
+FOUND = Artifact("0" * 64, "", 7, {}, gpu_milliseconds=Uses(productive=3000), cost="0.25")
 
 
 def at_rest(

@@ -108,7 +108,7 @@ def scheduled(rank: int = 0, **more: Any) -> Pod:
     pod = pending(rank, **more)
     pod["spec"]["nodeName"] = f"node-{rank}"
     pod["status"]["conditions"] = [
-        {"type": "PodScheduled", "status": "True", "lastTransitionTime": at(0)}
+        {"type": "PodScheduled", "status": "True", "lastTransitionTime": at(more.get("created", 0))}
     ]
     return pod
 

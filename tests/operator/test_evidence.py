@@ -557,11 +557,13 @@ def test_a_container_that_never_started_has_no_time(
     state = pod["status"]["containerStatuses"][1]["state"]["terminated"]
     state |= {"startedAt": WHEN[started], "finishedAt": WHEN[finished]}
     found = seen(pod)
-    assert told(found)[0] is F.IMAGE and found.pods == {} and found.never_ran == {objects.uid(pod)}
-    uid = objects.uid(pod)
-    assert seen(remembered=(pod,), known={uid}).pods == {}, (
-        "the pod is gone, and an earlier pass had recorded a time for it"
+    [time] = found.pods.values()
+    assert told(found)[0] is F.IMAGE and time.started is None
+    assert (time.scheduled, time.finished) == (T0, T0 + (100 if finished == "now" else 0)), (
+        "it held its node until its end, if that is known"
     )
+    uid = objects.uid(pod)
+    assert seen(remembered=(pod,), known={uid}).pods == found.pods
 
 
 @pytest.mark.parametrize("finished", ["1970", "null"])
@@ -572,7 +574,9 @@ def test_a_container_whose_end_is_unknown(finished: str) -> None:
     pod = ended(code=137, reason="ContainerStatusUnknown")
     state = pod["status"]["containerStatuses"][1]["state"]["terminated"]
     state |= {"startedAt": WHEN["1970"], "finishedAt": WHEN[finished]}
-    assert seen(pod).pods == {} and told(seen(pod))[0] is F.UNKNOWN
+    [time] = seen(pod).pods.values()
+    assert time.started is None and time.finished == time.scheduled
+    assert told(seen(pod))[0] is F.UNKNOWN
 
 
 SKEWS = [0, -2, 2, -300, 300, -1900, 1900]

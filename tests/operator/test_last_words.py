@@ -17,6 +17,7 @@ from modelchain.api.contracts import FailureClass, LastWord, LiveProgress
 from modelchain.api.faults import fault_at_start
 from modelchain.api.messages import one_line
 from modelchain.api.status import State
+from modelchain.api.uses import Uses
 from modelchain_operator.explain.explain import explain
 from modelchain_operator.explain.read import Situation
 from modelchain_operator.runners import pods as podread
@@ -228,7 +229,7 @@ def test_why_a_container_could_not_be_started(name: str) -> None:
     assert attempt.failure is failure and cause in attempt.message
     avoided = [node.node for node in life.status.avoid]
     assert avoided == (["node-0"] if failure is F.HARDWARE else [])
-    assert attempt.gpu_seconds == 0
+    assert attempt.gpu_milliseconds == Uses(startup=8000 * 100), "its node was held for that time"
 
 
 def test_faults_of_the_container_runtime() -> None:

@@ -30,6 +30,7 @@ from modelchain.api.status import (
     State,
     Total,
 )
+from modelchain.api.uses import Uses
 from modelchain.plan.pools import PoolFile
 from modelchain_operator.reconcile.figures import figures
 from modelchain_operator.watch import metrics
@@ -48,6 +49,7 @@ CONFIG = PoolFile.model_validate(
     }
 )
 Samples = dict[tuple[str, ...], float]
+USES = ("startup", "productive", "evaluating", "stalled", "lost")
 
 
 def stage(name: str, state: State, **more: Any) -> StageStatus:
@@ -68,6 +70,7 @@ STAGES = [
         State.SUCCEEDED,
         macs=123456789012345678901234,
         gpu_seconds=0.1,
+        gpu_milliseconds=Uses(productive=60, lost=40),
         cost="12.34",
         attempts=[],
     ),
@@ -76,6 +79,7 @@ STAGES = [
         State.SUCCEEDED,
         macs=7,
         gpu_seconds=3600.125,
+        gpu_milliseconds=Uses(startup=125, productive=3_000_000, evaluating=600_000),
         cost="3.60",
         retried={FailureClass.PREEMPTED: 2},
         gate=GateStatus(
@@ -86,7 +90,8 @@ STAGES = [
         "s3",
         State.RUNNING,
         macs=10,
-        gpu_seconds=0.2,
+        gpu_seconds=0.25,
+        gpu_milliseconds=Uses(stalled=200, unsaved=50),
         progress=Progress(step=3, steps=12, samples_per_second=1, eta_seconds=1),
         retried={FailureClass.NON_FINITE: 1},
         transition_seconds=1.25,
@@ -106,6 +111,8 @@ STATUS = ChainStatus(
         for kind, status in (("Reconciling", "True"), ("Ready", "False"))
     ],
 )
+
+SETTLED = STATUS.total.gpu_seconds - 0.05  # all but what is unsaved
 
 
 def chain(name: str = "vit", status: ChainStatus = STATUS, version: int = 5) -> dict[str, Any]:
@@ -163,7 +170,7 @@ def test_totals_are_those_of_the_status() -> None:
     found = samples(scraped(chain(), chain("swin")))
     for metric, total in (
         ("modelchain_stage_macs_total", float(STATUS.total.macs)),
-        ("modelchain_stage_gpu_seconds_total", STATUS.total.gpu_seconds),
+        ("modelchain_stage_gpu_seconds_total", SETTLED),
         ("modelchain_stage_cost_total", float(STATUS.total.cost or 0)),
     ):
         own = [value for labels, value in found[metric].items() if "vit" in labels]
@@ -202,13 +209,16 @@ def test_reused_spending_is_separate_from_trained_spending() -> None:
     begin at 0.
     """
     found = samples(scraped(chain()))["modelchain_stage_gpu_seconds_total"]
-    assert found == {
-        ("vit", "ns", "trained", "s1"): 0.0,
-        ("vit", "ns", "reused", "s1"): 0.1,
-        ("vit", "ns", "trained", "s2"): 3600.125,
-        ("vit", "ns", "trained", "s3"): 0.2,
-        ("vit", "ns", "trained", "s4"): 0.0,
+    spent = {
+        ("reused", "s1", "productive"): 0.06,
+        ("reused", "s1", "lost"): 0.04,
+        ("trained", "s2", "startup"): 0.125,
+        ("trained", "s2", "productive"): 3000.0,
+        ("trained", "s2", "evaluating"): 600.0,
+        ("trained", "s3", "stalled"): 0.2,
     }
+    begun = {("trained", f"s{n}", use): 0.0 for n in range(1, 5) for use in USES}
+    assert found == {("vit", "ns", *labels): value for labels, value in (begun | spent).items()}
     costs = samples(scraped(chain()))["modelchain_stage_cost_total"]
     assert ("vit", "EUR", "ns", "trained", "s2") in costs and not [
         c for c in costs if c[-1] == "s4"
@@ -223,29 +233,30 @@ def test_removed_stages_keep_their_series() -> None:
         name="s3",
         attempts=STAGES[2].attempts,
         macs=10,
-        gpu_seconds=0.2,
+        gpu_seconds=0.25,
+        gpu_milliseconds=STAGES[2].gpu_milliseconds,
         cost="0.00",
         retried={FailureClass.NON_FINITE: 1},
     )
     found_once = gone.model_copy(update={"name": "s0", "attempts": [], "macs": 3})
-    long_ago = StageLedger(name="", macs=5, gpu_seconds=7.5, cost="1.00")
+    lost = Uses(lost=7500)
+    long_ago = StageLedger(name="", macs=5, gpu_seconds=7.5, gpu_milliseconds=lost, cost="1.00")
     removed = [long_ago, found_once, gone]
     total = Total(
-        macs=sum(s.macs for s in [*STAGES[:2], *removed]), gpu_seconds=3608.125, cost="16.94"
+        macs=sum(s.macs for s in [*STAGES[:2], *removed]), gpu_seconds=3608.225, cost="16.94"
     )
     before = samples(scraped(chain()))
     update = {"stages": STAGES[:2], "removed": removed, "total": total}
     after = samples(scraped(chain(status=STATUS.model_copy(update=update))))
     macs = after["modelchain_stage_macs_total"]
-    for metric in ("macs", "gpu_seconds"):
-        name, own = f"modelchain_stage_{metric}_total", ("vit", "ns", "trained", "s3")
-        assert after[name][own] == before[name][own]
+    for metric, use in (("macs", ()), ("gpu_seconds", ("stalled",))):
+        name, own = f"modelchain_stage_{metric}_total", ("vit", "ns", "trained", "s3", *use)
+        assert after[name][own] == before[name][own] > 0
     assert macs["vit", "ns", "removed", ""] == 5 and ("vit", "ns", "trained", "") not in macs
     assert (macs["vit", "ns", "trained", "s0"], macs["vit", "ns", "reused", "s0"]) == (0, 3)
     assert sum(macs.values()) == pytest.approx(float(total.macs))
-    assert sum(after["modelchain_stage_gpu_seconds_total"].values()) == pytest.approx(
-        total.gpu_seconds
-    )
+    times = sum(after["modelchain_stage_gpu_seconds_total"].values())
+    assert times == pytest.approx(total.gpu_seconds - 2 * 0.05), "all that is settled"
     retries = after["modelchain_stage_retries_total"]
     assert retries["vit", "NonFinite", "ns", "s3"] == 1
     assert sum(v for k, v in after["modelchain_stages"].items()) == 2, "they are in no state"
@@ -351,13 +362,14 @@ def test_a_counter_does_not_fall_when_an_estimate_is_corrected() -> None:
 
     def spent(gpu_seconds: float, cost: str) -> dict[str, Any]:
         attempt = AttemptStatus(name="vit-a-a1", number=1, input_digest="d", state=State.RUNNING)
-        stage = StageStatus(name="a", attempts=[attempt], gpu_seconds=gpu_seconds, cost=cost)
+        uses = Uses(startup=round(1000 * gpu_seconds), unsaved=5)
+        stage = StageStatus(name="a", attempts=[attempt], gpu_milliseconds=uses, cost=cost)
         return chain(status=ChainStatus(stages=[stage]))
 
     before = figures(spent(1000.0, "10.00"))
     for now, told in ((999.0, 1000.0), (1001.0, 1001.0), (3.0, 3.0)):
         [stage] = figures(spent(now, f"{now / 100:.2f}"), before).stages
-        assert stage.gpu_seconds == told and stage.cost == pytest.approx(told / 100)
+        assert sum(stage.uses.values()) == told and stage.cost == pytest.approx(told / 100)
     other = spent(999.0, "9.99")
     other["metadata"]["uid"] = "of another chain"
-    assert figures(other, before).stages[0].gpu_seconds == 999.0
+    assert figures(other, before).stages[0].uses["startup"] == 999.0

@@ -58,7 +58,7 @@ def test_a_copy_that_lives_keeps_no_attempt_open_and_blocks_no_launch(owner: str
     copied(life, running(), **more)
     life.end_job("Succeeded")
     assert life.look(120).state is State.SUCCEEDED
-    assert life.look().gpu_seconds == 90 * 8 and life.jobs == ["vit-vit-s-a1", FIRST]
+    assert life.look().gpu_seconds == 100 * 8 and life.jobs == ["vit-vit-s-a1", FIRST]
 
 
 def test_a_copys_labels_choose_no_number() -> None:

@@ -50,7 +50,7 @@ def test_a_stage_succeeds_beside_a_sidecar() -> None:
     life.pods(done())
     stage = life.look(60)
     assert stage.state is State.SUCCEEDED and stage.results == {"top1": "30.50"}
-    assert [a.state for a in stage.attempts] == [State.SUCCEEDED] and stage.gpu_seconds == 90 * 8
+    assert [a.state for a in stage.attempts] == [State.SUCCEEDED] and stage.gpu_seconds == 100 * 8
     assert len(life.records) == 1 and life.jobs == [FIRST]
     assert "waits for an earlier attempt to stop" in life.status.stages[1].reason
     life.look(59)
@@ -61,7 +61,7 @@ def test_a_stage_succeeds_beside_a_sidecar() -> None:
     assert life.jobs == [] and life.status.stages[1].attempts == []
     life.pods()
     life.look()
-    assert life.jobs == [SECOND] and life.status.stages[0].gpu_seconds == 90 * 8
+    assert life.jobs == [SECOND] and life.status.stages[0].gpu_seconds == 100 * 8
 
 
 def test_a_last_stage_succeeds_beside_a_sidecar() -> None:
@@ -104,7 +104,7 @@ def test_no_time_is_charged_and_no_deadline_passes_while_a_sidecar_runs_on() -> 
     life = launched(**{"spec.deadlines": limits})
     life.pods(done(), job=FIRST)
     stage = life.look(10_000)
-    assert stage.state is State.SUCCEEDED and stage.gpu_seconds == 90 * 8
+    assert stage.state is State.SUCCEEDED and stage.gpu_seconds == 100 * 8
     assert (stage.retries, stage.disruptions) == (0, 0)
 
 

@@ -36,6 +36,7 @@ from modelchain.api.contracts import (
     Results,
     Task,
 )
+from modelchain.api.uses import Resumed, Uses
 from modelchain.identity.digest import short_key
 from modelchain.io.files import sha256_of
 from modelchain.io.lastword import write_last_word
@@ -154,6 +155,8 @@ def test_progress_is_served_from_before_the_first_step(
     trained: tuple[Task, Path, list[LiveProgress]],
 ) -> None:
     task, _, seen = trained
+    told = seen[0].milliseconds
+    assert told == Uses(startup=told.startup) and told.startup > 0
     assert seen[0] == LiveProgress(
         attempt=task.attempt,
         step=0,
@@ -162,6 +165,7 @@ def test_progress_is_served_from_before_the_first_step(
         eta_seconds=0,
         checkpoint_step=0,
         macs=0,
+        milliseconds=told,
     )
     last = seen[-1]
     assert (last.step, last.macs, last.eta_seconds) == (
@@ -171,6 +175,26 @@ def test_progress_is_served_from_before_the_first_step(
     ) and last.samples_per_second > 0
     steps = [answer.step for answer in seen]
     assert steps == sorted(steps) and last.checkpoint_step <= STEPS
+    totals = [answer.milliseconds.total for answer in seen]
+    assert totals == sorted(totals) and last.resumed == Resumed()
+
+
+def test_the_last_word_says_how_all_time_was_used(
+    trained: tuple[Task, Path, list[LiveProgress]],
+) -> None:
+    """Of a training that went well all steps are kept, and nothing is lost."""
+    task, log, _ = trained
+    word = word_in(log)
+    results = Results.model_validate_json((tiny.artifact(task) / RESULTS).read_bytes())
+    told = word.milliseconds
+    assert (told.lost, told.unsaved, told.stalled) == (0, 0, 0)
+    assert min(told.startup, told.productive, told.evaluating) > 0
+    assert word.saved_macs == word.macs == STEPS * 1000 and word.resumed == Resumed()
+    assert told.total / 1000 == pytest.approx(word.seconds, abs=10), "and what came before torch"
+    made_by = results.made_by
+    assert made_by is not None and made_by.attempt == task.attempt
+    assert (made_by.macs, made_by.saved_macs) == (word.macs, word.macs)
+    assert made_by.milliseconds.productive == told.productive
 
 
 def test_metrics_agree_with_the_last_word(trained: tuple[Task, Path, list[LiveProgress]]) -> None:
@@ -381,10 +405,11 @@ def test_verify_replaces_a_lost_last_word(
     task, log, _ = trained
     (code, word), lost = verify(task, tmp_path), word_in(log)
     assert code == 0 and word is not None
-    assert (
-        word.model_dump(exclude={"seconds"}) == lost.model_dump(exclude={"seconds"})
-        and word.seconds > 0
-    )
+    apart = {"seconds", "milliseconds", "resumed"}  # as of the export, which takes time itself
+    assert word.model_dump(exclude=apart) == lost.model_dump(exclude=apart) and word.seconds > 0
+    known, told = word.milliseconds, lost.milliseconds
+    assert (known.startup, known.productive) == (told.startup, told.productive)
+    assert 0 < known.evaluating <= told.evaluating and (known.lost, known.unsaved) == (0, 0)
 
 
 def test_verify_tells_missing_from_damaged_and_writes_nothing_without_a_volume(

@@ -133,6 +133,9 @@ def test_a_step_that_hangs_inside_c_code_is_ended_and_the_next_attempt_resumes(
     assert (word.failure, word.node, word.fault) == (FailureClass.STALL_DEADLINE, None, "")
     assert f"no new step for {STALL} s" in word.message and word.step == 6 and word.macs == 6000
     assert 1 <= (word.checkpoint_step or 0) <= 6 and word.seconds > STALL
+    told = word.milliseconds
+    assert STALL * 1000 <= told.stalled < word.seconds * 1000 and told.startup > 0
+    assert told.total <= word.seconds * 1000 + 2000, "but for what came before the watchdog"
     assert "most recent call first" in log and "in hang" in log and "StallDeadline" in log, (
         "stack traces"
     )
@@ -253,7 +256,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, events: dict[float, object]):
         self.now, self.events = 0.0, events
-        monkeypatch.setattr(watchdog, "_shared", memoryview(bytearray(40)).cast("d"))
+        monkeypatch.setattr(watchdog, "_shared", memoryview(bytearray(8 * 16)).cast("d"))
         monkeypatch.setattr(watchdog.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(watchdog.time, "sleep", self.sleep)
 

@@ -10,12 +10,14 @@ from datetime import timedelta
 from typing import Any
 
 from modelchain.api.contracts import LiveProgress, Task
+from modelchain.api.uses import NOT_USED, Resumed
 from modelchain.io import watchdog
 from modelchain_trainer.growth import GrowthReport
 from modelchain_trainer.hyperparameters import Hyperparameters
 from modelchain_trainer.journal import Journal, StepNumbers
 from modelchain_trainer.metrics import Meter
 from modelchain_trainer.state import AttemptWork, TrainState
+from modelchain_trainer.uses import Timekeeper
 
 
 class Reporter:
@@ -38,15 +40,30 @@ class Reporter:
         self.say = say
         self.gpus = gpus  # of all ranks together; 0 on a CPU
         self.started = time.monotonic()
+        self.keeper = Timekeeper()
+        self.resumed: Resumed | None = None  # None until a checkpoint was looked for
 
     def seconds(self) -> float:
         """Of this attempt, until now."""
         return round(time.monotonic() - self.started, 3)
 
-    def time_spent(self) -> dict[str, float]:
-        """Fields of a LastWord: seconds of this attempt, and those of all its GPUs."""
-        seconds = self.seconds()
-        return {"seconds": seconds, "gpu_seconds": seconds * self.gpus}
+    def spent(self, checkpoint_step: int, step: int) -> dict[str, Any]:
+        """Fields of a LastWord: what this attempt has spent until now, and what of it is kept. That
+        only rank 0 knows.
+        """
+        self.keeper.saved(checkpoint_step, step)
+        uses, first = self.keeper.uses, self.journal.active
+        return {
+            "seconds": self.seconds(),
+            "gpu_seconds": uses.total / 1000 * self.gpus,
+            "milliseconds": uses if first else NOT_USED,
+            "saved_macs": self.keeper.kept.steps * self.task.macs_per_step if first else 0,
+            "resumed": self.resumed if first else None,
+        }
+
+    def written(self) -> Resumed:
+        """What a checkpoint that is written now, or the artifact, says of this attempt."""
+        return self.keeper.written(self.task.attempt, self.task.macs_per_step)
 
     def macs(self, work: AttemptWork) -> int:
         """Multiply-accumulates this attempt has spent."""
@@ -58,12 +75,12 @@ class Reporter:
         """Bring the served progress up to date, and the last word, so that it is true whenever the
         end comes. `rate` is in steps a second.
         """
-        macs = self.macs(work)
+        macs, so_far = self.macs(work), self.spent(checkpoint_step, state.step)
         self.last_word |= {
             "step": state.step,
             "macs": macs,
             "checkpoint_step": checkpoint_step or None,
-            **self.time_spent(),
+            **so_far,
         }
         watchdog.tell(self.last_word)
         live = LiveProgress(
@@ -71,6 +88,9 @@ class Reporter:
             step=state.step,
             steps=self.hyper.steps,
             macs=macs,
+            saved_macs=so_far["saved_macs"],
+            milliseconds=so_far["milliseconds"],
+            resumed=self.resumed,
             checkpoint_step=checkpoint_step,
             samples_per_second=rate * self.hyper.global_batch_size,
             eta_seconds=(self.hyper.steps - state.step) / rate if rate else 0.0,

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from modelchain.api.uses import Resumed
+
 
 @dataclass
 class Counters:
@@ -46,6 +48,8 @@ class TrainState:
     initial_loss: float | None = None  # task loss of the first step that was not skipped
     final_loss: float | None = None  # task loss of the last step that was not skipped
     counters: Counters = field(default_factory=Counters)
+    # The attempt that has written this checkpoint; None in those of older trainers.
+    written_by: Resumed | None = None
 
     def count(self, task_loss: float, skipped: bool) -> None:
         """Take in the numbers of one more step, in order."""
@@ -71,12 +75,13 @@ class TrainState:
             "initial": initial if measured else None,
             "finalLoss": self.final_loss,
             "counters": self.counters.to_json(),
+            **({"writtenBy": self.written_by.model_dump(by_alias=True)} if self.written_by else {}),
         }
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> TrainState:
         """Read a `state.json`. Only `step`, `seconds` and `initial` have always been there."""
-        initial = document["initial"] or {}
+        initial, written = document["initial"] or {}, document.get("writtenBy")
         return cls(
             step=document["step"],
             seconds=document["seconds"],
@@ -85,6 +90,7 @@ class TrainState:
             initial_loss=initial.get("loss"),
             final_loss=document.get("finalLoss"),
             counters=Counters.from_json(document.get("counters", {})),
+            written_by=Resumed.model_validate(written) if written else None,
         )
 
 

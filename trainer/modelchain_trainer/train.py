@@ -23,6 +23,7 @@ from modelchain.api.contracts import (
     Task,
     TaskEvaluation,
 )
+from modelchain.api.uses import Resumed
 from modelchain.errors import InputError, WorkError
 from modelchain.io import watchdog
 from modelchain.io.lastword import success
@@ -112,6 +113,7 @@ class Trainer:
                 while self.state.step < self.hyper.steps:
                     self._loop(evaluate)
             watchdog.beat(watchdog.Phase.STEPPED)
+            self.reporter.keeper.ends()
             self.stop.check()
             metrics = evaluate(self.stage.student.clip)
             self.stage.saver.wait()
@@ -150,6 +152,7 @@ class Trainer:
         self.attempt.mkdir(parents=True, exist_ok=True)
         if not self._restore():
             self.journal.resume(-1)
+        self.reporter.resumed = self.state.written_by or Resumed()
         self.seconds_before = self.state.seconds
         if self.rank == 0:
             self.stage.saver.prepare(self.stage.student)
@@ -223,7 +226,8 @@ class Trainer:
         # or in the evaluation itself, leaves it to the next one.
         epoch, step_of_epoch = divmod(self.state.step, self.hyper.steps_per_epoch)
         if epoch and step_of_epoch == 0 and evaluate.due(epoch):
-            with self.stop.loop(inside=False):  # it may take minutes: a stop need not wait for it
+            # It may take minutes: a stop need not wait for it.
+            with self.stop.loop(inside=False), self.reporter.keeper.evaluation():
                 metrics = evaluate(self.stage.student.clip, epoch)
             self.reporter.evaluation(self.state.step, metrics)
         if self.state.step == 0 and self.rank == 0 and self.stage.grown is not None:
@@ -237,6 +241,7 @@ class Trainer:
         numbers = step(batch)
         self.state.step += 1
         self.work.steps += 1
+        self.reporter.keeper.stepped()
         self.work.samples += len(batch.ids) * self.world
         watchdog.beat(watchdog.Phase.STEPPING)
         self.unread.append(
@@ -299,10 +304,15 @@ class Trainer:
         """Begin a checkpoint of this step. Rank 0 writes it; the others keep the same rhythm."""
         self.saved_step = self.state.step
         self.saved_at = time.monotonic()
+        self.reporter.keeper.saves(self.state.step)
         if self.rank == 0:
             # A later attempt resumes here: the entries until here must be there.
             self.journal.wait()
-            state = replace(self.state, seconds=self.seconds_before + self.reporter.seconds())
+            state = replace(
+                self.state,
+                seconds=self.seconds_before + self.reporter.seconds(),
+                written_by=self.reporter.written(),
+            )
             self.stage.saver.save(self.stage.student, self.stage.step.optimizer, state)
 
     def _keep(self) -> None:
@@ -355,6 +365,7 @@ class Trainer:
             raise WorkError(f"{message}; there is no checkpoint to go back to", "NonFinite")
         self.say(message)
         self.went_back = True
+        self.reporter.keeper.went_back()
         self.reporter.went_back(self.state.step, bad_from, bad_to)
 
     # After the last step.
@@ -374,7 +385,7 @@ class Trainer:
         seconds = round(self.seconds_before + self.reporter.seconds(), 3)
         results = artifact.results_of(
             self.task, self.hyper, self.state, self.stage.grown, metrics, seconds
-        )
+        ).model_copy(update={"made_by": self.reporter.written()})
         manifest = Manifest(
             kind="artifact",
             input_digest=self.task.input_digest,
@@ -397,6 +408,5 @@ class Trainer:
         if found is None:
             return LastWord(result="Succeeded")
         manifest, results = found
-        return success(
-            self.directory / "artifact", manifest, results, macs=macs, **self.reporter.time_spent()
-        )
+        spent = self.reporter.spent(self.hyper.steps, self.hyper.steps)
+        return success(self.directory / "artifact", manifest, results, macs=macs, **spent)

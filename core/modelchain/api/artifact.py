@@ -9,6 +9,7 @@ from pydantic import Field, StringConstraints
 
 from modelchain.api.spec import WrittenModel
 from modelchain.api.status import MOST_SOURCES, Macs, Said
+from modelchain.api.uses import NOT_USED, Uses
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", max_length=64)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=253)]
@@ -56,8 +57,13 @@ class StageArtifactSpec(WrittenModel):
     )
     steps: int = Field(ge=0)
     macs: Macs
+    lost_macs: Macs = Field(0, description="the part of macs that is of no use")
     seconds: float = Field(ge=0)
     gpu_seconds: float = Field(ge=0)
+    gpu_milliseconds: Uses = Field(NOT_USED, description="the same time, by its use")
+    queue_seconds: float = Field(
+        0.0, ge=0, description="for which attempts waited in a queue or for the scheduler"
+    )
     cost: Decimal | None = Field(None, description="absent if the pool has no price")
     unpriced_seconds: float = Field(0.0, ge=0, description="the part of gpuSeconds without a price")
     currency: str | None = Field(None, max_length=3, description="of the cost")

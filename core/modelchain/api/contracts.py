@@ -9,6 +9,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from modelchain.api.messages import one_line
 from modelchain.api.spec import Evaluation, WrittenModel
+from modelchain.api.uses import NOT_USED, Resumed, Uses
 
 MANIFEST = "manifest.json"
 RESULTS = "results.json"
@@ -227,6 +228,9 @@ class LastWord(WrittenModel):
     macs: int = Field(0, description="spent by this attempt")
     seconds: float = 0.0
     gpu_seconds: float = 0.0
+    saved_macs: int = Field(0, description="the part that a checkpoint or the artifact has kept")
+    milliseconds: Uses = Field(NOT_USED, description="how this process has used its time")
+    resumed: Resumed | None = Field(None, description="None until it has looked for a checkpoint")
     metrics: dict[str, float] = {}
     evaluations: dict[str, str] = Field(
         {}, description="by an evaluation's name, the short form of its key"
@@ -334,6 +338,9 @@ class Results(WrittenModel):
         {}, description="by an evaluation's name, its `modelchain.identity.digest.evaluation_key`"
     )
     counters: dict[str, int] = {}
+    made_by: Resumed | None = Field(
+        None, description="the attempt that made them, and how it had used its time by then"
+    )
 
 
 class Progress(WrittenModel):
@@ -348,8 +355,11 @@ class Progress(WrittenModel):
 class LiveProgress(Progress):
     """What rank 0 answers to `GET /progress` on port 9091.
 
-    An answer with a figure that cannot be true is no answer.
+    An answer with a figure that cannot be true is no answer. A trainer of another version may say
+    more.
     """
+
+    model_config = ConfigDict(extra="ignore")
 
     step: int = Field(ge=0, le=MOST_STEPS)
     steps: int = Field(ge=1, le=MOST_STEPS)
@@ -358,3 +368,6 @@ class LiveProgress(Progress):
     attempt: str
     checkpoint_step: int = Field(0, ge=0, le=MOST_STEPS)
     macs: int = Field(0, ge=0, le=MOST_MACS)
+    saved_macs: int = Field(0, ge=0, le=MOST_MACS)
+    milliseconds: Uses = NOT_USED
+    resumed: Resumed | None = None

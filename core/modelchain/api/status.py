@@ -13,11 +13,13 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic.alias_generators import to_camel
 
 from modelchain.api.contracts import FailureClass, Progress
 from modelchain.api.messages import one_line
 from modelchain.api.reasons import Code, Reason, known
 from modelchain.api.spec import WrittenModel
+from modelchain.api.uses import NOT_USED, Uses
 
 
 class State(StrEnum):
@@ -59,46 +61,85 @@ Capacity = Literal["OnDemand", "Spot"]
 
 
 class PodTime(WrittenModel):
-    """When one pod's main container ran (seconds since the epoch), and on how many GPUs."""
+    """When one pod held GPUs, and when its main container ran (seconds since the epoch)."""
 
-    started: float
+    # A pod holds its GPUs from the moment at which it was bound to its node. An older version did
+    # not write that.
+    scheduled: float | None = None
+    # When the main container started; None before, and if it never did.
+    started: float | None = None
     finished: float | None = None
     gpus: int = 0
-    # This is rank 0's pod. Its running time is that of the attempt.
+    # This is rank 0's pod. Its running time is that of the attempt, and it tells of the work.
     first: bool = False
-    # What rank 0 says that it has spent since it started.
+    # What rank 0 says that it has spent since it started, and the part that is kept.
     macs: Macs = 0
+    saved_macs: Macs = 0
+    # How rank 0 says that it has used its time.
+    told: Uses = NOT_USED
+    # Rank 0 can tell no more: it has left its last word, or others have resumed its work.
+    over: bool = False
+    # The end is not known, and is when the pod was last accounted.
+    estimated: bool = False
     # Of its node; None if that is not known.
     capacity: Capacity | None = None
+
+    @property
+    def begins(self) -> float:
+        """Since when the pod holds its GPUs."""
+        return (self.started or 0.0) if self.scheduled is None else self.scheduled
 
     @model_serializer(mode="wrap")
     def _short(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """The fields without those that say nothing: a status may list hundreds of pods."""
+        times = ("scheduled", "started", "finished")
         said = whole(self).items()
-        return {name: value for name, value in said if value or name in ("started", "finished")}
+        return {n: value for n, value in said if value or (n in times and value is not None)}
 
 
-class Unpriced(WrittenModel):
-    """GPU time that had no price. Where there is none it is left out, to keep a status small."""
+# The fields of `Amounts` that are left out where they are 0, as they are called here and in JSON.
+_OFTEN_ZERO = frozenset(
+    name
+    for field in ("lost_macs", "gpu_milliseconds", "queue_seconds", "unpriced_seconds")
+    for name in (field, to_camel(field))
+)
 
+
+class Amounts(WrittenModel):
+    """What was spent. The uses of GPU time sum up to all of it."""
+
+    macs: Macs = 0
+    # The part of them that is of no use.
+    lost_macs: Macs = 0
+    # Seconds that GPUs were held, summed over all of them; and by use, which sums up to the same.
+    gpu_seconds: float = 0.0
+    gpu_milliseconds: Uses = NOT_USED
+    # Seconds that attempts waited in a queue or for the scheduler.
+    queue_seconds: float = 0.0
+    # A decimal string; None without a price.
+    cost: str | None = None
+    # The part of `gpu_seconds` that had no price.
     unpriced_seconds: float = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_uses(cls, said: Any) -> Any:
+        """An older version did not tell the uses of GPU time. So all of it counts as lost."""
+        if not isinstance(said, dict) or not said.get("gpuSeconds") or "gpuMilliseconds" in said:
+            return said
+        return {**said, "gpuMilliseconds": {"lost": round(1000 * said["gpuSeconds"])}}
 
     @model_serializer(mode="wrap")
     def _brief(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        names = ("unpriced_seconds", "unpricedSeconds")
-        return {name: value for name, value in whole(self).items() if value or name not in names}
+        """Without the amounts that are most often 0: a status has many of these."""
+        return {n: value for n, value in whole(self).items() if value or n not in _OFTEN_ZERO}
 
 
-class Spent(Unpriced):
+class Spent(Amounts):
     """What attempts or pods that have ended have spent."""
 
-    macs: Macs = 0
-    # Seconds that GPUs were allocated, summed over all of them.
-    gpu_seconds: float = 0.0
     # Seconds that attempts ran, by rank 0's pods.
     seconds: float = 0.0
-    # A decimal string; None without a price.
-    cost: str | None = None
 
 
 class Priced(WrittenModel):
@@ -117,6 +158,22 @@ class Priced(WrittenModel):
 MOST_SOURCES = 4
 
 
+class Unsettled(WrittenModel):
+    """The work of a closed attempt that left no last word.
+
+    The next trainer says which part of it a checkpoint has kept. Until then the rest is `unsaved`.
+    """
+
+    # The UID of rank 0's pod; empty on a laptop.
+    pod: str = ""
+    # The GPUs for which rank 0 spoke.
+    gpus: int = 0
+    # What it had told, and its MACs.
+    told: Uses = NOT_USED
+    macs: Macs = 0
+    saved_macs: Macs = 0
+
+
 class SpentAt(WrittenModel):
     """What a stage's closed attempts have spent at one input digest."""
 
@@ -128,7 +185,7 @@ class SpentAt(WrittenModel):
 _NO_LONGER = ("price", "pricedSeconds", "pricedCost")
 
 
-class AttemptStatus(Unpriced):
+class AttemptStatus(Amounts):
     """One launch of a stage. Its name and input digest never change; a retry is a new attempt."""
 
     name: str
@@ -148,11 +205,14 @@ class AttemptStatus(Unpriced):
     started_at: str | None = None
     # RFC 3339. Once it is set, the attempt is closed.
     finished_at: str | None = None
-    gpu_seconds: float = 0.0
-    cost: str | None = None
     # Where the prices come from.
     price_sources: list[Said] = Field([], max_length=MOST_SOURCES)
-    macs: Macs = 0
+    # Since when it waits in a queue or for the scheduler, in seconds since the epoch.
+    queued_at: float | None = None
+    # The end of a pod is not known.
+    estimated: bool = False
+    # Only once it is closed, until it is known how much of its work was kept.
+    unsettled: Unsettled | None = None
     # Only while the attempt is open: what was spent at other prices than the present ones; and
     # until when its time was accounted, in seconds since the epoch.
     priced: Priced | None = None
@@ -198,11 +258,17 @@ class AttemptFields(TypedDict, total=False):
     message: str
     started_at: str | None
     finished_at: str | None
+    macs: int
+    lost_macs: int
     gpu_seconds: float
+    gpu_milliseconds: Uses
+    queue_seconds: float
     cost: str | None
     unpriced_seconds: float
     price_sources: list[str]
-    macs: int
+    queued_at: float | None
+    estimated: bool
+    unsettled: Unsettled | None
     priced: Priced | None
     accounted_at: float | None
     uid: str | None
@@ -272,10 +338,11 @@ class Unmeasured(WrittenModel):
 MOST_DIGESTS = 16
 
 
-class StageLedger(Unpriced):
+class StageLedger(Amounts):
     """What is kept of a stage after it was removed from the spec: above all what it has spent.
 
-    `macs`, `gpuSeconds` and `cost` add the open attempt to the ledger `spent`.
+    Its own amounts are those of the ledger `spent` and of the open attempt. A stage without
+    attempts of its own shows what the StageArtifact that it found had cost.
     """
 
     name: str
@@ -303,11 +370,6 @@ class StageLedger(Unpriced):
     # The parts that were spent at other input digests, the newest at the end. An edit that is taken
     # back needs them.
     trained_before: list[SpentAt] = Field([], max_length=MOST_DIGESTS)
-    # The ledger plus what the open attempt has spent. A stage without attempts of its own shows
-    # what the StageArtifact that it found had cost.
-    macs: Macs = 0
-    gpu_seconds: float = 0.0
-    cost: str | None = None
 
     def changed(self, **fields: Unpack[LedgerFields]) -> Self:
         """A copy in which these fields have these values."""
@@ -340,7 +402,10 @@ class LedgerFields(TypedDict, total=False):
     trained: Spent
     trained_before: list[SpentAt]
     macs: int
+    lost_macs: int
     gpu_seconds: float
+    gpu_milliseconds: Uses
+    queue_seconds: float
     cost: str | None
     unpriced_seconds: float
 
@@ -460,10 +525,8 @@ class Condition(WrittenModel):
     observed_generation: int = 0
 
 
-class Total(Unpriced):
-    macs: Macs = 0
-    gpu_seconds: float = 0.0
-    cost: str | None = None
+class Total(Amounts):
+    """What a chain has spent."""
 
 
 class Summary(WrittenModel):

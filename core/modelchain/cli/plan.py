@@ -119,7 +119,7 @@ def _plan(
     note = _what_run_does(chain, result)
     _print(result, price, note, output == "markdown")
     alone = chain.spec.gate.train if chain.spec.gate else []
-    if baselines := _baselines(result, alone, price):
+    if baselines := _baselines(result, alone, price[0] if price else None):
         print_text(baselines)
 
 

@@ -57,20 +57,22 @@ def _status() -> Schema:
         "x-kubernetes-list-type": "map",
         "x-kubernetes-list-map-keys": ["type"],
     }
-    # Removed stages are as stages. To describe them once is enough, since plain `kubectl apply`
-    # copies the whole CRD into an annotation.
-    removed = status["properties"]["removed"]["items"]["properties"]
-    for _, part in nodes(status["properties"]["removed"]):
-        part.pop("description", None)
+    # All ledgers are as a stage's `spent`, and removed stages are as stages. To describe them once
+    # is enough, since plain `kubectl apply` copies the whole CRD into an annotation.
+    known = {
+        "type": "object",
+        "maxProperties": MAX_KEYS,
+        "x-kubernetes-preserve-unknown-fields": True,
+    }
     stages = status["properties"]["stages"]["items"]["properties"]
-    for listed in (removed["attempts"], stages["unmeasured"]):
-        listed["items"] = {
-            "type": "object",
-            "maxProperties": MAX_KEYS,
-            "x-kubernetes-preserve-unknown-fields": True,
-        }
+    attempt = stages["attempts"]["items"]["properties"]
+    attempt |= {"gone": known, "unsettled": known | {"nullable": True}}
+    stages["trainedBefore"]["items"]["properties"]["spent"] = known
+    stages["trained"] = known
+    stages["unmeasured"]["items"] = known
+    status["properties"]["removed"]["items"] = known
     # A baseline is as a stage.
-    status["properties"]["baselines"]["items"] = removed["attempts"]["items"]
+    status["properties"]["baselines"]["items"] = known
     # By kstatus's rule a chain is in progress until the operator has seen it.
     status["default"] = {"observedGeneration": -1}
     return status

@@ -15,7 +15,8 @@ MAX_TEXT = 4096
 MAX_ITEMS = 1024
 MAX_KEYS = 256
 MAX_INT = 2**53
-LARGE = ("macs", "plannedMacs")  # up to 1e24, beyond any integer of an API server
+# Up to 1e24, beyond any integer of an API server.
+LARGE = ("macs", "lostMacs", "savedMacs", "plannedMacs")
 KEPT = (
     "description",
     "type",

@@ -17,6 +17,7 @@ from modelchain.decide.ledger import account, closed, due, least, plus, until_du
 from modelchain.decide.nodes import avoided, nodes_avoided, without_faults
 from modelchain.decide.observed import Launch, RecordArtifact, Release, Seen, Verify
 from modelchain.decide.outcome import Outcome, Turn, stalled
+from modelchain.decide.podtimes import resumed_from
 from modelchain.decide.verdict import deadline, judge, progress_unknown
 from modelchain.decide.waits import for_the_claim, for_the_share
 
@@ -26,6 +27,8 @@ Check = Callable[[Turn, StageStatus, Launch, Seen], Outcome | None]
 def follow(turn: Turn, stage: StageStatus, launch: Launch) -> Outcome:
     """The outcome of `launch.attempt`, the stage's newest attempt, whose inputs are the stage's."""
     seen = turn.observed.attempt(launch.attempt.name)
+    if (checkpoint := resumed_from(seen)) is not None:
+        stage = transitions.resumed(stage, launch.attempt, checkpoint)
     if seen.there and not _unknown_job(launch.attempt, seen):
         stage = accounted(stage, seen, turn.now)
         launch = replace(launch, attempt=stage.attempts[-1])
@@ -101,7 +104,8 @@ def _stop_on_request(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen)
 def _stop_outdated(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcome | None:
     """A job that would be made differently today is replaced if not all of its pods have run."""
     attempt = launch.attempt
-    has_run = seen.running or attempt.pods or seen.pods
+    pods = [*attempt.pods.values(), *seen.pods.values()]
+    has_run = seen.running or any(pod.started is not None for pod in pods)
     incomplete = seen.stalled is not None and seen.stalled.code is Code.PODS_FORBIDDEN
     replaceable = seen.idle or (seen.there and seen.started and (incomplete or not has_run))
     if not replaceable or not turn.observed.outdated(launch):
@@ -242,7 +246,8 @@ def _record(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen, word: La
     work is at least counted in MACs: by the last word, and by the steps that the weights took.
     """
     attempt = launch.attempt
-    final = whole(stage, account(attempt, seen, turn.now))
+    stage = transitions.resumed(stage, attempt, None)
+    final = whole(stage, closed(attempt, seen, turn.now, State.SUCCEEDED))
     total = plus(stage.trained, [final])
     macs = max(total.macs, word.macs, least(stage, word.steps))
     here = [a for a in stage.attempts[:-1] if a.input_digest == attempt.input_digest]

@@ -6,27 +6,30 @@ ledger, once. So the status may drop old attempts without losing what they spent
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from math import floor
+from typing import TypedDict
 
 from modelchain.api.contracts import FailureClass
 from modelchain.api.messages import shortened
 from modelchain.api.status import (
-    MOST_SOURCES,
+    Amounts,
     AttemptStatus,
     PodTime,
-    Priced,
     Spent,
-    StageLedger,
     StageStatus,
     State,
     Total,
     storable,
 )
+from modelchain.api.uses import NOT_USED, Uses
+from modelchain.decide.money import with_cost
 from modelchain.decide.observed import Seen
-from modelchain.plan.prices import Bill, Held, Prices, kept, milliseconds, total_cost
+from modelchain.decide.podtimes import known_pods, same_pods, told_macs
+from modelchain.decide.settle import at_its_end
+from modelchain.decide.split import Start, divided, gpu_time, starts, used
+from modelchain.plan.prices import milliseconds, total_cost
 
 # Attempts of a stage that stay in the status.
 KEPT_ATTEMPTS = 10
@@ -51,25 +54,66 @@ def seconds(written: str) -> float:
 def account(attempt: AttemptStatus, seen: Seen, now: float) -> AttemptStatus:
     """The open attempt with what its pods have spent until `now` (seconds since the epoch).
 
-    A pod that vanished without an end is taken to have run until now. All times are computed anew
-    from those that are known now, so a wrong one is corrected later. A pod stays listed after it is
-    gone, so that it does not count twice if it appears again. Only if there are too many pods are
-    the gone ones summed up in `gone` and no longer listed.
+    All times are computed anew from those that are known now, so a wrong one is corrected later. A
+    pod stays listed after it is gone, so that it does not count twice if it appears again. Only if
+    there are too many pods are the gone ones summed up in `gone` and no longer listed.
     """
-    believed = _believed(attempt, seen)
-    vanished = {uid: _ended(pod, now) for uid, pod in believed.items() if uid not in seen.pods}
-    pods, summed_up = _listed(_told({**vanished, **_there(believed, seen)}, seen), seen)
-    gone = Spent(
-        macs=attempt.gone.macs + sum(pod.macs for pod in summed_up),
-        gpu_seconds=attempt.gone.gpu_seconds + _gpu_seconds(summed_up, now),
-        seconds=attempt.gone.seconds + _seconds(summed_up, now),
-    )
-    attempt = _with_cost(attempt.changed(pods=pods, gone=gone), seen, summed_up, now)
-    macs = gone.macs + sum(pod.macs for pod in pods.values())
-    return attempt.changed(
+    known = known_pods(attempt, seen, now)
+    pods, summed_up = _listed(known, seen)
+    gone = _with_gone(attempt.gone, summed_up, now)
+    if not pods and gone == Spent():
+        after = _alone(attempt, seen)
+    else:
+        spent = total_of([gone, *(_of_start(start, now) for start in starts(pods))])
+        after = attempt.changed(
+            macs=spent.macs,
+            lost_macs=spent.lost_macs,
+            gpu_seconds=spent.gpu_seconds,
+            gpu_milliseconds=spent.gpu_milliseconds,
+            pods=pods,
+            gone=gone,
+            accounted_at=float(floor(now)),
+            estimated=attempt.estimated or any(pod.estimated for pod in known.values()),
+        )
+        after = with_cost(after, attempt, seen.prices, list(summed_up.values()), now)
+    return after.changed(
         # A last word that had to be shortened may lack figures that were seen before.
-        macs=max(attempt.macs, macs, _told_macs(seen)),
+        macs=max(attempt.macs, after.macs, told_macs(seen)),
         checkpoint_step=max(attempt.checkpoint_step, seen.checkpoint_step),
+    )
+
+
+def _of_start(start: Start, now: float) -> Amounts:
+    """The MACs and the GPU time of one start. MACs are lost once it is known that they are."""
+    first = start.first
+    macs, saved = (first.macs, first.saved_macs) if first is not None else (0, 0)
+    lost = max(0, macs - saved) if first is not None and first.over else 0
+    return Amounts(macs=macs, lost_macs=lost, gpu_milliseconds=used(start, now))
+
+
+def _with_gone(gone: Spent, summed_up: Mapping[str, PodTime], now: float) -> Spent:
+    """What was spent by pods that are no longer listed, with these. Their work is settled."""
+    if not summed_up:
+        return gone
+    over = {uid: pod.model_copy(update={"over": True}) for uid, pod in summed_up.items()}
+    figures = added([gone, *(_of_start(start, now) for start in starts(over))])
+    seconds = gone.seconds + _seconds(summed_up.values(), now)
+    return gone.model_copy(update={**figures, "seconds": seconds})
+
+
+def _alone(attempt: AttemptStatus, seen: Seen) -> AttemptStatus:
+    """An attempt without pods, as on a laptop. The trainer's own figures count."""
+    word = seen.word
+    if word is None:
+        return attempt
+    told, time = word.milliseconds, milliseconds(word.gpu_seconds)
+    gpus = round(time / told.total) if told.total else 0
+    startup = min(time, told.startup * gpus)
+    uses = divided(told, gpus, time - startup, over=True) + Uses(startup=startup)
+    return attempt.changed(
+        gpu_seconds=uses.total / 1000,
+        gpu_milliseconds=uses,
+        lost_macs=max(0, word.macs - word.saved_macs) if told.total else 0,
     )
 
 
@@ -92,135 +136,28 @@ def until_due(attempt: AttemptStatus, seen: Seen, now: float) -> float | None:
 
 
 def _unaccounted(attempt: AttemptStatus, seen: Seen, now: float) -> float:
-    """The seconds for which pods have run since the attempt was last accounted."""
+    """The seconds for which pods have held GPUs since the attempt was last accounted."""
     rate = _rate(seen.pods.values())
-    more = attempt.gone.gpu_seconds + _gpu_seconds(attempt.pods.values(), now) - attempt.gpu_seconds
-    return abs(more) / rate if rate else 0.0
+    known = attempt.gone.gpu_milliseconds.total + gpu_time(attempt.pods.values(), now)
+    return abs(known - attempt.gpu_milliseconds.total) / 1000 / rate if rate else 0.0
 
 
 def _rate(pods: Iterable[PodTime]) -> int:
-    """The GPUs of the pods that run: so many GPU seconds are spent in each second."""
+    """The GPUs of the pods that hold some: so many GPU seconds are spent in each second."""
     return sum(pod.gpus for pod in pods if pod.finished is None)
 
 
-def _there(known: Mapping[str, PodTime], seen: Seen) -> dict[str, PodTime]:
-    """The pods that are seen. A pod tells its MACs only while it is asked, or once it has ended."""
-    return {uid: _with_macs(pod, known.get(uid, pod).macs) for uid, pod in seen.pods.items()}
-
-
-def _told(pods: dict[str, PodTime], seen: Seen) -> dict[str, PodTime]:
-    """The pods, with the MACs that the newest rank 0 tells of, or the last word.
-
-    A queue may evict the attempt and start it again. Each rank 0 counts from its own start.
-    """
-    first = [uid for uid, pod in pods.items() if pod.first]
-    if not first:
-        return pods
-    newest = max(first, key=lambda uid: pods[uid].started)
-    return {**pods, newest: _with_macs(pods[newest], _told_macs(seen))}
-
-
-def _told_macs(seen: Seen) -> int:
-    return max(seen.macs, seen.word.macs if seen.word else 0)
-
-
-def _with_macs(pod: PodTime, macs: int) -> PodTime:
-    """The pod with so many MACs, if it had fewer, in the form in which they are stored."""
-    return pod.model_copy(update={"macs": storable(max(pod.macs, macs))})
-
-
-def _with_cost(
-    attempt: AttemptStatus, seen: Seen, summed_up: list[PodTime], now: float
-) -> AttemptStatus:
-    """The attempt with its GPU time and what it costs."""
-    if not attempt.pods and not attempt.gone.seconds:
-        # There are no pods on a laptop, so the trainer's own figures count.
-        told = max(seen.gpu_seconds, seen.word.gpu_seconds if seen.word else 0.0)
-        return attempt.changed(gpu_seconds=round(told, 3))
-    gpu_seconds = attempt.gone.gpu_seconds + _gpu_seconds(attempt.pods.values(), now)
-    money = _priced(attempt, seen, summed_up, now)
-    unpriced = max(0, milliseconds(gpu_seconds) - money.milliseconds)
-    return attempt.changed(
-        gpu_seconds=round(gpu_seconds, 3),
-        cost=money.cost,
-        unpriced_seconds=unpriced / 1000,
-        price_sources=money.sources,
-        priced=money.before,
-        accounted_at=float(floor(now)),
-    )
-
-
-def _priced(attempt: AttemptStatus, seen: Seen, summed_up: list[PodTime], now: float) -> _Money:
-    """What the attempt's time has cost.
-
-    Time that was accounted at earlier prices keeps its cost, and so does that of pods that are
-    summed up now.
-    """
-    before, prices = _spent_before(attempt, seen.prices, now), seen.prices
-    since = milliseconds(before.since)
-    over = prices.bill(_held(summed_up, now), since)
-    before = before.model_copy(
-        update={
-            "cost": _added(before.cost, over, prices),
-            "milliseconds": before.milliseconds + over.priced,
-        }
-    )
-    bill = prices.bill(_held(attempt.pods.values(), now), since)
-    sources = dict.fromkeys([*attempt.price_sources, *over.sources, *bill.sources])
-    return _Money(
-        before,
-        _added(before.cost, bill, prices),
-        before.milliseconds + bill.priced,
-        list(sources)[-MOST_SOURCES:],
-    )
-
-
-@dataclass(frozen=True)
-class _Money:
-    """What an attempt has cost, and how many milliseconds of its GPU time had a price."""
-
-    before: Priced
-    cost: str | None
-    milliseconds: int
-    sources: list[str]
-
-
-def _spent_before(attempt: AttemptStatus, prices: Prices, now: float) -> Priced:
-    """What was spent before the present prices held. New prices hold from now on."""
-    known = attempt.priced
-    if known is not None and known.prices == prices.name:
-        return known
-    if known is None and attempt.cost is None:
-        return Priced(prices=prices.name, since=0.0)
-    # An older version did not write until when it had computed the cost.
-    since = floor(now) if attempt.accounted_at is None else attempt.accounted_at
-    had_price = milliseconds(attempt.gpu_seconds) - milliseconds(attempt.unpriced_seconds)
-    return Priced(prices=prices.name, since=since, cost=attempt.cost, milliseconds=had_price)
-
-
-def _held(pods: Iterable[PodTime], now: float) -> Iterator[Held]:
-    for pod in pods:
-        end = floor(now) if pod.finished is None else pod.finished
-        start, end = milliseconds(pod.started), milliseconds(end)
-        yield Held(start, max(start, end), pod.gpus, pod.capacity)
-
-
-def _added(cost: str | None, bill: Bill, prices: Prices) -> str | None:
-    """A cost with a bill added. Without any price there is none."""
-    return total_cost([cost, kept(bill.cost)]) if prices.entries else cost
-
-
-def _listed(pods: dict[str, PodTime], seen: Seen) -> tuple[dict[str, PodTime], list[PodTime]]:
+def _listed(pods: dict[str, PodTime], seen: Seen) -> tuple[dict[str, PodTime], dict[str, PodTime]]:
     """The pods to list, and those to sum up: if there are too many, all that are gone.
 
     No gang has more pods than may be listed. If more exist all the same, the oldest are left out
     and not summed up, because the next pass reads them again and they would count twice.
     """
     if len(pods) <= MAX_PODS:
-        return pods, []
+        return pods, {}
     there = {uid: pods[uid] for uid in seen.pods if uid not in seen.gone_pods}
-    over = [pod for uid, pod in pods.items() if uid not in there]
-    return dict(sorted(there.items(), key=lambda item: item[1].started)[-MAX_PODS:]), over
+    over = {uid: pod for uid, pod in pods.items() if uid not in there}
+    return dict(sorted(there.items(), key=lambda item: item[1].begins)[-MAX_PODS:]), over
 
 
 def running_seconds(attempt: AttemptStatus, now: float) -> float:
@@ -230,7 +167,9 @@ def running_seconds(attempt: AttemptStatus, now: float) -> float:
     """
     since = attempt.counts_from or (now if attempt.parts_refused else 0.0)
     pods = (
-        pod.model_copy(update={"started": max(pod.started, since)}) for pod in attempt.pods.values()
+        pod.model_copy(update={"started": max(pod.started, since)})
+        for pod in attempt.pods.values()
+        if pod.started is not None
     )
     return attempt.gone.seconds + _seconds(pods, now)
 
@@ -257,7 +196,8 @@ def closed(
     node, fault = None, ""
     if failure is FailureClass.HARDWARE:
         node, fault = next(iter(seen.bad_nodes.items()), (None, ""))
-    return final.changed(
+    final = end_of_queue(final, now)
+    return at_its_end(final, state, failure, now, ended(final, seen, now)).changed(
         state=state,
         failure=failure,
         message=shortened(message, MESSAGE_LENGTH),
@@ -271,6 +211,14 @@ def closed(
         node=node,
         fault=fault,
     )
+
+
+def end_of_queue(attempt: AttemptStatus, now: float) -> AttemptStatus:
+    """The attempt when it waits no longer in a queue or for the scheduler."""
+    if attempt.queued_at is None:
+        return attempt
+    waited = round(attempt.queue_seconds + max(0.0, now - attempt.queued_at), 3)
+    return attempt.changed(queue_seconds=waited, queued_at=None)
 
 
 def least(stage: StageStatus, steps: int | None) -> int:
@@ -297,33 +245,44 @@ def whole(stage: StageStatus, final: AttemptStatus) -> AttemptStatus:
 def plus(spent: Spent, attempts: Iterable[AttemptStatus]) -> Spent:
     """The spending with these attempts added."""
     more = list(attempts)
-    return Spent(
-        macs=spent.macs + sum(a.macs for a in more),
-        gpu_seconds=spent.gpu_seconds + sum(a.gpu_seconds for a in more),
-        seconds=spent.seconds + sum(a.gone.seconds for a in more),
-        cost=total_cost([spent.cost, *(a.cost for a in more)]),
-        unpriced_seconds=_sum([spent.unpriced_seconds, *(a.unpriced_seconds for a in more)]),
-    )
+    seconds = spent.seconds + sum(a.gone.seconds for a in more)
+    return spent.model_copy(update={**added([spent, *more]), "seconds": seconds})
 
 
-def open_spending(spent: Spent, attempts: Iterable[AttemptStatus]) -> Total:
-    """A stage's figures: the ledger, and what the open attempt has spent so far."""
-    running = [a for a in attempts if a.finished_at is None]
-    return Total(
-        macs=spent.macs + sum(a.macs for a in running),
-        gpu_seconds=spent.gpu_seconds + sum(a.gpu_seconds for a in running),
-        cost=total_cost([spent.cost, *(a.cost for a in running)]),
-        unpriced_seconds=_sum([spent.unpriced_seconds, *(a.unpriced_seconds for a in running)]),
-    )
+def with_open(spent: Spent, attempts: Iterable[AttemptStatus]) -> list[Amounts]:
+    """What a stage shows: its ledger, and what the open attempt has spent so far."""
+    return [spent, *(a for a in attempts if a.finished_at is None)]
 
 
-def total_of(ledgers: Sequence[StageLedger]) -> Total:
-    """What stages have spent together, removed ones included."""
-    return Total(
-        macs=sum(ledger.macs for ledger in ledgers),
-        gpu_seconds=sum(ledger.gpu_seconds for ledger in ledgers),
-        cost=total_cost(ledger.cost for ledger in ledgers),
-        unpriced_seconds=_sum(ledger.unpriced_seconds for ledger in ledgers),
+def total_of(parts: Iterable[Amounts]) -> Total:
+    """What was spent together, such as by all stages, removed ones included."""
+    return Total(**added(parts))
+
+
+class Added(TypedDict):
+    """The fields of `Amounts`."""
+
+    macs: int
+    lost_macs: int
+    gpu_seconds: float
+    gpu_milliseconds: Uses
+    queue_seconds: float
+    cost: str | None
+    unpriced_seconds: float
+
+
+def added(parts: Iterable[Amounts]) -> Added:
+    """The sum of all amounts."""
+    parts = list(parts)
+    uses = sum((part.gpu_milliseconds for part in parts), NOT_USED)
+    return Added(
+        macs=storable(sum(part.macs for part in parts)),
+        lost_macs=storable(sum(part.lost_macs for part in parts)),
+        gpu_seconds=uses.total / 1000,
+        gpu_milliseconds=uses,
+        queue_seconds=_sum(part.queue_seconds for part in parts),
+        cost=total_cost(part.cost for part in parts),
+        unpriced_seconds=_sum(part.unpriced_seconds for part in parts),
     )
 
 
@@ -332,44 +291,12 @@ def _sum(seconds: Iterable[float]) -> float:
     return round(sum(seconds), 3)
 
 
-def _gpu_seconds(pods: Iterable[PodTime], now: float) -> float:
-    return sum(_length(pod, now) * pod.gpus for pod in pods)
-
-
 def _seconds(pods: Iterable[PodTime], now: float) -> float:
     return sum(_length(pod, now) for pod in pods if pod.first)
 
 
 def _length(pod: PodTime, now: float) -> float:
-    """The seconds that a pod has run.
-
-    A kubelet reports whole seconds. `floor` keeps a running pod from counting more than its end
-    will say, since no figure may fall.
-    """
+    """The seconds for which a pod has run, by the same clock as `held`."""
+    if pod.started is None:
+        return 0.0
     return max(0.0, (floor(now) if pod.finished is None else pod.finished) - pod.started)
-
-
-def _ended(pod: PodTime, now: float) -> PodTime:
-    """The pod with an end: its own, or now."""
-    return pod if pod.finished is not None else pod.model_copy(update={"finished": now})
-
-
-def _believed(attempt: AttemptStatus, seen: Seen) -> Mapping[str, PodTime]:
-    """The pods in the status, without those that are known by now never to have run."""
-    return {
-        uid: pod
-        for uid, pod in attempt.pods.items()
-        if uid not in seen.never_ran and pod.started > 0
-    }
-
-
-def same_pods(attempt: AttemptStatus, seen: Seen) -> bool:
-    """Whether the pods are as the status has them: then there is nothing new to account for.
-
-    It is false if a pod has started, ended or vanished, or if a time was corrected.
-    """
-    known = _believed(attempt, seen)
-    vanished = [pod for uid, pod in known.items() if uid not in seen.pods]
-    there = _there(known, seen)
-    same = there.items() <= known.items() and len(known) == len(attempt.pods)
-    return same and all(pod.finished is not None for pod in vanished)

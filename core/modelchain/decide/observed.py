@@ -13,6 +13,7 @@ from modelchain.api.contracts import FailureClass, LastWord, Progress
 from modelchain.api.reasons import Reason
 from modelchain.api.spec import Evaluation
 from modelchain.api.status import AttemptStatus, ChainStatus, PodTime, Spent
+from modelchain.api.uses import NOT_USED, Resumed, Uses
 from modelchain.plan.prices import NO_PRICES, Prices
 
 
@@ -28,7 +29,9 @@ class Artifact:
     macs: int
     # What the trainer measured at its end, in percent.
     metrics: Mapping[str, float]
-    gpu_seconds: float = 0.0
+    lost_macs: int = 0
+    gpu_milliseconds: Uses = NOT_USED
+    queue_seconds: float = 0.0
     cost: str | None = None
     unpriced_seconds: float = 0.0
     # `TRAINER_MATH` of the trainer that made it, where that is known.
@@ -95,11 +98,14 @@ class Seen:
     started: bool
     # The last word, once the attempt has ended.
     word: LastWord | None = None
-    # These four are the trainer's own figures, as far as it can be asked.
+    # These are the trainer's own figures, as far as it can be asked: how far it is, what it has
+    # spent, the part that a checkpoint has kept, how it has used its time, and what it resumes.
     progress: Progress | None = None
     checkpoint_step: int = 0
     macs: int = 0
-    gpu_seconds: float = 0.0
+    saved_macs: int = 0
+    told: Uses = NOT_USED
+    resumed: Resumed | None = None
     # The UID of the job, and the node pool that it was made for.
     uid: str | None = None
     pool: str | None = None
@@ -123,14 +129,12 @@ class Seen:
     # If the last word was lost: the answer of the Job that hashes the artifact again. "Pending"
     # while that runs, "Unanswered" if it ended without an answer, None if it does not exist.
     verify: LastWord | Literal["Pending", "Unanswered"] | None = None
-    # Running times by pod UID, of pods that exist and of pods that are only remembered.
+    # The times of pods by UID, of pods that exist and of pods that are only remembered.
     pods: Mapping[str, PodTime] = field(default_factory=dict)
     # The UIDs of those pods that are only remembered.
     gone_pods: frozenset[str] = frozenset()
     # What a GPU hour costs where its pods run.
     prices: Prices = NO_PRICES
-    # UIDs of pods whose container could not start.
-    never_ran: frozenset[str] = frozenset()
     # By node whose own device failed, a short name of the fault.
     bad_nodes: Mapping[str, str] = field(default_factory=dict)
     # Whether rank 0 answers when it is asked for its progress; None on a laptop.

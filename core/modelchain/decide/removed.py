@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from modelchain.api.status import MOST_REMOVED, ChainStatus, StageLedger, StageStatus
+from modelchain.api.uses import NOT_USED
 from modelchain.decide import transitions
 from modelchain.decide.observed import Artifact
 from modelchain.decide.outcome import Turn, settled
@@ -33,7 +34,15 @@ def counted_once(old: ChainStatus, stage: StageStatus, found: Artifact) -> Artif
     """
     spent = [other for other in _others(old, stage) if other.macs or other.gpu_seconds]
     if found.own or any(found.input_digest in other.digests for other in spent):
-        return replace(found, macs=0, gpu_seconds=0.0, cost=None, unpriced_seconds=0.0)
+        return replace(
+            found,
+            macs=0,
+            lost_macs=0,
+            gpu_milliseconds=NOT_USED,
+            queue_seconds=0.0,
+            cost=None,
+            unpriced_seconds=0.0,
+        )
     return found
 
 

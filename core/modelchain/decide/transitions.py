@@ -24,15 +24,19 @@ from modelchain.api.status import (
     State,
     Unmeasured,
 )
+from modelchain.api.uses import Resumed
 from modelchain.decide.ledger import (
     KEPT_ATTEMPTS,
     MESSAGE_LENGTH,
-    open_spending,
+    added,
+    end_of_queue,
     plus,
     timestamp,
     total_of,
+    with_open,
 )
 from modelchain.decide.observed import Artifact, Seen
+from modelchain.decide.settle import all_settled, moved, settled
 from modelchain.decide.verdict import Verdict
 from modelchain.gate.relaxation import Schedule
 
@@ -223,11 +227,14 @@ def finished(
 
     A stage without attempts of its own shows what the record says that its training cost.
     """
-    booked_stage = booked(at_inputs(stage), attempts)
+    booked_stage = work_settled(booked(at_inputs(stage), attempts))
     if not stage.trained_here:
         booked_stage = booked_stage.changed(
             macs=found.macs,
-            gpu_seconds=found.gpu_seconds,
+            lost_macs=found.lost_macs,
+            gpu_seconds=found.gpu_milliseconds.total / 1000,
+            gpu_milliseconds=found.gpu_milliseconds,
+            queue_seconds=found.queue_seconds,
             cost=found.cost,
             unpriced_seconds=found.unpriced_seconds,
         )
@@ -267,14 +274,7 @@ def unmeasured(stage: StageStatus, told: Sequence[tuple[str, Reason]]) -> StageS
 
 def with_attempts(stage: Ledger, attempts: Sequence[AttemptStatus]) -> Ledger:
     """The stage with these attempts. Its figures are the ledger plus what the open one spent."""
-    running = open_spending(stage.spent, attempts)
-    return stage.changed(
-        attempts=list(attempts),
-        macs=running.macs,
-        gpu_seconds=running.gpu_seconds,
-        cost=running.cost,
-        unpriced_seconds=running.unpriced_seconds,
-    )
+    return stage.changed(attempts=list(attempts), **added(with_open(stage.spent, attempts)))
 
 
 def with_newest(stage: StageStatus, attempt: AttemptStatus) -> StageStatus:
@@ -297,6 +297,54 @@ def booked(stage: Ledger, attempts: Sequence[AttemptStatus]) -> Ledger:
         trained_before=_with_spending(stage.trained_before, before),
     )
     return with_attempts(stage, attempts[-KEPT_ATTEMPTS:])
+
+
+def resumed(stage: Ledger, by: AttemptStatus, checkpoint: Resumed | None) -> Ledger:
+    """The stage, once one of its attempts has told from which checkpoint it began.
+
+    Work of earlier attempts at the same inputs was kept by this checkpoint, or is lost.
+
+    Args:
+        by: that attempt.
+        checkpoint: None if it has an artifact, so that no attempt will follow.
+    """
+    earlier = (a for a in stage.attempts if a.input_digest == by.input_digest)
+    for attempt in earlier:
+        if attempt.unsettled is not None and attempt.name != by.name:
+            stage = _settled(stage, attempt, settled(attempt, checkpoint))
+    return stage
+
+
+def _settled(stage: Ledger, before: AttemptStatus, after: AttemptStatus) -> Ledger:
+    """The stage with a closed attempt whose work is settled now, also in its ledger."""
+    attempts = [after if a.name == after.name else a for a in stage.attempts]
+    digest = before.input_digest
+    if digest == stage.last_digest:
+        stage = stage.changed(trained=moved(stage.trained, before, after))
+    earlier = [
+        at.model_copy(update={"spent": moved(at.spent, before, after)})
+        if at.input_digest == digest
+        else at
+        for at in stage.trained_before
+    ]
+    spent = moved(stage.spent, before, after)
+    return with_attempts(stage.changed(spent=spent, trained_before=earlier), attempts)
+
+
+def work_settled(stage: Ledger) -> Ledger:
+    """The stage that has finished, or is summed up with others. What was not settled is lost."""
+    for attempt in stage.attempts:
+        if attempt.unsettled is not None:
+            stage = _settled(stage, attempt, settled(attempt, None))
+    earlier = [
+        at.model_copy(update={"spent": all_settled(at.spent)}) for at in stage.trained_before
+    ]
+    stage = stage.changed(
+        spent=all_settled(stage.spent),
+        trained=all_settled(stage.trained),
+        trained_before=earlier,
+    )
+    return with_attempts(stage, stage.attempts)
 
 
 def at_inputs(stage: StageStatus) -> StageStatus:
@@ -438,7 +486,8 @@ def returned(ledger: StageLedger) -> StageStatus:
 def summed(ledgers: Sequence[StageLedger]) -> StageLedger:
     """The sum of removed stages, which has no name."""
     total = total_of(ledgers)
-    return StageLedger(name="", **dict(total))
+    settled = {"gpu_milliseconds": total.gpu_milliseconds.settled}
+    return StageLedger(name="", **dict(total) | settled)
 
 
 # -- an attempt -----------------------------------------------------------------------------------
@@ -483,6 +532,8 @@ def ending(attempt: AttemptStatus, deadline: FailureClass, message: str) -> Atte
 def at_work(attempt: AttemptStatus, *, queued: bool, now: float) -> AttemptStatus:
     """A released attempt. Its start is the moment at which it first leaves its queue."""
     attempt = parts_accepted(attempt, now)
-    started = attempt.started_at or (None if queued else timestamp(now))
-    state = State.QUEUED if queued else State.RUNNING
-    return attempt.changed(state=state, started_at=started)
+    if queued:
+        since = now if attempt.queued_at is None else attempt.queued_at
+        return attempt.changed(state=State.QUEUED, queued_at=since)
+    started = attempt.started_at or timestamp(now)
+    return end_of_queue(attempt, now).changed(state=State.RUNNING, started_at=started)

@@ -155,7 +155,10 @@ def deadline(
 def _dues(
     limits: Deadlines, stage: StageStatus, attempt: AttemptStatus, seen: Seen, now: float
 ) -> Iterator[Due]:
-    began = min((pod.started for pod in seen.pods.values() if pod.finished is None), default=None)
+    began = min(
+        (p.started for p in seen.pods.values() if p.finished is None and p.started is not None),
+        default=None,
+    )
     counts_from = attempt.counts_from or 0.0
     if began is None:
         if seen.waits is not None:

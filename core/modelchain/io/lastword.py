@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +31,7 @@ from modelchain.api.contracts import (
 from modelchain.api.faults import COLLECTIVE, fault_of
 from modelchain.api.messages import one_line, shortened
 from modelchain.api.spec import WrittenModel
+from modelchain.api.uses import Resumed, Uses
 from modelchain.errors import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
@@ -91,10 +92,12 @@ _COUNTS = {
     "checkpointStep": MOST_STEPS,
     "steps": MOST_STEPS,
     "macs": MOST_MACS,
+    "savedMacs": MOST_MACS,
     "trainerMath": MOST_STEPS,
 }
 _TIMES = ("seconds", "gpuSeconds")
 _TEXTS = ("message", "node", "fault")
+_PARTS: dict[str, type[WrittenModel]] = {"milliseconds": Uses, "resumed": Resumed}
 _DIGESTS = ("manifestDigest", "artifactDigest")
 _SHA_256, _KEY = re.compile(r"[0-9a-f]{64}"), re.compile(rf"[0-9a-f]{{{KEY_DIGITS}}}")
 # Characters that are quoted of a value that cannot be true.
@@ -131,9 +134,9 @@ def _possible(key: str, value: Any) -> bool:
         return isinstance(value, int) and 0 <= value <= _COUNTS[key]
     if key in _TIMES:
         return isinstance(value, int | float) and 0 <= value <= LARGEST
-    if key == "evaluations":
-        return isinstance(value, dict) and all(map(_is_key, value.items()))
-    return key != "metrics" or _are_metrics(value)
+    if key in _PARTS:
+        return _is_a(_PARTS[key], value)
+    return _MAPS[key](value) if key in _MAPS else True
 
 
 def _are_metrics(value: Any) -> bool:
@@ -146,6 +149,18 @@ def _is_key(item: tuple[str, Any]) -> bool:
     return name.isprintable() and isinstance(value, str) and _KEY.fullmatch(value) is not None
 
 
+def _is_a(kind: type[WrittenModel], value: Any) -> bool:
+    try:
+        kind.model_validate_json(json.dumps(value))
+    except ValidationError:
+        return False
+    return True
+
+
+def _are_keys(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_key, value.items()))
+
+
 def _is_metric(item: tuple[str, Any]) -> bool:
     name, value = item
     return (
@@ -154,6 +169,9 @@ def _is_metric(item: tuple[str, Any]) -> bool:
         and isinstance(value, int | float)
         and (-LARGEST <= value <= LARGEST)
     )
+
+
+_MAPS: dict[str, Callable[[Any], bool]] = {"evaluations": _are_keys, "metrics": _are_metrics}
 
 
 # The exit codes that agree with a last word. Any other failure has EXIT_WORK_FAILED.
@@ -224,7 +242,7 @@ def blame(error: Exception, failure: str) -> dict[str, str]:
 
 
 def success(artifact: Path, manifest: Manifest, results: Results, **spent: Any) -> LastWord:
-    """The last word of a finished artifact; `spent` holds macs, seconds and gpu_seconds."""
+    """The last word of a finished artifact; `spent` says what its attempt has spent."""
     return LastWord(
         result="Succeeded", step=results.steps, steps=results.steps, metrics=results.final.metrics,
         evaluations={name: key[:KEY_DIGITS] for name, key in results.evaluations.items()},
@@ -254,4 +272,7 @@ def verify_artifact(task: Task) -> LastWord:
     except (WorkError, ValidationError) as error:
         message = " ".join(str(error).split())
         return LastWord(result="Failed", failure=FailureClass.CORRUPT_ARTIFACT, message=message)
-    return success(path.parent, manifest, results, macs=results.macs, seconds=results.seconds)
+    spent: dict[str, Any] = {"macs": results.macs, "seconds": results.seconds}
+    if (by := results.made_by) is not None:
+        spent |= {"milliseconds": by.milliseconds, "saved_macs": by.saved_macs}
+    return success(path.parent, manifest, results, **spent)

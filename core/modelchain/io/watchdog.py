@@ -23,12 +23,15 @@ import time
 from collections.abc import Mapping
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from modelchain.api.contracts import FailureClass, LastWord, Task
+from modelchain.api.uses import Uses
 from modelchain.io.guard import die_with_parent
 from modelchain.io.lastword import write_last_word
 
+# About when this process began: a trainer imports this module before it loads anything large.
+BEGAN = time.monotonic()
 POLL_SECONDS = 0.5
 # At most this much of the time between two polls counts. A longer time means that the machine
 # slept, and the rank with it.
@@ -48,10 +51,11 @@ class Phase(IntEnum):
     STARTING, STEPPING, STEPPED = range(3)
 
 
-# The places of the numbers in `_shared`.
-_STEP, _CHECKPOINT_STEP, _MACS, _BEATS, _PHASE = range(5)
+# The places of the numbers in `_shared`; the last ones are for the fields of `Uses`.
+_STEP, _CHECKPOINT_STEP, _MACS, _SAVED_MACS, _BEATS, _PHASE, _USES = range(7)
+_NUMBERS = _USES + len(Uses.model_fields)
 # `start` replaces this by shared memory.
-_shared = memoryview(bytearray(8 * 5)).cast("d")
+_shared = memoryview(bytearray(8 * _NUMBERS)).cast("d")
 
 
 def beat(phase: Phase | None = None) -> None:
@@ -62,9 +66,11 @@ def beat(phase: Phase | None = None) -> None:
 
 
 def tell(report: Mapping[str, Any]) -> None:
-    """Report step, checkpoint_step and macs, which the watchdog's last word would need."""
-    _shared[_STEP], _shared[_MACS] = report["step"], report["macs"]
-    _shared[_CHECKPOINT_STEP] = report["checkpoint_step"] or 0
+    """Report what the watchdog's last word would need: steps, MACs and the uses of time."""
+    _shared[_STEP], _shared[_CHECKPOINT_STEP] = report["step"], report["checkpoint_step"] or 0
+    _shared[_MACS], _shared[_SAVED_MACS] = report["macs"], report["saved_macs"]
+    for place, (_, time_used) in enumerate(report["milliseconds"], _USES):
+        _shared[place] = time_used
 
 
 def start(task: Task) -> None:
@@ -81,14 +87,22 @@ def start(task: Task) -> None:
             signal.signal(sig, signal.SIG_IGN)
         die_with_parent(signal.SIGKILL, rank)
         began = time.monotonic()
-        failure, message = _overdue(task.start_seconds, task.stall_seconds)
-        _end(rank, task, failure, message, time.monotonic() - began)
+        overdue = _overdue(task.start_seconds, task.stall_seconds)
+        _end(rank, task, overdue, time.monotonic() - began)
     finally:
         os._exit(0)
 
 
-def _overdue(start: float, stall: float) -> tuple[FailureClass, str]:
-    """Wait until a limit has passed. Returns the failure and a message."""
+class Overdue(NamedTuple):
+    """A limit that has passed: how the attempt fails, a message, and the seconds it stood still."""
+
+    failure: FailureClass
+    message: str
+    idle: float
+
+
+def _overdue(start: float, stall: float) -> Overdue:
+    """Wait until a limit has passed."""
     limits = {Phase.STARTING: start, Phase.STEPPING: stall, Phase.STEPPED: max(start, stall)}
     beats = 0.0
     idle = 0.0
@@ -103,16 +117,25 @@ def _overdue(start: float, stall: float) -> tuple[FailureClass, str]:
         if idle < limits[phase]:
             continue
         if phase is Phase.STARTING:
-            return (
-                FailureClass.START_DEADLINE,
-                f"no first step within {start} s of the trainer's start",
-            )
+            message = f"no first step within {start} s of the trainer's start"
+            return Overdue(FailureClass.START_DEADLINE, message, idle)
         what = "no new step" if phase is Phase.STEPPING else "no progress after the last step"
-        return FailureClass.STALL_DEADLINE, f"{what} for {limits[phase]} s"
+        return Overdue(FailureClass.STALL_DEADLINE, f"{what} for {limits[phase]} s", idle)
 
 
-def _end(rank: int, task: Task, failure: FailureClass, message: str, seconds: float) -> None:
+def _uses(overdue: Overdue) -> Uses:
+    """How the rank has used its time: as it told, and then it stood still."""
+    told = Uses(**{name: int(_shared[n]) for n, name in enumerate(Uses.model_fields, _USES)})
+    idle = round(1000 * overdue.idle)
+    if overdue.failure is FailureClass.START_DEADLINE:
+        return Uses(startup=max(told.startup, idle))
+    # The other ranks tell nothing, since only rank 0 knows what is kept.
+    return told.model_copy(update={"stalled": idle}) if told.total else told
+
+
+def _end(rank: int, task: Task, overdue: Overdue, seconds: float) -> None:
     """Write the last word, make the rank write its stack traces, and kill it."""
+    failure, message, _ = overdue
     gpus = int(os.environ.get("WORLD_SIZE", "1")) if task.device == "cuda" else 0
     word = LastWord(
         result="Failed",
@@ -121,6 +144,8 @@ def _end(rank: int, task: Task, failure: FailureClass, message: str, seconds: fl
         step=int(_shared[_STEP]),
         checkpoint_step=int(_shared[_CHECKPOINT_STEP]) or None,
         macs=int(_shared[_MACS]),
+        saved_macs=int(_shared[_SAVED_MACS]),
+        milliseconds=_uses(overdue),
         seconds=round(seconds, 3),
         gpu_seconds=round(seconds * gpus, 3),
     )

@@ -13,7 +13,7 @@ from typing import Any
 from modelchain.api.contracts import FailureClass, Progress
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.spec import KIND
-from modelchain.api.status import AttemptStatus, Capacity, ChainStatus, State
+from modelchain.api.status import AttemptStatus, Capacity, ChainStatus, Spent, State
 from modelchain.decide.observed import Contact, Seen
 from modelchain.plan.pools import NodePool, PoolFile
 from modelchain.plan.prices import NO_PRICES, Prices, capacity_of
@@ -233,7 +233,6 @@ class Sightings:
             succeeded=launched.succeeded,
             verify=self._verify(attempt) if launched.unproven else None,
             pods=found.pods,
-            never_ran=found.never_ran,
             gone_pods=found.gone,
             prices=self._prices(pool),
             bad_nodes=found.bad_nodes,
@@ -344,7 +343,7 @@ class Sightings:
             ),
             now=self.now,
             capacity=lambda one: self._capacity(attempt, pool, one),
-            known=attempt.pods if attempt.gone.seconds + attempt.gone.gpu_seconds else None,
+            known=attempt.pods if attempt.gone != Spent() else None,
         )
 
     def _pool_name(self, attempt: AttemptStatus, job: Object | None) -> str | None:
@@ -527,6 +526,9 @@ class Sightings:
             "progress": progress,
             "checkpoint_step": live.checkpoint_step,
             "macs": live.macs,
+            "saved_macs": live.saved_macs,
+            "told": live.milliseconds,
+            "resumed": live.resumed,
         }
 
     def _rank_0(self, attempt: AttemptStatus) -> Iterator[Object]:

@@ -20,8 +20,8 @@ from modelchain.api.artifact import (
     stage_artifact_name,
 )
 from modelchain.api.reasons import Code, Reason
-from modelchain.api.status import AttemptStatus, ChainStatus
-from modelchain.decide.ledger import timestamp
+from modelchain.api.status import Amounts, AttemptStatus, ChainStatus
+from modelchain.decide.ledger import added, timestamp
 from modelchain.decide.observed import (
     Action,
     Artifact,
@@ -369,12 +369,9 @@ class Executor:
             predecessor=_predecessor(before) if before else None,
             inputs=inputs,
             steps=word.steps or word.step,
-            macs=action.spent.macs,
             seconds=word.seconds,
-            gpu_seconds=action.spent.gpu_seconds,
-            cost=action.spent.cost,
-            unpriced_seconds=action.spent.unpriced_seconds,
-            currency=self._currency(snapshot) if action.spent.cost is not None else None,
+            **added([action.spent]),
+            currency=self._currency(snapshot, action.spent),
             price_sources=list(action.price_sources),
             metrics=metrics,
             evaluations=word.evaluations,
@@ -387,8 +384,9 @@ class Executor:
         meta["labels"] |= {STAGE: stage.name, INPUT_DIGEST: label_of(attempt.input_digest)}
         return _dumped(StageArtifact(metadata=meta, spec=spec))
 
-    def _currency(self, snapshot: Snapshot) -> str:
-        return snapshot.status.currency or self.config.currency
+    def _currency(self, snapshot: Snapshot, spent: Amounts) -> str | None:
+        """The currency of a cost; None without a cost."""
+        return None if spent.cost is None else snapshot.status.currency or self.config.currency
 
     def _made_from(self, snapshot: Snapshot, launch: Launch) -> tuple[dict[str, Any], str]:
         """The inputs and the image of an attempt, as its job has them.

@@ -9,8 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from modelchain.api.status import State
+from modelchain.api.uses import Uses
 from modelchain_operator.api.kube import Object
 from modelchain_operator.reconcile.job_requests import own_claim
+
+# The uses of GPU time that do not change their use any more.
+SETTLED = tuple(use for use in Uses.model_fields if use != "unsaved")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +28,8 @@ class StageFigures:
     own: bool
     planned_macs: float
     macs: float
-    gpu_seconds: float
+    # GPU time in seconds, by use. Time that is not settled yet is left out.
+    uses: Mapping[str, float]
     cost: float | None
     progress: float | None
     transition_seconds: float | None
@@ -67,9 +72,9 @@ def figures(chain: Object, before: Figures | None = None) -> Figures:
 
     Args:
         chain: the object.
-        before: the chain's figures so far. While an attempt runs, its GPU time is an estimate, and
-            its end may lower that a little. Prometheus takes a counter that falls for one that
-            began again at 0, and would add all of it, so such a figure keeps its old value.
+        before: the chain's figures so far. While an attempt runs, its times are estimates, and its
+            end may lower them a little. Prometheus takes a counter that falls for one that began
+            again at 0, and would add all of it, so such a figure keeps its old value.
     """
     meta, status = chain["metadata"], chain.get("status") or {}
     runner = (chain.get("spec") or {}).get("runner") or {}
@@ -119,7 +124,7 @@ def _stage(stage: Object) -> StageFigures:
         own=bool(stage.get("attempts") or any((stage.get("spent") or {}).values())),
         planned_macs=float(stage.get("plannedMacs") or 0),
         macs=float(stage.get("macs") or 0),
-        gpu_seconds=float(stage.get("gpuSeconds") or 0),
+        uses=_uses(stage),
         cost=None if cost is None else float(cost),
         progress=_progress(stage),
         transition_seconds=None if transition is None else float(transition),
@@ -130,19 +135,27 @@ def _stage(stage: Object) -> StageFigures:
     )
 
 
+def _uses(stage: Object) -> dict[str, float]:
+    """The settled GPU time of a stage. An older version's status has no uses: all is lost then."""
+    untold = {"lost": 1000 * (stage.get("gpuSeconds") or 0.0)}
+    known = stage.get("gpuMilliseconds") or untold
+    return {use: (known.get(use) or 0) / 1000 for use in SETTLED}
+
+
 def _no_less(stage: StageFigures, before: StageFigures | None) -> StageFigures:
-    """The stage's figures, with the earlier GPU time and cost if these fell by less than half.
+    """The stage's figures, with each earlier one that has fallen by less than half.
 
     A larger fall is no correction of an estimate, and is shown.
     """
-    if (
-        before is None
-        or not stage.own
-        or not before.gpu_seconds / 2 < stage.gpu_seconds < before.gpu_seconds
-    ):
+    if before is None or not stage.own:
         return stage
-    cost = stage.cost if before.cost is None else max(before.cost, stage.cost or 0.0)
-    return replace(stage, gpu_seconds=before.gpu_seconds, cost=cost)
+    uses = {use: _corrected(time, before.uses[use]) for use, time in stage.uses.items()}
+    cost = stage.cost if before.cost is None else _corrected(stage.cost or 0.0, before.cost)
+    return replace(stage, uses=uses, cost=cost)
+
+
+def _corrected(figure: float, before: float) -> float:
+    return before if before / 2 < figure < before else figure
 
 
 def _progress(stage: Object) -> float | None:

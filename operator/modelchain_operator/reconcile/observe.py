@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 from modelchain.api import messages
 from modelchain.api.artifact import stage_artifact_name
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import ChainStatus
+from modelchain.api.uses import Uses
 from modelchain.decide.observed import Artifact, Damage, Launch, Observed, Share
 from modelchain.decide.relaxation import remembered
 from modelchain.errors import InputError
@@ -257,23 +259,32 @@ class View:
         spec, later = record["spec"], (record.get("status") or {}).get("metrics") or {}
         # What another chain spent is in that chain's ledger. Here it would be counted twice.
         ours = spec["chain"] == self.snapshot.spec.metadata.name
-        gpu_seconds = float(spec["gpuSeconds"]) if ours else 0.0
-        # A record of an older version names no currency.
-        cost = spec.get("cost") if ours and self._counts(spec.get("currency")) else None
-        unpriced = spec.get("unpricedSeconds", 0.0) if cost is not None else gpu_seconds
         return Artifact(
             digest=spec["artifactDigest"],
             path=spec["path"],
-            macs=int(spec["macs"]) if ours else 0,
             metrics=_percents(spec.get("metrics") or {}),
             evaluations=spec.get("evaluations") or {},
             later={key: _percents(measured["metrics"]) for key, measured in later.items()},
-            gpu_seconds=gpu_seconds,
-            cost=cost,
-            unpriced_seconds=float(unpriced),
             trainer_math=spec.get("trainerMath"),
             own=label(record, CHAIN_UID) == self.snapshot.uid,
+            **(self._cost_of(spec) if ours else {"macs": 0}),
         )
+
+    def _cost_of(self, spec: Object) -> dict[str, Any]:
+        """What a record says that its training has cost."""
+        # A record of an older version does not tell the uses, and names no currency.
+        untold = {"lost": round(1000 * float(spec["gpuSeconds"]))}
+        uses = Uses.model_validate(spec.get("gpuMilliseconds", untold))
+        cost = spec.get("cost") if self._counts(spec.get("currency")) else None
+        unpriced = uses.total / 1000 if cost is None else float(spec.get("unpricedSeconds", 0.0))
+        return {
+            "macs": int(spec["macs"]),
+            "lost_macs": int(spec.get("lostMacs", 0)),
+            "gpu_milliseconds": uses,
+            "queue_seconds": float(spec.get("queueSeconds", 0.0)),
+            "cost": cost,
+            "unpriced_seconds": unpriced,
+        }
 
     def _counts(self, currency: str | None) -> bool:
         """Whether a cost in this currency may be added to this chain's."""

@@ -19,6 +19,7 @@ from modelchain.api.faults import fault_at_start, is_of_a_volume
 from modelchain.api.messages import one_line
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import Capacity, PodTime
+from modelchain.api.uses import NOT_USED
 from modelchain_operator.api import objects
 from modelchain_operator.api.objects import Read
 from modelchain_operator.runners import pods as podread
@@ -53,12 +54,10 @@ class Evidence:
     waiting: Reason | None = None
     # Why waiting longer cannot help.
     permanent: podread.Failure | None = None
-    # Running times by pod UID, of pods that exist and of pods that are only remembered.
+    # The times of pods by UID, of pods that exist and of pods that are only remembered.
     pods: Mapping[str, PodTime] = field(default_factory=dict)
     # The UIDs of pods that are only remembered.
     gone: frozenset[str] = frozenset()
-    # The UIDs of pods whose container could not start.
-    never_ran: frozenset[str] = frozenset()
     # By node whose own device failed, a short name of the fault.
     bad_nodes: Mapping[str, str] = field(default_factory=dict)
 
@@ -102,35 +101,45 @@ def evidence(  # long: its contract takes half of it
         failure=failure,
         waiting=waiting,
         permanent=permanent,
-        pods=_run_times(timed, gang, now, capacity),
+        pods=_times(timed, gang, now, capacity),
         gone=frozenset(gone),
-        never_ran=frozenset(uid for uid, pod in pods.items() if podread.never_ran(pod)),
         bad_nodes=_bad_nodes(run),
     )
 
 
-def _run_times(
+def _times(
     pods: Iterable[Read],
     gang: podread.Gang,
     now: float,
     capacity: Callable[[Any], Capacity | None],
 ) -> dict[str, PodTime]:
-    """The running times of pods that ran, by UID, and what rank 0's last words say they spent."""
+    """The times of pods that held GPUs, by UID, and what rank 0's last words say of their work."""
     times = {}
     for pod in pods:
-        if (ran := podread.run_time(pod, now)) is not None:
-            started, finished = ran
-            gpus, first = podread.gpus(pod, gang.gpu_resource), gang.node_rank(pod) == 0
+        if (held := podread.times(pod, now)) is not None:
+            first = gang.node_rank(pod) == 0
             word = podread.last_word(pod) if first else None
             times[objects.uid(pod)] = PodTime(
-                started=started,
-                finished=finished,
-                gpus=gpus,
+                **held._asdict(),
+                gpus=podread.gpus(pod, gang.gpu_resource),
                 first=first,
-                macs=word.macs if word else 0,
                 capacity=capacity(pod),
+                **(_told(word) if word else {}),
             )
     return times
+
+
+def _told(word: LastWord) -> dict[str, Any]:
+    """What a last word of rank 0's pod says of the work. Another rank may have written it, which
+    does not know how the time was used. After a stall, the next trainer knows best what was kept.
+    """
+    told = word.milliseconds
+    return {
+        "macs": word.macs,
+        "saved_macs": word.saved_macs,
+        "told": told,
+        "over": told != NOT_USED and word.failure is not FailureClass.STALL_DEADLINE,
+    }
 
 
 def _trainers_ended(pods: Sequence[Read], gang: podread.Gang) -> float | None:

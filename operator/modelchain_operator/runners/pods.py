@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from modelchain.api.contracts import FailureClass, LastWord
 from modelchain.api.messages import one_line, shortened
@@ -120,6 +120,36 @@ def ended_at(pod: Read) -> float | None:
     return seconds(found.get("lastTransitionTime")) or seconds(
         pod["metadata"].get("deletionTimestamp")
     )
+
+
+class Times(NamedTuple):
+    """When a pod held its GPUs, in seconds since the epoch by our clock."""
+
+    # When it was bound to its node. None if only its container's start is known.
+    scheduled: float | None
+    # When its main container started; None before, or if it never ran.
+    started: float | None
+    # None while it may still run.
+    finished: float | None
+
+
+def times(pod: Read, now: float) -> Times | None:
+    """When a pod held its GPUs; None if it never did.
+
+    It holds them from the moment at which it is bound to its node, while images are pulled and
+    volumes are mounted. The result must not depend on `now`, or every pass would write it.
+    """
+    bound = true_condition(pod, "PodScheduled") or {}
+    scheduled = seconds(bound.get("lastTransitionTime"))
+    if (ran := run_time(pod, now)) is not None:
+        return Times(scheduled, *ran)
+    if scheduled is None:
+        return None
+    if not has_ended(pod):
+        return Times(scheduled, None, None)
+    finished = ended_at(pod) or scheduled
+    believed = scheduled <= finished <= now + CLOCKS_DIFFER
+    return Times(scheduled, None, finished if believed else scheduled)
 
 
 def run_time(pod: Read, now: float) -> tuple[float, float | None] | None:

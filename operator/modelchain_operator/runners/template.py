@@ -24,7 +24,8 @@ SHM = "/dev/shm"
 # The volume at SHM.
 SHARED_MEMORY = "shm"
 TERMINATION_MESSAGE = "/dev/termination-log"
-NODE_VARIABLE, TASK_VARIABLE = "MODELCHAIN_NODE", "MODELCHAIN_TASK"
+NODE_VARIABLE, POD_VARIABLE = "MODELCHAIN_NODE", "MODELCHAIN_POD_UID"
+TASK_VARIABLE = "MODELCHAIN_TASK"
 METRICS_PORT, PROGRESS_PORT = 9090, 9091
 # The last part of the grace period: torchrun and the kubelet need it after the workers have ended.
 SHUTDOWN_SECONDS = 15
@@ -271,16 +272,19 @@ def environment(request: JobRequest, more: dict[str, str]) -> list[Object]:
         # Kubernetes would expand $(NAME).
         TASK_VARIABLE: request.task.replace("$", "$$"),
     }
-    # A trainer whose device fails reports this name, and the node is then avoided. So a pool's
-    # `env` must not replace it.
-    node = {"name": NODE_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
+    # A trainer whose device fails reports its node, which is then avoided. Its checkpoints name its
+    # pod, whose work they have kept. So a pool's `env` must not replace these.
+    of_the_pod = {NODE_VARIABLE: "spec.nodeName", POD_VARIABLE: "metadata.uid"}
     return [
         *(
             {"name": name, "value": value}
             for name, value in variables.items()
-            if name != NODE_VARIABLE
+            if name not in of_the_pod
         ),
-        node,
+        *(
+            {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+            for name, path in of_the_pod.items()
+        ),
     ]
 
 

@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 from modelchain.api.contracts import FailureClass
 from modelchain.api.status import State
 from modelchain.plan.pools import PoolFile
-from modelchain_operator.reconcile.figures import Figures, StageFigures
+from modelchain_operator.reconcile.figures import SETTLED, Figures, StageFigures
 from modelchain_operator.watch.service import Service
 
 CHAIN = ("namespace", "chain")
@@ -212,9 +212,14 @@ def _of_spending(chains: Sequence[Figures], currency: str) -> Iterator[Metric]:
     )
     yield _counter(
         "modelchain_stage_gpu_seconds_total",
-        "GPU time allocated, first container start to last end; " + _SOURCE,
-        [*STAGE, "source"],
-        _spent(chains, lambda stage: stage.gpu_seconds),
+        "GPU time by use, from a pod's binding to its node to its main container's end, without"
+        " what was done since the newest checkpoint; " + _SOURCE,
+        [*STAGE, "source", "use"],
+        [
+            ((*labels, use), value)
+            for use in SETTLED
+            for labels, value in _spent(chains, _time_of(use))
+        ],
     )
     yield _counter(
         "modelchain_stage_cost_total",
@@ -232,6 +237,10 @@ def _of_spending(chains: Sequence[Figures], currency: str) -> Iterator[Metric]:
         [*STAGE, "class"],
         _retries(chains),
     )
+
+
+def _time_of(use: str) -> Callable[[StageFigures], float]:
+    return lambda stage: stage.uses[use]
 
 
 def _states(chains: Iterable[Figures]) -> Iterator[Sample]:
