@@ -35,7 +35,7 @@ from modelchain.plan.prices import shown
 
 # Of a status that is larger, as JSON, parts are left out: objects above 64 KiB are slow to watch
 # and to list. Only if very many stages and pods have all their lists full, more is left, up to
-# 128 KiB.
+# 200 KiB.
 MAX_BYTES = 60_000
 # The most characters of a stage's reason. A condition's message, which has at most 4096, quotes it.
 REASON_LENGTH = 2000
@@ -382,7 +382,8 @@ def _bounded(
 
     The oldest attempts are dropped first, from the stage with the most; then what is known of
     single input digests, and all attempts of finished stages. If that is not enough, sentences are
-    shortened, and the conditions are made from the short ones.
+    shortened, and the conditions are made from the short ones; then an attempt that has ended does
+    not name the sources of its prices either.
     """
     over = _size(status) - MAX_BYTES
     if over <= 0:
@@ -394,7 +395,8 @@ def _bounded(
     stages, over = _shorter(stages, "attempts", lambda s: s.state is not State.SUCCEEDED, over)
     conditions = status.conditions
     if over > 0:  # the reason's message is left out: the short reason stands for it
-        stages = [_cut(stage, BRIEF, BRIEF).changed(message="") for stage in stages]
+        stages = [_briefest(stage) for stage in stages]
+        baselines = [_briefest(row) for row in baselines]
         conditions = conditions_of(stages)
     update = {
         "stages": stages,
@@ -426,6 +428,12 @@ def _shorter(
 
 def _size(part: WrittenModel) -> int:
     return len(part.model_dump_json(by_alias=True, exclude_none=True).encode())
+
+
+def _briefest(stage: StageStatus) -> StageStatus:
+    """The stage with its texts cut as far as possible."""
+    attempts = [a.changed(price_sources=[]) if a.finished_at else a for a in stage.attempts]
+    return _cut(stage.changed(attempts=attempts), BRIEF, BRIEF).changed(message="")
 
 
 def _cut(stage: StageStatus, reason: int, message: int) -> StageStatus:

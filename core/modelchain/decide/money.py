@@ -8,7 +8,7 @@ from math import floor
 
 from modelchain.api.status import MOST_SOURCES, AttemptStatus, PodTime, Priced
 from modelchain.decide.split import held
-from modelchain.plan.prices import Bill, Held, Prices, kept, milliseconds, total_cost
+from modelchain.plan.prices import Charge, Held, Prices, kept, milliseconds, total_cost
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,6 @@ def _held(pods: Iterable[PodTime], now: float) -> Iterator[Held]:
         yield Held(*held(pod, now), pod.gpus, pod.capacity)
 
 
-def _added(cost: str | None, bill: Bill, prices: Prices) -> str | None:
+def _added(cost: str | None, bill: Charge, prices: Prices) -> str | None:
     """A cost with a bill added. Without any price there is none."""
     return total_cost([cost, kept(bill.cost)]) if prices.entries else cost

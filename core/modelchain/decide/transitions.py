@@ -474,8 +474,16 @@ def after(
 def removed(stage: StageStatus) -> StageLedger:
     """What is kept of a stage that is no longer in the spec: its ledger and its newest attempt."""
     fields = {name: getattr(stage, name) for name in StageLedger.model_fields}
-    newest = [a.changed(message="") if a.finished_at else a for a in stage.attempts[-1:]]
+    newest = [
+        without_texts(attempt) if attempt.finished_at else attempt
+        for attempt in stage.attempts[-1:]
+    ]
     return StageLedger(**fields).changed(attempts=newest)
+
+
+def without_texts(attempt: AttemptStatus) -> AttemptStatus:
+    """A closed attempt without its texts. The record names the sources of prices, too."""
+    return attempt.changed(message="", price_sources=[])
 
 
 def returned(ledger: StageLedger) -> StageStatus:

@@ -82,7 +82,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Bill:
+class Charge:
     """What GPU time costs."""
 
     cost: Decimal = Decimal(0)
@@ -148,7 +148,7 @@ class Prices:
         found = ((self.at(moment, capacity), capacity) for capacity in choices)
         return next(((price, what) for price, what in found if price is not None), None)
 
-    def bill(self, held: Iterable[Held], since: int = _ALWAYS) -> Bill:
+    def bill(self, held: Iterable[Held], since: int = _ALWAYS) -> Charge:
         """What GPU time costs, of which the part before `since` is left out."""
         amount = Decimal(0)
         priced = 0
@@ -161,7 +161,7 @@ class Prices:
                     more = _EXACT.multiply(Decimal(time), Decimal(price.per_gpu_hour))
                     amount, priced = _EXACT.add(amount, more), priced + time
                     sources |= {price.source: None} if time else {}
-        return Bill(_EXACT.divide(amount, _HOUR), priced, tuple(sources))
+        return Charge(_EXACT.divide(amount, _HOUR), priced, tuple(sources))
 
     def _parts(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """The time from `start` to `end`, divided where a price begins to hold."""
