@@ -16,9 +16,9 @@ from modelchain.decide.ledger import added, total_of
 
 
 def check_sums(status: ChainStatus) -> None:
-    """The uses sum up to the GPU time, for every attempt, stage and chain."""
+    """The uses sum up to the GPU time, for every attempt, stage, baseline and chain."""
     ledgers: list[StageLedger] = [*status.stages, *status.removed]
-    for ledger in ledgers:
+    for ledger in [*ledgers, *status.baselines]:
         for amounts in _amounts(ledger):
             assert amounts.gpu_milliseconds.total == round(1000 * amounts.gpu_seconds), amounts
             assert 0 <= amounts.lost_macs <= amounts.macs, amounts

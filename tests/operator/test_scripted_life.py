@@ -12,17 +12,20 @@ from typing import Any
 import pytest
 from podshapes import Pod, disrupted, ended, running, word
 from stagelife import Life
-from sums import check_sums
+from sums import check_settled_stays, check_sums
 
 from modelchain.api.contracts import FailureClass, LiveProgress
+from modelchain.api.spec import Evaluation
 from modelchain.api.status import StageStatus, State
 from modelchain.api.uses import Resumed, Uses
+from modelchain.identity.digest import short_key
 from modelchain.io.load import parse
 from modelchain.plan.pools import PoolFile
 from modelchain_operator.api.kube import CHAINS, NODES, PODS
 
 LABEL = "karpenter.sh/capacity-type"
 NOON = 12 * 3600
+CENT = Decimal("0.01")
 
 
 def price(per_hour: str, valid_from: str, capacity: str | None = None) -> dict[str, str]:
@@ -73,8 +76,15 @@ class Story(Life):
     """A life whose operator is another process at every look."""
 
     def until(self, when: float) -> StageStatus:
+        before = self.status
         stage = self.look(when - self.now)
-        check_sums(self.status)
+        after = self.status
+        check_sums(after)
+        known = {old.name: old for old in before.baselines}
+        for old, new in zip(before.stages, after.stages, strict=bool(before.stages)):
+            check_settled_stays(old, new)
+        for row in after.baselines:
+            check_settled_stays(known.get(row.name, row), row)
         self.restart()
         return stage
 
@@ -83,7 +93,9 @@ class Story(Life):
 
     def answers(self, number: int, step: int, uses: Uses, resumed: Resumed | None = None) -> None:
         """Rank 0 answers the operator that is at work now."""
-        job = f"vit-vit-t-a{number}"
+        self.answer(f"vit-vit-t-a{number}", step, uses, resumed)
+
+    def answer(self, job: str, step: int, uses: Uses, resumed: Resumed | None = None) -> None:
         [pod] = (p for (kind, _), p in self.kube.objects.items() if kind == PODS.plural)
         live = LiveProgress(
             attempt=job,
@@ -120,15 +132,26 @@ def wrote(number: int, created: float, told: Uses) -> Resumed:
     )
 
 
-def told_by(result: str, failure: str | None, told: Uses, resumed: Resumed | None = None) -> str:
-    more: dict[str, Any] = {"milliseconds": told.model_dump(by_alias=True), "steps": 1, "macs": 5}
+def told_by(
+    result: str, failure: str | None, told: Uses, resumed: Resumed | None = None, **also: Any
+) -> str:
+    more: dict[str, Any] = also | {
+        "milliseconds": told.model_dump(by_alias=True),
+        "steps": 1,
+        "macs": 5,
+    }
     if resumed is not None:
         more["resumed"] = resumed.model_dump(by_alias=True)
     return word(result, failure, **more)
 
 
 def told(story: Story) -> Iterator[tuple[str, dict[str, int]]]:
-    for attempt in story.status.stages[0].attempts:
+    return told_of(story.status.stages[0])
+
+
+def told_of(stage: StageStatus) -> Iterator[tuple[str, dict[str, int]]]:
+    for attempt in stage.attempts:
+        assert not any(time % 8000 for _, time in attempt.gpu_milliseconds)
         yield attempt.name, {use: t // 8000 for use, t in attempt.gpu_milliseconds if t}
 
 
@@ -251,14 +274,87 @@ def finishes(story: Story) -> None:
 
 
 def applied_again(story: Story, spent: Uses, cost: Decimal) -> None:
-    """The chain is deleted and applied again. The finished stage's part is in its record."""
+    """The finished stage's part is in its record."""
+    again(story)
+    stage = story.status.stages[0]
+    assert stage.state is State.SUCCEEDED and stage.gpu_milliseconds == spent
+    assert Decimal(stage.cost or 0) == pytest.approx(cost, abs=Decimal("1e-9"))
+
+
+def again(story: Story) -> None:
+    """The chain is deleted and applied again."""
     thing = story.kube.objects[CHAINS.plural, "vit"]
     for key in [key for key in story.kube.objects if key[0] in ("pods", "pytorchjobs")]:
         del story.kube.objects[key]
     thing.pop("status")
     thing["metadata"]["uid"] = "n" * 36
     story.kube.put(CHAINS, thing)
-    story.until(story.now + 10)
-    stage = story.status.stages[0]
-    assert stage.state is State.SUCCEEDED and stage.gpu_milliseconds == spent
-    assert Decimal(stage.cost or 0) == pytest.approx(cost, abs=Decimal("1e-9"))
+    story.look(10)
+
+
+# Of the baseline's attempts, and of those of the chain's two stages.
+ALONE = [
+    ({"startup": 150, "productive": 2000, "lost": 850}, [(3000, "10.00")]),
+    ({"startup": 80, "productive": 5800, "evaluating": 100, "lost": 20}, [(6000, "10.00")]),
+]
+STAGES = [({"startup": 60, "productive": 900, "evaluating": 40}, [(1000, "10.00")])] * 2
+EVALUATION = {"name": "top1", "kind": "Retrieval", "shards": "/data/val.tar"}
+KEYS = {"top1": short_key(Evaluation.model_validate(EVALUATION))}
+
+
+def test_a_baseline() -> None:
+    """It has a ledger of its own, also after it was killed, and after the chain was re-created."""
+    gate = {"metric": "top1", "train": ["vit-s"]}
+    changes = {"spec.evaluation": [EVALUATION], "spec.gate": gate, "spec.runner.nodePool": "h100"}
+    story = Story(config=CONFIG, **changes)
+    story.until(1)
+    ends_well(story, "vit-vit-t-a1", 100)
+    story.until(1990)
+    story.pods(running(start=2100, created=2000), job="vit-vit-s-b1")
+    story.now = 4000
+    begun = uses(startup=50, productive=1500, unsaved=350)
+    story.answer("vit-vit-s-b1", 300, begun, Resumed())
+    story.until(4000)
+    killed = ended(code=137, reason="OOMKilled", start=2100, end=5000, created=2000)
+    story.pods(killed, job="vit-vit-s-b1")
+    story.end_job("Failed", "vit-vit-s-b1")
+    story.until(5010)
+    story.until(5500)
+    story.pods(running(start=6060, created=6000), job="vit-vit-s-b2")
+    story.until(7000)
+    saved = Resumed(
+        attempt="vit-vit-s-b1",
+        pod="vit-b-a1-master-0-2000",
+        milliseconds=uses(startup=50, productive=2000),
+    )
+    then = uses(startup=20, productive=5800, evaluating=100)
+    done = told_by("Succeeded", None, then, saved, metrics={"top1": 60.0}, evaluations=KEYS)
+    story.pods(
+        ended(code=0, start=6060, end=12_000, created=6000, message=done), job="vit-vit-s-b2"
+    )
+    story.end_job("Succeeded", "vit-vit-s-b2")
+    story.until(12_010)
+    story.until(12_090)
+    ends_well(story, "vit-vit-s-a1", 12_100)
+    [row], total = story.status.baselines, story.status.total
+    assert [by for _, by in told_of(row)] == [by for by, _ in ALONE]
+    by_hand = [sum((dollars(p) for _, p in parts), Decimal(0)) for parts in (ALONE, STAGES)]
+    assert Decimal(row.cost or 0).quantize(CENT) == by_hand[0].quantize(CENT) == Decimal("200.00")
+    assert Decimal(total.cost or 0).quantize(CENT) == by_hand[1].quantize(CENT)
+    spent = [(total.gpu_milliseconds, total.cost), (row.gpu_milliseconds, row.cost)]
+    again(story)
+    after = [story.status.total, *story.status.baselines]
+    assert [(one.gpu_milliseconds, one.cost) for one in after] == spent
+
+
+def ends_well(story: Story, job: str, at: int) -> None:
+    """An attempt of 1000 seconds."""
+    story.pods(running(start=at + 50, created=at), job=job)
+    story.until(at + 500)
+    told = uses(startup=10, productive=900, evaluating=40)
+    metrics = {"metrics": {"top1": 59.8}, "evaluations": KEYS}
+    word = told_by("Succeeded", None, told, Resumed(), **metrics)
+    pod = ended(code=0, start=at + 50, end=at + 1000, created=at, message=word)
+    story.pods(pod, job=job)
+    story.end_job("Succeeded", job)
+    story.until(at + 1010)
