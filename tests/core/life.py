@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pricelist import per_hour
+from pricelist import SOURCE, per_hour
 from specs import with_changes
 from stored import through_a_server, violations
 from sums import check_sums
@@ -36,6 +36,7 @@ from modelchain.decide.observed import (
     Stop,
 )
 from modelchain.plan.plan import Plan, plan
+from modelchain.plan.pools import NodePool
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = safe_load((ROOT / "crds" / "modelchains.yaml").read_text())["spec"]["versions"][0][
@@ -115,6 +116,12 @@ class Life:
 
     # What `decide` sees and does.
 
+    @property
+    def pool(self) -> NodePool:
+        said = {"perGpuHour": self.price, "currency": "USD", "source": SOURCE}
+        price = {} if self.price is None else {"price": said}
+        return NodePool.model_validate({"gpu": "A100", "gpusPerNode": 8, **price})
+
     def seen(self, name: str) -> Seen:
         run = self.runs.get(name)
         if run is None:
@@ -157,6 +164,7 @@ class Life:
             live=live,
             retry=self.retry,
             records=True,
+            pool=self.pool,
             poll_seconds=self.poll_seconds,
         )
 

@@ -53,6 +53,10 @@ TESTS: dict[str, str] = {
     "tests/core/test_gate.py::"
     "test_an_unmeasured_stage_holds_and_is_not_taken_for_missed[True]": "GateUnmeasured",
     "tests/core/test_relax.py::test_a_round_is_told": "GateRelaxed",
+    "tests/core/test_spending_limit.py::"
+    "test_a_budget_that_is_spent_stops_the_stage_at_a_checkpoint": "BudgetExceeded",
+    "tests/core/test_spending_limit.py::"
+    "test_money_without_a_price_waits_for_a_person[Suspend]": "NoPrice",
     "tests/core/test_measure.py::"
     "test_an_evaluation_that_was_added_is_measured_on_all_stages_the_smallest_first": "AllMeasured",
     "tests/core/test_measure.py::"

@@ -29,6 +29,7 @@ from modelchain.api.status import (
     AttemptStatus,
     AvoidedNode,
     ChainStatus,
+    Planned,
     PodTime,
     Priced,
     Spent,
@@ -279,6 +280,8 @@ def full_stage(n: int, nodes: int) -> StageStatus:
         gpu_milliseconds=USED,
         cost="9999999999.999999999999",
         planned_macs=10**22,
+        plan=Planned(macs=10**22, gpu_seconds=123456789.126, cost="9876543.210987654321"),
+        alone=Planned(macs=10**23, gpu_seconds=123456789.126, cost="9876543.210987654321"),
         retried=dict.fromkeys(F, 999),
         results={f"evaluation-of-the-number-{k}": "41.20" for k in range(8)},
     )

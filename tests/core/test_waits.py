@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from specs import MINIMAL
+from specs import MINIMAL, with_changes
 
 from modelchain.api.contracts import FailureClass as F
 from modelchain.api.reasons import Code, Reason
@@ -24,6 +24,7 @@ from modelchain.decide.observed import (
     TakeShare,
 )
 from modelchain.decide.outcome import Turn
+from modelchain.plan.plan import plan
 
 NOW = 1000.0
 STAGE = StageStatus(name="vit-t", input_digest="d" * 64, reason="as before")
@@ -36,6 +37,7 @@ WRONG = Reason(Code.USER_ERROR, "index", "data.train.samples is 10, but the shar
 STUCK = Reason(Code.NODE_LOST, "n1", "pod p should have ended")
 OTHER = Reason(Code.SHARED_STAGE, "other", "chain other trains the same stage")
 SUSPENDED = Reason(Code.SUSPENDED, message="spec.suspend is true")
+NO_MONEY = ModelChain.model_validate(with_changes({"spec.budget.gpuHours": "0"}))
 ALIKE = tuple(AvoidedNode(node=name, until=2 * NOW, fault="NoDevice") for name in ("n1", "n2"))
 
 
@@ -56,6 +58,7 @@ def turn(**changes: Any) -> Turn:
         finished=False,
         retried=False,
         stopping=None,
+        plan=plan(ModelChain.model_validate(MINIMAL), "analytic", {}),
         avoid=(),
         miss=Reason(Code.MISS, "vit-t", "never trained"),
     )
@@ -93,6 +96,11 @@ ROWS: dict[str, tuple[waits.Wait, Turn, tuple[State, Code, bool, float | None]]]
         waits.for_other_devices,
         turn(avoid=ALIKE),
         (State.PENDING, Code.SAME_DEVICE_ERROR, True, 30.0),
+    ),
+    "a budget that is spent": (
+        waits.for_the_budget,
+        turn(chain=NO_MONEY, seen={"records": True}),
+        (State.PENDING, Code.BUDGET_EXCEEDED, True, 30.0),
     ),
     "a claim": (
         waits.for_the_claim,
@@ -191,6 +199,7 @@ IN_ORDER: list[tuple[waits.Wait, dict[str, Any], dict[str, Any], dict[str, Any]]
     (waits.for_the_back_off, {}, {}, {"not_before": NOW + 8}),
     (waits.for_an_obstacle, {}, {"obstacle": OBSTACLE}, {}),
     (waits.for_other_devices, {"avoid": ALIKE}, {}, {}),
+    (waits.for_the_budget, {"chain": NO_MONEY}, {"records": True}, {}),
     (waits.for_the_claim, {}, {"claim_missing": True}, {}),
     (waits.for_the_data, {}, {"loading": lambda: LOADING}, {}),
     (waits.for_the_index, {}, {"indexing": lambda: IndexSeen("index", INDEXES)}, {}),
@@ -231,7 +240,13 @@ CHECKS: list[tuple[str, AttemptStatus, Seen, Turn]] = [
         "_stop_on_request",
         ATTEMPT,
         SUSPENDED_JOB,
-        turn(stopping=SUSPENDED, seen={"outdated": lambda launch: True}),
+        turn(stopping=SUSPENDED, chain=NO_MONEY, seen={"records": True}),
+    ),
+    (
+        "_stop_for_the_budget",
+        ATTEMPT,
+        SUSPENDED_JOB,
+        turn(chain=NO_MONEY, seen={"records": True, "outdated": lambda launch: True}),
     ),
     (
         "_stop_outdated",

@@ -258,13 +258,3 @@ def test_what_another_operator_has_made_meanwhile_is_not_deleted() -> None:
         operator.passes(1)
     operator.passes()
     assert made == (operator.names(PyTorchJob.resource), operator.names(LEASES))
-
-
-def test_a_budget_that_nothing_enforces_is_refused() -> None:
-    operator = Operator()
-    operator.change(**{"spec.budget": {"cost": "2500"}})
-    operator.passes()
-    stalled = operator.condition("Stalled")
-    assert stalled["reason"] == "InvalidSpec" and "spec.budget" in stalled["message"]
-    assert "cannot limit what a chain spends" in stalled["message"]
-    assert not operator.names(PyTorchJob.resource)

@@ -329,6 +329,19 @@ class Code(StrEnum):
         " `epochs`",
         EDIT,
     )
+    BUDGET_EXCEEDED = (
+        "BudgetExceeded",
+        "What the chain has spent, with what the stage will still take, is more than `spec.budget`"
+        " allows",
+        "Raise `spec.budget`, or remove it: the stage goes on from its newest checkpoint",
+        EDIT,
+    )
+    NO_PRICE = (
+        "NoPrice",
+        "Some GPU time of the chain has no price, and `spec.budget.cost` limits money",
+        "Give the node pool prices that hold for all of its nodes, or limit `gpuHours` instead",
+        EDIT,
+    )
     BASELINE_FAILED = (
         "BaselineFailed",
         "A model that is trained alone for the gate has failed, so its stage has no verdict",

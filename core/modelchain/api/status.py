@@ -410,6 +410,15 @@ class LedgerFields(TypedDict, total=False):
     unpriced_seconds: float
 
 
+class Planned(WrittenModel):
+    """What a training takes by the plan. What is None is not known."""
+
+    macs: Macs = 0
+    gpu_seconds: float | None = None
+    # A decimal string, at the price that held when it was planned.
+    cost: str | None = None
+
+
 class StageStatus(StageLedger):
     """One stage of the spec."""
 
@@ -446,6 +455,9 @@ class StageStatus(StageLedger):
     # The seconds from `inherits_at` until this stage had a job.
     transition_seconds: float | None = None
     planned_macs: Macs = 0
+    # The plan at the stage's first launch, and that of the same model trained alone. They stay.
+    plan: Planned | None = None
+    alone: Planned | None = None
     artifact: ArtifactRef | None = None
     # How the finished stage compares with the same model trained alone; None without `spec.gate`.
     gate: GateStatus | None = None
@@ -512,6 +524,8 @@ class StageFields(LedgerFields, total=False):
     inherits_at: float | None
     transition_seconds: float | None
     planned_macs: int
+    plan: Planned | None
+    alone: Planned | None
     artifact: ArtifactRef | None
     gate: GateStatus | None
 

@@ -13,6 +13,7 @@ from modelchain.api.contracts import FailureClass, LastWord
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import MOST_SOURCES, AttemptStatus, StageStatus, State
 from modelchain.decide import transitions
+from modelchain.decide.budget import for_the_budget, used_up
 from modelchain.decide.ledger import account, closed, due, least, plus, until_due, whole
 from modelchain.decide.nodes import avoided, nodes_avoided, without_faults
 from modelchain.decide.observed import Launch, RecordArtifact, Release, Seen, Verify
@@ -101,6 +102,16 @@ def _stop_on_request(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen)
     return Outcome(stage, again=turn.observed.poll_seconds)
 
 
+def _stop_for_the_budget(
+    turn: Turn, stage: StageStatus, launch: Launch, seen: Seen
+) -> Outcome | None:
+    """The budget is spent. The attempt stops as for a suspension, at a checkpoint."""
+    why = used_up(turn, stage, launch, seen) if seen.there else None
+    if why is None:
+        return None
+    return _stop(turn, stage, launch.attempt, stage.state, why.message)
+
+
 def _stop_outdated(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outcome | None:
     """A job that would be made differently today is replaced if not all of its pods have run."""
     attempt = launch.attempt
@@ -159,7 +170,7 @@ def _launch(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outco
     wanted = _only(launch)
     if turn.observed.obstacle is not None and not seen.there:
         return stalled(turn, transitions.idle(stage), turn.observed.obstacle, wanted=wanted)
-    for wait in (for_the_claim, for_the_share):
+    for wait in (for_the_budget, for_the_claim, for_the_share):
         if (waiting := wait(turn, stage)) is not None:
             return replace(waiting, wanted=wanted)
     # If an earlier job of this name still exists, wait for its end.
@@ -297,6 +308,7 @@ CHECKS: tuple[Check, ...] = (
     _trained,
     _stop_for_retry,
     _stop_on_request,
+    _stop_for_the_budget,
     _stop_outdated,
     _stall,
     _renumber,

@@ -42,6 +42,7 @@ from modelchain.decide.refusals import with_refusal, with_refused_end
 from modelchain.decide.relaxation import relaxation, schedules_of
 from modelchain.decide.removed import removed
 from modelchain.decide.stage import advance, behind, waits_for
+from modelchain.plan.plan import Plan
 
 # For so long the job of a closed attempt may still run, so that its sidecars can end by themselves.
 SIDECAR_GRACE = 60.0
@@ -60,7 +61,7 @@ def decide(chain: ModelChain, observed: Observed, now: float) -> Decision:
     retried = bool(observed.retry) and observed.retry != old.retry
     # A retry, or a spec that has changed, renews all budgets.
     fresh = retried or old.observed_generation != (chain.metadata.generation or 0)
-    stages, baselines = _planned(chain, old, fresh)
+    stages, baselines, planned = _planned(chain, observed, fresh, now)
     avoid = [] if retried else still_avoided(old.avoid, now)
     turn = Turn(
         chain=chain,
@@ -70,6 +71,7 @@ def decide(chain: ModelChain, observed: Observed, now: float) -> Decision:
         finished=not fresh and old.is_over(len(stages)),
         retried=retried,
         stopping=_stopping(chain, observed),
+        plan=planned,
         avoid=tuple(without_faults(avoid) if fresh else avoid),
     )
     outcomes = with_measurements(turn, _along(turn, stages, baselines))
@@ -218,16 +220,20 @@ def _stopping(chain: ModelChain, observed: Observed) -> Reason | None:
 
 
 def _planned(
-    chain: ModelChain, old: ChainStatus, fresh: bool
-) -> tuple[list[StageStatus], dict[str, StageStatus]]:
-    """The spec's stages in order and its baselines by stage, with what the status knows of them.
+    chain: ModelChain, observed: Observed, fresh: bool, now: float
+) -> tuple[list[StageStatus], dict[str, StageStatus], Plan]:
+    """The spec's stages in order and its baselines by stage, with what the status knows of them,
+    and the plan.
 
     Epochs with which a stage was launched stay. If the spec or the retry is new, budgets are
     renewed.
     """
+    old = observed.status
     known = {stage.name: transitions.returned(stage) for stage in old.removed}
     known |= {stage.name: stage for stage in old.stages}
-    schedules, planned = schedules_of(chain, old)
+    pool = observed.pool
+    pools = {} if pool is None else {chain.spec.runner.node_pool or "": pool}
+    schedules, planned = schedules_of(chain, old, pools, now)
     figures = {stage.name: stage for stage in planned.stages}
     stages = []
     for spec in chain.spec.stages:
@@ -238,4 +244,4 @@ def _planned(
             frozen=spec.epochs is None and spec.name in old.frozen_epochs,
         )
         stages.append(transitions.renewed(stage) if fresh else stage)
-    return stages, planned_baselines(chain, planned, old, fresh)
+    return stages, planned_baselines(chain, planned, old, fresh), planned

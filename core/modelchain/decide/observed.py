@@ -14,6 +14,7 @@ from modelchain.api.reasons import Reason
 from modelchain.api.spec import Evaluation
 from modelchain.api.status import AttemptStatus, ChainStatus, PodTime, Spent
 from modelchain.api.uses import NOT_USED, Resumed, Uses
+from modelchain.plan.pools import NodePool
 from modelchain.plan.prices import NO_PRICES, Prices
 
 
@@ -236,6 +237,8 @@ class Observed:
     evaluation_jobs: Mapping[str, str] = field(default_factory=dict)
     # The currency of all prices; empty without one.
     currency: str = ""
+    # The node pool in which the chain's next attempt would run; None if there is no such pool.
+    pool: NodePool | None = None
     # Why the API server refused an action when it was last tried; None if it did not.
     refused: Callable[[Action], Refusal | None] = lambda action: None
 

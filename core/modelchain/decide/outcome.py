@@ -18,6 +18,7 @@ from modelchain.api.status import (
 from modelchain.decide import transitions
 from modelchain.decide.ledger import account_if_due, closed
 from modelchain.decide.observed import Action, Artifact, Observed
+from modelchain.plan.plan import Plan
 
 UNKNOWN_MISS = Reason(Code.MISS)
 
@@ -46,6 +47,8 @@ class Turn:
     retried: bool
     # Why nothing may run: the chain is suspended, or the command was interrupted.
     stopping: Reason | None
+    # With the epochs that the stages have now, and the hours and prices of the chain's pool.
+    plan: Plan
     avoid: tuple[AvoidedNode, ...]
     # The predecessor's artifact; None for the first stage.
     predecessor: Artifact | None = None

@@ -6,7 +6,7 @@ rounds in its records. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from modelchain.api.spec import ModelChain, Relaxation
 from modelchain.api.status import (
@@ -19,16 +19,25 @@ from modelchain.api.status import (
 )
 from modelchain.gate.relaxation import Schedule, Trained, relaxed, replayed
 from modelchain.plan.plan import Plan, plan
+from modelchain.plan.pools import NodePool
+from modelchain.plan.prices import milliseconds
 
 
-def schedules_of(chain: ModelChain, old: ChainStatus) -> tuple[dict[str, Schedule], Plan]:
+def schedules_of(
+    chain: ModelChain, old: ChainStatus, pools: Mapping[str, NodePool], now: float
+) -> tuple[dict[str, Schedule], Plan]:
     """By stage, its epochs, and the plan with them. They are as the spec gives them, or as they
     were allocated and then relaxed.
 
     The plan allocates epochs as if there had been no round. Otherwise it would take from the last
     stages what a round has added to the first ones.
+
+    Args:
+        pools: the chain's node pool, by the name that the spec gives it.
+        now: seconds since the epoch.
     """
-    allocated = plan(chain, "analytic", {}, old.frozen_epochs)
+    when = milliseconds(now)
+    allocated = plan(chain, "analytic", pools, old.frozen_epochs, when)
     schedules = {stage.name: Schedule(stage.epochs) for stage in allocated.stages}
     if not old.rounds:
         return schedules, allocated
@@ -41,7 +50,8 @@ def schedules_of(chain: ModelChain, old: ChainStatus) -> tuple[dict[str, Schedul
     names = [stage.name for stage in chain.spec.stages]
     after = relaxed(names, schedules, old.rounds, chain.spec.recipe.baseline_epochs)
     after |= {name: schedules[name] for name in given}
-    return after, plan(chain, "analytic", {}, {name: one.epochs for name, one in after.items()})
+    epochs = {name: one.epochs for name, one in after.items()}
+    return after, plan(chain, "analytic", pools, epochs, when)
 
 
 def relaxation(

@@ -11,6 +11,7 @@ from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import AttemptStatus, StageStatus, State
 from modelchain.decide import transitions
 from modelchain.decide.attempt import follow
+from modelchain.decide.budget import planned, planned_alone
 from modelchain.decide.ledger import account_if_due, closed, ended, whole
 from modelchain.decide.measure import results
 from modelchain.decide.observed import Artifact, Launch, Seen
@@ -242,7 +243,12 @@ def _intend(turn: Turn, stage: StageStatus) -> Outcome:
         state=State.PENDING,
     )
     return Outcome(
-        transitions.intended(stage, intent, turn.miss, frozen=_freezes(turn)),
+        transitions.intended(
+            transitions.with_plan(stage, planned(turn), planned_alone(turn)),
+            intent,
+            turn.miss,
+            frozen=_freezes(turn),
+        ),
         again=0.0,
         wanted=frozenset({intent.name}),
         shares=frozenset({digest}),

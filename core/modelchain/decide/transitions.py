@@ -17,6 +17,7 @@ from modelchain.api.status import (
     ArtifactRef,
     AttemptStatus,
     GateStatus,
+    Planned,
     Spent,
     SpentAt,
     StageLedger,
@@ -394,6 +395,11 @@ def intended(
         ),
         reason,
     )
+
+
+def with_plan(stage: StageStatus, plan: Planned, alone: Planned | None) -> StageStatus:
+    """The stage with the plan of its first launch."""
+    return stage if stage.plan is not None else stage.changed(plan=plan, alone=alone)
 
 
 def identified(stage: StageStatus, attempt: AttemptStatus, seen: Seen, now: float) -> StageStatus:

@@ -13,6 +13,7 @@ from modelchain.api.contracts import FailureClass
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import StageStatus
 from modelchain.decide import transitions
+from modelchain.decide.budget import for_the_budget
 from modelchain.decide.nodes import same_everywhere
 from modelchain.decide.observed import MakeClaim, MakeIndex, TakeShare
 from modelchain.decide.outcome import Outcome, Turn, failed, stalled, unnumbered
@@ -138,7 +139,7 @@ def for_the_share(turn: Turn, stage: StageStatus) -> Outcome | None:
     )
 
 
-# They are asked in this order. A new kind of budget or gate is one more function in this list.
+# They are asked in this order.
 BEFORE_INTENT: tuple[Wait, ...] = (
     for_a_request,
     for_an_earlier_attempt,
@@ -146,6 +147,7 @@ BEFORE_INTENT: tuple[Wait, ...] = (
     for_the_back_off,
     for_an_obstacle,
     for_other_devices,
+    for_the_budget,
     for_the_claim,
     for_the_data,
     for_the_index,

@@ -347,8 +347,4 @@ def _checked(chain: Object, status: ChainStatus) -> ModelChain:
     spec = parse(ModelChain, {key: value for key, value in chain.items() if key != "status"}, name)
     check(spec, name)
     check_epochs(spec, name, status.frozen_epochs)
-    if spec.spec.budget is not None:
-        # It is checked as it will be, and would limit nothing yet.
-        message = "this version of the operator cannot limit what a chain spends; remove it"
-        raise InputError(message, file=name, field="spec.budget")
     return spec

@@ -66,6 +66,7 @@ class View:
     def observed(self) -> Observed:
         snapshot = self.snapshot
         obstacle = self._obstacle()
+        pool = requests.pool_name(snapshot.spec, self.config)
         strays = dict(self._strays())
         unfinished = {
             name
@@ -98,6 +99,7 @@ class View:
             measurement=self.measurements.seen,
             evaluation_jobs=self.measurements.jobs(),
             currency=self.config.currency,
+            pool=self.config.node_pools.get(pool or ""),
             refused=lambda action: self.memory.refusal(snapshot.uid, action),
         )
 
