@@ -22,12 +22,12 @@ from modelchain.io.page import page
 from modelchain.local.journals import POINTS, stage_files
 from modelchain.local.root import Root
 from modelchain.plan.plan import plan
-from modelchain.report.model import Curve, Report, StageFiles, report_of, scientific, times
+from modelchain.report.model import Curve, Known, Report, report_of, scientific, times
 
 DAY = 86_400
 
 
-def report(chain: World, known: dict[str, StageFiles] | None = None) -> Report:
+def report(chain: World, known: dict[str, Known] | None = None) -> Report:
     planned = plan(chain.chain(), "analytic", {}, chain.status.epochs)
     return report_of(chain.chain(), chain.status, planned, known or {}, chain.now)
 
@@ -131,7 +131,7 @@ def test_the_largest_chain_fits_into_a_page() -> None:
     many = {"macs": 10**21, "gpu_seconds": 9e8, "cost": "123456.78", "state": State.SUCCEEDED}
     stages = [full_stage(n, 256).model_copy(update=many) for n in range(32)]
     steps = [(step, 10 / (1 + step)) for step in range(POINTS)]
-    known = {stage.name: StageFiles(Curve(steps, steps)) for stage in stages}
+    known = {stage.name: Known(Curve(steps, steps)) for stage in stages}
     planned = plan(chain, "analytic", {})
     shown = report_of(chain, ChainStatus(stages=stages), planned, known, 1.8e9)
     text = page(shown, 1.8e9)
@@ -148,7 +148,7 @@ def test_ids_are_those_of_one_drawing() -> None:
     """A drawing that refers to a part of another one would be wrong."""
     chain = settle(world(), 200)
     steps = [(step, 1.0) for step in range(9)]
-    text = page(report(chain, {"a": StageFiles(Curve(steps, steps))}), chain.now)
+    text = page(report(chain, {"a": Known(Curve(steps, steps))}), chain.now)
     drawings = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
     assert len(drawings) == 4
     for drawing in drawings:

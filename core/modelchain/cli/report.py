@@ -11,13 +11,13 @@ import typer
 
 from modelchain.api.spec import ModelChain
 from modelchain.cli.options import Context, Kubeconfig, Namespace
-from modelchain.cli.stored import read_stored
+from modelchain.cli.stored import read_records, read_stored
 from modelchain.errors import InputError
 from modelchain.io.files import write_atomic
 from modelchain.io.load import parse
 from modelchain.local.journals import stage_files
 from modelchain.plan.plan import plan
-from modelchain.report.model import report_of
+from modelchain.report.model import recorded, report_of
 
 NEEDS_REPORT = (
     "reports are drawn with packages that are not installed; install them: pip install"
@@ -50,7 +50,10 @@ def report(
     chain = parse(ModelChain, stored, stored["metadata"]["name"])
     if not status.stages:
         raise InputError(f"chain {chain.metadata.name} has no status yet; try again in a minute")
-    known = stage_files(root, status) if root is not None else {}
+    if root is not None:
+        known = stage_files(root, status)
+    else:
+        known = recorded(status, read_records(namespace, kubeconfig, context))
     planned = plan(chain, "analytic", {}, status.epochs)
     now = time.time()
     page = _renderer().page(report_of(chain, status, planned, known, now), now)

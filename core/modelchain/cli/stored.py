@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from modelchain.api.artifact import StageArtifactSpec
 from modelchain.api.status import ChainStatus
 from modelchain.cli.options import NEEDS_OPERATOR
 from modelchain.errors import InputError
 from modelchain.io.load import status_of
 from modelchain.local.root import parse_status, read_object
-
-ReadChain = Callable[[str, str | None, Path | None, str | None], dict[str, Any]]
 
 
 def read_stored(
@@ -36,7 +39,7 @@ def read_stored(
     if root is not None:
         return _read_root(root)
     assert name is not None
-    stored = _cluster_reader()(name, namespace, kubeconfig, context)
+    stored = _of_the_operator("read")(name, namespace, kubeconfig, context)
     return stored, status_of(stored)
 
 
@@ -54,15 +57,26 @@ def _read_root(root: Path) -> tuple[dict[str, Any], ChainStatus]:
     return stored, parse_status(stored, file)
 
 
-def _cluster_reader() -> ReadChain:
-    """The function that reads a chain's object on a cluster.
+def read_records(
+    namespace: str | None, kubeconfig: Path | None, context: str | None
+) -> list[StageArtifactSpec]:
+    """The records of a namespace on a cluster. Those of another version are left out."""
+    found: list[dict[str, Any]] = _of_the_operator("records")(namespace, kubeconfig, context)
+    records = []
+    for one in found:
+        with suppress(ValidationError):
+            records.append(StageArtifactSpec.model_validate_json(json.dumps(one.get("spec"))))
+    return records
+
+
+def _of_the_operator(name: str) -> Callable[..., Any]:
+    """A function that reads from a cluster.
 
     It is the operator's. Core knows no Kubernetes, so it finds the function by its entry point.
     """
-    for entry in entry_points(group="modelchain.cluster"):
-        try:
-            read: ReadChain = entry.load()
+    for entry in entry_points(group="modelchain.cluster", name=name):
+        # The entry point is always registered, but its packages are optional.
+        with suppress(ImportError):
+            read: Callable[..., Any] = entry.load()
             return read
-        except ImportError:  # the entry point is always registered, its packages are optional
-            continue
     raise InputError(NEEDS_OPERATOR)

@@ -11,13 +11,13 @@ from typing import Any
 from modelchain.api.contracts import MANIFEST, METRICS, RESULTS, Manifest, Results
 from modelchain.api.status import ChainStatus
 from modelchain.local.root import OWNER, number_in, read_model
-from modelchain.report.model import Curve, StageFiles
+from modelchain.report.model import Curve, Known
 
 # The most points of a curve. A drawing cannot show more.
 POINTS = 400
 
 
-def stage_files(root: Path, status: ChainStatus) -> dict[str, StageFiles]:
+def stage_files(root: Path, status: ChainStatus) -> dict[str, Known]:
     """By stage, what the files in its input digest's directory tell."""
     return {
         stage.name: _of_stage(root / stage.input_digest)
@@ -26,9 +26,9 @@ def stage_files(root: Path, status: ChainStatus) -> dict[str, StageFiles]:
     }
 
 
-def _of_stage(directory: Path) -> StageFiles:
+def _of_stage(directory: Path) -> Known:
     artifact = directory / "artifact"
-    return StageFiles(
+    return Known(
         curve=_curve(directory),
         results=read_model(Results, artifact / RESULTS),
         manifest=read_model(Manifest, artifact / MANIFEST),

@@ -1,17 +1,18 @@
 """What a report shows of a chain: its tables, and the points of its drawings. Pure.
 
-Everything is made from the spec, the status and the plan. What the files of a run add, such as
-losses, is `StageFiles`.
+Everything is made from the spec, the status and the plan. What else is known, such as
+losses, is `Known`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from itertools import accumulate
 
+from modelchain.api.artifact import StageArtifactSpec
 from modelchain.api.contracts import Growth, Manifest, Results
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import AttemptStatus, ChainStatus, StageStatus, State
@@ -30,12 +31,31 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class StageFiles:
-    """What the files of a stage tell beside the status. A cluster's report has none of it."""
+class Known:
+    """What there is of a stage beside the status: files in a root, or a record on a cluster."""
 
     curve: Curve = field(default_factory=Curve)
     results: Results | None = None
     manifest: Manifest | None = None
+    record: StageArtifactSpec | None = None
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the training data that the stage's inputs name."""
+        of = self.manifest or self.record
+        data = of.inputs.get("data") if of else None
+        told = data.get("fingerprint") if isinstance(data, dict) else None
+        return told if isinstance(told, str) else None
+
+    @property
+    def made(self) -> str:
+        """With what, by which attempt and when the weights were made, as far as that is known."""
+        if self.manifest is not None:
+            versions = sorted(self.manifest.environment.items())
+            return ", ".join(f"{name} {value}" for name, value in versions)
+        if self.record is not None:
+            return f"{self.record.attempt}, {self.record.finished_at}, {self.record.image}"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -88,14 +108,14 @@ def report_of(
     chain: ModelChain,
     status: ChainStatus,
     plan: Plan,
-    files: Mapping[str, StageFiles],
+    known: Mapping[str, Known],
     now: float,
 ) -> Report:
     """The report of a chain, be it finished or not.
 
     Args:
         plan: with the epochs of the status.
-        files: by stage.
+        known: by stage.
         now: seconds since the epoch, at which open attempts end on the time line.
     """
     metric = _metric(chain)
@@ -107,11 +127,22 @@ def report_of(
         together=_together(status, metric),
         alone=_alone(status, plan, metric),
         time_line=list(_spans(status, now)),
-        curves={name: of.curve for name, of in files.items() if of.curve.losses},
-        growth=_growth(status, files),
-        provenance=_provenance(chain, status, files),
+        curves={name: of.curve for name, of in known.items() if of.curve.losses},
+        growth=_growth(status, known),
+        provenance=_provenance(chain, status, known),
         reasons=[f"{s.name}: {s.state}. {s.reason}" for s in status.stages if not s.done],
     )
+
+
+def recorded(status: ChainStatus, records: Iterable[StageArtifactSpec]) -> dict[str, Known]:
+    """By stage, the record of the artifact that its status names."""
+    by_artifact = {(one.input_digest, one.artifact_digest): one for one in records}
+    found = {
+        stage.name: by_artifact.get((stage.input_digest, stage.artifact.digest))
+        for stage in status.stages
+        if stage.input_digest is not None and stage.artifact is not None
+    }
+    return {name: Known(record=record) for name, record in found.items() if record is not None}
 
 
 def _metric(chain: ModelChain) -> str | None:
@@ -274,11 +305,11 @@ def seconds_of(time: str) -> float:
     return datetime.fromisoformat(time).timestamp()
 
 
-def _growth(status: ChainStatus, files: Mapping[str, StageFiles]) -> Table:
+def _growth(status: ChainStatus, known: Mapping[str, Known]) -> Table:
     """How much each model has inherited, and what it could do before its first step."""
     rows = []
     for stage in status.stages:
-        results = files.get(stage.name, StageFiles()).results
+        results = known.get(stage.name, Known()).results
         if results is not None and results.growth is not None:
             grown: Growth = results.growth
             total = grown.inserted + grown.duplicated + grown.new
@@ -299,13 +330,12 @@ def _growth(status: ChainStatus, files: Mapping[str, StageFiles]) -> Table:
     return Table([*columns, "inherited", "loss at step 0", "loss at the end"], rows)
 
 
-def _provenance(chain: ModelChain, status: ChainStatus, files: Mapping[str, StageFiles]) -> Table:
+def _provenance(chain: ModelChain, status: ChainStatus, known: Mapping[str, Known]) -> Table:
     """From what the weights were made, and what they are."""
     train, image = chain.spec.data.train, chain.spec.runner.image
     rows = [["training data", f"{train.samples:,} samples, {train.shards}"]]
-    found = [of.manifest.inputs.get("data") for of in files.values() if of.manifest]
-    told = [data.get("fingerprint") for data in found if isinstance(data, dict)]
-    fingerprint = train.fingerprint or next((f for f in told if f), None)
+    told = [of.fingerprint for of in known.values() if of.fingerprint]
+    fingerprint = train.fingerprint or next(iter(told), None)
     rows += [["fingerprint of the data", fingerprint]] if fingerprint else []
     rows += [["trainer's image", image]] if image else []
     for stage in status.stages:
@@ -313,9 +343,8 @@ def _provenance(chain: ModelChain, status: ChainStatus, files: Mapping[str, Stag
         if stage.artifact is not None:
             rows.append([f"{stage.name}: weights", stage.artifact.digest])
             rows.append([f"{stage.name}: directory", stage.artifact.path])
-        if made := files.get(stage.name, StageFiles()).manifest:
-            by = ", ".join(f"{name} {value}" for name, value in sorted(made.environment.items()))
-            rows.append([f"{stage.name}: made with", by])
+        made = known.get(stage.name, Known()).made
+        rows += [[f"{stage.name}: made", made]] if made else []
     return Table(["what", "value"], rows)
 
 
