@@ -126,7 +126,7 @@ class Stage(ApiModel):
     )
     # The keys inside are those of open_clip's JSON files, and none has a default.
     model_config_: ModelConfig | None = Field(None, alias="modelConfig")
-    epochs: int | None = Field(None, ge=1, le=10_000, description="default: as the plan allocates")
+    epochs: int | None = Field(None, ge=1, le=10_000, description="default: allocated by the plan")
     rerun: Text | None = Field(None, description="any new text trains this stage again")
     resources: Resources = Resources()
 
@@ -218,8 +218,10 @@ class Evaluation(ApiModel):
 class WarmupSteps(ApiModel):
     """Steps over which the learning rate rises to its peak."""
 
-    first: int = Field(8000, ge=0, le=10_000_000, description="those of the first stage")
-    successors: int = Field(1000, ge=0, le=10_000_000, description="those of each other stage")
+    first: int = Field(8000, ge=0, le=10_000_000, description="warm-up steps of the first stage")
+    successors: int = Field(
+        1000, ge=0, le=10_000_000, description="warm-up steps of each other stage"
+    )
 
 
 class Recipe(ApiModel):
@@ -236,7 +238,7 @@ class Recipe(ApiModel):
     learning_rate: DecimalString = Field(
         description="peak of the learning rate, a decimal in quotes"
     )
-    weight_decay: DecimalString = Field("0.1", description="for matrices only, a decimal in quotes")
+    weight_decay: DecimalString = Field("0.1", description="on matrices only, a decimal in quotes")
     warmup_steps: WarmupSteps = WarmupSteps()
     precision: Literal["bf16", "fp32"] = Field("bf16", description="bf16 uses autocast")
     seed: int = Field(
@@ -378,7 +380,9 @@ class Budget(ApiModel):
 class ClaimTemplate(ApiModel):
     """The claim <chain>-artifacts, ReadWriteMany, which the operator creates."""
 
-    storage_class_name: ClaimName | None = Field(None, description="default: that of the cluster")
+    storage_class_name: ClaimName | None = Field(
+        None, description="default: the one of the cluster"
+    )
     size: Annotated[
         str, StringConstraints(pattern=r"^[0-9]{1,12}(\.[0-9]{1,3})?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$")
     ] = Field(description="room for all checkpoints and models, such as 500Gi")
