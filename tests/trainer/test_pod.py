@@ -190,7 +190,8 @@ def test_the_last_word_says_how_all_time_was_used(
     assert (told.lost, told.unsaved, told.stalled) == (0, 0, 0)
     assert min(told.startup, told.productive, told.evaluating) > 0
     assert word.saved_macs == word.macs == STEPS * 1000 and word.resumed == Resumed()
-    assert told.total / 1000 == pytest.approx(word.seconds, abs=10), "and what came before torch"
+    stepped = told.total - told.startup
+    assert stepped <= 1000 * word.seconds + 100 <= told.total + 200, "and what came before torch"
     made_by = results.made_by
     assert made_by is not None and made_by.attempt == task.attempt
     assert (made_by.macs, made_by.saved_macs) == (word.macs, word.macs)
