@@ -153,7 +153,8 @@ def _hold(turn: Turn, outcomes: Iterable[Outcome]) -> Reason | None:
     if not turn.observed.records:
         return ON_A_LAPTOP
     if turn.stopping is not None:
-        return Reason(Code.MEASURE_WAITS, message=turn.stopping.message)
+        stopping = turn.stopping
+        return Reason(Code.MEASURE_WAITS, message=stopping.message, next_command=stopping.next)
     return WAITS if any(outcome.artifact is None for outcome in outcomes) else None
 
 

@@ -125,6 +125,8 @@ class Executor:
         if isinstance(action, Launch):
             shown = runner_for(action.attempt.runner).controller_pods
             refused = replace(refused, next_command=shown)
+        elif isinstance(action, RecordMetrics):
+            refused = refused.with_message("it was measured, and cannot be recorded")
         elif isinstance(action, Release) and await self._queue(snapshot) is None:
             refused = QUEUE_REQUIRED
         return with_words(refused, snapshot.namespace, answer)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import StageStatus
-from modelchain.decide.conditions import why_unmeasured
+from modelchain.decide.conditions import UNDERWAY, why_unmeasured
 from modelchain.decide.measure import measures
 from modelchain.decide.observed import Measure, Measurement
 from modelchain_operator.api.kube import Object
@@ -34,9 +34,9 @@ def news(before: StageStatus, stage: StageStatus) -> Iterator[tuple[Kind, Code, 
             text = f"stage {stage.name}: {name} {stage.results[name]} was measured"
             yield "Normal", Code.STAGE_MEASURED, text
     for one in stage.unmeasured:
-        good = one.code in (None, Code.MEASURING, Code.MEASURE_WAITS)
-        if one.code is not None and not good and known.get(one.evaluation) is not one.code:
-            yield "Warning", one.code, why_unmeasured(stage, one)
+        if one.code in (None, *UNDERWAY) or known.get(one.evaluation) is one.code:
+            continue
+        yield "Warning", one.code, why_unmeasured(stage, one)
 
 
 class Measurements:
