@@ -196,6 +196,7 @@ def test_an_added_evaluation_is_measured_without_training() -> None:
     (record,) = lab.records()
     measured = record["status"]["metrics"][key(CARS)]
     assert measured["metrics"] == {"cars": "7.12", "cars/text-to-image-r1": "3.00"}
+    assert "accuracy" not in record["status"], "the first metric is the trainer's"
     assert measured["image"].endswith("0" * 64) and measured["measuredAt"].startswith("2026-")
     stage = lab.stage()
     assert stage.results == {"food": "61.00", "cars": "7.12", "cars/text-to-image-r1": "3.00"}
@@ -222,6 +223,8 @@ def test_the_record_says_what_the_trainer_measured() -> None:
     lab.measure(food=5.0)
     lab.passes(count=2)
     assert lab.stage().results == {"food": "5.00"} and lab.status().is_true("Measured")
+    (record,) = lab.records()
+    assert (record["spec"]["accuracy"], record["status"]["accuracy"]) == ("61.00", "5.00")
     lab.collect()
     lab.apply(**ASKS_FOOD)
     lab.passes(count=2)
@@ -500,6 +503,7 @@ def test_an_operator_that_is_killed_at_any_write_measures_everything_once(
         key(CARS): {"cars": "1.00"},
     }
     assert lab.stage().results == {"food": "0.00", "cars": "1.00"}
+    assert record["status"]["accuracy"] == "0.00" and "accuracy" not in record["spec"]
     assert lab.status().is_true("Measured") and lab.measuring == []
     assert lab.names(PYTORCHJOBS) == ["family-a-a1"]
 

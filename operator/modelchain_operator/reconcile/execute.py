@@ -324,7 +324,9 @@ class Executor:
             image=image_of(job),
         )
         meta = {key: record["metadata"][key] for key in ("uid", "resourceVersion")}
-        status = {"metrics": {short_key(measure.evaluation): _dumped(measured)}}
+        status: Object = {"metrics": {short_key(measure.evaluation): _dumped(measured)}}
+        if measure.evaluation == snapshot.spec.spec.evaluation[0]:
+            status["accuracy"] = measured.metrics[measure.evaluation.name]
         record = await self.kube.patch_status(
             ARTIFACTS,
             snapshot.namespace,
