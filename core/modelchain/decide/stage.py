@@ -48,7 +48,7 @@ def advance(turn: Turn, stage: StageStatus) -> Outcome:
     turn = replace(turn, miss=miss)
     stage = transitions.of_inputs(stage, digest)
     if turn.handed_over is not None:
-        stage = stage.changed(inherits_at=turn.handed_over)
+        stage = transitions.inheriting(stage, turn.handed_over)
     if isinstance(found, Artifact):
         return _finish(turn, stage, found)
     # Otherwise what was found is `Damage`, and must not be overwritten.
@@ -89,7 +89,7 @@ def _with_epochs(turn: Turn, stage: StageStatus) -> StageStatus:
     if before is None or before.epochs is None:
         return stage
     schedule = Schedule(before.epochs, before.round, before.first_epochs)
-    return transitions.scheduled(stage, schedule).changed(frozen=True)
+    return transitions.fixed(stage, schedule)
 
 
 def _miss(
