@@ -32,7 +32,7 @@ from modelchain.decide.decide import decide
 from modelchain.decide.observed import Artifact, Damage, Decision, Launch, Observed, Seen, Stop
 from modelchain.decide.relaxation import remembered
 from modelchain.gate.relaxation import Schedule, Trained
-from modelchain.identity.digest import digest_of
+from modelchain.identity.digest import digest_of, short_key
 
 MAX_RETRIES, MAX_DISRUPTIONS = 1, 2
 # What a gate compares.
@@ -119,6 +119,8 @@ class World:
     records: tuple[Trained, ...] = ()
     # What is measured of a model that was trained from these inputs.
     metrics_of: Callable[[Mapping[str, Any]], dict[str, float]] = always_accurate
+    # On how many pictures; 0 if no trainer says it.
+    pictures: int = 0
     # Attempts that began before the budgets were last renewed.
     forgiven: frozenset[str] = frozenset()
     # The status was lost, and the ledger with it.
@@ -143,7 +145,14 @@ class World:
             case "damaged":
                 return Damage(Reason(Code.CORRUPT_ARTIFACT, digest, "a byte is flipped"))
         metrics = self.metrics_of(self.inputs.get(digest, {}))
-        return Artifact(weights_of(digest), f"{digest}/artifact", macs=1000, metrics=metrics)
+        keys = [short_key(e) for e in self.chain().spec.evaluation] if self.pictures else []
+        return Artifact(
+            weights_of(digest),
+            f"{digest}/artifact",
+            macs=1000,
+            metrics=metrics,
+            pictures=dict.fromkeys(keys, self.pictures),
+        )
 
     def seen(self, name: str) -> Seen:
         trainer = self.trainers.get(name)

@@ -37,6 +37,8 @@ class Artifact:
     evaluations: Mapping[str, str] = field(default_factory=dict)
     # By the evaluation's short key, metrics that were measured after the stage had finished.
     later: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    # By the evaluation's short key, on how many pictures it was measured, where that is known.
+    pictures: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def input_digest(self) -> str:
@@ -309,6 +311,8 @@ class RecordMetrics:
 
     measure: Measure
     metrics: Mapping[str, float]
+    # On how many pictures; None if the Job did not say.
+    pictures: int | None = None
 
 
 @dataclass(frozen=True)
