@@ -108,6 +108,8 @@ class World:
     generation: int | None = None
     retry: int = 0
     interrupted: bool = False
+    # `run --alone`.
+    only: str | None = None
     now: float = 1_700_000_000.0
     backoff: float = 0.0
     status: ChainStatus = field(default_factory=ChainStatus)
@@ -186,6 +188,7 @@ class World:
             inputs=self.inputs,
             retry=str(self.retry),
             interrupted=self.interrupted,
+            only=self.only,
             backoff_seconds=self.backoff,
             highest_number=self.highest_number,
         )
@@ -211,6 +214,7 @@ class World:
         asked = self.status.retry != str(self.retry) or self.status.observed_generation != (
             self.generation or 0
         )
+        asked = asked or self.only is not None
         return not asked and (self.status.is_true("Complete") or self.status.is_true("Failed"))
 
     def _write(self, status: ChainStatus) -> None:
@@ -276,6 +280,7 @@ class World:
             for t in self.trainers.values()
             if (t.stage, t.alone) == (stage.name, launch.alone)
         )
+        assert self.only is None or (launch.alone and stage.name == self.only)
         if launch.alone:
             assert launch.inputs["epochs"] == self.chain().spec.recipe.baseline_epochs
         if launch.stage == 0 or launch.alone:
@@ -586,6 +591,7 @@ class World:
             self.generation,
             self.retry,
             self.interrupted,
+            self.only,
             sorted(self.trainers.items()),
             sorted(self.artifacts.items()),
             self.forgetful,

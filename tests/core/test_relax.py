@@ -248,6 +248,74 @@ def test_a_renamed_stage_keeps_its_rounds() -> None:
     assert chain.status.stages[2].first_epochs == 10
 
 
+def _remove_b(chain: World) -> None:
+    # Edits are paths, and stage c is the second one now.
+    del chain.edits["spec.stages[2].epochs"], chain.edits["spec.gate.baseline.b"]
+    chain.edit(**{"spec.stages[1]": DELETE})
+
+
+def _after(chain: World, moment: int) -> World:
+    for _ in range(moment):
+        chain.calm_step()
+    return chain
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["status kept", "status lost"])
+@pytest.mark.parametrize("cluster", [True, False])
+def test_the_stage_that_missed_is_renamed_at_any_moment(cluster: bool, lost: bool) -> None:
+    """Same verdicts, same epochs, nothing trained twice, and what was spent stays."""
+    moments = list(range(_steps(world(cluster))))
+    for moment in sample(f"b is renamed, {cluster}, {lost}", moments, 6):
+        chain = _after(world(cluster), moment)
+        del chain.edits["spec.gate.baseline.b"]
+        chain.edit(**{"spec.stages[1].name": "beta", "spec.gate.baseline.beta": "50"})
+        if lost:
+            chain.lose_status()
+        settle(chain)
+        assert chain.status.is_true("Complete")
+        assert verdicts(chain) == ["Ungated", "Passed", "Passed"]
+        assert epochs(chain) == [32, 20, 17], moment
+        done = [t.digest for t in chain.trainers.values() if t.word and not t.word.failure]
+        assert len(done) == len(set(done)) == len(ALL_TRAINED), "nothing is trained twice"
+        if not lost:
+            assert [name.replace("beta", "b") for name, _ in rounds(chain)] == ["b", "c"]
+            assert chain.status.total.macs == sum(t.macs for t in chain.trainers.values())
+
+
+@pytest.mark.parametrize("cluster", [True, False])
+def test_the_stage_that_missed_is_removed_at_any_moment(cluster: bool) -> None:
+    """Later stages keep the epochs of the rounds that have begun, and its spending is kept."""
+    for moment in sample(f"b is removed, {cluster}", list(range(_steps(world(cluster)))), 6):
+        chain = _after(world(cluster), moment)
+        began = len(chain.status.rounds)
+        before = chain.status.stages[2] if chain.status.stages else None
+        _remove_b(chain)
+        settle(chain)
+        assert chain.status.is_true("Complete") and verdicts(chain) == ["Ungated", "Passed"]
+        assert len(chain.status.rounds) >= began
+        if before is not None and before.epochs is not None and before.round:
+            last = chain.status.stages[1].epochs
+            assert last is not None and last >= before.epochs, moment
+        done = [t.digest for t in chain.trainers.values() if t.word and not t.word.failure]
+        assert len(done) == len(set(done)), "nothing is trained twice"
+        gone = {stage.name: stage.macs for stage in chain.status.removed}
+        spent = sum(t.macs for t in chain.trainers.values() if t.stage == "b")
+        assert gone.get("b", 0) == spent, "what it spent stays"
+
+
+def test_a_removed_stage_that_missed_comes_back() -> None:
+    chain = world()
+    while len(chain.trainers) < 3:  # b trains in round 1
+        chain.calm_step()
+    _remove_b(chain)
+    chain.calm_step()
+    del chain.edits["spec.stages[1]"]
+    chain.edit(**GATE)
+    settle(chain)
+    assert verdicts(chain) == ["Ungated", "Passed", "Passed"] and epochs(chain)[1] == 20
+    assert chain.status.total.macs == sum(t.macs for t in chain.trainers.values())
+
+
 def test_later_runs_of_a_relaxed_stage_are_stopped() -> None:
     """An edit makes stage b miss while c trains: c is stopped before b trains again."""
     chain = world(**{"spec.gate.onMiss": "Continue"})

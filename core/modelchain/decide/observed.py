@@ -195,6 +195,8 @@ class Observed:
     fingerprint: str | None = None
     # The value of the retry annotation. A new value renews the budgets once.
     retry: str | None = None
+    # `run --alone`: train only the baseline of this stage, also if the gate does not ask for it.
+    only: str | None = None
     # The user pressed Ctrl-C: stop what runs and start nothing.
     interrupted: bool = False
     # The wait before a first retry, and between two passes without an event.

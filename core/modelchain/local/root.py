@@ -52,9 +52,9 @@ class Root:
     All stored paths are relative, so a root can be copied.
     """
 
-    def __init__(self, path: Path, status_name: str = "status.json"):
+    def __init__(self, path: Path):
         self.path = path
-        self.status_file = path / status_name
+        self.status_file = path / "status.json"
         # By input digest, the sizes and times of an artifact's files when they were hashed, and the
         # result.
         self._verified: dict[str, tuple[tuple[Any, ...], Artifact | Damage]] = {}
