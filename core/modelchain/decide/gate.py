@@ -42,7 +42,9 @@ def gated(turn: Turn, outcome: Outcome, baseline: Outcome | None) -> Outcome:
 
 
 def _unmeasured(outcome: Outcome, gate: Gate, found: GateStatus) -> Outcome:
-    """The chain is not complete without a verdict. If it has no consequences, no stage waits."""
+    """The chain is not complete without a verdict. Later stages wait for it too, unless a miss has
+    no consequences.
+    """
     stage = outcome.stage
     whose = "" if found.result is None else " of the model trained alone"
     reason = Reason(
@@ -56,7 +58,7 @@ def _unmeasured(outcome: Outcome, gate: Gate, found: GateStatus) -> Outcome:
 
 
 def _metrics(turn: Turn, artifact: Artifact) -> dict[str, float]:
-    """What is known of an artifact of that which the gate's metric stands for in the spec."""
+    """The metrics of the gate's evaluation that were measured on an artifact."""
     spec = turn.chain.spec
     asked = (e for e in spec.evaluation if spec.gate and e.name == spec.gate.metric)
     return {name: value for e in asked for name, value in measured(e, artifact).items()}

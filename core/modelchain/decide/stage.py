@@ -48,7 +48,7 @@ def advance(turn: Turn, stage: StageStatus) -> Outcome:
     turn = replace(turn, miss=miss)
     stage = transitions.of_inputs(stage, digest)
     if turn.handed_over is not None:
-        stage = stage.changed(inherits_at=turn.handed_over)
+        stage = transitions.inheriting(stage, turn.handed_over)
     if isinstance(found, Artifact):
         return _finish(turn, stage, found)
     # Otherwise what was found is `Damage`, and must not be overwritten.
@@ -91,7 +91,7 @@ def _with_epochs(turn: Turn, stage: StageStatus) -> StageStatus:
     schedule = Schedule(before.epochs, before.round, before.first_epochs)
     if stage.epochs is not None and stage.round > before.round:  # a round began right before
         schedule = Schedule(stage.epochs, stage.round, schedule.first)
-    return transitions.scheduled(stage, schedule).changed(frozen=True)
+    return transitions.fixed(stage, schedule)
 
 
 def _miss(

@@ -81,10 +81,13 @@ class Root:
         """What every artifact tells of its stage's epochs, the newest at the end."""
         manifests = self.path.glob(f"*/artifact/{MANIFEST}")
         for path in sorted(manifests, key=lambda p: p.stat().st_mtime):
-            manifest, results = _read(Manifest, path), _read(Results, path.parent / RESULTS)
+            manifest, results = (
+                read_model(Manifest, path),
+                read_model(Results, path.parent / RESULTS),
+            )
             if manifest and results:
                 schedule = Schedule(int(manifest.inputs["epochs"]))
-                if relaxed := _read(RelaxedEpochs, path.parents[1] / RELAXATION):
+                if relaxed := read_model(RelaxedEpochs, path.parents[1] / RELAXATION):
                     schedule = Schedule(schedule.epochs, relaxed.round, relaxed.first_epochs)
                 alone = "predecessor" not in manifest.inputs
                 yield Trained(results.stage, manifest.input_digest, schedule, alone)
@@ -164,15 +167,15 @@ class Root:
         """
         highest: dict[str, int] = {}
         for path in self.path.glob(f"*/{OWNER}-a*/{TASK}"):
-            number = _number(path.parent, f"{OWNER}-a")
-            if task := _read(Task, path):
+            number = number_in(path.parent, f"{OWNER}-a")
+            if task := read_model(Task, path):
                 for name in (task.attempt.rstrip(DIGITS), task.input_digest):
                     highest[name] = max(number, highest.get(name, 0))
         return highest
 
     def results(self, digest: str) -> Results | None:
         """The `results.json` of a finished stage; None if it is missing or damaged."""
-        return _read(Results, self.path / digest / "artifact" / RESULTS)
+        return read_model(Results, self.path / digest / "artifact" / RESULTS)
 
     def attempt_directory(self, attempt: AttemptStatus) -> Path:
         return self.path / attempt.input_digest / f"{OWNER}-a{attempt.number}"
@@ -210,9 +213,9 @@ class Root:
         none.
         """
         paths = (self.path / digest).glob(f"*/step-*/{MANIFEST}")
-        made = [(path.parent, _read(Manifest, path)) for path in paths]
+        made = [(path.parent, read_model(Manifest, path)) for path in paths]
         ours = [step for step, m in made if m is not None and m.trainer_math == TRAINER_MATH]
-        return max((_number(step, "step-") for step in ours), default=0)
+        return max((number_in(step, "step-") for step in ours), default=0)
 
     def known_inputs(self) -> dict[str, dict[str, Any]]:
         """By input digest, the inputs of all attempts and artifacts in this root.
@@ -221,10 +224,10 @@ class Root:
         """
         known: dict[str, dict[str, Any]] = {}
         for path in self.path.glob(f"*/{OWNER}-a*/{TASK}"):
-            if task := _read(Task, path):
+            if task := read_model(Task, path):
                 known[task.input_digest] = task.inputs
         for path in self.path.glob(f"*/artifact/{MANIFEST}"):
-            if manifest := _read(Manifest, path):
+            if manifest := read_model(Manifest, path):
                 known[manifest.input_digest] = manifest.inputs
         return known
 
@@ -241,7 +244,7 @@ def _pictures(results: Results, added: Mapping[str, Findings]) -> dict[str, int]
     return counts
 
 
-def _read(kind: type[R], path: Path) -> R | None:
+def read_model(kind: type[R], path: Path) -> R | None:
     """What the file `path` holds; None if the file is missing or damaged."""
     with contextlib.suppress(OSError, ValidationError):
         return kind.model_validate_json(path.read_bytes())
@@ -256,7 +259,7 @@ def progress_of(entry: dict[str, Any]) -> Progress | None:
     return None
 
 
-def _number(directory: Path, prefix: str) -> int:
+def number_in(directory: Path, prefix: str) -> int:
     """The number in a directory's name; 0 for a name that is not ours."""
     digits = directory.name.removeprefix(prefix)
     return int(digits) if digits.isdecimal() else 0
