@@ -64,6 +64,7 @@ class Measuring(Lab):
             update={
                 "metrics": {one["name"]: 61.0 for one in evaluations},
                 "evaluations": {one["name"]: key(one) for one in evaluations},
+                "pictures": {one["name"]: 25_250 for one in evaluations},
             }
         )
         self.end(f"{name}-a-a1", word)
@@ -82,8 +83,9 @@ class Measuring(Lab):
             PODS, podshapes.of_job(job, pod, f"{job['metadata']['uid']}-x-{since}")
         )
 
-    def measure(self, **metrics: float) -> None:
-        self.pod(LastWord(result="Succeeded", metrics=metrics))
+    def measure(self, pictures: int | None = None, **metrics: float) -> None:
+        counts = {name: pictures for name in metrics if "/" not in name and pictures}
+        self.pod(LastWord(result="Succeeded", metrics=metrics, pictures=counts))
 
     def fail(self, word: LastWord | None = None, **more: Any) -> None:
         """The Job and its pod have failed."""
@@ -191,9 +193,11 @@ def test_an_added_evaluation_is_measured_without_training() -> None:
     lab.pod(code=None)
     lab.passes(count=3)
     assert len(lab.statuses) == writes and lab.job["metadata"]["name"] == name
-    lab.measure(**{"cars": 7.125, "cars/text-to-image-r1": 3.0})
+    lab.measure(8041, **{"cars": 7.125, "cars/text-to-image-r1": 3.0})
     lab.passes(count=2)
     (record,) = lab.records()
+    assert record["spec"]["pictures"] == {"food": 25_250}
+    assert record["status"]["metrics"][key(CARS)]["pictures"] == 8041
     measured = record["status"]["metrics"][key(CARS)]
     assert measured["metrics"] == {"cars": "7.12", "cars/text-to-image-r1": "3.00"}
     assert "accuracy" not in record["status"], "the first metric is the trainer's"

@@ -209,7 +209,8 @@ def _next(turn: Turn, before: Unmeasured | None, measure: Measure) -> _Due:
         metrics = _metrics(measure.evaluation, seen)
         if not metrics:
             return _Due(_failed(measure, seen), keeps=True)
-        action = RecordMetrics(measure, metrics)
+        pictures = seen.pictures.get(measure.evaluation.name)
+        action = RecordMetrics(measure, metrics, pictures)
     told = _with_refusal(turn, before, action, measures(measure.job))
     return _Due(told, action, keeps=True, busy=True)
 

@@ -320,6 +320,7 @@ class Executor:
         job = snapshot.read[Need("cpu job", measure.job)]
         measured = LaterMetrics(
             metrics={name: f"{value:.2f}" for name, value in action.metrics.items()},
+            pictures=action.pictures,
             measured_at=timestamp(self.memory.clock()),
             image=image_of(job),
         )
@@ -348,10 +349,9 @@ class Executor:
         self.memory.artifacts.put((snapshot.namespace, digest), record)
 
     def _stage_artifact(self, snapshot: Snapshot, action: RecordArtifact) -> Object:
-        attempt = action.launch.attempt
+        attempt, claim = action.launch.attempt, snapshot.read[Need("claim")]
         stage = snapshot.spec.spec.stages[action.launch.stage]
         known = None if action.launch.alone else snapshot.status.stages[action.launch.stage]
-        claim = snapshot.read[Need("claim")]
         inputs, image = self._made_from(snapshot, action.launch)
         word, before = action.word, action.launch.predecessor
         metrics = {name: f"{value:.2f}" for name, value in word.metrics.items()}
@@ -379,6 +379,7 @@ class Executor:
             cost=action.spent.cost,
             metrics=metrics,
             evaluations=word.evaluations,
+            pictures=word.pictures,
             accuracy=metrics[shown[0]] if shown else None,
             attempt=attempt.name,
             trainer_math=word.trainer_math,
