@@ -127,7 +127,7 @@ def changes(chain: ModelChain, before: Before) -> list[StageChange]:
         inputs=before.inputs,
         fingerprint=chain.spec.data.train.fingerprint,
     )
-    stages, baselines = planned_stages(chain, before.status, fresh=True)
+    stages, baselines = planned_stages(chain, observed, fresh=True)
     turn = Turn(chain, 0, observed, 0.0, finished=False, retried=False, stopping=None, avoid=())
     return list(_along(turn, stages, baselines, before))
 

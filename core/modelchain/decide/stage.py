@@ -107,6 +107,8 @@ def _with_epochs(turn: Turn, stage: StageStatus) -> StageStatus:
     if before is None or before.epochs is None:
         return stage
     schedule = Schedule(before.epochs, before.round, before.first_epochs)
+    if stage.epochs is not None and stage.round > before.round:  # a round began right before
+        schedule = Schedule(stage.epochs, stage.round, schedule.first)
     return transitions.fixed(stage, schedule)
 
 
