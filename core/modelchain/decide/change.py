@@ -16,7 +16,7 @@ from modelchain.api.status import ChainStatus, StageStatus
 from modelchain.decide.decide import planned_stages
 from modelchain.decide.observed import Artifact, Damage, Observed
 from modelchain.decide.outcome import Turn
-from modelchain.decide.stage import Inputs, look_up
+from modelchain.decide.stage import LookedUp, look_up
 from modelchain.identity.digest import differing_fields, digest_of, stage_inputs
 from modelchain.plan.plan import plan
 
@@ -176,7 +176,7 @@ def _change(
     return of(Effect.RETRAINS, _why(turn, stage, inputs)), None
 
 
-def _why(turn: Turn, stage: StageStatus, inputs: Inputs) -> str:
+def _why(turn: Turn, stage: StageStatus, inputs: LookedUp) -> str:
     """Why a stage is trained again. The digest of a predecessor is of no use to a reader."""
     old = turn.observed.inputs.get(stage.last_digest or "")
     if old is None:

@@ -37,7 +37,7 @@ def waits_for(stage: str) -> Reason:
 
 
 @dataclass(frozen=True)
-class Inputs:
+class LookedUp:
     """What a stage is trained from, and what exists of it."""
 
     # With its epochs and input digest.
@@ -48,7 +48,7 @@ class Inputs:
     miss: Reason
 
 
-def look_up(turn: Turn, stage: StageStatus) -> Inputs:
+def look_up(turn: Turn, stage: StageStatus) -> LookedUp:
     """The present inputs of a stage whose predecessors have all finished, and their artifact."""
     stage = _with_epochs(turn, stage)
     assert stage.epochs is not None
@@ -57,7 +57,7 @@ def look_up(turn: Turn, stage: StageStatus) -> Inputs:
     found = turn.observed.artifact(digest)
     # Before `of_inputs`, which drops what the miss is compared with.
     miss = _miss(turn, stage, digest, inputs, there=isinstance(found, Artifact))
-    return Inputs(transitions.of_inputs(stage, digest), inputs, found, miss)
+    return LookedUp(transitions.of_inputs(stage, digest), inputs, found, miss)
 
 
 def advance(turn: Turn, stage: StageStatus) -> Outcome:
