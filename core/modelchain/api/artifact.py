@@ -8,13 +8,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from modelchain.api.spec import WrittenModel
-from modelchain.api.status import MOST_SOURCES, Macs, Said
+from modelchain.api.status import EXACT, MOST_SOURCES, Macs, Said
 from modelchain.api.uses import NOT_USED, Uses
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", max_length=64)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=253)]
 Key = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$", max_length=16)]
 Decimal = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Count = Annotated[int, Field(ge=1, le=EXACT)]
 
 
 class ArtifactPredecessor(WrittenModel):
@@ -74,6 +75,9 @@ class StageArtifactSpec(WrittenModel):
     evaluations: dict[str, Key] = Field(
         {}, description="by the name of an evaluation, the digest of what it measured"
     )
+    pictures: dict[str, Count] = Field(
+        {}, description="by the name of an evaluation, on how many pictures it was measured"
+    )
     accuracy: Decimal | None = Field(None, description="the first metric, shown by `kubectl get`")
     attempt: Name = Field(description="the job that trained it")
     finished_at: Name
@@ -83,6 +87,7 @@ class LaterMetrics(WrittenModel):
     """What an evaluation measured after the stage had finished."""
 
     metrics: dict[str, Decimal] = Field(description="in percent, by the name of the evaluation")
+    pictures: Count | None = Field(None, description="how many pictures were looked at")
     measured_at: Name
     image: str = Field(max_length=1024, description="the trainer's image that measured")
 
@@ -93,6 +98,13 @@ class StageArtifactStatus(WrittenModel):
     metrics: dict[str, LaterMetrics] = Field(
         {},
         description="by the digest of what was measured; entries are added and never changed",
+    )
+    accuracy: Decimal | None = Field(
+        None,
+        description=(
+            "the first metric of the chain that has measured it last, shown by `kubectl get` beside"
+            " that of the training"
+        ),
     )
 
 

@@ -44,13 +44,8 @@ def read_stored(
 
 
 def _read_root(root: Path) -> tuple[dict[str, Any], ChainStatus]:
-    """The object and the status of the chain in a local root.
-
-    A root in which only one stage was trained alone, as a baseline, shows that.
-    """
-    file, alone = root / "status.json", sorted(root.glob("status-alone-*.json"))
-    if not file.is_file() and len(alone) == 1:
-        file = alone[0]
+    """The object and the status of the chain in a local root."""
+    file = root / "status.json"
     if not file.is_file():
         raise InputError("holds no chain; `modelchain run -f FILE --root DIR` makes one", file=root)
     stored = read_object(file)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from modelchain.api.contracts import (
     EVALUATIONS,
@@ -18,6 +18,7 @@ from modelchain.api.contracts import (
     RELAXATION,
     RESULTS,
     TASK,
+    Findings,
     LastWord,
     Manifest,
     Progress,
@@ -42,6 +43,8 @@ OWNER = "local"
 
 R = TypeVar("R", bound=WrittenModel)
 
+_ADDED = TypeAdapter(dict[str, Findings])
+
 
 class Root:
     """Reads and writes `status.json` and the directories that are named by input digests.
@@ -49,9 +52,9 @@ class Root:
     All stored paths are relative, so a root can be copied.
     """
 
-    def __init__(self, path: Path, status_name: str = "status.json"):
+    def __init__(self, path: Path):
         self.path = path
-        self.status_file = path / status_name
+        self.status_file = path / "status.json"
         # By input digest, the sizes and times of an artifact's files when they were hashed, and the
         # result.
         self._verified: dict[str, tuple[tuple[Any, ...], Artifact | Damage]] = {}
@@ -131,28 +134,31 @@ class Root:
             message = " ".join(str(error).split()) + restore
             return Damage(Reason(Code.CORRUPT_ARTIFACT, digest, message))
         assert manifest.artifact_digest is not None
+        added = self.added_evaluations(digest)
         return Artifact(
             digest=manifest.artifact_digest,
             path=str(directory.relative_to(self.path)),
             macs=results.macs,
             metrics=results.final.metrics,
             evaluations={name: key[:KEY_DIGITS] for name, key in results.evaluations.items()},
-            later={key[:KEY_DIGITS]: m for key, m in self.added_evaluations(digest).items()},
+            later={key[:KEY_DIGITS]: found.metrics for key, found in added.items()},
+            pictures=_pictures(results, added),
             trainer_math=manifest.trainer_math,
         )
 
-    def added_evaluations(self, digest: str) -> dict[str, dict[str, float]]:
-        """By evaluation key, metrics that were measured after the stage finished.
+    def added_evaluations(self, digest: str) -> dict[str, Findings]:
+        """By evaluation key, what was measured after the stage finished.
 
-        They are not part of the artifact.
+        It is not part of the artifact.
         """
         with contextlib.suppress(OSError, ValueError):
-            return dict(json.loads((self.path / digest / EVALUATIONS).read_bytes()))
+            return _ADDED.validate_json((self.path / digest / EVALUATIONS).read_bytes())
         return {}
 
-    def add_evaluation(self, digest: str, key: str, metrics: dict[str, float]) -> None:
-        known = {**self.added_evaluations(digest), key: metrics}
-        write_atomic(self.path / digest / EVALUATIONS, json.dumps(known, indent=1).encode())
+    def add_evaluation(self, digest: str, key: str, found: Findings) -> None:
+        known = {**self.added_evaluations(digest), key: found}
+        text = _ADDED.dump_json(known, by_alias=True, indent=1)
+        write_atomic(self.path / digest / EVALUATIONS, text)
         self._verified.pop(digest, None)
 
     def attempt_numbers(self) -> dict[str, int]:
@@ -224,6 +230,18 @@ class Root:
             if manifest := read_model(Manifest, path):
                 known[manifest.input_digest] = manifest.inputs
         return known
+
+
+def _pictures(results: Results, added: Mapping[str, Findings]) -> dict[str, int]:
+    """By an evaluation's short key, on how many pictures it was measured."""
+    counts = {
+        results.evaluations[name][:KEY_DIGITS]: count
+        for name, count in results.pictures.items()
+        if name in results.evaluations
+    }
+    for key, found in added.items():  # each is of one evaluation
+        counts |= {key[:KEY_DIGITS]: count for count in found.pictures.values()}
+    return counts
 
 
 def read_model(kind: type[R], path: Path) -> R | None:

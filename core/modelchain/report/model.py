@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from decimal import Decimal
 from itertools import accumulate
 
 from modelchain.api.artifact import StageArtifactSpec
@@ -17,6 +16,7 @@ from modelchain.api.contracts import Growth, Manifest, Results
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import AttemptStatus, ChainStatus, StageStatus, State
 from modelchain.plan.plan import Plan
+from modelchain.plan.prices import shown, total_cost
 
 SECONDS_PER_HOUR = 3600
 
@@ -235,8 +235,8 @@ def _money_columns(stages: Sequence[StageStatus]) -> dict[str, list[str]]:
         columns["GPU hours"] = [f"{s / SECONDS_PER_HOUR:,.1f}" for s in (*seconds, sum(seconds))]
     costs = [stage.cost for stage in stages if stage.cost is not None]
     if costs:
-        total = str(sum(map(Decimal, costs)))
-        columns["cost"] = [*(stage.cost or "" for stage in stages), total]
+        parts = [*(stage.cost for stage in stages), total_cost(costs)]
+        columns["cost"] = ["" if cost is None else shown(cost) for cost in parts]
     return columns
 
 
@@ -246,8 +246,8 @@ def _gate_cells(stage: StageStatus) -> list[str]:
         return ["", "", ""]
     error = f" ± {stage.gate.standard_error}" if stage.gate.standard_error else ""
     difference = stage.gate.difference
-    shown = "" if difference is None else f"{float(difference):+.2f}{error}"
-    return [stage.gate.baseline or "", shown, str(stage.gate.verdict)]
+    points = "" if difference is None else f"{float(difference):+.2f}{error}"
+    return [stage.gate.baseline or "", points, str(stage.gate.verdict)]
 
 
 def _finished(stage: StageStatus) -> bool:
