@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from modelchain.api.status import (
-    Amounts,
     AttemptStatus,
     ChainStatus,
+    Expenses,
     StageLedger,
     StageStatus,
     State,
@@ -26,7 +26,7 @@ def check_sums(status: ChainStatus) -> None:
             _check_attempt(attempt)
         if ledger.trained_here:
             open_ = [a for a in ledger.attempts if a.finished_at is None]
-            assert Amounts(**added([ledger])) == Amounts(**added([ledger.spent, *open_]))
+            assert Expenses(**added([ledger])) == Expenses(**added([ledger.spent, *open_]))
         if isinstance(ledger, StageStatus) and ledger.state is State.SUCCEEDED:
             assert ledger.gpu_milliseconds.unsaved == 0, "a finished stage is settled"
     assert status.total == total_of(ledgers)
@@ -41,7 +41,7 @@ def _check_attempt(attempt: AttemptStatus) -> None:
     assert priced >= 0 and (attempt.cost is not None or priced == 0)
 
 
-def _amounts(ledger: StageLedger) -> Iterator[Amounts]:
+def _amounts(ledger: StageLedger) -> Iterator[Expenses]:
     yield ledger
     yield ledger.spent
     yield ledger.trained
@@ -52,7 +52,7 @@ def _amounts(ledger: StageLedger) -> Iterator[Amounts]:
             yield attempt.gone
 
 
-def check_settled_stays(before: Amounts, after: Amounts) -> None:
+def check_settled_stays(before: Expenses, after: Expenses) -> None:
     """What the metrics export, all time that is settled, never falls."""
     for use, time in before.gpu_milliseconds:
         assert use == "unsaved" or getattr(after.gpu_milliseconds, use) >= time, use

@@ -97,7 +97,7 @@ class PodTime(WrittenModel):
         return {n: value for n, value in said if value or (n in times and value is not None)}
 
 
-# The fields of `Amounts` that are left out where they are 0, as they are called here and in JSON.
+# The fields of `Expenses` that are left out where they are 0, as they are called here and in JSON.
 _OFTEN_ZERO = frozenset(
     name
     for field in ("lost_macs", "gpu_milliseconds", "queue_seconds", "unpriced_seconds")
@@ -105,7 +105,7 @@ _OFTEN_ZERO = frozenset(
 )
 
 
-class Amounts(WrittenModel):
+class Expenses(WrittenModel):
     """What was spent. The uses of GPU time sum up to all of it."""
 
     macs: Macs = 0
@@ -135,11 +135,16 @@ class Amounts(WrittenModel):
         return {n: value for n, value in whole(self).items() if value or n not in _OFTEN_ZERO}
 
 
-class Spent(Amounts):
+class Spent(Expenses):
     """What attempts or pods that have ended have spent."""
 
     # Seconds that attempts ran, by rank 0's pods.
     seconds: float = 0.0
+
+    @model_serializer(mode="wrap")
+    def _brief(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without all amounts that are 0: nobody reads these ledgers, and there are many."""
+        return {name: value for name, value in whole(self).items() if value}
 
 
 class Priced(WrittenModel):
@@ -185,7 +190,7 @@ class SpentAt(WrittenModel):
 _NO_LONGER = ("price", "pricedSeconds", "pricedCost")
 
 
-class AttemptStatus(Amounts):
+class AttemptStatus(Expenses):
     """One launch of a stage. Its name and input digest never change; a retry is a new attempt."""
 
     name: str
@@ -342,7 +347,7 @@ class Unmeasured(WrittenModel):
 MOST_DIGESTS = 16
 
 
-class StageLedger(Amounts):
+class StageLedger(Expenses):
     """What is kept of a stage after it was removed from the spec: above all what it has spent.
 
     Its own amounts are those of the ledger `spent` and of the open attempt. A stage without
@@ -543,7 +548,7 @@ class Condition(WrittenModel):
     observed_generation: int = 0
 
 
-class Total(Amounts):
+class Total(Expenses):
     """What a chain has spent."""
 
 

@@ -14,8 +14,8 @@ from typing import TypedDict
 from modelchain.api.contracts import FailureClass
 from modelchain.api.messages import shortened
 from modelchain.api.status import (
-    Amounts,
     AttemptStatus,
+    Expenses,
     PodTime,
     Spent,
     StageStatus,
@@ -83,12 +83,12 @@ def account(attempt: AttemptStatus, seen: Seen, now: float) -> AttemptStatus:
     )
 
 
-def _of_start(start: Start, now: float) -> Amounts:
+def _of_start(start: Start, now: float) -> Expenses:
     """The MACs and the GPU time of one start. MACs are lost once it is known that they are."""
     first = start.first
     macs, saved = (first.macs, first.saved_macs) if first is not None else (0, 0)
     lost = max(0, macs - saved) if first is not None and first.over else 0
-    return Amounts(macs=macs, lost_macs=lost, gpu_milliseconds=used(start, now))
+    return Expenses(macs=macs, lost_macs=lost, gpu_milliseconds=used(start, now))
 
 
 def _with_gone(gone: Spent, summed_up: Mapping[str, PodTime], now: float) -> Spent:
@@ -249,18 +249,18 @@ def plus(spent: Spent, attempts: Iterable[AttemptStatus]) -> Spent:
     return spent.model_copy(update={**added([spent, *more]), "seconds": seconds})
 
 
-def with_open(spent: Spent, attempts: Iterable[AttemptStatus]) -> list[Amounts]:
+def with_open(spent: Spent, attempts: Iterable[AttemptStatus]) -> list[Expenses]:
     """What a stage shows: its ledger, and what the open attempt has spent so far."""
     return [spent, *(a for a in attempts if a.finished_at is None)]
 
 
-def total_of(parts: Iterable[Amounts]) -> Total:
+def total_of(parts: Iterable[Expenses]) -> Total:
     """What was spent together, such as by all stages, removed ones included."""
     return Total(**added(parts))
 
 
 class Added(TypedDict):
-    """The fields of `Amounts`."""
+    """The fields of `Expenses`."""
 
     macs: int
     lost_macs: int
@@ -271,7 +271,7 @@ class Added(TypedDict):
     unpriced_seconds: float
 
 
-def added(parts: Iterable[Amounts]) -> Added:
+def added(parts: Iterable[Expenses]) -> Added:
     """The sum of all amounts."""
     parts = list(parts)
     uses = sum((part.gpu_milliseconds for part in parts), NOT_USED)

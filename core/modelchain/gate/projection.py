@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
-from modelchain.api.status import Amounts, Planned, StageStatus
+from modelchain.api.status import Expenses, Planned, StageStatus
 from modelchain.gate.budget import SECONDS_PER_HOUR, UNKNOWN, Bill
 
 
@@ -33,7 +33,7 @@ def rate(stage: StageStatus) -> Rate | None:
     return Rate(Decimal(worked) / 1000 / macs, planned_rate(stage.plan))
 
 
-def _at_its_inputs(stage: StageStatus) -> list[Amounts]:
+def _at_its_inputs(stage: StageStatus) -> list[Expenses]:
     """What was spent at the stage's inputs. A stage that was found shows what its record says."""
     if not stage.trained_here:
         return [stage]

@@ -20,7 +20,7 @@ from modelchain.api.artifact import (
     stage_artifact_name,
 )
 from modelchain.api.reasons import Code, Reason
-from modelchain.api.status import Amounts, AttemptStatus, ChainStatus
+from modelchain.api.status import AttemptStatus, ChainStatus, Expenses
 from modelchain.decide.ledger import added, timestamp
 from modelchain.decide.observed import (
     Action,
@@ -389,7 +389,7 @@ class Executor:
         meta["labels"] |= {STAGE: stage.name, INPUT_DIGEST: label_of(attempt.input_digest)}
         return _dumped(StageArtifact(metadata=meta, spec=spec))
 
-    def _currency(self, snapshot: Snapshot, spent: Amounts) -> str | None:
+    def _currency(self, snapshot: Snapshot, spent: Expenses) -> str | None:
         """The currency of a cost; None without a cost."""
         return None if spent.cost is None else snapshot.status.currency or self.config.currency
 
