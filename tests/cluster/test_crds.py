@@ -407,11 +407,11 @@ def test_kubectl_get(cluster: Cluster, namespace: str) -> None:
         **{"lastTransitionTime": "2026-01-02T03:04:05Z"},
     }
     summary = {"stage": "2/4", "state": "Running", "progress": "43%", "accuracy": "31.80"}
-    summary["gate"] = "1 Passed"
+    summary |= {"gate": "1 Passed", "cost": "12.50"}
     status = {
         "conditions": [ready],
         "summary": summary,
-        "total": {"cost": "12.50", "gpuSeconds": 7.5},
+        "total": {"cost": "12.497222222222", "gpuSeconds": 7.5},
     }
     patch = (
         "patch",
