@@ -9,6 +9,7 @@ export PIP_RETRIES ?= 10
 quickstart: .venv/installed
 	$(BIN)/modelchain pack digits --to runs/digits
 	$(BIN)/modelchain run -f examples/quickstart.yaml --root runs/quickstart --data runs/digits
+	$(BIN)/modelchain report --root runs/quickstart -o runs/quickstart/report.html
 
 # Every level, each with its time; of sweeps a sample, by a seed that is printed.
 test: lint

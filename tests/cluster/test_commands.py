@@ -155,7 +155,7 @@ def test_retries_are_used_up(cli: Cli, kubelet: Kubelet) -> None:
     assert "has nothing to try again" in refused
 
 
-def test_followed_to_its_end(cli: Cli, kubelet: Kubelet) -> None:
+def test_followed_to_its_end(cli: Cli, tmp_path: Path) -> None:
     cli.space.apply(
         chain(stages=2, spec__suspend=True)
     )  # a watch that began late would miss a stage
@@ -186,6 +186,25 @@ def test_followed_to_its_end(cli: Cli, kubelet: Kubelet) -> None:
         "retry",
     }
     assert "chain family" in cli("status", "family")
+    page = tmp_path / "family.html"
+    assert cli("report", "family", "-o", str(page)) == f"report: {page}\n"
+    report = page.read_text()
+    assert all(f"family-{stage}-a1" in report for stage in "ab")  # from the records
+    assert all(stage["artifact"]["digest"] in report for stage in status["stages"])
+    edited = chain(stages=2)
+    edited["spec"]["stages"][1]["rerun"] = "again"
+    for spec, code, effects in (
+        (chain(stages=2), 3, ["Hit"] * 2),
+        (edited, 0, ["Hit", "Retrains"]),
+    ):
+        file = tmp_path / "chain.yaml"
+        file.write_text(json.dumps(spec))
+        done = cli.ended(
+            *("plan", "-f", str(file), "--against", "family", "-o", "json"),
+            *("-n", cli.space.namespace),
+        )
+        assert done.returncode == code, done.stderr
+        assert [stage["effect"] for stage in json.loads(done.stdout)["stages"]] == effects
 
 
 def test_no_operator(cli: Cli, operator: Operator) -> None:

@@ -32,7 +32,7 @@ from modelchain.decide.decide import decide
 from modelchain.decide.observed import Artifact, Damage, Decision, Launch, Observed, Seen, Stop
 from modelchain.decide.relaxation import remembered
 from modelchain.gate.relaxation import Schedule, Trained
-from modelchain.identity.digest import digest_of
+from modelchain.identity.digest import digest_of, short_key
 
 MAX_RETRIES, MAX_DISRUPTIONS = 1, 2
 # What a gate compares.
@@ -108,6 +108,8 @@ class World:
     generation: int | None = None
     retry: int = 0
     interrupted: bool = False
+    # `run --alone`.
+    only: str | None = None
     now: float = 1_700_000_000.0
     backoff: float = 0.0
     status: ChainStatus = field(default_factory=ChainStatus)
@@ -119,6 +121,8 @@ class World:
     records: tuple[Trained, ...] = ()
     # What is measured of a model that was trained from these inputs.
     metrics_of: Callable[[Mapping[str, Any]], dict[str, float]] = always_accurate
+    # On how many pictures; 0 if no trainer says it.
+    pictures: int = 0
     # Attempts that began before the budgets were last renewed.
     forgiven: frozenset[str] = frozenset()
     # The status was lost, and the ledger with it.
@@ -143,7 +147,14 @@ class World:
             case "damaged":
                 return Damage(Reason(Code.CORRUPT_ARTIFACT, digest, "a byte is flipped"))
         metrics = self.metrics_of(self.inputs.get(digest, {}))
-        return Artifact(weights_of(digest), f"{digest}/artifact", macs=1000, metrics=metrics)
+        keys = [short_key(e) for e in self.chain().spec.evaluation] if self.pictures else []
+        return Artifact(
+            weights_of(digest),
+            f"{digest}/artifact",
+            macs=1000,
+            metrics=metrics,
+            pictures=dict.fromkeys(keys, self.pictures),
+        )
 
     def seen(self, name: str) -> Seen:
         trainer = self.trainers.get(name)
@@ -177,6 +188,7 @@ class World:
             inputs=self.inputs,
             retry=str(self.retry),
             interrupted=self.interrupted,
+            only=self.only,
             backoff_seconds=self.backoff,
             highest_number=self.highest_number,
         )
@@ -202,6 +214,7 @@ class World:
         asked = self.status.retry != str(self.retry) or self.status.observed_generation != (
             self.generation or 0
         )
+        asked = asked or self.only is not None
         return not asked and (self.status.is_true("Complete") or self.status.is_true("Failed"))
 
     def _write(self, status: ChainStatus) -> None:
@@ -267,6 +280,7 @@ class World:
             for t in self.trainers.values()
             if (t.stage, t.alone) == (stage.name, launch.alone)
         )
+        assert self.only is None or (launch.alone and stage.name == self.only)
         if launch.alone:
             assert launch.inputs["epochs"] == self.chain().spec.recipe.baseline_epochs
         if launch.stage == 0 or launch.alone:
@@ -577,6 +591,7 @@ class World:
             self.generation,
             self.retry,
             self.interrupted,
+            self.only,
             sorted(self.trainers.items()),
             sorted(self.artifacts.items()),
             self.forgetful,

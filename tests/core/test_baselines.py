@@ -216,3 +216,93 @@ def test_the_same_end_after_a_loss_at_any_moment(cluster: bool) -> None:
         settle(chain)
         assert chain.status.is_true("Complete")
         assert verdicts(chain) == ["Ungated", "Passed", "Passed"]
+
+
+# `run --alone STAGE`: this baseline and nothing else.
+
+
+def run_alone(chain: World, stage: str) -> World:
+    """The command runs until nothing is left to do, and then the user starts a run of the chain."""
+    chain.only = stage
+    chain.restart()
+    for _ in range(100):
+        if not chain.calm_step():
+            break
+    assert not chain.observed().live
+    chain.only = None
+    chain.restart()
+    return chain
+
+
+@pytest.mark.parametrize("edits", [GATE, {}], ids=["gate", "no gate"])
+def test_a_baseline_alone_is_what_the_gate_trains(edits: dict[str, Any]) -> None:
+    """It trains before the chain. The chain then finds it, also if its gate is added later."""
+    chain = run_alone(World(3, edits=dict(edits), metrics_of=measured), "c")
+    assert trained(chain) == ["c-b1"]
+    [row] = [row for row in chain.status.baselines if row.name == "c"]
+    assert row.state is State.SUCCEEDED
+    chain.edit(**GATE)
+    assert trained(settle(chain)) == ["c-b1", "a-a1", "b-b1", "b-a1", "c-a1"]
+    assert verdicts(chain) == ["Ungated", "Passed", "Passed"]
+
+
+def test_a_baseline_alone_in_the_root_of_a_finished_chain() -> None:
+    chain = settle(World(3, edits={}, metrics_of=measured))
+    done = chain.status.stages
+    run_alone(chain, "b")
+    assert trained(chain)[3:] == ["b-b1"]
+    assert [s.artifact for s in chain.status.stages] == [s.artifact for s in done]
+    settle(chain)
+    assert len(chain.trainers) == 4 and chain.status.is_true("Complete")
+    assert [row.name for row in chain.status.baselines] == ["b"], "what it spent stays"
+
+
+def test_a_baseline_alone_resumes_also_in_the_root_of_a_finished_chain() -> None:
+    """A finished chain starts no work unasked, but this was asked for."""
+    chain = settle(World(3, edits={}, metrics_of=measured))
+    chain.only = "b"
+    chain.restart()
+    until(chain, "b-b1")
+    chain.train()
+    chain.end(FailureClass.PREEMPTED)
+    run_alone(chain, "b")
+    assert trained(chain)[3:] == ["b-b1", "b-b2"]
+    assert chain.status.baselines[0].state is State.SUCCEEDED
+
+
+def test_the_first_stage_alone_is_the_first_stage() -> None:
+    chain = run_alone(World(2, edits={"spec.stages[0].epochs": DELETE}), "a")
+    assert trained(settle(chain)) == ["a-b1", "b-a1"]
+
+
+def test_a_baseline_alone_stops_nothing_for_good() -> None:
+    """A run was killed while stage b trained. Its attempt resumes after the baseline."""
+    chain = world(cluster=False, **{"spec.gate.train": ("b",)})
+    until(chain, "b-a1")
+    chain.train()
+    chain.end(word=False)
+    run_alone(chain, "c")
+    assert trained(chain) == ["a-a1", "b-b1", "b-a1", "c-b1"]
+    assert chain.status.stages[1].attempts[-1].failure is None, "no budget is charged"
+    assert trained(settle(chain))[4:] == ["b-a2", "c-a1"]
+    assert chain.trainers["family-b-a2"].began_at == 1
+
+
+@pytest.mark.parametrize("stage", ["a", "b", "c"])
+def test_a_baseline_alone_at_every_moment(stage: str) -> None:
+    """Whatever the chain has done before, the same end follows, and nothing is trained twice."""
+    count, chain = 0, world(cluster=False)
+    while chain.calm_step():
+        count += 1
+    for moment in sample(f"{stage} is trained alone", list(range(count)), 6):
+        chain = world(cluster=False)
+        for _ in range(moment):
+            chain.calm_step()
+        if chain.live() is not None:
+            chain.end(word=False)
+        run_alone(chain, stage)
+        assert chain.status.baselines or stage == "a"
+        settle(chain)
+        assert verdicts(chain) == ["Ungated", "Passed", "Passed"]
+        done = [t.digest for t in chain.trainers.values() if t.word and not t.word.failure]
+        assert len(done) == len(set(done)), "nothing is trained twice"

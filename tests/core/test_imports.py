@@ -26,6 +26,7 @@ LAYERS: list[set[str]] = [
     {"identity"},
     {"plan", "gate"},
     {"decide"},
+    {"report"},
     {"crd", "io"},
     {"local"},
     {"cli"},

@@ -32,6 +32,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"macs": 10**400}, "as macs"),
     ({"seconds": -1.5}, "-1.5 as seconds"),
     ({"metrics": {"top1": 1e300}}, "1e+300} as metrics"),
+    ({"pictures": {"top1": 0}}, "as pictures"),
+    ({"pictures": {"top1": 2.5}}, "as pictures"),
     ({"metrics": {str(n): 1.0 for n in range(MOST_METRICS + 1)}}, "as metrics"),
 ]
 

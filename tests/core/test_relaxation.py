@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelchain.api.status import RelaxationRound
-from modelchain.gate.relaxation import Schedule, Trained, longer, next_round, relaxed, replayed
+from modelchain.gate.relaxation import (
+    Schedule,
+    Trained,
+    followed,
+    longer,
+    next_round,
+    relaxed,
+    replayed,
+)
 
 NAMES = ("a", "b", "c", "d")
 FACTORS = st.sampled_from(["1", "1.0", "1.25", "1.5", "2", "99"])
@@ -153,6 +161,34 @@ def test_older_records_of_another_schedule_do_not_count() -> None:
 def test_records_of_stages_that_are_gone_stay_known() -> None:
     newest, _ = replayed(NAMES, [record("a", 32), record("z", 9)], "2")
     assert newest["z"].schedule.epochs == 9
+
+
+OLD = {"a": Schedule(32), "b": Schedule(20, 1, 16), "c": Schedule(13, 1, 10), "d": Schedule(7)}
+ROUND = RelaxationRound(stage="b", epochs=20, factor="1.25")
+
+
+@pytest.mark.parametrize(
+    ("names", "stage", "epochs"),
+    [
+        ("a b c d", "b", 20),
+        ("a b2 c d", "b2", 20),
+        ("a2 b2 c d", "b2", 20),
+        ("a b2 c2 d2", "b2", 20),
+        ("a b2 c", "b2", 20),
+        ("a c d", "c", 13),
+        ("c d", "c", 13),
+        ("a d", "d", 9),
+        ("a", "b", 20),
+        ("x y z w", "y", 20),
+        ("a n c d e", "n", 20),
+    ],
+)
+def test_a_round_of_a_stage_that_was_renamed_or_removed(
+    names: str, stage: str, epochs: int
+) -> None:
+    """Of four stages, b missed; c has begun the round, and d has not."""
+    [one] = followed([ROUND], OLD, names.split(), 32)
+    assert (one.stage, one.epochs, one.factor) == (stage, epochs, "1.25")
 
 
 @given(EPOCHS, st.lists(st.tuples(st.integers(1, 3), FACTORS), max_size=5))

@@ -349,7 +349,9 @@ def test_measuring_a_finished_artifact_is_what_training_measured(tmp_path):
     word, _ = tiny.train(task)
     torch.use_deterministic_algorithms(False)
     directory = tiny.artifact(task)
-    assert measure(EvaluationTask(artifact=str(directory), data=task.data)) == word.metrics
+    found = measure(EvaluationTask(artifact=str(directory), data=task.data))
+    assert (found.metrics, found.pictures) == (word.metrics, word.pictures)
+    assert set(found.pictures) == {"top1", "r1"} and min(found.pictures.values()) > 0
     chain = tmp_path / "chain.yaml"
     chain.write_text(tiny.spec(epochs=1).model_dump_json(by_alias=True, exclude_unset=True))
     app = typer.Typer()

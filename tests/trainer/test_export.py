@@ -269,7 +269,7 @@ def measured_by_us(artifact, data, cache):
     ]
     train = TrainFiles(files=[], samples=0, captions_per_sample=1, fingerprint=None)
     data = DataRequest(index=str(cache), file="chain.yaml", train=train, evaluation=evaluations)
-    return measure(EvaluationTask(artifact=str(artifact), data=data))
+    return measure(EvaluationTask(artifact=str(artifact), data=data)).metrics
 
 
 def test_clip_benchmark_measures_what_we_measure(artifacts, others, tmp_path):

@@ -473,6 +473,7 @@ def test_evaluate_measures_what_was_asked_for_and_writes_nothing_but_its_last_wo
     trained_with = word_in(log)
     own = {n: v for n, v in trained_with.metrics.items() if n.partition("/")[0] == "r1"}
     assert (code, word.result, word.metrics) == (0, "Succeeded", own) and "r1" in own
+    assert word.pictures == {"r1": trained_with.pictures["r1"]}
     assert trained_with.evaluations == {e.name: short_key(e) for e in task.data.evaluation}
 
 

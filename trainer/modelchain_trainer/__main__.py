@@ -12,7 +12,6 @@ succeeded, 1 failed, 2 bad input, 75 preempted.
 from __future__ import annotations
 
 import gc
-import json
 import os
 import signal
 import sys
@@ -22,7 +21,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from modelchain.api.contracts import EvaluationTask, FailureClass, LastWord, Task
+from modelchain.api.contracts import EvaluationTask, FailureClass, Findings, LastWord, Task
 from modelchain.errors import InputError, WorkError
 from modelchain.io import watchdog
 from modelchain.io.guard import PARENT, die_with_parent
@@ -46,13 +45,14 @@ def main(arguments: list[str]) -> int:
 
 
 def evaluate(task: EvaluationTask) -> int:
-    """Measure a finished artifact, write the metrics to standard output and, in a pod, a last word;
-    returns the exit code.
+    """Measure a finished artifact, write what was found to standard output and, in a pod, a last
+    word; returns the exit code.
     """
     listen(STOPS, lambda *_: os._exit(end(task.last_word, _stopped("stopped while it measured"))))
     word = _measured(task)
     if word.failure is None:
-        _say(json.dumps(word.metrics))
+        found = Findings(metrics=word.metrics, pictures=word.pictures)
+        _say(found.model_dump_json(by_alias=True))
     else:
         print(word.message, file=sys.stderr, flush=True)
     return end(task.last_word, word)
@@ -64,7 +64,8 @@ def _measured(task: EvaluationTask) -> LastWord:
         from modelchain_trainer.runtime import failure_of
 
     try:
-        return LastWord(result="Succeeded", metrics=measure(task))
+        found = measure(task)
+        return LastWord(result="Succeeded", metrics=found.metrics, pictures=found.pictures)
     except InputError as error:
         failure, message = FailureClass.USER_ERROR, str(error)
     except WorkError as error:

@@ -20,6 +20,7 @@ from modelchain.api.contracts import (
     RESULTS,
     WEIGHTS,
     FileEntry,
+    Findings,
     Growth,
     Manifest,
     Measured,
@@ -52,10 +53,10 @@ def results_of(
     hyper: Hyperparameters,
     state: TrainState,
     grown: GrowthReport | None,
-    metrics: dict[str, float],
+    found: Findings,
     seconds: float,
 ) -> Results:
-    """`results.json` of a stage that ended in `state`, with the final evaluation's `metrics`."""
+    """`results.json` of a stage that ended in `state`, in which its evaluations found this."""
     # A stage whose batches were all skipped has gone back or failed before.
     assert state.initial_loss is not None and state.final_loss is not None
     return Results(
@@ -68,8 +69,9 @@ def results_of(
         seconds=seconds,
         growth=Growth.model_validate(grown.to_dict()) if grown else None,
         initial=Measured(loss=state.initial_loss, metrics=state.initial_metrics or {}),
-        final=Measured(loss=state.final_loss, metrics=metrics),
+        final=Measured(loss=state.final_loss, metrics=found.metrics),
         evaluations={e.name: evaluation_key(e) for e in task.data.evaluation},
+        pictures=found.pictures,
         counters=state.counters.to_json(),
     )
 

@@ -43,7 +43,7 @@ def evaluate(
         raise InputError("asks for no evaluation", file=file, field="spec.evaluation")
     with tempfile.TemporaryDirectory(prefix="modelchain-") as index:
         request = DataFolder(chain, data, file).request(Path(index), train=False)
-        metrics = measure(EvaluationTask(artifact=str(artifact), data=request))
+        metrics = measure(EvaluationTask(artifact=str(artifact), data=request)).metrics
     if output == "json":
         typer.echo(json.dumps(metrics, indent=1))
         return

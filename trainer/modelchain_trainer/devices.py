@@ -75,7 +75,8 @@ def _test(device: torch.device) -> None:
     # Without a usable GPU this raises an error that says why, which is_available() hides.
     torch.cuda.init()
     if (count := torch.cuda.device_count()) <= device.index:
-        raise Faulty(f"it has {count}, this is its process {device.index}", "NoDevice")
+        why = f"it has {count}, and this process needs the one with index {device.index}"
+        raise Faulty(why, "NoDevice")
     torch.cuda.set_device(device)  # each thread has a current device of its own
     free, total = torch.cuda.mem_get_info(device)
     if free < total * FREE_PART:

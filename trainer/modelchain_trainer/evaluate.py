@@ -16,7 +16,7 @@ from open_clip import SimpleTokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from modelchain.api.contracts import MANIFEST, EvaluationTask, Manifest, TaskEvaluation
+from modelchain.api.contracts import MANIFEST, EvaluationTask, Findings, Manifest, TaskEvaluation
 from modelchain.errors import WorkError
 from modelchain.io import watchdog
 from modelchain_data.batches import CHUNKS, cut_chunks, evaluation_image
@@ -55,6 +55,11 @@ class Evaluator:
             for evaluation, samples in self.evaluations
             if epoch is None or (evaluation.every_epochs and epoch % evaluation.every_epochs == 0)
         ]
+
+    @property
+    def pictures(self) -> dict[str, int]:
+        """By an evaluation's name, on how many pictures it is measured."""
+        return {evaluation.name: len(samples) for evaluation, samples in self.evaluations}
 
     @torch.no_grad()
     def __call__(self, clip: torch.nn.Module, epoch: int | None = None) -> dict[str, float]:
@@ -171,8 +176,8 @@ def _picture(samples: ShardSet, i: int, side: int) -> Tensor:
         ) from error
 
 
-def measure(task: EvaluationTask) -> dict[str, float]:
-    """The metrics that a task asks for, in the precision that the artifact was trained in. Every
+def measure(task: EvaluationTask) -> Findings:
+    """What a task asks for, in the precision that the artifact was trained in. Every
     byte of the artifact is hashed again first.
 
     Raises InputError or WorkError.
@@ -197,7 +202,7 @@ def measure(task: EvaluationTask) -> dict[str, float]:
         threads=torch.get_num_threads(),
         precision=autocast(device, manifest.inputs["precision"]),
     )
-    return evaluator(clip)
+    return Findings(metrics=evaluator(clip), pictures=evaluator.pictures)
 
 
 def _recalls(

@@ -100,8 +100,8 @@ class Step:
             group["lr"] = self.current_learning_rate
 
     def _backward(self, batch: Batch) -> Tensor:
-        """Leave the gradients of `batch` in the parameters; [loss, task loss, distillation loss] of
-        this rank's rows.
+        """Leave the gradients of `batch` in the parameters. Returns [loss, task loss, distillation
+        loss] of this rank's rows.
         """
         parts = batch.pieces(self.micro_batch)
         self.tokens = (

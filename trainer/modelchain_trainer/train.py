@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from modelchain.api.contracts import (
     FailureClass,
+    Findings,
     LastWord,
     LiveProgress,
     Manifest,
@@ -122,7 +123,7 @@ class Trainer:
             self._keep_after(error)
             raise
         self.reporter.evaluation(self.hyper.steps, metrics)
-        return self._finish(metrics)
+        return self._finish(Findings(metrics=metrics, pictures=evaluate.pictures))
 
     # Before the first step.
 
@@ -359,21 +360,21 @@ class Trainer:
 
     # After the last step.
 
-    def _finish(self, metrics: dict[str, float]) -> LastWord:
+    def _finish(self, measured: Findings) -> LastWord:
         """Rank 0 writes the artifact and removes the checkpoints, which it makes superfluous."""
         found = None
         # The others wait without NCCL, whose patience a shared volume may exceed.
         with runtime.rank_0_first():
             if self.rank == 0:
                 self.journal.wait()
-                found = self._export(metrics)
+                found = self._export(measured)
                 checkpoint.remove_checkpoints(self.directory)
         return self._success(found, macs=self.reporter.macs(self.work))
 
-    def _export(self, metrics: dict[str, float]) -> tuple[Manifest, Results]:
+    def _export(self, measured: Findings) -> tuple[Manifest, Results]:
         seconds = round(self.seconds_before + self.reporter.seconds(), 3)
         results = artifact.results_of(
-            self.task, self.hyper, self.state, self.stage.grown, metrics, seconds
+            self.task, self.hyper, self.state, self.stage.grown, measured, seconds
         )
         manifest = Manifest(
             kind="artifact",

@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from modelchain.api.spec import WrittenModel
-from modelchain.api.status import Macs
+from modelchain.api.status import EXACT, Macs
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", max_length=64)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=253)]
 Key = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$", max_length=16)]
 Decimal = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Count = Annotated[int, Field(ge=1, le=EXACT)]
 
 
 class ArtifactPredecessor(WrittenModel):
@@ -63,6 +64,9 @@ class StageArtifactSpec(WrittenModel):
     evaluations: dict[str, Key] = Field(
         {}, description="by the name of an evaluation, the digest of what it measured"
     )
+    pictures: dict[str, Count] = Field(
+        {}, description="by the name of an evaluation, on how many pictures it was measured"
+    )
     accuracy: Decimal | None = Field(None, description="the first metric, shown by `kubectl get`")
     attempt: Name = Field(description="the job that trained it")
     finished_at: Name
@@ -72,6 +76,7 @@ class LaterMetrics(WrittenModel):
     """What an evaluation measured after the stage had finished."""
 
     metrics: dict[str, Decimal] = Field(description="in percent, by the name of the evaluation")
+    pictures: Count | None = Field(None, description="how many pictures were looked at")
     measured_at: Name
     image: str = Field(max_length=1024, description="the trainer's image that measured")
 
@@ -82,6 +87,13 @@ class StageArtifactStatus(WrittenModel):
     metrics: dict[str, LaterMetrics] = Field(
         {},
         description="by the digest of what was measured; entries are added and never changed",
+    )
+    accuracy: Decimal | None = Field(
+        None,
+        description=(
+            "the first metric of the chain that has measured it last, shown by `kubectl get` beside"
+            " that of the training"
+        ),
     )
 
 

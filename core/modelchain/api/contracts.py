@@ -17,7 +17,7 @@ CONFIG = "open_clip_config.json"
 TASK = "task.json"
 LAST_WORD = "termination.json"
 METRICS = "metrics.jsonl"
-# Beside an artifact: what `modelchain evaluate` measured after the artifact was finished.
+# Beside an artifact: by evaluation key, the `Findings` after the artifact was finished.
 EVALUATIONS = "evaluations.json"
 # Beside an artifact: a `RelaxedEpochs`, if a round of relaxation gave it its epochs.
 RELAXATION = "relaxation.json"
@@ -140,7 +140,7 @@ class EvaluationTask(WrittenModel):
     """Evaluations to run on a finished artifact.
 
     `python -m modelchain_trainer evaluate FILE` reads such a task; without FILE, from
-    MODELCHAIN_TASK. It writes the metrics to standard output, and, in a pod, a LastWord.
+    MODELCHAIN_TASK. It writes its Findings to standard output, and, in a pod, a LastWord.
     """
 
     v: Literal[1] = 1
@@ -231,6 +231,9 @@ class LastWord(WrittenModel):
     evaluations: dict[str, str] = Field(
         {}, description="by an evaluation's name, the short form of its key"
     )
+    pictures: dict[str, int] = Field(
+        {}, description="by an evaluation's name, on how many pictures it was measured"
+    )
     fingerprint: str | None = Field(None, description="of the training data, once it is indexed")
     trainer_math: int | None = Field(None, description="of the trainer that trained the weights")
     node: str | None = Field(
@@ -285,6 +288,17 @@ class Manifest(WrittenModel):
         return number if isinstance(number, int) else None
 
 
+class Findings(WrittenModel):
+    """What evaluations have found of one model."""
+
+    metrics: dict[str, float] = Field(
+        description="in percent; their names are the evaluation's, or begin with it and `/`"
+    )
+    pictures: dict[str, int] = Field(
+        {}, description="by an evaluation's name, on how many pictures it was measured"
+    )
+
+
 class RelaxedEpochs(WrittenModel):
     """Which round of relaxation gave an artifact its epochs, and what they were before any round.
 
@@ -332,6 +346,9 @@ class Results(WrittenModel):
     growth: Growth | None
     evaluations: dict[str, str] = Field(
         {}, description="by an evaluation's name, its `modelchain.identity.digest.evaluation_key`"
+    )
+    pictures: dict[str, int] = Field(
+        {}, description="by an evaluation's name, on how many pictures it was measured"
     )
     counters: dict[str, int] = {}
 

@@ -110,7 +110,10 @@ class Resources(ApiModel):
 
     nodes: int = Field(1, ge=1, le=256, description="nodes; each runs one pod")
     processes_per_node: int | None = Field(
-        None, ge=1, le=64, description="default: one for each GPU of a node, else 1"
+        None,
+        ge=1,
+        le=64,
+        description="ranks on each node; default: one for each of its GPUs, else 1",
     )
 
 
@@ -166,7 +169,7 @@ class Volume(ApiModel):
         None, description="a claim in the chain's namespace; required on a cluster"
     )
     mount_path: DataPath = Field(
-        "/data", description="where it is mounted; all paths of the spec lie below"
+        "/data", description="where the claim is mounted; all paths of the spec lie below"
     )
 
 
@@ -215,8 +218,10 @@ class Evaluation(ApiModel):
 class WarmupSteps(ApiModel):
     """Steps over which the learning rate rises to its peak."""
 
-    first: int = Field(8000, ge=0, le=10_000_000, description="of the first stage")
-    successors: int = Field(1000, ge=0, le=10_000_000, description="of each other stage")
+    first: int = Field(8000, ge=0, le=10_000_000, description="warm-up steps of the first stage")
+    successors: int = Field(
+        1000, ge=0, le=10_000_000, description="warm-up steps of each other stage"
+    )
 
 
 class Recipe(ApiModel):
@@ -230,8 +235,10 @@ class Recipe(ApiModel):
     global_batch_size: int = Field(
         ge=2, le=1_048_576, description="pictures in one step, over all ranks"
     )
-    learning_rate: DecimalString = Field(description="its peak, a decimal in quotes")
-    weight_decay: DecimalString = Field("0.1", description="of matrices only, a decimal in quotes")
+    learning_rate: DecimalString = Field(
+        description="peak of the learning rate, a decimal in quotes"
+    )
+    weight_decay: DecimalString = Field("0.1", description="on matrices only, a decimal in quotes")
     warmup_steps: WarmupSteps = WarmupSteps()
     precision: Literal["bf16", "fp32"] = Field("bf16", description="bf16 uses autocast")
     seed: int = Field(
@@ -317,8 +324,8 @@ class Allocation(ApiModel):
 class Relaxation(ApiModel):
     """How `onMiss: Relax` lengthens the epochs of a stage that missed, and of those after it."""
 
-    factor: DecimalString = Field("1.25", description="the epochs grow by it in each round")
-    max_rounds: int = Field(3, ge=1, le=16, description="rounds of the whole chain")
+    factor: DecimalString = Field("1.25", description="factor by which epochs grow in each round")
+    max_rounds: int = Field(3, ge=1, le=16, description="most rounds in the whole chain")
 
 
 class Gate(ApiModel):
@@ -353,9 +360,12 @@ class Budget(ApiModel):
     """The most that a chain may spend. On a laptop it is ignored."""
 
     cost: DecimalString | None = Field(
-        None, description="in the currency of the operator's prices, a decimal in quotes"
+        None,
+        description="most money, in the currency of the operator's prices, a decimal in quotes",
     )
-    gpu_hours: DecimalString | None = Field(None, description="a decimal in quotes")
+    gpu_hours: DecimalString | None = Field(
+        None, description="most hours of one GPU, a decimal in quotes"
+    )
     on_exceed: Literal["Suspend", "Fail"] = Field(
         "Suspend", description="Suspend: the chain waits for a person; Fail: its stage fails"
     )
@@ -370,7 +380,9 @@ class Budget(ApiModel):
 class ClaimTemplate(ApiModel):
     """The claim <chain>-artifacts, ReadWriteMany, which the operator creates."""
 
-    storage_class_name: ClaimName | None = Field(None, description="default: the cluster's")
+    storage_class_name: ClaimName | None = Field(
+        None, description="default: the one of the cluster"
+    )
     size: Annotated[
         str, StringConstraints(pattern=r"^[0-9]{1,12}(\.[0-9]{1,3})?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$")
     ] = Field(description="room for all checkpoints and models, such as 500Gi")
@@ -384,7 +396,7 @@ class Storage(ApiModel):
     claim_template: ClaimTemplate | None = None
     claim_name: ClaimName | None = Field(
         None,
-        description="an existing claim; chains that use the same train equal first stages once",
+        description="an existing claim; chains that share it train equal first stages once",
     )
     retain: bool = Field(True, description="false: a created claim is deleted with the chain")
 
@@ -424,11 +436,14 @@ class Deadlines(ApiModel):
     """How long an attempt may take before it is ended. Time in a queue never counts."""
 
     start_seconds: int = Field(
-        1800, ge=1, le=604_800, description="from the first running pod to the first step"
+        1800,
+        ge=1,
+        le=604_800,
+        description="longest time from the first running pod to the first step",
     )
-    stall_seconds: int = Field(1800, ge=1, le=604_800, description="from one step to the next")
+    stall_seconds: int = Field(1800, ge=1, le=604_800, description="longest time between steps")
     stage_seconds: int | None = Field(
-        None, ge=1, le=31_536_000, description="running time of all attempts of a stage"
+        None, ge=1, le=31_536_000, description="longest running time of all attempts of a stage"
     )
 
 

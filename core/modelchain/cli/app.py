@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 from modelchain.cli.plan import plan
+from modelchain.cli.report import report
 from modelchain.cli.run import run
 from modelchain.cli.status import status
 from modelchain.cli.validate import validate
@@ -35,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (validate, plan, run, status):
+for command in (validate, plan, run, status, report):
     app.command()(command)
 for entry in entry_points(group="modelchain.commands"):
     try:

@@ -19,7 +19,7 @@ from modelchain.io.load import load_chain
 from modelchain.io.paths import DataFolder
 from modelchain.io.stop import listen
 from modelchain.io.table import console as make_console
-from modelchain.io.table import report_table, stages_table
+from modelchain.io.table import report_table, rows, stages_table
 from modelchain.local.drive import INTERRUPTED, as_ctrl_c, drive, prepare
 from modelchain.local.launch import STOPS, TrainerProcess, processes_for
 from modelchain.local.lock import RootLock
@@ -59,17 +59,18 @@ def run(
     runs/digits[/bold]
     """
     console = make_console(stderr=True)
-    chain, status_name = load_chain(file), "status.json"
-    if alone is not None:
-        chain, status_name = _alone(chain, alone, file), f"status-alone-{alone}.json"
-    store = Root(root.absolute(), status_name)
+    chain, store = load_chain(file), Root(root.absolute())
+    _check_is_stage(chain, alone, file)
     request = _checked(chain, store, root, data, file)
     root.mkdir(parents=True, exist_ok=True)
     listen(STOPS, as_ctrl_c)  # once a trainer runs, `drive` stops that first
     if chain.spec.budget is not None:
         console.print("spec.budget is for clusters; here it limits nothing", style="yellow")
-    status, interrupted = _train(chain, store, request, console)
-    _conclude(chain, store, status, interrupted, console)
+    status, interrupted = _train(chain, store, request, alone, console)
+    if (done := _baseline(status, alone)) is not None:
+        make_console().print(stages_table(chain.metadata.name, done))
+    else:
+        _conclude(chain, store, status, interrupted, console)
 
 
 def _checked(
@@ -94,14 +95,14 @@ def _checked(
 
 
 def _train(
-    chain: ModelChain, store: Root, request: DataRequest, console: Console
+    chain: ModelChain, store: Root, request: DataRequest, alone: str | None, console: Console
 ) -> tuple[ChainStatus, bool]:
     """Drive the chain to its end; returns the status, and whether it was interrupted."""
     lock = RootLock.acquire(store.path, lambda text: console.print(text, style="yellow"))
     try:
         status = store.read_status(chain)
         fingerprint = prepare(request, store, console)
-        world = LocalWorld(chain, store, TrainerProcess(lock), request, fingerprint)
+        world = LocalWorld(chain, store, TrainerProcess(lock), request, fingerprint, alone)
         status = drive(chain, world, status, console)
         # The gate may have waited for what is measured here, and then the chain goes on.
         while not world.interrupted and world.evaluate_added(status, console.print):
@@ -111,17 +112,18 @@ def _train(
     return status, world.interrupted
 
 
-def _alone(chain: ModelChain, name: str, file: Path) -> ModelChain:
-    """The chain of one model's baseline: random initialisation, baselineEpochs, no distillation."""
-    for stage in chain.spec.stages:
-        if stage.name == name:
-            one = stage.model_copy(update={"epochs": chain.spec.recipe.baseline_epochs})
-            spec = chain.spec.model_copy(update={"stages": [one], "gate": None})
-            return chain.model_copy(update={"spec": spec})
-    names = ", ".join(stage.name for stage in chain.spec.stages)
-    raise InputError(
-        f"--alone {name}: no such stage; there are {names}", file=file, field="spec.stages"
-    )
+def _check_is_stage(chain: ModelChain, name: str | None, file: Path) -> None:
+    """Raise InputError if a stage is named that the chain does not have."""
+    names = [stage.name for stage in chain.spec.stages]
+    if name is not None and name not in names:
+        message = f"--alone {name}: no such stage; there are {', '.join(names)}"
+        raise InputError(message, file=file, field="spec.stages")
+
+
+def _baseline(status: ChainStatus, name: str | None) -> ChainStatus | None:
+    """The status with only the baseline that was asked for; None if that has not finished."""
+    done = [row for row in status.baselines if row.name == name and row.done]
+    return ChainStatus(baselines=done) if done else None
 
 
 def _check_processes(chain: ModelChain, file: Path) -> None:
@@ -154,12 +156,13 @@ def _conclude(
         )
         return
     console.print(stages_table(chain.metadata.name, status))
-    failed = next((s for s in status.stages if s.state is State.FAILED), None)
+    failures = ((label, s) for label, s in rows(status) if s.state is State.FAILED)
+    label, failed = next(failures, ("", None))
     if failed is not None:
         attempts = [a for a in failed.attempts if a.failure is not None]
         logs = f" (logs: {store.attempt_directory(attempts[-1])}/logs)" if attempts else ""
         user_error = failed.code is Code.USER_ERROR
-        error = f"stage {failed.name}: {failed.reason}{'' if user_error else logs}"
+        error = f"stage {label}: {failed.reason}{'' if user_error else logs}"
         raise InputError(error) if user_error else WorkError(error)
     finished = [s for s in status.stages if s.state is State.SUCCEEDED or s.stalled]
     held = next((s for s in finished if not s.done), None)
@@ -168,5 +171,5 @@ def _conclude(
     if interrupted:
         print(INTERRUPTED, file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED)
-    reason = next((s.reason for s in status.stages if s.state is State.SUSPENDED), "stopped")
+    reason = next((s.reason for _, s in rows(status) if s.state is State.SUSPENDED), "stopped")
     print(f"modelchain: {reason}", file=sys.stderr)

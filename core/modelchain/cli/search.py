@@ -57,8 +57,8 @@ def _what_is_shown(found: Search) -> str:
         better = "gives its second model more epochs"
     return (
         f"Below a model stand its epochs. Of {found.compared} chains in which each model is 2 to 4"
-        " times as large as the one before, the table has those to choose from for each smallest"
-        f" model: a row takes more MACs than the one above it, and {better}."
+        " times as large as the one before, the table shows for each smallest model those worth"
+        f" choosing from: each row takes more MACs than the one above it, and {better}."
         f" {found.models[-1]} alone takes {scientific(found.largest_alone_macs)} MACs."
     )
 

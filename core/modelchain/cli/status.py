@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from modelchain.api.status import ChainStatus
-from modelchain.cli.options import NEEDS_OPERATOR, Context, Kubeconfig, Namespace, Output
-from modelchain.errors import InputError
-from modelchain.io.load import status_of
+from modelchain.cli.options import Context, Kubeconfig, Namespace, Output
+from modelchain.cli.stored import read_stored
 from modelchain.io.table import console, stages_table
-from modelchain.local.root import parse_status, read_object
-
-ReadChain = Callable[[str, str | None, Path | None, str | None], dict[str, Any]]
 
 
 def status(
@@ -37,45 +30,8 @@ def status(
 
     Example: [bold]modelchain status --root runs/quickstart -o json[/bold]
     """
-    if (name is None) == (root is None):
-        raise InputError("name one chain: NAME for one on a cluster, or --root DIR for a local one")
-    if root is not None and (namespace or kubeconfig or context):
-        raise InputError("a local root has no namespace, kubeconfig or context; leave them out")
-    if root is not None:
-        shown, parsed = _read_root(root)
-    else:
-        assert name is not None
-        stored = _cluster_reader()(name, namespace, kubeconfig, context)
-        shown, parsed = name, status_of(stored)
+    stored, parsed = read_stored(name, root, namespace, kubeconfig, context)
     if output == "json":
         typer.echo(json.dumps(parsed.model_dump(mode="json", by_alias=True), indent=1))
         return
-    console().print(stages_table(shown, parsed))
-
-
-def _read_root(root: Path) -> tuple[str, ChainStatus]:
-    """The name and status of the chain in a local root.
-
-    A root in which only one stage was trained alone, as a baseline, shows that.
-    """
-    file, alone = root / "status.json", sorted(root.glob("status-alone-*.json"))
-    if not file.is_file() and len(alone) == 1:
-        file = alone[0]
-    if not file.is_file():
-        raise InputError("holds no chain; `modelchain run -f FILE --root DIR` makes one", file=root)
-    stored = read_object(file)
-    return stored["metadata"]["name"], parse_status(stored, file)
-
-
-def _cluster_reader() -> ReadChain:
-    """The function that reads a chain's status on a cluster.
-
-    It is the operator's. Core knows no Kubernetes, so it finds the function by its entry point.
-    """
-    for entry in entry_points(group="modelchain.cluster"):
-        try:
-            read: ReadChain = entry.load()
-            return read
-        except ImportError:  # the entry point is always registered, its packages are optional
-            continue
-    raise InputError(NEEDS_OPERATOR)
+    console().print(stages_table(stored["metadata"]["name"], parsed))

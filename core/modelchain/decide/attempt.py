@@ -151,7 +151,7 @@ def _launch(turn: Turn, stage: StageStatus, launch: Launch, seen: Seen) -> Outco
     if _asked_to_stop(launch.attempt):  # if its job still appears later, it is a stray
         return _judged(turn, stage, launch.attempt, seen)
     if turn.stopping is not None:
-        return Outcome(transitions.explained(stage.changed(state=State.SUSPENDED), turn.stopping))
+        return Outcome(transitions.not_launched(stage, turn.stopping))
     wanted = _only(launch)
     if turn.observed.obstacle is not None and not seen.there:
         return stalled(turn, transitions.idle(stage), turn.observed.obstacle, wanted=wanted)
@@ -323,8 +323,7 @@ def accounted(stage: StageStatus, seen: Seen, now: float) -> StageStatus:
     # must not count as progress.
     if stepped and seen.macs > 0:
         attempt = transitions.stepped(attempt, now)
-    stage = stage.changed(progress=seen.progress or stage.progress)
-    return transitions.with_newest(stage, attempt)
+    return transitions.with_newest(transitions.progressed(stage, seen.progress), attempt)
 
 
 def _stepped(stage: StageStatus, attempt: AttemptStatus, seen: Seen) -> bool:

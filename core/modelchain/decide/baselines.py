@@ -12,8 +12,9 @@ from dataclasses import replace
 
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.spec import ModelChain
-from modelchain.api.status import ChainStatus, StageStatus, State
+from modelchain.api.status import StageStatus, State
 from modelchain.decide import transitions
+from modelchain.decide.observed import Observed
 from modelchain.decide.outcome import Hold, Outcome, Turn, settled
 from modelchain.decide.refusals import with_refusal
 from modelchain.decide.stage import advance, waits_for
@@ -22,13 +23,14 @@ from modelchain.plan.plan import Plan
 
 
 def planned_baselines(
-    chain: ModelChain, plan: Plan, old: ChainStatus, fresh: bool
+    chain: ModelChain, plan: Plan, observed: Observed, fresh: bool
 ) -> dict[str, StageStatus]:
     """By stage, each baseline that is to be trained, with what the status knows of it."""
-    gate, known = chain.spec.gate, {row.name: row for row in old.baselines}
+    asked = {*(chain.spec.gate.train if chain.spec.gate else []), observed.only}
+    known = {row.name: row for row in observed.status.baselines}
     rows = {}
-    for stage in plan.stages if gate else ():
-        if gate and stage.name in gate.train:
+    for stage in plan.stages:
+        if stage.name in asked:
             row = transitions.planned(
                 known.get(stage.name, StageStatus(name=stage.name)),
                 Schedule(stage.individual.epochs),
@@ -39,17 +41,26 @@ def planned_baselines(
     return rows
 
 
+def only_alone(observed: Observed) -> Hold | None:
+    """Why nothing else is trained by `run --alone`; None for any other command."""
+    if observed.only is None:
+        return None
+    message = f"only the model of {observed.only} is trained now, alone"
+    return Hold(Reason(Code.WAITS_FOR_BASELINE, observed.only, message), stops=True)
+
+
 def train_alone(turn: Turn, row: StageStatus, stages: Iterable[StageStatus]) -> Outcome:
     """The outcome of the baseline of the stage whose turn it is.
 
     One attempt of a chain runs at a time. A stage that runs goes on, and the baseline runs next.
 
     Args:
-        turn: that of the stage. If it is held, the baseline waits as well.
+        turn: that of the stage. If it is held, the baseline waits as well, unless only it is asked
+            for.
         row: the baseline.
         stages: the chain's stages.
     """
-    hold = turn.held
+    hold = turn.held if row.name != turn.observed.only else None
     running = next((s.name for s in stages if any(not a.finished_at for a in s.attempts)), None)
     if hold is None and running is not None:
         hold = Hold(waits_for(running), stops=False)

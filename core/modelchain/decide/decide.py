@@ -19,6 +19,7 @@ from modelchain.decide import transitions
 from modelchain.decide.baselines import (
     awaiting,
     dropped_baselines,
+    only_alone,
     planned_baselines,
     train_alone,
     with_baseline,
@@ -39,7 +40,7 @@ from modelchain.decide.observed import (
 )
 from modelchain.decide.outcome import Hold, Outcome, Turn
 from modelchain.decide.refusals import with_refusal, with_refused_end
-from modelchain.decide.relaxation import relaxation, schedules_of
+from modelchain.decide.relaxation import relaxation, schedules_of, with_moved_rounds
 from modelchain.decide.removed import removed
 from modelchain.decide.stage import advance, behind, waits_for
 
@@ -55,22 +56,25 @@ def decide(chain: ModelChain, observed: Observed, now: float) -> Decision:
         observed: what this pass has read, with the stored status.
         now: seconds since the epoch.
     """
-    old = observed.status
+    stored = observed.status
+    old = with_moved_rounds(chain, stored)
+    observed = replace(observed, status=old)
     # Removing the retry annotation is no new retry.
     retried = bool(observed.retry) and observed.retry != old.retry
     # A retry, or a spec that has changed, renews all budgets.
     fresh = retried or old.observed_generation != (chain.metadata.generation or 0)
-    stages, baselines = _planned(chain, old, fresh)
+    stages, baselines = planned_stages(chain, observed, fresh)
     avoid = [] if retried else still_avoided(old.avoid, now)
     turn = Turn(
         chain=chain,
         index=0,
         observed=observed,
         now=now,
-        finished=not fresh and old.is_over(len(stages)),
+        finished=not fresh and old.is_over(len(stages)) and observed.only is None,
         retried=retried,
         stopping=_stopping(chain, observed),
         avoid=tuple(without_faults(avoid) if fresh else avoid),
+        held=only_alone(observed),
     )
     outcomes = with_measurements(turn, _along(turn, stages, baselines))
     leaving = lingering([outcome.stage for outcome in outcomes], observed, now)
@@ -78,7 +82,7 @@ def decide(chain: ModelChain, observed: Observed, now: float) -> Decision:
     unwanted = list(_unwanted(observed, wanted))
     outcomes = with_refused_end(turn, outcomes, unwanted[0] if unwanted else None)
     status = _status(turn, outcomes, baselines)
-    if status != old:
+    if status != stored:
         return Decision(status, write=True, again=0.0)
     return _next_action(status, observed, outcomes, unwanted, leaving.values())
 
@@ -121,8 +125,8 @@ def _along(
         turn = replace(turn, index=index)
         baseline: Outcome | None = None
         if stage.name in baselines:
-            held = turn if blocked is None else replace(turn, held=Hold(waits_for(blocked), True))
-            baseline = train_alone(held, baselines[stage.name], stages)
+            before = turn if blocked is None else replace(turn, held=Hold(waits_for(blocked), True))
+            baseline = train_alone(before, baselines[stage.name], stages)
             outcomes.append(baseline)
         if blocked is not None:
             outcomes.append(behind(turn, stage, blocked))
@@ -216,14 +220,15 @@ def _stopping(chain: ModelChain, observed: Observed) -> Reason | None:
     return None
 
 
-def _planned(
-    chain: ModelChain, old: ChainStatus, fresh: bool
+def planned_stages(
+    chain: ModelChain, observed: Observed, fresh: bool
 ) -> tuple[list[StageStatus], dict[str, StageStatus]]:
     """The spec's stages in order and its baselines by stage, with what the status knows of them.
 
     Epochs with which a stage was launched stay. If the spec or the retry is new, budgets are
     renewed.
     """
+    old = observed.status
     known = {stage.name: transitions.returned(stage) for stage in old.removed}
     known |= {stage.name: stage for stage in old.stages}
     schedules, planned = schedules_of(chain, old)
@@ -237,4 +242,4 @@ def _planned(
             frozen=spec.epochs is None and spec.name in old.frozen_epochs,
         )
         stages.append(transitions.renewed(stage) if fresh else stage)
-    return stages, planned_baselines(chain, planned, old, fresh)
+    return stages, planned_baselines(chain, planned, observed, fresh)

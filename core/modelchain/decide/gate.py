@@ -13,6 +13,7 @@ from modelchain.decide.observed import Artifact
 from modelchain.decide.outcome import Hold, Outcome, Turn
 from modelchain.gate.relaxation import next_round
 from modelchain.gate.verdict import in_words, judged, within_error
+from modelchain.identity.digest import short_key
 
 
 def gated(turn: Turn, outcome: Outcome, baseline: Outcome | None) -> Outcome:
@@ -29,7 +30,7 @@ def gated(turn: Turn, outcome: Outcome, baseline: Outcome | None) -> Outcome:
     if gate is None or artifact is None:
         return replace(outcome, stage=transitions.judged(stage, None))
     alone = _metrics(turn, baseline.artifact) if baseline and baseline.artifact else {}
-    found = judged(gate, stage.name, _metrics(turn, artifact), alone)
+    found = judged(gate, stage.name, _metrics(turn, artifact), alone, _pictures(turn, artifact))
     outcome = replace(outcome, stage=transitions.judged(stage, found))
     if found.verdict is GateVerdict.UNMEASURED:
         return _unmeasured(outcome, gate, found)
@@ -41,7 +42,9 @@ def gated(turn: Turn, outcome: Outcome, baseline: Outcome | None) -> Outcome:
 
 
 def _unmeasured(outcome: Outcome, gate: Gate, found: GateStatus) -> Outcome:
-    """The chain is not complete without a verdict. If it has no consequences, no stage waits."""
+    """The chain is not complete without a verdict. Later stages wait for it too, unless a miss has
+    no consequences.
+    """
     stage = outcome.stage
     whose = "" if found.result is None else " of the model trained alone"
     reason = Reason(
@@ -55,10 +58,21 @@ def _unmeasured(outcome: Outcome, gate: Gate, found: GateStatus) -> Outcome:
 
 
 def _metrics(turn: Turn, artifact: Artifact) -> dict[str, float]:
-    """What is known of an artifact of that which the gate's metric stands for in the spec."""
+    """The metrics of the gate's evaluation that were measured on an artifact."""
     spec = turn.chain.spec
     asked = (e for e in spec.evaluation if spec.gate and e.name == spec.gate.metric)
     return {name: value for e in asked for name, value in measured(e, artifact).items()}
+
+
+def _pictures(turn: Turn, artifact: Artifact) -> int | None:
+    """On how many pictures the gate's metric was measured, if it is the share of them that the
+    model classifies right. Other metrics have no standard error that follows from the number.
+    """
+    spec = turn.chain.spec
+    asked = next((e for e in spec.evaluation if spec.gate and e.name == spec.gate.metric), None)
+    if asked is None or asked.kind != "ZeroShot":
+        return None
+    return artifact.pictures.get(short_key(asked))
 
 
 def _relaxed(turn: Turn, outcome: Outcome, gate: Gate, found: GateStatus) -> Outcome:

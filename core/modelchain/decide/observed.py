@@ -37,6 +37,8 @@ class Artifact:
     evaluations: Mapping[str, str] = field(default_factory=dict)
     # By the evaluation's short key, metrics that were measured after the stage had finished.
     later: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    # By the evaluation's short key, on how many pictures it was measured, where that is known.
+    pictures: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def input_digest(self) -> str:
@@ -167,8 +169,9 @@ class IndexSeen:
     failure: FailureClass | None = None
 
 
-# What is seen of a measurement: the last word of its Job; what the Job does or waits for; None if
-# it is to be made, since there is none, or it has failed and was asked for again.
+# What is seen of a measurement: the last word of its Job; what the Job does or waits for, or that
+# its deadline has ended it; None if it is to be made, since there is none, or it has failed and was
+# asked for again.
 Measurement = LastWord | Reason | None
 
 # Who has a share: this chain, none, or another one, for the reason given; None if none is needed.
@@ -193,6 +196,8 @@ class Observed:
     fingerprint: str | None = None
     # The value of the retry annotation. A new value renews the budgets once.
     retry: str | None = None
+    # `run --alone`: train only the baseline of this stage, also if the gate does not ask for it.
+    only: str | None = None
     # The user pressed Ctrl-C: stop what runs and start nothing.
     interrupted: bool = False
     # The wait before a first retry, and between two passes without an event.
@@ -309,6 +314,8 @@ class RecordMetrics:
 
     measure: Measure
     metrics: Mapping[str, float]
+    # On how many pictures; None if the Job did not say.
+    pictures: int | None = None
 
 
 @dataclass(frozen=True)

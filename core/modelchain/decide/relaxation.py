@@ -17,7 +17,7 @@ from modelchain.api.status import (
     StageLedger,
     StageStatus,
 )
-from modelchain.gate.relaxation import Schedule, Trained, relaxed, replayed
+from modelchain.gate.relaxation import Schedule, Trained, followed, relaxed, replayed
 from modelchain.plan.plan import Plan, plan
 
 
@@ -42,6 +42,21 @@ def schedules_of(chain: ModelChain, old: ChainStatus) -> tuple[dict[str, Schedul
     after = relaxed(names, schedules, old.rounds, chain.spec.recipe.baseline_epochs)
     after |= {name: schedules[name] for name in given}
     return after, plan(chain, "analytic", {}, {name: one.epochs for name, one in after.items()})
+
+
+def with_moved_rounds(chain: ModelChain, old: ChainStatus) -> ChainStatus:
+    """The status with each round at the stage that it belongs to after an edit of the stages."""
+    if old.relaxation is None:
+        return old
+    before = {
+        stage.name: Schedule(stage.epochs, stage.round, stage.first_epochs)
+        for stage in old.stages
+        if stage.epochs is not None
+    }
+    names = [stage.name for stage in chain.spec.stages]
+    rounds = followed(old.rounds, before, names, chain.spec.recipe.baseline_epochs)
+    moved = old.relaxation.model_copy(update={"rounds": rounds})
+    return old.model_copy(update={"relaxation": moved})
 
 
 def relaxation(

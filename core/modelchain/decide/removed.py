@@ -42,7 +42,7 @@ def renamed_from(
 ) -> StageLedger | None:
     """The stage whose name this new one had before; None if it was not renamed.
 
-    With the epochs that the plan had allocated to that one, the new one has the same inputs.
+    It was renamed if it has the same inputs with the epochs that the plan allocated to that stage.
 
     Args:
         digest_at: the new stage's input digest, if it is trained for so many epochs.
@@ -56,7 +56,7 @@ def _others(old: ChainStatus, stage: StageStatus) -> list[StageLedger]:
 
 
 def _settled(turn: Turn, stage: StageLedger) -> StageLedger:
-    # Otherwise it shows what its artifact had cost, which is in no ledger of ours.
+    # A stage that was not trained here shows what its artifact had cost, and that stays as it is.
     return transitions.booked(stage, settled(turn, stage)) if stage.trained_here else stage
 
 

@@ -1,7 +1,8 @@
 """Every change of the status of a stage or of an attempt, each as a function with a name.
 
-A status is immutable, so each function returns a changed copy. No other code makes such copies:
-fields that belong together are then always changed together.
+A status is immutable, so each function returns a changed copy. So fields that belong together are
+always changed together. Elsewhere only `ledger` and `conditions` make such copies: they fill in
+figures and shorten texts.
 """
 
 from __future__ import annotations
@@ -57,6 +58,16 @@ def scheduled(stage: StageStatus, schedule: Schedule) -> StageStatus:
     )
 
 
+def fixed(stage: StageStatus, schedule: Schedule) -> StageStatus:
+    """The stage with these epochs, which a later plan does not change."""
+    return scheduled(stage, schedule).changed(frozen=True)
+
+
+def inheriting(stage: StageStatus, ended: float) -> StageStatus:
+    """The stage follows directly on its predecessor, whose trainer ended at this time."""
+    return stage.changed(inherits_at=ended)
+
+
 def renewed(stage: StageStatus) -> StageStatus:
     """A stage that is asked for again: by an edit, a retry, or the command typed again."""
     return without_reason(stage).changed(
@@ -100,7 +111,7 @@ def relaxed(stage: StageStatus, reason: Reason) -> StageStatus:
 
 
 def held_by_the_gate(stage: StageStatus, reason: Reason) -> StageStatus:
-    """The stage waits for a person, and later stages with it. An artifact that it has stays."""
+    """The stage, and later ones with it, wait for a person. If it has an artifact, it keeps it."""
     return explained(stage.changed(stalled=True), reason)
 
 
@@ -142,6 +153,11 @@ def waiting(stage: StageStatus, reason: Reason) -> StageStatus:
 def idle(stage: StageStatus) -> StageStatus:
     """The stage does nothing. Its reason stays; the caller may set another."""
     return stage.changed(state=State.PENDING, progress=None)
+
+
+def not_launched(stage: StageStatus, reason: Reason) -> StageStatus:
+    """The stage has an intent, which is not launched while nothing of the chain may run."""
+    return explained(stage.changed(state=State.SUSPENDED), reason)
 
 
 def indexing(stage: StageStatus, reason: Reason) -> StageStatus:
@@ -273,6 +289,11 @@ def with_attempts(stage: Ledger, attempts: Sequence[AttemptStatus]) -> Ledger:
     )
 
 
+def progressed(stage: StageStatus, progress: Progress | None) -> StageStatus:
+    """The stage with its attempt's progress. If that is not known, the earlier one stays."""
+    return stage.changed(progress=progress or stage.progress)
+
+
 def with_newest(stage: StageStatus, attempt: AttemptStatus) -> StageStatus:
     """The stage with its newest attempt replaced by this one."""
     return with_attempts(stage, [*stage.attempts[:-1], attempt])
@@ -298,8 +319,8 @@ def booked(stage: Ledger, attempts: Sequence[AttemptStatus]) -> Ledger:
 def at_inputs(stage: StageStatus) -> StageStatus:
     """The stage as it is launched, followed or finished at its present input digest.
 
-    Only then may `trained` change over to this digest. What was spent at the one before is kept,
-    because an edit may be taken back.
+    Only then does `trained` begin to count for this digest. What was spent at the digest before is
+    kept, because an edit may be taken back.
     """
     digest = stage.input_digest
     if stage.last_digest == digest:
@@ -307,7 +328,7 @@ def at_inputs(stage: StageStatus) -> StageStatus:
     before = {known.input_digest: known.spent for known in stage.trained_before}
     if stage.last_digest is not None and stage.trained != Spent():
         before[stage.last_digest] = stage.trained
-    # Those that are still listed, in a status of an older version.
+    # A status of an older version has no sum, but may still list the attempts.
     listed = [a for a in stage.attempts if a.finished_at and a.input_digest == digest]
     trained = before.pop(digest or "", plus(Spent(), listed))
     return stage.changed(last_digest=digest, trained=trained, trained_before=_newest(before))
@@ -325,6 +346,11 @@ def _with_spending(before: list[SpentAt], over: Sequence[AttemptStatus]) -> list
 def _newest(spent: dict[str, Spent]) -> list[SpentAt]:
     kept = list(spent.items())[-MOST_DIGESTS:]
     return [SpentAt(input_digest=digest, spent=amount) for digest, amount in kept]
+
+
+def numbered_after(stage: StageStatus, number: int) -> StageStatus:
+    """The stage whose next attempt gets a number above this one."""
+    return stage.changed(attempt_count=max(stage.attempt_count, number))
 
 
 def intended(
@@ -461,13 +487,13 @@ def parts_refused(attempt: AttemptStatus) -> AttemptStatus:
 
 
 def parts_accepted(attempt: AttemptStatus, now: float) -> AttemptStatus:
-    """The attempt, of which nothing is refused now. If it is so since a moment, that is kept."""
+    """The attempt while nothing of its job is refused. Keeps when the last refusal ended."""
     since = now if attempt.parts_refused and attempt.counts_from is None else attempt.counts_from
     return attempt.changed(counts_from=since)
 
 
 def stepped(attempt: AttemptStatus, now: float) -> AttemptStatus:
-    """The attempt after a step of its own. What was refused before has no further consequences."""
+    """The attempt after a step of its own. Refusals before that step do not count any more."""
     return parts_accepted(attempt, now).changed(stepped_at=now, parts_refused=False)
 
 

@@ -129,7 +129,7 @@ class Due:
 
     # When the deadline passes, in seconds since the epoch.
     at: float
-    # The attempt is seen not to progress. That nothing is known of it is no evidence.
+    # The attempt is seen not to progress. Missing information is no evidence of that.
     evident: bool
     failure: FailureClass
     message: str

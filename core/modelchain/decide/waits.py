@@ -45,7 +45,7 @@ def for_an_earlier_attempt(turn: Turn, stage: StageStatus) -> Outcome | None:
         # The earlier attempt may not be in the status. Its number must not be used again, so it is
         # kept: once the attempt's objects are gone, they no longer tell it.
         highest = observed.highest_number(unnumbered(turn, stage), stage.input_digest)
-        stage = stage.changed(attempt_count=max(stage.attempt_count, highest))
+        stage = transitions.numbered_after(stage, highest)
     if stage.not_before is None:
         stage = transitions.waiting(stage, replace(turn.miss, stops_first=True))
     else:  # it keeps the reason of its last failure

@@ -1,8 +1,8 @@
 """timm's Swin trunks of Table G, by name, with open_clip's head: four stages, each twice as wide
 and at half the resolution of the one before.
 
-Swin owns every `timm_model_name`. A second family of timm trunks would have to share the key with
-it: `is_of`, `is_of_cel`, `known_cel` and the rule of unknown names are the places.
+Swin claims every config with a `timm_model_name`. A second family of timm trunks would share that
+key. Then `is_of`, `is_of_cel`, `known_cel` and the rule of unknown names must tell the two apart.
 """
 
 from __future__ import annotations

@@ -90,6 +90,65 @@ def relaxed(
     return after
 
 
+def followed(
+    rounds: Sequence[RelaxationRound],
+    before: Mapping[str, Schedule],
+    names: Sequence[str],
+    most: int,
+) -> list[RelaxationRound]:
+    """The rounds of a chain of which stages were renamed or removed since the rounds began.
+
+    A round stays with a renamed stage. If its stage is gone, it holds from the next one on, which
+    keeps the epochs that the round had given it.
+
+    Args:
+        rounds: all that have begun.
+        before: by stage, in order, the schedules from before the edit.
+        names: the chain's stages, in order.
+        most: the epochs of a model that is trained alone.
+    """
+    after = []
+    for number, one in enumerate(rounds, start=1):
+        gone = one.stage in before and one.stage not in names
+        after.append(_moved(one, number, before, names, most) if gone else one)
+    return after
+
+
+def _moved(
+    one: RelaxationRound,
+    number: int,
+    before: Mapping[str, Schedule],
+    names: Sequence[str],
+    most: int,
+) -> RelaxationRound:
+    """A round whose stage is not in the spec any more."""
+    old = list(before)
+    place = old.index(one.stage)
+    if new := _new_name(old, place, names):
+        return RelaxationRound(stage=new, epochs=one.epochs, factor=one.factor)
+    following = next((name for name in old[place + 1 :] if name in names), None)
+    if following is None:
+        return one
+    has = before[following]
+    grown = min(one.epochs, longer(has.epochs, one.factor, most))
+    epochs = has.epochs if has.round >= number else grown
+    return RelaxationRound(stage=following, epochs=epochs, factor=one.factor)
+
+
+def _new_name(old: Sequence[str], place: int, names: Sequence[str]) -> str | None:
+    """The new name of the stage that was at this place; None if the stage was removed.
+
+    It was renamed if stages with new names stand where it and those right before it stood.
+    """
+    first = place
+    while first > 0 and old[first - 1] not in names:
+        first -= 1
+    start = names.index(old[first - 1]) + 1 if first > 0 else 0
+    there = names[start : start + place - first + 1]
+    renamed = len(there) == place - first + 1 and not set(there) & set(old)
+    return there[-1] if renamed else None
+
+
 def replayed(
     names: Sequence[str], records: Iterable[Trained], factor: str
 ) -> tuple[dict[str, Trained], list[RelaxationRound]]:

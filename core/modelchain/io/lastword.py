@@ -71,17 +71,18 @@ def write_last_word(path: Path, word: LastWord) -> None:
 def _fitting(word: LastWord) -> bytes:
     """The word as JSON of at most LAST_WORD_BYTES.
 
-    First details of metrics are left out, which are in `results.json`, then the middle of the
-    message, and at last all metrics with their keys.
+    First details are left out that are in `results.json`: of metrics, and numbers of pictures. Then
+    the middle of the message, and at last all metrics with their keys.
     """
     while len(text := word.model_dump_json(by_alias=True).encode()) > LAST_WORD_BYTES:
         main = {name: value for name, value in word.metrics.items() if "/" not in name}
-        if main == word.metrics and len(word.message) > MESSAGE_LENGTH:
+        if main != word.metrics or word.pictures:
+            word = word.model_copy(update={"metrics": main, "pictures": {}})
+        elif len(word.message) > MESSAGE_LENGTH:
             message = shortened(word.message, len(word.message) * 3 // 4)
             word = word.model_copy(update={"message": message})
         else:
-            kept = {"metrics": main} if main != word.metrics else {"metrics": {}, "evaluations": {}}
-            word = word.model_copy(update=kept)
+            word = word.model_copy(update={"metrics": {}, "evaluations": {}})
     return text
 
 
@@ -131,8 +132,8 @@ def _possible(key: str, value: Any) -> bool:
         return isinstance(value, int) and 0 <= value <= _COUNTS[key]
     if key in _TIMES:
         return isinstance(value, int | float) and 0 <= value <= LARGEST
-    if key == "evaluations":
-        return isinstance(value, dict) and all(map(_is_key, value.items()))
+    if key in _DICTS:
+        return isinstance(value, dict) and all(map(_DICTS[key], value.items()))
     return key != "metrics" or _are_metrics(value)
 
 
@@ -146,6 +147,11 @@ def _is_key(item: tuple[str, Any]) -> bool:
     return name.isprintable() and isinstance(value, str) and _KEY.fullmatch(value) is not None
 
 
+def _is_count(item: tuple[str, Any]) -> bool:
+    name, value = item
+    return name.isprintable() and isinstance(value, int) and 1 <= value <= MOST_STEPS
+
+
 def _is_metric(item: tuple[str, Any]) -> bool:
     name, value = item
     return (
@@ -156,6 +162,8 @@ def _is_metric(item: tuple[str, Any]) -> bool:
     )
 
 
+# What each entry of a dictionary of a last word must be.
+_DICTS = {"evaluations": _is_key, "pictures": _is_count}
 # The exit codes that agree with a last word. Any other failure has EXIT_WORK_FAILED.
 _EXIT_CODES = {
     None: EXIT_DONE,
@@ -228,6 +236,7 @@ def success(artifact: Path, manifest: Manifest, results: Results, **spent: Any) 
     return LastWord(
         result="Succeeded", step=results.steps, steps=results.steps, metrics=results.final.metrics,
         evaluations={name: key[:KEY_DIGITS] for name, key in results.evaluations.items()},
+        pictures=results.pictures,
         manifest_digest=sha256_of(artifact / MANIFEST), artifact_digest=manifest.artifact_digest,
         trainer_math=manifest.trainer_math, **spent,
     )  # fmt: skip

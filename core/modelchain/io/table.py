@@ -76,11 +76,13 @@ def stages_table(name: str, status: ChainStatus) -> RenderableType:
 
 def rows(status: ChainStatus) -> Iterator[tuple[str, StageStatus]]:
     """Each row's name and stage: the stages, and behind each one its model trained alone."""
+    alone = {row.name: row for row in status.baselines}
     for stage in status.stages:
         yield stage.name, stage
-        for row in status.baselines:
-            if row.name == stage.name:
-                yield f"{row.name} alone", row
+        if stage.name in alone:
+            yield f"{stage.name} alone", alone.pop(stage.name)
+    for row in alone.values():  # of stages that are not shown, or not in the spec any more
+        yield f"{row.name} alone", row
 
 
 def _verdict(stage: StageStatus) -> Text:

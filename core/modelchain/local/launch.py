@@ -6,7 +6,6 @@ torchx starts torchrun and tells whether it runs. We stop it ourselves.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -19,7 +18,7 @@ from functools import cache
 from itertools import takewhile
 from pathlib import Path
 
-from modelchain.api.contracts import EvaluationTask
+from modelchain.api.contracts import EvaluationTask, Findings
 from modelchain.errors import InputError, WorkError
 from modelchain.local.lock import RootLock, holders
 
@@ -138,7 +137,7 @@ def _environment(threads: int) -> dict[str, str]:
     }
 
 
-def measure(task: EvaluationTask) -> dict[str, float]:
+def measure(task: EvaluationTask) -> Findings:
     """Have a trainer measure metrics of a finished artifact. Raises WorkError if that fails."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         file.write(task.model_dump_json(by_alias=True))
@@ -149,7 +148,7 @@ def measure(task: EvaluationTask) -> dict[str, float]:
         raise WorkError(
             f"measuring {task.artifact} failed: {done.stderr.strip() or done.returncode}"
         )
-    return dict(json.loads(done.stdout))
+    return Findings.model_validate_json(done.stdout)
 
 
 def processes_for(asked: int | None) -> int:

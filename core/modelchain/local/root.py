@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from modelchain.api.contracts import (
     EVALUATIONS,
@@ -18,6 +18,7 @@ from modelchain.api.contracts import (
     RELAXATION,
     RESULTS,
     TASK,
+    Findings,
     LastWord,
     Manifest,
     Progress,
@@ -42,6 +43,8 @@ OWNER = "local"
 
 R = TypeVar("R", bound=WrittenModel)
 
+_ADDED = TypeAdapter(dict[str, Findings])
+
 
 class Root:
     """Reads and writes `status.json` and the directories that are named by input digests.
@@ -49,9 +52,9 @@ class Root:
     All stored paths are relative, so a root can be copied.
     """
 
-    def __init__(self, path: Path, status_name: str = "status.json"):
+    def __init__(self, path: Path):
         self.path = path
-        self.status_file = path / status_name
+        self.status_file = path / "status.json"
         # By input digest, the sizes and times of an artifact's files when they were hashed, and the
         # result.
         self._verified: dict[str, tuple[tuple[Any, ...], Artifact | Damage]] = {}
@@ -78,10 +81,13 @@ class Root:
         """What every artifact tells of its stage's epochs, the newest at the end."""
         manifests = self.path.glob(f"*/artifact/{MANIFEST}")
         for path in sorted(manifests, key=lambda p: p.stat().st_mtime):
-            manifest, results = _read(Manifest, path), _read(Results, path.parent / RESULTS)
+            manifest, results = (
+                read_model(Manifest, path),
+                read_model(Results, path.parent / RESULTS),
+            )
             if manifest and results:
                 schedule = Schedule(int(manifest.inputs["epochs"]))
-                if relaxed := _read(RelaxedEpochs, path.parents[1] / RELAXATION):
+                if relaxed := read_model(RelaxedEpochs, path.parents[1] / RELAXATION):
                     schedule = Schedule(schedule.epochs, relaxed.round, relaxed.first_epochs)
                 alone = "predecessor" not in manifest.inputs
                 yield Trained(results.stage, manifest.input_digest, schedule, alone)
@@ -128,28 +134,31 @@ class Root:
             message = " ".join(str(error).split()) + restore
             return Damage(Reason(Code.CORRUPT_ARTIFACT, digest, message))
         assert manifest.artifact_digest is not None
+        added = self.added_evaluations(digest)
         return Artifact(
             digest=manifest.artifact_digest,
             path=str(directory.relative_to(self.path)),
             macs=results.macs,
             metrics=results.final.metrics,
             evaluations={name: key[:KEY_DIGITS] for name, key in results.evaluations.items()},
-            later={key[:KEY_DIGITS]: m for key, m in self.added_evaluations(digest).items()},
+            later={key[:KEY_DIGITS]: found.metrics for key, found in added.items()},
+            pictures=_pictures(results, added),
             trainer_math=manifest.trainer_math,
         )
 
-    def added_evaluations(self, digest: str) -> dict[str, dict[str, float]]:
-        """By evaluation key, metrics that were measured after the stage finished.
+    def added_evaluations(self, digest: str) -> dict[str, Findings]:
+        """By evaluation key, what was measured after the stage finished.
 
-        They are not part of the artifact.
+        It is not part of the artifact.
         """
         with contextlib.suppress(OSError, ValueError):
-            return dict(json.loads((self.path / digest / EVALUATIONS).read_bytes()))
+            return _ADDED.validate_json((self.path / digest / EVALUATIONS).read_bytes())
         return {}
 
-    def add_evaluation(self, digest: str, key: str, metrics: dict[str, float]) -> None:
-        known = {**self.added_evaluations(digest), key: metrics}
-        write_atomic(self.path / digest / EVALUATIONS, json.dumps(known, indent=1).encode())
+    def add_evaluation(self, digest: str, key: str, found: Findings) -> None:
+        known = {**self.added_evaluations(digest), key: found}
+        text = _ADDED.dump_json(known, by_alias=True, indent=1)
+        write_atomic(self.path / digest / EVALUATIONS, text)
         self._verified.pop(digest, None)
 
     def attempt_numbers(self) -> dict[str, int]:
@@ -158,15 +167,15 @@ class Root:
         """
         highest: dict[str, int] = {}
         for path in self.path.glob(f"*/{OWNER}-a*/{TASK}"):
-            number = _number(path.parent, f"{OWNER}-a")
-            if task := _read(Task, path):
+            number = number_in(path.parent, f"{OWNER}-a")
+            if task := read_model(Task, path):
                 for name in (task.attempt.rstrip(DIGITS), task.input_digest):
                     highest[name] = max(number, highest.get(name, 0))
         return highest
 
     def results(self, digest: str) -> Results | None:
         """The `results.json` of a finished stage; None if it is missing or damaged."""
-        return _read(Results, self.path / digest / "artifact" / RESULTS)
+        return read_model(Results, self.path / digest / "artifact" / RESULTS)
 
     def attempt_directory(self, attempt: AttemptStatus) -> Path:
         return self.path / attempt.input_digest / f"{OWNER}-a{attempt.number}"
@@ -204,9 +213,9 @@ class Root:
         none.
         """
         paths = (self.path / digest).glob(f"*/step-*/{MANIFEST}")
-        made = [(path.parent, _read(Manifest, path)) for path in paths]
+        made = [(path.parent, read_model(Manifest, path)) for path in paths]
         ours = [step for step, m in made if m is not None and m.trainer_math == TRAINER_MATH]
-        return max((_number(step, "step-") for step in ours), default=0)
+        return max((number_in(step, "step-") for step in ours), default=0)
 
     def known_inputs(self) -> dict[str, dict[str, Any]]:
         """By input digest, the inputs of all attempts and artifacts in this root.
@@ -215,15 +224,27 @@ class Root:
         """
         known: dict[str, dict[str, Any]] = {}
         for path in self.path.glob(f"*/{OWNER}-a*/{TASK}"):
-            if task := _read(Task, path):
+            if task := read_model(Task, path):
                 known[task.input_digest] = task.inputs
         for path in self.path.glob(f"*/artifact/{MANIFEST}"):
-            if manifest := _read(Manifest, path):
+            if manifest := read_model(Manifest, path):
                 known[manifest.input_digest] = manifest.inputs
         return known
 
 
-def _read(kind: type[R], path: Path) -> R | None:
+def _pictures(results: Results, added: Mapping[str, Findings]) -> dict[str, int]:
+    """By an evaluation's short key, on how many pictures it was measured."""
+    counts = {
+        results.evaluations[name][:KEY_DIGITS]: count
+        for name, count in results.pictures.items()
+        if name in results.evaluations
+    }
+    for key, found in added.items():  # each is of one evaluation
+        counts |= {key[:KEY_DIGITS]: count for count in found.pictures.values()}
+    return counts
+
+
+def read_model(kind: type[R], path: Path) -> R | None:
     """What the file `path` holds; None if the file is missing or damaged."""
     with contextlib.suppress(OSError, ValidationError):
         return kind.model_validate_json(path.read_bytes())
@@ -238,7 +259,7 @@ def progress_of(entry: dict[str, Any]) -> Progress | None:
     return None
 
 
-def _number(directory: Path, prefix: str) -> int:
+def number_in(directory: Path, prefix: str) -> int:
     """The number in a directory's name; 0 for a name that is not ours."""
     digits = directory.name.removeprefix(prefix)
     return int(digits) if digits.isdecimal() else 0

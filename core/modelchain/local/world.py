@@ -38,11 +38,13 @@ class LocalWorld:
         trainer: TrainerProcess,
         data: DataRequest,
         fingerprint: str,
+        only: str | None = None,
     ):
         self.chain = chain
         self.root = root
         self.trainer = trainer
         self.data, self.fingerprint = data, fingerprint
+        self.only = only  # train only this stage's model, alone
         self.inputs, self.numbers = root.known_inputs(), root.attempt_numbers()
         # A new value for each run of the command, so that each renews the budgets once.
         self.retry = f"{time.time():.6f}"
@@ -62,6 +64,7 @@ class LocalWorld:
             ),
             fingerprint=self.fingerprint,
             retry=self.retry,
+            only=self.only,
             interrupted=self.interrupted,
             backoff_seconds=BACKOFF_SECONDS,
         )
@@ -85,7 +88,8 @@ class LocalWorld:
         Returns whether there were any.
         """
         measured = False
-        for stage in (*status.stages, *status.baselines):
+        alone = [row for row in status.baselines if self.only in (None, row.name)]
+        for stage in (*(status.stages if self.only is None else []), *alone):
             found = self.root.artifact(stage.input_digest) if stage.input_digest else None
             if not isinstance(found, Artifact):
                 continue

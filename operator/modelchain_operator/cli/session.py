@@ -19,6 +19,7 @@ from kubernetes.aio import client, config
 from modelchain.api.messages import one_line
 from modelchain.errors import InputError, WorkError
 from modelchain_operator.api.kube import (
+    ARTIFACTS,
     CHAINS,
     ApiError,
     Forbidden,
@@ -75,12 +76,23 @@ def on_cluster(place: Place, work: Callable[[Kube, str], Awaitable[T]]) -> T:
 def read_chain(
     name: str, namespace: str | None, kubeconfig: Path | None, context: str | None
 ) -> Object:
-    """The chain object. The command `status`, which is in core, finds this function by the entry
-    point `modelchain.cluster`.
+    """The chain object. Commands of core find this function by the entry point
+    `modelchain.cluster`.
     """
 
     async def work(kube: Kube, space: str) -> Object:
         return await get_chain(kube, space, name)
+
+    return on_cluster(Place(namespace, kubeconfig, context), work)
+
+
+def read_records(
+    namespace: str | None, kubeconfig: Path | None, context: str | None
+) -> list[Object]:
+    """All StageArtifacts of a namespace, for commands of core, as `read_chain`."""
+
+    async def work(kube: Kube, space: str) -> list[Object]:
+        return await kube.list(ARTIFACTS, space)
 
     return on_cluster(Place(namespace, kubeconfig, context), work)
 

@@ -125,6 +125,8 @@ class Executor:
         if isinstance(action, Launch):
             shown = runner_for(action.attempt.runner).controller_pods
             refused = replace(refused, next_command=shown)
+        elif isinstance(action, RecordMetrics):
+            refused = refused.with_message("it was measured, and cannot be recorded")
         elif isinstance(action, Release) and await self._queue(snapshot) is None:
             refused = QUEUE_REQUIRED
         return with_words(refused, snapshot.namespace, answer)
@@ -318,11 +320,14 @@ class Executor:
         job = snapshot.read[Need("cpu job", measure.job)]
         measured = LaterMetrics(
             metrics={name: f"{value:.2f}" for name, value in action.metrics.items()},
+            pictures=action.pictures,
             measured_at=timestamp(self.memory.clock()),
             image=image_of(job),
         )
         meta = {key: record["metadata"][key] for key in ("uid", "resourceVersion")}
-        status = {"metrics": {short_key(measure.evaluation): _dumped(measured)}}
+        status: Object = {"metrics": {short_key(measure.evaluation): _dumped(measured)}}
+        if measure.evaluation == snapshot.spec.spec.evaluation[0]:
+            status["accuracy"] = measured.metrics[measure.evaluation.name]
         record = await self.kube.patch_status(
             ARTIFACTS,
             snapshot.namespace,
@@ -344,10 +349,9 @@ class Executor:
         self.memory.artifacts.put((snapshot.namespace, digest), record)
 
     def _stage_artifact(self, snapshot: Snapshot, action: RecordArtifact) -> Object:
-        attempt = action.launch.attempt
+        attempt, claim = action.launch.attempt, snapshot.read[Need("claim")]
         stage = snapshot.spec.spec.stages[action.launch.stage]
         known = None if action.launch.alone else snapshot.status.stages[action.launch.stage]
-        claim = snapshot.read[Need("claim")]
         inputs, image = self._made_from(snapshot, action.launch)
         word, before = action.word, action.launch.predecessor
         metrics = {name: f"{value:.2f}" for name, value in word.metrics.items()}
@@ -375,6 +379,7 @@ class Executor:
             cost=action.spent.cost,
             metrics=metrics,
             evaluations=word.evaluations,
+            pictures=word.pictures,
             accuracy=metrics[shown[0]] if shown else None,
             attempt=attempt.name,
             trainer_math=word.trainer_math,

@@ -263,6 +263,7 @@ class View:
             metrics=_percents(spec.get("metrics") or {}),
             evaluations=spec.get("evaluations") or {},
             later={key: _percents(measured["metrics"]) for key, measured in later.items()},
+            pictures=_pictures(spec, later),
             gpu_seconds=float(spec["gpuSeconds"]) if ours else 0.0,
             cost=spec.get("cost") if ours else None,
             trainer_math=spec.get("trainerMath"),
@@ -415,6 +416,14 @@ class View:
 def _percents(metrics: Object) -> dict[str, float]:
     """The metrics of a record, which has them as decimals in texts."""
     return {name: float(value) for name, value in metrics.items()}
+
+
+def _pictures(spec: Object, later: Object) -> dict[str, int]:
+    """By an evaluation's short key, on how many pictures it was measured, if that was recorded."""
+    keys, counts = spec.get("evaluations") or {}, spec.get("pictures") or {}
+    known = {keys[name]: int(count) for name, count in counts.items() if name in keys}
+    added = {key: int(one["pictures"]) for key, one in later.items() if one.get("pictures")}
+    return known | added
 
 
 def _trained(spec: Object) -> Trained:
