@@ -164,6 +164,9 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "".join("\t".join(row) + "\n" for row in rows[:2])
     )
     (folder / "chain.yaml").write_text(yaml.safe_dump(chain()))
+    before = chain()
+    before["spec"]["recipe"]["learningRate"] = "0.5"
+    (folder / "main.yaml").write_text(yaml.safe_dump(before))
     pools = [
         block.text for block in BLOCKS if block.page.stem == "plan" and "nodePools" in block.text
     ]
@@ -176,7 +179,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def is_for_a_cluster(words: list[str]) -> bool:
     """These are run in tests/cluster; here they only have to be understood."""
     return words[1] in ("get", "explain", "suspend", "resume", "retry") or (
-        words[1] == "status" and "-n" in words
+        words[1] in ("status", "plan") and "-n" in words
     )
 
 
