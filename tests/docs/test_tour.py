@@ -35,6 +35,7 @@ USES = {
         "core/modelchain/api/status.py",
         "core/modelchain/decide/decide.py",
         "core/modelchain/decide/attempt.py",
+        "core/modelchain/decide/change.py",
         "core/modelchain/decide/outcome.py",
         "core/modelchain/decide/transitions.py",
     },
