@@ -435,8 +435,12 @@ def test_kubectl_get(cluster: Cluster, namespace: str) -> None:
     assert head == f"{short} READY REASON GATE QUEUE GPU-SECONDS MESSAGE AGE"
     assert " 12.50 False InProgress 1 Passed vision 7.5 stage vit-s: running " in row
     head, row = table("sart")
-    assert head == "NAME CHAIN STAGE MODEL EPOCHS ACCURACY COST AGE"
-    assert row.startswith(f"{NAME} family vit-t ViT-T-16 32 31.80 ")
+    assert head == "NAME CHAIN STAGE MODEL EPOCHS ACCURACY LATER COST AGE"
+    assert row.startswith(f"{NAME} family vit-t ViT-T-16 32 31.80 ") and len(row.split()) == 7
+    measured = {"metrics": {"a" * 16: later("7.00")}, "accuracy": "7.00"}
+    patch = "patch", "sart", NAME, "--subresource=status", "--type=merge", "-p"
+    cluster.kubectl(*patch, json.dumps({"status": measured}), f"--namespace={namespace}")
+    assert table("sart")[1].startswith(f"{NAME} family vit-t ViT-T-16 32 31.80 7.00 ")
     assert "modelchain.modelchain.dev/family" in cluster.kubectl(
         "get", "ml", "-o", "name", f"--namespace={namespace}"
     )

@@ -67,6 +67,10 @@ def test_an_added_evaluation_is_measured_once_and_shared(
         for stage, record in records.items():
             (later,) = record["status"]["metrics"].values()
             assert later["metrics"]["food"] == space.stage(stage)["results"]["food"]
+            name, shown = record["metadata"]["name"], later["metrics"]["food"]
+            head, row = space.kubectl("get", "sart", name).splitlines()
+            assert row[head.index("LATER") :].split()[0] == shown, "training measured nothing"
+            assert row[head.index("ACCURACY") : head.index("LATER")].strip() == ""
 
         space.apply(chain("other", 2, **shared))
         space.until("Complete", "other")

@@ -63,6 +63,8 @@ TESTS: dict[str, str] = {
     "tests/operator/test_measuring.py::"
     "test_an_added_evaluation_is_measured_without_training": "Measuring StageMeasured",
     "tests/operator/test_measuring.py::"
+    "test_one_that_hangs_ends_at_its_deadline_until_a_retry[Failed]": "MeasureDeadline",
+    "tests/operator/test_measuring.py::"
     "test_a_refusal_is_told_and_the_next_try_goes_on[create]": "MeasureRefused",
     "tests/core/test_nodes.py::test_the_reason_if_only_avoided_nodes_are_left": "NodesAvoided",
     "tests/core/test_waits.py::test_a_check_comes_before_the_next_one[_end]": "Killed",

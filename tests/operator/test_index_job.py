@@ -425,10 +425,15 @@ def test_an_edit_of_the_data_ends_the_one_before() -> None:
     assert after != before
 
 
-def test_a_pod_cannot_name_a_job_to_be_deleted() -> None:
+@pytest.mark.parametrize(
+    "labels",
+    [{}, {"modelchain.dev/chain-uid": "family-chain", "modelchain.dev/role": "verify"}],
+    ids=["a user's", "the chain's own verify Job"],
+)
+def test_a_pod_cannot_name_a_job_to_be_deleted(labels: dict[str, str]) -> None:
     """Everyone who may create pods can write their labels and owners."""
     lab = applied()
-    lab.kube.put(JOBS, {"metadata": {"name": "backup", "namespace": NAMESPACE, "labels": {}}})
+    lab.kube.put(JOBS, {"metadata": {"name": "backup", "namespace": NAMESPACE, "labels": labels}})
     pod = lab.pod()
     pod["metadata"] |= {"name": "forged", "uid": "forged"}
     pod["metadata"]["ownerReferences"] = [owned("Job", "backup", "ubackup")]

@@ -18,7 +18,7 @@ from modelchain.api.reasons import Code
 from modelchain.api.spec import Evaluation
 from modelchain.api.status import State, Unmeasured
 from modelchain.identity.digest import short_key
-from modelchain.plan.pools import NodePool
+from modelchain.plan.pools import NodePool, PoolFile
 from modelchain_operator.api.kube import (
     ARTIFACTS,
     CHAINS,
@@ -37,6 +37,7 @@ CARS = {"name": "cars", "kind": "Retrieval", "shards": "/data/cars.tar"}
 ASKS_FOOD = {"spec.evaluation": [FOOD]}
 ASKS_BOTH = {"spec.evaluation": [FOOD, CARS]}
 SHARED = {"spec.storage": {"claimName": "shared"}}
+STOPPED = LastWord(result="Failed", failure=FailureClass.PREEMPTED, message="stopped")
 
 
 def key(evaluation: dict[str, str]) -> str:
@@ -165,8 +166,17 @@ def test_its_task_names_the_artifact_and_one_evaluation() -> None:
 )
 def test_what_it_asks_for(pool: dict[str, Any], expected: dict[str, str]) -> None:
     given = NodePool.model_validate({"gpu": "A100", "gpusPerNode": 8, **pool})
-    most = evaluation_job.MOST_CPU, evaluation_job.MOST_MEMORY, evaluation_job.MOST_DISK
-    assert cpu_job.resources(given, *most).get("limits", {}) == expected
+    assert cpu_job.resources(given, evaluation_job.MOST).get("limits", {}) == expected
+
+
+@pytest.mark.parametrize(("pool", "seconds"), [({}, 86400), ({"deadlineSeconds": 600}, 600)])
+def test_it_has_a_deadline(pool: dict[str, Any], seconds: int) -> None:
+    given = {"gpu": "CPU", "gpusPerNode": 0, "evaluating": pool}
+    lab = Measuring(PoolFile.model_validate({"nodePools": {"cpu": given}}))
+    lab.train("family", FOOD, **ASKS_FOOD)
+    lab.apply(**ASKS_BOTH)
+    lab.passes(count=2)
+    assert lab.job["spec"]["activeDeadlineSeconds"] == seconds
 
 
 # A metric that was not measured.
@@ -190,6 +200,7 @@ def test_an_added_evaluation_is_measured_without_training() -> None:
     assert record["status"]["metrics"][key(CARS)]["pictures"] == 8041
     measured = record["status"]["metrics"][key(CARS)]
     assert measured["metrics"] == {"cars": "7.12", "cars/text-to-image-r1": "3.00"}
+    assert "accuracy" not in record["status"], "the first metric is the trainer's"
     assert measured["image"].endswith("0" * 64) and measured["measuredAt"].startswith("2026-")
     stage = lab.stage()
     assert stage.results == {"food": "61.00", "cars": "7.12", "cars/text-to-image-r1": "3.00"}
@@ -216,6 +227,8 @@ def test_the_record_says_what_the_trainer_measured() -> None:
     lab.measure(food=5.0)
     lab.passes(count=2)
     assert lab.stage().results == {"food": "5.00"} and lab.status().is_true("Measured")
+    (record,) = lab.records()
+    assert (record["spec"]["accuracy"], record["status"]["accuracy"]) == ("61.00", "5.00")
     lab.collect()
     lab.apply(**ASKS_FOOD)
     lab.passes(count=2)
@@ -361,6 +374,41 @@ def test_a_failure_is_told_and_a_retry_measures_again(
     assert lab.status().is_true("Measured") and lab.measuring == []
 
 
+@pytest.mark.parametrize("kind", ["Failed", "FailureTarget"])
+def test_one_that_hangs_ends_at_its_deadline_until_a_retry(kind: str) -> None:
+    """Kubernetes adds `Failed` only once the pods are gone. On a dead node they may stay."""
+    lab = Measuring()
+    lab.train("family", **{"spec.evaluation": []})
+    lab.apply(**ASKS_BOTH)
+    lab.passes(count=2)
+    first = lab.job["metadata"]
+    lab.pod(None if kind == "FailureTarget" else STOPPED, code=None if kind != "Failed" else 75)
+    late = {"type": kind, "status": "True", "reason": "DeadlineExceeded", "message": "too long"}
+    lab.kube.put(JOBS, lab.job | {"status": {"conditions": [late]}})
+    lab.passes()
+    food, cars = lab.stage().unmeasured
+    name = first["name"]
+    assert (food.code, cars.code) == (Code.MEASURE_DEADLINE, Code.MEASURING), "the next one goes on"
+    assert food.reason == (
+        f"job {name} was ended: it had not ended after 86400 s; raise evaluating.deadlineSeconds of"
+        " the node pool, then retry"
+    )
+    assert food.next == f"modelchain retry family -n {NAMESPACE}"
+    condition = lab.status().condition("Measured")
+    assert condition and condition.reason == "MeasureDeadline" and name in condition.message
+    assert lab.status().is_true("Complete") and lab.stage().retries == 0
+    assert [event[:2] for event in lab.events.told].count(("Warning", "MeasureDeadline")) == 1
+    (second,) = set(lab.measuring) - {name}
+    lab.drop(JOBS, second)  # the other evaluation does not matter from here on
+    lab.apply(**ASKS_FOOD)
+    lab.passes(count=2)
+    lab.collect()
+    assert lab.job["metadata"]["uid"] != first["uid"] and lab.entry.code is Code.MEASURING
+    lab.measure(food=7.0)
+    lab.passes(count=2)
+    assert lab.status().is_true("Measured") and lab.measuring == []
+
+
 @pytest.mark.parametrize("verb", ["create", "status"])
 def test_a_refusal_is_told_and_the_next_try_goes_on(verb: str) -> None:
     lab = Measuring()
@@ -459,6 +507,7 @@ def test_an_operator_that_is_killed_at_any_write_measures_everything_once(
         key(CARS): {"cars": "1.00"},
     }
     assert lab.stage().results == {"food": "0.00", "cars": "1.00"}
+    assert record["status"]["accuracy"] == "0.00" and "accuracy" not in record["spec"]
     assert lab.status().is_true("Measured") and lab.measuring == []
     assert lab.names(PYTORCHJOBS) == ["family-a-a1"]
 

@@ -88,6 +88,13 @@ class StageArtifactStatus(WrittenModel):
         {},
         description="by the digest of what was measured; entries are added and never changed",
     )
+    accuracy: Decimal | None = Field(
+        None,
+        description=(
+            "the first metric of the chain that has measured it last, shown by `kubectl get` beside"
+            " that of the training"
+        ),
+    )
 
 
 class StageArtifact(WrittenModel):

@@ -483,6 +483,14 @@ class Code(StrEnum):
         True,
         True,
     )
+    MEASURE_DEADLINE = (
+        "MeasureDeadline",
+        "The Job that was to measure the metric had not ended within `evaluating.deadlineSeconds`",
+        "Find out why it took so long, or raise the node pool's deadline; then retry",
+        RETRY,
+        True,
+        True,
+    )
     MEASURE_REFUSED = (
         "MeasureRefused",
         "The API server refuses the Job that measures the metric, or the metric in the record",

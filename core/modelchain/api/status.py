@@ -219,6 +219,10 @@ class Unmeasured(WrittenModel):
         """None if only another version knows the code."""
         return known(self.reason_code)
 
+    @property
+    def retry_helps(self) -> bool:
+        return self.code is not None and self.code.retry_helps
+
 
 # The most earlier input digests of a stage whose spending is kept apart, the newest ones.
 MOST_DIGESTS = 16

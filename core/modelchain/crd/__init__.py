@@ -90,6 +90,9 @@ def _stageartifact() -> Schema:
         _column("Model", ".spec.model"),
         _column("Epochs", ".spec.epochs", kind="integer"),
         _column("Accuracy", ".spec.accuracy"),
+        # Of training and of what was measured since, either may be missing, and a chain may ask for
+        # either. So both are shown.
+        _column("Later", ".status.accuracy"),
         _column("Cost", ".spec.cost"),
         _column("Digest", ".spec.artifactDigest", wide=True),
         _column("Claim", ".spec.claimName", wide=True),

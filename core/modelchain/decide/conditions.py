@@ -39,6 +39,8 @@ MAX_BYTES = 60_000
 REASON_LENGTH = 2000
 # The most characters of a sentence in a status that would otherwise be too large.
 BRIEF = 80
+# Why a metric is missing that will be measured without anyone's help.
+UNDERWAY = (Code.MEASURING, Code.MEASURE_WAITS)
 # Conditions that are true of a chain that has ended.
 ENDED = ("Complete", "Finished", "Measured")
 # Conditions that tell whether the spec is met. They are set anew when the spec is refused.
@@ -287,12 +289,11 @@ def first_unmeasured(stages: Iterable[StageStatus]) -> tuple[StageStatus, Unmeas
     It is one for which a person has to act, else the one that is measured now.
     """
     missing = [(stage, one) for stage in stages for one in stage.unmeasured]
-    later = (Code.MEASURING, Code.MEASURE_WAITS)
-    return min(missing, key=lambda pair: _rank(pair[1].code, later), default=None)
+    return min(missing, key=lambda pair: _rank(pair[1].code), default=None)
 
 
-def _rank(code: Code | None, later: Sequence[Code]) -> int:
-    return 1 + later.index(code) if code in later else 0
+def _rank(code: Code | None) -> int:
+    return 1 + UNDERWAY.index(code) if code in UNDERWAY else 0
 
 
 def why_unmeasured(stage: StageStatus, one: Unmeasured) -> str:

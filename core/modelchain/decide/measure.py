@@ -21,6 +21,8 @@ from modelchain.identity.digest import digest_of, short_key
 
 WAITS = Reason(Code.MEASURE_WAITS)
 UNASKED = Reason(Code.UNMEASURED, message="the chain had ended before; a retry measures it")
+# Why a metric is not known that a Job was to measure. An edit or a retry makes the Job again.
+FAILED = (Code.MEASURE_FAILED, Code.MEASURE_DEADLINE)
 ON_A_LAPTOP = Reason(Code.UNMEASURED, message="the next run of the command measures it")
 
 # -- which metrics are known -----------------------------------------------------------------------
@@ -124,7 +126,7 @@ def with_measurements(turn: Turn, outcomes: list[Outcome]) -> list[Outcome]:
             if due.busy:
                 busy, again = True, turn.observed.poll_seconds
                 outcome = replace(outcome, action=due.action, again=again)
-            elif gate and due.told.code is Code.MEASURE_FAILED:
+            elif gate and due.told.code in FAILED:
                 outcome = replace(
                     outcome, stage=transitions.held_by_the_gate(outcome.stage, due.told)
                 )
@@ -151,7 +153,8 @@ def _hold(turn: Turn, outcomes: Iterable[Outcome]) -> Reason | None:
     if not turn.observed.records:
         return ON_A_LAPTOP
     if turn.stopping is not None:
-        return Reason(Code.MEASURE_WAITS, message=turn.stopping.message)
+        stopping = turn.stopping
+        return Reason(Code.MEASURE_WAITS, message=stopping.message, next_command=stopping.next)
     return WAITS if any(outcome.artifact is None for outcome in outcomes) else None
 
 
@@ -186,7 +189,7 @@ def _due(turn: Turn, before: Unmeasured | None, measure: Measure, hold: Reason |
     if turn.finished and turn.observed.records:
         if before is None or before.code is Code.UNMEASURED:
             return _Due(UNASKED)
-        if before.code is Code.MEASURE_FAILED:
+        if before.code in FAILED:
             return _Due(_as_before(before), keeps=True)
     return _Due(hold) if hold is not None else _next(turn, before, measure)
 
@@ -200,7 +203,7 @@ def _next(turn: Turn, before: Unmeasured | None, measure: Measure) -> _Due:
     """What is due for the evaluation that has its turn."""
     seen = turn.observed.measurement(measure)
     if isinstance(seen, Reason):
-        return _Due(seen, keeps=True, busy=True)
+        return _Due(seen, keeps=True, busy=seen.code not in FAILED)
     action: Action = measure
     if seen is not None:
         metrics = _metrics(measure.evaluation, seen)

@@ -169,8 +169,9 @@ class IndexSeen:
     failure: FailureClass | None = None
 
 
-# What is seen of a measurement: the last word of its Job; what the Job does or waits for; None if
-# it is to be made, since there is none, or it has failed and was asked for again.
+# What is seen of a measurement: the last word of its Job; what the Job does or waits for, or that
+# its deadline has ended it; None if it is to be made, since there is none, or it has failed and was
+# asked for again.
 Measurement = LastWord | Reason | None
 
 # Who has a share: this chain, none, or another one, for the reason given; None if none is needed.

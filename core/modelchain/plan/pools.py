@@ -123,6 +123,14 @@ class IndexLimits(ApiModel):
     )
 
 
+class EvaluationLimits(ApiModel):
+    """What the Job may use that measures a metric on a finished artifact."""
+
+    deadline_seconds: int = Field(
+        86400, ge=60, le=604800, description="the Job is ended after this time, and starts anew"
+    )
+
+
 class NodePool(ApiModel):
     """One kind of node. Each trainer pod takes one node, and its requests equal its limits.
 
@@ -163,6 +171,7 @@ class NodePool(ApiModel):
     fs_group: int | None = Field(None, ge=1, description="group that owns the artifacts' volume")
     topology: Topology | None = None
     indexing: IndexLimits = IndexLimits()
+    evaluating: EvaluationLimits = EvaluationLimits()
 
     @model_validator(mode="after")
     def _nothing_of_ours(self) -> NodePool:

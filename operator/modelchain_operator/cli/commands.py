@@ -23,7 +23,8 @@ from rich.text import Text
 from modelchain.api.reasons import known
 from modelchain.api.status import Condition, StageStatus, State
 from modelchain.cli.options import NEEDS_OPERATOR, Context, Kubeconfig, Name, Namespace, Output
-from modelchain.decide.conditions import first_unmeasured
+from modelchain.decide.conditions import UNDERWAY, first_unmeasured, why_unmeasured
+from modelchain.decide.measure import FAILED
 from modelchain.errors import EXIT_DONE, EXIT_WORK_FAILED, InputError
 from modelchain.io.load import status_of
 
@@ -168,10 +169,13 @@ def retry(
 
     async def work(kube: Kube, space: str) -> str:
         chain = await get_chain(kube, space, name)
-        what = _to_retry(chain, f"modelchain explain {name} -n {space}")
+        look = f"modelchain explain {name} -n {space}"
+        what, measures = _to_retry(chain, look)
         asked = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         await kube.patch(CHAINS, space, name, {"metadata": {"annotations": {RETRY: asked}}})
         when = "once the chain is resumed" if chain["spec"].get("suspend") else "at once"
+        if measures:
+            return f"{what} of {name} is measured again {when}; look: {look}"
         return (
             f"{what} of {name} is tried again {when}, with its budgets renewed;"
             f" {_watch(name, space)}"
@@ -180,8 +184,8 @@ def retry(
     typer.echo(on_cluster(Place(namespace, kubeconfig, context), work))
 
 
-def _to_retry(chain: Object, explain: str) -> str:
-    """What a retry tries again: a stage, or what is missing of a finished one.
+def _to_retry(chain: Object, explain: str) -> tuple[str, bool]:
+    """What a retry tries again, and whether that is a metric of finished stages, not a stage.
 
     Raises InputError if there is none. The error's message ends with the command `explain`.
     """
@@ -189,19 +193,25 @@ def _to_retry(chain: Object, explain: str) -> str:
     stalled = status.condition("Stalled")
     for stage in status.stages:
         failed = stage.state is State.FAILED or stage.not_before is not None
-        if failed or _retry_helps(stage, stalled):
-            return f"stage {stage.name}"
-    missing = first_unmeasured(status.stages)
-    if missing is not None and missing[1].code is not None and missing[1].code.retry_helps:
-        return f"evaluation {missing[1].evaluation} of stage {missing[0].name}"
+        if stage.code not in FAILED and (failed or _retry_helps(stage, stalled)):
+            return f"stage {stage.name}", False
+    again = [(s, one) for s in status.stages for one in s.unmeasured if one.retry_helps]
+    if len(again) == 1:
+        return f"evaluation {again[0][1].evaluation} of stage {again[0][0].name}", True
+    if again:
+        return f"each of {len(again)} missing metrics", True
+    why, mend = "no stage has failed or stalled", ""
     if stalled is not None and stalled.status == "True":
+        mend = stalled.reason
+    elif status.is_true("Complete") and (missing := first_unmeasured(status.stages)) is not None:
+        why = why_unmeasured(*missing)
+        mend = "" if missing[1].code in UNDERWAY else missing[1].reason_code
+    if mend:
         raise InputError(
-            f"a retry does not help {name}: {stalled.reason} has to be corrected, and then it"
-            f" goes on by itself; look: {explain}"
+            f"a retry does not help {name}: {mend} has to be corrected, and then it goes on by"
+            f" itself; look: {explain}"
         )
-    raise InputError(
-        f"{name} has nothing to try again: no stage has failed or stalled; look: {explain}"
-    )
+    raise InputError(f"{name} has nothing to try again: {why}; look: {explain}")
 
 
 def _retry_helps(stage: StageStatus, stalled: Condition | None) -> bool:
@@ -230,10 +240,9 @@ def _set_suspend(
         await kube.patch(CHAINS, space, name, {"spec": {"suspend": value}})
         status = status_of(chain)
         if status.is_true("Complete"):
-            return (
-                f"{name} is complete, so nothing stops or starts; its spec.suspend is"
-                f" {str(value).lower()} now"
-            )
+            goes = "no metric is measured" if value else "the missing metrics are measured"
+            what = goes if first_unmeasured(status.stages) else "nothing stops or starts"
+            return f"{name} is complete, so {what}; its spec.suspend is {str(value).lower()} now"
         if not value:
             return f"{name} resumes from its newest checkpoint; {_watch(name, space)}"
         busy = next(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,9 @@ from modelchain.api.status import StageStatus
 from modelchain.identity.digest import TRAINER_MATH
 from modelchain.io.units import age
 from modelchain_operator.api.kube import Object
-from modelchain_operator.api.objects import condition, is_deleting, seconds, uid
+from modelchain_operator.api.objects import condition, is_deleting, seconds, true_condition, uid
 from modelchain_operator.explain.read import Situation
+from modelchain_operator.runners import cpu_job
 from modelchain_operator.runners import pods as podread
 
 # An operator counts as dead after so many seconds without a renewal of its Lease. That is four
@@ -147,6 +149,17 @@ class Clues:
         else:
             text = ": ".join(str(waiting[key]) for key in ("reason", "message") if waiting.get(key))
         return self.thing("pod", pod, text or f"is {phase(pod)}")
+
+    def measuring(self, job: Object, pods: Iterable[Object]) -> Line:
+        """What an evaluation Job does, or how it has ended."""
+        failed = true_condition(job, "Failed") or true_condition(job, "FailureTarget")
+        if failed is not None:
+            return self.thing("job", job, f"has failed: {failed.get('reason')}")
+        mine = [pod for pod in pods if cpu_job.made(job, pod)]
+        if any(map(podread.is_running, mine)):
+            return self.thing("job", job, "measures on the finished artifact")
+        done = any(phase(pod) == "Succeeded" for pod in mine)
+        return self.thing("job", job, "has measured" if done else "is to measure")
 
     def thing(self, kind: str, thing: Object, text: str) -> Line:
         """A line about an object, with the object's own age."""

@@ -237,7 +237,7 @@ class _Case:
         metrics = "one metric is" if count == 1 else f"{count} metrics are"
         jobs = [job for job in self.s.cpu_jobs if label(job, ROLE) == EVALUATE]
         pods = [pod for pod in self.s.pods if label(pod, ROLE) == EVALUATE]
-        lines = [self.clues.thing("job", job, "measures on the finished artifact") for job in jobs]
+        lines = [self.clues.measuring(job, pods) for job in jobs]
         lines += [*map(self.clues.pod, pods), *self.clues.warnings(*jobs, *pods)]
         return self._say(
             one.reason_code,

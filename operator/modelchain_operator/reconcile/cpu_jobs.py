@@ -4,22 +4,72 @@ asked for again since. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from modelchain.api.contracts import FailureClass, LastWord
 from modelchain.api.reasons import Code, Reason
 from modelchain_operator.api import refusals
 from modelchain_operator.api.kube import Object
-from modelchain_operator.api.objects import annotation, true_condition, uid
+from modelchain_operator.api.objects import (
+    annotation,
+    is_deleting,
+    label,
+    maker,
+    true_condition,
+    uid,
+)
 from modelchain_operator.api.objects import name as name_of
 from modelchain_operator.reconcile.pod_evidence import refusal
 from modelchain_operator.reconcile.snapshot import RETRY, Snapshot
+from modelchain_operator.runners import cpu_job
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners.registry import UNNAMED, runner_for
-from modelchain_operator.runners.template import GENERATION
+from modelchain_operator.runners.template import CHAIN_UID, GENERATION, ROLE, Role
 
 # For so many seconds after it was made, a pod that does not run yet is no news.
 STARTS_WITHIN = 10.0
+
+
+def named(snapshot: Snapshot, role: Role, *, live: bool = False) -> set[str]:
+    """The names of the Jobs of this role that the chain's pods tell of, or its live pods alone."""
+    pods = (pod for pod in snapshot.pods if label(pod, ROLE) == role and not is_deleting(pod))
+    owners = (maker(pod, "Job") for pod in pods if not live or podread.is_live(pod))
+    return {owner["name"] for owner in owners if owner is not None}
+
+
+def ours(snapshot: Snapshot, role: Role, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """By UID, those of these Jobs that the chain has made, unless they are being deleted.
+
+    A pod is no evidence of who made the Job that it names, so the Job is read as well.
+    """
+    for name in sorted(names):
+        job: Object | None = snapshot.want("cpu job", name)
+        if job is not None and is_ours(snapshot, role, job) and not is_deleting(job):
+            yield uid(job), name_of(job)
+
+
+def is_ours(snapshot: Snapshot, role: Role, job: Object) -> bool:
+    """Whether this chain has made the Job, for this role."""
+    return (label(job, CHAIN_UID), label(job, ROLE)) == (snapshot.uid, role)
+
+
+def over(job: Object, pods: Iterable[Object]) -> bool:
+    """Whether nothing more is to be expected of a Job.
+
+    Its deadline counts before its pods are gone, since one whose node does not answer may stay.
+    """
+    return cpu_job.finished(job) or cpu_job.silent(pods) or bool(too_late(job, ""))
+
+
+def too_late(job: Object, mend: str) -> str:
+    """Why a Job has ended that Kubernetes ended at its deadline; empty for another one.
+
+    `mend` says what to do about it.
+    """
+    ends = (true_condition(job, kind) or {} for kind in ("Failed", "FailureTarget"))
+    if not any(end.get("reason") == "DeadlineExceeded" for end in ends):
+        return ""
+    return f"it had not ended after {job['spec'].get('activeDeadlineSeconds')} s; {mend}"
 
 
 def asked_again(job: Object, chain: Object) -> bool:

@@ -125,6 +125,8 @@ class Executor:
         if isinstance(action, Launch):
             shown = runner_for(action.attempt.runner).controller_pods
             refused = replace(refused, next_command=shown)
+        elif isinstance(action, RecordMetrics):
+            refused = refused.with_message("it was measured, and cannot be recorded")
         elif isinstance(action, Release) and await self._queue(snapshot) is None:
             refused = QUEUE_REQUIRED
         return with_words(refused, snapshot.namespace, answer)
@@ -323,7 +325,9 @@ class Executor:
             image=image_of(job),
         )
         meta = {key: record["metadata"][key] for key in ("uid", "resourceVersion")}
-        status = {"metrics": {short_key(measure.evaluation): _dumped(measured)}}
+        status: Object = {"metrics": {short_key(measure.evaluation): _dumped(measured)}}
+        if measure.evaluation == snapshot.spec.spec.evaluation[0]:
+            status["accuracy"] = measured.metrics[measure.evaluation.name]
         record = await self.kube.patch_status(
             ARTIFACTS,
             snapshot.namespace,

@@ -16,7 +16,6 @@ from modelchain_operator.api.kube import Object
 from modelchain_operator.api.objects import (
     is_deleting,
     label,
-    maker,
     true_condition,
     uid,
 )
@@ -26,8 +25,7 @@ from modelchain_operator.reconcile import job_requests as requests
 from modelchain_operator.reconcile.memory import Memory
 from modelchain_operator.reconcile.snapshot import Snapshot
 from modelchain_operator.runners import cpu_job, index_job
-from modelchain_operator.runners import pods as podread
-from modelchain_operator.runners.template import CHAIN, CHAIN_UID, ROLE
+from modelchain_operator.runners.template import CHAIN, CHAIN_UID
 
 
 class Indexer:
@@ -62,19 +60,11 @@ class Indexer:
 
     def strays(self) -> Iterator[tuple[str, str]]:
         """By UID, the chain's index Jobs that run for nothing: after an edit of what it reads, or
-        while it is suspended.
-
-        Their pods tell of them. A pod is no evidence of who made its Job, so that is read as well.
+        while it is suspended. Their live pods tell of them.
         """
-        pods = [pod for pod in self.snapshot.pods if _may_index(pod)]
-        wanted = self._wanted() if pods else None
-        for pod in pods:
-            owner = maker(pod, "Job")
-            if owner is None or owner["name"] == wanted:
-                continue
-            job: Object | None = self.snapshot.want("cpu job", owner["name"])
-            if job is not None and self._is_ours(job) and not is_deleting(job):
-                yield uid(job), name_of(job)
+        running = cpu_jobs.named(self.snapshot, index_job.ROLE_OF_JOB, live=True)
+        unwanted = running - {self._wanted()} if running else set()
+        return cpu_jobs.ours(self.snapshot, index_job.ROLE_OF_JOB, unwanted)
 
     def _name(self, claim: Object) -> str:
         return requests.index_name(self.snapshot.spec, self.config, uid(claim))
@@ -90,7 +80,7 @@ class Indexer:
             return None
 
     def _is_ours(self, job: Object) -> bool:
-        return label(job, CHAIN_UID) == self.snapshot.uid
+        return cpu_jobs.is_ours(self.snapshot, index_job.ROLE_OF_JOB, job)
 
     # -- one Job -----------------------------------------------------------------------------------
 
@@ -107,7 +97,7 @@ class Indexer:
         word = index_job.answer(pods)
         if word is not None and word.result == "Succeeded":
             return None
-        if not cpu_job.finished(job) and not cpu_job.silent(pods):
+        if not cpu_jobs.over(job, pods):
             return self._going_on(job, pods)
         if self._asked_again(job):
             return IndexSeen(name, self._indexes(name), due=True)
@@ -175,20 +165,10 @@ class Indexer:
         return IndexSeen(name, reason, stalls=True)
 
     def _why(self, job: Object, pods: Sequence[Object], word: LastWord | None) -> str:
-        failed = true_condition(job, "Failed") or {}
-        if failed.get("reason") == "DeadlineExceeded":
-            limit = job["spec"].get("activeDeadlineSeconds")
-            return (
-                f"it had not ended after {limit} s; raise indexing.deadlineSeconds of the node"
-                " pool. What it has indexed stays"
-            )
+        mend = "raise indexing.deadlineSeconds of the node pool. What it has indexed stays"
+        if late := cpu_jobs.too_late(job, mend):
+            return late
         if word is not None:
             return f"{word.failure}: {word.message}"
         more = "raise indexing.memory of the node pool"
         return cpu_jobs.without_word(job, pods, more).message
-
-
-def _may_index(pod: Object) -> bool:
-    """Whether a live pod says that it is an index Job's."""
-    going = podread.is_live(pod) and not is_deleting(pod)
-    return going and label(pod, ROLE) == index_job.ROLE_OF_JOB

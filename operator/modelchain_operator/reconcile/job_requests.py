@@ -38,7 +38,7 @@ NODE_POOL = "modelchain.dev/node-pool"
 # The first part of that hash. One that was computed in another way cannot be compared.
 FORMULA = "2-"
 # What a node pool says that makes no difference to a trainer's pod.
-NOT_OF_PODS = {"gpu", "price", "indexing"}
+NOT_OF_PODS = {"gpu", "price", "indexing", "evaluating"}
 PINNED = re.compile(r"@sha256:[0-9a-f]{64}$")
 
 

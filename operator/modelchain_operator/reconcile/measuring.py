@@ -9,18 +9,18 @@ from collections.abc import Iterator, Mapping
 
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import StageStatus
-from modelchain.decide.conditions import why_unmeasured
+from modelchain.decide.conditions import UNDERWAY, why_unmeasured
 from modelchain.decide.measure import measures
 from modelchain.decide.observed import Measure, Measurement
 from modelchain_operator.api.kube import Object
-from modelchain_operator.api.objects import annotation, is_deleting, label, maker, uid
+from modelchain_operator.api.objects import annotation, is_deleting
 from modelchain_operator.api.objects import name as name_of
 from modelchain_operator.reconcile import cpu_jobs
 from modelchain_operator.reconcile.events import Kind
 from modelchain_operator.reconcile.memory import Memory
 from modelchain_operator.reconcile.snapshot import Snapshot
 from modelchain_operator.runners import cpu_job, evaluation_job
-from modelchain_operator.runners.template import CHAIN_UID, INPUT_DIGEST, ROLE
+from modelchain_operator.runners.template import INPUT_DIGEST
 
 
 def news(before: StageStatus, stage: StageStatus) -> Iterator[tuple[Kind, Code, str]]:
@@ -34,9 +34,9 @@ def news(before: StageStatus, stage: StageStatus) -> Iterator[tuple[Kind, Code, 
             text = f"stage {stage.name}: {name} {stage.results[name]} was measured"
             yield "Normal", Code.STAGE_MEASURED, text
     for one in stage.unmeasured:
-        good = one.code in (None, Code.MEASURING, Code.MEASURE_WAITS)
-        if one.code is not None and not good and known.get(one.evaluation) is not one.code:
-            yield "Warning", one.code, why_unmeasured(stage, one)
+        if one.code in (None, *UNDERWAY) or known.get(one.evaluation) is one.code:
+            continue
+        yield "Warning", one.code, why_unmeasured(stage, one)
 
 
 class Measurements:
@@ -67,28 +67,24 @@ class Measurements:
         word = next(cpu_job.last_words(pods), None)
         if word is not None and word.result == "Succeeded":
             return word
-        if not cpu_job.finished(job) and not cpu_job.silent(pods):
+        if not cpu_jobs.over(job, pods):
             refused = cpu_jobs.refused(self.snapshot, job, pods, self.now)
             return refused or cpu_jobs.waiting(pods, self.now) or measures(name_of(job))
         if cpu_jobs.asked_again(job, self.snapshot.chain):
             return None
+        mend = "raise evaluating.deadlineSeconds of the node pool, then retry"
+        if late := cpu_jobs.too_late(job, mend):
+            name = name_of(job)
+            return Reason(Code.MEASURE_DEADLINE, name, f"job {name} was ended: {late}")
         return word or cpu_jobs.without_word(job, pods, "raise `memory` of the node pool")
 
     def jobs(self) -> Mapping[str, str]:
-        """By UID, the names of evaluation Jobs that have pods.
-
-        A pod is no evidence of who made its Job, so the Job is read as well.
-        """
-        pods = [pod for pod in self.snapshot.pods if evaluation_job.may_measure(pod)]
-        names = {owner["name"] for pod in pods if (owner := maker(pod, "Job")) is not None}
-        read = (self.snapshot.want("cpu job", name) for name in sorted(names))
-        found: list[Object] = [job for job in read if job is not None and not is_deleting(job)]
-        return {uid(job): name_of(job) for job in found if self._is_ours(job)}
+        """By UID, the names of evaluation Jobs that have pods."""
+        role = evaluation_job.ROLE_OF_JOB
+        return dict(cpu_jobs.ours(self.snapshot, role, cpu_jobs.named(self.snapshot, role)))
 
     def _is_ours(self, job: Object) -> bool:
-        """Whether this chain has made the Job to measure something."""
-        role = evaluation_job.ROLE_OF_JOB
-        return (label(job, CHAIN_UID), label(job, ROLE)) == (self.snapshot.uid, role)
+        return cpu_jobs.is_ours(self.snapshot, evaluation_job.ROLE_OF_JOB, job)
 
     def _pods(self, job: Object) -> list[Object]:
         """The Job's pods, and what is remembered of those that are gone."""

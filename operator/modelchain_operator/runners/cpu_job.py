@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from modelchain.api.contracts import LastWord
 from modelchain.errors import EXIT_BAD_INPUT, EXIT_PREEMPTED
@@ -89,23 +90,35 @@ def _rules(container: str) -> list[Object]:
     ]
 
 
-def resources(pool: NodePool, cpu: str, memory: str, disk: str) -> Object:
-    """What the pool gives a trainer, but at most this, and no GPU.
+class Amounts(NamedTuple):
+    """Quantities of what a Job asks for; None stands for no quantity."""
 
-    So a LimitRange that admits the trainers admits this Job, and it fits on almost any node.
+    cpu: str | None
+    memory: str | None
+    # Of its node's disk.
+    disk: str | None = "16Gi"
+
+
+NOTHING = Amounts(None, None, None)
+
+
+def resources(pool: NodePool, most: Amounts, given: Amounts = NOTHING) -> Object:
+    """What the pool gives a trainer, but no GPU, and at most `most`, or `given` instead of that.
+
+    So a LimitRange that admits the trainers admits this Job, and it fits on almost any node. Where
+    the pool gives nothing, the Job asks for what is `given`.
     """
+    of_pool = Amounts(pool.cpu, pool.memory, pool.ephemeral_storage)
+    names = ("cpu", "memory", "ephemeral-storage")
+    parts = zip(names, of_pool, most, given, strict=True)
     return guaranteed(
-        {
-            "cpu": least(pool.cpu, cpu),
-            "memory": least(pool.memory, memory),
-            "ephemeral-storage": least(pool.ephemeral_storage, disk),
-        }
+        {name: _least(has, wants or at_most) or wants for name, has, at_most, wants in parts}
     )
 
 
-def least(quantity: str | None, most: str) -> str | None:
-    """The quantity, but at most this; None if the pool gives none."""
-    return None if quantity is None else min(quantity, most, key=amount)
+def _least(quantity: str | None, most: str | None) -> str | None:
+    """The quantity, but at most this; None if there is none."""
+    return None if quantity is None or most is None else min(quantity, most, key=amount)
 
 
 def finished(job: Read) -> bool:

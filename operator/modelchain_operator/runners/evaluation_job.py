@@ -7,17 +7,14 @@ never waits for one, nor takes one from a training.
 from __future__ import annotations
 
 from modelchain_operator.api.kube import Object
-from modelchain_operator.api.objects import Read, is_deleting, label
 from modelchain_operator.runners import cpu_job
-from modelchain_operator.runners.cpu_job import CpuJob
+from modelchain_operator.runners.cpu_job import Amounts, CpuJob
 from modelchain_operator.runners.port import JobRequest
-from modelchain_operator.runners.template import ROLE, SCRATCH, Role
+from modelchain_operator.runners.template import SCRATCH, Role
 
 ROLE_OF_JOB: Role = "evaluate"
 # The most that the Job asks for: it decodes and computes with all cores that it gets.
-MOST_CPU = "16"
-MOST_MEMORY = "64Gi"
-MOST_DISK = "16Gi"
+MOST = Amounts(cpu="16", memory="64Gi")
 # The Job cannot write to the artifacts' claim, so it indexes the evaluation's shards here.
 INDEX = f"{SCRATCH}/index"
 
@@ -27,12 +24,8 @@ def build(request: JobRequest) -> Object:
     work = CpuJob(
         role=ROLE_OF_JOB,
         program=("modelchain_trainer", "evaluate"),
-        resources=cpu_job.resources(request.pool, MOST_CPU, MOST_MEMORY, MOST_DISK),
+        resources=cpu_job.resources(request.pool, MOST),
         reads_data=True,
+        deadline_seconds=request.pool.evaluating.deadline_seconds,
     )
     return cpu_job.build(request, request.name, work)
-
-
-def may_measure(pod: Read) -> bool:
-    """Whether a pod says that it is an evaluation Job's, and is not being deleted."""
-    return label(pod, ROLE) == ROLE_OF_JOB and not is_deleting(pod)

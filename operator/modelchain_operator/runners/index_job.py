@@ -14,13 +14,14 @@ from modelchain.plan.pools import INDEX_CPU, INDEX_MEMORY, NodePool
 from modelchain_operator.api.kube import Object
 from modelchain_operator.api.objects import Read, label
 from modelchain_operator.runners import cpu_job
-from modelchain_operator.runners.cpu_job import CpuJob, least
+from modelchain_operator.runners.cpu_job import Amounts, CpuJob
 from modelchain_operator.runners.port import JobRequest
-from modelchain_operator.runners.template import CLAIM_UID, ROLE, Role, guaranteed
+from modelchain_operator.runners.template import CLAIM_UID, ROLE, Role
 
 ROLE_OF_JOB: Role = "index"
-# The most of its node's disk. The Job writes to the claim only, but a LimitRange may ask for more.
-MOST_DISK = "16Gi"
+# The most that the Job asks for by itself. It writes to the claim only, but a LimitRange may ask
+# for a part of the node's disk.
+MOST = Amounts(cpu=INDEX_CPU, memory=INDEX_MEMORY)
 
 
 def name(made_from: Sequence[Any]) -> str:
@@ -49,14 +50,9 @@ def resources(pool: NodePool) -> Object:
 
     Without any figure for its memory it has a limit all the same.
     """
-    cpu, memory = pool.indexing.cpu, pool.indexing.memory or INDEX_MEMORY
-    return guaranteed(
-        {
-            "cpu": least(pool.cpu, cpu or INDEX_CPU) or cpu,
-            "memory": least(pool.memory, memory) or memory,
-            "ephemeral-storage": least(pool.ephemeral_storage, MOST_DISK),
-        }
-    )
+    limits = pool.indexing
+    given = Amounts(cpu=limits.cpu, memory=limits.memory or INDEX_MEMORY, disk=None)
+    return cpu_job.resources(pool, MOST, given)
 
 
 def is_index_job(job: Read, claim_uid: str) -> bool:

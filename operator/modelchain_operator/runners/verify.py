@@ -8,20 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from modelchain.api.contracts import FailureClass, LastWord
-from modelchain.plan.pools import NodePool
 from modelchain_operator.api.kube import Object
 from modelchain_operator.api.objects import Read, uid
 from modelchain_operator.api.objects import name as name_of
 from modelchain_operator.runners import cpu_job
-from modelchain_operator.runners.cpu_job import CpuJob
+from modelchain_operator.runners.cpu_job import Amounts, CpuJob
 from modelchain_operator.runners.port import JobRequest
 
 # The failures that answer what was asked.
 ANSWERS = (FailureClass.NO_ARTIFACT, FailureClass.CORRUPT_ARTIFACT)
 # The most that the Job asks for, as it only reads files and hashes them.
-MOST_CPU = "4"
-MOST_MEMORY = "16Gi"
-MOST_DISK = "16Gi"
+MOST = Amounts(cpu="4", memory="16Gi")
 
 
 def name(attempt: str) -> str:
@@ -37,14 +34,10 @@ def build(request: JobRequest, attempt: Read | None = None) -> Object:
     work = CpuJob(
         role="verify",
         program=("modelchain_trainer", "verify"),
-        resources=resources(request.pool),
+        resources=cpu_job.resources(request.pool, MOST),
         owner=None if attempt is None else _owner(attempt),
     )
     return cpu_job.build(request, name(request.name), work)
-
-
-def resources(pool: NodePool) -> Object:
-    return cpu_job.resources(pool, MOST_CPU, MOST_MEMORY, MOST_DISK)
 
 
 def _owner(attempt: Read) -> Object:
