@@ -17,6 +17,7 @@ from modelchain.api.status import ChainStatus, GateVerdict, StageStatus, State
 from modelchain.decide.conditions import brief
 from modelchain.io.units import human
 from modelchain.plan.plan import Plan, StagePlan
+from modelchain.report.model import Table as Cells
 
 COLOURS = {
     State.SUCCEEDED: "green",
@@ -72,6 +73,17 @@ def stages_table(name: str, status: ChainStatus) -> RenderableType:
         for stage, text in said
     ]
     return Group(table, *reasons, *_removed(status))
+
+
+def family_table(found: Cells) -> Table:
+    """A report's table of the family on a terminal; the row of sums stands apart."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in found.columns:
+        left = name in ("model", "state", "gate")
+        table.add_column(name.replace(": ", ":\n"), justify="left" if left else "right")
+    for index, row in enumerate(found.rows, start=1):
+        table.add_row(*row, end_section=index == len(found.rows) - 1)
+    return table
 
 
 def rows(status: ChainStatus) -> Iterator[tuple[str, StageStatus]]:
