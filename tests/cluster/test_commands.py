@@ -191,6 +191,20 @@ def test_followed_to_its_end(cli: Cli, tmp_path: Path) -> None:
     report = page.read_text()
     assert all(f"family-{stage}-a1" in report for stage in "ab")  # from the records
     assert all(stage["artifact"]["digest"] in report for stage in status["stages"])
+    edited = chain(stages=2)
+    edited["spec"]["stages"][1]["rerun"] = "again"
+    for spec, code, effects in (
+        (chain(stages=2), 3, ["Hit"] * 2),
+        (edited, 0, ["Hit", "Retrains"]),
+    ):
+        file = tmp_path / "chain.yaml"
+        file.write_text(json.dumps(spec))
+        done = cli.ended(
+            *("plan", "-f", str(file), "--against", "family", "-o", "json"),
+            *("-n", cli.space.namespace),
+        )
+        assert done.returncode == code, done.stderr
+        assert [stage["effect"] for stage in json.loads(done.stdout)["stages"]] == effects
 
 
 def test_no_operator(cli: Cli, operator: Operator) -> None:

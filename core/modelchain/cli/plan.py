@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
 from itertools import accumulate
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Annotated, Literal
 import typer
 
 from modelchain.api.spec import ModelChain
-from modelchain.cli.options import FileOption
+from modelchain.cli.against import print_changes, read_before
+from modelchain.cli.options import Context, FileOption, Kubeconfig, Namespace
 from modelchain.cli.search import print_search
 from modelchain.cli.tables import print_table, print_text, scientific
 from modelchain.errors import InputError
 from modelchain.io.load import load_chain, load_model
 from modelchain.plan import plan as planning
-from modelchain.plan.pools import DEFAULT_POOLS, PoolFile, Price
+from modelchain.plan.pools import DEFAULT_POOLS, NodePool, PoolFile, Price
 from modelchain.plan.search import search as find_designs
 
 OutputOption = Annotated[
@@ -57,6 +59,17 @@ KeepOption = Annotated[
         show_default=False,
     ),
 ]
+AgainstOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|NAME",
+        help=(
+            "Show what the file would train of a chain that exists: in another file, or NAME on a"
+            " cluster. Exits 3 if nothing."
+        ),
+        show_default=False,
+    ),
+]
 
 
 def plan(
@@ -67,10 +80,15 @@ def plan(
     search: SearchOption = False,
     largest: LargestOption = None,
     keep: KeepOption = None,
+    against: AgainstOption = None,
+    namespace: Namespace = None,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
 ) -> None:
     """Show what a chain will cost, stage by stage, against training each model alone.
 
-    Epochs, MACs, GPU hours and money. Nothing is trained and no data is read.
+    Epochs, MACs, GPU hours and money. Nothing is trained and no data is read. With --against: what
+    an edit would train.
 
     Example: modelchain plan -f examples/vit-cc3m.yaml --convention paper
     """
@@ -78,9 +96,16 @@ def plan(
         raise InputError("--search compares MACs, not prices: leave out --pools")
     if not search and (largest is not None or keep is not None):
         raise InputError("--largest and --keep are options of --search: add --search")
+    if against is None and (namespace or kubeconfig or context):
+        raise InputError("a plan reads no cluster; name a chain there with --against NAME")
+    if against is not None and (search or convention == "paper"):
+        raise InputError("--against compares what is trained: leave out --search and --convention")
     chain = load_chain(file)
+    before = None if against is None else read_before(against, namespace, kubeconfig, context)
     try:
-        if search:
+        if before is not None:
+            print_changes(chain, before, _pools(pools), output)
+        elif search:
             _search(chain, output, convention, largest, keep)
         else:
             _plan(chain, output, convention, pools)
@@ -106,7 +131,7 @@ def _search(
 def _plan(
     chain: ModelChain, output: str, convention: planning.Convention, pools: Path | None
 ) -> None:
-    known = load_model(PoolFile, pools).node_pools if pools else DEFAULT_POOLS
+    known = _pools(pools)
     result = planning.plan(chain, convention, known)
     if output == "json":
         typer.echo(result.to_json())
@@ -117,6 +142,10 @@ def _plan(
     alone = chain.spec.gate.train if chain.spec.gate else []
     if baselines := _baselines(result, alone, pool.price if pool else None):
         print_text(baselines)
+
+
+def _pools(file: Path | None) -> Mapping[str, NodePool]:
+    return load_model(PoolFile, file).node_pools if file else DEFAULT_POOLS
 
 
 def _what_run_does(chain: ModelChain, shown: planning.Plan) -> str | None:

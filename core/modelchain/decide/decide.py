@@ -63,7 +63,7 @@ def decide(chain: ModelChain, observed: Observed, now: float) -> Decision:
     retried = bool(observed.retry) and observed.retry != old.retry
     # A retry, or a spec that has changed, renews all budgets.
     fresh = retried or old.observed_generation != (chain.metadata.generation or 0)
-    stages, baselines = _planned(chain, observed, fresh)
+    stages, baselines = planned_stages(chain, observed, fresh)
     avoid = [] if retried else still_avoided(old.avoid, now)
     turn = Turn(
         chain=chain,
@@ -220,7 +220,7 @@ def _stopping(chain: ModelChain, observed: Observed) -> Reason | None:
     return None
 
 
-def _planned(
+def planned_stages(
     chain: ModelChain, observed: Observed, fresh: bool
 ) -> tuple[list[StageStatus], dict[str, StageStatus]]:
     """The spec's stages in order and its baselines by stage, with what the status knows of them.

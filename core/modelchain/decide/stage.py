@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from modelchain.api.contracts import FailureClass
@@ -13,7 +13,7 @@ from modelchain.decide import transitions
 from modelchain.decide.attempt import follow
 from modelchain.decide.ledger import account_if_due, closed, ended, whole
 from modelchain.decide.measure import results
-from modelchain.decide.observed import Artifact, Launch, Seen
+from modelchain.decide.observed import Artifact, Damage, Launch, Seen
 from modelchain.decide.outcome import Outcome, Turn, failed, settled, stalled, unnumbered
 from modelchain.decide.removed import counted_once, renamed_from
 from modelchain.decide.verdict import why_missed
@@ -36,8 +36,20 @@ def waits_for(stage: str) -> Reason:
     return Reason(Code.WAITS_FOR_STAGE, stage, f"waits for stage {stage}")
 
 
-def advance(turn: Turn, stage: StageStatus) -> Outcome:
-    """The outcome of a stage whose predecessors have all finished."""
+@dataclass(frozen=True)
+class LookedUp:
+    """What a stage is trained from, and what exists of it."""
+
+    # With its epochs and input digest.
+    stage: StageStatus
+    inputs: Mapping[str, Any]
+    found: Artifact | Damage | None
+    # Why there is no artifact, if there is none.
+    miss: Reason
+
+
+def look_up(turn: Turn, stage: StageStatus) -> LookedUp:
+    """The present inputs of a stage whose predecessors have all finished, and their artifact."""
     stage = _with_epochs(turn, stage)
     assert stage.epochs is not None
     inputs = _inputs(turn, stage.epochs)
@@ -45,8 +57,14 @@ def advance(turn: Turn, stage: StageStatus) -> Outcome:
     found = turn.observed.artifact(digest)
     # Before `of_inputs`, which drops what the miss is compared with.
     miss = _miss(turn, stage, digest, inputs, there=isinstance(found, Artifact))
-    turn = replace(turn, miss=miss)
-    stage = transitions.of_inputs(stage, digest)
+    return LookedUp(transitions.of_inputs(stage, digest), inputs, found, miss)
+
+
+def advance(turn: Turn, stage: StageStatus) -> Outcome:
+    """The outcome of a stage whose predecessors have all finished."""
+    looked_up = look_up(turn, stage)
+    stage, found = looked_up.stage, looked_up.found
+    turn = replace(turn, miss=looked_up.miss)
     if turn.handed_over is not None:
         stage = transitions.inheriting(stage, turn.handed_over)
     if isinstance(found, Artifact):
@@ -58,7 +76,7 @@ def advance(turn: Turn, stage: StageStatus) -> Outcome:
         return failed(turn, stage, FailureClass.CORRUPT_ARTIFACT, found.reason.message)
     if turn.held is not None and (turn.held.stops or not _runs(turn, stage)):
         return Outcome(transitions.behind(stage, turn.held.reason, settled(turn, stage)))
-    return _train(turn, transitions.missed(stage), inputs)
+    return _train(turn, transitions.missed(stage), looked_up.inputs)
 
 
 def _inputs(turn: Turn, epochs: int) -> dict[str, Any]:

@@ -1,0 +1,147 @@
+"""`modelchain plan --against`: what an edit of a chain would train, and what that costs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from modelchain.api.spec import ModelChain
+from modelchain.cli.stored import read_records, read_stored
+from modelchain.cli.tables import print_table, print_text, scientific
+from modelchain.decide.change import (
+    TRAINS,
+    Before,
+    Effect,
+    StageChange,
+    changes,
+    finished,
+    recorded,
+)
+from modelchain.errors import EXIT_NOTHING_TO_DO
+from modelchain.io.load import load_chain
+from modelchain.plan.plan import IndividualPlan, Plan, StagePlan, plan
+from modelchain.plan.pools import NodePool
+
+FILES = (".yaml", ".yml", ".json")
+
+
+def read_before(
+    against: str, namespace: str | None, kubeconfig: Path | None, context: str | None
+) -> Before:
+    """The chain as it was before the edit: a file, or a chain on a cluster.
+
+    Raises:
+        InputError: there is no such file or chain.
+    """
+    if against.endswith(FILES):
+        return finished(load_chain(Path(against)))
+    stored, status = read_stored(against, None, namespace, kubeconfig, context)
+    records = read_records(namespace, kubeconfig, context)
+    claim = _claim(stored)
+    return recorded(status, (record for record in records if record.claim_name == claim))
+
+
+def _claim(stored: dict[str, Any]) -> str:
+    """The name of the claim on which a chain's artifacts lie."""
+    storage = stored["spec"].get("storage") or {}
+    return str(storage.get("claimName") or f"{stored['metadata']['name']}-artifacts")
+
+
+def print_changes(
+    chain: ModelChain, before: Before, pools: Mapping[str, NodePool], output: str
+) -> None:
+    """Print what the spec of `chain` would train, with what it costs.
+
+    Raises:
+        typer.Exit: with 3, if the edit trains nothing.
+    """
+    found = changes(chain, before)
+    epochs = {change.stage: change.epochs for change in found if not change.alone}
+    planned = plan(chain, "analytic", pools, epochs)
+    amounts = [_amount(change, planned) for change in found]
+    paid = [a for change, a in zip(found, amounts, strict=True) if change.effect in TRAINS]
+    if output == "json":
+        typer.echo(json.dumps(_document(chain, found, amounts, paid), indent=2))
+    else:
+        _print(chain, found, amounts, paid, output == "markdown")
+    if not paid:
+        raise typer.Exit(EXIT_NOTHING_TO_DO)
+
+
+def _amount(change: StageChange, planned: Plan) -> StagePlan | IndividualPlan:
+    """What the stage, or the same model alone, takes by the plan."""
+    [stage] = [one for one in planned.stages if one.name == change.stage]
+    return stage.individual if change.alone else stage
+
+
+def _print(
+    chain: ModelChain,
+    found: Sequence[StageChange],
+    amounts: Sequence[StagePlan | IndividualPlan],
+    paid: Sequence[StagePlan | IndividualPlan],
+    markdown: bool,
+) -> None:
+    pays = [change.effect in TRAINS for change in found]
+    rows = list(zip(amounts, pays, strict=True))
+    columns = {
+        "stage": [f"{c.stage} alone" if c.alone else c.stage for c in found],
+        "effect": [str(change.effect) for change in found],
+        "epochs": [str(change.epochs) for change in found],
+        "MACs": [scientific(amount.macs) if paid else "" for amount, paid in rows],
+    }
+    if any(amount.gpu_hours is not None for amount in amounts):
+        columns["GPU\nhours"] = [f"{a.gpu_hours or 0:,.1f}" if paid else "" for a, paid in rows]
+    if any(amount.cost for amount in amounts):
+        columns["cost"] = [(amount.cost or "") if paid else "" for amount, paid in rows]
+    columns["why"] = [change.why for change in found]
+    name = chain.metadata.name
+    print_table(f"{name}, what the edit trains", columns, ("stage", "effect", "why"), [], markdown)
+    print_text(_in_words(found, paid))
+
+
+def _in_words(found: Sequence[StageChange], paid: Sequence[StagePlan | IndividualPlan]) -> str:
+    hits = sum(change.effect is Effect.HIT for change in found)
+    if not paid:
+        return "the edit trains nothing"
+    total = _sum(paid)
+    text = f"the edit trains {len(paid)} of {len(found)} models and keeps {hits}"
+    text += f": {scientific(total['macs'])} MACs"
+    text += f", {total['gpuHours']:,.1f} GPU hours" if total["gpuHours"] is not None else ""
+    return text + (f", {total['cost']}" if total["cost"] is not None else "")
+
+
+def _sum(amounts: Sequence[StagePlan | IndividualPlan]) -> dict[str, Any]:
+    hours = [amount.gpu_hours for amount in amounts if amount.gpu_hours is not None]
+    costs = [Decimal(amount.cost) for amount in amounts if amount.cost is not None]
+    return {
+        "macs": sum(amount.macs for amount in amounts),
+        "gpuHours": sum(hours) if hours else None,
+        "cost": str(sum(costs)) if costs else None,
+    }
+
+
+def _document(
+    chain: ModelChain,
+    found: Sequence[StageChange],
+    amounts: Sequence[StagePlan | IndividualPlan],
+    paid: Sequence[StagePlan | IndividualPlan],
+) -> dict[str, Any]:
+    stages = [
+        {
+            "stage": change.stage,
+            "alone": change.alone,
+            "effect": str(change.effect),
+            "why": change.why,
+            "epochs": change.epochs,
+            "macs": amount.macs,
+            "gpuHours": amount.gpu_hours,
+            "cost": amount.cost,
+        }
+        for change, amount in zip(found, amounts, strict=True)
+    ]
+    return {"chain": chain.metadata.name, "stages": stages, "trains": _sum(paid)}
