@@ -102,6 +102,7 @@ def _verdict(stage: StageStatus) -> Text:
     if stage.gate is None:
         return Text("")
     points = "" if stage.gate.difference is None else f" {Decimal(stage.gate.difference):+}"
+    points += f" ± {stage.gate.standard_error}" if points and stage.gate.standard_error else ""
     red = stage.gate.verdict is GateVerdict.MISSED
     return Text(f"{stage.gate.verdict}{points}", style="red" if red else "")
 
