@@ -6,6 +6,7 @@ skipped, and counted.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -34,8 +35,19 @@ def shared_data() -> Path:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # while packages and tests are loaded, which leaves hardly any garbage
     sweeps.seed()  # before the workers of pytest-xdist start: they inherit it
     config.pluginmanager.register(produced)
+
+
+def pytest_collection_finish() -> None:
+    """Garbage is looked for in what tests make, and not in what was loaded for all of them."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # libraries complain about objects that are left at the end
 
 
 @pytest.hookimpl(trylast=True)  # after -k, which may ask for one case

@@ -430,7 +430,7 @@ def test_an_equal_stage_on_another_claim_is_trained_there_as_well() -> None:
 def test_one_fault_at_every_request(
     start: Callable[[], Cluster], request: pytest.FixtureRequest
 ) -> None:
-    dice = Dice(request.node.name, 40)
+    dice = Dice(request.node.name, 80)
     found, ends = explore(start(), every_fault, 2 if EXPLORE > 9 else 1, LONGEST_CALM, dice, traced)
     assert found > 3000 // dice.one_in and ends > 50 // dice.one_in
 

@@ -71,6 +71,7 @@ def test_every_request_is_carried_out_at_any_moment(of: str | int) -> None:
     )
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("nodes", "evictions"), [(1, 500), (8, 500), (130, 20), (256, 20)])
 def test_gpu_seconds_are_right_after_any_number_of_evictions(nodes: int, evictions: int) -> None:
     life, chance = life_of("swin-cc3m", nodes), random.Random(nodes)

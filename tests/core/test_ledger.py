@@ -157,6 +157,7 @@ def test_the_figures_of_an_open_attempt_are_computed_anew() -> None:
     assert account(ended, seen({}), 1020.0).cost == "0.07", "without a price the known cost stays"
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("nodes", "evictions"), [(130, 1), (8, 33), (256, 4), (256, 500), (1, 500)]
 )

@@ -146,6 +146,7 @@ def test_a_chain_of_32_stages_on_256_nodes(told: list[Life]) -> None:
     assert len(life.status.stages) == MOST_STAGES
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize(("nodes", "evictions"), [(8, 500), (MOST_NODES, 80)])
 def test_many_evictions(nodes: int, evictions: int, told: list[Life]) -> None:
     """Each start counts from 0. `test_ledger.py` has 500 evictions of 256 pods."""

@@ -27,7 +27,9 @@ from PIL import Image
 from webdataset import TarWriter
 
 from modelchain.api.contracts import FailureClass
+from modelchain.api.modelconfig import ModelConfig
 from modelchain.api.spec import ChainSpec, Gate
+from modelchain.api.zoo import MODELS, ZooModel
 from modelchain.io.load import load_chain, load_model
 from modelchain.plan.check import check_epochs
 from modelchain.plan.pools import PoolFile
@@ -44,6 +46,11 @@ PAGES = [
     *sorted((REPOSITORY / "docs").glob("*.md")),
 ]
 TRAIN, VAL = 64, 16
+SMALL = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 48, "layers": 2, "head_width": 16},
+    "text_cfg": {"context_length": 77, "width": 32, "heads": 2, "layers": 2},
+}  # in the place of the model that the page measures
 PYTEST = ".venv/bin/pytest"
 
 
@@ -190,6 +197,7 @@ def test_commands_do_what_the_page_says(
     monkeypatch.setattr(loader, "measure_loader", partial(loader.measure_loader, seconds=0.1))
     monkeypatch.setattr(loader, "PICTURES", 8)
     monkeypatch.setattr(end_to_end, "STEPS", 1)
+    small = ZooModel(ModelConfig.model_validate(SMALL), MODELS["ViT-T-16"].paper)
     here = tmp_path / "page"
     shutil.copytree(stand_ins, here, symlinks=True)
     artifacts = list((here / "runs" / "mine").glob("*/artifact"))
@@ -202,6 +210,7 @@ def test_commands_do_what_the_page_says(
         elif words[0] == "modelchain":
             if words[1] == "bench":
                 words = re.sub(r"(--batch|--captions) \d+", r"\1 2", " ".join(words)).split()
+                monkeypatch.setitem(MODELS, "ViT-T-16", small)
             out = execute(here, *(names.get(word, word) for word in words[1:]))
             if "json" in words:
                 json.loads(out)

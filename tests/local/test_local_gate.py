@@ -54,13 +54,13 @@ def check_by_hand(chain: Chain, stage: dict[str, Any]) -> None:
     }
 
 
-def test_an_impossible_target(chain: Chain) -> None:
+def test_an_impossible_target(half_finished: Chain) -> None:
     """It trains again what missed until it has all of baselineEpochs, and then a person decides.
 
     Everything is killed while the second schedule trains. The same command reaches the same end,
     also without its status.
     """
-    relaxing(chain)
+    chain = relaxing(half_finished)
     process = chain.start()
     wait_until(lambda: "tiny-two-a2" in attempts(chain))
     chain.kill()
@@ -83,12 +83,17 @@ def test_an_impossible_target(chain: Chain) -> None:
     assert attempts(chain) == made
 
 
-def test_a_baseline_is_trained_once(chain: Chain) -> None:
-    """`run --alone` and a chain whose gate trains the baseline share it."""
+def test_a_baseline_is_trained_once(half_finished: Chain) -> None:
+    """It starts from nothing; `run --alone` and a chain whose gate trains it share it."""
+    chain = half_finished
     gate(chain, train=["two"], tolerance="100")
     alone = chain.run("--alone", "two")
     assert alone.returncode == 0, alone.stderr
-    assert attempts(chain) == ["tiny-two-b1"] and "two alone" in alone.stdout
+    assert attempts(chain) == ["tiny-one-a1", "tiny-two-b1"] and "two alone" in alone.stdout
+    found = [json.loads(p.read_text()) for p in chain.root.glob("*/artifact/results.json")]
+    [results] = [one for one in found if one["stage"] == "two"]
+    assert results["predecessor"] is None and results["growth"] is None
+    assert results["steps"] == 2 * (chain.samples // 32)
     done = chain.run()
     assert done.returncode == 0, done.stderr
     assert attempts(chain) == ["tiny-one-a1", "tiny-two-a1", "tiny-two-b1"]
@@ -98,7 +103,8 @@ def test_a_baseline_is_trained_once(chain: Chain) -> None:
     assert two["gate"]["baseline"] == row["results"]["top1"]
 
 
-def test_a_chain_trains_its_baseline(chain: Chain) -> None:
+def test_a_chain_trains_its_baseline(half_finished: Chain) -> None:
+    chain = half_finished
     gate(chain, train=["two"], tolerance="100")
     done = chain.run()
     assert done.returncode == 0, done.stderr

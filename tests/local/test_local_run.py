@@ -164,8 +164,10 @@ def test_killed_at_any_moment_it_goes_on_and_ends_bitwise_equal(
     assert all(len(owners) == 1 for owners in steps.values()), "nothing finished is trained again"
 
 
-def test_a_second_run_names_the_first(finished: Chain, tmp_path: Path) -> None:
-    """While stage two is trained again."""
+def test_a_second_run_names_the_first_and_a_lost_status_makes_no_name_twice(
+    finished: Chain, tmp_path: Path
+) -> None:
+    """While stage two is trained again: a second run, a stop, and a status that is lost."""
     chain = copy_of(finished, tmp_path)
     shutil.rmtree(chain.artifact(1))
     first = chain.start()
@@ -183,8 +185,12 @@ def test_a_second_run_names_the_first(finished: Chain, tmp_path: Path) -> None:
     other.spec["metadata"]["name"] = "another"
     refused = other.run()
     assert refused.returncode == 2 and "'tiny'" in refused.stderr
+    (chain.root / "status.json").unlink()
     done = chain.run()
     assert done.returncode == 0, done.stderr
+    one, two = chain.status()["stages"]
+    assert (one["cache"], two["cache"]) == ("Hit", "Miss")
+    assert [a["name"] for a in two["attempts"]] == ["tiny-two-a3"]
     assert sha(chain.artifact(1) / WEIGHTS) == sha(finished.artifact(1) / WEIGHTS)
 
 
@@ -222,18 +228,6 @@ def test_under_nohup_it_goes_on(in_pieces: InPieces) -> None:
     assert in_pieces.done.returncode == 0, in_pieces.done.stderr
 
 
-def test_a_model_alone_is_the_baseline(finished: Chain, chain: Chain) -> None:
-    chain.spec["spec"]["recipe"]["baselineEpochs"] = 1
-    done = chain.run("--alone", "two")
-    assert done.returncode == 0, done.stderr
-    results = json.loads(next(chain.root.glob("*/artifact/results.json")).read_text())
-    assert (
-        results["predecessor"] is None
-        and results["growth"] is None
-        and results["steps"] == chain.samples // 32
-    )
-
-
 def test_an_evaluation_added_later_runs_without_training(finished: Chain, tmp_path: Path) -> None:
     chain = copy_of(finished, tmp_path)
     before = (chain.artifact(0) / "results.json").read_bytes()
@@ -266,15 +260,3 @@ def test_an_evaluation_that_changed_under_its_name_is_measured_anew(
     stages = chain.status()["stages"]
     assert [stage["results"]["top1"] for stage in stages] == before
     assert attempts(chain) == 2 and not any("unmeasured" in s and s["unmeasured"] for s in stages)
-
-
-def test_a_lost_status_makes_no_name_twice(finished: Chain, tmp_path: Path) -> None:
-    chain = copy_of(finished, tmp_path)
-    (chain.root / "status.json").unlink()
-    shutil.rmtree(chain.root / finished.status()["stages"][1]["artifact"]["path"])
-    done = chain.run()
-    assert done.returncode == 0, done.stderr
-    one, two = chain.status()["stages"]
-    assert (one["cache"], two["cache"]) == ("Hit", "Miss")
-    assert [a["name"] for a in two["attempts"]] == ["tiny-two-a2"]
-    assert sha(chain.artifact(1) / WEIGHTS) == sha(finished.artifact(1) / WEIGHTS)
