@@ -50,8 +50,8 @@ class Kubelet:
 
     What it counts: `trained` has, by input digest, the attempts that took at least one step;
     `finished` how often a stage was trained to its end. `stop_delay` is how long a trainer takes
-    after SIGTERM. `index` is the play of index Jobs' pods, which no script is asked for. `errors`
-    should stay empty.
+    after SIGTERM. `index` is the play of index Jobs' pods, which no script is asked for. `accuracy`
+    is what a trainer measures of its model. `errors` should stay empty.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class Kubelet:
         self.labels = dict(labels or {})
         self.stop_delay = 0.3
         self.index = index()
+        self.accuracy: Callable[[Pod], float | None] = lambda pod: None
         self.lost: set[str] = set()
         self.trained: defaultdict[str, list[str]] = defaultdict(list)
         self.finished: Counter[str] = Counter()

@@ -49,7 +49,8 @@ SEARCHED = (
     ("/registry/events0", "/registry0"),
 )
 
-Attempt = tuple[str, str, str]  # chain UID, stage, number
+Attempt = tuple[str, str, str]  # chain UID, stage or "STAGE alone", number
+TRAINING = ("train", "baseline")
 
 
 @dataclass
@@ -109,7 +110,7 @@ class Job:
         meta, spec = _fields(body[1][0]), _fields(body[2][0])
         labels, annotations = _named(meta)
         attempt = _attempt(labels)
-        if attempt is None or labels.get(f"{GROUP}/role") != "train":
+        if attempt is None or labels.get(f"{GROUP}/role") not in TRAINING:
             return None
         suspended = bool(spec.get(10, [0])[0])
         conditions = map(_fields, _fields(body[3][0]).get(1, []) if 3 in body else [])
@@ -146,7 +147,7 @@ class Pod:
         meta, status = _fields(pod[1][0]), _fields(pod[3][0]) if 3 in pod else {}
         labels, annotations = _named(meta)
         attempt = _attempt(labels)
-        if attempt is None or labels.get(f"{GROUP}/role") != "train":
+        if attempt is None or labels.get(f"{GROUP}/role") not in TRAINING:
             return None
         phase = status[1][0].decode() if 1 in status else "Pending"
         digest = annotations.get(f"{GROUP}/input-digest") or labels.get(f"{GROUP}/input-digest", "")
@@ -376,8 +377,12 @@ class Recorder:
 
 
 def _attempt(labels: dict[str, str]) -> Attempt | None:
-    parts = tuple(labels.get(f"{GROUP}/{name}") for name in ("chain-uid", "stage", "attempt"))
-    return None if None in parts else parts  # type: ignore[return-value]
+    names = ("chain-uid", "stage", "attempt")
+    chain, stage, number = (labels.get(f"{GROUP}/{name}") for name in names)
+    if chain is None or stage is None or number is None:
+        return None
+    alone = " alone" if labels.get(f"{GROUP}/role") == "baseline" else ""
+    return chain, stage + alone, number
 
 
 def _message(value: bytes) -> dict[int, list[Any]]:

@@ -531,6 +531,30 @@ def test_a_wiped_status(world: World, moment: str) -> None:
     assert all(world.kubelet.finished[s["inputDigest"]] == 1 for s in status["stages"])
 
 
+@pytest.mark.parametrize(
+    "accepts",
+    [{"tolerance": "9"}, {"onMiss": "Continue"}, {"baseline": {"b": "40"}}],
+    ids=["tolerance", "Continue", "baseline"],
+)
+def test_a_stage_that_missed_is_accepted_without_training(world: World, accepts: Object) -> None:
+    space, name = world.space, f"gated-{next(iter(accepts)).lower()}"
+    world.kubelet.accuracy = lambda pod: 45.0 if pod.chain == name else None
+    gate = {"metric": "top1", "tolerance": "0.5", "baseline": {"b": "50"}, "onMiss": "Stop"}
+    asked = [{"name": "top1", "kind": "Retrieval", "shards": "/data/val.tar"}]
+    world.apply(name, 3, **{"spec.evaluation": asked, "spec.gate": gate})
+    held = space.until("Stalled", name)
+    assert space.condition("Stalled", name)["reason"] == "GateMissed"
+    assert held["stages"][1]["gate"]["difference"] == "-5.00"
+    assert world.jobs(name) == [f"{name}-a-a1", f"{name}-b-a1"]
+    space.patch(name, {"gate": gate | accepts})
+    done = space.until("Complete", name)
+    assert world.jobs(name) == [f"{name}-{stage}-a1" for stage in "abc"]
+    assert all(world.kubelet.finished[s["inputDigest"]] == 1 for s in done["stages"])
+    assert [s["artifact"] for s in done["stages"][:2]] == [
+        s["artifact"] for s in held["stages"][:2]
+    ]
+
+
 def test_a_shared_first_stage(world: World) -> None:
     space = world.space
     claim = space.get("pvc", "data")

@@ -33,6 +33,7 @@ from plays import Play, lost_message, preempt, stall
 from proxy import FaultProxy
 from recorder import Recorder
 from rig import CONFIG, Operator, Space, chain
+from specs import DELETE
 
 T = TypeVar("T")
 
@@ -48,7 +49,9 @@ class Story:
     """A chain of three stages and what happens to it, faults aside.
 
     `plays` by attempt, such as "b-a1"; `jobs` the attempts it takes; `paused`: the stage during
-    which its owner suspends and resumes it; `made` how many objects of each kind it costs.
+    which its owner suspends and resumes it; `made` how many objects of each kind it costs;
+    `accuracy` what is measured of a model that is trained from these inputs, if the chain has a
+    gate; `epochs` what its stages have in the end, if a gate lengthens them.
     """
 
     name: str
@@ -57,6 +60,8 @@ class Story:
     jobs: tuple[str, ...]
     made: Mapping[str, int]
     paused: str = ""
+    accuracy: Callable[[Mapping[str, Any]], float] | None = None
+    epochs: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return self.name
@@ -78,7 +83,37 @@ SHARED = Story(
     {"leases": 4, "pytorchjobs": 5, "jobs": 2, "stageartifacts": 3},
     paused="c",
 )
-STORIES = {story.name: story for story in (RETRY, SHARED)}
+
+
+def _with_epochs(inputs: Mapping[str, Any]) -> float:
+    """A model alone reaches 50. In the chain b does with 20 epochs, and c with 17."""
+    layers = inputs["modelConfig"]["vision_cfg"]["layers"]
+    if "predecessor" not in inputs:
+        return 50.0
+    return {3: 29.5, 4: 32.5}[layers] + float(inputs["epochs"])
+
+
+# A gate: b is trained alone as well, b and c miss once and are trained for longer.
+RELAX = Story(
+    "relax",
+    {
+        "spec__evaluation": [{"name": "top1", "kind": "Retrieval", "shards": "/data/val.tar"}],
+        "spec__gate": {
+            "metric": "top1",
+            "train": ["b"],
+            "baseline": {"c": "50"},
+            "onMiss": "Relax",
+        },
+        "spec__allocation": {"targetAcceleration": "1.5"},
+        **{f"spec__stages[{index}]__epochs": DELETE for index in range(3)},
+    },
+    {},
+    ("a-a1", "b-a1", "b-a2", "c-a1", "c-a2", "b-b1"),
+    {"persistentvolumeclaims": 1, "jobs": 1, "pytorchjobs": 6, "stageartifacts": 6},
+    accuracy=_with_epochs,
+    epochs=(32, 20, 17),
+)
+STORIES = {story.name: story for story in (RETRY, SHARED, RELAX)}
 
 
 class Bench:
@@ -89,6 +124,7 @@ class Bench:
         self.api = Api(control_plane.kubeconfig)
         self.stories: dict[str, Story] = {}
         self.kubelet = Kubelet(control_plane.kubeconfig, script=self._script)
+        self.kubelet.accuracy = self._accuracy
         self.recorder = Recorder(control_plane.etcd)
 
     def __enter__(self) -> Bench:
@@ -147,6 +183,11 @@ class Bench:
         failures += self.recorder.catch_up().violations
         assert not failures, "\n\n".join(["", *failures])
         return lines
+
+    def _accuracy(self, pod: Pod) -> float | None:
+        story = self.stories.get(pod.chain or "")
+        asked = story.accuracy if story else None
+        return asked(pod.task.inputs) if asked and pod.task else None
 
     def _script(self, pod: Pod) -> Play | None:
         story = self.stories.get(pod.chain or "")
@@ -246,13 +287,18 @@ class Trial:
         found = self.until(
             lambda chain: chain if self.completed(chain) else None, "completion", seconds
         )
-        stages = found["status"]["stages"]
-        attempts = [a["name"] for s in stages for a in s["attempts"]]
+        stages, baselines = found["status"]["stages"], found["status"].get("baselines", [])
+        attempts = [a["name"] for s in (*stages, *baselines) for a in s["attempts"]]
         assert attempts == [f"{self.name}-{job}" for job in self.story.jobs], (
             f"{attempts}\n{self._log()}"
         )
-        trained = [self.bench.kubelet.finished[s["inputDigest"]] for s in stages]
-        assert trained == [1, 1, 1], f"{self.name}: stages were trained {trained} times"
+        digests = {a["inputDigest"] for s in (*stages, *baselines) for a in s["attempts"]}
+        trained = [self.bench.kubelet.finished[digest] for digest in digests]
+        assert set(trained) == {1}, f"{self.name}: stages were trained {trained} times"
+        if self.story.epochs:
+            assert tuple(s["epochs"] for s in stages) == self.story.epochs
+            verdicts = [s["gate"]["verdict"] for s in stages]
+            assert verdicts == ["Ungated", "Passed", "Passed"], verdicts
         more = self.made() - Counter(self.story.made)
         assert more <= _created(late), f"{self.name}: made {self.made()}\n{self._log()}"
         self.until(

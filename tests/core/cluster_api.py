@@ -5,12 +5,13 @@ checked whenever a write arrives.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster_objects import CONFIGS, Chain, Job, Pod, Thing, Verifier, shown
 from cluster_operator import Operator, one_of_a_kind
-from simulation import MAX_DISRUPTIONS, MAX_RETRIES, ledgers, weights_of
+from simulation import MAX_DISRUPTIONS, MAX_RETRIES, always_accurate, ledgers, weights_of
 from sums import check_settled_stays, check_sums
 
 from modelchain.api.status import ChainStatus, StageStatus, State
@@ -60,6 +61,9 @@ class ApiServer:
     # (claim UID, input digest) of every complete artifact.
     disk: frozenset[tuple[str, str]] = frozenset()
     checkpoints: dict[str, int] = field(default_factory=dict)
+    # What is measured of a model that was trained from these inputs; and the inputs, by digest.
+    metrics_of: Callable[[Mapping[str, Any]], dict[str, float]] = always_accurate
+    inputs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     # Writes of dead operators that may still arrive.
     flying: list[tuple[Snapshot, Decision]] = field(default_factory=list)
     # How often time has passed since the last change.
@@ -421,7 +425,7 @@ class ApiServer:
         assert launch.attempt.input_digest not in operator.recorded, (
             "a digest that has a record is not trained again"
         )
-        if launch.stage:
+        if launch.stage and not launch.alone:
             assert launch.predecessor is not None
             before = facts.status.stages[launch.stage - 1]
             assert (

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
-from simulation import MAX_DISRUPTIONS, MAX_RETRIES
+from simulation import MAX_DISRUPTIONS, MAX_RETRIES, TOP1
 from specs import config, inline, with_changes
 
 from modelchain.api.spec import ModelChain
@@ -18,7 +18,7 @@ from modelchain.plan.pools import PoolFile
 from modelchain_operator.api.kube import Object
 from modelchain_operator.reconcile.snapshot import RETRY
 from modelchain_operator.runners.kueue import QUEUE, RELEASED, UNRELEASED_QUEUE
-from modelchain_operator.runners.template import MAIN_CONTAINER, ROLE
+from modelchain_operator.runners.template import MAIN_CONTAINER, ROLE, TRAINING
 
 NAMESPACE = "team"
 CONFIGS = [
@@ -82,7 +82,12 @@ def _chain_body(chain: Chain) -> tuple[Object, ModelChain]:
         "spec.storage": storage,
         **({"spec.runner.queueName": "team-queue"} if chain.queue else {}),
         **({"metadata.annotations": {RETRY: chain.retry}} if chain.retry else {}),
-        **dict(chain.edits),
+        **(
+            {"spec.evaluation": [TOP1]}
+            if any("spec.gate" in path for path, _ in chain.edits)
+            else {}
+        ),
+        **{path: list(v) if isinstance(v, tuple) else v for path, v in chain.edits},
     }
     body = with_changes(inline(*shapes, **changes))
     return body, ModelChain.model_validate(body)
@@ -143,7 +148,7 @@ class Pod:
 
     @property
     def trains(self) -> bool:
-        return dict(self.labels)[ROLE] == "train"
+        return dict(self.labels)[ROLE] in TRAINING
 
 
 @dataclass(frozen=True)

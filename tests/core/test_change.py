@@ -90,7 +90,12 @@ def pairs() -> list[tuple[dict[str, Any], dict[str, Any]]]:
     return [(first, second) for first in EDITS for second in EDITS]
 
 
-@pytest.mark.parametrize("edits", sample("edits of a chain", pairs(), 16), ids=str)
+def _paths(edits: tuple[dict[str, Any], dict[str, Any]]) -> str:
+    first, second = (" ".join(sorted(edit)) for edit in edits)
+    return f"{first}, {second}"
+
+
+@pytest.mark.parametrize("edits", sample("edits of a chain", pairs(), 16), ids=_paths)
 def test_what_is_named_is_what_trains(edits: tuple[dict[str, Any], dict[str, Any]]) -> None:
     first, second = edits
     chain = settle(edited(settle(world(), 300), first), 300)

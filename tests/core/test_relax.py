@@ -260,6 +260,7 @@ def _after(chain: World, moment: int) -> World:
     return chain
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("lost", [False, True], ids=["status kept", "status lost"])
 @pytest.mark.parametrize("cluster", [True, False])
 def test_the_stage_that_missed_is_renamed_at_any_moment(cluster: bool, lost: bool) -> None:
@@ -282,6 +283,7 @@ def test_the_stage_that_missed_is_renamed_at_any_moment(cluster: bool, lost: boo
             assert chain.status.total.macs == sum(t.macs for t in chain.trainers.values())
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("cluster", [True, False])
 def test_the_stage_that_missed_is_removed_at_any_moment(cluster: bool) -> None:
     """Later stages keep the epochs of the rounds that have begun, and its spending is kept."""

@@ -22,7 +22,15 @@ from modelchain.io.page import page
 from modelchain.local.journals import POINTS, stage_files
 from modelchain.local.root import Root
 from modelchain.plan.plan import plan
-from modelchain.report.model import Curve, Known, Report, report_of, scientific, times
+from modelchain.report.model import (
+    Curve,
+    Known,
+    Report,
+    family_of,
+    report_of,
+    scientific,
+    times,
+)
 
 DAY = 86_400
 
@@ -76,6 +84,19 @@ def test_the_family_of_a_finished_chain() -> None:
     assert together["MACs"] == scientific(spent)
     assert together["times less"] == f"{sum(alone) / spent:.2f}"
     assert times(sum(alone), spent) in shown.summary[1]
+
+
+def test_what_models_trained_alone_have_cost() -> None:
+    """Only where they were trained here: a baseline that was given has cost nothing."""
+    chain = settle(world(**{"spec.gate.train": ("b",), "spec.gate.baseline.c": "60"}), 200)
+    assert "alone: GPU hours" not in report(chain).family.columns, "a laptop has no prices"
+    [row] = chain.status.baselines
+    spent = row.model_copy(update={"gpu_seconds": 5400.0, "cost": "3.60"})
+    chain.status = chain.status.model_copy(update={"baselines": [spent]})
+    shown = report(chain)
+    assert column(shown, "alone: GPU hours") == ["", "1.5", ""]
+    assert column(shown, "alone: cost") == ["", "3.60", ""]
+    assert shown.family == family_of(chain.chain(), chain.status)
 
 
 def test_the_points_are_at_the_macs_of_all_models_so_far() -> None:

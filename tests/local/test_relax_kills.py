@@ -110,6 +110,7 @@ def test_a_target_that_cannot_be_reached(tmp_path: Path) -> None:
     assert status.total.macs == spent, "the schedules that missed are in the ledger"
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("lost", [False, True], ids=["status kept", "status lost"])
 def test_killed_at_any_moment_it_reaches_the_same_end(
     tmp_path_factory: pytest.TempPathFactory, lost: bool
@@ -130,6 +131,7 @@ def test_killed_at_any_moment_it_reaches_the_same_end(
         check_verdicts(quickstart(), root, status)
 
 
+@pytest.mark.timeout(3600)
 def test_killed_at_many_moments_it_reaches_the_same_end(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 from lab import Lab, success
+from rich.console import Console
 from specs import DELETE
 
 from modelchain.api.reasons import Code
 from modelchain.api.status import State
 from modelchain_operator.api.kube import CHAINS, JOBS, Object
+from modelchain_operator.cli.listing import gated_family
 from modelchain_operator.reconcile.figures import figures
 from modelchain_operator.runners.pytorchjob import PYTORCHJOBS
 from modelchain_operator.runners.template import ROLE
@@ -239,6 +243,22 @@ def test_numbers_of_baselines_are_their_own(lost: bool) -> None:
         lab.now += 60
         lab.passes(count=3)
         assert jobs(lab) == ["a-a1", "b-b1", "b-b2"]
+
+
+def test_get_and_explain_show_each_model_beside_the_same_model_alone() -> None:
+    lab = gated(Lab(), stages="abc", baseline={"c": "50"}, train=["b"], onMiss="Continue")
+    finish(lab, "a-a1", 40)
+    finish(lab, "b-b1", 50)
+    finish(lab, "b-a1", 48.5)
+    family = gated_family(lab.get(CHAINS, "family"))
+    console = Console(width=200, record=True, file=Path(os.devnull).open("w"))  # noqa: SIM115
+    console.print(family)
+    text = console.export_text()
+    [b] = [line.split() for line in text.splitlines() if line.split()[:1] == ["b"]]
+    assert b[:8] == ["b", "Succeeded", "20", "32", "48.50", "50.00", "-1.50", "Missed"]
+    assert "times less" in text and "together" in text
+    lab.apply(stages="abc")
+    assert gated_family(lab.get(CHAINS, "family")) is None, "other chains have no such table"
 
 
 def test_figures_of_the_gate() -> None:

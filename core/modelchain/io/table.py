@@ -17,6 +17,7 @@ from modelchain.api.status import ChainStatus, GateVerdict, StageStatus, State
 from modelchain.decide.conditions import brief
 from modelchain.io.units import human
 from modelchain.plan.plan import Plan, StagePlan
+from modelchain.report.model import Table as Cells
 
 COLOURS = {
     State.SUCCEEDED: "green",
@@ -74,6 +75,17 @@ def stages_table(name: str, status: ChainStatus) -> RenderableType:
     return Group(table, *reasons, *_removed(status))
 
 
+def family_table(found: Cells) -> Table:
+    """A report's table of the family on a terminal; the row of sums stands apart."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in found.columns:
+        left = name in ("model", "state", "gate")
+        table.add_column(name.replace(": ", ":\n"), justify="left" if left else "right")
+    for index, row in enumerate(found.rows, start=1):
+        table.add_row(*row, end_section=index == len(found.rows) - 1)
+    return table
+
+
 def rows(status: ChainStatus) -> Iterator[tuple[str, StageStatus]]:
     """Each row's name and stage: the stages, and behind each one its model trained alone."""
     alone = {row.name: row for row in status.baselines}
@@ -90,6 +102,7 @@ def _verdict(stage: StageStatus) -> Text:
     if stage.gate is None:
         return Text("")
     points = "" if stage.gate.difference is None else f" {Decimal(stage.gate.difference):+}"
+    points += f" ± {stage.gate.standard_error}" if points and stage.gate.standard_error else ""
     red = stage.gate.verdict is GateVerdict.MISSED
     return Text(f"{stage.gate.verdict}{points}", style="red" if red else "")
 

@@ -15,7 +15,7 @@ from modelchain.api.artifact import StageArtifactSpec
 from modelchain.api.contracts import Growth, Manifest, Results
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import AttemptStatus, ChainStatus, StageStatus, State
-from modelchain.plan.plan import Plan
+from modelchain.plan.plan import Plan, plan
 from modelchain.plan.prices import shown, total_cost
 
 SECONDS_PER_HOUR = 3600
@@ -185,6 +185,11 @@ def times(alone: int, chain: int) -> str:
     return f"{ratio:.2f} times as much" if ratio >= 1 else f"{1 / ratio:.2f} times less"
 
 
+def family_of(chain: ModelChain, status: ChainStatus) -> Table:
+    """The family's table alone."""
+    return _family(status, plan(chain, "analytic", {}, status.epochs), _metric(chain))
+
+
 def _family(status: ChainStatus, plan: Plan, metric: str | None) -> Table:
     """One row for each model of the family, with what it would have taken alone, and their sum."""
     stages = status.stages[: len(plan.stages)]
@@ -211,7 +216,8 @@ def _family(status: ChainStatus, plan: Plan, metric: str | None) -> Table:
             scientific(alone),
         ],
         "times less": [*ratios, f"{alone / spent:.2f}" if finished else ""],
-        **_money_columns(stages),
+        **_money_columns("", stages),
+        **_money_columns("alone: ", _rows_alone(status)),
     }
     return Table(list(columns), list(zip(*columns.values(), strict=False)))
 
@@ -227,16 +233,23 @@ def _gate_columns(stages: Sequence[StageStatus]) -> dict[str, list[str]]:
     }
 
 
-def _money_columns(stages: Sequence[StageStatus]) -> dict[str, list[str]]:
+def _rows_alone(status: ChainStatus) -> list[StageStatus | None]:
+    """By stage, its model trained alone here; None if there is none."""
+    baselines = {row.name: row for row in status.baselines}
+    return [baselines.get(stage.name) for stage in status.stages]
+
+
+def _money_columns(prefix: str, rows: Sequence[StageStatus | None]) -> dict[str, list[str]]:
     """GPU hours and cost, where there are any."""
     columns = {}
-    seconds = [stage.gpu_seconds for stage in stages]
+    seconds = [0.0 if row is None else row.gpu_seconds for row in rows]
     if any(seconds):
-        columns["GPU hours"] = [f"{s / SECONDS_PER_HOUR:,.1f}" for s in (*seconds, sum(seconds))]
-    costs = [stage.cost for stage in stages if stage.cost is not None]
-    if costs:
-        parts = [*(stage.cost for stage in stages), total_cost(costs)]
-        columns["cost"] = ["" if cost is None else shown(cost) for cost in parts]
+        hours = (*seconds, sum(seconds))
+        columns[f"{prefix}GPU hours"] = [f"{s / SECONDS_PER_HOUR:,.1f}" if s else "" for s in hours]
+    costs = [None if row is None else row.cost for row in rows]
+    if any(costs):
+        parts = [*costs, total_cost(costs)]
+        columns[f"{prefix}cost"] = ["" if cost is None else shown(cost) for cost in parts]
     return columns
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -33,7 +33,6 @@ PIPE = 160
 
 if TYPE_CHECKING:
     from modelchain_operator.api.kube import Kube, Object
-    from modelchain_operator.cli.listing import ChainRow
     from modelchain_operator.explain.explain import Explanation
 
 
@@ -72,8 +71,7 @@ def get(
                 chains = await listing.follow(read, show)
             failed = any(is_true(chain, "Failed") for chain in chains)
             return EXIT_WORK_FAILED if failed else EXIT_DONE
-        rows = [listing.row(chain, time.time()) for chain in await read()]
-        _print(rows, output, None if all_namespaces else space)
+        _print(await read(), output, None if all_namespaces else space, one=name is not None)
         return EXIT_DONE
 
     return on_cluster(Place(namespace, kubeconfig, context), work)
@@ -89,18 +87,30 @@ async def _read(kube: Kube, space: str | None, name: str | None) -> list[Object]
     return await list_chains(kube, space)
 
 
-def _print(rows: list[ChainRow], output: str, namespace: str | None) -> None:
-    """Print rows as a table or as JSON. A `namespace` of None stands for all namespaces."""
-    from modelchain_operator.cli.listing import table
+def _print(chains: list[Object], output: str, namespace: str | None, *, one: bool) -> None:
+    """Print chains as a table or as JSON. A `namespace` of None stands for all namespaces. Of a
+    chain that was asked for by its name, the table of the family follows.
+    """
+    from modelchain_operator.cli.listing import row, table
 
+    rows = [row(chain, time.time()) for chain in chains]
     if output == "json":
         typer.echo(json.dumps([row._asdict() for row in rows], indent=1))
     elif rows:
         console = _console(PIPE)
         console.print(table(rows, namespace is None, console.width))
+        _print_families(chains if one else [])
     else:
         where = "any namespace" if namespace is None else f"namespace {namespace}"
         typer.echo(f"no chains in {where}", err=True)
+
+
+def _print_families(chains: Iterable[Object]) -> None:
+    """Print the table of each chain that has a gate."""
+    from modelchain_operator.cli.listing import gated_family
+
+    for family in filter(None, map(gated_family, chains)):
+        _console(PIPE).print(family)
 
 
 def explain(
@@ -131,6 +141,7 @@ def explain(
         typer.echo(json.dumps(reasons.document(seen, found), indent=1))
         return
     _console().print(explanation(found))
+    _print_families([seen.chain])
     typer.echo(found.next)  # not through the console, which would fold it: users copy it
 
 

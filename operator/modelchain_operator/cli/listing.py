@@ -17,9 +17,14 @@ from rich.table import Table
 from rich.text import Text
 
 from modelchain.api.messages import one_line
+from modelchain.api.spec import ModelChain
 from modelchain.api.status import StageStatus, State
 from modelchain.decide.conditions import current, sentence
+from modelchain.errors import WorkError
+from modelchain.io.load import status_of
+from modelchain.io.table import family_table
 from modelchain.io.units import age
+from modelchain.report.model import family_of
 from modelchain_operator.api.kube import Object, Throttled, Unavailable
 from modelchain_operator.api.objects import condition, is_refused, is_true, true_condition
 
@@ -137,6 +142,21 @@ def table(rows: Sequence[ChainRow], namespaces: bool, width: int) -> RenderableT
         if below and r.why
     ]
     return Group(out, *reasons)
+
+
+def gated_family(chain: Object) -> RenderableType | None:
+    """The models of a chain beside the same models trained alone.
+
+    None for a chain without a gate, and for one that another version of the API has checked.
+    """
+    try:
+        spec = ModelChain.model_validate(chain)
+        status = status_of(chain)
+    except (ValidationError, WorkError):
+        return None
+    if spec.spec.gate is None or not status.stages:
+        return None
+    return family_table(family_of(spec, status))
 
 
 def _style(r: ChainRow) -> str:
