@@ -186,6 +186,9 @@ def test_followed_to_its_end(cli: Cli, tmp_path: Path) -> None:
         "retry",
     }
     assert "chain family" in cli("status", "family")
+    cost = json.loads(cli("cost", "family", "-o", "json"))
+    assert [one["stage"] for one in cost["stages"]] == ["a", "b"]
+    assert cost["total"]["spent"]["macs"] == status["total"]["macs"]
     page = tmp_path / "family.html"
     assert cli("report", "family", "-o", str(page)) == f"report: {page}\n"
     report = page.read_text()

@@ -14,7 +14,8 @@ from modelchain.api.status import State
 from modelchain.plan.pools import NodePool, amount
 from modelchain_operator.api.kube import JOBS
 from modelchain_operator.reconcile.pod_evidence import OF_SERVICES, refusal
-from modelchain_operator.runners.verify import resources
+from modelchain_operator.runners.cpu_job import resources
+from modelchain_operator.runners.verify import MOST
 
 QUOTA = 'pods "x" is forbidden: exceeded quota: few, requested: pods=1, used: pods=1, limited: 1'
 WEBHOOK = (
@@ -218,7 +219,7 @@ def test_a_verify_jobs_pods_that_are_refused() -> None:
 )
 def test_a_verify_jobs_resources_are_the_pools(pool: Pod, wanted: Pod) -> None:
     """A LimitRange that admits the trainers admits the Job; but it needs no whole node."""
-    asked = resources(NodePool.model_validate({"gpu": "A100", "gpusPerNode": 8, **pool}))
+    asked = resources(NodePool.model_validate({"gpu": "A100", "gpusPerNode": 8, **pool}), MOST)
     assert asked == ({"requests": wanted, "limits": wanted} if wanted else {})
 
 

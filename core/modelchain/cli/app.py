@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 
+from modelchain.cli.cost import cost
 from modelchain.cli.plan import plan
 from modelchain.cli.report import report
 from modelchain.cli.run import run
@@ -36,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (validate, plan, run, status, report):
+for command in (validate, plan, run, status, cost, report):
     app.command()(command)
 for entry in entry_points(group="modelchain.commands"):
     try:

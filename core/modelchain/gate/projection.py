@@ -27,10 +27,15 @@ def rate(stage: StageStatus) -> Rate | None:
     parts = _at_its_inputs(stage)
     uses = [part.gpu_milliseconds for part in parts]
     worked = sum(use.productive + use.evaluating + use.unsaved for use in uses)
-    macs = sum(part.macs - part.lost_macs for part in parts)
+    macs = kept_macs(stage)
     if worked <= 0 or macs <= 0:
         return None
     return Rate(Decimal(worked) / 1000 / macs, planned_rate(stage.plan))
+
+
+def kept_macs(stage: StageStatus) -> int:
+    """The MACs at the stage's present inputs that are not lost."""
+    return sum(part.macs - part.lost_macs for part in _at_its_inputs(stage))
 
 
 def _at_its_inputs(stage: StageStatus) -> list[Expenses]:
