@@ -154,6 +154,16 @@ def test_tables(tmp_path: Path) -> None:
     assert "60.38" in done.stdout and "~ estimated" in done.stdout
 
 
+def test_the_page_has_the_tables(tmp_path: Path) -> None:
+    on_gpus(tmp_path)
+    done = modelchain("report", "--root", "root", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "report.html").read_text()
+    for title in ("family, EUR", "family, GPU hours", "GPU hours by use"):
+        assert f"<h2>{title}</h2>" in text
+    assert "old (removed)" in text and "family, MACs" not in text
+
+
 def test_a_document_and_its_lines_say_the_same(tmp_path: Path) -> None:
     on_gpus(tmp_path)
     told = json.loads(modelchain("cost", "--root", "root", "-o", "json", folder=tmp_path).stdout)

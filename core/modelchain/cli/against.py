@@ -12,7 +12,7 @@ import typer
 
 from modelchain.api.spec import ModelChain
 from modelchain.cli.stored import read_records, read_stored
-from modelchain.cli.tables import print_table, print_text, scientific
+from modelchain.cli.tables import print_table, print_text
 from modelchain.decide.change import (
     TRAINS,
     Before,
@@ -27,6 +27,7 @@ from modelchain.io.load import load_chain
 from modelchain.plan.plan import IndividualPlan, Plan, StagePlan, plan
 from modelchain.plan.pools import NodePool
 from modelchain.plan.prices import milliseconds, shown, total_cost
+from modelchain.report.cost import scientific
 
 FILES = (".yaml", ".yml", ".json")
 

@@ -5,29 +5,30 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from modelchain.api.spec import ModelChain
-from modelchain.api.status import ChainStatus, Expenses, StageLedger
-from modelchain.api.uses import Uses
+from modelchain.api.status import ChainStatus, Expenses
 from modelchain.cli.options import Context, Kubeconfig, Namespace
 from modelchain.cli.stored import read_stored
-from modelchain.cli.tables import print_table, print_text, scientific
-from modelchain.decide.budget import as_planned
+from modelchain.cli.tables import print_table, print_text
 from modelchain.errors import InputError
-from modelchain.gate.outlook import Outlook, Taken, added, outlooks
+from modelchain.gate.outlook import Outlook, Taken, added
 from modelchain.io.load import parse
-from modelchain.plan.plan import plan
 from modelchain.plan.prices import shown
-
-MS_PER_HOUR = 3_600_000
-SECONDS_PER_HOUR = 3600
-# The parts of an outlook, as columns.
-PARTS = ("planned", "spent", "projected", "alone", "saved")
+from modelchain.report.cost import (
+    PARTS,
+    SECONDS_PER_HOUR,
+    ledgers,
+    outlook_columns,
+    outlooks_of,
+    units,
+    use_columns,
+)
 
 
 def cost(
@@ -55,102 +56,34 @@ def cost(
     chain = parse(ModelChain, stored, stored["metadata"]["name"])
     if not status.stages:
         raise InputError(f"chain {chain.metadata.name} has no status yet; try again in a minute")
-    found = _outlooks(chain, status)
-    rows = list(_ledgers(status))
+    found = outlooks_of(chain, status)
+    rows = list(ledgers(status))
     if output == "json":
         typer.echo(json.dumps(_document(chain, status, found, rows), indent=2))
     elif output == "csv":
         _write_csv(found, rows)
     else:
-        _print(chain.metadata.name, status, found, rows)
-
-
-def _outlooks(chain: ModelChain, status: ChainStatus) -> list[Outlook]:
-    stages = plan(chain, "analytic", {}, status.epochs).stages
-    planned = {stage.name: (as_planned(stage), as_planned(stage.individual)) for stage in stages}
-    known = [stage for stage in status.stages if stage.name in planned]
-    return outlooks(status.model_copy(update={"stages": known}), planned)
-
-
-def _ledgers(status: ChainStatus) -> Iterator[tuple[str, str, Expenses]]:
-    """Each stage, baseline and removed stage, and behind it its attempts: kind, name, and what it
-    has spent.
-    """
-    for kind, ledgers in (
-        ("stage", list[StageLedger](status.stages)),
-        ("alone", list[StageLedger](status.baselines)),
-        ("removed", status.removed),
-    ):
-        for ledger in ledgers:
-            yield kind, ledger.name or "others", ledger
-            for attempt in ledger.attempts:
-                yield "attempt", attempt.name, attempt
+        _print(chain, status, found, rows)
 
 
 def _print(
-    name: str,
+    chain: ModelChain,
     status: ChainStatus,
     found: Sequence[Outlook],
     rows: Sequence[tuple[str, str, Expenses]],
 ) -> None:
     """A table for each unit that is known, and one of the uses of GPU time."""
-    held = any(ledger.gpu_seconds for _, _, ledger in rows)
-    if any(ledger.cost for _, _, ledger in rows):
-        _print_outlook(f"{name}, {status.currency}", found, _money)
-    if held:
-        _print_outlook(f"{name}, GPU hours", found, _hours)
-    _print_outlook(f"{name}, MACs", found, _macs)
-    if held:
-        _print_uses(name, rows)
-    if held and any(outlook.estimated for outlook in found):
-        print_text("~ estimated: at the rate of the chain's own stages")
+    name, ends = chain.metadata.name, [len(found) - 1]
+    for title, unit, estimates in units(name, status):
+        columns = outlook_columns(found, unit, estimates)
+        print_table(title, columns, ("stage", "state"), ends, markdown=False)
+    if any(ledger.gpu_seconds for _, _, ledger in rows):
+        print_table(f"{name}, GPU hours by use", use_columns(rows), ("",), [], markdown=False)
+        if any(outlook.estimated for outlook in found):
+            print_text("~ estimated: at the rate of the chain's own stages")
     if status.total.unpriced_seconds:
         hours = status.total.unpriced_seconds / SECONDS_PER_HOUR
         print_text(f"{hours:,.1f} GPU hours had no price")
-
-
-def _print_outlook(title: str, found: Sequence[Outlook], unit: Callable[[Taken], str]) -> None:
-    columns = {"stage": [*(one.name for one in found), "together"]}
-    columns["state"] = [*(str(one.state) for one in found), ""]
-    for part in PARTS:
-        cells = [unit(getattr(one, part)) for one in found]
-        if part in ("alone", "saved") and unit is not _macs:
-            cells = [
-                f"~{cell}" if one.estimated and cell else cell
-                for one, cell in zip(found, cells, strict=True)
-            ]
-        columns[part] = [*cells, unit(added([getattr(one, part) for one in found]))]
-    print_table(title, columns, ("stage", "state"), [len(found) - 1], markdown=False)
-
-
-def _print_uses(name: str, rows: Sequence[tuple[str, str, Expenses]]) -> None:
-    """GPU hours by use, of each ledger and of its attempts."""
-    columns = {"": [_row_name(kind, of) for kind, of, _ in rows]}
-    for use in Uses.model_fields:
-        times = [getattr(ledger.gpu_milliseconds, use) for _, _, ledger in rows]
-        if any(times):
-            columns[use] = [f"{time / MS_PER_HOUR:,.1f}" if time else "" for time in times]
-    totals = [ledger.gpu_milliseconds.total for _, _, ledger in rows]
-    columns["together"] = [f"{total / MS_PER_HOUR:,.1f}" for total in totals]
-    if any(ledger.cost for _, _, ledger in rows):
-        columns["cost"] = [shown(one.cost) if one.cost else "" for _, _, one in rows]
-    print_table(f"{name}, GPU hours by use", columns, ("",), [], markdown=False)
-
-
-def _row_name(kind: str, name: str) -> str:
-    return {"stage": name, "attempt": f"  {name}"}.get(kind, f"{name} ({kind})")
-
-
-def _money(of: Taken) -> str:
-    return "" if of.cost is None else f"{of.cost:,.2f}"
-
-
-def _hours(of: Taken) -> str:
-    return "" if of.gpu_seconds is None else f"{of.gpu_seconds / SECONDS_PER_HOUR:,.1f}"
-
-
-def _macs(of: Taken) -> str:
-    return "" if of.macs is None else scientific(of.macs)
 
 
 def _document(

@@ -15,13 +15,14 @@ from modelchain.api.status import Capacity
 from modelchain.cli.against import print_changes, read_before
 from modelchain.cli.options import Context, FileOption, Kubeconfig, Namespace
 from modelchain.cli.search import print_search
-from modelchain.cli.tables import print_table, print_text, scientific
+from modelchain.cli.tables import print_table, print_text
 from modelchain.errors import InputError
 from modelchain.io.load import load_chain, load_model
 from modelchain.plan import plan as planning
 from modelchain.plan.pools import DEFAULT_POOLS, NodePool, PoolFile
 from modelchain.plan.prices import Price, milliseconds, shown, total_cost
 from modelchain.plan.search import search as find_designs
+from modelchain.report.cost import scientific
 
 OutputOption = Annotated[
     Literal["table", "json", "markdown"], typer.Option("-o", "--output", help="What to print.")

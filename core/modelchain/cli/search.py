@@ -6,8 +6,9 @@ from itertools import pairwise
 from textwrap import fill
 
 from modelchain.api.spec import ModelChain
-from modelchain.cli.tables import print_table, print_text, scientific
+from modelchain.cli.tables import print_table, print_text
 from modelchain.plan.search import Design, Search
+from modelchain.report.cost import scientific
 
 ABSENT = "·"
 

@@ -46,8 +46,3 @@ def print_text(text: str) -> None:
 def _console() -> Console:
     # Wider than any terminal: a long line is better than a number that is cut.
     return Console(width=250, markup=False, highlight=False, emoji=False)
-
-
-def scientific(macs: int) -> str:
-    """MACs with three digits: 2.95e19."""
-    return f"{macs:.2e}".replace("e+", "e")

@@ -17,8 +17,16 @@ from modelchain.api.spec import ModelChain
 from modelchain.api.status import AttemptStatus, ChainStatus, StageStatus, State
 from modelchain.plan.plan import Plan, plan
 from modelchain.plan.prices import shown, total_cost
-
-SECONDS_PER_HOUR = 3600
+from modelchain.report.cost import (
+    SECONDS_PER_HOUR,
+    Columns,
+    ledgers,
+    outlook_columns,
+    outlooks_of,
+    scientific,
+    units,
+    use_columns,
+)
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,10 @@ class Report:
     family: Table
     together: Sequence[Point]
     alone: Sequence[Point]
+    # What was planned, spent and saved, in each unit that is known beside MACs, by title; and GPU
+    # hours by use.
+    outlook: Mapping[str, Table]
+    uses: Table
     time_line: Sequence[Span]
     curves: Mapping[str, Curve]
     growth: Table
@@ -126,6 +138,8 @@ def report_of(
         family=_family(status, plan, metric),
         together=_together(status, metric),
         alone=_alone(status, plan, metric),
+        outlook=_outlook(chain, status),
+        uses=_uses(status),
         time_line=list(_spans(status, now)),
         curves={name: of.curve for name, of in known.items() if of.curve.losses},
         growth=_growth(status, known),
@@ -297,6 +311,27 @@ def _alone(status: ChainStatus, plan: Plan, metric: str | None) -> list[Point]:
     return points
 
 
+def _outlook(chain: ModelChain, status: ChainStatus) -> dict[str, Table]:
+    found = outlooks_of(chain, status)
+    columns = {
+        title: outlook_columns(found, unit, estimates)
+        for title, unit, estimates in units(chain.metadata.name, status)
+        if estimates
+    }
+    return {title: _table(of) for title, of in columns.items()}
+
+
+def _uses(status: ChainStatus) -> Table:
+    """GPU hours by use; without rows if no GPU was held."""
+    rows = list(ledgers(status))
+    held = any(ledger.gpu_seconds for _, _, ledger in rows)
+    return _table(use_columns(rows)) if held else Table([], [])
+
+
+def _table(columns: Columns) -> Table:
+    return Table(list(columns), list(zip(*columns.values(), strict=True)))
+
+
 def _spans(status: ChainStatus, now: float) -> Iterator[Span]:
     """The attempts that are still listed in the status, stage by stage."""
     for stage in status.stages:
@@ -359,8 +394,3 @@ def _provenance(chain: ModelChain, status: ChainStatus, known: Mapping[str, Know
         made = known.get(stage.name, Known()).made
         rows += [[f"{stage.name}: made", made]] if made else []
     return Table(["what", "value"], rows)
-
-
-def scientific(macs: int) -> str:
-    """MACs with three digits: 2.95e19."""
-    return f"{macs:.2e}".replace("e+", "e")
