@@ -78,6 +78,16 @@ def test_work_that_is_gone_back_over_is_lost_and_its_macs_too() -> None:
     assert keeper.uses.unsaved == 4_000, "asking what a checkpoint would say changes nothing"
 
 
+def test_a_checkpoint_that_is_complete_only_after_going_back_keeps_nothing_twice() -> None:
+    clock, keeper = started()
+    keeper.stepped()
+    clock.now += 5
+    keeper.saves(1)
+    keeper.went_back()
+    keeper.saved(1, 0)
+    assert keeper.uses == Uses(lost=5_000)
+
+
 EVENTS = st.lists(
     st.tuples(
         st.sampled_from(["step", "saves", "saved", "back", "evaluate", "keep"]),

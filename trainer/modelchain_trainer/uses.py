@@ -98,8 +98,12 @@ class Timekeeper:
             self.kept = max(self.kept, self._saves[checkpoint_step], key=lambda work: work.seconds)
 
     def went_back(self) -> None:
-        """The state is that of the newest complete checkpoint again."""
+        """The state is that of the newest complete checkpoint again.
+
+        A checkpoint that was begun before and is not complete holds work that is lost now.
+        """
         self.lost = self._done() - self.kept
+        self._saves.clear()
 
     def _done(self) -> Work:
         if self.startup is None:
