@@ -179,7 +179,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def is_for_a_cluster(words: list[str]) -> bool:
     """These are run in tests/cluster; here they only have to be understood."""
     return words[1] in ("get", "explain", "suspend", "resume", "retry") or (
-        words[1] in ("status", "plan") and "-n" in words
+        words[1] in ("status", "plan", "cost", "report") and "-n" in words
     )
 
 
