@@ -182,6 +182,7 @@ def test_followed_to_its_end(cli: Cli, tmp_path: Path) -> None:
         "baselines",
         "relaxation",
         "total",
+        "currency",
         "avoid",
         "retry",
     }

@@ -120,8 +120,12 @@ class World:
         found = self.spaces[space]
         stalled = found.until("Stalled", name)["conditions"][0]
         assert stalled["reason"] == "PodsForbidden", stalled
-        news = [e for e in found.list("events") if e["involvedObject"]["name"] == name]
-        assert any(e["type"] == "Warning" and e["reason"] == "StageStalled" for e in news)
+
+        def warned() -> bool:
+            news = [e for e in found.list("events") if e["involvedObject"]["name"] == name]
+            return any(e["type"] == "Warning" and e["reason"] == "StageStalled" for e in news)
+
+        found.wait(warned, "an event that warns, which comes after the status")
         return found.stage("a", name)
 
     def complete(self, space: str, name: str, timeout: float = 120) -> Object:

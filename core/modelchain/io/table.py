@@ -31,9 +31,9 @@ COLOURS = {
 
 
 def console(stderr: bool = False) -> Console:
-    """A console for tables. A pipe has no width of its own; 120 characters fit every table."""
+    """A console for tables. A pipe has no width of its own; 160 characters fit every table."""
     made = Console(stderr=stderr)
-    return made if made.is_terminal else Console(stderr=stderr, width=120)
+    return made if made.is_terminal else Console(stderr=stderr, width=160)
 
 
 def stages_table(name: str, status: ChainStatus) -> RenderableType:
