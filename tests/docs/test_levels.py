@@ -41,6 +41,9 @@ def copy(tmp_path: Path) -> Path:
 
 
 def started(copy: Path) -> subprocess.Popen[str]:
+    """With an interrupt that counts: a shell starts what it puts in the background, be it these
+    tests themselves, with SIGINT ignored, and a child inherits that.
+    """
     here = {"TMPDIR": str(copy / "tmp"), "SEEN": str(copy / "seen")}
     return subprocess.Popen(
         [copy / ".ci" / "levels"],
@@ -48,6 +51,7 @@ def started(copy: Path) -> subprocess.Popen[str]:
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -13,6 +13,7 @@ import typer
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import Capacity
 from modelchain.cli.against import print_changes, read_before
+from modelchain.cli.budget import check_budget
 from modelchain.cli.options import Context, FileOption, Kubeconfig, Namespace
 from modelchain.cli.search import print_search
 from modelchain.cli.tables import print_table, print_text
@@ -62,6 +63,9 @@ KeepOption = Annotated[
         show_default=False,
     ),
 ]
+BudgetOption = Annotated[
+    bool, typer.Option("--budget", help="Exit 1 if the plan does not fit into spec.budget.")
+]
 AgainstOption = Annotated[
     str | None,
     typer.Option(
@@ -83,6 +87,7 @@ def plan(
     search: SearchOption = False,
     largest: LargestOption = None,
     keep: KeepOption = None,
+    budget: BudgetOption = False,
     against: AgainstOption = None,
     namespace: Namespace = None,
     kubeconfig: Kubeconfig = None,
@@ -103,6 +108,8 @@ def plan(
         raise InputError("a plan reads no cluster; name a chain there with --against NAME")
     if against is not None and (search or convention == "paper"):
         raise InputError("--against compares what is trained: leave out --search and --convention")
+    if budget and (against is not None or search):
+        raise InputError("--budget is about one whole chain: leave out --against and --search")
     chain = load_chain(file)
     before = None if against is None else read_before(against, namespace, kubeconfig, context)
     try:
@@ -111,7 +118,9 @@ def plan(
         elif search:
             _search(chain, output, convention, largest, keep)
         else:
-            _plan(chain, output, convention, pools)
+            result = _plan(chain, output, convention, pools)
+            if budget:
+                check_budget(chain.spec, result)
     except InputError as error:
         raise error.in_file(file) from error
 
@@ -133,13 +142,14 @@ def _search(
 
 def _plan(
     chain: ModelChain, output: str, convention: planning.Convention, pools: Path | None
-) -> None:
+) -> planning.Plan:
+    """Print the plan, and return it."""
     known = _pools(pools)
     now = milliseconds(time.time())
     result = planning.plan(chain, convention, known, now=now)
     if output == "json":
         typer.echo(result.to_json())
-        return
+        return result
     pool = known.get(chain.spec.runner.node_pool or "")
     price = pool.price_list.planned(now) if pool and result.total.cost else None
     note = _what_run_does(chain, result)
@@ -147,6 +157,7 @@ def _plan(
     alone = chain.spec.gate.train if chain.spec.gate else []
     if baselines := _baselines(result, alone, price[0] if price else None):
         print_text(baselines)
+    return result
 
 
 def _pools(file: Path | None) -> Mapping[str, NodePool]:
