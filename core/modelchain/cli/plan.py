@@ -100,16 +100,9 @@ def plan(
 
     Example: modelchain plan -f examples/vit-cc3m.yaml --convention paper
     """
-    if search and pools is not None:
-        raise InputError("--search compares MACs, not prices: leave out --pools")
-    if not search and (largest is not None or keep is not None):
-        raise InputError("--largest and --keep are options of --search: add --search")
+    _check_options(search, convention, pools, largest or keep, budget, against)
     if against is None and (namespace or kubeconfig or context):
         raise InputError("a plan reads no cluster; name a chain there with --against NAME")
-    if against is not None and (search or convention == "paper"):
-        raise InputError("--against compares what is trained: leave out --search and --convention")
-    if budget and (against is not None or search):
-        raise InputError("--budget is about one whole chain: leave out --against and --search")
     chain = load_chain(file)
     before = None if against is None else read_before(against, namespace, kubeconfig, context)
     try:
@@ -123,6 +116,28 @@ def plan(
                 check_budget(chain.spec, result)
     except InputError as error:
         raise error.in_file(file) from error
+
+
+def _check_options(
+    search: bool,
+    convention: str,
+    pools: Path | None,
+    searched: str | None,
+    budget: bool,
+    against: str | None,
+) -> None:
+    """Raise InputError for options that do not go together.
+
+    `searched` is an option of --search, if one is given.
+    """
+    if search and pools is not None:
+        raise InputError("--search compares MACs, not prices: leave out --pools")
+    if not search and searched is not None:
+        raise InputError("--largest and --keep are options of --search: add --search")
+    if against is not None and (search or convention == "paper"):
+        raise InputError("--against compares what is trained: leave out --search and --convention")
+    if budget and (against is not None or search):
+        raise InputError("--budget is about one whole chain: leave out --against and --search")
 
 
 def _search(
