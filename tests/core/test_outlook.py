@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from decimal import Decimal
 from pathlib import Path
 
@@ -86,6 +87,13 @@ def test_a_baseline_that_was_trained_is_exact() -> None:
     assert outlooks(lab().model_copy(update={"baselines": [row]}), PLANNED)[1].estimated
 
 
+def test_a_baseline_of_another_chain_does_not_look_free() -> None:
+    """It costs this chain nothing, so its ledger does not say what the model takes alone."""
+    row = StageStatus(name="b", state=State.SUCCEEDED, cache="Hit")
+    b = outlooks(lab().model_copy(update={"baselines": [row]}), PLANNED)[1]
+    assert b.estimated and hours(b.alone) == pytest.approx(150)
+
+
 def test_what_was_lost_is_no_rate() -> None:
     """Ten of the hours were lost, with their MACs: what is left goes on as the rest did."""
     status = lab()
@@ -152,6 +160,7 @@ def test_tables(tmp_path: Path) -> None:
         assert title in done.stdout
     assert "old (removed)" in done.stdout and "  family-a-a1" in done.stdout
     assert "60.38" in done.stdout and "~ estimated" in done.stdout
+    assert re.search(r"b +Succeeded +20\.13 +20\.13", done.stdout), "a half is always rounded up"
 
 
 def test_the_page_has_the_tables(tmp_path: Path) -> None:

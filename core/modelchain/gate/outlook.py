@@ -55,7 +55,7 @@ def outlooks(status: ChainStatus, planned: Mapping[str, tuple[Planned, Planned]]
             status has none yet.
     """
     hour, before = _hour(status), None
-    baselines = {row.name: row for row in status.baselines if row.state is State.SUCCEEDED}
+    baselines = {row.name: row for row in status.baselines if _is_billed(row)}
     found = []
     for stage in status.stages:
         plan, plan_alone = planned[stage.name]
@@ -76,6 +76,13 @@ def outlooks(status: ChainStatus, planned: Mapping[str, tuple[Planned, Planned]]
         )
         before = own or before
     return found
+
+
+def _is_billed(baseline: StageStatus) -> bool:
+    """Whether a baseline has finished and its ledger is all that it took. One that another chain
+    has trained costs this chain nothing, which is not what it took.
+    """
+    return baseline.state is State.SUCCEEDED and baseline.macs > 0
 
 
 def added(parts: Sequence[Taken]) -> Taken:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
 
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import ChainStatus, Expenses, StageLedger
@@ -90,7 +91,7 @@ def _row_name(kind: str, name: str) -> str:
 
 
 def _money(of: Taken) -> str:
-    return "" if of.cost is None else f"{of.cost:,.2f}"
+    return "" if of.cost is None else f"{Decimal(shown(str(of.cost))):,f}"
 
 
 def _hours(of: Taken) -> str:
