@@ -102,6 +102,20 @@ def test_a_baseline_that_exists_is_not_trained_again() -> None:
     assert [stage.epochs for stage in chain.status.stages] == [20, 20, 20]
 
 
+@pytest.mark.parametrize("miss", ["Stop", "Continue"])
+def test_two_baselines_that_are_due_at_once(miss: str) -> None:
+    """After an edit of a finished chain. The world asserts that one attempt runs at a time."""
+    chain = settle(world(**{"spec.gate.onMiss": miss}))
+    chain.edit(**{"spec.recipe.baselineEpochs": 40})
+    settle(chain)
+    assert trained(chain)[-2:] == ["b-b2", "c-b2"]
+    assert chain.status.is_true("Complete")
+    chain.edit(**{"spec.recipe.baselineEpochs": 48, "spec.stages[2].rerun": "again"})
+    settle(chain)
+    assert trained(chain)[-3:] == ["b-b3", "c-b3", "c-a2"]
+    assert chain.status.is_true("Complete")
+
+
 def test_a_baseline_that_is_added_stops_nothing() -> None:
     """The stage that runs goes on; then the baseline runs, and then the next stage."""
     chain = until(world(**{"spec.gate.train": ("c",)}), "b-a1")

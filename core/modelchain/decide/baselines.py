@@ -49,19 +49,19 @@ def only_alone(observed: Observed) -> Hold | None:
     return Hold(Reason(Code.WAITS_FOR_BASELINE, observed.only, message), stops=True)
 
 
-def train_alone(turn: Turn, row: StageStatus, stages: Iterable[StageStatus]) -> Outcome:
+def train_alone(turn: Turn, row: StageStatus, others: Iterable[StageStatus]) -> Outcome:
     """The outcome of the baseline of the stage whose turn it is.
 
-    One attempt of a chain runs at a time. A stage that runs goes on, and the baseline runs next.
+    One attempt of a chain runs at a time. What runs goes on, and the baseline runs next.
 
     Args:
         turn: that of the stage. If it is held, the baseline waits as well, unless only it is asked
             for.
         row: the baseline.
-        stages: the chain's stages.
+        others: the chain's stages and its other baselines.
     """
     hold = turn.held if row.name != turn.observed.only else None
-    running = next((s.name for s in stages if any(not a.finished_at for a in s.attempts)), None)
+    running = _running(others)
     if hold is None and running is not None:
         hold = Hold(waits_for(running), stops=False)
     turn = replace(turn, alone=True, predecessor=None, handed_over=None, held=hold)
@@ -69,11 +69,23 @@ def train_alone(turn: Turn, row: StageStatus, stages: Iterable[StageStatus]) -> 
     return replace(outcome, alone=True)
 
 
-def awaiting(turn: Turn, baseline: Outcome | None) -> Turn:
-    """The turn of a stage, which is not launched before its baseline has finished."""
-    if baseline is None or baseline.artifact is not None or turn.stopping is not None:
+def _running(rows: Iterable[StageStatus]) -> str | None:
+    """The first of them with an attempt that is open, be it only intended."""
+    return next((row.name for row in rows if any(not a.finished_at for a in row.attempts)), None)
+
+
+def awaiting(turn: Turn, baseline: Outcome | None, alone: Iterable[StageStatus]) -> Turn:
+    """The turn of a stage, which is not launched before its baseline has finished, or beside
+    another one.
+
+    Args:
+        baseline: the stage's own.
+        alone: all baselines of the chain.
+    """
+    waits = baseline is not None and baseline.artifact is None
+    name = baseline.stage.name if baseline and waits else _running(alone)
+    if name is None or turn.stopping is not None:
         return turn
-    name = baseline.stage.name
     message = f"the model of {name} is trained alone first, as the gate asks"
     return replace(
         turn, held=turn.held or Hold(Reason(Code.WAITS_FOR_BASELINE, name, message), False)

@@ -129,12 +129,13 @@ def _along(
         baseline: Outcome | None = None
         if stage.name in baselines:
             before = turn if blocked is None else replace(turn, held=Hold(waits_for(blocked), True))
-            baseline = train_alone(before, baselines[stage.name], stages)
+            others = [*stages, *_alone(outcomes, baselines, but=stage.name)]
+            baseline = train_alone(before, baselines[stage.name], others)
             outcomes.append(baseline)
         if blocked is not None:
             outcomes.append(behind(turn, stage, blocked))
             continue
-        now = awaiting(turn, baseline)
+        now = awaiting(turn, baseline, _alone(outcomes, baselines))
         outcome = gated(now, with_refusal(now, advance(now, stage)), baseline)
         outcomes.append(with_baseline(outcome, baseline))
         if outcome.artifact is None:
@@ -146,6 +147,14 @@ def _along(
             held=turn.held or outcome.holds,
         )
     return outcomes
+
+
+def _alone(
+    outcomes: Iterable[Outcome], baselines: Mapping[str, StageStatus], but: str = ""
+) -> list[StageStatus]:
+    """The baselines as they are now: after this pass, as far as it has come, or as stored."""
+    now = {outcome.stage.name: outcome.stage for outcome in outcomes if outcome.alone}
+    return [row for name, row in {**baselines, **now}.items() if name != but]
 
 
 def _next_action(
