@@ -160,8 +160,9 @@ def user_requests(world: Cluster) -> Iterator[Event]:
         for stage in range(chain.stages):
             path = f"spec.stages[{stage}].rerun"
             yield f"{name} {path}", changed(lambda w, n=name, p=path: w.toggle(n, p, "x"))
-        if chain.stages > 1:
-            path = f"spec.stages[{chain.stages - 1}]"
+        path = f"spec.stages[{chain.stages - 1}]"
+        # Not where other edits are about that stage, such as those of a gate.
+        if chain.stages > 1 and not any(edit.startswith(f"{path}.") for edit, _ in chain.edits):
             yield (
                 f"{name} without its last stage",
                 changed(lambda w, n=name, p=path: w.toggle(n, p, DELETE)),
