@@ -26,7 +26,7 @@ from modelchain.report.model import (
     Curve,
     Known,
     Report,
-    family_of,
+    family_cells,
     report_of,
     scientific,
     times,
@@ -64,7 +64,7 @@ class Page(HTMLParser):
         self.texts.append(text)
 
 
-def test_the_family_of_a_finished_chain() -> None:
+def test_the_family_cells_a_finished_chain() -> None:
     chain = settle(world(), 200)
     shown = report(chain)
     stages = chain.status.stages
@@ -96,7 +96,7 @@ def test_what_models_trained_alone_have_cost() -> None:
     shown = report(chain)
     assert column(shown, "alone: GPU hours") == ["", "1.5", ""]
     assert column(shown, "alone: cost") == ["", "3.60", ""]
-    assert shown.family == family_of(chain.chain(), chain.status)
+    assert shown.family == family_cells(chain.chain(), chain.status)
 
 
 def test_the_points_are_at_the_macs_of_all_models_so_far() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_ledger import attempt
 
 from modelchain.api.contracts import FailureClass, LastWord
 from modelchain.api.status import AttemptStatus, PodTime, StageStatus, State
@@ -18,16 +19,6 @@ from modelchain.decide.split import gpu_time, starts, used
 from modelchain.decide.transitions import booked, resumed, work_settled
 
 F = FailureClass
-
-
-def attempt(number: int = 1, **more: Any) -> AttemptStatus:
-    known = {
-        "name": f"family-a-a{number}",
-        "number": number,
-        "input_digest": "d",
-        "state": State.RUNNING,
-    }
-    return AttemptStatus(**{**known, **more})
 
 
 def pod(scheduled: float, started: float | None, finished: float | None = None, **more: Any) -> Any:

@@ -8,6 +8,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,12 +139,13 @@ def test_why_a_spec_is_refused_while_a_stage_stalls(state: State) -> None:
     assert row(thing, T0 + 60).why == "spec.stages: too few"
 
 
-def retry(monkeypatch: pytest.MonkeyPatch, thing: Object) -> str:
-    """What `modelchain retry` prints for a chain. The chain's annotations show what it wrote."""
+def printed(monkeypatch: pytest.MonkeyPatch, thing: Object, command: Callable[[str], None]) -> str:
+    """What a command prints for a chain. The chain shows what the command wrote."""
 
     class Api:
         async def patch(self, resource: object, namespace: str, name: str, body: Object) -> None:
-            thing["metadata"] |= body["metadata"]
+            for part in body:
+                thing[part] |= body[part]
 
     async def get_chain(kube: object, namespace: str, name: str) -> Object:
         return thing
@@ -155,8 +157,14 @@ def retry(monkeypatch: pytest.MonkeyPatch, thing: Object) -> str:
     monkeypatch.setattr(session, "on_cluster", on_cluster)
     said: list[str] = []
     monkeypatch.setattr("typer.echo", said.append)
-    commands.retry("family")
-    return said[0]
+    command("family")
+    [only] = said
+    return only
+
+
+def retry(monkeypatch: pytest.MonkeyPatch, thing: Object) -> str:
+    """What `modelchain retry` prints for a chain."""
+    return printed(monkeypatch, thing, commands.retry)
 
 
 UNANSWERED = Reason(Code.VERIFY_UNANSWERED, message="it did not answer")

@@ -4,21 +4,20 @@ and `retry`.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import podshapes
 import pytest
-from test_cluster_cli import retry
+from test_cluster_cli import printed, retry
 from test_gates import finish, gated
 from test_measuring import ASKS_BOTH, ASKS_FOOD, FOOD, STOPPED, Measuring, edited
 
 from modelchain.api.contracts import FailureClass, LastWord
 from modelchain.errors import InputError
 from modelchain_operator.api.kube import ARTIFACTS, CHAINS, EVENTS, JOBS, PODS, Forbidden, Object
-from modelchain_operator.cli import commands, listing, session
+from modelchain_operator.cli import commands, listing
 from modelchain_operator.explain.explain import Explanation, explain
 from modelchain_operator.explain.read import Situation
 
@@ -279,20 +278,6 @@ def test_what_a_suspension_says(suspend: bool, said: str, monkeypatch: pytest.Mo
     lab = measuring() if suspend else suspended()
     lab.passes(count=2)
     chain = lab.get(CHAINS, "family")
-
-    class Api:
-        async def patch(self, resource: object, space: str, name: str, body: Object) -> None:
-            chain["spec"] |= body["spec"]
-
-    async def get_chain(kube: object, space: str, name: str) -> Object:
-        return chain
-
-    def on_cluster(place: object, work: Any) -> Any:
-        return asyncio.run(work(Api(), "team"))
-
-    monkeypatch.setattr(session, "get_chain", get_chain)
-    monkeypatch.setattr(session, "on_cluster", on_cluster)
-    printed: list[str] = []
-    monkeypatch.setattr("typer.echo", printed.append)
-    (commands.suspend if suspend else commands.resume)("family")
-    assert printed == [said] and chain["spec"]["suspend"] is suspend
+    command = commands.suspend if suspend else commands.resume
+    assert printed(monkeypatch, chain, command) == said
+    assert chain["spec"]["suspend"] is suspend

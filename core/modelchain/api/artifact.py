@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
@@ -116,6 +117,17 @@ class StageArtifact(WrittenModel):
     metadata: dict[str, Any]
     spec: StageArtifactSpec
     status: StageArtifactStatus | None = None
+
+
+def own_claim(chain: str) -> str:
+    """The name of the claim that the operator makes for a chain."""
+    return f"{chain}-artifacts"
+
+
+def claim_of(chain: Mapping[str, Any]) -> str:
+    """The name of the claim of a stored chain's artifacts: the one that it names, or its own."""
+    storage = chain["spec"].get("storage") or {}
+    return str(storage.get("claimName") or own_claim(chain["metadata"]["name"]))
 
 
 def stage_artifact_name(claim_uid: str, input_digest: str) -> str:

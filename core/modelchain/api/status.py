@@ -135,6 +135,18 @@ class Expenses(WrittenModel):
         return {n: value for n, value in whole(self).items() if value or n not in _OFTEN_ZERO}
 
 
+class ExpenseFields(TypedDict, total=False):
+    """Fields of `Expenses`, with their types."""
+
+    macs: int
+    lost_macs: int
+    gpu_seconds: float
+    gpu_milliseconds: Uses
+    queue_seconds: float
+    cost: str | None
+    unpriced_seconds: float
+
+
 class Spent(Expenses):
     """What attempts or pods that have ended have spent."""
 
@@ -143,7 +155,7 @@ class Spent(Expenses):
 
     @model_serializer(mode="wrap")
     def _brief(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without all amounts that are 0: nobody reads these ledgers, and there are many."""
+        """Without all amounts that are 0: these ledgers are the operator's own, and many."""
         return {name: value for name, value in whole(self).items() if value}
 
 
@@ -254,7 +266,7 @@ class AttemptStatus(Expenses):
         return self.model_copy(update=dict(fields))
 
 
-class AttemptFields(TypedDict, total=False):
+class AttemptFields(ExpenseFields, total=False):
     """Fields of `AttemptStatus` that may change, with their types; a test compares the two."""
 
     pool: str | None
@@ -263,13 +275,6 @@ class AttemptFields(TypedDict, total=False):
     message: str
     started_at: str | None
     finished_at: str | None
-    macs: int
-    lost_macs: int
-    gpu_seconds: float
-    gpu_milliseconds: Uses
-    queue_seconds: float
-    cost: str | None
-    unpriced_seconds: float
     price_sources: list[str]
     queued_at: float | None
     estimated: bool
@@ -396,7 +401,7 @@ class StageLedger(Expenses):
         return {digest for digest in known if digest} | {a.input_digest for a in self.attempts}
 
 
-class LedgerFields(TypedDict, total=False):
+class LedgerFields(ExpenseFields, total=False):
     """Fields of `StageLedger` that may change, with their types; a test compares the two."""
 
     epochs: int | None
@@ -410,13 +415,6 @@ class LedgerFields(TypedDict, total=False):
     spent: Spent
     trained: Spent
     trained_before: list[SpentAt]
-    macs: int
-    lost_macs: int
-    gpu_seconds: float
-    gpu_milliseconds: Uses
-    queue_seconds: float
-    cost: str | None
-    unpriced_seconds: float
 
 
 class Planned(WrittenModel):

@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from modelchain.api.artifact import claim_of
 from modelchain.api.spec import ModelChain
 from modelchain.cli.stored import read_records, read_stored
 from modelchain.cli.tables import print_table, print_text
@@ -24,9 +25,9 @@ from modelchain.decide.change import (
 )
 from modelchain.errors import EXIT_NOTHING_TO_DO
 from modelchain.io.load import load_chain
-from modelchain.plan.plan import IndividualPlan, Plan, StagePlan, plan
+from modelchain.plan.plan import Amount, IndividualPlan, Plan, StagePlan, plan, summed
 from modelchain.plan.pools import NodePool
-from modelchain.plan.prices import milliseconds, shown, total_cost
+from modelchain.plan.prices import milliseconds, shown
 from modelchain.report.cost import scientific
 
 FILES = (".yaml", ".yml", ".json")
@@ -44,14 +45,8 @@ def read_before(
         return finished(load_chain(Path(against)))
     stored, status = read_stored(against, None, namespace, kubeconfig, context)
     records = read_records(namespace, kubeconfig, context)
-    claim = _claim(stored)
+    claim = claim_of(stored)
     return recorded(status, (record for record in records if record.claim_name == claim))
-
-
-def _claim(stored: dict[str, Any]) -> str:
-    """The name of the claim on which a chain's artifacts lie."""
-    storage = stored["spec"].get("storage") or {}
-    return str(storage.get("claimName") or f"{stored['metadata']['name']}-artifacts")
 
 
 def print_changes(
@@ -112,18 +107,13 @@ def _in_words(found: Sequence[StageChange], paid: Sequence[StagePlan | Individua
         return "the edit trains nothing"
     total = _sum(paid)
     text = f"the edit trains {len(paid)} of {len(found)} models and keeps {hits}"
-    text += f": {scientific(total['macs'])} MACs"
-    text += f", {total['gpuHours']:,.1f} GPU hours" if total["gpuHours"] is not None else ""
-    return text + (f", {shown(total['cost'])}" if total["cost"] is not None else "")
+    text += f": {scientific(total.macs)} MACs"
+    text += f", {total.gpu_hours:,.1f} GPU hours" if total.gpu_hours is not None else ""
+    return text + (f", {shown(total.cost)}" if total.cost is not None else "")
 
 
-def _sum(amounts: Sequence[StagePlan | IndividualPlan]) -> dict[str, Any]:
-    hours = [amount.gpu_hours for amount in amounts if amount.gpu_hours is not None]
-    return {
-        "macs": sum(amount.macs for amount in amounts),
-        "gpuHours": sum(hours) if hours else None,
-        "cost": total_cost(amount.cost for amount in amounts),
-    }
+def _sum(amounts: Sequence[StagePlan | IndividualPlan]) -> Amount:
+    return summed(amounts) if amounts else Amount(macs=0, gpu_hours=None, cost=None)
 
 
 def _document(
@@ -145,4 +135,8 @@ def _document(
         }
         for change, amount in zip(found, amounts, strict=True)
     ]
-    return {"chain": chain.metadata.name, "stages": stages, "trains": _sum(paid)}
+    return {
+        "chain": chain.metadata.name,
+        "stages": stages,
+        "trains": _sum(paid).model_dump(by_alias=True),
+    }

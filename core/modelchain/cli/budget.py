@@ -6,10 +6,8 @@ from decimal import Decimal
 
 from modelchain.api.spec import ChainSpec
 from modelchain.errors import InputError, WorkError
-from modelchain.gate.budget import UNKNOWN, Bill, Excess, excess
-from modelchain.plan.plan import IndividualPlan, Plan, StagePlan
-
-SECONDS_PER_HOUR = 3600
+from modelchain.gate.budget import SECONDS_PER_HOUR, UNKNOWN, Bill, Excess, excess
+from modelchain.plan.plan import IndividualPlan, Plan, StagePlan, summed
 
 
 def check_budget(spec: ChainSpec, plan: Plan) -> None:
@@ -27,11 +25,15 @@ def check_budget(spec: ChainSpec, plan: Plan) -> None:
         *plan.stages,
         *(stage.individual for stage in plan.stages if stage.name in alone),
     ]
-    bill = _bill(parts)
-    if limits.gpu_hours is not None and bill.gpu_seconds is None:
+    total = summed(parts)
+    if limits.gpu_hours is not None and total.gpu_hours is None:
         raise InputError(
             "the plan knows no GPU hours of this runner's node pool", field="spec.budget.gpuHours"
         )
+    bill = Bill(
+        None if total.gpu_hours is None else Decimal(str(total.gpu_hours)) * SECONDS_PER_HOUR,
+        None if total.cost is None else Decimal(total.cost),
+    )
     found = excess(limits, bill, UNKNOWN, priced=bill.cost is not None)
     if found == "NoPrice":
         raise InputError(
@@ -39,17 +41,6 @@ def check_budget(spec: ChainSpec, plan: Plan) -> None:
         )
     if found is not None and found.needed > found.limit:
         raise WorkError(_too_much(found))
-
-
-def _bill(parts: list[StagePlan | IndividualPlan]) -> Bill:
-    """The sum. What is not known of one part is not known of all."""
-    hours = [part.gpu_hours for part in parts if part.gpu_hours is not None]
-    costs = [Decimal(part.cost) for part in parts if part.cost is not None]
-    seconds = Decimal(str(sum(hours))) * SECONDS_PER_HOUR
-    return Bill(
-        seconds if len(hours) == len(parts) else None,
-        sum(costs, Decimal(0)) if len(costs) == len(parts) else None,
-    )
 
 
 def _too_much(found: Excess) -> str:

@@ -6,23 +6,21 @@ import csv
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import ChainStatus, Expenses
-from modelchain.cli.options import Context, Kubeconfig, Namespace
-from modelchain.cli.stored import read_stored
+from modelchain.cli.options import Context, Kubeconfig, NameOrRoot, Namespace, RootOrName
+from modelchain.cli.stored import read_begun
 from modelchain.cli.tables import print_table, print_text
-from modelchain.errors import InputError
+from modelchain.gate.budget import SECONDS_PER_HOUR
 from modelchain.gate.outlook import Outlook, Taken, added
-from modelchain.io.load import parse
+from modelchain.plan.plan import plan
 from modelchain.plan.prices import shown
 from modelchain.report.cost import (
     PARTS,
-    SECONDS_PER_HOUR,
     ledgers,
     outlook_columns,
     outlooks_of,
@@ -32,12 +30,8 @@ from modelchain.report.cost import (
 
 
 def cost(
-    name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="A chain on a cluster.", show_default=False)
-    ] = None,
-    root: Annotated[
-        Path | None, typer.Option("--root", help="The root of a local run.", show_default=False)
-    ] = None,
+    name: NameOrRoot = None,
+    root: RootOrName = None,
     output: Annotated[
         Literal["table", "json", "csv"], typer.Option("-o", "--output", help="What to print.")
     ] = "table",
@@ -52,11 +46,8 @@ def cost(
 
     Example: modelchain cost vit-cc3m -n vision -o csv
     """
-    stored, status = read_stored(name, root, namespace, kubeconfig, context)
-    chain = parse(ModelChain, stored, stored["metadata"]["name"])
-    if not status.stages:
-        raise InputError(f"chain {chain.metadata.name} has no status yet; try again in a minute")
-    found = outlooks_of(chain, status)
+    chain, status = read_begun(name, root, namespace, kubeconfig, context)
+    found = outlooks_of(plan(chain, "analytic", {}, status.epochs), status)
     rows = list(ledgers(status))
     if output == "json":
         typer.echo(json.dumps(_document(chain, status, found, rows), indent=2))

@@ -13,6 +13,13 @@ FileOption = Annotated[
 
 # Options that every command on a cluster takes.
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The chain's name.", show_default=False)]
+# A chain on a cluster, or the one in a local root: one of the two is given.
+NameOrRoot = Annotated[
+    str | None, typer.Argument(metavar="NAME", help="A chain on a cluster.", show_default=False)
+]
+RootOrName = Annotated[
+    Path | None, typer.Option("--root", help="The root of a local run.", show_default=False)
+]
 Namespace = Annotated[
     str | None,
     typer.Option("-n", "--namespace", help="Default: the context's own.", show_default=False),

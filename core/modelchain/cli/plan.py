@@ -21,7 +21,7 @@ from modelchain.errors import InputError
 from modelchain.io.load import load_chain, load_model
 from modelchain.plan import plan as planning
 from modelchain.plan.pools import DEFAULT_POOLS, NodePool, PoolFile
-from modelchain.plan.prices import Price, milliseconds, shown, total_cost
+from modelchain.plan.prices import Price, milliseconds, shown
 from modelchain.plan.search import search as find_designs
 from modelchain.report.cost import scientific
 
@@ -255,12 +255,11 @@ def _baselines(result: planning.Plan, trained_alone: list[str], price: Price | N
     amounts = [stage.individual for stage in result.stages if stage.name in trained_alone]
     if not amounts:
         return ""
-    macs = sum(amount.macs for amount in amounts)
-    text = f"gate.train adds {scientific(macs)} MACs for {', '.join(trained_alone)}, trained alone"
-    hours = [amount.gpu_hours for amount in amounts if amount.gpu_hours is not None]
-    costs = [amount.cost for amount in amounts]
-    text += f", {sum(hours):,.1f} GPU hours" if hours else ""
-    return text + (f", {shown(total_cost(costs) or '0')} {price.currency}" if price else "")
+    total = planning.summed(amounts)
+    text = f"gate.train adds {scientific(total.macs)} MACs for {', '.join(trained_alone)}"
+    text += ", trained alone"
+    text += f", {total.gpu_hours:,.1f} GPU hours" if total.gpu_hours is not None else ""
+    return text + (f", {shown(total.cost or '0')} {price.currency}" if price else "")
 
 
 def _power(macs: int) -> int:

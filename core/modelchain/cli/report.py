@@ -9,12 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from modelchain.api.spec import ModelChain
-from modelchain.cli.options import Context, Kubeconfig, Namespace
-from modelchain.cli.stored import read_records, read_stored
+from modelchain.cli.options import Context, Kubeconfig, NameOrRoot, Namespace, RootOrName
+from modelchain.cli.stored import read_begun, read_records
 from modelchain.errors import InputError
 from modelchain.io.files import write_atomic
-from modelchain.io.load import parse
 from modelchain.local.journals import stage_files
 from modelchain.plan.plan import plan
 from modelchain.report.model import recorded, report_of
@@ -26,12 +24,8 @@ NEEDS_REPORT = (
 
 
 def report(
-    name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="A chain on a cluster.", show_default=False)
-    ] = None,
-    root: Annotated[
-        Path | None, typer.Option("--root", help="The root of a local run.", show_default=False)
-    ] = None,
+    name: NameOrRoot = None,
+    root: RootOrName = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="The HTML file to write.")] = Path(
         "report.html"
     ),
@@ -46,10 +40,7 @@ def report(
 
     Example: [bold]modelchain report --root runs/quickstart -o report.html[/bold]
     """
-    stored, status = read_stored(name, root, namespace, kubeconfig, context)
-    chain = parse(ModelChain, stored, stored["metadata"]["name"])
-    if not status.stages:
-        raise InputError(f"chain {chain.metadata.name} has no status yet; try again in a minute")
+    chain, status = read_begun(name, root, namespace, kubeconfig, context)
     if root is not None:
         known = stage_files(root, status)
     else:

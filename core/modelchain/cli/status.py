@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from modelchain.cli.options import Context, Kubeconfig, Namespace, Output
+from modelchain.cli.options import Context, Kubeconfig, NameOrRoot, Namespace, Output, RootOrName
 from modelchain.cli.stored import read_stored
 from modelchain.io.table import console, stages_table
 
 
 def status(
-    name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="A chain on a cluster.", show_default=False)
-    ] = None,
-    root: Annotated[
-        Path | None, typer.Option("--root", help="The root of a local run.", show_default=False)
-    ] = None,
+    name: NameOrRoot = None,
+    root: RootOrName = None,
     namespace: Namespace = None,
     output: Output = "table",
     kubeconfig: Kubeconfig = None,

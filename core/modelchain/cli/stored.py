@@ -12,10 +12,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from modelchain.api.artifact import StageArtifactSpec
+from modelchain.api.spec import ModelChain
 from modelchain.api.status import ChainStatus
 from modelchain.cli.options import NEEDS_OPERATOR
 from modelchain.errors import InputError
-from modelchain.io.load import status_of
+from modelchain.io.load import parse, status_of
 from modelchain.local.root import parse_status, read_object
 
 
@@ -41,6 +42,24 @@ def read_stored(
     assert name is not None
     stored = _of_the_operator("read")(name, namespace, kubeconfig, context)
     return stored, status_of(stored)
+
+
+def read_begun(
+    name: str | None,
+    root: Path | None,
+    namespace: str | None,
+    kubeconfig: Path | None,
+    context: str | None,
+) -> tuple[ModelChain, ChainStatus]:
+    """The spec and the status of one chain, named as for `read_stored`.
+
+    Raises InputError also if the chain has no status yet.
+    """
+    stored, status = read_stored(name, root, namespace, kubeconfig, context)
+    chain = parse(ModelChain, stored, stored["metadata"]["name"])
+    if not status.stages:
+        raise InputError(f"chain {chain.metadata.name} has no status yet; try again in a minute")
+    return chain, status
 
 
 def _read_root(root: Path) -> tuple[dict[str, Any], ChainStatus]:

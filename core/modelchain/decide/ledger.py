@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from math import floor
-from typing import TypedDict
 
 from modelchain.api.contracts import FailureClass
 from modelchain.api.messages import shortened
 from modelchain.api.status import (
     AttemptStatus,
+    ExpenseFields,
     Expenses,
     PodTime,
     Spent,
@@ -259,23 +259,11 @@ def total_of(parts: Iterable[Expenses]) -> Total:
     return Total(**added(parts))
 
 
-class Added(TypedDict):
-    """The fields of `Expenses`."""
-
-    macs: int
-    lost_macs: int
-    gpu_seconds: float
-    gpu_milliseconds: Uses
-    queue_seconds: float
-    cost: str | None
-    unpriced_seconds: float
-
-
-def added(parts: Iterable[Expenses]) -> Added:
+def added(parts: Iterable[Expenses]) -> ExpenseFields:
     """The sum of all amounts."""
     parts = list(parts)
     uses = sum((part.gpu_milliseconds for part in parts), NOT_USED)
-    return Added(
+    return ExpenseFields(
         macs=storable(sum(part.macs for part in parts)),
         lost_macs=storable(sum(part.lost_macs for part in parts)),
         gpu_seconds=uses.total / 1000,

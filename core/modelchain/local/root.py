@@ -81,10 +81,8 @@ class Root:
         """What every artifact tells of its stage's epochs, the newest at the end."""
         manifests = self.path.glob(f"*/artifact/{MANIFEST}")
         for path in sorted(manifests, key=lambda p: p.stat().st_mtime):
-            manifest, results = (
-                read_model(Manifest, path),
-                read_model(Results, path.parent / RESULTS),
-            )
+            manifest = read_model(Manifest, path)
+            results = read_model(Results, path.parent / RESULTS)
             if manifest and results:
                 schedule = Schedule(int(manifest.inputs["epochs"]))
                 if relaxed := read_model(RelaxedEpochs, path.parents[1] / RELAXATION):

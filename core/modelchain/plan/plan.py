@@ -118,7 +118,7 @@ def plan(
         _stage_plan(spec, index, epochs[index], samples, macs_of_stage, hour)
         for index, macs_of_stage in enumerate(per_sample)
     ]
-    total, individually = _sum(stages), _sum([stage.individual for stage in stages])
+    total, individually = summed(stages), summed([stage.individual for stage in stages])
     return Plan(
         chain=chain.metadata.name,
         convention=convention,
@@ -284,7 +284,8 @@ def _amount(samples: int, per_sample: Fraction, hour: _Hour, extra_ms: float) ->
     return Amount(macs=int(samples * per_sample), gpu_hours=hours, cost=cost)
 
 
-def _sum(parts: Sequence[StagePlan | IndividualPlan]) -> Amount:
+def summed(parts: Sequence[StagePlan | IndividualPlan]) -> Amount:
+    """The sum. Hours or money that are not known of one part are not known of all."""
     hours = [part.gpu_hours for part in parts if part.gpu_hours is not None]
     costs = [part.cost for part in parts if part.cost is not None]
     return Amount(

@@ -5,25 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 
-from modelchain.api.spec import ModelChain
 from modelchain.api.status import ChainStatus, Expenses, StageLedger
 from modelchain.api.uses import Uses
 from modelchain.decide.budget import as_planned
+from modelchain.gate.budget import SECONDS_PER_HOUR
 from modelchain.gate.outlook import Outlook, Taken, added, outlooks
-from modelchain.plan.plan import plan
+from modelchain.plan.plan import MS_PER_HOUR, Plan
 from modelchain.plan.prices import shown
 
-MS_PER_HOUR = 3_600_000
-SECONDS_PER_HOUR = 3600
 # The parts of an outlook, as columns.
 PARTS = ("planned", "spent", "projected", "alone", "saved")
 Columns = dict[str, list[str]]
 
 
-def outlooks_of(chain: ModelChain, status: ChainStatus) -> list[Outlook]:
-    """The outlook of each stage, with the plan of the spec where the status has none yet."""
-    stages = plan(chain, "analytic", {}, status.epochs).stages
-    planned = {stage.name: (as_planned(stage), as_planned(stage.individual)) for stage in stages}
+def outlooks_of(plan: Plan, status: ChainStatus) -> list[Outlook]:
+    """The outlook of each stage, by the plan where the status has none yet."""
+    planned = {s.name: (as_planned(s), as_planned(s.individual)) for s in plan.stages}
     known = [stage for stage in status.stages if stage.name in planned]
     return outlooks(status.model_copy(update={"stages": known}), planned)
 

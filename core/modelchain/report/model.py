@@ -15,10 +15,10 @@ from modelchain.api.artifact import StageArtifactSpec
 from modelchain.api.contracts import Growth, Manifest, Results
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import AttemptStatus, ChainStatus, StageStatus, State
+from modelchain.gate.budget import SECONDS_PER_HOUR
 from modelchain.plan.plan import Plan, plan
 from modelchain.plan.prices import shown, total_cost
 from modelchain.report.cost import (
-    SECONDS_PER_HOUR,
     Columns,
     ledgers,
     outlook_columns,
@@ -138,7 +138,7 @@ def report_of(
         family=_family(status, plan, metric),
         together=_together(status, metric),
         alone=_alone(status, plan, metric),
-        outlook=_outlook(chain, status),
+        outlook=_outlook(plan, status),
         uses=_uses(status),
         time_line=list(_spans(status, now)),
         curves={name: of.curve for name, of in known.items() if of.curve.losses},
@@ -199,7 +199,7 @@ def times(alone: int, chain: int) -> str:
     return f"{ratio:.2f} times as much" if ratio >= 1 else f"{1 / ratio:.2f} times less"
 
 
-def family_of(chain: ModelChain, status: ChainStatus) -> Table:
+def family_cells(chain: ModelChain, status: ChainStatus) -> Table:
     """The family's table alone."""
     return _family(status, plan(chain, "analytic", {}, status.epochs), _metric(chain))
 
@@ -311,11 +311,11 @@ def _alone(status: ChainStatus, plan: Plan, metric: str | None) -> list[Point]:
     return points
 
 
-def _outlook(chain: ModelChain, status: ChainStatus) -> dict[str, Table]:
-    found = outlooks_of(chain, status)
+def _outlook(plan: Plan, status: ChainStatus) -> dict[str, Table]:
+    found = outlooks_of(plan, status)
     columns = {
         title: outlook_columns(found, unit, estimates)
-        for title, unit, estimates in units(chain.metadata.name, status)
+        for title, unit, estimates in units(plan.chain, status)
         if estimates
     }
     return {title: _table(of) for title, of in columns.items()}

@@ -24,7 +24,7 @@ from modelchain.errors import WorkError
 from modelchain.io.load import status_of
 from modelchain.io.table import family_table
 from modelchain.io.units import age
-from modelchain.report.model import family_of
+from modelchain.report.model import family_cells
 from modelchain_operator.api.kube import Object, Throttled, Unavailable
 from modelchain_operator.api.objects import condition, is_refused, is_true, true_condition
 
@@ -156,7 +156,7 @@ def gated_family(chain: Object) -> RenderableType | None:
         return None
     if spec.spec.gate is None or not status.stages:
         return None
-    return family_table(family_of(spec, status))
+    return family_table(family_cells(spec, status))
 
 
 def _style(r: ChainRow) -> str:

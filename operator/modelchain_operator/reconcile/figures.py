@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from modelchain.api.artifact import claim_of
 from modelchain.api.status import State
 from modelchain.api.uses import Uses
 from modelchain_operator.api.kube import Object
-from modelchain_operator.reconcile.job_requests import own_claim
 
 # The uses of GPU time that do not change their use any more.
 SETTLED = tuple(use for use in Uses.model_fields if use != "unsaved")
@@ -109,10 +109,7 @@ def figures(chain: Object, before: Figures | None = None) -> Figures:
 
 
 def _claim(chain: Object) -> str:
-    storage = (chain.get("spec") or {}).get("storage")
-    if not storage:
-        return ""
-    return storage.get("claimName") or own_claim(chain["metadata"]["name"])
+    return claim_of(chain) if (chain.get("spec") or {}).get("storage") else ""
 
 
 def _stage(stage: Object) -> StageFigures:

@@ -10,6 +10,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
+from modelchain.api.artifact import own_claim
 from modelchain.api.contracts import (
     DataRequest,
     EvaluationTask,
@@ -47,11 +48,6 @@ def claim_name(chain: ModelChain) -> str:
     storage = chain.spec.storage
     assert storage is not None
     return storage.claim_name or own_claim(chain.metadata.name)
-
-
-def own_claim(chain: str) -> str:
-    """The name of the claim that the operator makes for a chain."""
-    return f"{chain}-artifacts"
 
 
 def lease_name(claim_uid: str, digest: str) -> str:
