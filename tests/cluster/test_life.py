@@ -4,6 +4,7 @@ namespace for all.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import zlib
@@ -656,6 +657,50 @@ def test_a_status_of_a_newer_version_is_left_alone(world: World) -> None:
     world.again(name, "Suspended")
 
 
+# -- the budget ------------------------------------------------------------------------------------
+
+GPUS, LOOK, GRACE = 8, 5, 120  # of the pool a100 and of the operator, in seconds
+
+
+@pytest.mark.parametrize("operators", [1, 2])
+def test_a_stage_is_stopped_at_a_checkpoint_when_the_budget_is_used_up(
+    world: World, control_plane: ControlPlane, tmp_path: Path, operators: int
+) -> None:
+    """At most one look and the grace are spent beyond the limit. A raised limit goes on from the
+    checkpoint. A second operator beside the first changes nothing.
+    """
+    name = f"budget{operators}"
+    with contextlib.ExitStack() as others:
+        for number in range(1, operators):
+            namespaces = (world.space.namespace,)
+            other = Operator(control_plane.kubeconfig, tmp_path, namespaces, name=f"other{number}")
+            others.enter_context(other)
+        world.apply(name, 2, stalls=("b1",), **{"spec.runner.nodePool": "a100"})
+        world.runs(name, f"{name}-b-a1")
+        limit = world.space.status(name)["total"]["gpuSeconds"] + 8 * GPUS
+        world.space.patch(name, {"budget": {"gpuHours": f"{limit / 3600:.6f}"}})
+        status = world.again(name, "Stalled")
+        b = status["stages"][1]
+        assert (b["reasonCode"], b["retries"], b["disruptions"]) == ("BudgetExceeded", 0, 0)
+        assert [a["state"] for a in b["attempts"]] == ["Suspended"]
+        assert b["attempts"][0]["checkpointStep"] == 3900, "it was stopped at a checkpoint"
+        spent = status["total"]["gpuSeconds"]
+        assert limit - 0.01 <= spent <= limit + (LOOK + GRACE) * GPUS
+        assert world.jobs(name) == [f"{name}-a-a1"]
+        world.space.patch(name, {"budget": {"gpuHours": "1"}})
+        b = world.again(name)["stages"][1]
+    assert [a["state"] for a in b["attempts"]] == ["Suspended", "Succeeded"]
+    assert world.kubelet.trained[b["inputDigest"]] == [f"{name}-b-a1", f"{name}-b-a2"]
+
+
+def test_a_budget_of_money_needs_prices(world: World) -> None:
+    world.apply("unpriced", 1, **{"spec.budget": {"cost": "100"}})
+    status = world.again("unpriced", "Stalled")
+    assert status["stages"][0]["reasonCode"] == "NoPrice" and not world.jobs("unpriced")
+    world.space.patch("unpriced", {"budget": None})
+    assert [a["state"] for a in world.again("unpriced")["stages"][0]["attempts"]] == ["Succeeded"]
+
+
 # -- the queue -------------------------------------------------------------------------------------
 
 
@@ -718,6 +763,9 @@ def test_nothing_is_written_while_nothing_changes(world: World) -> None:
     space = world.space
     world.apply("still", 1, stalls=("a1",))
     world.runs("still", "still-a-a1")
+    space.wait(
+        lambda: space.status("still")["summary"]["progress"] == "50%", "the step at which it stalls"
+    )
     space.at_rest("still", 6)
     before = {m["metadata"]["name"]: m for m in space.list("mchain")}
     time.sleep(12)

@@ -25,6 +25,7 @@ from modelchain.api.status import (
     AttemptStatus,
     ChainStatus,
     GateVerdict,
+    Spent,
     StageLedger,
     StageStatus,
     State,
@@ -36,6 +37,8 @@ from modelchain.gate.relaxation import Schedule, Trained
 from modelchain.identity.digest import digest_of, short_key
 
 MAX_RETRIES, MAX_DISRUPTIONS = 1, 2
+# The MACs that an artifact says its training took.
+TRAINING_COST = 1000
 # What a gate compares.
 TOP1 = {"name": "top1", "kind": "Retrieval", "shards": "/data/val.tar"}
 
@@ -152,7 +155,7 @@ class World:
         return Artifact(
             weights_of(digest),
             f"{digest}/artifact",
-            macs=1000,
+            macs=TRAINING_COST,
             metrics=metrics,
             pictures=dict.fromkeys(keys, self.pictures),
         )
@@ -408,7 +411,8 @@ class World:
         if known is not None and known.epochs == epochs and not trainer.alone:
             schedule = Schedule(epochs, known.round, known.first_epochs)
         alone = "predecessor" not in self.inputs[trainer.digest]
-        self.records += (Trained(trainer.stage, trainer.digest, schedule, alone),)
+        spent = Spent(macs=TRAINING_COST)
+        self.records += (Trained(trainer.stage, trainer.digest, schedule, alone, spent),)
 
     def end(self, failure: FailureClass | None = None, *, word: bool = True) -> None:
         """The live attempt exits: with success, with a failure, or without a last word."""

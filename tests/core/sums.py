@@ -24,9 +24,14 @@ def check_sums(status: ChainStatus) -> None:
             assert 0 <= amounts.lost_macs <= amounts.macs, amounts
         for attempt in ledger.attempts:
             _check_attempt(attempt)
-        if ledger.trained_here:
+        if ledger.trained_here or ledger.reused:
+            reused = [at.spent for at in ledger.reused]
             open_ = [a for a in ledger.attempts if a.finished_at is None]
-            assert Expenses(**added([ledger])) == Expenses(**added([ledger.spent, *open_]))
+            parts = added([ledger.spent, *reused, *open_])
+            assert Expenses(**added([ledger])) == Expenses(**parts)
+        if ledger.relaxed is not None:
+            assert ledger.relaxed.macs <= ledger.macs
+            assert ledger.relaxed.gpu_milliseconds.total <= ledger.gpu_milliseconds.total
         if isinstance(ledger, StageStatus) and ledger.state is State.SUCCEEDED:
             assert ledger.gpu_milliseconds.unsaved == 0, "a finished stage is settled"
     assert status.total == total_of(ledgers)
@@ -45,7 +50,7 @@ def _amounts(ledger: StageLedger) -> Iterator[Expenses]:
     yield ledger
     yield ledger.spent
     yield ledger.trained
-    yield from (before.spent for before in ledger.trained_before)
+    yield from (before.spent for before in (*ledger.trained_before, *ledger.reused))
     for attempt in ledger.attempts:
         yield attempt
         if attempt.finished_at is None:

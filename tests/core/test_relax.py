@@ -10,7 +10,7 @@ from typing import Any
 
 import exploration
 import pytest
-from simulation import World
+from simulation import TRAINING_COST, World
 from specs import DELETE
 from sweeps import sample
 
@@ -93,6 +93,61 @@ def test_stages_that_miss_train_again_until_they_pass(cluster: bool) -> None:
     assert float(found.achieved) < float(found.relaxed) < 1.5
     spent = sum(t.macs for t in chain.trainers.values())
     assert chain.status.total.macs == spent, "what missed was spent all the same"
+
+
+def relaxed(chain: World) -> list[int]:
+    """By stage, the MACs of trainings that rounds have replaced."""
+    return [s.relaxed.macs if s.relaxed else 0 for s in chain.status.stages]
+
+
+def of_training(chain: World, *stages: tuple[str, int]) -> list[int]:
+    """The MACs of these trainings, by stage and epochs."""
+    spent = {
+        (t.stage, int(chain.inputs[t.digest]["epochs"])): t.macs for t in chain.trainers.values()
+    }
+    return [spent[stage] for stage in stages]
+
+
+@pytest.mark.parametrize("cluster", [True, False])
+def test_what_rounds_have_replaced_is_shown_beside_the_ledger(cluster: bool) -> None:
+    chain = settle(world(cluster))
+    assert relaxed(chain) == [0, *of_training(chain, ("b", 16), ("c", 13))]
+    relaxation = chain.status.relaxation
+    assert relaxation is not None and relaxation.spent is not None
+    assert relaxation.spent.macs == sum(relaxed(chain)) > 0
+    chain.edit(**{"spec.recipe.seed": 7})
+    settle(chain)
+    assert relaxed(chain)[1:] == of_training(chain, ("b", 16), ("c", 13)), "an edit is no round"
+
+
+def test_a_stage_that_a_later_round_stops_is_replaced_as_well() -> None:
+    """The gate comes while c runs: b has missed, and c will get more epochs, too."""
+    chain = world(**{"spec.gate.baseline.b": "30"})
+    while not (live := chain.live()) or chain.trainers[live].stage != "c":
+        assert chain.calm_step()
+    first = chain.trainers[live].digest
+    chain.train()
+    chain.edit(**{"spec.gate.baseline.b": "50"})
+    settle(chain)
+    at = next(s for s in chain.status.stages[2].trained_before if s.input_digest == first)
+    assert chain.status.stages[2].replaced[0] == first
+    assert relaxed(chain)[2] >= at.spent.macs
+
+
+def test_a_chain_that_is_applied_again_has_spent_what_all_rounds_have_cost() -> None:
+    """A round after that adds to it, and what its records have cost stays."""
+    chain = settle(world())
+    chain.lose_status()
+    settle(chain)
+    assert trained(chain) == ALL_TRAINED
+    assert [s.macs for s in chain.status.stages] == [c * TRAINING_COST for c in (1, 2, 2)]
+    assert relaxed(chain) == [0, TRAINING_COST, TRAINING_COST]
+    chain.edit(**{"spec.gate.baseline.b": "53"})
+    settle(chain)
+    assert rounds(chain)[2:] == [("b", 25)]
+    spent = of_training(chain, ("b", 25), ("c", 22))
+    assert [s.macs for s in chain.status.stages[1:]] == [2 * TRAINING_COST + m for m in spent]
+    assert relaxed(chain) == [0, 2 * TRAINING_COST, 2 * TRAINING_COST]
 
 
 def rounds_told(chain: World) -> list[str]:

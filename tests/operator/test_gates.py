@@ -31,7 +31,10 @@ def gated(lab: Lab, stages: str = "abc", **gate: Any) -> Lab:
 
 
 def finish(lab: Lab, job: str, percent: float) -> None:
-    word = success().model_copy(update={"metrics": {"top1": percent}, "artifact_digest": _hex(job)})
+    """The job ends well, with all MACs that its stage takes."""
+    macs = lab.stage(index="abc".index(job[0])).planned_macs
+    said = {"metrics": {"top1": percent}, "artifact_digest": _hex(job), "macs": macs}
+    word = success().model_copy(update=said)
     lab.end(f"family-{job}", word)
     lab.passes(count=2)
 
@@ -166,11 +169,17 @@ def test_a_chain_that_is_applied_again_goes_on_in_its_round() -> None:
     finish(lab, "b-a1", 48.5)
     finish(lab, "b-a2", 51)
     before, epochs = rounds(lab), [stage.epochs for stage in lab.status().stages]
+    total, relaxed = lab.status().total, lab.status().relaxation
     delete(lab)
     lab.apply(stages="abc", uid="another", **RELAX)
     lab.passes(count=3)
     assert [stage.epochs for stage in lab.status().stages] == epochs
     assert rounds(lab) == before and jobs(lab) == ["c-a1"]
+    after = lab.status()
+    assert relaxed is not None and after.relaxation is not None and after.total == total
+    assert relaxed.spent == after.relaxation.spent == after.stages[1].relaxed
+    b = {r["spec"]["attempt"]: int(r["spec"]["macs"]) for r in lab.records()}
+    assert relaxed.spent is not None and relaxed.spent.macs == b["family-b-a1"] > 0
 
 
 def test_a_baseline_is_a_job_of_its_own() -> None:

@@ -97,10 +97,18 @@ class PodTime(WrittenModel):
         return {n: value for n, value in said if value or (n in times and value is not None)}
 
 
-# The fields of `Expenses` that are left out where they are 0, as they are called here and in JSON.
-_OFTEN_ZERO = frozenset(
+# The fields of `Expenses`, and of the ledgers made of it, that are left out where they are 0 or
+# empty, as they are called here and in JSON.
+_OFTEN_EMPTY = frozenset(
     name
-    for field in ("lost_macs", "gpu_milliseconds", "queue_seconds", "unpriced_seconds")
+    for field in (
+        "lost_macs",
+        "gpu_milliseconds",
+        "queue_seconds",
+        "unpriced_seconds",
+        "reused",
+        "replaced",
+    )
     for name in (field, to_camel(field))
 )
 
@@ -131,8 +139,8 @@ class Expenses(WrittenModel):
 
     @model_serializer(mode="wrap")
     def _brief(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the amounts that are most often 0: a status has many of these."""
-        return {n: value for n, value in whole(self).items() if value or n not in _OFTEN_ZERO}
+        """Without what is most often 0 or empty: a status has many of these."""
+        return {n: value for n, value in whole(self).items() if value or n not in _OFTEN_EMPTY}
 
 
 class ExpenseFields(TypedDict, total=False):
@@ -157,6 +165,10 @@ class Spent(Expenses):
     def _brief(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without all amounts that are 0: these ledgers are the operator's own, and many."""
         return {name: value for name, value in whole(self).items() if value}
+
+
+class Total(Expenses):
+    """What was spent together, such as by all stages of a chain."""
 
 
 class Priced(WrittenModel):
@@ -350,13 +362,14 @@ class Unmeasured(WrittenModel):
 
 # The most earlier input digests of a stage whose spending is kept apart, the newest ones.
 MOST_DIGESTS = 16
+# The most rounds of relaxation that a spec may ask for.
+MOST_ROUNDS = 16
 
 
 class StageLedger(Expenses):
     """What is kept of a stage after it was removed from the spec: above all what it has spent.
 
-    Its own amounts are those of the ledger `spent` and of the open attempt. A stage without
-    attempts of its own shows what the StageArtifact that it found had cost.
+    Its own amounts are those of the ledger `spent`, of the open attempt, and of `reused`.
     """
 
     name: str
@@ -384,6 +397,13 @@ class StageLedger(Expenses):
     # The parts that were spent at other input digests, the newest at the end. An edit that is taken
     # back needs them.
     trained_before: list[SpentAt] = Field([], max_length=MOST_DIGESTS)
+    # What records say that an earlier chain of this name has spent on artifacts that the stage has
+    # found, or had found before a round of relaxation.
+    reused: list[SpentAt] = Field([], max_length=MOST_DIGESTS)
+    # The input digests that rounds of relaxation have replaced by ones with more epochs.
+    replaced: list[str] = Field([], max_length=MOST_ROUNDS)
+    # The part of what the stage shows that was spent at those digests. It stays in its uses.
+    relaxed: Total | None = None
 
     def changed(self, **fields: Unpack[LedgerFields]) -> Self:
         """A copy in which these fields have these values."""
@@ -397,7 +417,8 @@ class StageLedger(Expenses):
     @property
     def digests(self) -> set[str]:
         """The input digests at which what the stage shows was spent, as far as they are known."""
-        known = {self.last_digest, *(at.input_digest for at in self.trained_before)}
+        known = {self.last_digest}
+        known |= {at.input_digest for at in (*self.trained_before, *self.reused)}
         return {digest for digest in known if digest} | {a.input_digest for a in self.attempts}
 
 
@@ -415,6 +436,9 @@ class LedgerFields(ExpenseFields, total=False):
     spent: Spent
     trained: Spent
     trained_before: list[SpentAt]
+    reused: list[SpentAt]
+    replaced: list[str]
+    relaxed: Total | None
 
 
 class Planned(WrittenModel):
@@ -546,10 +570,6 @@ class Condition(WrittenModel):
     observed_generation: int = 0
 
 
-class Total(Expenses):
-    """What a chain has spent."""
-
-
 class Summary(WrittenModel):
     """What `kubectl get` shows of a chain in one line."""
 
@@ -581,10 +601,6 @@ class AvoidedNode(WrittenModel):
 MOST_REMOVED = 16
 
 
-# The most rounds of relaxation that a spec may ask for.
-MOST_ROUNDS = 16
-
-
 class RelaxationRound(WrittenModel):
     """One round of relaxation: the stage that missed its baseline, and the epochs that it got."""
 
@@ -611,6 +627,8 @@ class RelaxationStatus(WrittenModel):
     # How many there are.
     round: int
     rounds: list[RelaxationRound] = Field(max_length=MOST_ROUNDS)
+    # What was spent on the epochs that rounds have replaced. The stages' amounts include it.
+    spent: Total | None = None
     acceleration: Acceleration | None = None
 
 

@@ -27,6 +27,7 @@ from modelchain.report.cost import (
     units,
     use_columns,
 )
+from modelchain.report.relaxation import relaxation_lines
 
 
 def cost(
@@ -75,6 +76,8 @@ def _print(
     if status.total.unpriced_seconds:
         hours = status.total.unpriced_seconds / SECONDS_PER_HOUR
         print_text(f"{hours:,.1f} GPU hours had no price")
+    for line in relaxation_lines(status):
+        print_text(line)
 
 
 def _document(
@@ -98,7 +101,20 @@ def _document(
         "currency": status.currency or None,
         "stages": stages,
         "total": total,
+        "relaxation": _relaxation(status),
         "ledgers": [{"kind": kind, "name": name, **_spent(of)} for kind, name, of in rows],
+    }
+
+
+def _relaxation(status: ChainStatus) -> dict[str, Any] | None:
+    """The rounds, what was spent on models that they have replaced, and the acceleration."""
+    of = status.relaxation
+    if of is None:
+        return None
+    return {
+        "round": of.round,
+        "spent": None if of.spent is None else _spent(of.spent),
+        "acceleration": of.acceleration and of.acceleration.model_dump(),
     }
 
 

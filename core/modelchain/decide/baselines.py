@@ -107,4 +107,5 @@ def dropped_baselines(turn: Turn, wanted: Mapping[str, object]) -> list[StageSta
     """The baselines that the gate asks for no longer, and that have spent something."""
     rows = [row for row in turn.observed.status.baselines if row.name not in wanted]
     turn = replace(turn, alone=True)
-    return [transitions.dropped(row, settled(turn, row)) for row in rows if row.trained_here]
+    spent = (row for row in rows if row.trained_here or row.reused)
+    return [transitions.dropped(row, settled(turn, row)) for row in spent]

@@ -25,7 +25,7 @@ from modelchain.api.status import (
 )
 from modelchain.api.uses import NOT_USED, Uses
 from modelchain.decide.money import with_cost
-from modelchain.decide.observed import Seen
+from modelchain.decide.observed import Artifact, Seen
 from modelchain.decide.podtimes import known_pods, same_pods, told_macs
 from modelchain.decide.settle import at_its_end
 from modelchain.decide.split import Start, divided, gpu_time, starts, used
@@ -219,6 +219,19 @@ def end_of_queue(attempt: AttemptStatus, now: float) -> AttemptStatus:
         return attempt
     waited = round(attempt.queue_seconds + max(0.0, now - attempt.queued_at), 3)
     return attempt.changed(queue_seconds=waited, queued_at=None)
+
+
+def spent_on(found: Artifact) -> Spent:
+    """What the training of an artifact has cost."""
+    return Spent(
+        macs=found.macs,
+        lost_macs=found.lost_macs,
+        gpu_seconds=found.gpu_milliseconds.total / 1000,
+        gpu_milliseconds=found.gpu_milliseconds,
+        queue_seconds=found.queue_seconds,
+        cost=found.cost,
+        unpriced_seconds=found.unpriced_seconds,
+    )
 
 
 def least(stage: StageStatus, steps: int | None) -> int:

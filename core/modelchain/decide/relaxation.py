@@ -14,10 +14,13 @@ from modelchain.api.status import (
     ChainStatus,
     RelaxationRound,
     RelaxationStatus,
+    Spent,
+    SpentAt,
     StageLedger,
     StageStatus,
 )
-from modelchain.gate.relaxation import Schedule, Trained, followed, relaxed, replayed
+from modelchain.decide.ledger import total_of
+from modelchain.gate.relaxation import Schedule, Trained, followed, relaxed, replayed, rounds_before
 from modelchain.plan.plan import Plan, plan
 from modelchain.plan.pools import NodePool
 from modelchain.plan.prices import milliseconds
@@ -82,9 +85,11 @@ def relaxation(
     planned = plan(chain, "analytic", {}, epochs)
     spent = sum(stage.macs for stage in (*stages, *removed))
     finished = all(stage.done for stage in stages) and spent > 0
+    given_up = [stage.relaxed for stage in (*stages, *removed) if stage.relaxed is not None]
     return RelaxationStatus(
         round=len(rounds),
         rounds=list(rounds),
+        spent=total_of(given_up),
         acceleration=Acceleration(
             requested=chain.spec.allocation.target_acceleration,
             relaxed=f"{planned.acceleration:.3f}",
@@ -97,21 +102,31 @@ def remembered(chain: ModelChain, records: Iterable[Trained]) -> ChainStatus:
     """The status of a chain that has none: what its records tell of its stages' epochs.
 
     A chain may have been deleted and applied again. Its stages keep the epochs that they were
-    trained for. New ones would be new inputs, and train every stage again.
+    trained for. New ones would be new inputs, and train every stage again. What earlier rounds have
+    cost counts as well.
     """
     gate = chain.spec.gate
     factor = gate.relaxation.factor if gate else Relaxation().factor
-    newest, rounds = replayed([stage.name for stage in chain.spec.stages], records, factor)
-    stages = [
-        StageStatus(
-            name=name,
-            epochs=record.schedule.epochs,
-            frozen=True,
-            round=record.schedule.round,
-            first_epochs=record.schedule.first_epochs,
-            last_digest=record.input_digest,
-        )
-        for name, record in newest.items()
-    ]
+    trained = list(records)
+    newest, rounds = replayed([stage.name for stage in chain.spec.stages], trained, factor)
+    stages = [_remembered(record, rounds_before(record, trained)) for record in newest.values()]
     known = RelaxationStatus(round=len(rounds), rounds=rounds) if rounds else None
     return ChainStatus(stages=stages, relaxation=known)
+
+
+def _remembered(newest: Trained, before: Sequence[Trained]) -> StageStatus:
+    """A stage of which only records are known: the newest one, and those of earlier rounds."""
+    return StageStatus(
+        name=newest.stage,
+        epochs=newest.schedule.epochs,
+        frozen=True,
+        round=newest.schedule.round,
+        first_epochs=newest.schedule.first_epochs,
+        last_digest=newest.input_digest,
+        reused=[
+            SpentAt(input_digest=record.input_digest, spent=record.spent)
+            for record in before
+            if record.spent != Spent()
+        ],
+        replaced=[record.input_digest for record in before],
+    )

@@ -32,8 +32,8 @@ def counted_once(old: ChainStatus, stage: StageStatus, found: Artifact) -> Artif
     They are if this chain has made it, under this or another name of the stage. They also are if
     another stage, or a removed one, shows them already.
     """
-    spent = [other for other in _others(old, stage) if other.macs or other.gpu_seconds]
-    if found.own or any(found.input_digest in other.digests for other in spent):
+    shown = [other for other in _others(old, stage) if other.trained_here or other.macs]
+    if found.own or any(found.input_digest in other.digests for other in shown):
         return replace(
             found,
             macs=0,
@@ -65,8 +65,9 @@ def _others(old: ChainStatus, stage: StageStatus) -> list[StageLedger]:
 
 
 def _settled(turn: Turn, stage: StageLedger) -> StageLedger:
-    # A stage that was not trained here shows what its artifact had cost, and that stays as it is.
-    return transitions.booked(stage, settled(turn, stage)) if stage.trained_here else stage
+    # The sum of older ones has no ledger, and neither has a stage that an older version has kept.
+    known = stage.trained_here or stage.reused
+    return transitions.booked(stage, settled(turn, stage)) if known else stage
 
 
 def _was_launched(stage: StageLedger) -> bool:

@@ -15,6 +15,7 @@ from modelchain.api.messages import shortened
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import (
     MOST_DIGESTS,
+    MOST_ROUNDS,
     ArtifactRef,
     AttemptStatus,
     GateStatus,
@@ -24,6 +25,7 @@ from modelchain.api.status import (
     StageLedger,
     StageStatus,
     State,
+    Total,
     Unmeasured,
 )
 from modelchain.api.uses import Resumed
@@ -33,6 +35,7 @@ from modelchain.decide.ledger import (
     added,
     end_of_queue,
     plus,
+    spent_on,
     timestamp,
     total_of,
     with_open,
@@ -57,7 +60,10 @@ def planned(stage: StageStatus, schedule: Schedule, *, macs: int, frozen: bool) 
 
 
 def scheduled(stage: StageStatus, schedule: Schedule) -> StageStatus:
-    """The stage with these epochs."""
+    """The stage with these epochs. A later round replaces the inputs of its last training."""
+    digest = stage.last_digest
+    if digest and schedule.round > stage.round and digest not in stage.replaced:
+        stage = stage.changed(replaced=[*stage.replaced, digest][-MOST_ROUNDS:])
     return stage.changed(
         epochs=schedule.epochs, round=schedule.round, first_epochs=schedule.first_epochs
     )
@@ -242,19 +248,9 @@ def finished(
 ) -> StageStatus:
     """The stage with its artifact. `leaving`: the trainer that made it has not exited yet.
 
-    A stage without attempts of its own shows what the record says that its training cost.
+    If the stage has not trained these inputs itself, it shows what their training has cost.
     """
-    booked_stage = work_settled(booked(at_inputs(stage), attempts))
-    if not stage.trained_here:
-        booked_stage = booked_stage.changed(
-            macs=found.macs,
-            lost_macs=found.lost_macs,
-            gpu_seconds=found.gpu_milliseconds.total / 1000,
-            gpu_milliseconds=found.gpu_milliseconds,
-            queue_seconds=found.queue_seconds,
-            cost=found.cost,
-            unpriced_seconds=found.unpriced_seconds,
-        )
+    booked_stage = work_settled(booked(_with_reused(at_inputs(stage), found), attempts))
     return explained(
         booked_stage.changed(
             state=State.VERIFYING if leaving else State.SUCCEEDED,
@@ -270,6 +266,25 @@ def finished(
         ),
         reason,
     )
+
+
+def _with_reused(stage: StageStatus, found: Artifact) -> StageStatus:
+    """The stage with what the artifact that it has found has cost, counted once."""
+    digest, cost = found.input_digest, spent_on(found)
+    listed = {a.input_digest for a in stage.attempts} | {at.input_digest for at in stage.reused}
+    here = stage.last_digest == digest and stage.trained != Spent()
+    if cost == Spent() or here or digest in listed:
+        return stage
+    return stage.changed(reused=_bounded([*stage.reused, SpentAt(input_digest=digest, spent=cost)]))
+
+
+def _bounded(reused: list[SpentAt]) -> list[SpentAt]:
+    """As many entries as a status may hold. If there are more, the oldest ones are summed up."""
+    over = reused[: max(1, len(reused) - MOST_DIGESTS + 1)]
+    if len(over) < 2:
+        return reused
+    total = Spent(**added(at.spent for at in over))
+    return [SpentAt(input_digest=over[-1].input_digest, spent=total), *reused[len(over) :]]
 
 
 def unmeasured(stage: StageStatus, told: Sequence[tuple[str, Reason]]) -> StageStatus:
@@ -290,8 +305,22 @@ def unmeasured(stage: StageStatus, told: Sequence[tuple[str, Reason]]) -> StageS
 
 
 def with_attempts(stage: Ledger, attempts: Sequence[AttemptStatus]) -> Ledger:
-    """The stage with these attempts. Its figures are the ledger plus what the open one spent."""
-    return stage.changed(attempts=list(attempts), **added(with_open(stage.spent, attempts)))
+    """The stage with these attempts, and with the figures that follow from them."""
+    reused = [at.spent for at in stage.reused]
+    spent = added([*with_open(stage.spent, attempts), *reused])
+    stage = stage.changed(attempts=list(attempts), **spent)
+    return stage.changed(relaxed=_relaxed(stage))
+
+
+def _relaxed(stage: StageLedger) -> Total | None:
+    """What was spent at inputs that rounds of relaxation have replaced; None before any round."""
+    if not stage.replaced:
+        return None
+    last = SpentAt(input_digest=stage.last_digest or "", spent=stage.trained)
+    at_digests = [last, *stage.trained_before, *stage.reused]
+    closed = [at.spent for at in at_digests if at.input_digest in stage.replaced]
+    open_ = (a for a in stage.attempts if a.finished_at is None)
+    return total_of([*closed, *(a for a in open_ if a.input_digest in stage.replaced)])
 
 
 def progressed(stage: StageStatus, progress: Progress | None) -> StageStatus:
@@ -316,7 +345,7 @@ def booked(stage: Ledger, attempts: Sequence[AttemptStatus]) -> Ledger:
     stage = stage.changed(
         spent=plus(stage.spent, over),
         trained=plus(stage.trained, at_these),
-        trained_before=_with_spending(stage.trained_before, before),
+        trained_before=_with_spending(stage, before),
     )
     return with_attempts(stage, attempts[-KEPT_ATTEMPTS:])
 
@@ -384,21 +413,24 @@ def at_inputs(stage: StageStatus) -> StageStatus:
     # A status of an older version has no sum, but may still list the attempts.
     listed = [a for a in stage.attempts if a.finished_at and a.input_digest == digest]
     trained = before.pop(digest or "", plus(Spent(), listed))
-    return stage.changed(last_digest=digest, trained=trained, trained_before=_newest(before))
+    return stage.changed(last_digest=digest, trained=trained, trained_before=_newest(stage, before))
 
 
-def _with_spending(before: list[SpentAt], over: Sequence[AttemptStatus]) -> list[SpentAt]:
+def _with_spending(stage: StageLedger, over: Sequence[AttemptStatus]) -> list[SpentAt]:
     """What was spent at earlier input digests, with these attempts added."""
-    spent = {known.input_digest: known.spent for known in before}
+    spent = {known.input_digest: known.spent for known in stage.trained_before}
     for attempt in over:
         known = spent.pop(attempt.input_digest, Spent())
         spent[attempt.input_digest] = plus(known, [attempt])
-    return _newest(spent)
+    return _newest(stage, spent)
 
 
-def _newest(spent: dict[str, Spent]) -> list[SpentAt]:
-    kept = list(spent.items())[-MOST_DIGESTS:]
-    return [SpentAt(input_digest=digest, spent=amount) for digest, amount in kept]
+def _newest(stage: StageLedger, spent: Mapping[str, Spent]) -> list[SpentAt]:
+    """As many entries as a status may hold. Those of rounds of relaxation are dropped last."""
+    oldest = sorted(spent, key=lambda digest: digest in stage.replaced)
+    dropped = oldest[: max(0, len(spent) - MOST_DIGESTS)]
+    kept = (digest for digest in spent if digest not in dropped)
+    return [SpentAt(input_digest=digest, spent=spent[digest]) for digest in kept]
 
 
 def numbered_after(stage: StageStatus, number: int) -> StageStatus:
@@ -527,7 +559,9 @@ def summed(ledgers: Sequence[StageLedger]) -> StageLedger:
     """The sum of removed stages, which has no name."""
     total = total_of(ledgers)
     settled = {"gpu_milliseconds": total.gpu_milliseconds.settled}
-    return StageLedger(name="", **dict(total) | settled)
+    relaxed = [ledger.relaxed for ledger in ledgers if ledger.relaxed is not None]
+    summed_up = StageLedger(name="", **dict(total) | settled)
+    return summed_up.changed(relaxed=total_of(relaxed) if relaxed else None)
 
 
 # -- an attempt -----------------------------------------------------------------------------------

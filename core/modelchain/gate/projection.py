@@ -39,11 +39,13 @@ def kept_macs(stage: StageStatus) -> int:
 
 
 def _at_its_inputs(stage: StageStatus) -> list[Expenses]:
-    """What was spent at the stage's inputs. A stage that was found shows what its record says."""
-    if not stage.trained_here:
-        return [stage]
-    going = (a for a in stage.attempts if a.finished_at is None)
-    return [stage.trained, *(a for a in going if a.input_digest == stage.last_digest)]
+    """What was spent at the stage's inputs, also by an earlier chain whose record was found."""
+    if not stage.trained_here and not stage.reused:
+        return [stage]  # of an older version, which showed the record's cost without a ledger
+    digest = stage.last_digest
+    going = (a for a in stage.attempts if a.finished_at is None and a.input_digest == digest)
+    reused = (at.spent for at in stage.reused if at.input_digest == digest)
+    return [stage.trained, *reused, *going]
 
 
 def planned_rate(plan: Planned | None) -> Decimal | None:

@@ -8,10 +8,10 @@ rounds, so that a process may die at any moment.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, Decimal
 
-from modelchain.api.status import RelaxationRound
+from modelchain.api.status import RelaxationRound, Spent
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Trained:
     schedule: Schedule
     # Trained without a predecessor.
     alone: bool
+    # What the training has cost; nothing if that is in a ledger already.
+    spent: Spent = field(default_factory=Spent)
 
 
 def longer(epochs: int, factor: str, most: int) -> int:
@@ -177,3 +179,15 @@ def replayed(
         one = RelaxationRound(stage=missed.stage, epochs=missed.schedule.epochs, factor=factor)
         rounds += [one] * (number - len(rounds))
     return newest, rounds
+
+
+def rounds_before(newest: Trained, records: Iterable[Trained]) -> list[Trained]:
+    """Of the rounds that came before a stage's newest record, the newest record of each."""
+    before = {
+        record.schedule.round: record
+        for record in records
+        if (record.stage, record.alone) == (newest.stage, newest.alone)
+        and record.schedule.round < newest.schedule.round
+        and record.schedule.first == newest.schedule.first
+    }
+    return [before[number] for number in sorted(before)]

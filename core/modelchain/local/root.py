@@ -28,7 +28,7 @@ from modelchain.api.contracts import (
 )
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.spec import API_VERSION, KIND, ModelChain, WrittenModel
-from modelchain.api.status import AttemptStatus, ChainStatus
+from modelchain.api.status import AttemptStatus, ChainStatus, Spent
 from modelchain.decide.observed import Artifact, Damage
 from modelchain.decide.relaxation import remembered
 from modelchain.errors import InputError, WorkError
@@ -88,7 +88,8 @@ class Root:
                 if relaxed := read_model(RelaxedEpochs, path.parents[1] / RELAXATION):
                     schedule = Schedule(schedule.epochs, relaxed.round, relaxed.first_epochs)
                 alone = "predecessor" not in manifest.inputs
-                yield Trained(results.stage, manifest.input_digest, schedule, alone)
+                spent = Spent(macs=results.macs)
+                yield Trained(results.stage, manifest.input_digest, schedule, alone, spent)
 
     def write_relaxation(self, digest: str, relaxed: RelaxedEpochs) -> None:
         """Note that a round of relaxation gave the artifact of these inputs its epochs."""

@@ -27,6 +27,7 @@ from modelchain.report.cost import (
     units,
     use_columns,
 )
+from modelchain.report.relaxation import relaxation_lines
 
 
 @dataclass(frozen=True)
@@ -189,8 +190,7 @@ def _summary(status: ChainStatus, plan: Plan) -> Iterator[str]:
     own = sum(row.macs for row in status.baselines)
     if own:
         yield f"Training models alone for the gate took another {scientific(own)} MACs."
-    if status.relaxation is not None:
-        yield f"The gate has begun {status.relaxation.round} rounds of relaxation."
+    yield from relaxation_lines(status)
 
 
 def times(alone: int, chain: int) -> str:

@@ -13,8 +13,9 @@ from typing import Any
 from modelchain.api import messages
 from modelchain.api.artifact import stage_artifact_name
 from modelchain.api.reasons import Code, Reason
-from modelchain.api.status import ChainStatus
+from modelchain.api.status import ChainStatus, Spent
 from modelchain.api.uses import Uses
+from modelchain.decide.ledger import spent_on
 from modelchain.decide.observed import Artifact, Damage, Launch, Observed, Share
 from modelchain.decide.relaxation import remembered
 from modelchain.errors import InputError
@@ -109,10 +110,18 @@ class View:
         if status.stages:
             return status
         records: list[Object] = self.snapshot.want("records") or []
-        trained = sorted((r["spec"] for r in records), key=lambda spec: str(spec["finishedAt"]))
-        known = remembered(self.snapshot.spec, map(_trained, trained))
+        trained = sorted(records, key=lambda record: str(record["spec"]["finishedAt"]))
+        known = remembered(self.snapshot.spec, map(self._trained, trained))
         update = {"stages": known.stages, "relaxation": known.relaxation}
         return status.model_copy(update=update)
+
+    def _trained(self, record: Object) -> Trained:
+        """What a StageArtifact tells of its stage's epochs, and of what they have cost."""
+        spec = record["spec"]
+        schedule = Schedule(spec["epochs"], spec.get("round") or 0, spec.get("firstEpochs"))
+        alone, own = not spec.get("predecessor"), label(record, CHAIN_UID) == self.snapshot.uid
+        spent = Spent() if own else spent_on(self._recorded(record))
+        return Trained(spec["stage"], spec["inputDigest"], schedule, alone, spent)
 
     # -- what prevents a launch --------------------------------------------------------------------
 
@@ -291,7 +300,7 @@ class View:
 
     def _counts(self, currency: str | None) -> bool:
         """Whether a cost in this currency may be added to this chain's."""
-        return currency in (None, self.status.currency or self.config.currency)
+        return currency in (None, self.snapshot.status.currency or self.config.currency)
 
     def _was_ours(self, spec: Object) -> bool:
         """Whether a record on another claim is one of this chain, or one on a claim that had the
@@ -447,12 +456,6 @@ def _pictures(spec: Object, later: Object) -> dict[str, int]:
     known = {keys[name]: int(count) for name, count in counts.items() if name in keys}
     added = {key: int(one["pictures"]) for key, one in later.items() if one.get("pictures")}
     return known | added
-
-
-def _trained(spec: Object) -> Trained:
-    """What the spec of a StageArtifact tells of its stage's epochs."""
-    schedule = Schedule(spec["epochs"], spec.get("round") or 0, spec.get("firstEpochs"))
-    return Trained(spec["stage"], spec["inputDigest"], schedule, not spec.get("predecessor"))
 
 
 def _retry(chain: Object) -> str | None:
