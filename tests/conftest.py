@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import produced
+import prometheus
 import pytest
 import sweeps
+from build import Unavailable
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -32,6 +34,25 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the real shards are not here: ../shared/data")
     return folder
+
+
+@pytest.fixture(scope="session")
+def promtool() -> Path:
+    """The real `promtool`."""
+    return _program("promtool")
+
+
+@pytest.fixture(scope="session")
+def prometheus_server() -> Path:
+    """The real `prometheus`."""
+    return _program("prometheus")
+
+
+def _program(name: str) -> Path:
+    try:
+        return prometheus.program(name)
+    except Unavailable as reason:
+        pytest.skip(str(reason))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -85,7 +85,7 @@ def find_or_build() -> Programs:
                 " with KUBEBUILDER_ASSETS saves building etcd, kube-apiserver and kubectl;"
                 " MODELCHAIN_TEST_KUBECONFIG=<file> runs the tests on a cluster of yours"
             )
-        with _locked(cache):
+        with locked(cache):
             for name, path in built.items():
                 if not path.is_file():
                     _build(name, path)
@@ -103,7 +103,7 @@ def program(name: str) -> Path:
             raise Unavailable(
                 f"{name} is built from source: install Go >= 1.24 (https://go.dev/dl)"
             )
-        with _locked(path.parent):
+        with locked(path.parent):
             if not path.is_file():
                 _build(name, path)
     return path
@@ -130,12 +130,17 @@ def _cache() -> Path:
         + (TOOLS / "go.sum").read_bytes()
         + "".join(_PACKAGES.values()).encode()
     )
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "modelchain" / "control-plane" / hashlib.sha256(pinned).hexdigest()[:20]
+    return cache_home() / "control-plane" / hashlib.sha256(pinned).hexdigest()[:20]
+
+
+def cache_home() -> Path:
+    """Where all that tests keep from one run to the next lies."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modelchain"
 
 
 @contextmanager
-def _locked(cache: Path) -> Iterator[None]:
+def locked(cache: Path) -> Iterator[None]:
+    """Nobody else who takes this lock works in the folder, which is made where it is missing."""
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
