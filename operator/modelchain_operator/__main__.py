@@ -110,7 +110,8 @@ async def _operate(
         controller = Controller(kube, Events(kube, identity), settings, clock=kube.now)
         service = Service(kube, controller, namespaces, leader, health)
         if metrics_port:
-            metrics.serve(metrics_port, metrics.registry(service, settings))
+            served = metrics.registry(service, settings, controller.hand_overs, kube.now)
+            metrics.serve(metrics_port, served)
         await service.run()
 
 

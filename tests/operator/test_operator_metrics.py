@@ -32,6 +32,7 @@ from modelchain.api.status import (
 )
 from modelchain.api.uses import Uses
 from modelchain.plan.pools import PoolFile
+from modelchain_operator.reconcile import handovers
 from modelchain_operator.reconcile.figures import figures
 from modelchain_operator.watch import metrics
 from modelchain_operator.watch.service import Service
@@ -48,6 +49,7 @@ CONFIG = PoolFile.model_validate(
         "defaults": {"nodePool": "a100"},
     }
 )
+NOW = 1.8e9
 Samples = dict[tuple[str, ...], float]
 USES = ("startup", "productive", "evaluating", "stalled", "lost")
 
@@ -141,7 +143,8 @@ def scraped(*chains: dict[str, Any], leads: bool = True) -> str:
         service = Service(api, api, (), None if leads else Waiting(), "http://localhost:1/")  # type: ignore[arg-type]
         await service._list(everything=False)
         service.queue.seconds.labels("ok").observe(0.2)
-        return generate_latest(metrics.registry(service, CONFIG)).decode()
+        made = metrics.registry(service, CONFIG, handovers.histogram(), lambda: NOW)
+        return generate_latest(made).decode()
 
     return travel.run(main())
 
@@ -163,7 +166,7 @@ def samples(text: str) -> dict[str, Samples]:
 
 
 def of_chains(text: str) -> list[str]:
-    return [line for line in text.splitlines() if re.match(r"modelchain_(?!operator)", line)]
+    return [line for line in text.splitlines() if re.match(r"modelchain_(?!operator|node)", line)]
 
 
 def test_totals_are_those_of_the_status() -> None:
@@ -277,7 +280,12 @@ def test_states_conditions_and_progress() -> None:
     }
     assert ratios == {"s1": 1, "s2": 1, "s3": 0.25}
     assert found["modelchain_stage_transition_seconds"] == {("vit", "ns", "s3"): 1.25}
-    assert found["modelchain_info"] == {("vit", "ns", "a100", "night"): 1}
+    of_stages = found["modelchain_stage_state"]
+    assert len(of_stages) == len(STAGES) * len(State)
+    assert {labels[2:]: 1.0 for labels, value in of_stages.items() if value} == {
+        (one.name, str(one.state)): 1.0 for one in STAGES
+    }
+    assert found["modelchain_info"] == {("vit", "ns", "a100", "night", "PyTorchJob"): 1}
 
 
 def test_retries_are_those_of_the_status_and_begin_at_0_while_a_stage_is_trained() -> None:
@@ -298,12 +306,13 @@ def test_a_restart_changes_nothing() -> None:
 def test_an_operator_that_waits_for_the_lease_exports_no_chain() -> None:
     waiting = scraped(chain(), leads=False)
     assert not of_chains(waiting) and samples(waiting)["modelchain_operator_leader"] == {(): 0}
+    assert "modelchain_node_pool" not in waiting
     assert samples(scraped(chain()))["modelchain_operator_leader"] == {(): 1}
 
 
 def test_a_chain_without_a_status_and_no_chain_at_all() -> None:
     new = {"metadata": chain()["metadata"], "spec": {}}
-    assert samples(scraped(new))["modelchain_info"] == {("vit", "ns", "a100", ""): 1}
+    assert samples(scraped(new))["modelchain_info"] == {("vit", "ns", "a100", "", "PyTorchJob"): 1}
     assert not of_chains(scraped())
 
 

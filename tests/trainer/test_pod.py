@@ -229,7 +229,7 @@ def test_metrics_agree_with_the_last_word(trained: tuple[Task, Path, list[LivePr
     assert 0 < last["modelchain_trainer_data_wait_seconds_total"] < word.seconds
     assert last["modelchain_trainer_loss"] > 0 and last["modelchain_trainer_samples_per_second"] > 0
     assert (
-        last["modelchain_trainer_replaced_pictures"] == 0
+        last["modelchain_trainer_replaced_pictures_total"] == 0
         and last["process_resident_memory_bytes"] > 0
     )
     assert "modelchain_trainer_distillation_ratio" not in last, "a first stage has no predecessor"

@@ -4,7 +4,6 @@ serve them asks no device.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from modelchain.api.contracts import LiveProgress, Task
+from modelchain_trainer.activities import Activities
+from modelchain_trainer.peaks import peak_of
 
 if TYPE_CHECKING:  # so that this module can be imported without torch
     from modelchain_data.batches import Batch
@@ -34,15 +35,19 @@ class Meter(Collector):
     replaced: int = 0  # pictures
     skipped: int = 0  # batches
     data_wait: float = 0.0  # seconds
+    activities: Activities = field(default_factory=Activities)
     saver: Checkpointer | None = None  # None before the stage is built
 
     def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches; adds up how long the loop waits for them."""
-        start = time.monotonic()
-        for batch in batches:
-            self.data_wait += time.monotonic() - start
+        while True:
+            start = self.activities.now()
+            with self.activities.during("data"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            self.data_wait += self.activities.now() - start
             yield batch
-            start = time.monotonic()
 
     def collect(self) -> Iterator[Metric]:
         yield self._about()
@@ -50,11 +55,7 @@ class Meter(Collector):
         yield from self._losses()
         yield from self._batches()
         yield from self._checkpoints()
-        yield _gauge(
-            "replaced_pictures",
-            "Undecodable pictures rank 0 has met, replaced by others",
-            self.replaced,
-        )
+        yield from self._use_of_the_device()
 
     def _about(self) -> Metric:
         labels = {
@@ -117,6 +118,11 @@ class Meter(Collector):
         yield _counter(
             "skipped_batches_total", "Batches whose loss or gradients were not finite", self.skipped
         )
+        yield _counter(
+            "replaced_pictures_total",
+            "Undecodable pictures rank 0 has met, replaced by others",
+            self.replaced,
+        )
 
     def _checkpoints(self) -> Iterator[Metric]:
         saver = self.saver
@@ -131,11 +137,41 @@ class Meter(Collector):
             (saver.saved_at or None) if saver else None,
         )
         yield _gauge(
-            "checkpoint_seconds",
+            "last_checkpoint_duration_seconds",
             "Time of the last checkpoint: the loop waited (stall), then a thread wrote (write)",
             {(phase,): took for phase, took in saver.seconds.items()} if saver else {},
             "phase",
         )
+
+    def _use_of_the_device(self) -> Iterator[Metric]:
+        device, ranks = str(self.environment["device"]), int(self.environment["ranks"])
+        peak = peak_of(device)
+        whole = None if peak is None else peak * ranks
+        yield _gauge(
+            "peak_flops_per_second",
+            "Peak of all ranks' devices together, of dense matrices in bf16; absent if not known",
+            whole,
+        )
+        yield _gauge(
+            "mfu_ratio",
+            "Model FLOPs utilization: two FLOPs for each multiply-accumulate of the last logged"
+            " steps, over the peak; absent if that is not known",
+            self._mfu(whole),
+        )
+        times = self.activities.seconds
+        yield _counters(
+            "seconds_total",
+            "Time since the process began, by what rank 0 did; startup is all until the first step",
+            {(activity,): seconds for activity, seconds in times.items()},
+            "activity",
+        )
+
+    def _mfu(self, peak: float | None) -> float | None:
+        rate = self.live.samples_per_second
+        if peak is None or not rate:
+            return None
+        macs = self.task.macs_per_step / int(self.task.inputs["globalBatchSize"]) * rate
+        return 2 * macs / peak
 
 
 Values = Mapping[tuple[str, ...], float | None]  # by the values of the labels
@@ -155,3 +191,10 @@ def _gauge(name: str, text: str, value: float | Values | None, *labels: str) -> 
 
 def _counter(name: str, text: str, value: float) -> Metric:
     return CounterMetricFamily(f"modelchain_trainer_{name}", text, value=value)
+
+
+def _counters(name: str, text: str, values: Mapping[tuple[str, ...], float], label: str) -> Metric:
+    family = CounterMetricFamily(f"modelchain_trainer_{name}", text, labels=[label])
+    for label_values, value in values.items():
+        family.add_metric(label_values, value)
+    return family

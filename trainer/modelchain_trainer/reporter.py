@@ -123,7 +123,6 @@ class Reporter:
         self.journal.write(*entries)
         self.meter.last = entries[-1]
         self.meter.skipped += sum(one.skipped for one in numbers)
-        self.meter.replaced = state.counters.replaced_pictures
         self.say(self._line(state, live))
 
     def _line(self, state: TrainState, live: LiveProgress) -> str:

@@ -116,7 +116,9 @@ class Trainer:
             watchdog.beat(watchdog.Phase.STEPPED)
             self.reporter.keeper.ends()
             self.stop.check()
+            self.meter.activities.begins("evaluation")
             metrics = evaluate(self.stage.student.clip)
+            self.meter.activities.begins("export")
             self.stage.saver.wait()
         except Preempted:
             self._keep()
@@ -228,7 +230,11 @@ class Trainer:
         epoch, step_of_epoch = divmod(self.state.step, self.hyper.steps_per_epoch)
         if epoch and step_of_epoch == 0 and evaluate.due(epoch):
             # It may take minutes: a stop need not wait for it.
-            with self.stop.loop(inside=False), self.reporter.keeper.evaluation():
+            with (
+                self.stop.loop(inside=False),
+                self.reporter.keeper.evaluation(),
+                self.meter.activities.during("evaluation"),
+            ):
                 metrics = evaluate(self.stage.student.clip, epoch)
             self.reporter.evaluation(self.state.step, metrics)
         if self.state.step == 0 and self.rank == 0 and self.stage.grown is not None:
@@ -243,6 +249,7 @@ class Trainer:
         self.state.step += 1
         self.work.steps += 1
         self.reporter.keeper.stepped()
+        self.meter.activities.stepped()
         self.work.samples += len(batch.ids) * self.world
         watchdog.beat(watchdog.Phase.STEPPING)
         self.unread.append(
@@ -294,6 +301,7 @@ class Trainer:
         counters = self.state.counters
         counters.replaced_pictures = max(self.batches.replaced, counters.replaced_pictures)
         counters.scarce_captions = self.batches.scarce
+        self.meter.replaced = self.batches.replaced
         return numbers
 
     def _progress(self, checkpoint_step: int, rate: float = 0.0) -> LiveProgress:
@@ -314,20 +322,25 @@ class Trainer:
                 seconds=self.seconds_before + self.reporter.seconds(),
                 written_by=self.reporter.written(),
             )
-            self.stage.saver.save(self.stage.student, self.stage.step.optimizer, state)
+            with self.meter.activities.during("checkpoint"):
+                self.stage.saver.save(self.stage.student, self.stage.step.optimizer, state)
 
     def _keep(self) -> None:
         """See that rank 0 has a checkpoint of this very step on the disk. Waits for no other rank,
         which may be gone.
         """
         if self.rank == 0:
-            self.stage.saver.wait()
+            self._wait_for_checkpoint()
             if self.stage.saver.saved_step != self.state.step:
                 self._log()
                 self._save()
-                self.stage.saver.wait()
+                self._wait_for_checkpoint()
             self.journal.wait()
             self._progress(self.state.step)
+
+    def _wait_for_checkpoint(self) -> None:
+        with self.meter.activities.during("checkpoint"):
+            self.stage.saver.wait()
 
     def _keep_after(self, error: Exception) -> None:
         """Keep what was learned if only other ranks, which are gone, can know the cause. Not on a
@@ -353,7 +366,7 @@ class Trainer:
         Raises WorkError of class NonFinite, naming the first of these batches, if there is no
         checkpoint or it led here again.
         """
-        self.stage.saver.wait()
+        self._wait_for_checkpoint()
         bad_to = self.state.step
         bad_from = bad_to - self.state.skips + 1
         message = (

@@ -83,18 +83,32 @@ def relaxation(
         return None
     epochs = {stage.name: stage.epochs for stage in stages if stage.epochs is not None}
     planned = plan(chain, "analytic", {}, epochs)
-    spent = sum(stage.macs for stage in (*stages, *removed))
-    finished = all(stage.done for stage in stages) and spent > 0
     given_up = [stage.relaxed for stage in (*stages, *removed) if stage.relaxed is not None]
     return RelaxationStatus(
         round=len(rounds),
         rounds=list(rounds),
         spent=total_of(given_up),
-        acceleration=Acceleration(
-            requested=chain.spec.allocation.target_acceleration,
-            relaxed=f"{planned.acceleration:.3f}",
-            achieved=f"{planned.individual.macs / spent:.3f}" if finished else None,
-        ),
+        acceleration=acceleration(chain, planned, stages, removed),
+    )
+
+
+def acceleration(
+    chain: ModelChain,
+    planned: Plan,
+    stages: Sequence[StageStatus],
+    removed: Sequence[StageLedger],
+) -> Acceleration:
+    """How many times fewer MACs the chain takes than its models alone.
+
+    Args:
+        planned: with the epochs of all rounds of relaxation so far.
+    """
+    spent = sum(stage.macs for stage in (*stages, *removed))
+    finished = all(stage.done for stage in stages) and spent > 0
+    return Acceleration(
+        requested=chain.spec.allocation.target_acceleration,
+        relaxed=f"{planned.acceleration:.3f}",
+        achieved=f"{planned.individual.macs / spent:.3f}" if finished else None,
     )
 
 

@@ -134,10 +134,14 @@ class Prices:
         """The price that holds at a moment: the newest for the capacity, else the newest that is
         for any. None if there is neither.
         """
-        begun = [entry for entry in self.entries if entry.begins <= moment]
-        of_it = [e.price for e in begun if capacity is not None and e.capacity == capacity]
-        for_any = [e.price for e in begun if e.capacity is None]
-        return next(iter([*of_it[-1:], *for_any[-1:]]), None)
+        return self.of_capacity(moment, capacity) or self.of_capacity(moment, None)
+
+    def of_capacity(self, moment: int, capacity: Capacity | None) -> Price | None:
+        """The newest price that holds at a moment and was given for just this capacity; with None,
+        for any. None if there is none.
+        """
+        begun = (e for e in self.entries if e.begins <= moment and e.capacity == capacity)
+        return next((entry.price for entry in reversed(list(begun))), None)
 
     def planned(self, moment: int) -> tuple[Price, Capacity | None] | None:
         """The price by which hours to come are planned, and the capacity that it is for.

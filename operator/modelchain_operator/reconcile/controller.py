@@ -33,7 +33,7 @@ from modelchain_operator.api.kube import CHAINS, ApiError, Forbidden, Kube, NotF
 from modelchain_operator.api.objects import is_deleting
 from modelchain_operator.api.objects import uid as uid_of
 from modelchain_operator.api.refusals import is_refusal
-from modelchain_operator.reconcile import measuring
+from modelchain_operator.reconcile import handovers, measuring
 from modelchain_operator.reconcile.events import Events
 from modelchain_operator.reconcile.execute import Executor
 from modelchain_operator.reconcile.memory import Memory
@@ -76,6 +76,7 @@ class Controller:
         self.memory = Memory(clock=clock)
         self.reader = Reader(kube, self.memory, config.progress_seconds)
         self.executor = Executor(kube, config, self.memory)
+        self.hand_overs = handovers.histogram()
         # By chain UID, when it was told that the status cannot be read.
         self._told: dict[str, float] = {}
 
@@ -200,6 +201,7 @@ class Controller:
                 "the API server keeps less of a status than was written; apply this version's CRDs"
             )
         for stage, known in _with_before(status.stages, before.stages):
+            handovers.observe(self.hand_overs, known, stage)
             if news(known) != news(stage):
                 self._send_event(snapshot.chain, stage, "stage")
             if _has_missed(stage) and not _has_missed(known):

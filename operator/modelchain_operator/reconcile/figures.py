@@ -5,16 +5,48 @@ Whenever a chain is read or watched, all of its figures are replaced.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from modelchain.api.artifact import claim_of
+from modelchain.api.spec import RunnerSpec
 from modelchain.api.status import State
 from modelchain.api.uses import Uses
+from modelchain.decide.ledger import seconds
+from modelchain.gate.budget import SECONDS_PER_HOUR
 from modelchain_operator.api.kube import Object
+from modelchain_operator.reconcile.outlook_figures import OutlookFigures, outlook_figures
 
 # The uses of GPU time that do not change their use any more.
 SETTLED = tuple(use for use in Uses.model_fields if use != "unsaved")
+# The kind of runner of a spec that names none.
+DEFAULT_RUNNER = str(RunnerSpec.model_fields["kind"].default)
+
+
+@dataclass(frozen=True, slots=True)
+class StageSpec:
+    """What the spec says of one stage."""
+
+    model: str
+    predecessor: str
+    nodes: int
+    # Ranks on each node; None for one on each of its GPUs.
+    processes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StageTimes:
+    """Moments of one stage, in seconds since the epoch. None of them is known of a stage that was
+    found.
+    """
+
+    # When the first attempt at its present inputs has left its queue, of those that are listed.
+    started: float | None
+    completed: float | None
+    # When the open attempt last took a step, and when it will have taken all of them.
+    stepped: float | None
+    ends: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +60,21 @@ class StageFigures:
     own: bool
     planned_macs: float
     macs: float
+    lost_macs: float
+    queue_seconds: float
+    # The GPUs that its pods hold now.
+    held: int
+    times: StageTimes
     # GPU time in seconds, by use. Time that is not settled yet is left out.
     uses: Mapping[str, float]
     cost: float | None
     progress: float | None
     transition_seconds: float | None
     retried: Mapping[str, int]
+    # Every metric of its record, in percent, and a loss in its own unit.
+    results: Mapping[str, float]
+    # The gate's metric of the model trained alone, by its name; empty without one.
+    baseline: Mapping[str, float]
     # The gate's verdict, and the points by which the stage is better than its baseline.
     verdict: str
     difference: float | None
@@ -52,6 +93,14 @@ class Figures:
     version: int
     node_pool: str
     queue: str
+    runner: str
+    # By stage of the spec.
+    specs: Mapping[str, StageSpec]
+    # The limits of `spec.budget`; None without one.
+    budget_cost: float | None
+    budget_gpu_seconds: float | None
+    # None if the spec or the status cannot be read.
+    outlook: OutlookFigures | None
     # The types of its conditions that are True.
     true: frozenset[str]
     stages: tuple[StageFigures, ...]
@@ -76,21 +125,12 @@ def figures(chain: Object, before: Figures | None = None) -> Figures:
             end may lower them a little. Prometheus takes a counter that falls for one that began
             again at 0, and would add all of it, so such a figure keeps its old value.
     """
-    meta, status = chain["metadata"], chain.get("status") or {}
-    runner = (chain.get("spec") or {}).get("runner") or {}
-    stages, removed = status.get("stages") or [], status.get("removed") or []
-    baselines = [
-        {**row, "name": f"{row.get('name', '')} alone"} for row in status.get("baselines") or []
-    ]
-    same = (
-        {stage.name: stage for stage in (*before.stages, *before.baselines, *before.removed)}
-        if before and before.uid == meta.get("uid", "")
-        else {}
-    )
-
-    def no_less(stage: Object) -> StageFigures:
-        return _no_less(_stage(stage), same.get(stage.get("name", "")))
-
+    meta, spec = chain["metadata"], chain.get("spec") or {}
+    status = chain.get("status") or {}
+    runner, budget = spec.get("runner") or {}, spec.get("budget") or {}
+    stages, baselines = status.get("stages") or [], _baselines(status)
+    known = _known(before) if before and before.uid == meta.get("uid", "") else {}
+    stage_of = partial(_no_less, known)
     return Figures(
         namespace=meta["namespace"],
         name=meta["name"],
@@ -98,22 +138,55 @@ def figures(chain: Object, before: Figures | None = None) -> Figures:
         version=int(meta["resourceVersion"]),
         node_pool=runner.get("nodePool") or "",
         queue=runner.get("queueName") or "",
+        runner=runner.get("kind") or DEFAULT_RUNNER,
+        specs=_specs(spec.get("stages") or []),
+        budget_cost=_number(budget.get("cost")),
+        budget_gpu_seconds=_number(budget.get("gpuHours"), SECONDS_PER_HOUR),
+        outlook=outlook_figures(chain),
         true=frozenset(c["type"] for c in status.get("conditions") or [] if c["status"] == "True"),
-        stages=tuple(map(no_less, stages)),
-        baselines=tuple(map(no_less, baselines)),
-        removed=tuple(map(no_less, removed)),
+        stages=tuple(map(stage_of, stages)),
+        baselines=tuple(map(stage_of, baselines)),
+        removed=tuple(map(stage_of, status.get("removed") or [])),
         digests=frozenset(s["inputDigest"] for s in (*stages, *baselines) if s.get("inputDigest")),
         currency=status.get("currency") or "",
         claim=_claim(chain),
     )
 
 
+def _baselines(status: Object) -> list[Object]:
+    rows = status.get("baselines") or []
+    return [{**row, "name": f"{row.get('name', '')} alone"} for row in rows]
+
+
+def _known(before: Figures) -> dict[str, StageFigures]:
+    """By name, the figures of all that has spent."""
+    return {stage.name: stage for stage in (*before.stages, *before.baselines, *before.removed)}
+
+
 def _claim(chain: Object) -> str:
     return claim_of(chain) if (chain.get("spec") or {}).get("storage") else ""
 
 
+def _specs(stages: Sequence[Object]) -> dict[str, StageSpec]:
+    """What the spec says of each stage, with what the API server fills in."""
+    found, before = {}, ""
+    for stage in stages:
+        resources, name = stage.get("resources") or {}, stage.get("name", "")
+        found[name] = StageSpec(
+            model=stage.get("model") or "inline",
+            predecessor=before,
+            nodes=resources.get("nodes") or 1,
+            processes=resources.get("processesPerNode"),
+        )
+        before = name
+    return found
+
+
+def _number(text: str | float | None, times: int = 1) -> float | None:
+    return None if text is None else float(text) * times
+
+
 def _stage(stage: Object) -> StageFigures:
-    cost, transition = stage.get("cost"), stage.get("transitionSeconds")
     gate = stage.get("gate") or {}
     return StageFigures(
         name=stage.get("name", ""),
@@ -121,14 +194,48 @@ def _stage(stage: Object) -> StageFigures:
         own=bool(stage.get("attempts") or any((stage.get("spent") or {}).values())),
         planned_macs=float(stage.get("plannedMacs") or 0),
         macs=float(stage.get("macs") or 0),
+        lost_macs=float(stage.get("lostMacs") or 0),
+        queue_seconds=float(stage.get("queueSeconds") or 0),
+        held=_held(stage),
+        times=_times(stage),
         uses=_uses(stage),
-        cost=None if cost is None else float(cost),
+        cost=_number(stage.get("cost")),
         progress=_progress(stage),
-        transition_seconds=None if transition is None else float(transition),
+        transition_seconds=_number(stage.get("transitionSeconds")),
         retried=stage.get("retried") or {},
+        results={name: float(value) for name, value in (stage.get("results") or {}).items()},
+        baseline={gate["metric"]: float(gate["baseline"])} if gate.get("baseline") else {},
         verdict=gate.get("verdict") or "",
-        difference=None if gate.get("difference") is None else float(gate["difference"]),
+        difference=_number(gate.get("difference")),
         reason=stage.get("reasonCode") or "",
+    )
+
+
+def _open(stage: Object) -> Object:
+    """The attempt that is not closed; empty if there is none."""
+    attempts = stage.get("attempts") or [{}]
+    return {} if attempts[-1].get("finishedAt") else attempts[-1]
+
+
+def _held(stage: Object) -> int:
+    pods = (_open(stage).get("pods") or {}).values()
+    return sum(pod.get("gpus") or 0 for pod in pods if pod.get("finished") is None)
+
+
+def _times(stage: Object) -> StageTimes:
+    attempts, going = stage.get("attempts") or [], _open(stage)
+    digest = stage.get("lastDigest")
+    ours = [a for a in attempts if not digest or a.get("inputDigest") == digest]
+    begun = [seconds(a["startedAt"]) for a in ours if a.get("startedAt")]
+    done = stage.get("state") == State.SUCCEEDED and ours and ours[-1].get("finishedAt")
+    stepped: float | None = going.get("steppedAt")
+    left: float = (stage.get("progress") or {}).get("etaSeconds") or 0.0
+    runs = stage.get("state") == State.RUNNING and left > 0
+    return StageTimes(
+        started=min(begun, default=None),
+        completed=seconds(done) if done else None,
+        stepped=stepped,
+        ends=stepped + left if runs and stepped else None,
     )
 
 
@@ -139,16 +246,24 @@ def _uses(stage: Object) -> dict[str, float]:
     return {use: (known.get(use) or 0) / 1000 for use in SETTLED}
 
 
-def _no_less(stage: StageFigures, before: StageFigures | None) -> StageFigures:
-    """The stage's figures, with each earlier one that has fallen by less than half.
+def _no_less(known: Mapping[str, StageFigures], row: Object) -> StageFigures:
+    """The figures of one stage, with each earlier one that has fallen by less than half.
 
     A larger fall is no correction of an estimate, and is shown.
     """
+    stage, before = _stage(row), known.get(row.get("name", ""))
     if before is None or not stage.own:
         return stage
     uses = {use: _corrected(time, before.uses[use]) for use, time in stage.uses.items()}
     cost = stage.cost if before.cost is None else _corrected(stage.cost or 0.0, before.cost)
-    return replace(stage, uses=uses, cost=cost)
+    return replace(
+        stage,
+        uses=uses,
+        cost=cost,
+        macs=_corrected(stage.macs, before.macs),
+        lost_macs=_corrected(stage.lost_macs, before.lost_macs),
+        queue_seconds=_corrected(stage.queue_seconds, before.queue_seconds),
+    )
 
 
 def _corrected(figure: float, before: float) -> float:
