@@ -284,4 +284,4 @@ def test_figures_of_the_gate() -> None:
         ("", None),
     ]
     assert [row.name for row in known.baselines] == ["b alone"]
-    assert known.baselines[0].own
+    assert known.baselines[0].trained and not known.baselines[0].reused

@@ -25,12 +25,15 @@ from modelchain.api.status import (
     GateStatus,
     GateVerdict,
     Progress,
+    Spent,
+    SpentAt,
     StageLedger,
     StageStatus,
     State,
     Total,
 )
 from modelchain.api.uses import Uses
+from modelchain.decide.transitions import with_attempts
 from modelchain.plan.pools import PoolFile
 from modelchain_operator.reconcile import handovers
 from modelchain_operator.reconcile.figures import figures
@@ -269,6 +272,17 @@ def test_removed_stages_keep_their_series() -> None:
     assert sum(v for k, v in after["modelchain_stages"].items()) == 2, "they are in no state"
 
 
+def test_a_stage_that_trains_again_keeps_what_it_had_found() -> None:
+    """A round of relaxation replaced the record of an earlier chain. Both have cost money."""
+    record = SpentAt(input_digest="d0", spent=Spent(macs=10**19, gpu_seconds=3.0, cost="0.10"))
+    here = Spent(macs=7, gpu_seconds=0.5, gpu_milliseconds=Uses(lost=500), cost="0.20")
+    stage = StageStatus(name="s0", spent=here, reused=[record])
+    found = samples(scraped(chain(status=ChainStatus(stages=[with_attempts(stage, [])]))))
+    for name, trained, reused in (("macs", 7, 1e19), ("cost", 0.2, 0.1)):
+        said = found[f"modelchain_stage_{name}_total"]
+        assert sorted(said.values()) == sorted([trained, reused]), said
+
+
 def test_states_conditions_and_progress() -> None:
     found = samples(scraped(chain()))
     states = {labels[-1]: value for labels, value in found["modelchain_stages"].items()}
@@ -382,7 +396,10 @@ def test_a_counter_does_not_fall_when_an_estimate_is_corrected() -> None:
     before = figures(spent(1000.0, "10.00"))
     for now, told in ((999.0, 1000.0), (1001.0, 1001.0), (3.0, 3.0)):
         [stage] = figures(spent(now, f"{now / 100:.2f}"), before).stages
-        assert sum(stage.uses.values()) == told and stage.cost == pytest.approx(told / 100)
+        assert stage.trained is not None
+        assert sum(stage.trained.uses.values()) == told
+        assert stage.trained.cost == pytest.approx(told / 100)
     other = spent(999.0, "9.99")
     other["metadata"]["uid"] = "of another chain"
-    assert figures(other, before).stages[0].uses["startup"] == 999.0
+    [stage] = figures(other, before).stages
+    assert stage.trained is not None and stage.trained.uses["startup"] == 999.0

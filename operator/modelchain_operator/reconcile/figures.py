@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import partial
 
 from modelchain.api.artifact import claim_of
@@ -50,24 +51,31 @@ class StageTimes:
 
 
 @dataclass(frozen=True, slots=True)
+class Spending:
+    """What was spent on one stage."""
+
+    macs: float
+    lost_macs: float
+    queue_seconds: float
+    # GPU time in seconds, by use. Time that is not settled yet is left out.
+    uses: Mapping[str, float]
+    cost: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class StageFigures:
     """The figures of one stage."""
 
     name: str
     state: str
-    # Attempts of this chain have spent them. Otherwise they are those of a StageArtifact that the
-    # chain has found.
-    own: bool
     planned_macs: float
-    macs: float
-    lost_macs: float
-    queue_seconds: float
+    # What attempts of this chain have spent; None if there are none.
+    trained: Spending | None
+    # What the StageArtifacts that it has found say an earlier chain of its name has spent.
+    reused: Spending | None
     # The GPUs that its pods hold now.
     held: int
     times: StageTimes
-    # GPU time in seconds, by use. Time that is not settled yet is left out.
-    uses: Mapping[str, float]
-    cost: float | None
     progress: float | None
     transition_seconds: float | None
     retried: Mapping[str, int]
@@ -187,19 +195,15 @@ def _number(text: str | float | None, times: int = 1) -> float | None:
 
 
 def _stage(stage: Object) -> StageFigures:
-    gate = stage.get("gate") or {}
+    gate, (trained, reused) = stage.get("gate") or {}, _by_source(stage)
     return StageFigures(
         name=stage.get("name", ""),
         state=stage.get("state", ""),
-        own=bool(stage.get("attempts") or any((stage.get("spent") or {}).values())),
         planned_macs=float(stage.get("plannedMacs") or 0),
-        macs=float(stage.get("macs") or 0),
-        lost_macs=float(stage.get("lostMacs") or 0),
-        queue_seconds=float(stage.get("queueSeconds") or 0),
+        trained=trained,
+        reused=reused,
         held=_held(stage),
         times=_times(stage),
-        uses=_uses(stage),
-        cost=_number(stage.get("cost")),
         progress=_progress(stage),
         transition_seconds=_number(stage.get("transitionSeconds")),
         retried=stage.get("retried") or {},
@@ -239,11 +243,38 @@ def _times(stage: Object) -> StageTimes:
     )
 
 
-def _uses(stage: Object) -> dict[str, float]:
-    """The settled GPU time of a stage. An older version's status has no uses: all is lost then."""
-    untold = {"lost": 1000 * (stage.get("gpuSeconds") or 0.0)}
-    known = stage.get("gpuMilliseconds") or untold
-    return {use: (known.get(use) or 0) / 1000 for use in SETTLED}
+def _by_source(stage: Object) -> tuple[Spending | None, Spending | None]:
+    """What this chain has spent on a stage, and what an earlier chain of its name has.
+
+    An older version did not keep the two apart: a stage without attempts shows what its record
+    says. The sum of removed stages has neither.
+    """
+    spent, whole = stage.get("spent") or {}, _spending([stage])
+    own = stage.get("attempts") or any(spent.values()) or not stage.get("name")
+    if found := stage.get("reused"):
+        trained = _spending([spent, _open(stage)]) if own else None
+        return trained, _spending([at["spent"] for at in found])
+    return (whole, None) if own else (None, whole)
+
+
+def _spending(parts: Sequence[Object]) -> Spending:
+    """The sum of what parts of a status say was spent."""
+    costs = [Decimal(part["cost"]) for part in parts if part.get("cost") is not None]
+    times = [_uses(part) for part in parts]
+    return Spending(
+        macs=float(sum(int(part.get("macs") or 0) for part in parts)),
+        lost_macs=float(sum(int(part.get("lostMacs") or 0) for part in parts)),
+        queue_seconds=float(sum(part.get("queueSeconds") or 0.0 for part in parts)),
+        uses={use: sum(time[use] for time in times) / 1000 for use in SETTLED},
+        cost=float(sum(costs)) if costs else None,
+    )
+
+
+def _uses(part: Object) -> dict[str, int]:
+    """Settled GPU time in milliseconds. An older version's status has no uses: all is lost then."""
+    untold = {"lost": round(1000 * (part.get("gpuSeconds") or 0.0))}
+    known = part.get("gpuMilliseconds") or untold
+    return {use: known.get(use) or 0 for use in SETTLED}
 
 
 def _no_less(known: Mapping[str, StageFigures], row: Object) -> StageFigures:
@@ -251,19 +282,19 @@ def _no_less(known: Mapping[str, StageFigures], row: Object) -> StageFigures:
 
     A larger fall is no correction of an estimate, and is shown.
     """
-    stage, before = _stage(row), known.get(row.get("name", ""))
-    if before is None or not stage.own:
+    stage, known_stage = _stage(row), known.get(row.get("name", ""))
+    now, before = stage.trained, known_stage.trained if known_stage else None
+    if now is None or before is None:
         return stage
-    uses = {use: _corrected(time, before.uses[use]) for use, time in stage.uses.items()}
-    cost = stage.cost if before.cost is None else _corrected(stage.cost or 0.0, before.cost)
-    return replace(
-        stage,
-        uses=uses,
+    cost = now.cost if before.cost is None else _corrected(now.cost or 0.0, before.cost)
+    corrected = Spending(
+        uses={use: _corrected(time, before.uses[use]) for use, time in now.uses.items()},
         cost=cost,
-        macs=_corrected(stage.macs, before.macs),
-        lost_macs=_corrected(stage.lost_macs, before.lost_macs),
-        queue_seconds=_corrected(stage.queue_seconds, before.queue_seconds),
+        macs=_corrected(now.macs, before.macs),
+        lost_macs=_corrected(now.lost_macs, before.lost_macs),
+        queue_seconds=_corrected(now.queue_seconds, before.queue_seconds),
     )
+    return replace(stage, trained=corrected)
 
 
 def _corrected(figure: float, before: float) -> float:

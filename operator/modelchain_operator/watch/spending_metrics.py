@@ -10,7 +10,7 @@ from prometheus_client import Metric
 
 from modelchain.api.contracts import FailureClass
 from modelchain.api.status import State
-from modelchain_operator.reconcile.figures import SETTLED, Figures, StageFigures
+from modelchain_operator.reconcile.figures import SETTLED, Figures, Spending
 from modelchain_operator.watch.families import STAGE, Sample, counter, currency_of, of
 
 # The failure classes after which a stage is tried again.
@@ -41,7 +41,7 @@ def families(chains: Sequence[Figures], currency: str) -> Iterator[Metric]:
         "Time that attempts have waited in a queue or for the scheduler, added when a wait is over;"
         " " + _SOURCE,
         [*STAGE, "source"],
-        _spent(chains, lambda stage: stage.queue_seconds),
+        _spent(chains, lambda spending: spending.queue_seconds),
     )
     yield counter(
         "modelchain_stage_cost_total",
@@ -50,7 +50,7 @@ def families(chains: Sequence[Figures], currency: str) -> Iterator[Metric]:
         [
             ((*labels, currency_of(chain, currency)), value)
             for chain in chains
-            for labels, value in _spent([chain], lambda stage: stage.cost)
+            for labels, value in _spent([chain], lambda spending: spending.cost)
         ],
     )
     yield counter(
@@ -66,38 +66,38 @@ def _work(chains: Sequence[Figures]) -> Iterator[Metric]:
         "modelchain_stage_macs_total",
         "Multiply-accumulates spent; " + _SOURCE,
         [*STAGE, "source"],
-        _spent(chains, lambda stage: stage.macs),
+        _spent(chains, lambda spending: spending.macs),
     )
     yield counter(
         "modelchain_stage_lost_macs_total",
         "Multiply-accumulates of work that no checkpoint has kept, once that is known; " + _SOURCE,
         [*STAGE, "source"],
-        _spent(chains, lambda stage: stage.lost_macs),
+        _spent(chains, lambda spending: spending.lost_macs),
     )
 
 
-def _time_of(use: str) -> Callable[[StageFigures], float]:
-    return lambda stage: stage.uses[use]
+def _time_of(use: str) -> Callable[[Spending], float]:
+    return lambda spending: spending.uses[use]
 
 
 def _spent(
-    chains: Iterable[Figures], value_of: Callable[[StageFigures], float | None]
+    chains: Iterable[Figures], value_of: Callable[[Spending], float | None]
 ) -> Iterator[Sample]:
     """What each stage has spent, by source.
 
     The series `trained` begins at 0, so that Prometheus's `increase` counts all of it. A stage that
-    found its result has a second series, `reused`, with what the result had cost. The sum of stages
-    that were removed long ago is a series of its own, since their own series have counted it.
+    has found results has a second series, `reused`, with what they had cost. The sum of stages that
+    were removed long ago is a series of its own, since their own series have counted it.
     """
     for chain in chains:
         for stage in (*chain.stages, *chain.baselines, *chain.removed):
-            labels, value = (*of(chain), stage.name), value_of(stage)
-            if value is not None and not stage.name:
-                yield (*labels, "removed"), value
-            elif value is not None:
-                yield (*labels, "trained"), value if stage.own else 0.0
-                if value and not stage.own:
-                    yield (*labels, "reused"), value
+            labels = (*of(chain), stage.name)
+            own = None if stage.trained is None else value_of(stage.trained)
+            found = None if stage.reused is None else value_of(stage.reused)
+            if own is not None or found is not None:
+                yield (*labels, "trained" if stage.name else "removed"), own or 0.0
+            if found:
+                yield (*labels, "reused"), found
 
 
 def _retries(chains: Iterable[Figures]) -> Iterator[Sample]:
@@ -109,7 +109,7 @@ def _retries(chains: Iterable[Figures]) -> Iterator[Sample]:
     for chain in chains:
         named = (stage for stage in chain.removed if stage.name)
         for stage in (*chain.stages, *chain.baselines, *named):
-            trains = stage.own and stage.state not in (State.SUCCEEDED, "")
+            trains = stage.trained is not None and stage.state not in (State.SUCCEEDED, "")
             classes = RETRIED if trains else stage.retried
             yield from (
                 ((*of(chain), stage.name, kind), stage.retried.get(kind, 0)) for kind in classes
