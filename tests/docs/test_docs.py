@@ -45,6 +45,7 @@ PAGES = [
     REPOSITORY / "CONTRIBUTING.md",
     *sorted((REPOSITORY / "docs").glob("*.md")),
 ]
+RUNBOOKS = sorted((REPOSITORY / "docs" / "runbooks").glob("*.md"))
 TRAIN, VAL = 64, 16
 SMALL = {
     "embed_dim": 32,
@@ -327,7 +328,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, *RUNBOOKS], ids=lambda page: page.stem)
 def test_relative_links_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         path, _, anchor = link.partition("#")
@@ -360,6 +361,17 @@ def test_every_class_of_failure_has_its_row(tmp_path: Path) -> None:
             words = line.replace("NAME", "family").replace("NS", "vision").split()
             if words[0] == "modelchain":
                 understand(tmp_path, *words[1:])
+
+
+@pytest.mark.parametrize("page", RUNBOOKS, ids=lambda page: page.stem)
+def test_the_command_line_understands_what_a_runbook_types(page: Path, tmp_path: Path) -> None:
+    spans = re.findall(r"`(modelchain [^`]+ -n NS)`", page.read_text())
+    typed = [*commands(page), *(span.split() for span in spans)]
+    assert typed and {words[0] for words in typed} <= {"modelchain", "kubectl"}
+    names = {"CHAIN": "family", "NS": "vision"}
+    for words in typed:
+        if words[0] == "modelchain":
+            understand(tmp_path, *(names.get(word, word) for word in words[1:]))
 
 
 def test_the_page_on_security_has_every_right_of_the_operator() -> None:

@@ -1,0 +1,400 @@
+"""For each alert the series by which it fires, and those by which it does not: minutes of one chain
+`v/a`, as promtool writes series. Moments are seconds since minute 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+Series = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Series, a minute, and the alerts that are expected then.
+
+    `fires` has the labels of each but for its severity; `shows` is what stands for its value.
+    """
+
+    name: str
+    series: Series
+    at: int
+    fires: list[dict[str, str]] = field(default_factory=list)
+    shows: str = ""
+
+
+CHAIN = {"namespace": "v", "chain": "a"}
+STAGE = {**CHAIN, "stage": "s"}
+OPERATOR = {"namespace": "home", "job": "operator"}
+HOUR = 60
+
+
+def chain(name: str, values: str, **labels: str) -> Series:
+    return _series(f"modelchain_{name}", values, {**CHAIN, "pod": "o-0", **labels})
+
+
+def stage(name: str, values: str, **labels: str) -> Series:
+    return chain(f"stage_{name}", values, **{"stage": "s", **labels})
+
+
+def trainer(name: str, values: str, **labels: str) -> Series:
+    return _series(f"modelchain_trainer_{name}", values, {**STAGE, "pod": "a-s-a1-0", **labels})
+
+
+def operator(name: str, values: str, pod: str = "o-0", **labels: str) -> Series:
+    every = {**OPERATOR, "pod": pod, "instance": pod, **labels}
+    return _series(f"modelchain_operator_{name}", values, every)
+
+
+def _series(name: str, values: str, labels: dict[str, str]) -> Series:
+    inside = ",".join(f'{label}="{value}"' for label, value in labels.items())
+    return {f"{name}{{{inside}}}": values}
+
+
+def condition(kind: str, values: str, **labels: str) -> Series:
+    return chain("condition", values, condition=kind, **labels)
+
+
+GOES_ON = condition("Finished", "0x1000")
+IS_OVER = condition("Finished", "1x1000")
+
+
+CHAINS = {
+    "ModelChainFailed": [
+        Case(
+            "two replicas tell it, and it is one alert",
+            condition("Failed", "0x4 1x20") | condition("Failed", "_x4 1x20", pod="o-1"),
+            at=8,
+            fires=[CHAIN],
+        ),
+        Case("for less than a minute", condition("Failed", "0x4 1 0x20"), at=6),
+    ],
+    "ModelChainStalled": [
+        Case("it stays so", condition("Stalled", "1x30"), at=15, fires=[CHAIN]),
+        Case("for a few minutes", condition("Stalled", "1x5 0x30"), at=15),
+        Case(
+            "the chain has failed, which is another alert",
+            condition("Stalled", "1x30") | condition("Failed", "1x30"),
+            at=15,
+        ),
+    ],
+    "ModelChainNoProgress": [
+        Case(
+            "no step since minute 10",
+            stage("last_progress_timestamp_seconds", "600x60")
+            | stage("state", "1x60", state="Running"),
+            at=31,
+            fires=[STAGE],
+            shows="21m 0s",
+        ),
+        Case(
+            "a step in each minute",
+            stage("last_progress_timestamp_seconds", "0+60x60")
+            | stage("state", "1x60", state="Running"),
+            at=40,
+        ),
+        Case(
+            "the attempt has ended, and another replica is a minute behind",
+            stage("last_progress_timestamp_seconds", "600x60", pod="o-1")
+            | stage("state", "0x60", state="Running"),
+            at=40,
+        ),
+    ],
+    "ModelChainProgressUnknown": [
+        Case(
+            "it stays so", stage("reason", "1x40", reason="ProgressUnknown"), at=20, fires=[STAGE]
+        ),
+        Case("one answer did not come", stage("reason", "1x3 _x40", reason="ProgressUnknown"), 20),
+        Case("the stage runs", stage("reason", "1x40", reason="Running"), at=20),
+    ],
+    "ModelChainRequestRefused": [
+        Case(
+            "a quota refuses the job",
+            stage("reason", "1x20", reason="LaunchRefused"),
+            at=12,
+            fires=[{**STAGE, "reason": "LaunchRefused"}],
+        ),
+        Case(
+            "pods are refused",
+            stage("reason", "1x20", reason="PodsForbidden"),
+            at=12,
+            fires=[{**STAGE, "reason": "PodsForbidden"}],
+        ),
+        Case("another reason", stage("reason", "1x20", reason="Queued"), at=12),
+    ],
+    "ModelChainRetryStorm": [
+        Case(
+            "three of one class in an hour",
+            stage("retries_total", "0x9 1x9 2x9 3x40", **{"class": "OutOfMemory"}),
+            at=50,
+            fires=[{**STAGE, "class": "OutOfMemory"}],
+            shows="3",
+        ),
+        Case(
+            "one of each class",
+            stage("retries_total", "0x9 1x60", **{"class": "OutOfMemory"})
+            | stage("retries_total", "0x9 1x60", **{"class": "Preempted"}),
+            at=50,
+        ),
+        Case(
+            "another replica goes on to tell three old ones",
+            stage("retries_total", "3x30 stale", **{"class": "Error"})
+            | stage("retries_total", "_x31 3x60", pod="o-1", **{"class": "Error"}),
+            at=50,
+        ),
+    ],
+    "ModelChainQueuedTooLong": [
+        Case("seven hours", stage("state", "1x600", state="Queued"), at=7 * HOUR, fires=[STAGE]),
+        Case("five hours", stage("state", "1x600", state="Queued"), at=5 * HOUR),
+        Case("twice five hours", stage("state", "1x300 0 1x300", state="Queued"), at=7 * HOUR),
+    ],
+    "ModelChainStartsTooLong": [
+        Case("half an hour", stage("state", "1x60", state="Starting"), at=30, fires=[STAGE]),
+        Case("ten minutes", stage("state", "1x10 0x60", state="Starting"), at=30),
+    ],
+    "ModelChainHandoverSlow": [
+        Case(
+            "two minutes",
+            stage("transition_seconds", "_x9 120x60"),
+            at=30,
+            fires=[STAGE],
+            shows="2m 0s",
+        ),
+        Case("a second", stage("transition_seconds", "_x9 1.2x60"), at=30),
+        Case("it was two minutes, some hours ago", stage("transition_seconds", "120x600"), at=300),
+    ],
+    "ModelChainLostWork": [
+        Case(
+            "a third",
+            stage("macs_total", "9e19x60", source="trained")
+            | stage("lost_macs_total", "3e19x60", source="trained")
+            | GOES_ON,
+            at=20,
+            fires=[{**STAGE, "source": "trained"}],
+            shows="33.33%",
+        ),
+        Case(
+            "a tenth",
+            stage("macs_total", "10e19x60", source="trained")
+            | stage("lost_macs_total", "1e19x60", source="trained")
+            | GOES_ON,
+            at=20,
+        ),
+        Case(
+            "a third of a chain that has finished",
+            stage("macs_total", "9e19x60", source="trained")
+            | stage("lost_macs_total", "3e19x60", source="trained")
+            | IS_OVER,
+            at=20,
+        ),
+        Case(
+            "nothing was done yet",
+            stage("macs_total", "0x60", source="trained")
+            | stage("lost_macs_total", "0x60", source="trained")
+            | GOES_ON,
+            at=20,
+        ),
+    ],
+    "ModelChainArtifactMissing": [
+        Case(
+            "its claim was replaced",
+            stage("reason", "1x20", reason="ArtifactMissing"),
+            at=8,
+            fires=[{**STAGE, "reason": "ArtifactMissing"}],
+        ),
+        Case(
+            "its bytes have changed",
+            stage("reason", "1x20", reason="CorruptPredecessor"),
+            at=8,
+            fires=[{**STAGE, "reason": "CorruptPredecessor"}],
+        ),
+        Case("it is hashed", stage("reason", "1x20", reason="Verifying"), at=8),
+    ],
+    "ModelChainDigestConflict": [
+        Case("at once", stage("reason", "_ 1x20", reason="DigestConflict"), at=1, fires=[STAGE]),
+        Case("another reason", stage("reason", "1x20", reason="ArtifactMissing"), at=8),
+    ],
+    "ModelChainGateMissed": [
+        Case("it missed", stage("gate", "1x20", verdict="Missed") | GOES_ON, at=8, fires=[STAGE]),
+        Case("it passed", stage("gate", "1x20", verdict="Passed") | GOES_ON, at=8),
+        Case("the chain has finished", stage("gate", "1x20", verdict="Missed") | IS_OVER, at=8),
+    ],
+}
+
+
+def cost(values: str, stage_: str = "s", source: str = "trained") -> Series:
+    return stage("cost_total", values, stage=stage_, source=source, currency="USD")
+
+
+def time(values: str, use: str) -> Series:
+    return stage("gpu_seconds_total", values, source="trained", use=use)
+
+
+BUDGET = chain("budget_cost", "1000x60", currency="USD")
+
+MONEY = {
+    "ModelChainBudgetNearlySpent": [
+        Case(
+            "95% of the money, by a stage and a removed one",
+            BUDGET | cost("900x60") | cost("50x60", "", "removed") | GOES_ON,
+            at=10,
+            fires=[{**CHAIN, "limit": "cost"}],
+            shows="95%",
+        ),
+        Case(
+            "all of the hours, and half of the money",
+            BUDGET
+            | cost("500x60")
+            | chain("budget_gpu_seconds", "3600x60")
+            | time("3000x60", "productive")
+            | time("600x60", "lost")
+            | GOES_ON,
+            at=10,
+            fires=[{**CHAIN, "limit": "gpuHours"}],
+            shows="100%",
+        ),
+        Case("80%", BUDGET | cost("800x60") | GOES_ON, at=10),
+        Case("without a budget", cost("800x60") | GOES_ON, at=10),
+        Case("the chain has finished", BUDGET | cost("950x60") | IS_OVER, at=10),
+    ],
+    "ModelChainProjectedOverBudget": [
+        Case(
+            "two stages, and a baseline that has no projection",
+            BUDGET
+            | stage("projected_cost", "600x60", currency="USD")
+            | stage("projected_cost", "300x60", stage="t", currency="USD")
+            | cost("400x60")
+            | cost("200x60", "s alone")
+            | GOES_ON,
+            at=20,
+            fires=[CHAIN],
+            shows="110%",
+        ),
+        Case(
+            "less, of which two replicas tell",
+            BUDGET
+            | stage("projected_cost", "600x60", currency="USD")
+            | stage("projected_cost", "600x60", currency="USD", pod="o-1")
+            | cost("400x60")
+            | GOES_ON,
+            at=20,
+        ),
+    ],
+    "ModelChainNoPrice": [
+        Case("it waits", stage("reason", "1x20", reason="NoPrice"), at=8, fires=[STAGE]),
+        Case("the budget is spent", stage("reason", "1x20", reason="BudgetExceeded"), at=8),
+    ],
+    "ModelChainSlowerThanAlone": [
+        Case("it is", chain("saved_macs", "-1e18x60") | GOES_ON, at=20, fires=[CHAIN]),
+        Case("it saves work", chain("saved_macs", "1e20x60") | GOES_ON, at=20),
+        Case("it was, and is over", chain("saved_macs", "-1e18x60") | IS_OVER, at=20),
+    ],
+}
+
+TRAINERS = {
+    "ModelChainCheckpointStale": [
+        Case(
+            "none since minute 0",
+            trainer("last_checkpoint_timestamp_seconds", "0x120"),
+            at=90,
+            fires=[STAGE],
+            shows="1h 30m 0s",
+        ),
+        Case("one in each minute", trainer("last_checkpoint_timestamp_seconds", "0+60x120"), at=90),
+        Case("the trainer has ended", trainer("last_checkpoint_timestamp_seconds", "0x9"), at=90),
+    ],
+    "ModelChainLossNotFinite": [
+        Case(
+            "one in each minute",
+            trainer("skipped_batches_total", "0x9 0+1x30"),
+            at=30,
+            fires=[STAGE],
+            shows="15",
+        ),
+        Case("two, once", trainer("skipped_batches_total", "0x9 2x30"), at=20),
+    ],
+    "ModelChainWaitsForData": [
+        Case(
+            "half of its time",
+            trainer("seconds_total", "0+30x120", activity="data")
+            | trainer("seconds_total", "0+30x120", activity="step"),
+            at=60,
+            fires=[STAGE],
+            shows="50%",
+        ),
+        Case("a tenth", trainer("seconds_total", "0+6x120", activity="data"), at=60),
+        Case(
+            "half of its time is a checkpoint",
+            trainer("seconds_total", "0+30x120", activity="checkpoint"),
+            at=60,
+        ),
+    ],
+    "ModelChainLowUtilization": [
+        Case("5%", trainer("mfu_ratio", "0.05x240"), at=120, fires=[STAGE], shows="5%"),
+        Case("30%", trainer("mfu_ratio", "0.3x240"), at=120),
+        Case("5% for half an hour", trainer("mfu_ratio", "0.05x30 0.4x240"), at=120),
+    ],
+}
+
+OPERATORS = {
+    "ModelChainOperatorDown": [
+        Case(
+            "one replica waits, and the other is gone",
+            operator("leader", "1x10 stale") | operator("leader", "0x40", pod="o-1"),
+            at=20,
+            fires=[{}],
+        ),
+        Case("nobody was ever there", {}, at=10, fires=[{}]),
+        Case("another leads within two minutes", operator("leader", "1x10 0x2 1x40"), at=30),
+    ],
+    "ModelChainTwoLeaders": [
+        Case(
+            "both replicas",
+            operator("leader", "1x20") | operator("leader", "1x20", pod="o-1"),
+            at=10,
+            fires=[OPERATOR],
+            shows="2",
+        ),
+        Case(
+            "one, and one of another release",
+            operator("leader", "1x20")
+            | operator("leader", "1x20", pod="p-0", namespace="elsewhere"),
+            at=10,
+        ),
+    ],
+    "ModelChainOperatorStale": [
+        Case(
+            "the leader does not, and a replica that waits does",
+            operator("leader", "1x40")
+            | operator("leader", "0x40", pod="o-1")
+            | operator("last_list_timestamp_seconds", "0+60x4 240x40")
+            | operator("last_list_timestamp_seconds", "0+60x40", pod="o-1"),
+            at=12,
+            fires=[OPERATOR],
+            shows="8m 0s",
+        ),
+        Case(
+            "every minute",
+            operator("leader", "1x40") | operator("last_list_timestamp_seconds", "0+60x40"),
+            at=12,
+        ),
+    ],
+    "ModelChainReconcileErrors": [
+        Case(
+            "one of four",
+            operator("reconcile_duration_seconds_count", "0+1x60", result="failed")
+            | operator("reconcile_duration_seconds_count", "0+3x60", result="ok"),
+            at=30,
+            fires=[OPERATOR],
+            shows="25%",
+        ),
+        Case(
+            "one of fifty",
+            operator("reconcile_duration_seconds_count", "0+1x60", result="failed")
+            | operator("reconcile_duration_seconds_count", "0+49x60", result="ok"),
+            at=30,
+        ),
+    ],
+}
+
+CASES: dict[str, list[Case]] = CHAINS | MONEY | TRAINERS | OPERATORS
