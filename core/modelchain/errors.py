@@ -12,6 +12,7 @@ EXIT_WORK_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_NOTHING_TO_DO = 3
 EXIT_PREEMPTED = 75
+EXIT_TIMED_OUT = 124
 EXIT_INTERRUPTED = 130
 
 
@@ -64,3 +65,9 @@ class WorkError(Exception):
     def __init__(self, message: str, failure: str = "Error"):
         self.failure = failure
         super().__init__(message)
+
+
+class TimedOut(WorkError):
+    """The time that the user gave for a command is over. Exit code 124, as that of `timeout`."""
+
+    exit_code = EXIT_TIMED_OUT

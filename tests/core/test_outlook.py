@@ -79,6 +79,14 @@ def test_by_hand() -> None:
     assert all(one.estimated for one in (a, b, c))
 
 
+def test_the_sum_of_what_was_spent_is_known_before_the_last_stage_has_begun() -> None:
+    """A stage that has held no GPU has cost nothing; without prices, its cost is not known."""
+    found = outlooks(lab(), PLANNED)
+    assert added([one.spent for one in found]).cost == Decimal(70)
+    free = ChainStatus(stages=[stage(name, State.PENDING) for name in FAMILY])
+    assert outlooks(free, PLANNED)[0].spent.cost is None
+
+
 def test_a_baseline_that_was_trained_is_exact() -> None:
     row = stage("b", State.SUCCEEDED, ledger(12 * 10**18, 160, "320"))
     b = outlooks(lab().model_copy(update={"baselines": [row]}), PLANNED)[1]

@@ -7,7 +7,7 @@ corrected by the stage before it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 
@@ -68,7 +68,7 @@ def outlooks(status: ChainStatus, planned: Mapping[str, tuple[Planned, Planned]]
                 name=stage.name,
                 state=stage.state,
                 planned=_of_plan(plan),
-                spent=taken(stage),
+                spent=_spent(stage, hour),
                 projected=_projected(stage, plan, own, before, hour),
                 alone=alone if baseline is None else taken(baseline),
                 estimated=baseline is None,
@@ -115,6 +115,13 @@ def taken(ledger: Expenses) -> Taken:
     """What a ledger says was spent."""
     cost = None if ledger.cost is None else Decimal(ledger.cost)
     return Taken(ledger.macs, Decimal(ledger.gpu_milliseconds.total) / 1000, cost)
+
+
+def _spent(stage: StageStatus, hour: Decimal | None) -> Taken:
+    """What the stage has taken. Where there is a price, one without GPU time has cost nothing."""
+    spent = taken(stage)
+    free = spent.cost is None and not spent.gpu_seconds and hour is not None
+    return replace(spent, cost=Decimal(0)) if free else spent
 
 
 def _of_plan(plan: Planned) -> Taken:

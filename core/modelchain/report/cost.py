@@ -8,8 +8,9 @@ from decimal import Decimal
 from modelchain.api.status import ChainStatus, Expenses, StageLedger
 from modelchain.api.uses import Uses
 from modelchain.decide.budget import as_planned
+from modelchain.decide.ledger import total_of
 from modelchain.gate.budget import SECONDS_PER_HOUR
-from modelchain.gate.outlook import Outlook, Taken, added, outlooks
+from modelchain.gate.outlook import Outlook, Taken, added, outlooks, taken
 from modelchain.plan.plan import MS_PER_HOUR, Plan
 from modelchain.plan.prices import shown
 
@@ -23,6 +24,11 @@ def outlooks_of(plan: Plan, status: ChainStatus) -> list[Outlook]:
     planned = {s.name: (as_planned(s), as_planned(s.individual)) for s in plan.stages}
     known = [stage for stage in status.stages if stage.name in planned]
     return outlooks(status.model_copy(update={"stages": known}), planned)
+
+
+def charged(status: ChainStatus) -> Taken:
+    """What counts against `spec.budget`: all that was spent, baselines and removed stages too."""
+    return taken(total_of([status.total, *status.baselines]))
 
 
 def ledgers(status: ChainStatus) -> Iterator[tuple[str, str, Expenses]]:

@@ -14,7 +14,7 @@ import os
 import random
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -31,6 +31,9 @@ from modelchain.errors import InputError
 Object = dict[str, Any]
 
 TIMEOUT = aiohttp.ClientTimeout(total=30, sock_connect=5)
+# Seconds after which the server ends a watch; a stream that is silent for longer is dead.
+WATCH_SECONDS = 290
+STREAM = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=WATCH_SECONDS + 30)
 # Objects in one page of a LIST.
 CHUNK = 100
 # The most open connections. All workers together use fewer, and each costs 250 KB for TLS.
@@ -182,6 +185,13 @@ class Kube:
         which the server leaves out in a list. Raises `Gone` if the caller takes too long between
         two pages.
         """
+        async for page in self._pages(resource, namespace, selector, fields):
+            yield _items(page)
+
+    async def _pages(
+        self, resource: Resource, namespace: str | None, selector: str, fields: str
+    ) -> AsyncIterator[Object]:
+        """The pages of a LIST, as the server sends them."""
         token = ""
         while True:
             query = {
@@ -191,26 +201,75 @@ class Kube:
                 "continue": token,
             }
             page = await self._read("list", resource, resource.path(namespace), query)
-            kind = {"apiVersion": page["apiVersion"], "kind": page["kind"].removesuffix("List")}
-            yield [kind | item for item in page["items"]]
+            yield page
             token = page["metadata"].get("continue", "")
             if not token:
                 return
 
-    async def list(
+    async def list_at(
         self, resource: Resource, namespace: str | None = None, selector: str = "", fields: str = ""
-    ) -> list[Object]:
-        """The objects of all pages. If a page comes too late, the list is begun again."""
+    ) -> tuple[list[Object], str]:
+        """The objects of all pages, and the resourceVersion of that moment, for `watch`.
+
+        If a page comes too late, the list is begun again.
+        """
         for _ in range(3):
+            found: list[Object] = []
             try:
-                return [
-                    item
-                    async for page in self.pages(resource, namespace, selector, fields)
-                    for item in page
-                ]
+                async for page in self._pages(resource, namespace, selector, fields):
+                    found += _items(page)
+                return found, str(page["metadata"].get("resourceVersion", ""))
             except Gone as error:
                 gone = error
         raise gone
+
+    async def list(
+        self, resource: Resource, namespace: str | None = None, selector: str = "", fields: str = ""
+    ) -> list[Object]:
+        """As `list_at`, without the resourceVersion."""
+        return (await self.list_at(resource, namespace, selector, fields))[0]
+
+    async def watch(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        version: str,
+        selector: str = "",
+        fields: str = "",
+    ) -> AsyncIterator[tuple[str, Object]]:
+        """Each change since a resourceVersion: its type, such as MODIFIED, and the object.
+
+        It ends when the server ends the stream, which it does after `WATCH_SECONDS` at the latest.
+        Raises `Gone` if the resourceVersion is too old, and `Unavailable` if the stream breaks.
+        """
+        path = resource.path(namespace)
+        query = {
+            "watch": "1",
+            "resourceVersion": version,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(WATCH_SECONDS),
+            "labelSelector": selector,
+            "fieldSelector": fields,
+        }
+        async for line in self._lines("watch", resource, path, query):
+            event = _parsed("GET", path, 200, line)
+            if event["type"] == "ERROR":
+                status = event["object"]
+                raise _error("GET", path, int(status.get("code") or 500), status, None)
+            yield event["type"], event["object"]
+
+    async def log(
+        self, namespace: str, pod: str, container: str, query: Mapping[str, str]
+    ) -> AsyncIterator[str]:
+        """The lines of a container's log, each with the time at which it was written.
+
+        With `follow` in the query, the stream ends with the container, or when it breaks: then it
+        raises `Unavailable`. Raises `Invalid` if the container has not started.
+        """
+        whole = {"container": container, "timestamps": "true", **query}
+        path = PODS.path(namespace, pod, "log")
+        async for line in self._lines("log", PODS, path, whole):
+            yield line.decode(errors="replace")
 
     async def create(self, resource: Resource, obj: Object) -> Object:
         """POST; `AlreadyExists` when the name is taken. Returns the object with its UID."""
@@ -353,6 +412,32 @@ class Kube:
             return answer
         raise _error(method, path, status, answer, retry_after)
 
+    async def _lines(
+        self, verb: str, resource: Resource, path: str, query: Mapping[str, str]
+    ) -> AsyncIterator[bytes]:
+        """The lines of an answer that may have no end, as they come. It is sent once."""
+        status = 0
+        try:
+            response: aiohttp.ClientResponse = await self.api.call_api(
+                path,
+                "GET",
+                query_params={key: value for key, value in query.items() if value},
+                auth_settings=["BearerToken"],
+                _preload_content=False,
+                _request_timeout=STREAM,
+            )
+            status = response.status
+            async with response:
+                if status >= 300:
+                    answer = _parsed("GET", path, status, await response.read())
+                    raise _error("GET", path, status, answer, response.headers.get("Retry-After"))
+                async for line in _split(response.content.iter_any()):
+                    yield line
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unavailable(f"GET {path}: {str(error) or type(error).__name__}") from error
+        finally:
+            self.calls[verb, resource.plural, status] += 1
+
     async def _request(
         self, method: str, path: str, query: dict[str, str], body: Object | None, content: str
     ) -> tuple[int, str | None, bytes]:
@@ -399,6 +484,25 @@ async def connect(kubeconfig: Path | None = None) -> AsyncIterator[Kube]:
     settings.connection_pool_maxsize = CONNECTIONS
     async with client.ApiClient(settings) as api:
         yield Kube(api)
+
+
+def _items(page: Object) -> list[Object]:
+    """The objects of a page, with the `apiVersion` and `kind` that the server leaves out there."""
+    kind = {"apiVersion": page["apiVersion"], "kind": page["kind"].removesuffix("List")}
+    return [kind | item for item in page["items"]]
+
+
+async def _split(parts: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """The lines of a stream. They may be long: an object has up to 1.5 MB."""
+    begun: list[bytes] = []
+    async for part in parts:
+        *ends, rest = part.split(b"\n")
+        for end in ends:
+            yield b"".join([*begun, end])
+            begun = []
+        begun.append(rest)
+    if last := b"".join(begun):
+        yield last
 
 
 def _namespace(obj: Object) -> str:

@@ -6,12 +6,12 @@ should not have to wait, and the client may not be installed.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,7 +25,7 @@ from modelchain.api.status import Condition, StageStatus, State
 from modelchain.cli.options import NEEDS_OPERATOR, Context, Kubeconfig, Name, Namespace, Output
 from modelchain.decide.conditions import UNDERWAY, first_unmeasured, why_unmeasured
 from modelchain.decide.measure import FAILED
-from modelchain.errors import EXIT_DONE, EXIT_WORK_FAILED, InputError
+from modelchain.errors import EXIT_DONE, EXIT_WORK_FAILED, InputError, TimedOut, WorkError
 from modelchain.io.load import status_of
 
 # The width of a table, in characters, where no terminal tells its own.
@@ -60,19 +60,25 @@ def get(
     if watch and output == "json":
         raise InputError("-o json is one document, and --watch has no end; leave one of them out")
     with _packages():
+        from modelchain_operator.api.kube import CHAINS
         from modelchain_operator.api.objects import is_true
         from modelchain_operator.cli import listing
+        from modelchain_operator.cli.changes import changes
         from modelchain_operator.cli.session import Place, on_cluster
 
     async def work(kube: Kube, space: str) -> int:
-        read = partial(_read, kube, None if all_namespaces else space, name)
-        if watch:
-            with _shown(all_namespaces) as show:
-                chains = await listing.follow(read, show)
-            failed = any(is_true(chain, "Failed") for chain in chains)
-            return EXIT_WORK_FAILED if failed else EXIT_DONE
-        _print(await read(), output, None if all_namespaces else space, one=name is not None)
-        return EXIT_DONE
+        where = None if all_namespaces else space
+        chains = await _read(kube, where, name)
+        if not watch:
+            _print(chains, output, where, one=name is not None)
+            return EXIT_DONE
+        one = f"metadata.name={name}" if name else ""
+        with _shown(all_namespaces) as show:
+            chains = await listing.follow(changes(kube, CHAINS, where, fields=one), show)
+        if name and not chains:
+            raise WorkError(f"{name} was deleted")
+        failed = any(is_true(chain, "Failed") for chain in chains)
+        return EXIT_WORK_FAILED if failed else EXIT_DONE
 
     return on_cluster(Place(namespace, kubeconfig, context), work)
 
@@ -111,6 +117,87 @@ def _print_families(chains: Iterable[Object]) -> None:
 
     for family in filter(None, map(gated_family, chains)):
         _console(PIPE).print(family)
+
+
+def watch(
+    name: Name,
+    namespace: Namespace = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="SECONDS", help="Give up then. Exits 124.", show_default=False),
+    ] = None,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
+    """Follow one chain: its stages, the attempt, its pods, what it spends, and why it waits.
+
+    Exits 0 once the chain is complete, and 1 if it has failed or is stalled. Ctrl-C leaves the
+    chain alone. In a pipe, each change is a line.
+
+    Example: [bold]modelchain watch vit-cc3m -n vision[/bold]
+    """
+    with _packages():
+        from modelchain_operator.cli.session import Place, get_chain, on_cluster
+        from modelchain_operator.cli.watching import screen, watch_chain
+
+    async def work(kube: Kube, space: str) -> None:
+        async with asyncio.timeout(timeout):
+            chain = await get_chain(kube, space, name)
+            with screen() as (show, pause):
+                await watch_chain(kube, space, chain, show, pause)
+
+    try:
+        on_cluster(Place(namespace, kubeconfig, context), work)
+    except TimeoutError as error:
+        raise TimedOut(f"{name} has not finished within {timeout:g} s") from error
+
+
+def logs(
+    name: Name,
+    stage: Annotated[
+        str | None,
+        typer.Argument(metavar="[STAGE]", help="Default: the one it is at.", show_default=False),
+    ] = None,
+    namespace: Namespace = None,
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", help="Follow the chain, from stage to stage.")
+    ] = False,
+    attempt: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Default: the newest one.", show_default=False),
+    ] = None,
+    all_ranks: Annotated[
+        bool, typer.Option("--all-ranks", help="Of every pod, and not of rank 0's alone.")
+    ] = False,
+    tail: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="The last lines alone.", show_default=False),
+    ] = None,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
+    """Print what a chain's trainer says: rank 0 of the newest attempt, of the stage it is at.
+
+    If the pods are gone, print the last word and where the records lie.
+
+    Example: [bold]modelchain logs vit-cc3m -n vision -f[/bold]
+    """
+    with _packages():
+        from modelchain_operator.cli.log_streams import follow_logs
+        from modelchain_operator.cli.logs import Choice, print_logs
+        from modelchain_operator.cli.session import Place, get_chain, on_cluster
+
+    async def work(kube: Kube, space: str) -> None:
+        chain = await get_chain(kube, space, name)
+        choice = Choice(stage, attempt, all_ranks)
+        begin = follow_logs if follow else print_logs
+        await begin(kube, space, chain, choice, tail, _say)
+
+    on_cluster(Place(namespace, kubeconfig, context), work)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def explain(

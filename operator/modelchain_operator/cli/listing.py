@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -25,10 +23,18 @@ from modelchain.io.load import status_of
 from modelchain.io.table import family_table
 from modelchain.io.units import age
 from modelchain.report.model import family_cells
-from modelchain_operator.api.kube import Object, Throttled, Unavailable
-from modelchain_operator.api.objects import condition, is_refused, is_true, true_condition
+from modelchain_operator.api.kube import Object
+from modelchain_operator.api.objects import (
+    condition,
+    is_refused,
+    is_true,
+    name,
+    true_condition,
+)
+from modelchain_operator.cli.changes import Feeds
 
-POLL_SECONDS = 2.0
+# Ages grow without news.
+REPAINT_SECONDS = 2.0
 COLUMNS = ("namespace", "name", "stage", "state", "progress", "accuracy", "cost", "age", "why")
 STYLES = {
     "Complete": "green",
@@ -70,11 +76,11 @@ def row(chain: Object, now: float) -> ChainRow:
         summary.get("accuracy", ""),
         summary.get("cost", ""),
         age(now - datetime.fromisoformat(meta["creationTimestamp"]).timestamp()),
-        one_line(_why(chain)),
+        one_line(why(chain)),
     )
 
 
-def _why(chain: Object) -> str:
+def why(chain: Object) -> str:
     """Why the chain has not got further, in one sentence; empty for a complete chain that lacks no
     metric.
     """
@@ -180,18 +186,18 @@ class Lines:
 
 
 async def follow(
-    read: Callable[[], Awaitable[list[Object]]], show: Callable[[Sequence[ChainRow]], None]
+    stream: AsyncIterator[list[Object]], show: Callable[[Sequence[ChainRow]], None]
 ) -> list[Object]:
-    """Show the chains until all have finished. Returns them as they are then.
-
-    Errors of `read` are raised. But after the first read, an API server that does not answer is
-    asked again.
+    """Show the chains, as a stream tells them, until all have finished. Returns them as they are
+    then. Raises the stream's errors.
     """
-    chains = await read()
-    while True:
-        show([row(chain, time.time()) for chain in chains])
-        if all(is_true(chain, "Finished") for chain in chains):
-            return chains
-        await asyncio.sleep(POLL_SECONDS)
-        with contextlib.suppress(Throttled, Unavailable):
-            chains = await read()
+    told: list[list[Object]] = []
+    async with Feeds() as feeds:
+        feeds.add(stream, told.append)
+        while True:
+            await feeds.wait(REPAINT_SECONDS if told else None)
+            chains = sorted(told[-1], key=lambda one: (one["metadata"]["namespace"], name(one)))
+            del told[:-1]
+            show([row(chain, time.time()) for chain in chains])
+            if all(is_true(chain, "Finished") for chain in chains):
+                return chains

@@ -35,6 +35,8 @@ T = TypeVar("T")
 NAMESPACES = Resource("", "v1", "namespaces")
 # In a pod, this file has the pod's namespace.
 IN_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+# The most open connections: the logs of a stage's 256 pods, and what else is asked meanwhile.
+CONNECTIONS = 300
 NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
@@ -147,6 +149,7 @@ def check_name(name: str, kind: str) -> None:
 @asynccontextmanager
 async def _connect(place: Place) -> AsyncIterator[tuple[Kube, str]]:
     settings = client.Configuration()
+    settings.connection_pool_maxsize = CONNECTIONS
     try:
         namespace = await _configure(settings, place)
         api = client.ApiClient(settings)
