@@ -8,7 +8,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from rich.console import Console
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import StageStatus, State
 from modelchain.errors import InputError
-from modelchain_operator.api.kube import Object, Unavailable
-from modelchain_operator.cli import commands, listing, session
+from modelchain_operator.api.kube import Forbidden, Object
+from modelchain_operator.cli import commands, session
 from modelchain_operator.cli.listing import ChainRow, age, follow, row, table
 
 MODELCHAIN = str(Path(sys.executable).with_name("modelchain"))
@@ -236,19 +236,29 @@ def test_retry_where_nothing_failed(monkeypatch: pytest.MonkeyPatch) -> None:
         retry(monkeypatch, situations.chain(situations.current()))
 
 
-def test_a_watch_goes_on_after_an_outage_of_the_api_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "POLL_SECONDS", 0.0)
-    answers: list[Any] = [[chain()], Unavailable("gone"), [chain()], [chain(1, ("Finished", ""))]]
-    shown: list[Any] = []
+def test_a_list_is_followed_until_all_have_finished() -> None:
+    other = chain(1, ("Finished", ""))
+    other["metadata"]["name"] = "digits"
+    told = [[chain(), other], [chain(), other], [chain(1, ("Finished", "")), other]]
+    shown: list[list[str]] = []
 
-    async def read() -> list[Object]:
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return list(answer)
+    async def stream() -> AsyncIterator[list[Object]]:
+        for chains in told:
+            yield chains
+            await asyncio.sleep(0.05)
+        raise AssertionError("it is read on")
 
-    asyncio.run(follow(read, shown.append))
-    assert not answers and len(shown) == 4
+    ended = asyncio.run(follow(stream(), lambda rows: shown.append([r.name for r in rows])))
+    assert len(ended) == 2 and shown[-1] == ["digits", "family"] and len(shown) == 3
+
+
+def test_the_error_of_a_stream_ends_the_list() -> None:
+    async def stream() -> AsyncIterator[list[Object]]:
+        yield [chain()]
+        raise Forbidden("no")
+
+    with pytest.raises(Forbidden):
+        asyncio.run(follow(stream(), lambda rows: None))
 
 
 KUBECONFIG = """
@@ -280,6 +290,9 @@ current-context: c
         ("get A/b --kubeconfig file", 2, "'A/b' is not a valid name of a ModelChain"),
         ("get -n a/b --kubeconfig file", 2, "'a/b' is not a valid name of a namespace"),
         ("get -A x", 2, "leave out NAME and -n, or -A"),
+        ("watch x --kubeconfig file", 1, "the API server at https://127.0.0.1:1 cannot be reached"),
+        ("logs x --kubeconfig none", 2, "there is no none"),
+        ("logs x --attempt 0 --kubeconfig none", 2, "Invalid value for '--attempt'"),
         ("get -w -o json", 2, "leave one of them out"),
         ("status", 2, "name one chain"),
         ("status x --root y", 2, "name one chain"),
@@ -300,7 +313,9 @@ def test_errors_are_one_line(words: str, code: int, said: str, tmp_path: Path) -
     )
 
 
-@pytest.mark.parametrize("words", ["get", "explain x", "suspend x", "retry x", "status x"])
+@pytest.mark.parametrize(
+    "words", ["get", "explain x", "suspend x", "retry x", "status x", "watch x", "logs x"]
+)
 def test_without_the_operators_packages(words: str, tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['kubernetes'] = None; from modelchain.cli.app import main; main()"

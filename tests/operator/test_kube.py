@@ -324,3 +324,103 @@ def test_the_clock_follows_the_api_servers(ahead: float | None, follows: bool) -
             assert abs(port.now() - time.time()) < 1, "the date of an error corrects the clock too"
 
     asyncio.run(main())
+
+
+def streamed(*parts: bytes, broken: bool = False) -> Answer:
+    """A body that comes in these parts."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for part in parts:
+            await response.write(part)
+            await asyncio.sleep(0.01)
+        if broken:
+            assert request.transport is not None
+            request.transport.abort()
+        return response
+
+    return answer
+
+
+def event(kind: str, **obj: Any) -> bytes:
+    return json.dumps({"type": kind, "object": obj}).encode() + b"\n"
+
+
+def watched(*answers: Answer) -> tuple[list[tuple[str, Any]], Server]:
+    """The events of one watch, with the error that ended it as the last one."""
+    found: list[tuple[str, Any]] = []
+
+    async def main() -> Server:
+        async with serve(*answers) as (port, server):
+            try:
+                async for one in port.watch(CHAINS, "ns", "5", "a=b", "metadata.name=c"):
+                    found.append(one)
+            except ApiError as error:
+                found.append(("raised", type(error)))
+            return server
+
+    return found, asyncio.run(main())
+
+
+def test_a_watch_yields_each_event_as_it_comes() -> None:
+    """A status may be larger than what is read at once, and an event may come in pieces."""
+    large = event("MODIFIED", status="x" * 300_000)
+    found, server = watched(
+        streamed(event("ADDED", n=1) + large[:70_000], large[70_000:], event("BOOKMARK", n=2))
+    )
+    assert [kind for kind, _ in found] == ["ADDED", "MODIFIED", "BOOKMARK"]
+    assert len(found[1][1]["status"]) == 300_000
+    [(method, path, _)] = server.requests
+    assert method == "GET" and path.startswith("/apis/modelchain.dev/v1alpha1/namespaces/ns/")
+    for part in ("watch=1", "resourceVersion=5", "labelSelector=a%3Db", "allowWatchBookmarks"):
+        assert part in path
+    assert "fieldSelector=metadata.name%3Dc" in path
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (streamed(event("ERROR", code=410, reason="Expired", message="too old")), Gone),
+        (streamed(event("ERROR", code=500, message="etcd")), Unavailable),
+        (streamed(event("ADDED", n=1), broken=True), Unavailable),
+        (streamed(b'{"type": "ADD'), Unavailable),
+        (status(410, "Expired"), Gone),
+        (status(403, "Forbidden"), Forbidden),
+        (status(429, "TooManyRequests"), Throttled),
+        (status(502), Unavailable),
+        (reset, Unavailable),
+    ],
+)
+def test_how_a_watch_fails(answer: Answer, error: type[ApiError]) -> None:
+    """It is not sent again: whoever watches knows from which version to go on."""
+    found, server = watched(answer)
+    assert found[-1][0] == "raised" and issubclass(found[-1][1], error)
+    assert len(server.requests) == 1
+
+
+def test_a_list_names_the_version_from_which_to_watch() -> None:
+    async def main() -> None:
+        page = {"apiVersion": "v1", "kind": "PodList", "items": [{"metadata": {"name": "p"}}]}
+        first = page | {"metadata": {"resourceVersion": "7", "continue": "more"}}
+        last = page | {"metadata": {"resourceVersion": "7"}}
+        async with serve(good(first), good(last)) as (port, _):
+            found, version = await port.list_at(PODS, "ns")
+        assert (len(found), version, found[0]["kind"]) == (2, "7", "Pod")
+
+    asyncio.run(main())
+
+
+def test_the_log_of_a_pod() -> None:
+    async def main() -> None:
+        lines = "2026-01-01T00:00:00Z a \u00e9\n2026-01-01T00:00:01Z b"
+        async with serve(streamed(lines.encode()), status(400, "BadRequest")) as (port, server):
+            found = [line async for line in port.log("ns", "p", "main", {"tailLines": "3"})]
+            assert found == lines.splitlines()
+            path = server.requests[0][1]
+            assert path.startswith("/api/v1/namespaces/ns/pods/p/log?")
+            assert "container=main" in path and "timestamps=true" in path and "tailLines=3" in path
+            with pytest.raises(Invalid):
+                await anext(port.log("ns", "p", "main", {}))
+
+    asyncio.run(main())

@@ -173,4 +173,3 @@ def _pod(rank: int, index: int, other: Object | None) -> Object:
     }
     meta["ownerReferences"] = [podshapes.owned("PyTorchJob", job, "job-uid")]
     return pod
-

@@ -7,15 +7,40 @@ from typing import Annotated, Literal
 
 import typer
 
+from modelchain.cli.complete import complete_chains
+
 FileOption = Annotated[
     Path, typer.Option("-f", "--file", help="The ModelChain's YAML file.", show_default=False)
 ]
 
 # Options that every command on a cluster takes.
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The chain's name.", show_default=False)]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="The chain's name.",
+        show_default=False,
+        autocompletion=complete_chains,
+    ),
+]
+NameOrAll = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="NAME",
+        help="One chain alone.",
+        show_default=False,
+        autocompletion=complete_chains,
+    ),
+]
 # A chain on a cluster, or the one in a local root: one of the two is given.
 NameOrRoot = Annotated[
-    str | None, typer.Argument(metavar="NAME", help="A chain on a cluster.", show_default=False)
+    str | None,
+    typer.Argument(
+        metavar="NAME",
+        help="A chain on a cluster.",
+        show_default=False,
+        autocompletion=complete_chains,
+    ),
 ]
 RootOrName = Annotated[
     Path | None, typer.Option("--root", help="The root of a local run.", show_default=False)
@@ -34,8 +59,3 @@ Output = Annotated[
     Literal["table", "json"],
     typer.Option("-o", "--output", help="A table, or one JSON document on stdout."),
 ]
-
-NEEDS_OPERATOR = (
-    "clusters are reached with the operator's packages; install them: pip install"
-    " 'modelchain[operator]'"
-)

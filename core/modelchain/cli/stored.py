@@ -14,10 +14,14 @@ from pydantic import ValidationError
 from modelchain.api.artifact import StageArtifactSpec
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import ChainStatus
-from modelchain.cli.options import NEEDS_OPERATOR
 from modelchain.errors import InputError
 from modelchain.io.load import parse, status_of
 from modelchain.local.root import parse_status, read_object
+
+NEEDS_OPERATOR = (
+    "clusters are reached with the operator's packages; install them: pip install"
+    " 'modelchain[operator]'"
+)
 
 
 def read_stored(
@@ -40,7 +44,7 @@ def read_stored(
     if root is not None:
         return _read_root(root)
     assert name is not None
-    stored = _of_the_operator("read")(name, namespace, kubeconfig, context)
+    stored = of_the_operator("read")(name, namespace, kubeconfig, context)
     return stored, status_of(stored)
 
 
@@ -75,7 +79,7 @@ def read_records(
     namespace: str | None, kubeconfig: Path | None, context: str | None
 ) -> list[StageArtifactSpec]:
     """The records of a namespace on a cluster. Those of another version are left out."""
-    found: list[dict[str, Any]] = _of_the_operator("records")(namespace, kubeconfig, context)
+    found: list[dict[str, Any]] = of_the_operator("records")(namespace, kubeconfig, context)
     records = []
     for one in found:
         with suppress(ValidationError):
@@ -83,7 +87,7 @@ def read_records(
     return records
 
 
-def _of_the_operator(name: str) -> Callable[..., Any]:
+def of_the_operator(name: str) -> Callable[..., Any]:
     """A function that reads from a cluster.
 
     It is the operator's. Core knows no Kubernetes, so it finds the function by its entry point.

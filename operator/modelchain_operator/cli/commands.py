@@ -22,7 +22,9 @@ from rich.text import Text
 
 from modelchain.api.reasons import known
 from modelchain.api.status import Condition, StageStatus, State
-from modelchain.cli.options import NEEDS_OPERATOR, Context, Kubeconfig, Name, Namespace, Output
+from modelchain.cli.complete import complete_stages
+from modelchain.cli.options import Context, Kubeconfig, Name, NameOrAll, Namespace, Output
+from modelchain.cli.stored import NEEDS_OPERATOR
 from modelchain.decide.conditions import UNDERWAY, first_unmeasured, why_unmeasured
 from modelchain.decide.measure import FAILED
 from modelchain.errors import EXIT_DONE, EXIT_WORK_FAILED, InputError, TimedOut, WorkError
@@ -37,9 +39,7 @@ if TYPE_CHECKING:
 
 
 def get(
-    name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="One chain alone.", show_default=False)
-    ] = None,
+    name: NameOrAll = None,
     namespace: Namespace = None,
     all_namespaces: Annotated[
         bool, typer.Option("-A", "--all-namespaces", help="Chains of all namespaces.")
@@ -60,27 +60,33 @@ def get(
     if watch and output == "json":
         raise InputError("-o json is one document, and --watch has no end; leave one of them out")
     with _packages():
-        from modelchain_operator.api.kube import CHAINS
-        from modelchain_operator.api.objects import is_true
-        from modelchain_operator.cli import listing
-        from modelchain_operator.cli.changes import changes
         from modelchain_operator.cli.session import Place, on_cluster
 
     async def work(kube: Kube, space: str) -> int:
         where = None if all_namespaces else space
         chains = await _read(kube, where, name)
-        if not watch:
-            _print(chains, output, where, one=name is not None)
-            return EXIT_DONE
-        one = f"metadata.name={name}" if name else ""
-        with _shown(all_namespaces) as show:
-            chains = await listing.follow(changes(kube, CHAINS, where, fields=one), show)
-        if name and not chains:
-            raise WorkError(f"{name} was deleted")
-        failed = any(is_true(chain, "Failed") for chain in chains)
-        return EXIT_WORK_FAILED if failed else EXIT_DONE
+        if watch:
+            return await _follow(kube, where, name)
+        _print(chains, output, where, one=name is not None)
+        return EXIT_DONE
 
     return on_cluster(Place(namespace, kubeconfig, context), work)
+
+
+async def _follow(kube: Kube, space: str | None, name: str | None) -> int:
+    """Show the chains that `_read` reads until all have finished. Returns the exit code."""
+    from modelchain_operator.api.kube import CHAINS
+    from modelchain_operator.api.objects import is_true
+    from modelchain_operator.cli import listing
+    from modelchain_operator.cli.changes import changes
+
+    one = f"metadata.name={name}" if name else ""
+    with _shown(space is None) as show:
+        chains = await listing.follow(changes(kube, CHAINS, space, fields=one), show)
+    if name and not chains:
+        raise WorkError(f"{name} was deleted")
+    failed = any(is_true(chain, "Failed") for chain in chains)
+    return EXIT_WORK_FAILED if failed else EXIT_DONE
 
 
 async def _read(kube: Kube, space: str | None, name: str | None) -> list[Object]:
@@ -152,27 +158,37 @@ def watch(
         raise TimedOut(f"{name} has not finished within {timeout:g} s") from error
 
 
+StageName = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[STAGE]",
+        help="Default: the one it is at.",
+        show_default=False,
+        autocompletion=complete_stages,
+    ),
+]
+AttemptNumber = Annotated[
+    int | None,
+    typer.Option("--attempt", min=1, metavar="N", help="Default: the newest.", show_default=False),
+]
+Tail = Annotated[
+    int | None,
+    typer.Option(min=0, metavar="N", help="The last lines alone.", show_default=False),
+]
+
+
 def logs(
     name: Name,
-    stage: Annotated[
-        str | None,
-        typer.Argument(metavar="[STAGE]", help="Default: the one it is at.", show_default=False),
-    ] = None,
+    stage: StageName = None,
     namespace: Namespace = None,
     follow: Annotated[
         bool, typer.Option("-f", "--follow", help="Follow the chain, from stage to stage.")
     ] = False,
-    attempt: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Default: the newest one.", show_default=False),
-    ] = None,
+    attempt: AttemptNumber = None,
     all_ranks: Annotated[
         bool, typer.Option("--all-ranks", help="Of every pod, and not of rank 0's alone.")
     ] = False,
-    tail: Annotated[
-        int | None,
-        typer.Option(min=0, metavar="N", help="The last lines alone.", show_default=False),
-    ] = None,
+    tail: Tail = None,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:

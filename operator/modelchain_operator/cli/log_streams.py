@@ -134,8 +134,9 @@ class Printer:
     """
 
     def __init__(self, kube: Kube, followed: Followed, choice: Choice, tail: int | None, say: Say):
-        self._kube, self._followed, self._choice = kube, followed, choice
-        self._tail, self._say = tail, say
+        self._kube, self._followed = kube, followed
+        self._choice, self._tail = choice, tail
+        self._say = say
         # The logs of one pod after another. Those of several pods are read side by side.
         self._turn = asyncio.Semaphore(MOST_STREAMS if choice.all_ranks else 1)
         self.reading = 0
@@ -162,7 +163,8 @@ class Printer:
         """Print a log until its container has ended."""
         chain = self._followed.chain
         before = prefix(name(chain), source) if self._choice.all_ranks else ""
-        said, place, printed = "", address(chain["metadata"]["namespace"], source), Printed()
+        place = address(chain["metadata"]["namespace"], source)
+        said, printed = "", Printed()
         while True:
             runs, asked = self._runs(source), query(follow=True, tail=tail, since=printed.stamp)
             try:

@@ -29,6 +29,7 @@ from modelchain_operator.api.kube import (
     Resource,
     Unavailable,
 )
+from modelchain_operator.api.objects import name
 
 T = TypeVar("T")
 
@@ -97,6 +98,23 @@ def read_records(
         return await kube.list(ARTIFACTS, space)
 
     return on_cluster(Place(namespace, kubeconfig, context), work)
+
+
+def read_names(namespace: str | None, kubeconfig: Path | None, context: str | None) -> list[str]:
+    """The names of all chains of a namespace, for the completion of shells, as `read_chain`."""
+
+    async def work(kube: Kube, space: str) -> list[str]:
+        return [name(chain) for chain in await list_chains(kube, space)]
+
+    return on_cluster(Place(namespace, kubeconfig, context), work)
+
+
+def read_stages(
+    chain: str, namespace: str | None, kubeconfig: Path | None, context: str | None
+) -> list[str]:
+    """The names of a chain's stages, as `read_names`."""
+    stages = read_chain(chain, namespace, kubeconfig, context)["spec"]["stages"]
+    return [str(stage["name"]) for stage in stages]
 
 
 async def get_chain(kube: Kube, namespace: str, name: str) -> Object:

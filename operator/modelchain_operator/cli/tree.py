@@ -66,15 +66,15 @@ class Signs:
     empty: str = "░"
     branch: str = "├─ "
     last: str = "└─ "
-    line: str = "│  "
     more: str = "…"
 
 
-ASCII = Signs("+", "*", ".", "=", "!", "x", "#", "-", "|- ", "`- ", "|  ", "...")
+UNICODE = Signs()
+ASCII = Signs("+", "*", ".", "=", "!", "x", "#", "-", "|- ", "`- ", "...")
 
 
 @dataclass(frozen=True)
-class View:
+class Watched:
     """A chain and its pods at one moment."""
 
     chain: Object
@@ -97,18 +97,18 @@ class View:
         return current(self.status.stages)
 
 
-def view_of(chain: Object, pods: Sequence[Object], now: float) -> View:
+def watched_of(chain: Object, pods: Sequence[Object], now: float) -> Watched:
     """The view of a stored chain. Raises WorkError if another version wrote its status."""
     status = status_of(chain)
     try:
         spec = ModelChain.model_validate(chain)
         planned = plan(spec, "analytic", {}, status.epochs) if status.stages else None
     except (ValidationError, InputError):
-        return View(chain, status, pods, now)
-    return View(chain, status, pods, now, spec, planned)
+        return Watched(chain, status, pods, now)
+    return Watched(chain, status, pods, now, spec, planned)
 
 
-def tree(view: View, width: int, signs: Signs = Signs()) -> RenderableType:
+def tree(view: Watched, width: int, signs: Signs = UNICODE) -> RenderableType:
     """The whole picture. Only commands to copy are longer than `width` characters."""
     texts = [*_heading(view), Text(), *_accounts(view, width), *_stages(view, width, signs)]
     for text in texts:
@@ -119,7 +119,7 @@ def tree(view: View, width: int, signs: Signs = Signs()) -> RenderableType:
 # -- the chain ------------------------------------------------------------------------------------
 
 
-def _heading(view: View) -> Iterator[Text]:
+def _heading(view: Watched) -> Iterator[Text]:
     meta, summary = view.chain["metadata"], view.status.summary
     seen = view.status.observed_generation == meta.get("generation")
     faster = f", acceleration {view.plan.acceleration:.2f} by the plan" if view.plan else ""
@@ -142,7 +142,7 @@ def _field(title: str, text: str) -> Text:
     return Text.assemble((f"{title:9}", "bold"), text)
 
 
-def _pool(view: View) -> Iterator[Text]:
+def _pool(view: Watched) -> Iterator[Text]:
     """Where the open attempts run, and how many GPUs they hold."""
     going = [attempt for _, attempt in _open(view.status)]
     runner = (view.chain.get("spec") or {}).get("runner") or {}
@@ -166,7 +166,7 @@ def _gpus(attempt: AttemptStatus) -> int:
     return sum(pod.gpus for pod in attempt.pods.values() if pod.finished is None)
 
 
-def seconds_left(view: View) -> float | None:
+def seconds_left(view: Watched) -> float | None:
     """Until the last stage has finished, if nothing fails; None if that is not known.
 
     The running stage's trainer says how long it takes. Of later ones, the GPU time is projected, as
@@ -195,12 +195,12 @@ def _gpus_per_node(status: ChainStatus) -> int:
     return max(pods, default=0)
 
 
-def _nodes(view: View, stage: str) -> int:
+def _nodes(view: Watched, stage: str) -> int:
     stages = view.spec.spec.stages if view.spec else []
     return next((one.resources.nodes for one in stages if one.name == stage), 1)
 
 
-def _accounts(view: View, width: int) -> Iterator[Text]:
+def _accounts(view: Watched, width: int) -> Iterator[Text]:
     """What the chain has spent and will take, in each unit that is known, as `cost` shows it."""
     found = view.outlooks
     if not found:
@@ -221,12 +221,13 @@ def _accounts(view: View, width: int) -> Iterator[Text]:
 _SPARE = {"planned": 3, "spent": 0, "projected": 2, "alone": 4, "saved": 5}
 
 
-def _limit(view: View, unit: Callable[[Taken], str]) -> str:
+def _limit(view: Watched, unit: Callable[[Taken], str]) -> str:
     """The budget in a unit, and how much of it is used; empty without one."""
     budget = view.spec.spec.budget if view.spec else None
     if budget is None:
         return ""
-    used, cost, hours = charged(view.status), budget.cost, budget.gpu_hours
+    used = charged(view.status)
+    cost, hours = budget.cost, budget.gpu_hours
     if cost is not None and (text := unit(Taken(cost=Decimal(cost)))):
         return f"{text} ({_share(used.cost, Decimal(cost))})"
     seconds = None if hours is None else Decimal(hours) * SECONDS_PER_HOUR
@@ -242,12 +243,13 @@ def _share(used: Decimal | None, limit: Decimal) -> str:
 # -- stages ---------------------------------------------------------------------------------------
 
 
-def _stages(view: View, width: int, signs: Signs) -> Iterator[Text]:
+def _stages(view: Watched, width: int, signs: Signs) -> Iterator[Text]:
     """A line for each stage and baseline, and below each its open attempts and their pods."""
     found = list(rows_of(view.status))
+    if not found:
+        return
     heading, *lines = _table(view, found, width, signs)
-    if found:
-        yield heading
+    yield heading
     for (_, stage), line in zip(found, lines, strict=True):
         yield line
         for attempt in stage.attempts:
@@ -256,7 +258,7 @@ def _stages(view: View, width: int, signs: Signs) -> Iterator[Text]:
 
 
 def _table(
-    view: View, found: Sequence[tuple[str, StageStatus]], width: int, signs: Signs
+    view: Watched, found: Sequence[tuple[str, StageStatus]], width: int, signs: Signs
 ) -> list[Text]:
     stages = [stage for _, stage in found]
     unit_name, spent, projected = _amounts(view, found)
@@ -282,7 +284,7 @@ def _table(
 
 
 def _amounts(
-    view: View, found: Sequence[tuple[str, StageStatus]]
+    view: Watched, found: Sequence[tuple[str, StageStatus]]
 ) -> tuple[str, list[str], list[str]]:
     """The name of the first unit that is known, and in it what each row has spent and will have.
 
@@ -322,7 +324,7 @@ def _style(stage: StageStatus) -> str:
     return "red" if stage.stalled else COLOURS.get(stage.state, "dim")
 
 
-def _model(view: View, stage: StageStatus) -> str:
+def _model(view: Watched, stage: StageStatus) -> str:
     models = {one.name: one.model for one in view.plan.stages} if view.plan else {}
     return models.get(stage.name, "")
 
@@ -369,7 +371,7 @@ def _note(stage: StageStatus) -> str:
 # -- an attempt and its pods ----------------------------------------------------------------------
 
 
-def _attempt(view: View, attempt: AttemptStatus, signs: Signs) -> Iterator[Text]:
+def _attempt(view: Watched, attempt: AttemptStatus, signs: Signs) -> Iterator[Text]:
     since = seconds_of(attempt.started_at) if attempt.started_at else attempt.queued_at
     parts = [attempt.name, attempt.runner or "", str(attempt.state)]
     parts += [] if since is None else [age(view.now - since)]
@@ -437,13 +439,13 @@ def _pod(pod: Object, now: float) -> Text:
 # -- what comes next ------------------------------------------------------------------------------
 
 
-def _next(view: View) -> list[Text]:
+def _next(view: Watched) -> list[Text]:
     """The command to type next. It is folded and not cut: users copy it."""
     command = next_command(view)
     return [Text(), Text(f"next: {command}", overflow="fold")] if command else []
 
 
-def next_command(view: View) -> str:
+def next_command(view: Watched) -> str:
     """The command to type next, by the reason of the stage that stands for the chain."""
     meta, stage = view.chain["metadata"], view.current
     place = (meta["name"], meta["namespace"])

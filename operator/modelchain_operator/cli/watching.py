@@ -20,11 +20,11 @@ from modelchain_operator.api.objects import name
 from modelchain_operator.cli.changes import Feeds
 from modelchain_operator.cli.followed import Followed, end_of
 from modelchain_operator.cli.listing import why
-from modelchain_operator.cli.tree import ASCII, Signs, View, progress_of, tree, view_of
+from modelchain_operator.cli.tree import ASCII, UNICODE, Watched, progress_of, tree, watched_of
 
 # Ages and the time that is left change without news; between two pictures there is a pause.
 REPAINT_SECONDS, PAUSE_SECONDS = 1.0, 0.2
-Show = Callable[[View], None]
+Show = Callable[[Watched], None]
 
 
 async def watch_chain(kube: Kube, namespace: str, chain: Object, show: Show, pause: float) -> None:
@@ -42,7 +42,7 @@ async def watch_chain(kube: Kube, namespace: str, chain: Object, show: Show, pau
             await feeds.wait(REPAINT_SECONDS if followed.ready else None)
             if not followed.ready:
                 continue
-            show(view_of(followed.chain, followed.pods, time.time()))
+            show(watched_of(followed.chain, followed.pods, time.time()))
             if (over := end_of(followed.chain)) is not None:
                 if over:
                     raise WorkError(over)
@@ -57,24 +57,24 @@ def screen() -> Iterator[tuple[Show, float]]:
     """
     console = Console(highlight=False)
     if not console.is_terminal:
-        yield Lines().show, 0.0
+        yield StageLines().show, 0.0
         return
-    signs = ASCII if console.options.ascii_only else Signs()
+    signs = ASCII if console.options.ascii_only else UNICODE
     with Live(console=console, auto_refresh=False) as live:
 
-        def paint(view: View) -> None:
+        def paint(view: Watched) -> None:
             live.update(tree(view, console.width, signs), refresh=True)
 
         yield paint, PAUSE_SECONDS
 
 
-class Lines:
+class StageLines:
     """Prints views for a pipe: a line for the chain and for each stage that has changed."""
 
     def __init__(self) -> None:
         self._printed: dict[str, str] = {}
 
-    def show(self, view: View) -> None:
+    def show(self, view: Watched) -> None:
         for key, line in lines(view):
             if self._printed.get(key) != line:
                 self._printed[key] = line
@@ -82,7 +82,7 @@ class Lines:
         sys.stdout.flush()
 
 
-def lines(view: View) -> Iterator[tuple[str, str]]:
+def lines(view: Watched) -> Iterator[tuple[str, str]]:
     """A line for the chain, and one for each stage and baseline; each with what it is about."""
     summary = view.status.summary
     parts = [name(view.chain), summary.stage, summary.state or "New"]
@@ -93,7 +93,7 @@ def lines(view: View) -> Iterator[tuple[str, str]]:
         yield title, "  ".join(_line(title, stage, view))
 
 
-def _line(title: str, stage: StageStatus, view: View) -> Iterator[str]:
+def _line(title: str, stage: StageStatus, view: Watched) -> Iterator[str]:
     part = progress_of(stage)
     yield title
     yield str(stage.state)
