@@ -340,6 +340,8 @@ class ControlPlane(Cluster):
             f"--service-account-key-file={self._service_account_key}",
             f"--service-account-signing-key-file={self._service_account_key}",
             "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+            # The stand-in kubelet's nodes have no name that is found by DNS.
+            "--kubelet-preferred-address-types=InternalIP",
             *(
                 "--authorization-mode=RBAC",
                 "--allow-privileged=true",

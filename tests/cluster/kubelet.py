@@ -26,6 +26,7 @@ import aiohttp
 from apiclient import Api, ApiError, Json, cancel, run
 from playedpod import JOB, TORCHRUN_FAILED, Gang, Gone, Pod, Volume, condition
 from plays import Play, index, usual
+from podlogs import LogServer
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 ALLOCATABLE = {
@@ -47,6 +48,7 @@ class Kubelet:
         script: chooses each pod's play; may be set anew at any time, for the pods to come.
         labels: of every node, for node selectors.
         heartbeat: seconds between two renewals of the nodes' Leases.
+        certificate: with its key, to serve the pods' logs with; without one there are no logs.
 
     What it counts: `trained` has, by input digest, the attempts that took at least one step;
     `finished` how often a stage was trained to its end. `stop_delay` is how long a trainer takes
@@ -63,6 +65,7 @@ class Kubelet:
         labels: Mapping[str, str] | None = None,
         name: str | None = None,
         heartbeat: float = 4.0,
+        certificate: tuple[Path, Path] | None = None,
     ):
         self.api, self.script, self.heartbeat = Api(kubeconfig), script, heartbeat
         name = (
@@ -78,6 +81,8 @@ class Kubelet:
         self.finished: Counter[str] = Counter()
         self.pods: dict[str, Pod] = {}
         self.errors: list[str] = []
+        self.logs = LogServer(self.pods, *certificate) if certificate else None
+        self._log_port: int | None = None
         self._usual = usual()
         self._volumes: defaultdict[str, Volume] = defaultdict(Volume)
         self._claims: dict[tuple[str, str], str] = {}
@@ -137,6 +142,7 @@ class Kubelet:
             await asyncio.sleep(0.5)
 
     async def _start(self) -> None:
+        self._log_port = await self.logs.start() if self.logs else None
         for name in self.nodes:
             await self._register(name)
         self._tasks = [
@@ -148,6 +154,8 @@ class Kubelet:
         await cancel(*self._tasks, *self._playing.values())
         for pod in self.pods.values():
             await pod.stop_serving()
+        if self.logs:
+            await self.logs.stop()
         for name in self.nodes:
             with contextlib.suppress(ApiError, aiohttp.ClientError, OSError):
                 await self.api.request("DELETE", f"/api/v1/nodes/{name}")
@@ -178,6 +186,8 @@ class Kubelet:
             {"type": "InternalIP", "address": "127.0.0.1"},
             {"type": "Hostname", "address": name},
         ]
+        if self._log_port is not None:
+            status["daemonEndpoints"] = {"kubeletEndpoint": {"Port": self._log_port}}
         await self.write("PATCH", f"/api/v1/nodes/{name}/status", {"status": status})
 
     async def _create(self, path: str, body: Json) -> None:

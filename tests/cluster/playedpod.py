@@ -117,6 +117,13 @@ class Pod:
         self._rate, self._began = 0.0, 0.0
         self._runs = time.monotonic()  # since when its container runs
         self._resumed: Resumed | None = None
+        # What its main container has printed, each line with its time; and whether it may go on.
+        self.printed: list[tuple[str, str]] = []
+        self.prints = True
+
+    def say(self, text: str) -> None:
+        """A line in the log of the main container."""
+        self.printed.append((datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000Z"), text))
 
     # Training.
 
@@ -285,6 +292,7 @@ class Pod:
             await self._serve()
         self.ip = self.ip or _address()
         self._since, self._runs = now(), time.monotonic()
+        self.say(f"{self.name} starts")
         await self.report("Running", {"running": {"startedAt": self._since}})
         self.gang.running.add(self.name)
 
@@ -310,6 +318,8 @@ class Pod:
         if self.task and code:
             self._leaves_a_checkpoint()
         await self.stop_serving()
+        self.say(f"{self.name} exits with {code}")
+        self.prints = False
         ended = _terminated(
             code, self._since, reason, word.model_dump_json(by_alias=True) if word else ""
         )

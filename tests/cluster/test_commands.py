@@ -1,15 +1,19 @@
-"""`modelchain get|status|explain|suspend|resume|retry` against a real control plane and a running
-operator.
+"""`modelchain get|watch|logs|status|explain|suspend|resume|retry` against a real control plane and
+a running operator. Pods are played, and so is what they print: the API server gets their logs from
+the stand-in kubelet.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,8 @@ import pytest
 from commandline import modelchain
 from controlplane import ControlPlane
 from kubelet import Kubelet
+from playedpod import Pod
+from plays import Play
 from rig import CONFIG, IMAGE, Operator, Space, chain
 
 from modelchain.api.contracts import FailureClass
@@ -30,7 +36,8 @@ ONCE = {"maxRetries": 0, "maxDisruptions": 0}
 
 @pytest.fixture(scope="module")
 def kubelet(control_plane: ControlPlane) -> Iterator[Kubelet]:
-    with Kubelet(control_plane.kubeconfig) as kubelet:
+    certificate = control_plane.authority.server("kubelet", "IP:127.0.0.1")
+    with Kubelet(control_plane.kubeconfig, certificate=certificate) as kubelet:
         yield kubelet
 
 
@@ -69,6 +76,18 @@ class Cli:
         assert done.returncode == code and done.stdout == "" and done.stderr.count("\n") == 1, done
         return done.stderr
 
+    @contextmanager
+    def begun(self, command: str, *words: str) -> Iterator[subprocess.Popen[str]]:
+        """A command that goes on until the test, or what it follows, ends it."""
+        line = [MODELCHAIN, command, *words, "-n", self.space.namespace]
+        line.append(f"--kubeconfig={self.space.cluster.kubeconfig}")
+        pipe = subprocess.PIPE
+        with subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
     def explain(self, reason: str) -> dict[str, Any]:
         """The explanation, once it has this reason."""
 
@@ -85,6 +104,8 @@ def cli(
 ) -> Iterator[Cli]:
     yield Cli(Space(control_plane, namespace))
     kubelet.script = lambda pod: None
+    assert kubelet.logs is not None
+    kubelet.logs.cut = None
 
 
 def test_no_node_takes_it(cli: Cli) -> None:
@@ -129,7 +150,7 @@ def test_suspend_and_resume(cli: Cli, kubelet: Kubelet) -> None:
     said = cli("suspend", "family")
     assert said == (
         "family is suspended: stage a writes a checkpoint and stops, and nothing else is started; "
-        f"watch: modelchain get family -n {namespace} --watch\n"
+        f"watch: modelchain watch family -n {namespace}\n"
     )
     assert cli("suspend", "family") == "family is already suspended; nothing was changed\n"
     found = cli.explain("Suspended")
@@ -211,6 +232,163 @@ def test_followed_to_its_end(cli: Cli, tmp_path: Path) -> None:
         assert [stage["effect"] for stage in json.loads(done.stdout)["stages"]] == effects
 
 
+def test_watched_to_its_end(cli: Cli) -> None:
+    cli.space.apply(chain(stages=2, spec__suspend=True))
+    with cli.begun("watch", "family") as watch:
+        assert watch.stdout is not None
+        assert watch.stdout.readline().startswith("family")
+        cli("resume", "family")
+        lines = watch.stdout.read().splitlines()
+    assert watch.returncode == 0
+    words = [line.split() for line in lines]
+    assert ["family", "1/2", "Running"] in words or ["family", "1/2", "Starting"] in words
+    assert ["family", "2/2", "Complete"] in words
+    of_b = [line for line in words if line[0] == "b"]
+    assert ["b", "Running", "family-b-a1"] in [[w[0], w[1], w[3]] for w in of_b]
+    assert of_b[-1][:4] == ["b", "Succeeded", "100%", "family-b-a1"]
+    # Each line says something new.
+    assert all(one != other for one, other in pairwise(lines))
+
+
+def test_a_watch_lists_once(cli: Cli, control_plane: ControlPlane, tmp_path: Path) -> None:
+    """It follows a chain over its whole life with one LIST of chains and one of pods."""
+    cli.space.apply(chain(stages=2))
+    code = (
+        "import sys; from modelchain.cli.app import main\n"
+        "from modelchain_operator.api import kube\n"
+        "calls, init = [], kube.Kube.__init__\n"
+        "def count(self, api): init(self, api); calls.append(self.calls)\n"
+        "kube.Kube.__init__ = count\n"
+        "try: main()\n"
+        "finally: print(sorted((*k[:2], n) for c in calls for k, n in c.items()), file=sys.stderr)"
+    )
+    words = [sys.executable, "-c", code, "watch", "family", "-n", cli.space.namespace]
+    words.append(f"--kubeconfig={control_plane.kubeconfig}")
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
+    calls = {(verb, plural): n for verb, plural, n in ast.literal_eval(done.stderr)}
+    assert calls == {
+        ("get", "modelchains"): 1,
+        ("list", "modelchains"): 1,
+        ("list", "pods"): 1,
+        ("watch", "modelchains"): 1,
+        ("watch", "pods"): 1,
+    }
+
+
+def test_a_stalled_chain_ends_its_watch(cli: Cli) -> None:
+    namespace = cli.space.namespace
+    cli.space.apply(chain(spec__storage={"claimName": "nothing"}))
+    done = cli.ended("watch", "family", "-n", namespace, "--timeout=60")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "modelchain: family is stalled: stage a: ClaimMissing: there is no claim nothing; create"
+        f" it, or correct spec.storage.claimName; next: kubectl get pvc -n {namespace}\n"
+    )
+
+
+def test_a_failed_chain_is_watched_after_a_retry(cli: Cli, kubelet: Kubelet) -> None:
+    """The watch may begin before the operator has seen the retry."""
+    kubelet.script = lambda pod: plays.fail(FailureClass.NON_FINITE, "the loss is nan")
+    cli.space.apply(chain(stages=1, spec__retry=ONCE))
+    done = cli.ended("watch", "family", "-n", cli.space.namespace, "--timeout=60")
+    assert done.returncode == 1 and "family has failed: stage a: NonFinite" in done.stderr
+    kubelet.script = lambda pod: None
+    said = cli("retry", "family")
+    watch = said.strip().rpartition("watch: modelchain ")[2].split()
+    done = cli.ended(*watch, "--timeout=60")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_watch_with_a_time_limit(cli: Cli) -> None:
+    cli.space.apply(chain(spec__suspend=True))
+    space = ("-n", cli.space.namespace)
+    done = cli.ended("watch", "family", *space, "--timeout", "1.5")
+    assert done.returncode == 124
+    assert done.stderr == "modelchain: family has not finished within 1.5 s\n"
+
+
+def test_a_chain_that_is_deleted_ends_its_watch(cli: Cli) -> None:
+    cli.space.apply(chain(spec__suspend=True))
+    with cli.begun("watch", "family") as watch:
+        assert watch.stdout is not None and watch.stderr is not None
+        assert watch.stdout.readline().startswith("family")
+        cli.space.kubectl("delete", "mchain", "family")
+        assert watch.wait(60) == 1
+        assert watch.stderr.read() == "modelchain: family was deleted\n"
+
+
+def test_logs_are_followed_over_a_hand_over(cli: Cli, kubelet: Kubelet) -> None:
+    """Each stream is also cut off once while its container runs: no line is lost or comes twice."""
+    assert kubelet.logs is not None
+    kubelet.logs.cut = 0.7
+
+    def script(pod: Pod) -> Play:
+        async def play(pod: Pod) -> None:
+            pod.say(f"{pod.name} loads")
+            await plays.usual(seconds=2.0)(pod)
+
+        return play
+
+    kubelet.script = script
+    cli.space.apply(chain(stages=2, spec__suspend=True))
+    with cli.begun("logs", "family", "-f") as logs:
+        assert logs.stdout is not None and logs.stderr is not None
+        cli("resume", "family")
+        lines = logs.stdout.read().splitlines()
+        said = logs.stderr.read().splitlines()
+    assert logs.returncode == 0, said
+    pods = [f"family-{stage}-a1-master-0" for stage in "ab"]
+    assert lines == [
+        line for pod in pods for line in (f"{pod} loads", f"{pod} starts", f"{pod} exits with 0")
+    ]
+    assert said == [f"modelchain: the log of pod {pod}" for pod in pods]
+
+
+def test_logs_of_every_rank_and_of_pods_that_are_gone(cli: Cli, kubelet: Kubelet) -> None:
+    namespace = cli.space.namespace
+    two = chain(stages=1)
+    two["spec"]["stages"][0]["resources"] = {"nodes": 2}
+    kubelet.script = lambda pod: plays.stall()
+    cli.space.apply(two)
+    refused = cli.refused("logs", "family", "b", "-n", namespace, code=2)
+    assert refused == "modelchain: family has no stage b; its stages are a\n"
+    cli.space.wait(lambda: cli.space.states() == ["Running"], "the stage runs")
+    assert cli("logs", "family") == "family-a-a1-master-0 starts\n"
+    assert cli("logs", "family", "a", "--all-ranks", "--attempt=1").splitlines() == [
+        "[a-a1/0] family-a-a1-master-0 starts",
+        "[a-a1/1] family-a-a1-worker-0 starts",
+    ]
+    assert cli("logs", "family", "--tail", "0") == ""
+    refused = cli.refused("logs", "family", "--attempt=7", "-n", namespace, code=2)
+    assert refused == "modelchain: the status knows no attempt 7 of that stage; it has 1\n"
+    cli("suspend", "family")
+    cli.space.until("Suspended")
+    cli.space.wait(lambda: not cli.space.list("pods"), "the pods are gone")
+    digest = cli.space.stage("a")["attempts"][0]["inputDigest"]
+    uid = cli.space.get("mchain", "family")["metadata"]["uid"]
+    assert cli("logs", "family").splitlines() == [
+        "the pods of family-a-a1 are gone; its last word: Preempted: stopped by SIGTERM",
+        f"its records are on claim family-artifacts, in {digest}/{uid[:8]}-a1: metrics.jsonl",
+    ]
+
+
+def test_names_are_completed(cli: Cli, control_plane: ControlPlane) -> None:
+    cli.space.apply(chain("one", stages=2, spec__suspend=True))
+    cli.space.apply(chain("two", spec__suspend=True))
+    place = ["-n", cli.space.namespace, f"--kubeconfig={control_plane.kubeconfig}"]
+
+    def completed(*words: str) -> list[str]:
+        command = [f"{MODELCHAIN[: -len('modelchain')]}kubectl_complete-modelchain", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stderr == ""
+        return done.stdout.splitlines()
+
+    assert completed("watch", *place, "") == ["one", "two", ":4"]
+    assert completed("get", *place, "tw") == ["two", ":4"]
+    assert completed("logs", *place, "one", "") == ["a", "b", ":4"]
+    assert completed("logs", *place, "none", "") == [":0"]
+
+
 def test_no_operator(cli: Cli, operator: Operator) -> None:
     operator.stop()
     try:
@@ -241,6 +419,9 @@ def test_lists_and_what_is_not_there(cli: Cli) -> None:
     assert "there is no namespace nowhere" in cli.refused("get", "-n", "nowhere", code=2)
     assert "there is no namespace nowhere" in cli.refused("suspend", "one", "-n", "nowhere", code=2)
     assert "there is no ModelChain" in cli.refused("status", "one", code=2)
+    for command in ("watch", "logs"):
+        said = cli.refused(command, "family", "-n", namespace, code=2)
+        assert "there is no ModelChain family" in said
 
 
 def test_a_user_who_may_not(cli: Cli, control_plane: ControlPlane) -> None:
@@ -259,6 +440,9 @@ def test_a_user_who_may_not(cli: Cli, control_plane: ControlPlane) -> None:
         assert hidden >= {"pods", "events", "pytorchjobs", "leases"}
         assert "refuses this" in cli.refused("suspend", "family", "-n", namespace, code=1)
         assert "refuses this" in cli.refused("get", "-n", "default", code=1)
+        # Without the right to watch, and to see pods and their logs.
+        assert "refuses this" in cli.refused("watch", "family", "-n", namespace, code=1)
+        assert "refuses this" in cli.refused("logs", "family", "-n", namespace, code=1)
     finally:
         control_plane.kubeconfig = admin
 

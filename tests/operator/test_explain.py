@@ -98,7 +98,7 @@ def test_a_recent_change() -> None:
         {"time": at(3595)},
         {"time": at(3599), "subresource": "status"},
     ]
-    check(ask(thing), "NotSeenYet", "5s old", "modelchain get family -n team --watch")
+    check(ask(thing), "NotSeenYet", "5s old", "modelchain watch family -n team")
 
 
 def test_an_operator_that_does_not_reconcile() -> None:
@@ -204,7 +204,7 @@ def test_suspended() -> None:
 
 def test_stopping() -> None:
     found = ask(chain(current(State.RUNNING), suspend=True), pods=[mine(podshapes.running())])
-    check(found, "Stopping", "write a checkpoint", "modelchain get family -n team --watch")
+    check(found, "Stopping", "write a checkpoint", "modelchain watch family -n team")
 
 
 def test_deleting() -> None:
@@ -739,7 +739,7 @@ def test_verifying() -> None:
         jobs=[job()],
         pods=[mine(podshapes.ended(code=0))],
     )
-    check(found, "Verifying", "last word was lost", "modelchain get family -n team --watch")
+    check(found, "Verifying", "last word was lost", "modelchain watch family -n team")
 
 
 def test_the_json_document_has_every_field() -> None:

@@ -16,7 +16,7 @@ RETRY = "modelchain retry {chain} -n {namespace}"
 RESUME = "modelchain resume {chain} -n {namespace}"
 STOPS_FIRST = "; waits for an earlier attempt to stop"
 EXPLAIN = "modelchain explain {chain} -n {namespace}"
-WATCH = "modelchain get {chain} -n {namespace} --watch"
+WATCH = "modelchain watch {chain} -n {namespace}"
 DESCRIBE = "kubectl describe mchain {chain} -n {namespace}"
 
 

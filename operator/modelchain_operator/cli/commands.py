@@ -53,7 +53,7 @@ def get(
 ) -> int:
     """List chains, one line each, or follow them. A watch exits 1 if a chain failed.
 
-    Example: [bold]modelchain get vit-cc3m -n vision --watch[/bold]
+    Example: [bold]modelchain get -n vision --watch[/bold]
     """
     if all_namespaces and (name or namespace):
         raise InputError("-A lists all namespaces; leave out NAME and -n, or -A")
@@ -369,7 +369,7 @@ def _set_suspend(
 
 
 def _watch(name: str, namespace: str) -> str:
-    return f"watch: modelchain get {name} -n {namespace} --watch"
+    return f"watch: modelchain watch {name} -n {namespace}"
 
 
 def explanation(found: Explanation) -> RenderableType:

@@ -266,7 +266,7 @@ def _table(
         Column("", [_sign(stage, signs) for stage in stages]),
         Column("stage", [title for title, _ in found]),
         Column("model", [_model(view, stage) for stage in stages], spare=6),
-        Column("state", [Text(_state(s), _style(s)) for s in stages]),
+        Column("state", [Text(state_of(s), _style(s)) for s in stages]),
         Column("progress", [_bar(stage, signs) for stage in stages]),
         Column("left", [_left(stage.progress) for stage in stages], True),
         Column(f"spent, {unit_name}", spent, True, 4),
@@ -316,7 +316,8 @@ def _which(stage: StageStatus, signs: Signs) -> str:
     return ends.get(stage.state, signs.going)
 
 
-def _state(stage: StageStatus) -> str:
+def state_of(stage: StageStatus) -> str:
+    """The stage's state, or that it waits for a person."""
     return "Stalled" if stage.stalled else str(stage.state)
 
 

@@ -20,7 +20,15 @@ from modelchain_operator.api.objects import name
 from modelchain_operator.cli.changes import Feeds
 from modelchain_operator.cli.followed import Followed, end_of
 from modelchain_operator.cli.listing import why
-from modelchain_operator.cli.tree import ASCII, UNICODE, Watched, progress_of, tree, watched_of
+from modelchain_operator.cli.tree import (
+    ASCII,
+    UNICODE,
+    Watched,
+    progress_of,
+    state_of,
+    tree,
+    watched_of,
+)
 
 # Ages and the time that is left change without news; between two pictures there is a pause.
 REPAINT_SECONDS, PAUSE_SECONDS = 1.0, 0.2
@@ -96,7 +104,8 @@ def lines(view: Watched) -> Iterator[tuple[str, str]]:
 def _line(title: str, stage: StageStatus, view: Watched) -> Iterator[str]:
     part = progress_of(stage)
     yield title
-    yield str(stage.state)
+    yield state_of(stage)
     yield "-" if part is None else f"{int(part * 100)}%"
     yield stage.attempts[-1].name if stage.attempts else "-"
-    yield sentence(stage, what="baseline" if title.endswith(" alone") else "stage")
+    if stage.reason:
+        yield sentence(stage, what="baseline" if title.endswith(" alone") else "stage")
