@@ -53,6 +53,7 @@ SMALL = {
     "text_cfg": {"context_length": 77, "width": 32, "heads": 2, "layers": 2},
 }  # in the place of the model that the page measures
 PYTEST = ".venv/bin/pytest"
+ON_A_CLUSTER = ("get", "watch", "logs", "explain", "suspend", "resume", "retry")
 
 
 class Block(NamedTuple):
@@ -69,11 +70,14 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The words of every command in the page's `sh` blocks, comments left out."""
+    """The words of every command in the page's `sh` blocks, comments left out. `kubectl modelchain`
+    is the same as `modelchain`: tests/operator and tests/cluster type the plugin's name.
+    """
     text = "".join(block.text for block in blocks(page) if block.language == "sh").replace(
         "\\\n", " "
     )
-    return [words for line in text.splitlines() if (words := shlex.split(line, comments=True))]
+    found = [words for line in text.splitlines() if (words := shlex.split(line, comments=True))]
+    return [words[words[:2] == ["kubectl", "modelchain"] :] for words in found]
 
 
 def inline(page: Path) -> list[list[str]]:
@@ -179,7 +183,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def is_for_a_cluster(words: list[str]) -> bool:
     """These are run in tests/cluster; here they only have to be understood."""
-    return words[1] in ("get", "explain", "suspend", "resume", "retry") or (
+    return words[1] in ON_A_CLUSTER or (
         words[1] in ("status", "plan", "cost", "report") and "-n" in words
     )
 

@@ -59,9 +59,25 @@ def test_a_narrow_terminal_shows_what_matters() -> None:
     assert line_of(lines, "Chain").startswith("Chain    vision/family, generation 3")
     assert line_of(lines, "State").split()[:3] == ["State", "Running", "3/8"]
     a, c = line_of(lines, "✔  a"), line_of(lines, "●  c")
-    assert a.split() == ["✔", "a", "Succeeded", "██████████", "100%", "100,000.01", "33.00", "1"]
-    assert c.split() == ["●", "c", "Running", "█████░░░░░", "50%", "2h05m", "50,000.00", "1"]
+    assert a.split() == ["✔", "a", "Succeeded", "━━━━━━━━━━", "100%", *["100,000.01"] * 2, "33.00"]
+    assert c.split() == [
+        "●",
+        "c",
+        "Running",
+        "━━━━━─────",
+        "50%",
+        "2h05m",
+        "50,000.00",
+        "100,000.00",
+    ]
     assert len([line for line in lines if line.startswith("·")]) == 5
+
+
+def test_attempts_are_counted_where_one_was_repeated() -> None:
+    assert not [line for line in drawn(watched.chain()) if "attempts" in line]
+    lines = drawn(watched.chain(watched.running(2).changed(attempt_count=3)))
+    assert [line for line in lines if "  attempts" in line]
+    assert line_of(lines, "●  c").split()[-4:-3] == ["3"] and " 1  2 Pre" in line_of(lines, "✔  a")
 
 
 def test_a_wide_terminal_has_the_notes() -> None:

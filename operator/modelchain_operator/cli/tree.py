@@ -62,8 +62,8 @@ class Signs:
     suspended: str = "‖"
     stalled: str = "⚠"
     failed: str = "✖"
-    full: str = "█"
-    empty: str = "░"
+    full: str = "━"
+    empty: str = "─"
     branch: str = "├─ "
     last: str = "└─ "
     more: str = "…"
@@ -275,7 +275,7 @@ def _table(
         Column(
             "gate", [str(stage.gate.verdict) if stage.gate else "" for stage in stages], False, 2
         ),
-        Column("attempts", [str(s.attempt_count or "") for s in stages], True, 3),
+        Column("attempts", _attempts(stages), True, 3),
     ]
     kept = fitting(columns, width)
     if width - width_of(kept) >= LEAST_NOTE:
@@ -325,6 +325,12 @@ def _style(stage: StageStatus) -> str:
     return "red" if stage.stalled else COLOURS.get(stage.state, "dim")
 
 
+def _attempts(stages: Sequence[StageStatus]) -> list[str]:
+    """How many each stage has had; nothing if none was repeated."""
+    counts = [stage.attempt_count for stage in stages]
+    return [str(count or "") if max(counts) > 1 else "" for count in counts]
+
+
 def _model(view: Watched, stage: StageStatus) -> str:
     models = {one.name: one.model for one in view.plan.stages} if view.plan else {}
     return models.get(stage.name, "")
@@ -336,8 +342,8 @@ def _bar(stage: StageStatus, signs: Signs) -> Text:
     if part is None:
         return Text()
     full = int(part * BAR)
-    bar = signs.full * full + signs.empty * (BAR - full)
-    return Text.assemble((bar, _style(stage)), f" {int(part * 100):3d}%")
+    rest = (signs.empty * (BAR - full), "dim")
+    return Text.assemble((signs.full * full, _style(stage)), rest, f" {int(part * 100):3d}%")
 
 
 def progress_of(stage: StageStatus) -> float | None:
