@@ -391,6 +391,7 @@ def test_a_counter_does_not_fall_when_an_estimate_is_corrected() -> None:
         attempt = AttemptStatus(name="vit-a-a1", number=1, input_digest="d", state=State.RUNNING)
         uses = Uses(startup=round(1000 * gpu_seconds), unsaved=5)
         stage = StageStatus(name="a", attempts=[attempt], gpu_milliseconds=uses, cost=cost)
+        stage = stage.changed(lost_macs=int(gpu_seconds), queue_seconds=gpu_seconds)
         return chain(status=ChainStatus(stages=[stage]))
 
     before = figures(spent(1000.0, "10.00"))
@@ -399,6 +400,7 @@ def test_a_counter_does_not_fall_when_an_estimate_is_corrected() -> None:
         assert stage.trained is not None
         assert sum(stage.trained.uses.values()) == told
         assert stage.trained.cost == pytest.approx(told / 100)
+        assert stage.trained.lost_macs == stage.trained.queue_seconds == told
     other = spent(999.0, "9.99")
     other["metadata"]["uid"] = "of another chain"
     [stage] = figures(other, before).stages

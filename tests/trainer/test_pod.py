@@ -235,6 +235,14 @@ def test_metrics_agree_with_the_last_word(trained: tuple[Task, Path, list[LivePr
     assert "modelchain_trainer_distillation_ratio" not in last, "a first stage has no predecessor"
     macs = [page["modelchain_trainer_macs_total"].value for page in pages]
     assert macs == sorted(macs)
+    activities = [
+        sample.value
+        for family in text_string_to_metric_families(SCRAPES[-1])
+        for sample in family.samples
+        if sample.name == "modelchain_trainer_seconds_total"
+    ]
+    assert len(activities) == 6
+    assert 0 < sum(activities) <= word.milliseconds.total / 1000 + 0.5, "of the whole process"
 
 
 def test_a_port_that_is_taken_does_not_stop_the_training(folder: Path, tmp_path: Path) -> None:
