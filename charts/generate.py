@@ -1,8 +1,8 @@
 """`make chart`: write all files that are made from the chart or copied into it. A test fails when
 one is not current.
 
-They are copies of the CRDs, the schema of the operator's configuration, the README's table, and
-manifests for `kubectl apply`.
+They are copies of the CRDs, the schema of the operator's configuration, the README's table,
+manifests for `kubectl apply`, and what Argo CD has to know of chains.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import yaml
@@ -22,6 +23,7 @@ from modelchain.plan.pools import PoolFile
 
 REPOSITORY = Path(__file__).parents[1]
 CHART = REPOSITORY / "charts" / "modelchain"
+ARGO = REPOSITORY / "deploy" / "gitops" / "argocd"
 HOME = "modelchain-system"
 SERVED = "team-a"  # the namespace in the manifests that serve one
 # Labels that say Helm manages the object, which is not so after `kubectl apply`.
@@ -49,7 +51,11 @@ def inside() -> dict[Path, str]:
         CHART / "files" / "crds" / crd.name: crd.read_text()
         for crd in (REPOSITORY / "crds").iterdir()
     }
-    return files | {CHART / "values.schema.json": schema(), CHART / "README.md": readme()}
+    return files | {
+        CHART / "values.schema.json": schema(),
+        CHART / "README.md": readme(),
+        CHART / "files" / "argocd-cm.yaml": argocd(),
+    }
 
 
 def schema() -> str:
@@ -134,11 +140,41 @@ def _values(node: Any, lines: list[str], path: str, above: str) -> Iterator[tupl
             yield name, about.replace("|", "\\|"), json.dumps(default, ensure_ascii=False)
 
 
+def argocd() -> str:
+    """What Argo CD's ConfigMap has to have, made from the Lua beside its copy in deploy/gitops."""
+    lua = {file.stem: file.read_text() for file in (ARGO / "actions").glob("*.lua")}
+    offered = _text("discovery.lua", lua.pop("discovery"))
+    defined = "".join(
+        f"- name: {name}\n" + indent(_text("action.lua", lua[name]), "  ") for name in sorted(lua)
+    )
+    actions = f"{offered}definitions:\n{defined}"
+    parts = {"health": (ARGO / "health.lua").read_text(), "actions": actions}
+    customizations = "".join(
+        _text(f"resource.customizations.{what}.modelchain.dev_ModelChain", text)
+        for what, text in parts.items()
+    )
+    return "data:\n" + indent(customizations, "  ")
+
+
+def _text(key: str, text: str) -> str:
+    """A key whose value is a text of several lines."""
+    return f"{key}: |\n" + indent(text, "  ")
+
+
 def manifests() -> dict[Path, str]:
-    """Manifests for `kubectl apply -f`, from the chart's templates and nothing else."""
+    """Manifests for `kubectl apply -f`, from the chart's templates and nothing else; and the patch
+    of Argo CD's ConfigMap.
+    """
     whole, one = _template(), _template(f"namespaces={{{SERVED}}}")
     nodes = [text for text in _template("rbac.nodes=true") if "-nodes\n" in text]
-    return _rights(whole, one, nodes) | _deployments(whole, one)
+    patch = {ARGO / "argocd-cm.yaml": ABOUT_ARGOCD + argocd()}
+    return _rights(whole, one, nodes) | _deployments(whole, one) | patch
+
+
+ABOUT_ARGOCD = """# How Argo CD shows chains, and what it offers for them:
+#   kubectl patch configmap argocd-cm -n argocd --patch-file deploy/gitops/argocd/argocd-cm.yaml
+# Made from the Lua in this folder by `make chart`.
+"""
 
 
 ABOUT = {

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from generate import CHART, REPOSITORY
+from generate import ARGO, CHART, REPOSITORY
 from rendering import ALL, HOME, Object, find, objects, one, pod_templates, rendered
 
 RIGHTS = ("Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding")
@@ -171,6 +171,18 @@ def test_monitors_only_where_asked_for() -> None:
     assert one(rendered("namespaced"), "PodMonitor")["spec"]["namespaceSelector"] == {
         "matchNames": ["vision", "language"]
     }
+
+
+def test_argo_cds_customizations_are_those_of_the_patch() -> None:
+    assert not find(rendered("default"), "ConfigMap", "-argocd-cm")
+    patch = yaml.safe_load((ARGO / "argocd-cm.yaml").read_text())
+    found = one(rendered("full"), "ConfigMap", "-argocd-cm")["data"]
+    assert patch.keys() == {"data"} and found == patch["data"]
+    health = found["resource.customizations.health.modelchain.dev_ModelChain"]
+    assert health == (ARGO / "health.lua").read_text()
+    offered = yaml.safe_load(found["resource.customizations.actions.modelchain.dev_ModelChain"])
+    names = sorted(action["name"] for action in offered["definitions"])
+    assert names == ["resume", "retry", "suspend"]
 
 
 def test_the_init_container_template_is_the_one_the_tests_run_with() -> None:

@@ -7,25 +7,19 @@ cache directory.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import golang
+from golang import Unavailable, cache, go, is_installed, locked
 
 TOOLS = Path(__file__).parent / "tools"
 TRAINING_OPERATOR = "github.com/kubeflow/training-operator"
 TRAINING_OPERATOR_VERSION = "v1.9.4"
-
-DOWNLOADS = 3  # how often a command that downloads is tried
 
 _VERSION = {"gitVersion": "v1.34.4", "gitMajor": "1", "gitMinor": "34", "gitTreeState": "clean"}
 _LINK = " ".join(
@@ -56,10 +50,6 @@ _PACKAGES = _CONTROL_PLANE | _OTHERS
 _MANIFESTS = ("crds/kubeflow.org_pytorchjobs.yaml", "rbac/role.yaml", "webhook/manifests.yaml")
 
 
-class Unavailable(Exception):
-    """No programs are here and none can be built; the message says what to install."""
-
-
 @dataclass(frozen=True)
 class Programs:
     """Where each program is, and training-operator's manifests: `crds/`, `rbac/`, `webhook/` as in
@@ -74,38 +64,38 @@ def find_or_build() -> Programs:
     """Every program and manifest, built first where it is missing. Raises `Unavailable`."""
     assets = Path(os.environ.get("KUBEBUILDER_ASSETS", "/nonexistent"))
     given = {name: assets / name for name in _CONTROL_PLANE if (assets / name).is_file()}
-    cache = _cache()
-    built = {name: cache / name for name in _CONTROL_PLANE if name not in given}
-    manifests = [cache / "manifests" / name for name in _MANIFESTS]
+    folder = _cache()
+    built = {name: folder / name for name in _CONTROL_PLANE if name not in given}
+    manifests = [folder / "manifests" / name for name in _MANIFESTS]
     if not all(path.is_file() for path in [*built.values(), *manifests]):
-        if not shutil.which("go"):
+        if not is_installed():
             raise Unavailable(
                 f"the control plane needs {', '.join(built)}: install Go >= 1.24"
                 " (https://go.dev/dl) and run `python tests/cluster/build.py`. `setup-envtest use`"
                 " with KUBEBUILDER_ASSETS saves building etcd, kube-apiserver and kubectl;"
                 " MODELCHAIN_TEST_KUBECONFIG=<file> runs the tests on a cluster of yours"
             )
-        with locked(cache):
+        with locked(folder):
             for name, path in built.items():
                 if not path.is_file():
-                    _build(name, path)
+                    golang.build(TOOLS, _PACKAGES[name], path, _LINK)
             for path in manifests:
                 if not path.is_file():
-                    _copy_manifest(path, path.relative_to(cache / "manifests"))
-    return Programs({**given, **built}, cache / "manifests")
+                    _copy_manifest(path, path.relative_to(folder / "manifests"))
+    return Programs({**given, **built}, folder / "manifests")
 
 
 def program(name: str) -> Path:
     """One program of the pinned version, built first where it is missing. Raises `Unavailable`."""
     path = _cache() / name
     if not path.is_file():
-        if not shutil.which("go"):
+        if not is_installed():
             raise Unavailable(
                 f"{name} is built from source: install Go >= 1.24 (https://go.dev/dl)"
             )
         with locked(path.parent):
             if not path.is_file():
-                _build(name, path)
+                golang.build(TOOLS, _PACKAGES[name], path, _LINK)
     return path
 
 
@@ -113,50 +103,20 @@ def training_operator_source() -> Path:
     """training-operator's module, with its `manifests/` as in its repository. Read-only. Raises
     `Unavailable`.
     """
-    if not shutil.which("go"):
+    if not is_installed():
         raise Unavailable(
             "training-operator's manifests come with its source: install Go >= 1.24"
             " (https://go.dev/dl)"
         )
     module = json.loads(
-        _go("mod", "download", "-json", f"{TRAINING_OPERATOR}@{TRAINING_OPERATOR_VERSION}")
+        go(TOOLS, "mod", "download", "-json", f"{TRAINING_OPERATOR}@{TRAINING_OPERATOR_VERSION}")
     )
     return Path(module["Dir"])
 
 
 def _cache() -> Path:
-    pinned = (
-        (TOOLS / "go.mod").read_bytes()
-        + (TOOLS / "go.sum").read_bytes()
-        + "".join(_PACKAGES.values()).encode()
-    )
-    return cache_home() / "control-plane" / hashlib.sha256(pinned).hexdigest()[:20]
-
-
-def cache_home() -> Path:
-    """Where all that tests keep from one run to the next lies."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modelchain"
-
-
-@contextmanager
-def locked(cache: Path) -> Iterator[None]:
-    """Nobody else who takes this lock works in the folder, which is made where it is missing."""
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _build(name: str, path: Path) -> None:
-    start = time.monotonic()
-    print(f"building {name} ...", end=" ", file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=path.parent) as folder:
-        if "@" in _PACKAGES[name]:
-            _go("install", _PACKAGES[name], GOBIN=folder)
-        else:
-            _go("build", "-trimpath", "-ldflags", _LINK, "-o", f"{folder}/{name}", _PACKAGES[name])
-        Path(folder, name).rename(path)
-    print(f"{time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+    pinned = (TOOLS / "go.mod").read_bytes() + (TOOLS / "go.sum").read_bytes()
+    return cache("control-plane", pinned + "".join(_PACKAGES.values()).encode())
 
 
 def _copy_manifest(path: Path, name: Path) -> None:
@@ -164,24 +124,6 @@ def _copy_manifest(path: Path, name: Path) -> None:
     partial = path.with_suffix(".partial")
     shutil.copyfile(training_operator_source() / "manifests/base" / name, partial)
     partial.rename(path)
-
-
-def _go(*args: str, **environment: str) -> str:
-    """Its output. Modules are downloaded on the way, so it is tried again, from what is there."""
-    for attempt in range(1, DOWNLOADS + 1):
-        command = subprocess.run(
-            ["go", *args],
-            cwd=TOOLS,
-            env={**os.environ, "CGO_ENABLED": "0", **environment},
-            text=True,
-            capture_output=True,
-        )
-        if command.returncode == 0:
-            break
-        if attempt == DOWNLOADS:
-            raise RuntimeError(f"go {' '.join(args)}: {command.stderr[-2000:]}")
-        time.sleep(5 * attempt)
-    return command.stdout
 
 
 if __name__ == "__main__":

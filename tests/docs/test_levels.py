@@ -84,5 +84,5 @@ def test_levels_that_end(copy: Path) -> None:
     stub.write_text(stub.read_text().replace("300 if", "0 if"))
     levels = started(copy)
     said, _ = levels.communicate(timeout=60)
-    assert levels.returncode == 0 and said.count("output of") == 9, said
+    assert levels.returncode == 0 and said.count("output of") == 10, said
     assert list((copy / "tmp").iterdir()) == []

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 sys.path.append(str(Path(__file__).parents[1] / "cluster"))
-from build import Unavailable, cache_home, locked
+from golang import Unavailable, cache_home, locked
 
 PACKAGE = "prometheus"
 PROGRAMS = ("prometheus", "promtool")
