@@ -78,6 +78,29 @@ def outlooks(status: ChainStatus, planned: Mapping[str, tuple[Planned, Planned]]
     return found
 
 
+def gpu_seconds_to_come(
+    one: Outlook, status: ChainStatus, *, trained_alone: bool
+) -> Decimal | None:
+    """The GPU time that a stage still takes, with that of its model alone, if the gate asks for it.
+    None if it is not known.
+
+    Args:
+        status: that of the chain.
+        trained_alone: the gate asks for the stage's baseline.
+    """
+    left = less(one.projected, one.spent).gpu_seconds
+    return _plus(left, _to_come_alone(one, status)) if trained_alone else left
+
+
+def _to_come_alone(one: Outlook, status: ChainStatus) -> Decimal | None:
+    baseline = next((row for row in status.baselines if row.name == one.name), None)
+    if baseline is not None and baseline.state is State.SUCCEEDED:
+        return Decimal(0)
+    spent = NOTHING if baseline is None else taken(baseline)
+    left = less(one.alone, spent).gpu_seconds
+    return None if left is None else max(Decimal(0), left)
+
+
 def _is_billed(baseline: StageStatus) -> bool:
     """Whether a baseline has finished and its ledger is all that it took. One that another chain
     has trained costs this chain nothing, which is not what it took.

@@ -19,7 +19,7 @@ from modelchain.api.status import AttemptStatus, ChainStatus, StageLedger, Stage
 from modelchain.decide.conditions import current
 from modelchain.errors import InputError
 from modelchain.gate.budget import SECONDS_PER_HOUR
-from modelchain.gate.outlook import Outlook, Taken, less, taken
+from modelchain.gate.outlook import Outlook, Taken, gpu_seconds_to_come, taken
 from modelchain.io.load import status_of
 from modelchain.io.table import COLOURS
 from modelchain.io.table import rows as rows_of
@@ -181,12 +181,18 @@ def seconds_left(view: Watched) -> float | None:
         if stage.progress is not None:
             total, known = total + stage.progress.eta_seconds, True
             continue
-        left = outlooks.get(stage.name)
-        seconds = None if left is None else less(left.projected, left.spent).gpu_seconds
-        if seconds is None or not per_node:
+        one = outlooks.get(stage.name)
+        left = None if one is None else _to_come(view, one)
+        if left is None or not per_node:
             return None
-        total += float(seconds) / (per_node * _nodes(view, stage.name))
-    return total if known and all(row.done for row in view.status.baselines) else None
+        total += float(left) / (per_node * _nodes(view, stage.name))
+    return total if known else None
+
+
+def _to_come(view: Watched, one: Outlook) -> Decimal | None:
+    gate = view.spec.spec.gate if view.spec else None
+    alone = gate is not None and one.name in gate.train
+    return gpu_seconds_to_come(one, view.status, trained_alone=alone)
 
 
 def _gpus_per_node(status: ChainStatus) -> int:

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from modelchain.api.spec import ModelChain
-from modelchain.api.status import ChainStatus, State
+from modelchain.api.status import ChainStatus
 from modelchain.decide.relaxation import acceleration
 from modelchain.errors import InputError, WorkError
-from modelchain.gate.outlook import Outlook, Taken, added, less
+from modelchain.gate.outlook import Outlook, Taken, added, gpu_seconds_to_come
 from modelchain.io.load import parse, status_of
 from modelchain.plan.plan import Plan, plan
 from modelchain.report.cost import outlooks_of
@@ -78,33 +78,19 @@ def outlook_figures(chain: Object) -> OutlookFigures | None:
 
 
 def _of_stage(one: Outlook, trained_alone: bool, status: ChainStatus) -> StageOutlook:
-    to_come = _seconds(less(one.projected, one.spent))
-    alone = _left_alone(one, status) if trained_alone else 0.0
+    left = gpu_seconds_to_come(one, status, trained_alone=trained_alone)
     return StageOutlook(
         planned=_amounts(one.planned),
         baseline=_amounts(one.alone),
         projected=_amounts(one.projected),
-        left=None if to_come is None or alone is None else to_come + alone,
+        left=None if left is None else float(left),
     )
-
-
-def _left_alone(one: Outlook, status: ChainStatus) -> float | None:
-    """The GPU time that the stage's baseline still takes; None if that is not known."""
-    baseline = next((row for row in status.baselines if row.name == one.name), None)
-    if baseline is not None and baseline.state is State.SUCCEEDED:
-        return 0.0
-    whole, spent = _seconds(one.alone), 0 if baseline is None else baseline.gpu_milliseconds.total
-    return None if whole is None else max(0.0, whole - spent / 1000)
-
-
-def _seconds(of: Taken) -> float | None:
-    return None if of.gpu_seconds is None else float(of.gpu_seconds)
 
 
 def _amounts(of: Taken) -> TakenFigures:
     return TakenFigures(
         macs=None if of.macs is None else float(of.macs),
-        gpu_seconds=_seconds(of),
+        gpu_seconds=None if of.gpu_seconds is None else float(of.gpu_seconds),
         cost=None if of.cost is None else float(of.cost),
     )
 
