@@ -6,11 +6,13 @@ the stand-in kubelet.
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +27,6 @@ from commandline import modelchain
 from controlplane import ControlPlane
 from kubelet import Kubelet
 from playedpod import Pod
-from plays import Play
 from rig import CONFIG, IMAGE, Operator, Space, chain
 
 from modelchain.api.contracts import FailureClass
@@ -77,6 +78,9 @@ class Cli:
         done = self.ended(*words)
         assert done.returncode == code and done.stdout == "" and done.stderr.count("\n") == 1, done
         return done.stderr
+
+    def uid(self, name: str) -> str:
+        return str(self.space.get("mchain", name)["metadata"]["uid"])
 
     @contextmanager
     def begun(self, command: str, *words: str) -> Iterator[subprocess.Popen[str]]:
@@ -320,29 +324,32 @@ def test_a_chain_that_is_deleted_ends_its_watch(cli: Cli) -> None:
 
 
 def test_logs_are_followed_over_a_hand_over(cli: Cli, kubelet: Kubelet) -> None:
-    """Each stream is also cut off once while its container runs: no line is lost or comes twice."""
+    """Each stream is also cut off while its container runs: no line is lost or comes twice."""
     assert kubelet.logs is not None
     kubelet.logs.cut = 0.7
+    goes_on = threading.Event()
 
-    def script(pod: Pod) -> Play:
-        async def play(pod: Pod) -> None:
-            pod.say(f"{pod.name} loads")
-            await plays.usual(seconds=2.0)(pod)
+    async def play(pod: Pod) -> None:
+        pod.say(f"{pod.name} loads")
+        if pod.role == "train":
+            await pod.start()
+            while not goes_on.is_set():
+                await asyncio.sleep(0.05)
+        await plays.usual(seconds=2.0)(pod)
 
-        return play
-
-    kubelet.script = script
-    cli.space.apply(chain(stages=2, spec__suspend=True))
+    kubelet.script = lambda pod: play
+    cli.space.apply(chain(stages=2))
+    cli.space.wait(lambda: cli.space.states() == ["Running", "Pending"], "the first stage runs")
     with cli.begun("logs", "family", "-f") as logs:
         assert logs.stdout is not None and logs.stderr is not None
-        cli("resume", "family")
-        lines = logs.stdout.read().splitlines()
+        first = [logs.stdout.readline().strip() for _ in range(2)]
+        goes_on.set()
+        lines = [*first, *logs.stdout.read().splitlines()]
         said = logs.stderr.read().splitlines()
     assert logs.returncode == 0, said
     pods = [f"family-{stage}-a1-master-0" for stage in "ab"]
-    assert lines == [
-        line for pod in pods for line in (f"{pod} loads", f"{pod} starts", f"{pod} exits with 0")
-    ]
+    does = ("loads", "starts", "starts", "exits with 0")
+    assert lines == [f"{pod} {what}" for pod in pods for what in does]
     assert said == [f"modelchain: the log of pod {pod}" for pod in pods]
 
 
@@ -367,11 +374,12 @@ def test_logs_of_every_rank_and_of_pods_that_are_gone(cli: Cli, kubelet: Kubelet
     cli.space.until("Suspended")
     trainers = "modelchain.dev/role=train"
     cli.space.wait(lambda: not cli.space.list("pods", trainers), "the pods are gone")
-    digest = cli.space.stage("a")["attempts"][0]["inputDigest"]
-    uid = cli.space.get("mchain", "family")["metadata"]["uid"]
-    assert cli("logs", "family").splitlines() == [
-        "the pods of family-a-a1 are gone; its last word: Preempted: stopped by SIGTERM",
-        f"its records are on claim family-artifacts, in {digest}/{uid[:8]}-a1: metrics.jsonl",
+    attempt = cli.space.stage("a")["attempts"][0]
+    directory = f"{attempt['inputDigest']}/{cli.uid('family')[:8]}-a1"
+    word = f"Preempted: {attempt['message']}"
+    assert attempt["message"] and cli("logs", "family").splitlines() == [
+        f"the pods of family-a-a1 are gone; its last word: {word}",
+        f"its records are on claim family-artifacts, in {directory}: metrics.jsonl",
     ]
 
 
@@ -449,6 +457,7 @@ def test_a_user_who_may_not(cli: Cli, control_plane: ControlPlane) -> None:
     cli.space.kubectl("create", "rolebinding", "reader", "--role=reader", "--user=jane")
     # On nodes that do not exist, so that it is not complete before it is explained.
     cli.space.apply(chain(spec__runner={"image": IMAGE, "nodePool": "nowhere"}))
+    cli.space.wait(lambda: cli.space.stage("a").get("attempts"), "the first attempt")
     admin, control_plane.kubeconfig = control_plane.kubeconfig, control_plane.kubeconfig_for("jane")
     try:
         found = json.loads(cli("explain", "family", "-o", "json"))

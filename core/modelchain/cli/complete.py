@@ -22,7 +22,7 @@ from modelchain.errors import EXIT_DONE
 
 # The variable by which a shell asks `modelchain` for completions.
 COMPLETES = "_MODELCHAIN_COMPLETE"
-# A shell that waits is in the way: without an answer by then, nothing is offered.
+# A shell that waits is in the way: if a cluster has not answered by then, nothing is offered.
 SECONDS = 2.0
 # The directives to kubectl: offer these alone, or files.
 NO_FILES, FILES = ":4", ":0"
@@ -42,19 +42,20 @@ def complete_stages(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def _asked(what: str, ctx: typer.Context, *names: str) -> list[str]:
     """The answer of the operator's function, if it comes in time."""
-    found: list[str] = []
     kubeconfig = ctx.params.get("kubeconfig")
     file = Path(kubeconfig) if kubeconfig else None
+    place = (ctx.params.get("namespace"), file, ctx.params.get("context"))
+    read = of_the_operator(what)
+    found: list[str] = []
 
     def ask() -> None:
-        with suppress(BaseException):
-            read = of_the_operator(what)
-            found.extend(read(*names, ctx.params.get("namespace"), file, ctx.params.get("context")))
+        with suppress(Exception):
+            found.extend(read(*names, *place))
 
     asking = Thread(target=ask, daemon=True)
     asking.start()
     asking.join(SECONDS)
-    return found
+    return list(found)
 
 
 def answer(command_line: Callable[[], Any]) -> NoReturn:
