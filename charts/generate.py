@@ -1,8 +1,8 @@
 """`make chart`: write all files that are made from the chart or copied into it. A test fails when
 one is not current.
 
-They are copies of the CRDs, the schema of the operator's configuration, the README's table,
-manifests for `kubectl apply`, and what Argo CD has to know of chains.
+They are copies of the CRDs, the schema of the operator's configuration, the README's table, the
+dashboards of Grafana, manifests for `kubectl apply`, and what Argo CD has to know of chains.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any
 
+import dashboards
 import yaml
 
 from modelchain.plan.pools import PoolFile
@@ -51,6 +52,7 @@ def inside() -> dict[Path, str]:
         CHART / "files" / "crds" / crd.name: crd.read_text()
         for crd in (REPOSITORY / "crds").iterdir()
     }
+    files |= {CHART / "files" / "dashboards" / n: text for n, text in dashboards.files().items()}
     return files | {
         CHART / "values.schema.json": schema(),
         CHART / "README.md": readme(),

@@ -61,3 +61,14 @@ app.kubernetes.io/component: operator
     - port: 53
       protocol: TCP
 {{- end -}}
+
+{{/* The currency of all prices of the node pools. The operator refuses a second one. */}}
+{{- define "modelchain.currency" -}}
+{{- $found := list -}}
+{{- range .Values.nodePools -}}
+{{- range append (.prices | default list) .price | compact -}}
+{{- $found = append $found .currency -}}
+{{- end -}}
+{{- end -}}
+{{- first $found | default "USD" -}}
+{{- end -}}

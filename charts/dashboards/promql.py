@@ -1,0 +1,78 @@
+"""Pieces of PromQL, of which every query of a dashboard is made.
+
+Two replicas of the operator may report the same chain while the Lease changes hands. So a gauge is
+taken once of all of them, and a counter is read from the recording rules, which do the same.
+"""
+
+from __future__ import annotations
+
+CURRENCY = "USD"  # in the files; Helm puts the chart's currency in its place
+IN_CURRENCY = f'currency="{CURRENCY}"'
+CHAIN = "namespace, chain"
+STAGE = "namespace, chain, stage"
+RATE = "$__rate_interval"
+RANGE = "$__range"
+
+# Recording rules: what each stage has spent, whichever replica led.
+COST = "namespace_chain_stage_source_currency:modelchain_stage_cost:max"
+GPU_SECONDS = "namespace_chain_stage_source_use:modelchain_stage_gpu_seconds:max"
+MACS_SPENT = "namespace_chain_stage_source:modelchain_stage_macs:max"
+MACS_LOST = "namespace_chain_stage_source:modelchain_stage_lost_macs:max"
+QUEUE_SECONDS = "namespace_chain_stage_source:modelchain_stage_queue_seconds:max"
+RETRIES = "namespace_chain_stage_class:modelchain_stage_retries:max"
+
+# What this chain's own attempts have spent. It begins at 0, so `increase` counts all of it.
+TRAINED = 'source="trained"'
+
+
+def series(name: str, *matchers: str) -> str:
+    """The series of the chains that are selected in the dashboard."""
+    chosen = ('namespace=~"$namespace"', 'chain=~"$chain"', *matchers)
+    return f"{name}{{{', '.join(chosen)}}}"
+
+
+def gauge(name: str, *matchers: str) -> str:
+    """A gauge of the selected chains, once of all replicas and pods that report it."""
+    return f"max without (instance, pod) ({series(name, *matchers)})"
+
+
+def total(expression: str, by: str = "") -> str:
+    return f"sum by ({by}) ({expression})" if by else f"sum({expression})"
+
+
+def growth(counter: str, *matchers: str, by: str, over: str = RANGE) -> str:
+    """By how much a counter of the selected chains has grown, summed by some labels."""
+    return total(f"increase({series(counter, *matchers)}[{over}])", by)
+
+
+def rate(counter: str, *matchers: str, by: str = STAGE) -> str:
+    """A second, of a counter of the trainers of the selected chains."""
+    return total(f"rate({series(counter, *matchers)}[{RATE}])", by)
+
+
+def trained_by(by: str) -> str:
+    """1 for every stage of the selected chains, with some more labels of its model or nodes."""
+    return f"max by ({STAGE}, {by}) ({series('modelchain_stage_info')})"
+
+
+def burn_rate(by: str = "") -> str:
+    """Money an hour: the GPUs held now, at the highest price in force of their pools."""
+    price = f"max by (node_pool) (modelchain_node_pool_gpu_hour_price{{{IN_CURRENCY}}})"
+    return total(
+        f"{gauge('modelchain_stage_allocated_gpus')}"
+        f" * on ({STAGE}) group_left (node_pool) {trained_by('node_pool')}"
+        f" * on (node_pool) group_left () {price}",
+        by,
+    )
+
+
+def done() -> str:
+    """MACs of the steps that are done, of each stage."""
+    return f"{gauge('modelchain_stage_planned_macs')} * {gauge('modelchain_stage_progress_ratio')}"
+
+
+def quantile(part: float, histogram: str, selected: str, by: str = "", over: str = RATE) -> str:
+    """A quantile of a histogram of the operator."""
+    labels = f"le, {by}" if by else "le"
+    buckets = f"rate({histogram}_bucket{{{selected}}}[{over}])"
+    return f"histogram_quantile({part:g}, {total(buckets, labels)})"

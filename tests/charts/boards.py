@@ -1,0 +1,57 @@
+"""The generated dashboards, and the parts of them that tests look at."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from generate import CHART, REPOSITORY
+
+FOLDER = CHART / "files" / "dashboards"
+NAMES = sorted(file.stem for file in FOLDER.glob("*.json"))
+SERIES = re.compile(r"\b[a-z_]+:[a-z_:]+|\b(?:modelchain|process)_\w+")
+
+
+@cache
+def board(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text())
+    return found
+
+
+def panels(name: str) -> list[dict[str, Any]]:
+    """The panels of a dashboard, without its rows."""
+    return [panel for panel in board(name)["panels"] if panel["type"] != "row"]
+
+
+def queries(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The title of a panel, and one of its queries."""
+    for panel in panels(name):
+        yield from ((panel["title"], target) for target in panel["targets"])
+
+
+def documented() -> set[str]:
+    """Every name of docs/metrics.md, with those of a histogram's series."""
+    page = (REPOSITORY / "docs" / "metrics.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| (\w+) \|", page, re.M))
+    histograms = [name for name, kind in rows.items() if kind == "histogram"]
+    parts = {f"{name}_{part}" for name in histograms for part in ("bucket", "count", "sum")}
+    return rows.keys() | parts
+
+
+def recorded() -> dict[str, str]:
+    """The expression of each recording rule, by its name."""
+    shown = {
+        "namespace_chain_stage_source_currency:modelchain_stage_cost:max": "cost",
+        "namespace_chain_stage_source_use:modelchain_stage_gpu_seconds:max": "gpu_seconds",
+        "namespace_chain_stage_source:modelchain_stage_macs:max": "macs",
+        "namespace_chain_stage_source:modelchain_stage_lost_macs:max": "lost_macs",
+        "namespace_chain_stage_source:modelchain_stage_queue_seconds:max": "queue_seconds",
+        "namespace_chain_stage_class:modelchain_stage_retries:max": "retries",
+    }
+    return {
+        name: f"max by ({name.split(':')[0].replace('_', ', ')}) (modelchain_stage_{what}_total)"
+        for name, what in shown.items()
+    }
