@@ -32,13 +32,22 @@ def queries(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from ((panel["title"], target) for target in panel["targets"])
 
 
-def documented() -> set[str]:
-    """Every name of docs/metrics.md, with those of a histogram's series."""
+def _rows() -> list[tuple[str, str, str]]:
+    """Name, type and labels of every metric of docs/metrics.md."""
     page = (REPOSITORY / "docs" / "metrics.md").read_text()
-    rows = dict(re.findall(r"^\| `(\w+)` \| (\w+) \|", page, re.M))
-    histograms = [name for name, kind in rows.items() if kind == "histogram"]
+    return re.findall(r"^\| `(\w+)` \| (\w+) \| ([^|]*) \|", page, re.M)
+
+
+def documented_labels() -> dict[str, set[str]]:
+    """The labels of each metric, by its name."""
+    return {name: set(re.findall(r"`(\w+)`", labels)) for name, _, labels in _rows()}
+
+
+def documented() -> set[str]:
+    """Every name of a series, with those of the parts of histograms."""
+    histograms = [name for name, kind, _ in _rows() if kind == "histogram"]
     parts = {f"{name}_{part}" for name in histograms for part in ("bucket", "count", "sum")}
-    return rows.keys() | parts
+    return {name for name, _, _ in _rows()} | parts
 
 
 def recorded() -> dict[str, str]:
