@@ -7,16 +7,16 @@ import json
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from dashboards.board import board, chains
+from dashboards.colours import STATES
 from dashboards.panels import (
-    A_SECOND,
     BLUE,
     GPU_HOURS,
-    MOMENT,
     MONEY,
     NUMBER,
     POINTS,
     RATIO,
     SECONDS,
+    TIME,
     Column,
     Panel,
     Steps,
@@ -39,22 +39,12 @@ from dashboards.promql import (
     gauge,
     rate,
     series,
+    time_left,
     total,
     trained_by,
 )
 from modelchain.api.status import State
 
-COLOURS = {
-    State.PENDING: "#6e6e6e",
-    State.INDEXING: "#8ab8ff",
-    State.QUEUED: "yellow",
-    State.STARTING: "orange",
-    State.RUNNING: "blue",
-    State.VERIFYING: "purple",
-    State.SUCCEEDED: "green",
-    State.FAILED: "red",
-    State.SUSPENDED: "#b877d9",
-}
 NONE_IS_GOOD: Steps = ((None, "green"), (1, "red"))
 FEW_ARE_GOOD: Steps = ((None, "green"), (1, "orange"), (5, "red"))
 NAME = "{{chain}} / {{stage}}"
@@ -86,10 +76,11 @@ def _now() -> list[Panel]:
             decimals=0,
         ),
         number(
-            "Finish",
-            "When the last stage ends, as projected. Empty if nothing runs or it is unknown.",
-            MOMENT,
-            f"1000 * max({series('modelchain_eta_timestamp_seconds')})",
+            "Time left",
+            "Until the last stage ends, as projected. Empty if nothing runs or it is unknown.",
+            SECONDS,
+            time_left(),
+            decimals=1,
         ),
         number(
             "GPUs held",
@@ -129,7 +120,7 @@ def _states() -> Panel:
         "The state of every stage.",
         f"max by ({STAGE}) ({' or '.join(each)})",
         NAME,
-        {value: (str(state), COLOURS[state]) for value, state in numbered},
+        {value: (str(state), STATES[state]) for value, state in numbered},
     )
 
 
@@ -157,15 +148,20 @@ def _stages() -> Panel:
         Column("State value", state, hidden=True),
         Column("Gate", _of_stage("modelchain_stage_gate", "verdict"), hidden=True),
         Column("Done", _of_stage("modelchain_stage_progress_ratio"), RATIO, 0),
-        Column("Start", f"1000 * {_of_stage('modelchain_stage_start_timestamp_seconds')}", MOMENT),
-        Column("Finish", f"1000 * max by ({STAGE}) ({finish})", MOMENT),
+        Column("Start", f"1000 * {_of_stage('modelchain_stage_start_timestamp_seconds')}", TIME),
+        Column("Finish", f"1000 * max by ({STAGE}) ({finish})", TIME),
         Column("GPU time", f"{total(series(GPU_SECONDS), STAGE)} / 3600", GPU_HOURS, 1),
         Column("Spent", total(series(COST, IN_CURRENCY), STAGE), MONEY),
+        height=10,
     )
 
 
 def _of_stage(name: str, *labels: str) -> str:
     return f"max by ({', '.join((STAGE, *labels))}) ({series(name)})"
+
+
+def _by_chain(counter: str) -> str:
+    return total(gauge(counter), CHAIN)
 
 
 def _progress() -> list[Panel]:
@@ -178,7 +174,7 @@ def _progress() -> list[Panel]:
             highest=1,
         ),
         bars(
-            "Time left",
+            "Time left by stage",
             "Of the running stage and of the whole chain, at the rate that was measured. Empty if"
             " nothing runs.",
             SECONDS,
@@ -214,6 +210,7 @@ def _results() -> Panel:
         Column("Chain's model", result, NUMBER, 2),
         Column("Trained alone", alone, NUMBER, 2),
         Column("Difference", f"{result} - on ({labels}) {alone}", NUMBER, 2),
+        height=10,
     )
 
 
@@ -240,7 +237,7 @@ def _speed() -> list[Panel]:
         lines(
             "Samples a second",
             "Over all ranks. Pauses for checkpoints and evaluations count.",
-            A_SECOND,
+            NUMBER,
             (rate("modelchain_trainer_samples_total"), NAME),
             width=8,
         ),
@@ -291,8 +288,8 @@ def _time() -> list[Panel]:
             "Batches whose loss or gradients were not finite, and pictures that could not be"
             " decoded, since the attempt's start.",
             NUMBER,
-            (gauge("modelchain_trainer_skipped_batches_total"), "{{stage}} batches skipped"),
-            (gauge("modelchain_trainer_replaced_pictures_total"), "{{stage}} pictures replaced"),
+            (_by_chain("modelchain_trainer_skipped_batches_total"), "{{chain}} batches"),
+            (_by_chain("modelchain_trainer_replaced_pictures_total"), "{{chain}} pictures"),
             width=8,
         ),
     ]
@@ -332,16 +329,17 @@ def _retries() -> list[Panel]:
     return [
         lines(
             "Retries by class",
-            "Cumulated, by the class of the attempt before. docs/failures.md says what to do.",
+            "Cumulated, by the class of the attempt before; docs/failures.md says what to do. Empty"
+            " without a retry.",
             NUMBER,
-            (total(series(RETRIES), f"{CHAIN}, class"), "{{chain}} {{class}}"),
+            (f"{total(series(RETRIES), f'{CHAIN}, class')} > 0", "{{chain}} {{class}}"),
             width=8,
         ),
         bars(
             "Time in the queue",
             "For how long the attempts of each stage waited in a queue or for the scheduler.",
             SECONDS,
-            (total(series(QUEUE_SECONDS), STAGE), NAME),
+            (f"{total(series(QUEUE_SECONDS), STAGE)} > 0", NAME),
             colours=BLUE,
         ),
         bars(

@@ -5,14 +5,16 @@ from __future__ import annotations
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from dashboards.board import board, chains
+from dashboards.colours import USES
 from dashboards.panels import (
     GOOD_IF_POSITIVE,
     GPU_HOURS,
     MACS,
-    MOMENT,
     MONEY,
     NUMBER,
     RATIO,
+    SECONDS,
+    TIME,
     TIMES,
     Column,
     Panel,
@@ -36,6 +38,7 @@ from dashboards.promql import (
     gauge,
     growth,
     series,
+    time_left,
     total,
     trained_by,
 )
@@ -92,7 +95,12 @@ def _money() -> list[Panel]:
             MONEY,
             total(PROJECTED),
         ),
-        number("Planned", "The plan at the first launch of each stage.", MONEY, total(PLANNED)),
+        number(
+            "Planned",
+            "The plan at the first launch of each stage; before it, the plan of now.",
+            MONEY,
+            total(PLANNED),
+        ),
         number(
             "Alone",
             "The same models, each trained alone. An estimate: its MACs at the rate that was"
@@ -156,11 +164,12 @@ def _work() -> list[Panel]:
             colours=WASTE,
         ),
         number(
-            "Finish",
-            "When the last of these chains ends, as projected. Empty if none runs, or if nothing is"
-            " known yet.",
-            MOMENT,
-            f"1000 * max({series('modelchain_eta_timestamp_seconds')})",
+            "Time left",
+            "Until the last of these chains ends, as projected. Empty if none runs or it is"
+            " unknown.",
+            SECONDS,
+            time_left(),
+            decimals=1,
         ),
         number(
             "Budget",
@@ -186,7 +195,8 @@ def _chains() -> Panel:
     return grid(
         "Chains",
         "A row for each chain. Its name leads to the chain's own dashboard. Done is the share of"
-        " the planned MACs whose steps are done. Requested and achieved are accelerations.",
+        " the planned MACs whose steps are done. Requested and achieved are accelerations; the"
+        " second is known once all stages have finished.",
         {"namespace": "Namespace", "chain": "Chain"},
         Column("Done", f"{total(done(), CHAIN)} / {planned}", RATIO, 0),
         Column("Planned", total(PLANNED, CHAIN), MONEY),
@@ -197,7 +207,7 @@ def _chains() -> Panel:
         Column("Budget", total(BUDGETED, CHAIN), MONEY),
         Column("Requested", acceleration("requested"), TIMES, 2),
         Column("Achieved", acceleration("achieved"), TIMES, 2),
-        Column("Finish", f"1000 * {finish}", MOMENT),
+        Column("Finish", f"1000 * {finish}", TIME),
         height=7,
         links={"Chain": TO_CHAIN},
     )
@@ -270,6 +280,7 @@ def _stages() -> Panel:
         Column("Alone", total(ALONE, STAGE), MONEY),
         Column("GPU time", f"{total(series(GPU_SECONDS), STAGE)} / 3600", GPU_HOURS, 1),
         Column("MACs", total(series(MACS_SPENT), STAGE), MACS, 2),
+        height=10,
         links={"Chain": TO_CHAIN},
     )
 
@@ -287,6 +298,7 @@ def _gpus() -> list[Panel]:
             GPU_HOURS,
             (f"{total(series(GPU_SECONDS), 'use')} / 3600", "{{use}}"),
             stacked=True,
+            colours=USES,
         ),
         bars("GPU time by GPU", "Of the stages of these chains.", GPU_HOURS, (by_gpu, "{{gpu}}")),
         bars(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from dashboards.board import board, choice
+from dashboards.colours import CONDITIONS, STATES
 from dashboards.panels import (
     A_SECOND,
     BYTES,
@@ -114,7 +115,7 @@ def _leader() -> Panel:
         "Leader",
         "Which replica works, and which ones wait for the Lease.",
         f"max by (namespace, pod) ({_of('modelchain_operator_leader')})",
-        "{{namespace}} / {{pod}}",
+        "{{pod}}",
         {0: ("waits", "#6e6e6e"), 1: ("leads", "green")},
         height=5,
     )
@@ -175,6 +176,7 @@ def _chains() -> list[Panel]:
             (f"sum by (state) ({stages})", "{{state}}"),
             width=8,
             stacked=True,
+            colours=STATES,
         ),
         lines(
             "Chains by condition",
@@ -182,6 +184,7 @@ def _chains() -> list[Panel]:
             NUMBER,
             (f"sum by (condition) ({conditions})", "{{condition}}"),
             width=8,
+            colours=CONDITIONS,
         ),
         bars(
             "Hand-overs",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,7 @@ TIMES = "suffix:×"
 POINTS = "suffix:points"
 SECONDS = "s"
 NUMBER = "short"
-MOMENT = "dateTimeFromNow"
+TIME = "time:MM-DD HH:mm"
 BYTES = "bytes"
 A_SECOND = "ops"
 
@@ -111,8 +111,9 @@ def lines(
     stacked: bool = False,
     lowest: float | None = 0,
     highest: float | None = None,
+    colours: Mapping[str, str] | None = None,
 ) -> Panel:
-    """Lines over time: of each query its expression and its legend."""
+    """Lines over time: of each query its expression and its legend. Colours are by legend."""
     panel = _panel(timeseries.Panel(), title, text, unit, (width, 8)).no_value("–")
     for ref, (expression, legend) in zip("ABCDEFGH", queries, strict=False):
         panel = panel.with_target(_query(expression, legend).ref_id(ref))
@@ -126,6 +127,9 @@ def lines(
     panel = panel.show_points(VisibilityMode.NEVER).line_width(1)
     panel = panel if lowest is None else panel.min(lowest)
     panel = panel if highest is None else panel.max(highest)
+    for name, colour in (colours or {}).items():
+        fixed = DynamicConfigValue(id_val="color", value={"mode": "fixed", "fixedColor": colour})
+        panel = panel.override_by_name(str(name), [fixed])
     if not stacked:
         return panel.fill_opacity(0)
     return panel.stacking(common.StackingConfig().mode(StackingMode.NORMAL)).fill_opacity(40)
@@ -184,7 +188,7 @@ def grid(
         labels: the title of the column of each label, in this order before the values.
         links: by the title of a column, the title and the address that its cells lead to.
     """
-    panel = _panel(table.Panel(), title, text, NUMBER, (width, height)).no_value("–")
+    panel = _panel(table.Panel(), title, text, NUMBER, (width, height)).no_value("–").min_width(80)
     fields = {}
     for ref, column in zip("ABCDEFGHIJKL", columns, strict=False):
         query = _query(column.expression, instant=True).format(PromQueryFormat.TABLE)

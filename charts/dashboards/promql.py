@@ -71,6 +71,11 @@ def done() -> str:
     return f"{gauge('modelchain_stage_planned_macs')} * {gauge('modelchain_stage_progress_ratio')}"
 
 
+def time_left() -> str:
+    """Seconds until the last of the selected chains ends; nothing if that is not known."""
+    return f"clamp_min(max({series('modelchain_eta_timestamp_seconds')}) - time(), 0)"
+
+
 def quantile(part: float, histogram: str, selected: str, by: str = "", over: str = RATE) -> str:
     """A quantile of a histogram of the operator."""
     labels = f"le, {by}" if by else "le"

@@ -367,7 +367,8 @@ def _operator(hour: float, leads: bool, replica: int) -> Iterator[Sample]:
     yield _gauge("operator_leader", leads)
     if leads:
         yield _gauge("operator_last_list_timestamp_seconds", BEGIN + 3600 * hour - 20)
-    yield _gauge("operator_queue_depth", round(3600 * hour / STEP) % 3 if leads else 0)
+    due = round(2 + 2 * math.sin(40 * hour)) if round(2 * hour) % 4 == 1 else 0
+    yield _gauge("operator_queue_depth", due if leads else 0)
     for verb, resource, code, rate in (
         ("get", "modelchains", "200", 2.0),
         ("patch", "modelchains", "200", 0.5),
@@ -387,8 +388,9 @@ def _operator(hour: float, leads: bool, replica: int) -> Iterator[Sample]:
     took = [seconds for at, seconds in HAND_OVERS if at <= hour] if replica == 0 else []
     told = [(le, float(sum(s <= float(le) for s in took))) for le in LONGEST]
     yield from _histogram("operator_transition_duration_seconds", told, 1.0)
-    yield "gauge", "process_resident_memory_bytes", {}, 9e7 + 1e6 * hour
-    yield "counter", "process_cpu_seconds_total", {}, 3600 * hour * (0.08 if leads else 0.01)
+    led = max(0.0, hour - HAND_OVER) if replica == 1 else min(hour, HAND_OVER)
+    yield "gauge", "process_resident_memory_bytes", {}, 9e7 + 6e7 * (1 - math.exp(-led))
+    yield "counter", "process_cpu_seconds_total", {}, 3600 * (0.01 * hour + 0.07 * led)
 
 
 def _histogram(
