@@ -91,7 +91,7 @@ def draw(name: str, data: dict[str, Any], script: str, style: str, folder: Path)
         f"--screenshot={picture}",
         page.as_uri(),
     )
-    few = Image.open(picture).convert("RGB").quantize(96, dither=Image.Dither.NONE)
+    few = Image.open(picture).convert("RGB").quantize(200, dither=Image.Dither.NONE)
     few.save(REPOSITORY / "docs" / f"dashboard-{name}.png", optimize=True)
 
 

@@ -41,7 +41,6 @@ from dashboards.promql import (
     series,
     time_left,
     total,
-    trained_by,
 )
 from modelchain.api.status import State
 
@@ -144,7 +143,7 @@ def _stages() -> Panel:
             "state": "State",
             "verdict": "Verdict",
         },
-        Column("Info", trained_by("model, gpu, gpus"), hidden=True),
+        Column("Info", _of_stage("modelchain_stage_info", "model", "gpu", "gpus"), hidden=True),
         Column("State value", state, hidden=True),
         Column("Gate", _of_stage("modelchain_stage_gate", "verdict"), hidden=True),
         Column("Done", _of_stage("modelchain_stage_progress_ratio"), RATIO, 0),

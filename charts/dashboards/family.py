@@ -37,10 +37,10 @@ from dashboards.promql import (
     done,
     gauge,
     growth,
+    in_pools,
     series,
     time_left,
     total,
-    trained_by,
 )
 
 NO_USE = 'use=~"startup|stalled|lost"'
@@ -83,8 +83,9 @@ def _money() -> list[Panel]:
     return [
         number(
             "Spent",
-            "Of all attempts of these chains, also of those that failed. What a chain found"
-            " finished counts if an earlier chain of its name has trained it.",
+            "Of all attempts of these chains, also of those that failed, and of the models that the"
+            " gate trains alone. What a chain found finished counts if an earlier chain of its name"
+            " has trained it.",
             MONEY,
             total(SPENT),
         ),
@@ -232,10 +233,11 @@ def _by_chain() -> list[Panel]:
         ),
         bars(
             "Budgets",
-            "Projected cost over `spec.budget.cost`. A chain is stopped when it has spent its"
-            " budget. Empty without one.",
+            "What is spent, and what the stages are projected to cost, over `spec.budget.cost`. A"
+            " chain is stopped when it has spent its budget. Empty without one.",
             RATIO,
-            (f"{total(PROJECTED, CHAIN)} {over}", CHAIN_NAME),
+            (f"{total(SPENT, CHAIN)} {over}", "{{chain}} spent"),
+            (f"{total(PROJECTED, CHAIN)} {over}", "{{chain}} projected"),
             width=6,
             decimals=0,
             highest=1,
@@ -255,12 +257,13 @@ def _cost_by_stage() -> Panel:
 
 
 def _macs() -> Panel:
+    of_stages = f"and on ({STAGE}) {gauge('modelchain_stage_info')}"
     return lines(
         "MACs of the chains, and alone",
-        "The work that is done, beside the work of training each model alone for as far as its"
-        " stage has come.",
+        "The work that is done for the stages, beside the work of training each model alone for as"
+        " far as its stage has come.",
         MACS,
-        (total(series(MACS_SPENT)), "chains"),
+        (total(f"{series(MACS_SPENT)} {of_stages}"), "chains"),
         (
             f"sum({gauge('modelchain_stage_baseline_macs')}"
             f" * {gauge('modelchain_stage_progress_ratio')})",
@@ -272,7 +275,8 @@ def _macs() -> Panel:
 def _stages() -> Panel:
     return grid(
         "Stages",
-        "Planned, spent and projected cost of each stage, and of the same model trained alone.",
+        "Planned, spent and projected cost of each stage, and of the same model trained alone. A"
+        " row such as `vit-s alone` is a model that the gate has trained alone.",
         {"namespace": "Namespace", "chain": "Chain", "stage": "Stage"},
         Column("Planned", total(PLANNED, STAGE), MONEY),
         Column("Spent", total(SPENT, STAGE), MONEY),
@@ -286,10 +290,7 @@ def _stages() -> Panel:
 
 
 def _gpus() -> list[Panel]:
-    by_gpu = (
-        f"sum by (gpu) ({total(series(GPU_SECONDS), STAGE)}"
-        f" * on ({STAGE}) group_left (gpu) {trained_by('gpu')}) / 3600"
-    )
+    by_pool = total(in_pools(total(series(GPU_SECONDS), CHAIN)), "node_pool")
     return [
         lines(
             "GPU time by use",
@@ -300,7 +301,13 @@ def _gpus() -> list[Panel]:
             stacked=True,
             colours=USES,
         ),
-        bars("GPU time by GPU", "Of the stages of these chains.", GPU_HOURS, (by_gpu, "{{gpu}}")),
+        bars(
+            "GPU time by node pool",
+            "Of these chains.",
+            GPU_HOURS,
+            (f"{by_pool} / 3600", "{{node_pool}}"),
+            decimals=0,
+        ),
         bars(
             "Wasted GPU time",
             "By use, in the time range: lost work, stalls and startups.",

@@ -50,20 +50,17 @@ def rate(counter: str, *matchers: str, by: str = STAGE) -> str:
     return total(f"rate({series(counter, *matchers)}[{RATE}])", by)
 
 
-def trained_by(by: str) -> str:
-    """1 for every stage of the selected chains, with some more labels of its model or nodes."""
-    return f"max by ({STAGE}, {by}) ({series('modelchain_stage_info')})"
+def in_pools(expression: str) -> str:
+    """The expression's series with the label `node_pool`: all stages of a chain share its pool."""
+    pools = f"max by ({CHAIN}, node_pool) ({series('modelchain_info')})"
+    return f"{expression} * on ({CHAIN}) group_left (node_pool) {pools}"
 
 
 def burn_rate(by: str = "") -> str:
     """Money an hour: the GPUs held now, at the highest price in force of their pools."""
     price = f"max by (node_pool) (modelchain_node_pool_gpu_hour_price{{{IN_CURRENCY}}})"
-    return total(
-        f"{gauge('modelchain_stage_allocated_gpus')}"
-        f" * on ({STAGE}) group_left (node_pool) {trained_by('node_pool')}"
-        f" * on (node_pool) group_left () {price}",
-        by,
-    )
+    held = in_pools(gauge("modelchain_stage_allocated_gpus"))
+    return total(f"{held} * on (node_pool) group_left () {price}", by)
 
 
 def done() -> str:

@@ -1,6 +1,7 @@
 """A day of three chains, as Prometheus would have scraped it from an operator and its trainers.
 
-`vit` runs: two stages have finished, one is half done, one waits. `swin` is complete. `clip` has
+`vit` runs: two stages have finished, one is half done, one waits; its gate has trained one model
+alone. `swin` is complete. `clip` has
 found its first stage finished, and has failed at the second. Two replicas of the operator serve;
 the Lease changes hands at 10:00, and for four minutes both of them report all chains.
 """
@@ -37,11 +38,11 @@ class Pool:
 
     @property
     def price(self) -> float:
-        return self.prices["OnDemand"]
+        return self.prices["Any"]
 
 
-A100 = Pool("a100-80gb", "A100", {"OnDemand": 3.75, "Spot": 1.5}, 312e12)
-H100 = Pool("h100", "H100", {"OnDemand": 6.0}, 989e12)
+A100 = Pool("a100-80gb", "A100", {"Any": 3.75, "Spot": 1.5}, 312e12)
+H100 = Pool("h100", "H100", {"Any": 6.0}, 989e12)
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,8 @@ class Chain:
     requested: float
     achieved: float | None = None
     budget: float | None = None
+    pool: Pool = A100
+    baselines: tuple[Stage, ...] = ()
     after: float = 0.0  # hours of later stages, after the one that runs
 
     @property
@@ -156,7 +159,7 @@ VIT = Chain(
             alone_macs=1.2e20,
             planned_hours=360,
             projected_hours=384,
-            alone_cost=2700,
+            alone_cost=1920,
             due=3,
             parts=_times(
                 3.1,
@@ -182,7 +185,7 @@ VIT = Chain(
             planned_hours=760,
             projected_hours=768,
             alone_cost=9000,
-            due=9.1,
+            due=17.5,
             parts=_times(18, (18.1, "startup"), (29.9, "kept")),
             alone_result=74.4,
             predecessor="vit-s",
@@ -200,9 +203,23 @@ VIT = Chain(
             predecessor="vit-b",
         ),
     ),
-    saved_cost=20580,
+    saved_cost=19800,
     requested=3.4,
     budget=10000,
+    baselines=(
+        Stage(
+            "vit-s alone",
+            "ViT-S-16",
+            64,
+            A100,
+            planned_macs=1.2e20,
+            alone_macs=1.2e20,
+            planned_hours=512,
+            projected_hours=512,
+            alone_cost=1920,
+            parts=_times(9.5, (9.6, "startup"), (17.5, "kept")),
+        ),
+    ),
     after=20,
 )
 SWIN = Chain(
@@ -299,6 +316,7 @@ CLIP = Chain(
     ),
     saved_cost=1248,
     requested=2.6,
+    pool=H100,
 )
 CHAINS = (VIT, SWIN, CLIP)
 CONDITIONS = ("Reconciling", "Stalled", "Complete", "Failed")
@@ -344,7 +362,7 @@ def scrape(hour: float) -> Iterator[Sample]:
             for chain in CHAINS:
                 yield from _told(_chain(chain, hour), own | chain.labels)
     for chain in CHAINS:
-        for stage in chain.stages:
+        for stage in (*chain.stages, *chain.baselines):
             yield from _told(_trainer(stage, hour), _pod(chain, stage, hour))
 
 
@@ -426,7 +444,7 @@ def _chain(chain: Chain, hour: float) -> Iterator[Sample]:
         "Complete": complete,
         "Failed": failed,
     }
-    yield _gauge("info", 1, node_pool=A100.name, queue="vision", runner="PyTorchJob")
+    yield _gauge("info", 1, node_pool=chain.pool.name, queue="vision", runner="PyTorchJob")
     for condition in CONDITIONS:
         yield _gauge("condition", true[condition], condition=condition)
     for state in State:
@@ -443,6 +461,8 @@ def _chain(chain: Chain, hour: float) -> Iterator[Sample]:
             end = stage.end + (0 if last else chain.after)
             yield _gauge("eta_timestamp_seconds", BEGIN + 3600 * end)
         yield from _told(_stage(stage, hour, state), {"stage": stage.name})
+    for stage in chain.baselines:
+        yield from _told(_baseline(stage, hour), {"stage": stage.name})
 
 
 def _stage(stage: Stage, hour: float, state: State) -> Iterator[Sample]:
@@ -463,6 +483,13 @@ def _stage(stage: Stage, hour: float, state: State) -> Iterator[Sample]:
     yield from _times_of(stage, hour, state)
     yield from _spent(stage, hour)
     yield from _judged(stage, state)
+
+
+def _baseline(stage: Stage, hour: float) -> Iterator[Sample]:
+    """What is told of a model that the gate trains alone: less than of a stage."""
+    if stage.begin <= hour < stage.end:
+        yield _gauge("stage_allocated_gpus", stage.gpus)
+    yield from _spent(stage, hour)
 
 
 def _outlook(stage: Stage) -> Iterator[Sample]:

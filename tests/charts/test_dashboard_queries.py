@@ -54,20 +54,22 @@ def test_every_query_has_an_answer(name: str, server: Server) -> None:
 
 
 # A GPU hour costs 3.75 on an A100, and 6 on an H100.
-# vit: 64 A100 for 3 h, 6 h and 6 h so far: 720 + 1440 + 1440. swin: 32 for 4 h and 7.95 h: 480 +
-# 954. clip: 16 H100 for 3 h: 288, and a stage that an earlier chain has trained in 16 GPU h: 96.
-SPENT = {"clip": 384.0, "swin": 1434.0, "vit": 3600.0}
+# vit: 64 A100 for 3 h, 6 h and 6 h so far: 720 + 1440 + 1440, and 8 h for a model alone: 1920.
+# swin: 32 for 4 h and 7.95 h: 480 + 954. clip: 16 H100 for 3 h: 288, and a stage that an earlier
+# chain has trained in 16 GPU h: 96.
+SPENT = {"clip": 384.0, "swin": 1434.0, "vit": 5520.0}
 PLANNED = {"clip": 16 * 6 + 160 * 6.0, "swin": 376 * 3.75, "vit": 2590 * 3.75}
 PROJECTED = {"clip": 16 * 6 + 192 * 6.0, "swin": 1434.0, "vit": (192 + 384 + 768 + 1280) * 3.75}
-ALONE = {"clip": 96.0 + 2400, "swin": 480.0 + 2400, "vit": 720.0 + 2700 + 9000 + 18000}
-GPU_HOURS = 64 * 15 + 32 * 11.95 + 16 * 3 + 16
-# Startups take 6 minutes. vit: four with 64 GPUs; swin: three with 32; clip: three with 16, and
+ALONE = {"clip": 96.0 + 2400, "swin": 480.0 + 2400, "vit": 720.0 + 1920 + 9000 + 18000}
+GPU_HOURS = 64 * (15 + 8) + 32 * 11.95 + 16 * 3 + 16
+# Startups take 6 minutes. vit: five with 64 GPUs; swin: three with 32; clip: three with 16, and
 # 1.6 GPU h of the stage that was found. Lost: 15 minutes of vit-s, an hour of clip-b. Stalled: 15
 # minutes of swin-s.
-STARTUP = 0.1 * (4 * 64 + 3 * 32 + 3 * 16) + 1.6
+STARTUP = 0.1 * (5 * 64 + 3 * 32 + 3 * 16) + 1.6
 LOST = 0.25 * 64 + 1.0 * 16
 STALLED = 0.25 * 32
-# vit-t, vit-s with what was lost, half of vit-b; swin; clip-s, a fifth of clip-b and what was lost.
+# Of the stages: vit-t, vit-s with what was lost, half of vit-b; swin; clip-s, a fifth of clip-b and
+# what was lost. The model alone took another 1.2e20.
 MACS = 1.6e19 + 6.2e19 + 8e19 + 2.4e19 + 2e18 + 3e18
 ALONE_MACS = (1.6e19 + 1.2e20 + 4.8e20 + 1e21) + (8e18 + 4.8e19) + (2e18 + 3e19)
 PROJECTED_MACS = (1.6e19 + 6.2e19 + 1.6e20 + 2.4e20) + 2.4e19 + (2e18 + 1.1e19)
@@ -79,20 +81,20 @@ def by_chain(amounts: dict[str, float]) -> Expected:
 
 
 ANSWERS: dict[tuple[str, str, str], Expected] = {
-    ("family", "Spent", "A"): {(): 5418},
+    ("family", "Spent", "A"): {(): 7338},
     ("family", "Projected", "A"): {(): sum(PROJECTED.values())},
     ("family", "Planned", "A"): {(): 12178.5},
-    ("family", "Alone", "A"): {(): 35796},
-    ("family", "Saved", "A"): {(): 35796 - 12522},
+    ("family", "Alone", "A"): {(): 35016},
+    ("family", "Saved", "A"): {(): 35016 - 12522},
     ("family", "Burn rate", "A"): {(): 64 * 3.75},
     ("family", "Acceleration", "A"): {(): ALONE_MACS / PROJECTED_MACS},
     ("family", "GPU time", "A"): {(): GPU_HOURS},
     ("family", "Waste", "A"): {(): (STARTUP + LOST + STALLED) / GPU_HOURS},
-    ("family", "Lost work", "A"): {(): 3e18 / MACS},
+    ("family", "Lost work", "A"): {(): 3e18 / (MACS + 1.2e20)},
     # vit-b ends at 29.9 h, and vit-l 20 h later.
     ("family", "Time left", "A"): {(): 3600 * (29.9 + 20 - 24)},
     ("family", "Chains", "J"): by_chain({"vit": 1000 * (BEGIN + 3600 * (29.9 + 20))}),
-    ("family", "Budget", "A"): {(): 0.36},
+    ("family", "Budget", "A"): {(): 0.552},
     ("family", "Chains", "A"): by_chain({"clip": 4 / 12, "swin": 1, "vit": 1.56 / 4.76}),
     ("family", "Chains", "B"): by_chain(PLANNED),
     ("family", "Chains", "C"): by_chain(SPENT),
@@ -101,16 +103,17 @@ ANSWERS: dict[tuple[str, str, str], Expected] = {
     ("family", "Chains", "F"): by_chain({n: ALONE[n] - PROJECTED[n] for n in ALONE}),
     ("family", "Chains", "I"): by_chain({"swin": 5.6 / 2.4}),
     ("family", "Burn rate by chain", "A"): by_chain({"clip": 0, "swin": 0, "vit": 240}),
-    ("family", "Budgets", "A"): by_chain({"vit": 0.984}),
+    ("family", "Budgets", "A"): by_chain({"vit": 0.552}),
+    ("family", "Budgets", "B"): by_chain({"vit": 0.984}),
     ("family", "MACs of the chains, and alone", "A"): {(): MACS},
     ("family", "MACs of the chains, and alone", "B"): {
         (): 1.6e19 + 1.2e20 + 2.4e20 + 5.6e19 + 2e18 + 0.2 * 3e19
     },
-    ("family", "GPU time by GPU", "A"): {("A100",): GPU_HOURS - 64, ("H100",): 64},
+    ("family", "GPU time by node pool", "A"): {("a100-80gb",): GPU_HOURS - 64, ("h100",): 64},
     ("family", "Prices", "A"): {
-        ("OnDemand", "USD", "A100", "a100-80gb", "contract of 2026"): 3.75,
+        ("Any", "USD", "A100", "a100-80gb", "contract of 2026"): 3.75,
         ("Spot", "USD", "A100", "a100-80gb", "contract of 2026"): 1.5,
-        ("OnDemand", "USD", "H100", "h100", "contract of 2026"): 6,
+        ("Any", "USD", "H100", "h100", "contract of 2026"): 6,
     },
     ("chain", "Done", "A"): {(): (1.56e20 + 2.4e19 + 4e18) / (4.76e20 + 2.4e19 + 1.2e19)},
     ("chain", "GPUs held", "A"): {(): 64},
@@ -175,13 +178,19 @@ def test_stages_have_their_states(server: Server) -> None:
     }
 
 
+def test_a_model_that_is_trained_alone_burns_money_too(server: Server) -> None:
+    """12 and a half hours after the begin, when only the gate's baseline runs."""
+    found = last(server.query(query("family", "Burn rate", "A"), BEGIN + 12.5 * 3600))
+    assert found == {(): 64 * 3.75}
+
+
 def test_two_replicas_that_report_the_same_chains_count_once(server: Server) -> None:
-    """At 10:02, while the Lease changes hands."""
+    """10 hours and 2 minutes after the begin, while the Lease changes hands."""
     at = BEGIN + 10 * 3600 + 120
     both = {"expr": "count by (chain) (modelchain_info)", "instant": True}
     assert set(last(server.query(both, at)).values()) == {2}
     found = last(server.query(query("family", "Chains", "C"), at))
-    hours = {"vit": 64 * 9, "swin": 32 * (4 + 10 + 2 / 60 - 4.05)}
+    hours = {"vit": 64 * (9 + 10 + 2 / 60 - 9.5), "swin": 32 * (4 + 10 + 2 / 60 - 4.05)}
     expected = {name: 3.75 * of for name, of in hours.items()} | {"clip": 384}
     assert found == pytest.approx(by_chain(expected))
     assert last(server.query(query("family", "Planned", "A"), at)) == {(): 12178.5}
