@@ -7,9 +7,10 @@ import json
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from dashboards.board import board, chains
-from dashboards.colours import STATES
+from dashboards.colours import ACTIVITIES, STATES
 from dashboards.panels import (
     BLUE,
+    GOOD_IF_POSITIVE,
     GPU_HOURS,
     MONEY,
     NUMBER,
@@ -97,7 +98,7 @@ def _now() -> list[Panel]:
             colours=FEW_ARE_GOOD,
         ),
         number(
-            "Wait for a person",
+            "Waiting for a person",
             "Chains with the condition Stalled. `modelchain explain` says what to do.",
             NUMBER,
             total(gauge("modelchain_condition", 'condition="Stalled"')),
@@ -186,13 +187,15 @@ def _progress() -> list[Panel]:
         ),
         bars(
             "Better than alone",
-            "The gate's metric of each finished stage less that of the same model trained alone. A"
-            " bar is drawn only for a stage that is better.",
+            "The gate's metric of each finished stage less that of the same model trained alone. The"
+            " middle of a bar is as good as alone.",
             POINTS,
             (gauge("modelchain_stage_gate_difference_points"), NAME),
             width=6,
             decimals=2,
-            colours=((None, "red"), (0, "green")),
+            lowest=-2,
+            highest=2,
+            colours=GOOD_IF_POSITIVE,
         ),
     ]
 
@@ -242,8 +245,8 @@ def _speed() -> list[Panel]:
         ),
         lines(
             "MFU",
-            "Model FLOP/s utilisation: twice the MACs a second over the peak of the GPUs. Empty"
-            " where the peak of the device is unknown.",
+            "Model FLOPs utilization: twice the MACs a second over the peak of all GPUs in bf16."
+            " Empty where the peak of the device is unknown.",
             RATIO,
             (gauge("modelchain_trainer_mfu_ratio"), NAME),
             width=8,
@@ -279,6 +282,7 @@ def _time() -> list[Panel]:
                 "{{activity}}",
             ),
             width=8,
+            colours=ACTIVITIES,
             stacked=True,
             highest=1,
         ),

@@ -25,3 +25,11 @@ _USES = {
 }
 USES = {use: _USES[use] for use in Uses.model_fields if use != "unsaved"}
 CONDITIONS = {"Reconciling": "blue", "Stalled": "orange", "Complete": "green", "Failed": "red"}
+ACTIVITIES = {
+    "startup": "yellow",
+    "step": "green",
+    "data": "orange",
+    "checkpoint": "purple",
+    "evaluation": "blue",
+    "export": "#8ab8ff",
+}

@@ -70,7 +70,7 @@ def build() -> Dashboard:
         "What families of models have cost, will cost, and would have cost one by one",
         chains(),
         {
-            "All selected chains": [*_money(), *_work()],
+            "All selected chains": [*_spent(), *_saved(), *_work(), *_limits()],
             "By chain": [_chains(), *_by_chain()],
             "By stage": [_cost_by_stage(), _macs(), _stages()],
             "GPUs and prices": [*_gpus(), _prices()],
@@ -79,7 +79,7 @@ def build() -> Dashboard:
     )
 
 
-def _money() -> list[Panel]:
+def _spent() -> list[Panel]:
     return [
         number(
             "Spent",
@@ -102,6 +102,11 @@ def _money() -> list[Panel]:
             MONEY,
             total(PLANNED),
         ),
+    ]
+
+
+def _saved() -> list[Panel]:
+    return [
         number(
             "Alone",
             "The same models, each trained alone. An estimate: its MACs at the rate that was"
@@ -156,6 +161,11 @@ def _work() -> list[Panel]:
             decimals=1,
             colours=WASTE,
         ),
+    ]
+
+
+def _limits() -> list[Panel]:
+    return [
         number(
             "Lost work",
             "Share of the MACs that no checkpoint has kept, or that were done twice.",

@@ -45,7 +45,7 @@ def build() -> Dashboard:
             )
         ],
         {
-            "Now": [*_now(), _leader()],
+            "Now": [*_replicas(), *_known(), _leader()],
             "Work": [*_work()],
             "API server": [*_requests()],
             "Chains": [*_chains()],
@@ -59,8 +59,7 @@ def _of(name: str) -> str:
     return f"{name}{{{HERE}}}"
 
 
-def _now() -> list[Panel]:
-    stalled = 'modelchain_condition{condition="Stalled"}'
+def _replicas() -> list[Panel]:
     return [
         number(
             "Leaders",
@@ -85,6 +84,12 @@ def _now() -> list[Panel]:
             decimals=0,
             colours=ONCE_A_MINUTE,
         ),
+    ]
+
+
+def _known() -> list[Panel]:
+    stalled = 'modelchain_condition{condition="Stalled"}'
+    return [
         number(
             "Queue",
             "Chains that are due and wait for a worker.",
@@ -100,7 +105,7 @@ def _now() -> list[Panel]:
             decimals=0,
         ),
         number(
-            "Wait for a person",
+            "Waiting for a person",
             "Chains with the condition Stalled. `modelchain explain` says what to do.",
             NUMBER,
             f"sum(max by ({CHAIN}) ({stalled}))",

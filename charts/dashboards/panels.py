@@ -142,6 +142,7 @@ def bars(
     *queries: tuple[str, str],
     width: int = 8,
     decimals: int | None = None,
+    lowest: float = 0,
     highest: float | None = None,
     colours: Steps = BLUE,
 ) -> Panel:
@@ -150,7 +151,7 @@ def bars(
     for ref, (expression, legend) in zip("ABCDEFGH", queries, strict=False):
         panel = panel.with_target(_query(expression, legend, instant=True).ref_id(ref))
     panel = panel.orientation(VizOrientation.HORIZONTAL).display_mode(BarGaugeDisplayMode.BASIC)
-    panel = panel.reduce_options(_last()).thresholds(_colours(colours)).min(0)
+    panel = panel.reduce_options(_last()).thresholds(_colours(colours)).min(lowest)
     panel = panel if highest is None else panel.max(highest)
     return panel if decimals is None else panel.decimals(decimals)
 

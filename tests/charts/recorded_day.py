@@ -38,9 +38,12 @@ Series = list[dict[str, Any]]
 class Server:
     url: str
 
-    def query(self, target: dict[str, Any], at: float = END) -> Series:
-        """The answer to a query of a panel. Raises AssertionError if Prometheus refuses it."""
-        expression = filled(target["expr"])
+    def query(self, target: dict[str, Any], at: float = END, **chosen: str) -> Series:
+        """The answer to a query of a panel, at a moment in seconds since the epoch.
+
+        Values of variables may be chosen. Raises AssertionError if Prometheus refuses the query.
+        """
+        expression = filled(target["expr"], VARIABLES | chosen)
         if target.get("instant"):
             return self._get("query", query=expression, time=at)
         return self._get("query_range", query=expression, start=BEGIN, end=at, step=f"{5 * STEP}s")
@@ -55,8 +58,8 @@ class Server:
             raise AssertionError(f"{parameters}: {error.read().decode()}") from None
 
 
-def filled(expression: str) -> str:
-    for name, value in VARIABLES.items():
+def filled(expression: str, variables: dict[str, str]) -> str:
+    for name, value in variables.items():
         expression = expression.replace(f"${name}", value)
     assert "$" not in expression, expression
     return expression

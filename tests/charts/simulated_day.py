@@ -217,6 +217,7 @@ VIT = Chain(
             planned_hours=512,
             projected_hours=512,
             alone_cost=1920,
+            due=9.4,
             parts=_times(9.5, (9.6, "startup"), (17.5, "kept")),
         ),
     ),
@@ -573,7 +574,8 @@ def _pod(chain: Chain, stage: Stage, hour: float) -> Labels:
     attempt = 1 + sum(at <= hour for at, _ in stage.retries)
     pod = f"{chain.name}-{stage.name}-a{attempt}-master-0"
     labels = {"job": "modelchain-trainers", "instance": f"{pod}:9090", "pod": pod}
-    return labels | chain.labels | {"stage": stage.name}
+    # The pods of a model that is trained alone have the name of its stage.
+    return labels | chain.labels | {"stage": stage.name.removesuffix(" alone")}
 
 
 def _trainer(stage: Stage, hour: float) -> Iterator[Sample]:

@@ -118,7 +118,7 @@ ANSWERS: dict[tuple[str, str, str], Expected] = {
     ("chain", "Done", "A"): {(): (1.56e20 + 2.4e19 + 4e18) / (4.76e20 + 2.4e19 + 1.2e19)},
     ("chain", "GPUs held", "A"): {(): 64},
     ("chain", "Retries", "A"): {(): 4},
-    ("chain", "Wait for a person", "A"): {(): 1},
+    ("chain", "Waiting for a person", "A"): {(): 1},
     ("chain", "Time left by stage", "A"): {
         ("vit", "modelchain-operator-metrics", "vision", "vit-b"): 21240
     },
@@ -182,6 +182,12 @@ def test_a_model_that_is_trained_alone_burns_money_too(server: Server) -> None:
     """12 and a half hours after the begin, when only the gate's baseline runs."""
     found = last(server.query(query("family", "Burn rate", "A"), BEGIN + 12.5 * 3600))
     assert found == {(): 64 * 3.75}
+
+
+def test_a_chosen_chain_is_the_only_one(server: Server) -> None:
+    spent = query("chain", "Spent", "A")
+    assert last(server.query(spent, chain="swin")) == pytest.approx({(): SPENT["swin"]})
+    assert last(server.query(spent, namespace="team-b")) == pytest.approx({(): SPENT["clip"]})
 
 
 def test_two_replicas_that_report_the_same_chains_count_once(server: Server) -> None:
