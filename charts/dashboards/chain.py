@@ -187,7 +187,7 @@ def _progress() -> list[Panel]:
         ),
         bars(
             "Better than alone",
-            "The gate's metric of each finished stage less that of the same model trained alone. The"
+            "The gate's metric of each finished stage less that of the model trained alone. The"
             " middle of a bar is as good as alone.",
             POINTS,
             (gauge("modelchain_stage_gate_difference_points"), NAME),
