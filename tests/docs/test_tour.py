@@ -38,6 +38,8 @@ USES = {
         "core/modelchain/decide/change.py",
         "core/modelchain/decide/outcome.py",
         "core/modelchain/decide/transitions.py",
+        # it is shown in another way as well
+        "operator/modelchain_operator/cli/tree.py",
     },
 }
 
