@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+import yaml
 from generate import CHART, REPOSITORY
 
 FOLDER = CHART / "files" / "dashboards"
@@ -51,16 +52,7 @@ def documented() -> set[str]:
 
 
 def recorded() -> dict[str, str]:
-    """The expression of each recording rule, by its name."""
-    shown = {
-        "namespace_chain_stage_source_currency:modelchain_stage_cost:max": "cost",
-        "namespace_chain_stage_source_use:modelchain_stage_gpu_seconds:max": "gpu_seconds",
-        "namespace_chain_stage_source:modelchain_stage_macs:max": "macs",
-        "namespace_chain_stage_source:modelchain_stage_lost_macs:max": "lost_macs",
-        "namespace_chain_stage_source:modelchain_stage_queue_seconds:max": "queue_seconds",
-        "namespace_chain_stage_class:modelchain_stage_retries:max": "retries",
-    }
-    return {
-        name: f"max by ({name.split(':')[0].replace('_', ', ')}) (modelchain_stage_{what}_total)"
-        for name, what in shown.items()
-    }
+    """The expression of each recording rule of the chart, by its name."""
+    groups = yaml.safe_load((CHART / "files" / "rules.yaml").read_text())["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    return {rule["record"]: rule["expr"] for rule in rules if "record" in rule}

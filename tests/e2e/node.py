@@ -32,6 +32,7 @@ HOST, ADDRESS, PREFIX = (
 )  # from the block that RFC 2544 keeps for benchmarks
 PODS = "10.244.0.0/24"
 DNS_PORT, PROMETHEUS = 53, 9095
+RULES = Path(__file__).parents[2] / "charts" / "modelchain" / "files" / "rules.yaml"
 NAME = "node-a"
 CGROUP = "modelchain-e2e"
 KERNEL = {
@@ -226,9 +227,10 @@ oom_score = 0
         """Debian's knows no Kubernetes, so `_discover` tells it of pods, as a PodMonitor would."""
         config, data = self.directory / "prometheus.json", self.directory / "prometheus"
         found = [{"files": [str(self.directory / "targets-*.json")]}]
-        often = {"scrape_interval": "2s", "scrape_timeout": "2s"}
+        often = {"scrape_interval": "2s", "scrape_timeout": "2s", "evaluation_interval": "2s"}
         jobs = [{"job_name": "pods", "honor_labels": True, "file_sd_configs": found}]
-        config.write_text(json.dumps({"global": often, "scrape_configs": jobs}))
+        told = {"global": often, "scrape_configs": jobs, "rule_files": [str(RULES)]}
+        config.write_text(json.dumps(told))
         command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={data}"]
         return _Component(
             [*command, f"--web.listen-address={ADDRESS}:{PROMETHEUS}"],
@@ -251,10 +253,17 @@ oom_score = 0
             )
             if ours and runs and "metrics" in ports:
                 who = {"who": "operator" if operator else "trainer", "pod": pod["metadata"]["name"]}
-                targets.append({"targets": [f"{pod['status']['podIP']}:9090"], "labels": who})
+                of = {} if operator else self._of_trainer(pod["metadata"])
+                targets.append({"targets": [f"{pod['status']['podIP']}:9090"], "labels": who | of})
         new = self.directory / "new-targets"
         new.write_text(json.dumps(targets))
         new.rename(self.directory / "targets-pods.json")
+
+    @staticmethod
+    def _of_trainer(meta: dict[str, Any]) -> dict[str, str]:
+        """The labels that the chart's PodMonitor gives to a trainer's series."""
+        named = {name: meta["labels"][f"modelchain.dev/{name}"] for name in ("chain", "stage")}
+        return named | {"namespace": meta["namespace"]}
 
     def _provision(self) -> None:
         """A volume for every claim of our classes, a directory that any user may write; and

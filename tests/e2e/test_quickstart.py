@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -15,10 +16,12 @@ from typing import Any
 
 import open_clip
 import pytest
+from boards import NAMES, queries
 from build import find_or_build
 from lab import Lab
 from node import ADDRESS, PROMETHEUS
 from pages import REPOSITORY, commands
+from recorded_day import filled
 from system import CHART, EXAMPLE, HOME, NAMESPACE, Object, System, chain
 
 from modelchain.io.files import sha256_of
@@ -109,6 +112,23 @@ def test_prometheus_sees_every_target(applied: System, lab: Lab, tmp_path: Path)
         assert linted.returncode == 0, linted.stdout + linted.stderr
 
 
+def typed(lab: Lab, *words: str, exits: int = 0) -> str:
+    """What a command prints that a person types with the node's kubectl and our plugin."""
+    tools = f"{find_or_build().paths['kubectl'].parent}:{MODELCHAIN.parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "KUBECONFIG": str(lab.kubeconfig), "PATH": tools}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == exits, f"{words}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.timeout(900)
+def test_a_chain_is_watched_while_it_trains(applied: System, lab: Lab) -> None:
+    here = ("quickstart", "-n", NAMESPACE)
+    assert "Running" in typed(lab, "modelchain", "watch", *here, "--timeout", "5", exits=124)
+    assert typed(lab, "kubectl", "modelchain", "logs", *here, "--tail", "5").count("\n") == 5
+    assert "quickstart" in typed(lab, "kubectl", "modelchain", "explain", *here)
+
+
 @pytest.mark.timeout(1200)
 def test_three_stages_train_as_they_do_here(
     applied: System, complete: Object, lab: Lab, tmp_path: Path
@@ -153,6 +173,44 @@ def test_prometheus_has_the_totals_of_the_status(
     )
     assert value(seconds) == complete["total"]["gpuSeconds"]
     assert value('count(min_over_time(up{who="operator"}[2m]) == 0) or vector(0)') == 0
+
+
+@pytest.mark.timeout(300)
+def test_commands_tell_of_a_finished_chain(applied: System, complete: Object, lab: Lab) -> None:
+    here = ("quickstart", "-n", NAMESPACE)
+    assert "Complete" in typed(lab, "kubectl", "modelchain", "watch", *here)
+    assert "Complete" in typed(lab, "kubectl", "modelchain", "get", *here)
+    assert typed(lab, "modelchain", "logs", *here[:1], "small", *here[1:])
+    told = json.loads(typed(lab, "kubectl", "modelchain", "cost", *here, "-o", "json"))
+    assert told["total"]["spent"]["macs"] == complete["total"]["macs"]
+    completions = typed(lab, "kubectl_complete-modelchain", "watch", "-n", NAMESPACE, "qui")
+    assert "quickstart" in completions
+
+
+# What a chain on CPUs without a price, a gate and a queue has no series for, by panel.
+NOT_HERE: dict[str, set[str]] = {"family": set(), "chain": set(), "operator": set()}
+
+
+@pytest.mark.timeout(300)
+def test_panels_show_what_prometheus_has_scraped(complete: Object, lab: Lab) -> None:
+    """Every query of every dashboard is asked; only what this chain cannot have is empty."""
+    for name in NAMES:
+        targets = [(title, target) for title, target in queries(name)]
+        empty = {title for title, target in targets if not asked(target)}
+        assert empty <= NOT_HERE[name], name
+
+
+def asked(target: Object) -> list[Object]:
+    """The answer to a panel's query, over the last hour."""
+    hour = {"__rate_interval": "30s", "__range": "1h"}
+    expression = filled(
+        target["expr"], hour | dict.fromkeys(("namespace", "chain", "operator"), ".*")
+    )
+    if target.get("instant"):
+        return list(ask("query", query=expression)["result"])
+    now = time.time()
+    span = {"start": str(now - 3600), "end": str(now), "step": "5"}
+    return list(ask("query_range", query=expression, **span)["result"])
 
 
 @pytest.mark.timeout(300)
