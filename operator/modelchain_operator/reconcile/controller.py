@@ -144,6 +144,7 @@ class Controller:
     async def _decide_and_act(self, snapshot: Snapshot) -> float | None:
         """Decide and act until nothing is left to do now."""
         await self.reader.jobs_and_pods(snapshot)
+        await self.reader.records_ahead(snapshot)
         for _ in range(MOST_DECISIONS):
             decision = await self._decide(snapshot)
             digests = rests_on(snapshot.status, decision)

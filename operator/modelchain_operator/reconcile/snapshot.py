@@ -286,6 +286,17 @@ class Reader:
             await self.each(snapshot, sorted(needs))
         snapshot.needs.clear()
 
+    async def records_ahead(self, snapshot: Snapshot) -> None:
+        """Read the claim, and the records of the stages that have finished by the status.
+
+        Every decision needs them. Without this it would find out one stage after the other, and be
+        made again for each.
+        """
+        if not snapshot.finished:
+            return
+        await self.each(snapshot, [Need("claim")])
+        await self.each(snapshot, [Need("artifact", one) for one in sorted(snapshot.finished)])
+
     async def each(self, snapshot: Snapshot, needs: Sequence[Need]) -> None:
         """Read several needs concurrently. None of them may depend on the answer to another."""
         answers = await asyncio.gather(*(self.one(snapshot, need) for need in needs))
