@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 from podshapes import ended, running, word
+from specs import DELETE
 from stagelife import Life, launched
 
+from modelchain.api.spec import Evaluation
+from modelchain.identity.digest import short_key
 from modelchain.io.load import parse
 from modelchain.plan.pools import PoolFile
 from modelchain_operator.api.kube import NODES, Forbidden
@@ -117,3 +120,77 @@ def test_the_record_says_what_it_cost_in_what_and_by_which_price() -> None:
     assert spec["priceSources"] == ["until one", "from one"]
     [attempt] = life.status.stages[0].attempts
     assert (attempt.cost, attempt.price_sources) == ("20.00", ["until one", "from one"])
+
+
+# -- what events say -------------------------------------------------------------------------------
+
+EVALUATION = {"name": "top1", "kind": "Retrieval", "shards": "/data/val.tar"}
+PRICE = {"validFrom": "2026-01-01", "perGpuHour": "2.50"}
+
+
+def trains(life: Life, job: str, at: float, percent: float = 40.0) -> None:
+    """An attempt of three hours on 8 GPUs."""
+    key = short_key(Evaluation.model_validate(EVALUATION))
+    known = {"metrics": {"top1": percent}, "evaluations": {"top1": key}}
+    message = word("Succeeded", steps=1, macs=5, **known)
+    life.pods(ended(code=0, start=at + 60, end=at + 3 * HOUR, created=at, message=message), job=job)
+    life.end_job("Succeeded", job)
+    life.look(at + 3 * HOUR + 10 - life.now)
+
+
+def events_of(life: Life, *, beginning: str) -> list[str]:
+    return [text for text in life.said if text.startswith(beginning)]
+
+
+def test_a_finished_stage_says_what_it_has_cost() -> None:
+    life = launched(config=config(PRICE))
+    trains(life, "vit-vit-t-a1", 100)
+    trains(life, "vit-vit-s-a1", 11_000)
+    assert events_of(life, beginning="stage vit-t was trained")[0].endswith(
+        "; it has cost 60.00 USD, all stages 60.00 USD"
+    )
+    assert events_of(life, beginning="stage vit-s was trained")[0].endswith(
+        "; it has cost 60.00 USD, all stages 120.00 USD"
+    )
+    life.said.clear()
+    life.edit(2, **{"spec.stages[1].rerun": "again"})
+    life.look(10)
+    life.edit(3, **{"spec.stages[1].rerun": DELETE})
+    life.pods()
+    life.look(10)
+    [kept] = events_of(life, beginning="stage vit-s: unchanged")
+    assert "cost" not in kept, "its artifact was there, so nothing was spent"
+
+
+def test_a_missed_gate_says_what_was_spent_on_it() -> None:
+    gate = {"metric": "top1", "baseline": {"vit-s": "50"}}
+    changes = {"spec.evaluation": [EVALUATION], "spec.gate": gate}
+    life = launched(config=config(PRICE), **changes)
+    trains(life, "vit-vit-t-a1", 100)
+    trains(life, "vit-vit-s-a1", 11_000, percent=48.5)
+    [missed] = events_of(life, beginning="stage vit-s missed its baseline")
+    assert missed.endswith("; it has cost 60.00 USD, all stages 120.00 USD")
+
+
+def test_a_failed_stage_says_what_was_spent_on_it() -> None:
+    life = launched(config=config(PRICE))
+    message = word("Failed", "UserError", "no such shard")
+    life.pods(ended(start=160, end=100 + HOUR, created=100, message=message))
+    life.end_job("Failed")
+    life.look(100 + HOUR + 10)
+    [failed] = events_of(life, beginning="stage vit-t: UserError")
+    assert failed.endswith("; it has cost 20.00 USD, all stages 20.00 USD")
+
+
+def test_a_spent_budget_says_how_much() -> None:
+    life = launched(config=config(PRICE), **{"spec.budget": {"cost": "50"}})
+    trains(life, "vit-vit-t-a1", 100)
+    [stalled] = events_of(life, beginning="stage vit-s: BudgetExceeded")
+    assert "USD will be spent" in stalled and "spec.budget.cost allows 50" in stalled
+
+
+def test_without_a_price_no_money_is_told() -> None:
+    life = launched()
+    trains(life, "vit-vit-t-a1", 100)
+    [trained] = events_of(life, beginning="stage vit-t was trained")
+    assert "cost" not in trained

@@ -29,6 +29,7 @@ from modelchain.gate.verdict import in_words
 from modelchain.io.load import parse
 from modelchain.plan.check import check, check_epochs
 from modelchain.plan.pools import PoolFile
+from modelchain.plan.prices import shown
 from modelchain_operator.api.kube import CHAINS, ApiError, Forbidden, Kube, NotFound, Object
 from modelchain_operator.api.objects import is_deleting
 from modelchain_operator.api.objects import uid as uid_of
@@ -58,6 +59,8 @@ WARNINGS = (
     Code.RELEASE_REFUSED,
     Code.GATE_RELAXED,
 )
+# Events of a stage that say what it has cost.
+PAID = (Code.STAGE_SUCCEEDED, Code.STAGE_FAILED, Code.GATE_RELAXED)
 
 
 class Controller:
@@ -204,14 +207,14 @@ class Controller:
         for stage, known in _with_before(status.stages, before.stages):
             handovers.observe(self.hand_overs, known, stage)
             if news(known) != news(stage):
-                self._send_event(snapshot.chain, stage, "stage")
+                self._send_event(snapshot, stage, "stage")
             if _has_missed(stage) and not _has_missed(known):
                 self._send_miss(snapshot, stage)
             for kind, code, text in measuring.news(known, stage):
                 self.events.tell(snapshot.chain, kind, code, text)
         for row, known in _with_before(status.baselines, before.baselines):
             if news(known) != news(row):
-                self._send_event(snapshot.chain, row, "baseline")
+                self._send_event(snapshot, row, "baseline")
 
     async def _put(self, chain: Object, status: ChainStatus) -> Object:
         """PUT the status. If the server refuses it, only an event can tell."""
@@ -223,7 +226,7 @@ class Controller:
             raise
 
     def _send_event(
-        self, chain: Object, stage: StageStatus, what: Literal["stage", "baseline"]
+        self, snapshot: Snapshot, stage: StageStatus, what: Literal["stage", "baseline"]
     ) -> None:
         """Send an event for a stage's transition. A stage that waits for its turn is no news."""
         quiet = not stage.attempts and not stage.stalled and stage.code not in WARNINGS
@@ -236,12 +239,15 @@ class Controller:
             text += "; " + ", ".join(
                 f"{name} {value}" for name, value in stage.results.items() if "/" not in name
             )
-        self.events.tell(chain, "Warning" if bad else "Normal", news(stage), text)
+        if news(stage) in PAID:
+            text += money(stage, snapshot.status, what)
+        self.events.tell(snapshot.chain, "Warning" if bad else "Normal", news(stage), text)
 
     def _send_miss(self, snapshot: Snapshot, stage: StageStatus) -> None:
         gate, found = snapshot.spec.spec.gate, stage.gate
         assert gate is not None and found is not None
         text = f"stage {stage.name} missed its baseline: {in_words(gate, found)}"
+        text += money(stage, snapshot.status, "stage")
         self.events.tell(snapshot.chain, "Warning", Code.GATE_MISSED, text)
 
     async def _refuse(self, chain: Object, status: ChainStatus, error: InputError) -> None:
@@ -306,6 +312,19 @@ def news(stage: StageStatus) -> Code:
     if stage.code in WARNINGS:
         return stage.code
     return Code.STAGE_RETRYING if stage.not_before is not None else Code(f"Stage{stage.state}")
+
+
+def money(stage: StageStatus, status: ChainStatus, what: Literal["stage", "baseline"]) -> str:
+    """What a stage or a baseline has cost, to end an event's sentence.
+
+    It is empty without a price, and for a stage whose artifact was there before.
+    """
+    if stage.cost is None or stage.cache == "Hit":
+        return ""
+    text = f"; it has cost {shown(stage.cost)} {status.currency}"
+    if what == "baseline" or status.total.cost is None:
+        return text
+    return f"{text}, all stages {shown(status.total.cost)} {status.currency}"
 
 
 def _with_before(
