@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_RETRIES ?= 10
 
-.PHONY: quickstart test test-all e2e e2e-faults e2e-clean lint crds chart clean
+.PHONY: quickstart test test-all gitops e2e e2e-faults e2e-clean lint crds chart clean
 
 quickstart: .venv/installed
 	$(BIN)/modelchain pack digits --to runs/digits
@@ -18,6 +18,11 @@ test: lint
 # The same with nothing sampled: hours.
 test-all: lint
 	@MODELCHAIN_SWEEPS=all .ci/levels
+
+# A real Flux, built once (8 minutes of CPU), which applies chains from a repository. Part of
+# `make test-all`.
+gitops: .venv/installed
+	@.ci/timed "Flux" $(BIN)/pytest tests/flux
 
 # A node of its own, on which pods really train; needs Linux, root and 30 GB. See CONTRIBUTING.md.
 e2e: .venv/installed

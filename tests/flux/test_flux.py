@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import copy
+import json
+import subprocess
+import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Begin
-from controllers import INTERVAL
+from controllers import INTERVAL, Begin, Synced
 from kubelet import Kubelet
 from playedpod import Pod
 from plays import hang, user_error
 from rig import chain
+from verdicts import ask
 
+MODELCHAIN = Path(sys.executable).parent / "modelchain"
 pytestmark = pytest.mark.timeout(600)
 Object = dict[str, Any]
 
@@ -51,20 +57,26 @@ def test_a_commit_trains_what_it_edits_and_nothing_else(begin: Begin, kubelet: K
 
     labelled = edited(first, "metadata.labels", {"team": "vision"})
     synced.until_ready(synced.repository.commit(labelled, "a label"))
-    assert synced.space.get("mchain", "family")["metadata"]["labels"] == {"team": "vision"}
+    assert synced.space.get("mchain", "family")["metadata"]["labels"]["team"] == "vision"
     assert synced.attempts() == [1, 2, 2] and kubelet.errors == []
 
 
 def test_nothing_drifts(begin: Begin) -> None:
-    """Flux applies the same file again and again, and neither it nor the operator writes."""
+    """Flux applies the same file again and again, and neither it nor the operator writes. Argo CD
+    would see no difference either.
+    """
     synced = begin("complete")
-    synced.until_ready(synced.repository.commit(chain(stages=2)))
+    manifest = chain(stages=2)
+    synced.until_ready(synced.repository.commit(manifest))
     version, passes = synced.space.at_rest(), synced.passes()
     end = time.monotonic() + 45
     while time.monotonic() < end:
         time.sleep(INTERVAL)
         assert synced.space.version() == version
     assert synced.passes() - passes >= 45 // INTERVAL // 2, "Flux has applied it meanwhile"
+    live = synced.space.get("mchain", "family")
+    assert not ask({"family": live}, {"family": manifest})["family"].differs
+    assert ask({"family": live}, {"family": rerun(manifest)})["family"].differs
 
 
 def test_a_commit_that_the_api_server_refuses_changes_nothing(begin: Begin) -> None:
@@ -106,6 +118,44 @@ def test_a_commit_suspends_the_chain_while_flux_waits_for_it(
     kubelet.script = lambda pod: None
     synced.until_ready(synced.repository.commit(first))
     assert synced.attempts() == [1, 2, 1]
+
+
+def by_kubectl(synced: Synced) -> None:
+    patch = json.dumps({"spec": {"suspend": True}})
+    synced.space.kubectl("patch", "mchain", "family", "--type=merge", "-p", patch)
+
+
+def by_our_command(synced: Synced) -> None:
+    where = ["-n", synced.space.namespace, "--kubeconfig", str(synced.space.cluster.kubeconfig)]
+    subprocess.run([MODELCHAIN, "suspend", "family", *where], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("git", "suspend", "stays"),
+    [
+        ({}, by_our_command, True),
+        ({"suspend": False}, by_our_command, False),
+        ({}, by_kubectl, False),
+    ],
+    ids=["by our command", "by our command against Git", "by kubectl"],
+)
+def test_who_may_suspend_a_chain_beside_git(
+    begin: Begin,
+    kubelet: Kubelet,
+    git: Object,
+    suspend: Callable[[Synced], None],
+    stays: bool,
+) -> None:
+    """Flux takes back what differs from Git, and whatever kubectl has set."""
+    kubelet.script = trains_on
+    synced = begin("running")
+    thing = chain(stages=2)
+    thing["spec"] |= git
+    synced.until_ready(synced.repository.commit(thing))
+    suspend(synced)
+    passes = synced.passes()
+    synced.space.wait(lambda: synced.passes() > passes + 1, "Flux has applied it")
+    assert synced.space.get("mchain", "family")["spec"]["suspend"] is stays
 
 
 def test_the_profile_running_is_ready_while_the_chain_trains(

@@ -39,12 +39,30 @@ def ask(
 ) -> dict[str, Verdict]:
     """The verdict about each object; `git` has the manifests of some. Raises `Unavailable`."""
     flux = {name: checks(name) for name in PROFILES}
-    question = {**argo(), "flux": flux, "objects": objects, "git": git or {}}
+    answers = _run({**argo(), "flux": flux, "objects": objects, "git": git or {}})
+    return {name: Verdict(**answer) for name, answer in answers["objects"].items()}
+
+
+def notices(apps: Mapping[str, Object]) -> dict[str, dict[str, str]]:
+    """What Argo CD sends about each Application, by trigger. Raises `Unavailable`."""
+    data = yaml.safe_load((ARGO / "notifications.yaml").read_text())["data"]
+    triggers = {
+        key.removeprefix("trigger."): yaml.safe_load(text)
+        for key, text in data.items()
+        if key.startswith("trigger.")
+    }
+    message = yaml.safe_load(data["template.chains"])["message"]
+    asked = {"triggers": triggers, "template": message, "apps": apps}
+    sent: dict[str, dict[str, str]] = _run({"notices": asked})["notices"]
+    return sent
+
+
+def _run(question: Object) -> Object:
     done = subprocess.run(
         [program(VERDICTS)], input=json.dumps(question), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    return {name: Verdict(**answer) for name, answer in json.loads(done.stdout).items()}
+    return dict(json.loads(done.stdout))
 
 
 def argo() -> dict[str, str]:

@@ -1,4 +1,5 @@
 // GitOps tools as they read chains: Flux's controllers, and Argo CD's engine within `verdicts`.
+// Kept by `go mod tidy -e`: the proxy lacks a module that only tests of source-controller need.
 module modelchain.dev/tests/gitops/tools
 
 go 1.26.3
@@ -6,6 +7,7 @@ go 1.26.3
 require (
 	github.com/argoproj/argo-cd/gitops-engine v0.7.1-0.20250908182407-97ad5b59a627
 	github.com/argoproj/argo-cd/v3 v3.5.7
+	github.com/argoproj/notifications-engine v0.5.1-0.20260503100631-0cff13b8a717
 	github.com/fluxcd/cli-utils v1.2.3
 	github.com/fluxcd/kustomize-controller v1.9.6
 	github.com/fluxcd/pkg/apis/kustomize v1.19.2
@@ -137,6 +139,7 @@ require (
 	github.com/envoyproxy/protoc-gen-validate v1.3.3 // indirect
 	github.com/evanphx/json-patch/v5 v5.9.11 // indirect
 	github.com/exponent-io/jsonpath v0.0.0-20210407135951-1de76d718b3f // indirect
+	github.com/expr-lang/expr v1.17.8 // indirect
 	github.com/extism/go-sdk v1.7.1 // indirect
 	github.com/fatih/camelcase v1.0.0 // indirect
 	github.com/fatih/color v1.19.0 // indirect

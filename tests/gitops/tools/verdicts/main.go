@@ -7,11 +7,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"strings"
+	"text/template"
 
 	"github.com/argoproj/argo-cd/gitops-engine/pkg/diff"
 	"github.com/argoproj/argo-cd/gitops-engine/pkg/health"
 	appv1 "github.com/argoproj/argo-cd/v3/pkg/apis/application/v1alpha1"
 	"github.com/argoproj/argo-cd/v3/util/lua"
+	"github.com/argoproj/notifications-engine/pkg/triggers"
 	"github.com/fluxcd/cli-utils/pkg/kstatus/status"
 	"github.com/fluxcd/pkg/apis/kustomize"
 	"github.com/fluxcd/pkg/runtime/cel"
@@ -26,6 +29,21 @@ type Question struct {
 	Flux    map[string]kustomize.HealthCheckExpressions `json:"flux"`
 	Objects map[string]json.RawMessage                  `json:"objects"`
 	Git     map[string]json.RawMessage                  `json:"git"`
+	Notices Notices                                     `json:"notices"`
+}
+
+// Notices has Argo CD's triggers and the text of its template, and Applications by name.
+type Notices struct {
+	Triggers map[string][]triggers.Condition `json:"triggers"`
+	Template string                          `json:"template"`
+	Apps     map[string]map[string]any       `json:"apps"`
+}
+
+// Answers has the answers about objects by name, and about each Application the text that each
+// trigger sends; none where it does not fire.
+type Answers struct {
+	Objects map[string]Answer            `json:"objects"`
+	Notices map[string]map[string]string `json:"notices"`
 }
 
 // Answer is about one object. Differs: Argo CD takes the object for another one than its manifest,
@@ -60,7 +78,44 @@ func run() error {
 		}
 		answers[name] = answer
 	}
-	return json.NewEncoder(os.Stdout).Encode(answers)
+	notices, err := question.Notices.sent()
+	if err != nil {
+		return fmt.Errorf("argo notifications: %w", err)
+	}
+	return json.NewEncoder(os.Stdout).Encode(Answers{answers, notices})
+}
+
+func (notices Notices) sent() (map[string]map[string]string, error) {
+	engine, err := triggers.NewService(notices.Triggers)
+	if err != nil {
+		return nil, err
+	}
+	text, err := template.New("notice").Parse(notices.Template)
+	if err != nil {
+		return nil, err
+	}
+	sent := map[string]map[string]string{}
+	for name, app := range notices.Apps {
+		sent[name] = map[string]string{}
+		vars := map[string]any{"app": app}
+		for trigger := range notices.Triggers {
+			found, err := engine.Run(trigger, vars)
+			if err != nil {
+				return nil, err
+			}
+			for _, condition := range found {
+				if !condition.Triggered {
+					continue
+				}
+				var said strings.Builder
+				if err := text.Execute(&said, vars); err != nil {
+					return nil, err
+				}
+				sent[name][trigger] = said.String()
+			}
+		}
+	}
+	return sent, nil
 }
 
 func (question Question) answer(text, git json.RawMessage) (answer Answer, err error) {
