@@ -197,7 +197,8 @@ def closed(
     if failure is FailureClass.HARDWARE:
         node, fault = next(iter(seen.bad_nodes.items()), (None, ""))
     final = end_of_queue(final, now)
-    return at_its_end(final, state, failure, now, ended(final, seen, now)).changed(
+    end = ended(final, seen, now)
+    return at_its_end(final, state, failure, now, end, seen.word).changed(
         state=state,
         failure=failure,
         message=shortened(message, MESSAGE_LENGTH),

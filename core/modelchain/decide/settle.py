@@ -6,7 +6,7 @@ which it resumes says who wrote it, and what that one had done by then.
 
 from __future__ import annotations
 
-from modelchain.api.contracts import FailureClass
+from modelchain.api.contracts import FailureClass, LastWord
 from modelchain.api.status import AttemptStatus, PodTime, Spent, State, Unsettled, storable
 from modelchain.api.uses import Resumed, Uses
 from modelchain.decide.split import Start, starts, used
@@ -22,6 +22,7 @@ def at_its_end(
     failure: FailureClass | None,
     now: float,
     end: float,
+    word: LastWord | None,
 ) -> AttemptStatus:
     """The attempt, which is closed, with its work settled as far as that is known.
 
@@ -31,10 +32,11 @@ def at_its_end(
         failure: how it failed, if it did.
         now: seconds since the epoch.
         end: when its last pod ended.
+        word: rank 0's last word, if it left one.
     """
     known = starts(attempt.pods)
     if not known:
-        return _without_pods(attempt, state)
+        return _without_pods(attempt, state, word)
     *earlier, newest = known
     attempt = _without_word(attempt, earlier)
     before = sum((used(start, now).settled for start in earlier), attempt.gone.gpu_milliseconds)
@@ -76,9 +78,9 @@ def _moved(uses: Uses, use: str, time: int) -> Uses:
     return uses.model_copy(update={use: getattr(uses, use) + time, "unsaved": uses.unsaved - time})
 
 
-def _without_pods(attempt: AttemptStatus, state: State) -> AttemptStatus:
+def _without_pods(attempt: AttemptStatus, state: State, word: LastWord | None) -> AttemptStatus:
     """An attempt on a laptop. Without a last word only its MACs are known."""
-    told = attempt.gpu_milliseconds.total or attempt.lost_macs
+    told = attempt.gpu_milliseconds.total or (word is not None and word.milliseconds.total)
     if told or not attempt.macs or state is State.SUCCEEDED:
         return _with(attempt, attempt.gpu_milliseconds.settled, None)
     return _with(attempt, attempt.gpu_milliseconds, Unsettled(macs=attempt.macs))
