@@ -331,13 +331,12 @@ def test_logs_are_followed_over_a_hand_over(cli: Cli, kubelet: Kubelet) -> None:
 
     async def play(pod: Pod) -> None:
         pod.say(f"{pod.name} loads")
-        if pod.role == "train":
-            await pod.start()
-            while not goes_on.is_set():
-                await asyncio.sleep(0.05)
-        await plays.usual(seconds=2.0)(pod)
+        await pod.start()
+        while not goes_on.is_set():
+            await asyncio.sleep(0.05)
+        await pod.exit(0, await pod.train(2.0))
 
-    kubelet.script = lambda pod: play
+    kubelet.script = lambda pod: play if pod.role == "train" else None
     cli.space.apply(chain(stages=2))
     cli.space.wait(lambda: cli.space.states() == ["Running", "Pending"], "the first stage runs")
     with cli.begun("logs", "family", "-f") as logs:
@@ -348,7 +347,7 @@ def test_logs_are_followed_over_a_hand_over(cli: Cli, kubelet: Kubelet) -> None:
         said = logs.stderr.read().splitlines()
     assert logs.returncode == 0, said
     pods = [f"family-{stage}-a1-master-0" for stage in "ab"]
-    does = ("loads", "starts", "starts", "exits with 0")
+    does = ("loads", "starts", "exits with 0")
     assert lines == [f"{pod} {what}" for pod in pods for what in does]
     assert said == [f"modelchain: the log of pod {pod}" for pod in pods]
 
@@ -466,7 +465,9 @@ def test_a_user_who_may_not(cli: Cli, control_plane: ControlPlane) -> None:
         assert "refuses this" in cli.refused("suspend", "family", "-n", namespace, code=1)
         assert "refuses this" in cli.refused("get", "-n", "default", code=1)
         # Without the right to watch, and to see pods and their logs.
-        assert "refuses this" in cli.refused("watch", "family", "-n", namespace, code=1)
+        done = cli.ended("watch", "family", "-n", namespace)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1
+        assert "refuses this: GET" in done.stderr and "cannot watch resource" in done.stderr
         assert "refuses this" in cli.refused("logs", "family", "-n", namespace, code=1)
     finally:
         control_plane.kubeconfig = admin
