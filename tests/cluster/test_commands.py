@@ -473,6 +473,30 @@ def test_a_user_who_may_not(cli: Cli, control_plane: ControlPlane) -> None:
         control_plane.kubeconfig = admin
 
 
+def test_the_role_view_is_enough_to_watch_and_for_logs(
+    cli: Cli, kubelet: Kubelet, control_plane: ControlPlane
+) -> None:
+    """With what the chart adds to it: chains may be read."""
+    kubelet.script = lambda pod: plays.stall()
+    cli.space.apply(chain(stages=1))
+    verbs, resource = "--verb=get,list,watch", "--resource=modelchains.modelchain.dev"
+    cli.space.kubectl("create", "role", "chains", verbs, resource)
+    cli.space.kubectl("create", "rolebinding", "chains", "--role=chains", "--user=joe")
+    cli.space.kubectl("create", "rolebinding", "view", "--clusterrole=view", "--user=joe")
+    cli.space.wait(lambda: cli.space.states() == ["Running"], "the stage runs")
+    admin, control_plane.kubeconfig = control_plane.kubeconfig, control_plane.kubeconfig_for("joe")
+    try:
+        assert cli("logs", "family") == "family-a-a1-master-0 starts\n"
+        done = cli.ended("watch", "family", "-n", cli.space.namespace, "--timeout=3")
+        assert done.returncode == 124 and "a  Running" in done.stdout
+        done = cli.ended("explain", "family", "-n", cli.space.namespace, "-o", "json")
+        found = json.loads(done.stdout)["evidence"]
+        hidden = {e["object"] for e in found if "may not read" in e["message"]}
+        assert hidden <= {"leases", "pytorchjobs"}
+    finally:
+        control_plane.kubeconfig = admin
+
+
 def test_ctrl_c_ends_a_watch(cli: Cli) -> None:
     cli.space.apply(chain(spec__suspend=True))
     heard = [

@@ -227,7 +227,8 @@ def test_a_spec_of_another_version_still_shows_its_stages() -> None:
 
 
 def test_without_unicode_and_without_colour(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "\n".join(drawn(watched.chain(), signs=ASCII))
+    lines = drawn(watched.chain(), signs=ASCII) + drawn(watched.chain(), width=60, signs=ASCII)
+    text = "\n".join(lines)
     assert text.isascii() and "`- family-c-a1" in text
     monkeypatch.setenv("NO_COLOR", "1")
     out = io.StringIO()

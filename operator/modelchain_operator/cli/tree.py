@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from typing import Literal
 
 from pydantic import ValidationError
 from rich.console import Group, RenderableType
@@ -67,10 +68,12 @@ class Signs:
     branch: str = "├─ "
     last: str = "└─ "
     more: str = "…"
+    # How a line that is too long ends.
+    cut: Literal["ellipsis", "crop"] = "ellipsis"
 
 
 UNICODE = Signs()
-ASCII = Signs("+", "*", ".", "=", "!", "x", "#", "-", "|- ", "`- ", "...")
+ASCII = Signs("+", "*", ".", "=", "!", "x", "#", "-", "|- ", "`- ", "...", "crop")
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def tree(view: Watched, width: int, signs: Signs = UNICODE) -> RenderableType:
     """The whole picture. Only commands to copy are longer than `width` characters."""
     texts = [*_heading(view), Text(), *_accounts(view, width), *_stages(view, width, signs)]
     for text in texts:
-        text.no_wrap, text.overflow = True, "ellipsis"
+        text.no_wrap, text.overflow = True, signs.cut
     return Group(*texts, *_next(view))
 
 
