@@ -28,7 +28,7 @@ from modelchain.api.status import (
     Total,
 )
 from modelchain.api.uses import Uses
-from modelchain.gate.outlook import Taken, added, less, outlooks
+from modelchain.gate.outlook import Taken, added, less, outlooks, with_removed
 from modelchain.local.root import Root
 
 HOUR = 3_600_000
@@ -202,3 +202,15 @@ def test_on_a_cpu_there_are_only_macs(tmp_path: Path) -> None:
     done = modelchain("cost", "--root", "root", folder=tmp_path)
     assert done.returncode == 0 and "MACs" in done.stdout
     assert "GPU hours" not in done.stdout and "~" not in done.stdout
+
+
+def test_what_removed_stages_have_spent_is_part_of_the_sum() -> None:
+    """A renamed stage has spent under its old name, and saves nothing by that."""
+    spent = Total(macs=7 * 10**18, gpu_seconds=3600.0, gpu_milliseconds=Uses(productive=3_600_000))
+    gone = StageLedger(name="b", **dict(spent) | {"cost": "2.50"})
+    status = ChainStatus(currency="USD", removed=[gone], total=spent)
+    (removed,) = with_removed([], status)
+    assert removed.state is None and removed.spent == removed.projected
+    assert (removed.spent.macs, removed.saved.macs) == (7 * 10**18, -7 * 10**18)
+    assert removed.spent.cost == Decimal("2.50")
+    assert with_removed([], ChainStatus()) == []

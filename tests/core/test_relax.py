@@ -382,3 +382,37 @@ def test_later_runs_of_a_relaxed_stage_are_stopped() -> None:
     settle(chain)
     assert chain.trainers["family-c-a1"].asked_to_stop
     assert trained(chain) == ["a32", "b16", "b20", "c13", "c17"]
+
+
+@pytest.mark.parametrize(
+    ("edits", "told"),
+    [
+        (
+            {"spec.gate.relaxation.maxRounds": 1},
+            "to go on, raise gate.tolerance, set gate.onMiss: Continue, or raise"
+            " gate.relaxation.maxRounds",
+        ),
+        (
+            {"spec.gate.baseline.b": "70"},
+            "to go on, raise gate.tolerance or set gate.onMiss: Continue",
+        ),
+    ],
+    ids=["no round is left", "all of baselineEpochs"],
+)
+def test_what_a_person_can_do_is_what_the_spec_allows(edits: dict[str, Any], told: str) -> None:
+    chain = settle(world(**edits))
+    (missed,) = (s for s in chain.status.stages if s.code is Code.GATE_MISSED)
+    assert missed.message.endswith(told)
+
+
+@pytest.mark.parametrize("cluster", [True, False])
+def test_no_round_begins_while_nothing_may_run(cluster: bool) -> None:
+    """It could not be taken back."""
+    chain = settle(world(cluster, **{"spec.gate.relaxation.maxRounds": 1}))
+    chain.suspend = True
+    chain.edit(**{"spec.gate.relaxation.maxRounds": 2})
+    settle(chain)
+    assert rounds(chain) == ALL_ROUNDS[:1]
+    chain.suspend = False
+    chain.edit()
+    check_end(settle(chain))

@@ -213,3 +213,11 @@ def test_what_is_found_in_the_records_of_a_chain_is_what_it_did(
         name: one.epochs for name, one in at.items()
     }
     assert [(r.stage, r.epochs) for r in found] == [(r.stage, r.epochs) for r in rounds]
+
+
+def test_a_baseline_of_a_stage_that_has_left_the_spec_is_no_stage() -> None:
+    """`b` has a new name; its model alone was found first."""
+    alone = replace(record("b", 32), alone=True)
+    records = [record("a", 32), alone, record("b", 20), record("c", 18)]
+    newest, _ = replayed(["a", "beta", "c", "d"], records, "1.25")
+    assert list(newest) == ["a", "b", "c"] and newest["b"].schedule.epochs == 20

@@ -5,6 +5,7 @@ alone.
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 from harness import Chain, wait_until
@@ -74,9 +75,14 @@ def test_an_impossible_target(half_finished: Chain) -> None:
     assert {name[:-1] for name in made} == {"tiny-one-a", "tiny-two-a"}
     check_by_hand(chain, reached["stages"][1])
     (chain.root / "status.json").unlink()
+    newest_first = sorted(chain.root.glob("*/artifact/*.json"), key=lambda p: -p.stat().st_mtime)
+    for time, path in enumerate(newest_first):  # as in a copy of the root, in another order
+        os.utime(path, (time, time))
     again = chain.run()
     assert again.returncode == EXIT_WORK_FAILED
     assert end(chain) == reached and attempts(chain) == made, "nothing is trained again"
+    spent = chain.status()["relaxation"]["spent"]["macs"]
+    assert spent == chain.status()["stages"][1]["relaxed"]["macs"] > 0, "of the round before"
     gate(chain, baseline={"two": "100"}, onMiss="Continue")
     allowed = chain.run()
     assert allowed.returncode == 0 and "Missed" in allowed.stdout, allowed.stdout

@@ -16,7 +16,7 @@ from modelchain.cli.options import Context, Kubeconfig, NameOrRoot, Namespace, R
 from modelchain.cli.stored import read_begun
 from modelchain.cli.tables import print_table, print_text
 from modelchain.gate.budget import SECONDS_PER_HOUR
-from modelchain.gate.outlook import Outlook, Taken, added
+from modelchain.gate.outlook import Outlook, Taken, added, with_removed
 from modelchain.plan.plan import plan
 from modelchain.plan.prices import shown
 from modelchain.report.cost import (
@@ -48,7 +48,8 @@ def cost(
     Example: modelchain cost vit-cc3m -n vision -o csv
     """
     chain, status = read_begun(name, root, namespace, kubeconfig, context)
-    found = outlooks_of(plan(chain, "analytic", {}, status.epochs), status)
+    stages = outlooks_of(plan(chain, "analytic", {}, status.epochs), status)
+    found = with_removed(stages, status)
     rows = list(ledgers(status))
     if output == "json":
         typer.echo(json.dumps(_document(chain, status, found, rows), indent=2))
@@ -94,6 +95,7 @@ def _document(
             **{part: _plain(getattr(one, part)) for part in PARTS},
         }
         for one in found
+        if one.state is not None
     ]
     total = {part: _plain(added([getattr(one, part) for one in found])) for part in PARTS}
     return {

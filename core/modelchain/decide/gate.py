@@ -38,7 +38,7 @@ def gated(turn: Turn, outcome: Outcome, baseline: Outcome | None) -> Outcome:
         return outcome
     if gate.on_miss == "Relax":
         return _relaxed(turn, outcome, gate, found)
-    return _stopped(outcome, gate, found)
+    return _stopped(outcome, gate, found, "give the stage more epochs")
 
 
 def _unmeasured(outcome: Outcome, gate: Gate, found: GateStatus) -> Outcome:
@@ -81,8 +81,13 @@ def _relaxed(turn: Turn, outcome: Outcome, gate: Gate, found: GateStatus) -> Out
     assert stage.epochs is not None
     factor, most = gate.relaxation.factor, turn.chain.spec.recipe.baseline_epochs
     one = next_round(stage.name, stage.epochs, factor, most)
-    if one is None or len(rounds) >= gate.relaxation.max_rounds:
-        return _stopped(outcome, gate, found)
+    if one is None:
+        return _stopped(outcome, gate, found, None)
+    if len(rounds) >= gate.relaxation.max_rounds:
+        return _stopped(outcome, gate, found, "raise gate.relaxation.maxRounds")
+    if turn.stopping is not None:  # a round that has begun is never taken back
+        waits = Reason(Code.WAITS_FOR_GATE, stage.name, f"waits for the gate on {stage.name}")
+        return replace(outcome, holds=Hold(waits, stops=True))
     error = "; the miss is smaller than the standard error" if within_error(gate, found) else ""
     message = (
         f"{in_words(gate, found)}; round {len(rounds) + 1} trains it for {one.epochs} epochs"
@@ -92,10 +97,16 @@ def _relaxed(turn: Turn, outcome: Outcome, gate: Gate, found: GateStatus) -> Out
     return replace(outcome, stage=stage, artifact=None, begins=one, again=0.0)
 
 
-def _stopped(outcome: Outcome, gate: Gate, found: GateStatus) -> Outcome:
+def _stopped(outcome: Outcome, gate: Gate, found: GateStatus, longer: str | None) -> Outcome:
+    """A person decides.
+
+    Args:
+        longer: how the stage gets more epochs; None if it has all that it may have.
+    """
     stage = outcome.stage
-    ways = "raise gate.tolerance, set gate.onMiss: Continue, or give the stage more epochs"
-    reason = Reason(Code.GATE_MISSED, stage.name, f"{in_words(gate, found)}; to go on, {ways}")
+    ways = ["raise gate.tolerance", "set gate.onMiss: Continue", *([longer] if longer else [])]
+    listed = f"{', '.join(ways[:-1])}{',' if longer else ''} or {ways[-1]}"
+    reason = Reason(Code.GATE_MISSED, stage.name, f"{in_words(gate, found)}; to go on, {listed}")
     waits = Reason(
         Code.WAITS_FOR_GATE, stage.name, f"waits for a person, as {stage.name} missed its baseline"
     )

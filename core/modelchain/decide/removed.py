@@ -26,13 +26,17 @@ def removed(turn: Turn) -> list[StageLedger]:
     return _bounded([stage for stage in left if _was_launched(stage)])
 
 
-def counted_once(old: ChainStatus, stage: StageStatus, found: Artifact) -> Artifact:
+def counted_once(old: ChainStatus, stage: StageStatus, found: Artifact, *, alone: bool) -> Artifact:
     """The artifact that a stage has found, without its costs if they are in the ledger already.
 
     They are if this chain has made it, under this or another name of the stage. They also are if
     another stage, or a removed one, shows them already.
+
+    Args:
+        alone: `stage` is a baseline. The first stage's is the same training as that stage.
     """
-    shown = [other for other in _others(old, stage) if other.trained_here or other.macs]
+    others = [*old.stages, *old.removed] if alone else _others(old, stage)
+    shown = [other for other in others if other.trained_here or other.macs]
     if found.own or any(found.input_digest in other.digests for other in shown):
         return replace(
             found,

@@ -153,7 +153,7 @@ def _finish(turn: Turn, stage: StageStatus, found: Artifact) -> Outcome:
     unchanged = Reason(Code.UNCHANGED, stage.name, "unchanged since it was trained")
     stage = transitions.finished(
         stage,
-        counted_once(turn.observed.status, stage, found),
+        counted_once(turn.observed.status, stage, found, alone=turn.alone),
         results(turn.chain.spec.evaluation, found),
         turn.miss if stage.cache == "Miss" else unchanged,
         [_closed(turn, stage, attempt) for attempt in stage.attempts],

@@ -33,7 +33,8 @@ class Outlook:
     """What one stage was planned to take, has taken, and will have taken at its end."""
 
     name: str
-    state: State
+    # None for the sum of stages that are no longer in the spec.
+    state: State | None
     planned: Taken
     spent: Taken
     projected: Taken
@@ -101,6 +102,19 @@ def _to_come_alone(one: Outlook, status: ChainStatus) -> Decimal | None:
     return None if left is None else max(Decimal(0), left)
 
 
+def with_removed(found: Sequence[Outlook], status: ChainStatus) -> list[Outlook]:
+    """The outlooks of the stages and, if stages have left the spec, one of what those have spent.
+
+    Together they are what the chain takes. A renamed stage has spent under its old name.
+    """
+    hour = _hour(status)
+    spent = added([_spent(stage, hour) for stage in status.removed])
+    if not spent.macs:
+        return list(found)
+    removed = Outlook("removed", None, NOTHING, spent, spent, NOTHING, estimated=False)
+    return [*found, removed]
+
+
 def _is_billed(baseline: StageStatus) -> bool:
     """Whether a baseline has finished and its ledger is all that it took. One that another chain
     has trained costs this chain nothing, which is not what it took.
@@ -140,7 +154,7 @@ def taken(ledger: Expenses) -> Taken:
     return Taken(ledger.macs, Decimal(ledger.gpu_milliseconds.total) / 1000, cost)
 
 
-def _spent(stage: StageStatus, hour: Decimal | None) -> Taken:
+def _spent(stage: Expenses, hour: Decimal | None) -> Taken:
     """What the stage has taken. Where there is a price, one without GPU time has cost nothing."""
     spent = taken(stage)
     free = spent.cost is None and not spent.gpu_seconds and hour is not None
@@ -168,7 +182,7 @@ def _projected(
     stage: StageStatus, plan: Planned, own: Rate | None, before: Rate | None, hour: Decimal | None
 ) -> Taken:
     """What the stage will have taken at its end: what it has, and what is left of its work."""
-    spent = taken(stage)
+    spent = _spent(stage, hour)
     if stage.state is State.SUCCEEDED:
         return spent
     done = min(Fraction(1), Fraction(kept_macs(stage), plan.macs)) if plan.macs else Fraction(1)

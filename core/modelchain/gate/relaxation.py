@@ -161,12 +161,15 @@ def replayed(
 
     Args:
         names: the chain's stages, in order.
-        records: of the chain's finished stages, the newest at the end.
+        records: of the chain's finished stages, the newest of each stage at the end.
         factor: by which stages grow that no record tells of.
     """
     place = {name: index for index, name in enumerate(names)}
-    # A later stage without a predecessor is a baseline, which is no stage of the chain.
-    stages = [r for r in records if not (r.alone and place.get(r.stage, 0) > 0)]
+    trained = list(records)
+    # A later stage without a predecessor is a baseline, which is no stage of the chain. It is one
+    # as well if its name has left the spec, and there is a record with a predecessor.
+    later = {r.stage for r in trained if not r.alone} | set(names[1:])
+    stages = [r for r in trained if not (r.alone and r.stage in later)]
     newest = {record.stage: record for record in stages}
     by_round: dict[int, Trained] = {}
     for record in sorted(stages, key=lambda r: place.get(r.stage, len(names)), reverse=True):

@@ -18,6 +18,8 @@ from modelchain.decide.conditions import brief
 from modelchain.io.units import human
 from modelchain.plan.plan import Plan, StagePlan
 from modelchain.report.model import Table as Cells
+from modelchain.report.model import spent_macs
+from modelchain.report.relaxation import relaxation_lines
 
 COLOURS = {
     State.SUCCEEDED: "green",
@@ -142,7 +144,7 @@ def report_table(plan: Plan, status: ChainStatus, results: dict[str, Results]) -
         show_footer=True,
     )
     gated = any(stage.gate for stage in status.stages)
-    columns = _report_columns(plan, results, metric or "loss")
+    columns = _report_columns(plan, status, results, metric or "loss")
     for header, footer in [*columns, *(_GATE_COLUMNS if gated else [])]:
         table.add_column(
             header, footer=footer, justify="left" if header == "stage" else "right", no_wrap=True
@@ -150,7 +152,8 @@ def report_table(plan: Plan, status: ChainStatus, results: dict[str, Results]) -
     for planned, stage in zip(plan.stages, status.stages, strict=True):
         row = _report_row(planned, stage, results[planned.name], metric)
         table.add_row(*row, *(_compared(stage) if gated else []))
-    return table
+    told = [Text(f"  {line}", style="dim") for line in relaxation_lines(status)]
+    return Group(table, *_removed(status), *told)
 
 
 # The gate's metric of the same model trained alone, and the verdict.
@@ -163,10 +166,10 @@ def _compared(stage: StageStatus) -> list[RenderableType]:
 
 
 def _report_columns(
-    plan: Plan, results: dict[str, Results], measured: str
+    plan: Plan, status: ChainStatus, results: dict[str, Results], measured: str
 ) -> list[tuple[str, str]]:
     """The heading of each column, and what stands below it: a sum where one makes sense."""
-    total, alone = sum(r.macs for r in results.values()), plan.individual.macs
+    total, alone = spent_macs(status), plan.individual.macs
     seconds = sum(r.seconds for r in results.values())
     return [
         ("stage", "together"),
@@ -178,7 +181,7 @@ def _report_columns(
         ("MACs", human(total)),
         ("alone:\nepochs", ""),
         ("alone:\nMACs", human(alone)),
-        ("times\nless", f"{alone / total:.2f}"),
+        ("times\nless", f"{alone / total:.2f}" if total else ""),
     ]
 
 
@@ -193,10 +196,10 @@ def _report_row(
         _measure(result.initial, metric),
         _measure(result.final, metric),
         f"{result.seconds:.0f}",
-        human(result.macs),
+        human(stage.macs) if stage.macs else "",
         str(individual.epochs),
         human(individual.macs),
-        f"{individual.macs / result.macs:.2f}",
+        f"{individual.macs / stage.macs:.2f}" if stage.macs else "",
     ]
 
 

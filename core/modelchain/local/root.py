@@ -78,14 +78,30 @@ class Root:
         return parse_status(stored, self.status_file)
 
     def _trained(self) -> Iterator[Trained]:
-        """What every artifact tells of its stage's epochs, the newest at the end."""
-        manifests = self.path.glob(f"*/artifact/{MANIFEST}")
-        for path in sorted(manifests, key=lambda p: p.stat().st_mtime):
-            manifest = read_model(Manifest, path)
-            results = read_model(Results, path.parent / RESULTS)
-            if manifest and results:
+        """What every artifact tells of its stage's epochs.
+
+        Earlier stages come first, and of one stage the newest at the end. A stage's attempts are
+        numbered; the times of files would be others in a copy of the root.
+        """
+        manifests = (
+            read_model(Manifest, path) for path in self.path.glob(f"*/artifact/{MANIFEST}")
+        )
+        made = {m.artifact_digest: m for m in manifests if m is not None}
+
+        def depth(manifest: Manifest) -> int:
+            before = made.get(manifest.inputs.get("predecessor"))
+            return 0 if before is None else 1 + depth(before)
+
+        def order(manifest: Manifest) -> tuple[int, int]:
+            attempts = (self.path / manifest.input_digest).glob(f"{OWNER}-a*")
+            numbers = [number_in(path, f"{OWNER}-a") for path in attempts]
+            return depth(manifest), max(numbers, default=0)
+
+        for manifest in sorted(made.values(), key=order):
+            folder = self.path / manifest.input_digest
+            if results := read_model(Results, folder / "artifact" / RESULTS):
                 schedule = Schedule(int(manifest.inputs["epochs"]))
-                if relaxed := read_model(RelaxedEpochs, path.parents[1] / RELAXATION):
+                if relaxed := read_model(RelaxedEpochs, folder / RELAXATION):
                     schedule = Schedule(schedule.epochs, relaxed.round, relaxed.first_epochs)
                 alone = "predecessor" not in manifest.inputs
                 spent = Spent(macs=results.macs)

@@ -63,7 +63,7 @@ def outlook_columns(
 ) -> Columns:
     """A row for each stage, and their sum. Estimates are marked."""
     columns = {"stage": [*(one.name for one in found), "together"]}
-    columns["state"] = [*(str(one.state) for one in found), ""]
+    columns["state"] = [*(str(one.state or "") for one in found), ""]
     for part in PARTS:
         cells = [unit(getattr(one, part)) for one in found]
         if part in ("alone", "saved") and estimates:

@@ -16,6 +16,7 @@ from modelchain.api.contracts import Growth, Manifest, Results
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import AttemptStatus, ChainStatus, StageStatus, State
 from modelchain.gate.budget import SECONDS_PER_HOUR
+from modelchain.gate.outlook import added, with_removed
 from modelchain.plan.plan import Plan, plan
 from modelchain.plan.prices import shown, total_cost
 from modelchain.report.cost import (
@@ -172,25 +173,36 @@ def _summary(status: ChainStatus, plan: Plan) -> Iterator[str]:
     done = [stage for stage in status.stages if stage.state is State.SUCCEEDED]
     count = len(plan.stages)
     yield f"{len(done)} of {count} models are trained."
-    spent, alone = sum(stage.macs for stage in status.stages), plan.individual.macs
+    spent, alone = spent_macs(status), plan.individual.macs
+    projected = added([one.projected for one in with_removed(outlooks_of(plan, status), status)])
     if len(done) == count and spent:
         yield (
             f"The chain took {scientific(spent)} MACs. Training each model alone takes"
             f" {scientific(alone)}, which is {times(alone, spent)}."
         )
-    elif plan.total.macs:
+    elif projected.macs:
         yield (
-            f"The chain has taken {scientific(spent)} MACs so far. By the plan it takes"
-            f" {scientific(plan.total.macs)}, and training each model alone {scientific(alone)},"
-            f" which is {times(alone, plan.total.macs)}."
+            f"The chain has taken {scientific(spent)} MACs so far, and will have taken"
+            f" {scientific(projected.macs)}. Training each model alone takes {scientific(alone)},"
+            f" which is {times(alone, projected.macs)}."
         )
     removed = sum(stage.macs for stage in status.removed)
     if removed:
-        yield f"Stages that were removed from the chain took another {scientific(removed)} MACs."
-    own = sum(row.macs for row in status.baselines)
+        yield f"Of these, {scientific(removed)} were spent on stages that have left the chain."
+    own = sum(row.macs for row in status.baselines if not _is_of_a_stage(row, status))
     if own:
         yield f"Training models alone for the gate took another {scientific(own)} MACs."
     yield from relaxation_lines(status)
+
+
+def spent_macs(status: ChainStatus) -> int:
+    """What the chain has spent, on stages that have left it as well."""
+    return sum(stage.macs for stage in (*status.stages, *status.removed))
+
+
+def _is_of_a_stage(baseline: StageStatus, status: ChainStatus) -> bool:
+    """Whether it is the same training as a stage of the chain, as that of the first stage is."""
+    return baseline.last_digest in {stage.last_digest for stage in status.stages}
 
 
 def times(alone: int, chain: int) -> str:
@@ -207,7 +219,7 @@ def family_cells(chain: ModelChain, status: ChainStatus) -> Table:
 def _family(status: ChainStatus, plan: Plan, metric: str | None) -> Table:
     """One row for each model of the family, with what it would have taken alone, and their sum."""
     stages = status.stages[: len(plan.stages)]
-    spent, alone = sum(stage.macs for stage in stages), plan.individual.macs
+    spent, alone = spent_macs(status), plan.individual.macs
     finished = len(stages) == len(plan.stages) and all(map(_finished, stages))
     columns = {
         "model": [*(stage.name for stage in stages), "together"],
@@ -220,7 +232,7 @@ def _family(status: ChainStatus, plan: Plan, metric: str | None) -> Table:
     if any(stage.gate and stage.gate.baseline for stage in stages):
         columns |= _gate_columns(stages)
     ratios = [
-        f"{planned.individual.macs / stage.macs:.2f}" if _finished(stage) else ""
+        f"{planned.individual.macs / stage.macs:.2f}" if _finished(stage) and stage.macs else ""
         for planned, stage in zip(plan.stages, stages, strict=False)
     ]
     columns |= {
@@ -312,7 +324,7 @@ def _alone(status: ChainStatus, plan: Plan, metric: str | None) -> list[Point]:
 
 
 def _outlook(plan: Plan, status: ChainStatus) -> dict[str, Table]:
-    found = outlooks_of(plan, status)
+    found = with_removed(outlooks_of(plan, status), status)
     columns = {
         title: outlook_columns(found, unit, estimates)
         for title, unit, estimates in units(plan.chain, status)

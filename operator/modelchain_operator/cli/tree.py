@@ -20,7 +20,7 @@ from modelchain.api.status import AttemptStatus, ChainStatus, StageLedger, Stage
 from modelchain.decide.conditions import current
 from modelchain.errors import InputError
 from modelchain.gate.budget import SECONDS_PER_HOUR
-from modelchain.gate.outlook import Outlook, Taken, gpu_seconds_to_come, taken
+from modelchain.gate.outlook import Outlook, Taken, gpu_seconds_to_come, taken, with_removed
 from modelchain.io.load import status_of
 from modelchain.io.table import COLOURS
 from modelchain.io.table import rows as rows_of
@@ -216,6 +216,7 @@ def _accounts(view: Watched, width: int) -> Iterator[Text]:
         return
     chain = name(view.chain)
     shown = list(units(chain, view.status))
+    found = with_removed(found, view.status)
     sums = [outlook_columns(found, unit, estimates) for _, unit, estimates in shown]
     columns = [
         Column("", [title.removeprefix(f"{chain}, ") for title, _, _ in shown]),

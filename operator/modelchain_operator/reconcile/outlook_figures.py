@@ -13,7 +13,7 @@ from modelchain.api.spec import ModelChain
 from modelchain.api.status import ChainStatus
 from modelchain.decide.relaxation import acceleration
 from modelchain.errors import InputError, WorkError
-from modelchain.gate.outlook import Outlook, Taken, added, gpu_seconds_to_come
+from modelchain.gate.outlook import Outlook, Taken, added, gpu_seconds_to_come, with_removed
 from modelchain.io.load import parse, status_of
 from modelchain.plan.plan import Plan, plan
 from modelchain.report.cost import outlooks_of
@@ -72,7 +72,7 @@ def outlook_figures(chain: Object) -> OutlookFigures | None:
     trained_alone = spec.spec.gate.train if spec.spec.gate else []
     return OutlookFigures(
         stages={one.name: _of_stage(one, one.name in trained_alone, status) for one in found},
-        saved=_amounts(added([one.saved for one in found])),
+        saved=_amounts(added([one.saved for one in with_removed(found, status)])),
         accelerations=_accelerations(spec, planned, status),
     )
 
