@@ -320,3 +320,11 @@ def test_a_baseline_alone_at_every_moment(stage: str) -> None:
         assert verdicts(chain) == ["Ungated", "Passed", "Passed"]
         done = [t.digest for t in chain.trainers.values() if t.word and not t.word.failure]
         assert len(done) == len(set(done)), "nothing is trained twice"
+
+
+def test_the_first_model_alone_is_the_first_stage_and_is_counted_once() -> None:
+    chain = settle(World(2, metrics_of=measured))
+    run_alone(chain, "a")
+    (row,) = chain.status.baselines
+    assert row.state is State.SUCCEEDED and trained(chain) == ["a-a1", "b-a1"]
+    assert row.macs == 0 and chain.status.stages[0].macs > 0
