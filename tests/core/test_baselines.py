@@ -323,7 +323,8 @@ def test_a_baseline_alone_at_every_moment(stage: str) -> None:
 
 
 def test_the_first_model_alone_is_the_first_stage_and_is_counted_once() -> None:
-    chain = settle(World(2, metrics_of=measured))
+    all_epochs = {"spec.stages[0].epochs": 32}
+    chain = settle(World(2, edits=all_epochs, metrics_of=measured))
     run_alone(chain, "a")
     (row,) = chain.status.baselines
     assert row.state is State.SUCCEEDED and trained(chain) == ["a-a1", "b-a1"]
