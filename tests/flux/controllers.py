@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 from controlplane import ControlPlane, free_ports
-from programs import KUSTOMIZE, SOURCE, program, source_of
+from programs import KUSTOMIZE, NOTIFICATION, SOURCE, crds_of, program
 from repository import Repository
 from rig import Space
 
@@ -31,9 +31,8 @@ class Flux:
 
     def start(self) -> Flux:
         kubectl = self.control_plane.kubectl
-        for name in (SOURCE, KUSTOMIZE):
-            crds = source_of(name) / "config" / "crd" / "bases"
-            kubectl("apply", "--server-side", "-f", str(crds))
+        for name in (SOURCE, KUSTOMIZE, NOTIFICATION):
+            kubectl("apply", "--server-side", "-f", str(crds_of(name)))
         kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
         kubectl("create", "namespace", "flux-system")
         [port] = free_ports(1)

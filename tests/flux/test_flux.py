@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from controllers import INTERVAL, Begin, Synced
+from controllers import INTERVAL, PROFILES, Begin, Flux, Synced
 from kubelet import Kubelet
 from playedpod import Pod
 from plays import hang, user_error
@@ -196,3 +196,9 @@ def test_what_is_gone_from_git_is_deleted_and_its_artifacts_stay(begin: Begin) -
     assert len(space.names("sart")) == 2 and "family-artifacts" in space.names("pvc")
     synced.until_ready(synced.repository.commit(first))
     assert synced.attempts() == [0, 0], "it comes back, and nothing is trained again"
+
+
+@pytest.mark.parametrize("file", ["running", "complete", "notifications"])
+def test_the_api_server_takes_our_files_as_they_are(flux: Flux, file: str) -> None:
+    words = ("apply", "--dry-run=server", "--validate=strict", "-f", str(PROFILES / f"{file}.yaml"))
+    flux.control_plane.kubectl(*words)

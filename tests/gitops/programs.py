@@ -7,6 +7,7 @@ given.
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -15,9 +16,10 @@ import golang
 
 TOOLS = Path(__file__).parent / "tools"
 VERDICTS, KUSTOMIZE, SOURCE = "verdicts", "kustomize-controller", "source-controller"
-_PACKAGES = {VERDICTS: f"./{VERDICTS}"} | {
-    name: f"github.com/fluxcd/{name}" for name in (KUSTOMIZE, SOURCE)
-}
+# Of this one, only the CRDs are used.
+NOTIFICATION, NOTIFICATION_VERSION = "notification-controller", "v1.9.3"
+FLUX = "github.com/fluxcd"
+_PACKAGES = {VERDICTS: f"./{VERDICTS}"} | {name: f"{FLUX}/{name}" for name in (KUSTOMIZE, SOURCE)}
 
 
 def program(name: str) -> Path:
@@ -35,9 +37,14 @@ def program(name: str) -> Path:
     return path
 
 
-def source_of(name: str) -> Path:
-    """The source of one of Flux's controllers, with its CRDs. Read-only."""
-    return Path(golang.go(TOOLS, "list", "-m", "-f", "{{.Dir}}", _PACKAGES[name]).strip())
+def crds_of(name: str) -> Path:
+    """The folder of the CRDs of one of Flux's controllers. Read-only."""
+    if name == NOTIFICATION:
+        words = ("mod", "download", "-json", f"{FLUX}/{name}@{NOTIFICATION_VERSION}")
+        source = json.loads(golang.go(TOOLS, *words))["Dir"]
+    else:
+        source = golang.go(TOOLS, "list", "-m", "-f", "{{.Dir}}", _PACKAGES[name]).strip()
+    return Path(source) / "config" / "crd" / "bases"
 
 
 if __name__ == "__main__":
