@@ -79,10 +79,16 @@ def test_an_interrupt_leaves_nothing_behind(copy: Path, sent: signal.Signals) ->
     assert "output of trainer" in said
 
 
-def test_levels_that_end(copy: Path) -> None:
+@pytest.mark.parametrize(("sweeps", "levels"), [("", 10), ("all", 11)])
+def test_levels_that_end(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, sweeps: str, levels: int
+) -> None:
+    """A real Flux is a level of `make test-all` alone."""
+    monkeypatch.setenv("MODELCHAIN_SWEEPS", sweeps)
     stub = copy / ".venv" / "bin" / "pytest"
     stub.write_text(stub.read_text().replace("300 if", "0 if"))
-    levels = started(copy)
-    said, _ = levels.communicate(timeout=60)
-    assert levels.returncode == 0 and said.count("output of") == 10, said
+    ends = started(copy)
+    said, _ = ends.communicate(timeout=60)
+    assert ends.returncode == 0 and said.count("output of") == levels, said
+    assert ("output of flux" in said) == (sweeps == "all")
     assert list((copy / "tmp").iterdir()) == []
