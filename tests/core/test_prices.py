@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 from pricelist import SOURCE, dated, per_hour
 
 from modelchain.api.status import Capacity
+from modelchain.errors import InputError
+from modelchain.io.load import parse
+from modelchain.plan.pools import PoolFile
 from modelchain.plan.prices import (
     NO_PRICES,
     Held,
@@ -136,6 +139,23 @@ def test_money_is_kept_to_a_trillionth_and_shown_to_the_cent() -> None:
     assert total_cost([None]) is None and total_cost([]) is None
     large = total_cost([f"{10**25}.123456789012", "0.000000000001"])
     assert large == f"{10**25}.123456789013"
+
+
+@pytest.mark.parametrize("price", ["1e50", "999999999999e99", "1.000000000001e12"])
+def test_a_price_beyond_bounds_is_refused_in_one_line(price: str) -> None:
+    said = {"perGpuHour": price, "currency": "USD", "source": SOURCE}
+    pool = {"gpu": "A100", "gpusPerNode": 8, "price": said}
+    with pytest.raises(InputError) as caught:
+        parse(PoolFile, {"nodePools": {"lab": pool}}, "pools.yaml")
+    assert str(caught.value) == (
+        f"pools.yaml: nodePools.lab.price.perGpuHour: must lie between 0 and 1e12 (got {price})"
+    )
+
+
+def test_the_highest_price_of_the_longest_time_has_a_sum() -> None:
+    ages = 10**15 * HOUR
+    bill = per_hour("1e12").bill([Held(0, ages, gpus=256 * 64)] * 100)
+    assert kept(bill.cost) == f"{10**12 * 10**15 * 256 * 64 * 100}.00"
 
 
 def test_the_words_of_all_clouds() -> None:

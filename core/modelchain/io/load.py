@@ -120,7 +120,7 @@ def _field(loc: tuple[int | str, ...]) -> str:
 
 # Kinds of pydantic's errors. Ours come from the validators of the API types and are whole
 # sentences.
-_OUR_ERRORS = {"model", "evaluation", "storage", "budget", "vision", "text"}
+_OUR_ERRORS = {"model", "evaluation", "storage", "budget", "vision", "text", "range"}
 _TYPE_ERRORS = {
     "int_type",
     "int_from_float",

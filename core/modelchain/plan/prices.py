@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
+from modelchain.api import messages
 from modelchain.api.spec import ApiModel, DecimalString, Text
 from modelchain.api.status import Capacity
 
@@ -24,6 +25,8 @@ from modelchain.api.status import Capacity
 _EXACT = Context(prec=60)
 _KEPT, _CENT = Decimal("1e-12"), Decimal("0.01")
 _HOUR = Decimal(3_600_000)
+# The most that an hour may cost, so that every sum of money fits into these digits.
+_MOST = "1e12"
 
 
 def _as_text(value: Any) -> Any:
@@ -48,10 +51,17 @@ Time = Annotated[
 ]
 
 
+def _a_price(text: str) -> str:
+    if Decimal(text) > Decimal(_MOST):
+        values = {"low": "0", "high": _MOST, "text": text}
+        raise PydanticCustomError("range", messages.RANGE, values)
+    return text
+
+
 class Price(ApiModel):
     """A price and its source. Without a price no money is shown, as none is assumed."""
 
-    per_gpu_hour: DecimalString
+    per_gpu_hour: Annotated[DecimalString, AfterValidator(_a_price)]
     currency: Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
     source: Text
 
