@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -179,6 +180,52 @@ def test_every_design_costs_what_its_plan_says(chain: ModelChain) -> None:
         for i, pair in enumerate(pairwise(["", *design.models])):
             fixed = given.get(pair) or (baseline if i == 0 else None)
             assert fixed in (None, design.epochs[i])
+
+
+def test_a_row_takes_rule_3_from_its_own_second_model() -> None:
+    """B after S has 18 epochs from the file. So its successors have no more, and L ends at 0.625 of
+    these.
+    """
+    found = search(_example(), "paper", VIT["L"], _names("S B XB"))
+    rows = {tuple(design.models): design.epochs for design in found.frontier}
+    assert rows[tuple(_names("S B XB L"))] == [128, 18, 15, 11]
+    assert rows[tuple(_names("C S B XB L"))] == [128, 24, 18, 18, 15]
+
+
+def _increase(epochs: Sequence[int]) -> bool:
+    return any(after > before for before, after in pairwise(epochs))
+
+
+@settings(max_examples=300, deadline=None)
+@given(families())
+def test_epochs_increase_along_no_chain_unless_those_of_the_file_do(chain: ModelChain) -> None:
+    names = [searching.name_of(stage) for stage in chain.spec.stages]
+    given = {
+        pair: stage.epochs
+        for pair, stage in zip(pairwise(["", *names]), chain.spec.stages, strict=True)
+    }
+    try:
+        designs = _everything(chain)
+    except InputError:
+        return
+    for design in designs:
+        fixed = [given.get(pair) for pair in pairwise(["", *design.models])]
+        fixed[0] = fixed[0] or chain.spec.recipe.baseline_epochs
+        if not _increase([epochs for epochs in fixed if epochs is not None]):
+            assert not _increase(design.epochs), design
+
+
+def test_a_target_that_only_increasing_epochs_reach_is_refused() -> None:
+    """The second model has so few epochs that the third would get more, to accelerate no more than
+    is asked for.
+    """
+    shapes = [{"width": 64, "layers": 2}, {"width": 96, "layers": 3}, {"width": 128, "layers": 4}]
+    stages: list[dict[str, Any]] = [{"modelConfig": config(vision=shape)} for shape in shapes]
+    stages[1]["epochs"] = 2
+    chain = _chain(stages, {"spec.allocation.targetAcceleration": "2"})
+    assert [stage.epochs for stage in plan(chain, "analytic", {}).stages][1] == 2
+    with pytest.raises(InputError, match="reaches 2 without more epochs for a model than for the"):
+        search(chain, "analytic", None, ["s0", "s1"])
 
 
 @settings(max_examples=150, deadline=None)
@@ -394,6 +441,19 @@ def test_an_infeasible_target_names_a_feasible_one(target: str, tmp_path: Path) 
     keep = [VIT["T"], VIT["S"]]
     for limit in (low, high):
         assert search(chain(limit), "analytic", None, keep).frontier
+
+
+def test_no_target_below_1_is_advised() -> None:
+    """With `baselineEpochs` for every stage a chain takes more than training each model alone."""
+    target = {"spec.allocation.targetAcceleration": "1000"}
+    with pytest.raises(InputError, match=r"can reach 1000; give a target from 1 to \d\d"):
+        search(_models(_names("T S B L"), **target), "analytic", None, [])
+
+
+def test_with_one_epoch_no_chain_takes_less_than_training_alone() -> None:
+    changes = {"spec.allocation.targetAcceleration": "2", "spec.recipe.baselineEpochs": 1}
+    with pytest.raises(InputError, match="can take fewer MACs than training each model alone; lea"):
+        search(_models(_names("T S B L"), **changes), "analytic", None, [VIT["T"]])
 
 
 def test_a_gap_that_no_model_fills(tmp_path: Path) -> None:

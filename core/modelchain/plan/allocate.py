@@ -65,6 +65,24 @@ def allocate(  # long: its contract takes half of it
     return [epochs[i] if e is None else e for i, e in enumerate(fixed)]
 
 
+def on_line(fixed: Sequence[int | None], second: int, end_ratio: Fraction) -> list[int]:
+    """Whole epochs for every stage where there is no target: those of the line which has `second`
+    epochs at the second stage, rounded.
+
+    Unless the fixed epochs increase along the chain, those of all stages do not: a free stage gets
+    at most the epochs of its predecessor, and at least those of the next fixed stage. The other
+    arguments are those of `allocate`.
+    """
+    epochs: list[int] = []
+    weight = _weights(fixed, end_ratio)
+    for i, given in enumerate(fixed):
+        if given is None:
+            least = next((e for e in fixed[i:] if e is not None), 1)
+            given = min(max(_rounded(second * weight[i]), least), epochs[-1])
+        epochs.append(given)
+    return epochs
+
+
 def target_for(
     costs: Sequence[Fraction],
     individual: Fraction,
@@ -111,7 +129,7 @@ def _whole(line: Mapping[int, Fraction], reaches: Callable[[Epochs], bool]) -> E
 
     Lowering may do more than is needed, so epochs are then given back as far as the target allows.
     """
-    rounded = {i: max(1, floor(at + Fraction(1, 2))) for i, at in line.items()}
+    rounded = {i: _rounded(at) for i, at in line.items()}
     epochs = dict(rounded)
     while not reaches(epochs):
         # Take an epoch from the stage where rounding has added most. There may be none, if the
@@ -127,6 +145,10 @@ def _whole(line: Mapping[int, Fraction], reaches: Callable[[Epochs], bool]) -> E
     while takers := [i for i in line if can_give_back(i)]:
         epochs[max(takers, key=lambda i: line[i] - epochs[i])] += 1
     return epochs
+
+
+def _rounded(epochs: Fraction) -> int:
+    return max(1, floor(epochs + Fraction(1, 2)))
 
 
 def _check_target(target: Fraction, smallest: Fraction, largest: Fraction) -> None:

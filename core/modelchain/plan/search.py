@@ -18,7 +18,7 @@ from modelchain.api.modelconfig import ModelConfig
 from modelchain.api.spec import ChainSpec, ModelChain, Stage, WrittenModel
 from modelchain.api.zoo import MODELS
 from modelchain.errors import InputError
-from modelchain.plan.allocate import REACHED, allocate, digits, possible_targets, target_for
+from modelchain.plan.allocate import REACHED, allocate, digits, on_line, possible_targets
 from modelchain.plan.check import mismatch
 from modelchain.plan.expansion import follows_rule_2, size
 from modelchain.plan.macs import parameters
@@ -212,11 +212,24 @@ def _designs(premise: _Premise, models: Sequence[_Model], keep: Sequence[str]) -
             f" model up to {models[-1].name}; give a model in between as a stage with a modelConfig"
         )
     least = float((premise.target or 0) * REACHED)
-    weighed = [design for c in chains if (design := _weigh(premise, c)) is not None]
-    designs = [design for design in weighed if design.acceleration >= least]
-    if not designs:
+    weighed = [(c, design) for c in chains if (design := _weigh(premise, c)) is not None]
+    reaching = [(c, design) for c, design in weighed if design.acceleration >= least]
+    if not reaching:
         raise InputError(_impossible(premise, chains), field=TARGET)
+    designs = [design for c, design in reaching if not _rises(premise, c, design.epochs)]
+    if not designs:
+        raise InputError(_increasing(premise, chains), field=TARGET)
     return designs
+
+
+def _rises(premise: _Premise, models: Chain, epochs: Sequence[int]) -> bool:
+    """Whether epochs increase along the chain, although those of the file do not."""
+    given = [e for e in _question(premise, models)[2] if e is not None]
+    return not _falls(epochs) and _falls(given)
+
+
+def _falls(epochs: Sequence[int]) -> bool:
+    return all(before >= after for before, after in pairwise(epochs))
 
 
 def _chains(models: Sequence[_Model]) -> Iterator[Chain]:
@@ -282,14 +295,10 @@ def _epochs(
     if None not in fixed:
         return [e for e in fixed if e is not None]
     end_ratio = Fraction(premise.spec.allocation.end_ratio)
+    if premise.target is None:
+        return on_line(fixed, fixed[1] or premise.second, end_ratio)
     baseline = premise.spec.recipe.baseline_epochs
-    target = premise.target
-    if target is None:
-        target = target_for(costs, individual, fixed, Fraction(premise.second), end_ratio)
-        _, largest = possible_targets(costs, individual, fixed, baseline, end_ratio)
-        if target > largest:  # the line has less than the one epoch that a stage needs
-            return [1 if e is None else e for e in fixed]
-    return allocate(costs, individual, fixed, target, baseline, end_ratio)
+    return allocate(costs, individual, fixed, premise.target, baseline, end_ratio)
 
 
 def _alone(premise: _Premise, model: _Model) -> int:
@@ -302,10 +311,23 @@ def _impossible(premise: _Premise, chains: Sequence[Chain]) -> str:
     baseline = premise.spec.recipe.baseline_epochs
     end_ratio = Fraction(premise.spec.allocation.end_ratio)
     limits = [possible_targets(*_question(premise, chain), baseline, end_ratio) for chain in chains]
-    low = digits(min(smallest for smallest, _ in limits), ROUND_CEILING)
-    high = digits(max(largest for _, largest in limits), ROUND_FLOOR)
+    smallest, largest = min(low for low, _ in limits), max(high for _, high in limits)
     target, end = premise.spec.allocation.target_acceleration, chains[0][-1].name
+    if largest < 1:  # and no spec may ask for less than 1
+        return (
+            f"no chain up to {end} can take fewer MACs than training each model alone; leave out"
+            " the target"
+        )
+    low, high = digits(max(smallest, Fraction(1)), ROUND_CEILING), digits(largest, ROUND_FLOOR)
     return f"no chain up to {end} can reach {target}; give a target from {low} to {high}"
+
+
+def _increasing(premise: _Premise, chains: Sequence[Chain]) -> str:
+    target, end = premise.spec.allocation.target_acceleration, chains[0][-1].name
+    return (
+        f"no chain up to {end} reaches {target} without more epochs for a model than for the one"
+        " before it; leave the epochs of more stages to the plan"
+    )
 
 
 def _frontier(designs: Sequence[Design], models: Sequence[str], by_second: bool) -> list[Design]:
