@@ -356,6 +356,7 @@ def test_the_fields_of_the_json_document() -> None:
         "total",
         "individual",
         "acceleration",
+        "baselines",
     ]
     keys = [
         "name",
@@ -511,7 +512,7 @@ def test_the_table_ends_with_a_sentence_and_never_cuts_a_number(tmp_path: Path) 
     result = _run("-f", file, "--convention", "paper", "--pools", str(pools))
     assert result.exit_code == 0 and "…" not in result.stdout
     assert result.stdout.splitlines()[-1] == (
-        "this chain costs 2.95e19 MACs; training each alone 16.7e19: 5.65 times less"
+        "this chain costs 2.95e19 MACs; training each alone 1.67e20: 5.65 times less"
     )
     assert "2 USD per GPU hour: list price" in result.stdout
 

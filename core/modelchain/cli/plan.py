@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,7 +13,7 @@ import typer
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import Capacity
 from modelchain.cli.against import print_changes, read_before
-from modelchain.cli.budget import check_budget
+from modelchain.cli.budget import KnownPools, check_budget
 from modelchain.cli.options import Context, FileOption, Kubeconfig, Namespace
 from modelchain.cli.search import print_search
 from modelchain.cli.tables import print_table, print_text
@@ -111,9 +111,10 @@ def plan(
         elif search:
             _search(chain, output, convention, largest, keep)
         else:
-            result = _plan(chain, output, convention, pools)
+            known = KnownPools(_pools(pools), pools is not None, milliseconds(time.time()))
+            result = _plan(chain, output, convention, known)
             if budget:
-                check_budget(chain.spec, result)
+                check_budget(chain.spec, result, known)
     except InputError as error:
         raise error.in_file(file) from error
 
@@ -156,22 +157,18 @@ def _search(
 
 
 def _plan(
-    chain: ModelChain, output: str, convention: planning.Convention, pools: Path | None
+    chain: ModelChain, output: str, convention: planning.Convention, known: KnownPools
 ) -> planning.Plan:
     """Print the plan, and return it."""
-    known = _pools(pools)
-    now = milliseconds(time.time())
-    result = planning.plan(chain, convention, known, now=now)
+    result = planning.plan(chain, convention, known.pools, now=known.now)
     if output == "json":
         typer.echo(result.to_json())
         return result
-    pool = known.get(chain.spec.runner.node_pool or "")
-    price = pool.price_list.planned(now) if pool and result.total.cost else None
+    price = planning.price_of(chain.spec, known.pools, known.now) if result.total.cost else None
     note = _what_run_does(chain, result)
     _print(result, price, note, output == "markdown")
-    alone = chain.spec.gate.train if chain.spec.gate else []
-    if baselines := _baselines(result, alone, price[0] if price else None):
-        print_text(baselines)
+    if result.baselines:
+        print_text(_baselines(result.baselines, price[0] if price else None))
     return result
 
 
@@ -241,29 +238,19 @@ def _columns(result: planning.Plan, price: Price | None) -> dict[str, list[str]]
 
 
 def _in_words(result: planning.Plan) -> str:
-    power = _power(result.total.macs)
-    chain, alone = (
-        f"{macs / 10**power:.3g}e{power}" for macs in (result.total.macs, result.individual.macs)
-    )
+    chain, alone = scientific(result.total.macs), scientific(result.individual.macs)
     ratio = result.acceleration
     verdict = f"{ratio:.2f} times less" if ratio >= 1 else f"{1 / ratio:.2f} times more"
     return f"this chain costs {chain} MACs; training each alone {alone}: {verdict}"
 
 
-def _baselines(result: planning.Plan, trained_alone: list[str], price: Price | None) -> str:
-    """What the baselines cost that the gate has trained; empty without any."""
-    amounts = [stage.individual for stage in result.stages if stage.name in trained_alone]
-    if not amounts:
-        return ""
-    total = planning.summed(amounts)
-    text = f"gate.train adds {scientific(total.macs)} MACs for {', '.join(trained_alone)}"
-    text += ", trained alone"
+def _baselines(baselines: Sequence[planning.BaselinePlan], price: Price | None) -> str:
+    """What the baselines cost that the gate has trained."""
+    total = planning.summed(baselines)
+    names = ", ".join(baseline.name for baseline in baselines)
+    text = f"gate.train adds {scientific(total.macs)} MACs for {names}, trained alone"
     text += f", {total.gpu_hours:,.1f} GPU hours" if total.gpu_hours is not None else ""
     return text + (f", {shown(total.cost or '0')} {price.currency}" if price else "")
-
-
-def _power(macs: int) -> int:
-    return int(f"{macs:.2e}".split("e")[1])
 
 
 def _count(samples: int) -> str:

@@ -16,12 +16,14 @@ from typing import Literal
 
 from modelchain.api import messages
 from modelchain.api.spec import ChainSpec, ModelChain, Stage, WrittenModel
+from modelchain.api.status import Capacity
 from modelchain.api.zoo import MODELS
 from modelchain.errors import InputError
 from modelchain.plan.allocate import allocate
 from modelchain.plan.macs import forward_macs, training_macs
 from modelchain.plan.pools import NodePool
-from modelchain.plan.prices import kept, total_cost
+from modelchain.plan.prices import Price, kept, total_cost
+from modelchain.plan.unknown import why_no_hours, why_no_pool
 
 Convention = Literal["analytic", "paper"]
 
@@ -70,6 +72,16 @@ class StagePlan(WrittenModel):
     individual: IndividualPlan
 
 
+class BaselinePlan(WrittenModel):
+    """What the gate trains alone, beside the chain: the `individual` of the stage of this name."""
+
+    name: str
+    epochs: int
+    macs: int
+    gpu_hours: float | None
+    cost: str | None
+
+
 class Plan(WrittenModel):
     """The plan of a chain."""
 
@@ -81,6 +93,8 @@ class Plan(WrittenModel):
     individual: Amount
     # The MACs of training each model alone, divided by those of the chain.
     acceleration: float
+    # Part of neither sum.
+    baselines: list[BaselinePlan]
 
     def to_json(self) -> str:
         """What `plan -o json` prints."""
@@ -112,11 +126,10 @@ def plan(
     models = [model_macs(spec, i, stage, convention) for i, stage in enumerate(spec.stages)]
     per_sample = macs_per_sample(spec, models)
     epochs = _epochs(spec, per_sample, frozen or {})
-    samples = samples_per_epoch(spec, convention)
-    hour = _hour(spec, pools, now)
+    samples, hour = samples_per_epoch(spec, convention), _hour(spec, pools, now)
     stages = [
-        _stage_plan(spec, index, epochs[index], samples, macs_of_stage, hour)
-        for index, macs_of_stage in enumerate(per_sample)
+        _stage_plan(spec, index, epochs[index], samples, macs, hour)
+        for index, macs in enumerate(per_sample)
     ]
     total, individually = summed(stages), summed([stage.individual for stage in stages])
     return Plan(
@@ -126,7 +139,17 @@ def plan(
         total=total,
         individual=individually,
         acceleration=individually.macs / total.macs,
+        baselines=_baselines(spec, stages),
     )
+
+
+def _baselines(spec: ChainSpec, stages: Sequence[StagePlan]) -> list[BaselinePlan]:
+    trained = spec.gate.train if spec.gate else []
+    return [
+        BaselinePlan(name=stage.name, **dict(stage.individual))
+        for stage in stages
+        if stage.name in trained
+    ]
 
 
 @dataclass(frozen=True)
@@ -148,12 +171,22 @@ class _Hour:
 
 
 def _hour(spec: ChainSpec, pools: Mapping[str, NodePool], now: int) -> _Hour:
-    pool = None if spec.runner.kind == "Local" else pools.get(spec.runner.node_pool or "")
-    planned = pool.price_list.planned(now) if pool else None
+    price = price_of(spec, pools, now)
     return _Hour(
-        known=pool is not None and pool.gpu == "A100",
-        price=planned[0].per_gpu_hour if planned else None,
+        known=why_no_hours(spec.runner, pools) is None,
+        price=price[0].per_gpu_hour if price else None,
     )
+
+
+def price_of(
+    spec: ChainSpec, pools: Mapping[str, NodePool], now: int
+) -> tuple[Price, Capacity | None] | None:
+    """The price by which the chain's hours are planned, and the capacity that it is for; None if
+    there is none. The arguments are those of `plan`.
+    """
+    if why_no_pool(spec.runner, pools) is not None:
+        return None
+    return pools[spec.runner.node_pool or ""].price_list.planned(now)
 
 
 @dataclass(frozen=True)
@@ -284,7 +317,7 @@ def _amount(samples: int, per_sample: Fraction, hour: _Hour, extra_ms: float) ->
     return Amount(macs=int(samples * per_sample), gpu_hours=hours, cost=cost)
 
 
-def summed(parts: Sequence[StagePlan | IndividualPlan]) -> Amount:
+def summed(parts: Sequence[StagePlan | IndividualPlan | BaselinePlan]) -> Amount:
     """The sum. Hours or money that are not known of one part are not known of all."""
     hours = [part.gpu_hours for part in parts if part.gpu_hours is not None]
     costs = [part.cost for part in parts if part.cost is not None]
