@@ -739,6 +739,12 @@ BAD: list[Bad] = [
         "a learning rate of no number", f"{_RECIPE}.learningRate", "NaN", "does not have the form"
     ),
     _one(
+        "a weight decay of no number",
+        f"{_RECIPE}.weightDecay",
+        "nan",
+        "'nan' does not have the form of a decimal",
+    ),
+    _one(
         "a learning rate without end",
         f"{_RECIPE}.learningRate",
         "1e999999",
@@ -812,10 +818,40 @@ BAD: list[Bad] = [
         "only a stage after the first",
     ),
     _gate(
+        "a baseline of a misspelt stage",
+        {"baseline": {"vit-s": "30", "vit-ss": "30"}},
+        "baseline",
+        "there is no stage 'vit-ss'",
+    ),
+    _gate(
+        "a misspelt stage whose baseline is to be trained",
+        {"train": ["vit-s", "vit-ss"], "baseline": {}},
+        "train",
+        "there is no stage 'vit-ss'",
+    ),
+    _gate(
+        "the first stage between others that have a baseline",
+        {"baseline": {"vit-s": "30", "vit-t": "30"}},
+        "baseline",
+        "'vit-t' is the first stage, which is trained alone",
+    ),
+    _gate(
         "a baseline above 100 %",
         {"baseline": {"vit-s": "101"}},
         "baseline",
         "must lie between 0 and 100 (got 101)",
+    ),
+    _gate(
+        "a baseline above 100 %, by its stage",
+        {"baseline": {"vit-s": "100.5"}},
+        "baseline",
+        "'vit-s' must lie between 0 and 100 (got 100.5)",
+    ),
+    _gate(
+        "a negative baseline",
+        {"baseline": {"vit-s": "-1"}},
+        "baseline.vit-s",
+        "'-1' does not have the form of a decimal: digits without a sign, such as 0.5",
     ),
     _gate(
         "a baseline that is given and trained",

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from commandline import modelchain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from specs import BAD, DELETE, GOOD, MINIMAL, Bad, config, inline, with_changes
@@ -95,6 +96,36 @@ def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(InputError) as caught:
         load(with_changes(changes))
     assert len(caught.value.problems) == 3
+
+
+def test_each_name_of_no_stage_has_a_line() -> None:
+    gate = {"metric": "top1", "train": ["a", "b", "a"], "baseline": {"c": "1"}}
+    evaluation = [{"name": "top1", "kind": "Retrieval", "shards": "/data/val.tar"}]
+    with pytest.raises(InputError) as caught:
+        load(with_changes({"spec.gate": gate, "spec.evaluation": evaluation}))
+    assert [p.message.partition(";")[0] for p in caught.value.problems] == [
+        "there is no stage 'c'",
+        "there is no stage 'a'",
+        "there is no stage 'b'",
+        "a stage is named twice",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("gate", "warned"), [({}, True), ({"train": ["vit-s"]}, False), (None, False)]
+)
+def test_validate_warns_of_a_gate_that_gates_nothing(
+    gate: dict[str, Any] | None, warned: bool, tmp_path: Path
+) -> None:
+    evaluation = [{"name": "top1", "kind": "Retrieval", "shards": "/data/val.tar"}]
+    changes: dict[str, Any] = {"spec.evaluation": evaluation}
+    if gate is not None:
+        changes["spec.gate"] = {"metric": "top1", **gate}
+    (tmp_path / "chain.yaml").write_text(yaml.safe_dump(with_changes(changes)))
+    done = modelchain("validate", "-f", "chain.yaml", folder=tmp_path)
+    assert done.returncode == 0 and "valid" in done.stdout
+    told = "modelchain: warning: chain.yaml: spec.gate: gates nothing: no stage is compared"
+    assert done.stderr.startswith(told) if warned else done.stderr == ""
 
 
 @pytest.mark.parametrize(

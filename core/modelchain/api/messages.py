@@ -40,9 +40,13 @@ WARM_UP = (
 NO_EPOCHS = "stage {stage} has no epochs: give them, or a target acceleration to allocate them by"
 
 GATE_METRIC = "'{metric}' is not measured; name one of spec.evaluation"
-NO_SUCCESSOR = (
-    "only a stage after the first has a baseline; the first one is trained alone in any case"
+NO_STAGE = "there is no stage '{name}'; only a stage after the first has a baseline"
+FIRST_STAGE = (
+    "'{name}' is the first stage, which is trained alone in any case; only a stage after the first"
+    " has a baseline"
 )
+BASELINE_RANGE = f"'{{name}}' {RANGE}"
+NO_BASELINE = "gates nothing: no stage is compared with anything; give a baseline, or train one"
 BOTH_BASELINES = "a stage in both baseline and train: give its accuracy, or have it trained"
 TWICE_TRAINED = "a stage is named twice"
 RELAX_TARGET = (

@@ -47,13 +47,8 @@ LabelName = Annotated[
 DataPath = Annotated[str, StringConstraints(pattern=r"^/", min_length=2, max_length=1024)]
 # A decimal has at most 24 characters and a two-digit exponent, since larger numbers could take very
 # long to compute with.
-DecimalString = Annotated[
-    str,
-    StringConstraints(
-        pattern=r"^([0-9]{1,12}(\.[0-9]{0,12})?|\.[0-9]{1,12})([eE][-+]?[0-9]{1,2})?$",
-        max_length=24,
-    ),
-]
+DECIMAL = r"^([0-9]{1,12}(\.[0-9]{0,12})?|\.[0-9]{1,12})([eE][-+]?[0-9]{1,2})?$"
+DecimalString = Annotated[str, StringConstraints(pattern=DECIMAL, max_length=24)]
 
 
 class ApiModel(BaseModel):

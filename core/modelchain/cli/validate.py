@@ -6,14 +6,15 @@ import typer
 
 from modelchain.cli.options import FileOption
 from modelchain.io.load import load_chain
-from modelchain.plan.check import check_epochs
+from modelchain.plan.check import check_epochs, gates_nothing
 from modelchain.plan.expansion import warnings
 
 
 def validate(file: FileOption) -> None:
     """Check a spec: every field, the chain's shapes, its epochs. Reads no data.
 
-    Warns of a stage that is not 2 to 4 times as large as its predecessor.
+    Warns of a stage that is not 2 to 4 times as large as its predecessor, and of a gate without a
+    baseline.
 
     Example: [bold]modelchain validate -f examples/vit-cc3m.yaml[/bold]
     """
@@ -21,5 +22,6 @@ def validate(file: FileOption) -> None:
     check_epochs(chain, str(file), {})
     names = ", ".join(stage.name for stage in chain.spec.stages)
     typer.echo(f"{file}: valid; chain {chain.metadata.name} with stages {names}")
-    for warning in warnings(chain.spec, str(file)):
+    found = [*warnings(chain.spec, str(file)), gates_nothing(chain.spec, str(file))]
+    for warning in filter(None, found):
         typer.echo(f"modelchain: warning: {warning}", err=True)

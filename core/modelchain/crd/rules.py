@@ -141,10 +141,14 @@ def _gate(test: str, message: str, field: str, values: Mapping[str, str] | None 
     return rule("spec", f"!has({_GATE}) || {test}", message, values, f".gate.{field}")
 
 
-def _successors(names: str, field: str) -> Rule:
+def _successors(names: str, field: str) -> list[Rule]:
     """All of these names are those of stages after the first."""
-    found = f"{names}.all(n, n != self.stages[0].name && self.stages.exists(s, s.name == n))"
-    return _gate(found, messages.NO_SUCCESSOR, field)
+    first = "self.stages[0].name"
+    unknown = f"{names}.filter(n, !self.stages.exists(s, s.name == n))"
+    return [
+        _gate(f"!({first} in {names})", messages.FIRST_STAGE, field, {"name": first}),
+        _gate(f"{unknown}.size() == 0", messages.NO_STAGE, field, {"name": f"{unknown}[0]"}),
+    ]
 
 
 def _relax(test: str, message: str, values: Mapping[str, str] | None = None) -> Rule:
@@ -160,13 +164,14 @@ _GATES = [
         "metric",
         {"metric": f"{_GATE}.metric"},
     ),
-    _successors(_BASELINE, "baseline"),
-    _successors(_TRAINED, "train"),
+    *_successors(_BASELINE, "baseline"),
+    *_successors(_TRAINED, "train"),
     rule(
         "spec.gate",
         f"!has(self.baseline) || {_WRONG}.size() == 0",
-        messages.RANGE,
+        messages.BASELINE_RANGE,
         {
+            "name": f"{_WRONG}[0]",
             "low": quoted(BASELINE_BOUNDS[0]),
             "high": quoted(BASELINE_BOUNDS[1]),
             "text": f"self.baseline[{_WRONG}[0]]",

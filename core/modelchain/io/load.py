@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from modelchain.api.spec import ModelChain
+from modelchain.api.spec import DECIMAL, ModelChain
 from modelchain.api.status import ChainStatus
 from modelchain.errors import InputError, Problem, WorkError
 from modelchain.plan.check import check
@@ -143,12 +143,22 @@ def _message(error: ErrorDetails) -> str:
         return "required, but not given"
     got = _short(value)
     if kind == "string_pattern_mismatch":
-        return f"{got} does not have the form {error['ctx']['pattern']}"
+        return f"{got} does not have the form {_form(error['ctx']['pattern'])}"
     if kind in _TYPE_ERRORS:
         got = f"{_type_name(value)} {got}"
     if kind == "string_type" and isinstance(value, int | float):
         return f"must be a text, so put it in quotes (got {got})"
     return f"{error['msg'].removeprefix('Input ').removeprefix('Value error, ')} (got {got})"
+
+
+def _form(pattern: str) -> str:
+    """A pattern, in words where it is hard to read."""
+    if pattern == DECIMAL:
+        return (
+            "of a decimal: digits without a sign, such as 0.5 or 1e-3, and at most 12 before the"
+            " point"
+        )
+    return pattern
 
 
 def _type_name(value: Any) -> str:

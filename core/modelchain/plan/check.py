@@ -240,10 +240,6 @@ def _gate(spec: ChainSpec, report: Report) -> None:
         return
     if all(e.name != gate.metric for e in spec.evaluation):
         report("spec.gate.metric", messages.GATE_METRIC.format(metric=gate.metric))
-    low, high = BASELINE_BOUNDS
-    wrong = next((text for text in gate.baseline.values() if not _between(low, text, high)), None)
-    if wrong is not None:
-        report("spec.gate.baseline", messages.RANGE.format(low=low, high=high, text=wrong))
     _baselines(spec, gate, report)
     if gate.on_miss == "Relax":
         for message in _not_relaxable(spec, gate):
@@ -252,14 +248,28 @@ def _gate(spec: ChainSpec, report: Report) -> None:
 
 def _baselines(spec: ChainSpec, gate: Gate, report: Report) -> None:
     """Each baseline is that of one successor, and is either given or trained."""
-    successors = {stage.name for stage in spec.stages[1:]}
-    for field, names in (("baseline", set(gate.baseline)), ("train", set(gate.train))):
-        if not names <= successors:
-            report(f"spec.gate.{field}", messages.NO_SUCCESSOR)
+    low, high = BASELINE_BOUNDS
+    for name, text in gate.baseline.items():
+        if not _between(low, text, high):
+            values = {"name": name, "low": low, "high": high, "text": text}
+            report("spec.gate.baseline", messages.BASELINE_RANGE.format(**values))
+    first, *successors = (stage.name for stage in spec.stages)
+    for field, names in (("baseline", list(gate.baseline)), ("train", gate.train)):
+        for name in dict.fromkeys(names):
+            if name not in successors:
+                message = messages.FIRST_STAGE if name == first else messages.NO_STAGE
+                report(f"spec.gate.{field}", message.format(name=name))
     if len(set(gate.train)) < len(gate.train):
         report("spec.gate.train", messages.TWICE_TRAINED)
     if set(gate.train) & set(gate.baseline):
         report("spec.gate.train", messages.BOTH_BASELINES)
+
+
+def gates_nothing(spec: ChainSpec, file: str) -> Problem | None:
+    """A warning of a gate that compares no stage with anything."""
+    if spec.gate is None or spec.gate.baseline or spec.gate.train:
+        return None
+    return Problem(messages.NO_BASELINE, file, "spec.gate")
 
 
 def _not_relaxable(spec: ChainSpec, gate: Gate) -> Iterator[str]:
