@@ -23,12 +23,15 @@ REPOSITORY = Path(__file__).parents[1]
 for folder in ("tests/charts", "tests/cluster", "tests/tools", "charts"):
     sys.path.append(str(REPOSITORY / folder))
 from boards import NAMES, board  # noqa: E402
-from build import cache_home  # noqa: E402
+from golang import cache_home  # noqa: E402
 from recorded_day import Server, served  # noqa: E402
 from simulated_day import BEGIN, END  # noqa: E402
 
 PREVIEWER = REPOSITORY / "benchmarks" / "dashboards_previewer"
-WIDTH, LINE, TOP = 1608, 36, 56  # of the page, of a line of the grid, of the title; in pixels
+# Pixels of the page, of a line of the grid, and of the title.
+WIDTH = 1608
+LINE = 36
+TOP = 56
 PAGE = """<!doctype html><meta charset="utf-8"><style>{style}</style>
 <body style="margin:0;background:#111217"><div id="root"></div>
 <script>window.BOARD = {data}</script><script type="module">{script}</script>"""

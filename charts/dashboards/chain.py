@@ -18,9 +18,9 @@ from dashboards.panels import (
     RATIO,
     SECONDS,
     TIME,
-    Column,
     Panel,
     Steps,
+    TableColumn,
     bars,
     grid,
     lines,
@@ -144,14 +144,18 @@ def _stages() -> Panel:
             "state": "State",
             "verdict": "Verdict",
         },
-        Column("Info", _of_stage("modelchain_stage_info", "model", "gpu", "gpus"), hidden=True),
-        Column("State value", state, hidden=True),
-        Column("Gate", _of_stage("modelchain_stage_gate", "verdict"), hidden=True),
-        Column("Done", _of_stage("modelchain_stage_progress_ratio"), RATIO, 0),
-        Column("Start", f"1000 * {_of_stage('modelchain_stage_start_timestamp_seconds')}", TIME),
-        Column("Finish", f"1000 * max by ({STAGE}) ({finish})", TIME),
-        Column("GPU time", f"{total(series(GPU_SECONDS), STAGE)} / 3600", GPU_HOURS, 1),
-        Column("Spent", total(series(COST, IN_CURRENCY), STAGE), MONEY),
+        TableColumn(
+            "Info", _of_stage("modelchain_stage_info", "model", "gpu", "gpus"), hidden=True
+        ),
+        TableColumn("State value", state, hidden=True),
+        TableColumn("Gate", _of_stage("modelchain_stage_gate", "verdict"), hidden=True),
+        TableColumn("Done", _of_stage("modelchain_stage_progress_ratio"), RATIO, 0),
+        TableColumn(
+            "Start", f"1000 * {_of_stage('modelchain_stage_start_timestamp_seconds')}", TIME
+        ),
+        TableColumn("Finish", f"1000 * max by ({STAGE}) ({finish})", TIME),
+        TableColumn("GPU time", f"{total(series(GPU_SECONDS), STAGE)} / 3600", GPU_HOURS, 1),
+        TableColumn("Spent", total(series(COST, IN_CURRENCY), STAGE), MONEY),
         height=10,
     )
 
@@ -209,9 +213,9 @@ def _results() -> Panel:
         "What each finished stage was measured to reach, beside the same model trained alone where"
         " the gate knows it.",
         {"namespace": "Namespace", "chain": "Chain", "stage": "Stage", "metric": "Metric"},
-        Column("Chain's model", result, NUMBER, 2),
-        Column("Trained alone", alone, NUMBER, 2),
-        Column("Difference", f"{result} - on ({labels}) {alone}", NUMBER, 2),
+        TableColumn("Chain's model", result, NUMBER, 2),
+        TableColumn("Trained alone", alone, NUMBER, 2),
+        TableColumn("Difference", f"{result} - on ({labels}) {alone}", NUMBER, 2),
         height=10,
     )
 

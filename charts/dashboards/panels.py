@@ -157,7 +157,7 @@ def bars(
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A column of a table: the value of a query, or what its series' labels say."""
 
     title: str
@@ -178,7 +178,7 @@ def grid(
     title: str,
     text: str,
     labels: dict[str, str],
-    *columns: Column,
+    *columns: TableColumn,
     height: int = 8,
     width: int = 24,
     links: dict[str, tuple[str, str]] | None = None,
@@ -206,7 +206,9 @@ def grid(
     return panel
 
 
-def _one_row_each(labels: dict[str, str], fields: dict[str, Column]) -> list[DataTransformerConfig]:
+def _one_row_each(
+    labels: dict[str, str], fields: dict[str, TableColumn]
+) -> list[DataTransformerConfig]:
     """Grafana's own steps: join the queries' series, then name, order and hide the columns."""
     shown = [name for name, column in fields.items() if not column.hidden]
     hidden = ["Time", *(name for name, column in fields.items() if column.hidden)]
