@@ -405,7 +405,9 @@ def test_validate_warns_of_neighbours_that_break_rule_2(tmp_path: Path) -> None:
 REFUSED = [
     (["--largest", "ViT-H-14"], "--largest ViT-H-14: no such model; there are "),
     (["--keep", "vit-b"], "--keep vit-b: no such model; there are "),
-    (["--keep", "ViT-B-16,"], "--keep : no such model"),
+    (["--keep", "ViT-B-16,"], "--keep: the name of a model is empty"),
+    (["--keep", ""], "--keep: the name of a model is empty"),
+    (["--largest", ""], "--largest: the name of a model is empty"),
     (["--keep", "Swin-T"], "--keep Swin-T: ViT-L-16 cannot be grown from it"),
     (["--largest", "ViT-S-16", "--keep", "ViT-B-16"], "--keep ViT-B-16: ViT-S-16 cannot be grown"),
     (["--pools", "pools.yaml"], "leave out --pools"),
@@ -421,8 +423,9 @@ def test_refusals(words: list[str], message: str) -> None:
 
 @pytest.mark.parametrize("option", ["--largest", "--keep"])
 def test_options_of_a_search_are_refused_without_one(option: str) -> None:
-    done = modelchain("plan", "-f", str(EXAMPLE), option, VIT["L"])
-    assert done.returncode == 2 and "add --search" in done.stderr
+    for name in (VIT["L"], ""):
+        done = modelchain("plan", "-f", str(EXAMPLE), option, name)
+        assert done.returncode == 2 and "add --search" in done.stderr
 
 
 @pytest.mark.parametrize("target", ["100", "1.01"])
@@ -508,6 +511,10 @@ def test_the_table_fits_a_terminal_and_says_what_is_not_known() -> None:
     assert " ".join(words.split()).endswith(CANNOT_KNOW)
     page = (ROOT / "docs" / "plan.md").read_text()
     assert all(line.rstrip() in page for line in text.splitlines()), "the page shows this output"
+
+
+def test_one_chain_is_told_in_the_singular() -> None:
+    assert "Of 1 chain in which" in " ".join(_run("--keep", ",".join(VIT.values())).split())
 
 
 def test_a_file_off_the_frontier_has_a_row_of_its_own(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def plan(
 
     Example: modelchain plan -f examples/vit-cc3m.yaml --convention paper
     """
-    _check_options(search, convention, pools, largest or keep, budget, against)
+    _check_options(search, convention, pools, {"largest": largest, "keep": keep}, budget, against)
     if against is None and (namespace or kubeconfig or context):
         raise InputError("a plan reads no cluster; name a chain there with --against NAME")
     chain = load_chain(file)
@@ -123,18 +123,21 @@ def _check_options(
     search: bool,
     convention: str,
     pools: Path | None,
-    searched: str | None,
+    searched: Mapping[str, str | None],
     budget: bool,
     against: str | None,
 ) -> None:
     """Raise InputError for options that do not go together.
 
-    `searched` is an option of --search, if one is given.
+    `searched` has the options of --search by their names.
     """
     if search and pools is not None:
         raise InputError("--search compares MACs, not prices: leave out --pools")
-    if not search and searched is not None:
+    if not search and any(option is not None for option in searched.values()):
         raise InputError("--largest and --keep are options of --search: add --search")
+    for name, option in searched.items():
+        if option is not None and "" in [one.strip() for one in option.split(",")]:
+            raise InputError(f"--{name}: the name of a model is empty")
     if against is not None and (search or convention == "paper"):
         raise InputError("--against compares what is trained: leave out --search and --convention")
     if budget and (against is not None or search):

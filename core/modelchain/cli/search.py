@@ -56,8 +56,9 @@ def _what_is_shown(found: Search) -> str:
     better = "accelerates more"
     if found.target_acceleration is not None:
         better = "gives its second model more epochs"
+    chains = "1 chain" if found.compared == 1 else f"{found.compared} chains"
     return (
-        f"Below a model stand its epochs. Of {found.compared} chains in which each model is 2 to 4"
+        f"Below a model stand its epochs. Of {chains} in which each model is 2 to 4"
         " times as large as the one before, the table shows for each smallest model those worth"
         f" choosing from: each row takes more MACs than the one above it, and {better}."
         f" {found.models[-1]} alone takes {scientific(found.largest_alone_macs)} MACs."
