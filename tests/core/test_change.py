@@ -16,8 +16,17 @@ from specs import DELETE, MINIMAL, with_changes
 from sweeps import sample
 
 from modelchain.api.spec import ModelChain
-from modelchain.decide.change import TRAINS, Before, Effect, StageChange, changes, finished
+from modelchain.decide.change import (
+    TRAINS,
+    Before,
+    Effect,
+    StageChange,
+    as_found_by,
+    changes,
+    finished,
+)
 from modelchain.decide.observed import Artifact
+from modelchain.errors import InputError
 from modelchain.io.load import parse
 
 GATE = {"spec.gate.metric": "top1", "spec.gate.train": ("c",), "spec.gate.onMiss": "Continue"}
@@ -182,3 +191,40 @@ def test_wrong_words(words: list[str], told: str, tmp_path: Path) -> None:
     new, _ = files(tmp_path)
     done = modelchain("plan", "-f", new, *words, folder=tmp_path)
     assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
+
+
+SHARED = {"spec.storage": {"claimName": "models"}}
+OWN = {"spec.storage": {"claimTemplate": {"size": "1Ti"}}}
+
+
+def found(after: dict[str, Any], before: dict[str, Any]) -> set[Effect]:
+    """The effects on a chain of which the file of before was edited so."""
+    new, old = (parse(ModelChain, with_changes(edit), "a file") for edit in (after, before))
+    return {one.effect for one in changes(new, as_found_by(new, old, finished(old)))}
+
+
+@pytest.mark.parametrize(
+    ("after", "before", "effect"),
+    [
+        (OWN, OWN, Effect.HIT),
+        ({"spec.storage": {**OWN["spec.storage"], "retain": False}}, OWN, Effect.HIT),
+        ({"metadata.name": "other", **OWN}, OWN, Effect.NEW),
+        ({"metadata.name": "other", **SHARED}, SHARED, Effect.HIT),
+        ({"metadata.name": "other", **SHARED}, OWN, Effect.NEW),
+        ({"metadata.namespace": "b", **SHARED}, {"metadata.namespace": "a", **SHARED}, Effect.NEW),
+        ({"metadata.namespace": "b", **OWN}, OWN, Effect.HIT),
+    ],
+)
+def test_a_chain_finds_what_lies_on_its_claim(
+    after: dict[str, Any], before: dict[str, Any], effect: Effect
+) -> None:
+    """Another name or namespace is another chain, with a claim of its own if it makes one."""
+    assert found(after, before) == {effect}
+
+
+@pytest.mark.parametrize(
+    "after", [OWN, {}, {"spec.storage": {"claimName": "others"}}], ids=["own", "none", "another"]
+)
+def test_an_edit_that_the_api_server_refuses(after: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="cannot change once set"):
+        found(after, SHARED)

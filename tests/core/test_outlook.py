@@ -30,6 +30,7 @@ from modelchain.api.status import (
 from modelchain.api.uses import Uses
 from modelchain.gate.outlook import Taken, added, less, outlooks, with_removed
 from modelchain.local.root import Root
+from modelchain.plan.plan import plan
 
 HOUR = 3_600_000
 FAMILY = {"a": 10**18, "b": 4 * 10**18, "c": 10**19}
@@ -214,3 +215,17 @@ def test_what_removed_stages_have_spent_is_part_of_the_sum() -> None:
     assert (removed.spent.macs, removed.saved.macs) == (7 * 10**18, -7 * 10**18)
     assert removed.spent.cost == Decimal("2.50")
     assert with_removed([], ChainStatus()) == []
+
+
+def test_stages_that_were_never_launched_have_a_plan() -> None:
+    """So the plans of all stages sum up to the plan of the chain, in each unit that is known."""
+    chain = World(3, cluster=True)
+    chain.calm_step()
+    stages = chain.status.stages
+    planned = plan(chain.chain(), "analytic", {})
+    assert [s.plan and s.plan.macs for s in stages] == [s.macs for s in planned.stages]
+    assert [s.alone and s.alone.macs for s in stages] == [s.individual.macs for s in planned.stages]
+    chain.edit(**{"spec.stages[2].epochs": 5})
+    chain.calm_step()
+    shorter = plan(chain.chain(), "analytic", {}).stages[2].macs
+    assert chain.status.stages[2].plan == Planned(macs=shorter), "it is the plan of now"

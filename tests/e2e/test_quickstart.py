@@ -175,7 +175,7 @@ def test_prometheus_has_the_totals_of_the_status(
     assert value('count(min_over_time(up{who="operator"}[2m]) == 0) or vector(0)') == 0
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_commands_tell_of_a_finished_chain(applied: System, complete: Object, lab: Lab) -> None:
     here = ("quickstart", "-n", NAMESPACE)
     assert "Complete" in typed(lab, "kubectl", "modelchain", "watch", *here)
@@ -191,7 +191,7 @@ def test_commands_tell_of_a_finished_chain(applied: System, complete: Object, la
 NOT_HERE: dict[str, set[str]] = {"family": set(), "chain": set(), "operator": set()}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_panels_show_what_prometheus_has_scraped(complete: Object, lab: Lab) -> None:
     """Every query of every dashboard is asked; only what this chain cannot have is empty."""
     empty = {

@@ -486,7 +486,7 @@ class StageStatus(StageLedger):
     # The seconds from `inherits_at` until this stage had a job.
     transition_seconds: float | None = None
     planned_macs: Macs = 0
-    # The plan at the stage's first launch, and that of the same model trained alone. They stay.
+    # The plan at the stage's first launch, of now before it, and that of the same model alone.
     plan: Planned | None = None
     alone: Planned | None = None
     artifact: ArtifactRef | None = None

@@ -19,12 +19,13 @@ from modelchain.decide.change import (
     Before,
     Effect,
     StageChange,
+    as_found_by,
     changes,
     finished,
     recorded,
 )
 from modelchain.errors import EXIT_NOTHING_TO_DO
-from modelchain.io.load import load_chain
+from modelchain.io.load import load_chain, parse
 from modelchain.plan.plan import Amount, IndividualPlan, Plan, StagePlan, plan, summed
 from modelchain.plan.pools import NodePool
 from modelchain.plan.prices import milliseconds, shown
@@ -34,19 +35,26 @@ FILES = (".yaml", ".yml", ".json")
 
 
 def read_before(
-    against: str, namespace: str | None, kubeconfig: Path | None, context: str | None
+    chain: ModelChain,
+    against: str,
+    namespace: str | None,
+    kubeconfig: Path | None,
+    context: str | None,
 ) -> Before:
-    """The chain as it was before the edit: a file, or a chain on a cluster.
+    """What `chain` finds of what there was before the edit: of a file, or of a chain on a cluster.
 
     Raises:
-        InputError: there is no such file or chain.
+        InputError: there is no such file or chain, or the API server would refuse the edit.
     """
     if against.endswith(FILES):
-        return finished(load_chain(Path(against)))
+        other = load_chain(Path(against))
+        return as_found_by(chain, other, finished(other))
     stored, status = read_stored(against, None, namespace, kubeconfig, context)
+    other = parse(ModelChain, {k: v for k, v in stored.items() if k != "status"}, against)
     records = read_records(namespace, kubeconfig, context)
     claim = claim_of(stored)
-    return recorded(status, (record for record in records if record.claim_name == claim))
+    there = recorded(status, (record for record in records if record.claim_name == claim))
+    return as_found_by(chain, other, there)
 
 
 def print_changes(

@@ -104,7 +104,9 @@ def plan(
     if against is None and (namespace or kubeconfig or context):
         raise InputError("a plan reads no cluster; name a chain there with --against NAME")
     chain = load_chain(file)
-    before = None if against is None else read_before(against, namespace, kubeconfig, context)
+    before = (
+        None if against is None else read_before(chain, against, namespace, kubeconfig, context)
+    )
     try:
         if before is not None:
             print_changes(chain, before, _pools(pools), output)

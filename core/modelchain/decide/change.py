@@ -10,13 +10,15 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from modelchain.api import messages
 from modelchain.api.artifact import StageArtifactSpec
-from modelchain.api.spec import ModelChain
+from modelchain.api.spec import ModelChain, Storage
 from modelchain.api.status import ChainStatus, StageStatus
 from modelchain.decide.decide import planned_stages
 from modelchain.decide.observed import Artifact, Damage, Observed
 from modelchain.decide.outcome import Turn
 from modelchain.decide.stage import LookedUp, look_up
+from modelchain.errors import InputError
 from modelchain.identity.digest import differing_fields, digest_of, stage_inputs
 from modelchain.plan.plan import plan
 
@@ -112,6 +114,34 @@ def recorded(status: ChainStatus, records: Iterable[StageArtifactSpec]) -> Befor
     }
     inputs = {one.input_digest: one.inputs for one in records}
     return Before(status, artifacts, inputs, _names(status.stages), _names(status.baselines))
+
+
+def as_found_by(chain: ModelChain, other: ModelChain, before: Before) -> Before:
+    """What a chain finds of what `other` was before. For an edit of `other` that is all of it.
+
+    A chain of another name or namespace is no edit: it finds the artifacts of a claim that both
+    name, and nothing else.
+
+    Raises:
+        InputError: the API server refuses the edit.
+    """
+    spaces = {chain.metadata.namespace, other.metadata.namespace} - {None}
+    if chain.metadata.name == other.metadata.name and len(spaces) < 2:
+        _check_storage(chain.spec.storage, other.spec.storage)
+        return before
+    claims = [one.spec.storage.claim_name if one.spec.storage else None for one in (chain, other)]
+    if len(spaces) == 2 or claims[0] is None or claims[0] != claims[1]:
+        return Before(ChainStatus(), {}, {}, frozenset(), frozenset())
+    return replace(before, status=ChainStatus(), stages=frozenset(), baselines=frozenset())
+
+
+def _check_storage(after: Storage | None, before: Storage | None) -> None:
+    """The rule of the CRD. Raises InputError if it is broken."""
+    fixed = {"claim_name", "claim_template"}
+    if before is not None and (
+        after is None or after.model_dump(include=fixed) != before.model_dump(include=fixed)
+    ):
+        raise InputError(messages.STORAGE, field="spec.storage")
 
 
 def _names(stages: Iterable[StageStatus]) -> frozenset[str]:

@@ -24,6 +24,7 @@ from modelchain.decide.baselines import (
     train_alone,
     with_baseline,
 )
+from modelchain.decide.budget import as_planned
 from modelchain.decide.conditions import completed
 from modelchain.decide.gate import gated
 from modelchain.decide.ledger import seconds
@@ -256,5 +257,7 @@ def planned_stages(
             macs=figures[spec.name].macs,
             frozen=spec.epochs is None and spec.name in old.frozen_epochs,
         )
+        figure = figures[spec.name]
+        stage = transitions.foreseen(stage, as_planned(figure), as_planned(figure.individual))
         stages.append(transitions.renewed(stage) if fresh else stage)
     return stages, planned_baselines(chain, planned, observed, fresh), planned

@@ -59,6 +59,12 @@ def planned(stage: StageStatus, schedule: Schedule, *, macs: int, frozen: bool) 
     return scheduled(stage, schedule).changed(planned_macs=macs, frozen=frozen, stalled=False)
 
 
+def foreseen(stage: StageStatus, plan: Planned, alone: Planned) -> StageStatus:
+    """A stage that was never launched, with the plan of now. A finished one keeps what it has."""
+    keeps = stage.state is State.SUCCEEDED and stage.plan is not None
+    return stage if stage.attempt_count or keeps else stage.changed(plan=plan, alone=alone)
+
+
 def scheduled(stage: StageStatus, schedule: Schedule) -> StageStatus:
     """The stage with these epochs. A later round replaces the inputs of its last training."""
     digest = stage.last_digest
