@@ -183,13 +183,18 @@ def test_the_plan_is_frozen_at_the_first_launch() -> None:
     assert (known.macs, known.cost) == (planned.macs, planned.cost)
     assert known.gpu_seconds == pytest.approx((planned.gpu_hours or 0) * HOUR, abs=1e-3)
     assert (alone.macs, alone.cost) == (planned.individual.macs, planned.individual.cost)
-    assert life.status.stages[1].plan is None, "it is not launched"
+    before = life.status.stages[1].plan
+    assert before is not None and before.cost == plans(life)[1].cost
     life.price = "4.42"
     life.end(FailureClass.PREEMPTED)
     life.reconcile()
     life.now += HOUR
     life.reconcile()
     assert first(life).attempt_count == 2 and first(life).plan == known
+    after = life.status.stages[1].plan
+    assert after is not None and after.cost == plans(life)[1].cost != before.cost, (
+        "it is not launched, and has the plan of now"
+    )
 
 
 def test_a_stage_is_stopped_within_one_look() -> None:
