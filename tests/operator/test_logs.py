@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import podshapes
@@ -16,10 +18,11 @@ from podshapes import at
 from modelchain.api.contracts import FailureClass
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import AttemptStatus, ChainStatus, StageStatus, State
-from modelchain.errors import InputError
+from modelchain.errors import InputError, WorkError
 from modelchain.io.load import status_of
 from modelchain_operator.api.kube import Forbidden, Invalid, NotFound, Object, Unavailable
-from modelchain_operator.cli import log_streams
+from modelchain_operator.api.objects import uid
+from modelchain_operator.cli import log_streams, session
 from modelchain_operator.cli.changes import Feeds
 from modelchain_operator.cli.log_streams import Following, Printed, Printer
 from modelchain_operator.cli.logs import (
@@ -30,8 +33,11 @@ from modelchain_operator.cli.logs import (
     gone,
     not_yet,
     prefix,
+    print_logs,
     sources,
 )
+from modelchain_operator.cli.session import Place, on_cluster
+from modelchain_operator.runners.template import CHAIN_UID
 
 HERE = Choice()
 
@@ -304,6 +310,69 @@ def test_a_stream_that_breaks_goes_on(
     said, _ = followed(monkeypatch, 4, [starts], [ONE, away], [away], [ONE, TWO, away], [TWO])
     assert said == ["line 1", "line 2"]
     assert capsys.readouterr().err.count("broke off") == 2  # each error once
+
+
+REFUSED = (
+    'GET /api/v1/namespaces/vision/pods/family-b-a1-master-0/log: 500 Get "https://198.18.77.2:10250'
+    '/containerLogs/vision/family-b-a1-master-0/pytorch?timestamps=true": dial tcp'
+    " 198.18.77.2:10250: connect: connection refused"
+)
+NODE = (
+    "node node-0 did not answer the API server, so the log of pod family-b-a1-master-0 cannot be"
+    " read; next: kubectl describe node node-0"
+)
+
+
+class Listed(Logs):
+    """A server that also lists the pods of the chain."""
+
+    async def list(self, *_: Any) -> list[Object]:
+        one = pod(attempt("b", 1))
+        one["metadata"].setdefault("labels", {})[CHAIN_UID] = uid(chain())
+        return [one]
+
+
+def printed(monkeypatch: pytest.MonkeyPatch, error: Exception) -> str:
+    """What the command says if a log ends with this error."""
+    kube: Any = Listed([ONE, error])
+    kube.api = SimpleNamespace(configuration=SimpleNamespace(host="https://api:6443"))
+
+    @asynccontextmanager
+    async def connected(place: Place) -> AsyncIterator[tuple[Any, str]]:
+        yield kube, "vision"
+
+    monkeypatch.setattr(session, "_connect", connected)
+    of = status(DONE, stage("b", attempt("b", 1))).model_dump(mode="json", by_alias=True)
+    said: list[str] = []
+
+    async def work(kube: Any, space: str) -> None:
+        await print_logs(kube, space, chain(**of), HERE, None, said.append)
+
+    with pytest.raises(WorkError) as caught:
+        on_cluster(Place(), work)
+    assert said == ["line 1"]
+    return str(caught.value)
+
+
+def test_a_node_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = printed(monkeypatch, Unavailable(REFUSED, code=500))
+    assert told == f"{NODE} ({REFUSED})"
+
+
+def test_an_api_server_that_answered_is_not_called_unreachable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = printed(monkeypatch, Unavailable("GET /x: 500 etcdserver: leader changed", code=500))
+    assert told.startswith("the API server at https://api:6443 answered with an error: GET /x: 500")
+
+
+def test_a_node_that_does_not_answer_is_named_while_it_is_followed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    away = Unavailable(REFUSED, code=500)
+    assert followed(monkeypatch, 2, [ONE, away], [away], [ONE])[0] == ["line 1"]
+    told = capsys.readouterr().err
+    assert told.count(NODE) == 1 and "broke off and is asked for again" in told
 
 
 def test_a_pod_that_is_gone_ends_its_log(monkeypatch: pytest.MonkeyPatch) -> None:

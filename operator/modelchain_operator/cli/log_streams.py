@@ -18,9 +18,11 @@ from modelchain_operator.cli.logs import (
     Say,
     Source,
     address,
+    by_node,
     check,
     chosen,
     gone,
+    node_away,
     prefix,
     query,
     sources,
@@ -177,7 +179,8 @@ class Printer:
             except (Invalid, Throttled, Unavailable) as error:
                 if str(error) != said:
                     said = str(error)
-                    _note(f"a log broke off and is asked for again: {one_line(said)}")
+                    cause = node_away(source, error) if by_node(error) else one_line(said)
+                    _note(f"a log broke off and is asked for again: {cause}")
             if not runs:
                 return
             printed.reopened()

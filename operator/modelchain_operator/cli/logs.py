@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from modelchain.api.artifact import claim_of
 from modelchain.api.contracts import METRICS
+from modelchain.api.messages import one_line
 from modelchain.api.status import AttemptStatus, ChainStatus, StageLedger
 from modelchain.decide.conditions import current, sentence
 from modelchain.errors import InputError, WorkError
 from modelchain.io.load import status_of
-from modelchain_operator.api.kube import PODS, Kube, Object
+from modelchain_operator.api.kube import PODS, ApiError, Kube, Object, Unavailable
 from modelchain_operator.api.objects import name, uid
 from modelchain_operator.cli.followed import of_chain, selector
 from modelchain_operator.cli.tree import pod_state
@@ -127,7 +128,7 @@ async def print_logs(
 
     Raises:
         InputError: there is no such stage or attempt.
-        WorkError: nothing has started yet.
+        WorkError: nothing has started yet, or a node did not answer.
     """
     status = status_of(chain)
     check(chain, status, choice)
@@ -146,8 +147,13 @@ async def print_logs(
         raise WorkError(_not_started(found[0], namespace))
     for source in begun:
         before = prefix(name(chain), source) if choice.all_ranks else ""
-        async for line in kube.log(*address(namespace, source), query(tail=tail)):
-            say(before + line.partition(" ")[2])
+        try:
+            async for line in kube.log(*address(namespace, source), query(tail=tail)):
+                say(before + line.partition(" ")[2])
+        except Unavailable as error:
+            if by_node(error):
+                raise WorkError(node_away(source, error)) from error
+            raise
 
 
 def _not_started(source: Source, namespace: str) -> str:
@@ -155,6 +161,23 @@ def _not_started(source: Source, namespace: str) -> str:
     return (
         f"{pod} has not started: {pod_state(source.pod)}; next: kubectl describe pod {pod} -n"
         f" {namespace}"
+    )
+
+
+def by_node(error: ApiError) -> bool:
+    """Whether the API server answered, and the node that has the log did not answer it.
+
+    The server says so only in its sentence, by the address that it asked on the node.
+    """
+    return error.code >= 500 and "/containerLogs/" in str(error)
+
+
+def node_away(source: Source, error: ApiError) -> str:
+    """What there is to say of a node that did not answer, in one line."""
+    node = source.pod["spec"].get("nodeName", "unknown")
+    return (
+        f"node {node} did not answer the API server, so the log of pod {name(source.pod)} cannot be"
+        f" read; next: kubectl describe node {node} ({one_line(str(error))})"
     )
 
 

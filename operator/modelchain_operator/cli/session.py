@@ -65,8 +65,9 @@ def on_cluster(place: Place, work: Callable[[Kube, str], Awaitable[T]]) -> T:
                 return await work(kube, place.namespace or namespace)
             except Unavailable as error:
                 host = kube.api.configuration.host
+                what = "answered with an error" if error.code else "cannot be reached"
                 raise WorkError(
-                    f"the API server at {host} cannot be reached: {one_line(str(error))}"
+                    f"the API server at {host} {what}: {one_line(str(error))}"
                 ) from error
             except Forbidden as error:
                 raise WorkError(f"the API server refuses this: {one_line(str(error))}") from error
