@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,27 @@ def test_a_document_for_comments(tmp_path: Path) -> None:
     page = modelchain(*words, "markdown", folder=tmp_path)
     assert page.returncode == 0
     assert "|vit-s |Retrains |" in page.stdout and "trains 1 of 2 models" in page.stdout
+
+
+POOLS = """
+nodePools:
+  a100-40gb:
+    gpu: A100
+    gpusPerNode: 8
+    price: {perGpuHour: "2.50", currency: EUR, source: contract}
+"""
+
+
+@pytest.mark.parametrize(("output", "title"), [("table", "EUR"), ("markdown", "cost EUR")])
+def test_money_has_its_currency(output: str, title: str, tmp_path: Path) -> None:
+    (tmp_path / "pools.yaml").write_text(POOLS)
+    pool = {"spec.runner.nodePool": "a100-40gb"}
+    new, old = files(tmp_path, **pool, **{"spec.stages[1].epochs": 21})
+    words = ("plan", "-f", new, "--against", old, "--pools", "pools.yaml", "-o", output)
+    page = modelchain(*words, folder=tmp_path).stdout
+    *rows, total = page.strip().splitlines()
+    assert any(title in row for row in rows) and "cost" in page, page
+    assert re.search(r"GPU hours, [0-9.,]+ EUR$", total), total
 
 
 def test_nothing_to_do_is_3(tmp_path: Path) -> None:

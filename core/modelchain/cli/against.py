@@ -26,7 +26,7 @@ from modelchain.decide.change import (
 )
 from modelchain.errors import EXIT_NOTHING_TO_DO
 from modelchain.io.load import load_chain, parse
-from modelchain.plan.plan import Amount, IndividualPlan, Plan, StagePlan, plan, summed
+from modelchain.plan.plan import Amount, IndividualPlan, Plan, StagePlan, plan, price_of, summed
 from modelchain.plan.pools import NodePool
 from modelchain.plan.prices import milliseconds, shown
 from modelchain.report.cost import scientific
@@ -67,13 +67,17 @@ def print_changes(
     """
     found = changes(chain, before)
     epochs = {change.stage: change.epochs for change in found if not change.alone}
-    planned = plan(chain, "analytic", pools, epochs, milliseconds(time.time()))
+    now = milliseconds(time.time())
+    planned = plan(chain, "analytic", pools, epochs, now)
     amounts = [_amount(change, planned) for change in found]
     paid = [a for change, a in zip(found, amounts, strict=True) if change.effect in TRAINS]
     if output == "json":
         typer.echo(json.dumps(_document(chain, found, amounts, paid), indent=2))
     else:
-        _print(chain, found, amounts, paid, output == "markdown")
+        price = price_of(chain.spec, pools, now)
+        currency = price[0].currency if price else None
+        _print(chain, found, amounts, currency, output == "markdown")
+        print_text(_in_words(found, paid, currency))
     if not paid:
         raise typer.Exit(EXIT_NOTHING_TO_DO)
 
@@ -88,9 +92,10 @@ def _print(
     chain: ModelChain,
     found: Sequence[StageChange],
     amounts: Sequence[StagePlan | IndividualPlan],
-    paid: Sequence[StagePlan | IndividualPlan],
+    currency: str | None,
     markdown: bool,
 ) -> None:
+    """Print the table; the money is in `currency`, None without a price."""
     pays = [change.effect in TRAINS for change in found]
     rows = list(zip(amounts, pays, strict=True))
     columns = {
@@ -101,15 +106,19 @@ def _print(
     }
     if any(amount.gpu_hours is not None for amount in amounts):
         columns["GPU\nhours"] = [f"{a.gpu_hours or 0:,.1f}" if paid else "" for a, paid in rows]
-    if any(amount.cost for amount in amounts):
-        columns["cost"] = [shown(amount.cost or "0") if paid else "" for amount, paid in rows]
+    if currency is not None:
+        cost = [shown(amount.cost or "0") if paid else "" for amount, paid in rows]
+        columns[f"cost\n{currency}"] = cost
     columns["why"] = [change.why for change in found]
     name = chain.metadata.name
     print_table(f"{name}, what the edit trains", columns, ("stage", "effect", "why"), [], markdown)
-    print_text(_in_words(found, paid))
 
 
-def _in_words(found: Sequence[StageChange], paid: Sequence[StagePlan | IndividualPlan]) -> str:
+def _in_words(
+    found: Sequence[StageChange],
+    paid: Sequence[StagePlan | IndividualPlan],
+    currency: str | None,
+) -> str:
     hits = sum(change.effect is Effect.HIT for change in found)
     if not paid:
         return "the edit trains nothing"
@@ -117,7 +126,7 @@ def _in_words(found: Sequence[StageChange], paid: Sequence[StagePlan | Individua
     text = f"the edit trains {len(paid)} of {len(found)} models and keeps {hits}"
     text += f": {scientific(total.macs)} MACs"
     text += f", {total.gpu_hours:,.1f} GPU hours" if total.gpu_hours is not None else ""
-    return text + (f", {shown(total.cost)}" if total.cost is not None else "")
+    return text + (f", {shown(total.cost or '0')} {currency}" if currency else "")
 
 
 def _sum(amounts: Sequence[StagePlan | IndividualPlan]) -> Amount:
