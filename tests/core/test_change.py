@@ -194,6 +194,15 @@ def test_money_has_its_currency(output: str, title: str, tmp_path: Path) -> None
     assert re.search(r"GPU hours, [0-9.,]+ EUR$", total), total
 
 
+def test_a_removed_stage_is_named(tmp_path: Path) -> None:
+    new, old = files(tmp_path, **{"spec.stages[1]": DELETE})
+    words = ("plan", "-f", new, "--against", old, "-o")
+    told = modelchain(*words, "markdown", folder=tmp_path)
+    assert told.returncode == 3
+    assert "\nremoved from the chain: vit-s; their artifacts stay\n" in told.stdout
+    assert json.loads(modelchain(*words, "json", folder=tmp_path).stdout)["removed"] == ["vit-s"]
+
+
 def test_nothing_to_do_is_3(tmp_path: Path) -> None:
     new, old = files(tmp_path, **{"spec.retry.maxRetries": 7})
     done = modelchain("plan", "-f", new, "--against", old, folder=tmp_path)

@@ -71,15 +71,24 @@ def print_changes(
     planned = plan(chain, "analytic", pools, epochs, now)
     amounts = [_amount(change, planned) for change in found]
     paid = [a for change, a in zip(found, amounts, strict=True) if change.effect in TRAINS]
+    removed = _removed(chain, before)
     if output == "json":
-        typer.echo(json.dumps(_document(chain, found, amounts, paid), indent=2))
+        typer.echo(json.dumps(_document(chain, found, amounts, paid, removed), indent=2))
     else:
         price = price_of(chain.spec, pools, now)
         currency = price[0].currency if price else None
         _print(chain, found, amounts, currency, output == "markdown")
         print_text(_in_words(found, paid, currency))
+        if removed:
+            print_text(f"removed from the chain: {', '.join(removed)}; their artifacts stay")
     if not paid:
         raise typer.Exit(EXIT_NOTHING_TO_DO)
+
+
+def _removed(chain: ModelChain, before: Before) -> list[str]:
+    """The stages that the chain had before and has no more, in their order."""
+    has = {stage.name for stage in chain.spec.stages}
+    return [stage.name for stage in before.status.stages if stage.name not in has]
 
 
 def _amount(change: StageChange, planned: Plan) -> StagePlan | IndividualPlan:
@@ -138,6 +147,7 @@ def _document(
     found: Sequence[StageChange],
     amounts: Sequence[StagePlan | IndividualPlan],
     paid: Sequence[StagePlan | IndividualPlan],
+    removed: Sequence[str],
 ) -> dict[str, Any]:
     stages = [
         {
@@ -156,4 +166,5 @@ def _document(
         "chain": chain.metadata.name,
         "stages": stages,
         "trains": _sum(paid).model_dump(by_alias=True),
+        "removed": removed,
     }
