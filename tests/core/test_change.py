@@ -213,6 +213,11 @@ def test_nothing_to_do_is_3(tmp_path: Path) -> None:
     ("words", "told"),
     [
         (["--against", "absent.yaml"], "absent.yaml: cannot be read"),
+        (["--against", "/tmp"], "/tmp: cannot be read: Is a directory"),
+        (["--against", "./"], ".: cannot be read: Is a directory"),
+        (["--against", "."], ".: cannot be read: Is a directory"),
+        (["--against", "./absent"], "absent: cannot be read: No such file"),
+        (["--against", "-"], "--against reads no standard input; give a file"),
         (["--against", "old.yaml", "--search"], "leave out --search"),
         (["-n", "vision"], "a plan reads no cluster"),
         (["--against", "Not A Name", "--kubeconfig", "absent"], "absent"),

@@ -419,6 +419,27 @@ def test_the_table_says_what_a_stage_did_and_not_what_was_in_the_cache() -> None
     )
 
 
+@pytest.mark.parametrize(
+    ("state", "first", "changed"),
+    [
+        (State.RUNNING, "trains (never trained)", "trains (epochs changed)"),
+        (
+            State.VERIFYING,
+            "was trained, and its artifact is checked",
+            "was trained, and its artifact is checked (epochs changed)",
+        ),
+        (State.SUCCEEDED, "was trained", "was trained (epochs changed)"),
+    ],
+)
+def test_what_was_trained_is_not_said_to_be_never_trained(
+    state: State, first: str, changed: str
+) -> None:
+    miss = Reason(Code.MISS, message="never trained", never_trained=True)
+    assert sentence(stage("b", state, miss)) == f"stage b {first}"
+    edited = Reason(Code.MISS, message="epochs changed")
+    assert sentence(stage("b", state, edited)) == f"stage b {changed}"
+
+
 def test_the_table_says_what_removed_stages_have_spent() -> None:
     removed = [StageLedger(name="", macs=10**12), StageLedger(name="b", macs=2 * 10**12)]
     console = Console(width=100, record=True, file=io.StringIO())

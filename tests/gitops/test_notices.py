@@ -34,8 +34,9 @@ def failed() -> Object:
         ([complete().shown], {"chains-are-complete"}),
         ([complete().shown, Family().trains().shown], set()),
         ([complete().shown, failed()], {"chain-needs-a-person"}),
+        ([], set()),
     ],
-    ids=["trains", "complete", "one of two is complete", "one of two has failed"],
+    ids=["trains", "complete", "one of two is complete", "one of two has failed", "no chain"],
 )
 def test_when_something_is_sent(chains: list[Object], triggers: set[str]) -> None:
     assert set(notices({"app": app(*chains)})["app"]) == triggers

@@ -24,7 +24,7 @@ from modelchain.decide.change import (
     finished,
     recorded,
 )
-from modelchain.errors import EXIT_NOTHING_TO_DO
+from modelchain.errors import EXIT_NOTHING_TO_DO, InputError
 from modelchain.io.load import load_chain, parse
 from modelchain.plan.plan import Amount, IndividualPlan, Plan, StagePlan, plan, price_of, summed
 from modelchain.plan.pools import NodePool
@@ -46,7 +46,10 @@ def read_before(
     Raises:
         InputError: there is no such file or chain, or the API server would refuse the edit.
     """
-    if against.endswith(FILES):
+    if against == "-":
+        raise InputError("--against reads no standard input; give a file, or the name of a chain")
+    # No name of a chain has a slash, or is one of these two.
+    if against.endswith(FILES) or "/" in against or against in (".", ".."):
         other = load_chain(Path(against))
         return as_found_by(chain, other, finished(other))
     stored, status = read_stored(against, None, namespace, kubeconfig, context)

@@ -159,7 +159,9 @@ def sentence(
     """
     doing = _DOING.get(stage.state)
     if doing is not None and stage.code is Code.MISS:
-        return f"{what} {stage.name} {doing} ({stage.cause})"
+        # That it was never trained is no longer true.
+        over = stage.never_trained and stage.state in (State.VERIFYING, State.SUCCEEDED)
+        return f"{what} {stage.name} {doing}" + ("" if over else f" ({stage.cause})")
     if not command:
         return f"{what} {stage.name}: {stage.without_command}"
     # Some reasons name their command within the sentence.
@@ -179,7 +181,12 @@ def brief(stage: StageStatus, what: Literal["stage", "baseline"] = "stage") -> s
     return f"{what} {stage.name} {doing}" if doing and first else sentence(stage, what=what)
 
 
-_DOING = {State.STARTING: "starts", State.RUNNING: "trains", State.SUCCEEDED: "was trained"}
+_DOING = {
+    State.STARTING: "starts",
+    State.RUNNING: "trains",
+    State.VERIFYING: "was trained, and its artifact is checked",
+    State.SUCCEEDED: "was trained",
+}
 
 
 def current(stages: Sequence[StageStatus]) -> StageStatus | None:
