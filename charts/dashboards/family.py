@@ -38,6 +38,7 @@ from dashboards.promql import (
     gauge,
     growth,
     in_pools,
+    projected_cost,
     series,
     time_left,
     total,
@@ -54,10 +55,10 @@ TO_CHAIN = (
     "&var-chain=${__data.fields.Chain}&${__url_time_range}",
 )
 
-PLANNED, PROJECTED, ALONE = (
-    gauge(f"modelchain_stage_{which}_cost", IN_CURRENCY)
-    for which in ("planned", "projected", "baseline")
+PLANNED, ALONE = (
+    gauge(f"modelchain_stage_{which}_cost", IN_CURRENCY) for which in ("planned", "baseline")
 )
+PROJECTED = projected_cost()
 SAVED = gauge("modelchain_saved_cost", IN_CURRENCY)
 SPENT = series(COST, IN_CURRENCY)
 BUDGETED = gauge("modelchain_budget_cost", IN_CURRENCY)
@@ -91,8 +92,9 @@ def _spent() -> list[Panel]:
         ),
         number(
             "Projected",
-            "At the end of these chains: what is spent, and what they will still take at the rate"
-            " that was measured.",
+            "At the end of these chains: what is spent, and what their stages will still take at the"
+            " rate that was measured. Of models that the gate trains alone, and of removed stages,"
+            " only what they have spent.",
             MONEY,
             total(PROJECTED),
         ),
@@ -117,7 +119,8 @@ def _saved() -> list[Panel]:
         ),
         number(
             "Saved",
-            "Alone less projected; negative if the chain costs more.",
+            "Alone less what the stages are projected to cost; negative if they cost more. What the"
+            " gate has spent on models alone is not taken off.",
             MONEY,
             total(SAVED),
             colours=GOOD_IF_POSITIVE,
@@ -243,8 +246,9 @@ def _by_chain() -> list[Panel]:
         ),
         bars(
             "Budgets",
-            "What is spent, and what the stages are projected to cost, over `spec.budget.cost`. A"
-            " chain is stopped when it has spent its budget. Empty without one.",
+            "What is spent, and what is projected, over `spec.budget.cost`, with models that the"
+            " gate trains alone. A chain is stopped when it has spent its budget. Empty without"
+            " one.",
             RATIO,
             (f"{total(SPENT, CHAIN)} {over}", "{{chain}} spent"),
             (f"{total(PROJECTED, CHAIN)} {over}", "{{chain}} projected"),

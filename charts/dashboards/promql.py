@@ -45,6 +45,14 @@ def growth(counter: str, *matchers: str, by: str, over: str = RANGE) -> str:
     return total(f"increase({series(counter, *matchers)}[{over}])", by)
 
 
+def projected_cost() -> str:
+    """What each stage will have cost; of baselines and removed stages, what they have cost so far.
+    The budget counts both, and so does the alert ModelChainProjectedOverBudget.
+    """
+    stages = f"max by ({STAGE}) ({series('modelchain_stage_projected_cost', IN_CURRENCY)})"
+    return f"({stages} or {total(series(COST, IN_CURRENCY), STAGE)})"
+
+
 def rate(counter: str, *matchers: str, by: str = STAGE) -> str:
     """A second, of a counter of the trainers of the selected chains."""
     return total(f"rate({series(counter, *matchers)}[{RATE}])", by)
