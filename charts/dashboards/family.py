@@ -92,8 +92,8 @@ def _spent() -> list[Panel]:
         ),
         number(
             "Projected",
-            "At the end of these chains: what is spent, and what their stages will still take at the"
-            " rate that was measured. Of models that the gate trains alone, and of removed stages,"
+            "At the end of these chains: what is spent, and what their stages will still take at"
+            " the rate that was measured. Of models that the gate trains alone, and of removed stages,"
             " only what they have spent.",
             MONEY,
             total(PROJECTED),

@@ -57,6 +57,7 @@ def condition(kind: str, values: str, **labels: str) -> Series:
 
 GOES_ON = condition("Finished", "0x1000")
 IS_OVER = condition("Finished", "1x1000")
+STARTED = stage("start_timestamp_seconds", "600x600")
 
 
 CHAINS = {
@@ -155,13 +156,29 @@ CHAINS = {
     "ModelChainHandoverSlow": [
         Case(
             "two minutes",
-            stage("transition_seconds", "_x9 120x60"),
+            stage("transition_seconds", "_x9 120x60") | STARTED | GOES_ON,
             at=30,
             fires=[STAGE],
             shows="2m 0s",
         ),
-        Case("a second", stage("transition_seconds", "_x9 1.2x60"), at=30),
-        Case("it was two minutes, some hours ago", stage("transition_seconds", "120x600"), at=300),
+        Case("a second", stage("transition_seconds", "_x9 1.2x60") | STARTED | GOES_ON, at=30),
+        Case(
+            "it was two minutes, some hours ago",
+            stage("transition_seconds", "120x600") | STARTED | GOES_ON,
+            at=300,
+        ),
+        Case(
+            "it was a day ago, and Prometheus is new",
+            stage("transition_seconds", "120x60")
+            | stage("start_timestamp_seconds", "-86400x60")
+            | GOES_ON,
+            at=30,
+        ),
+        Case(
+            "the chain has finished",
+            stage("transition_seconds", "120x60") | STARTED | IS_OVER,
+            at=30,
+        ),
     ],
     "ModelChainLostWork": [
         Case(
