@@ -57,7 +57,17 @@ def condition(kind: str, values: str, **labels: str) -> Series:
 
 GOES_ON = condition("Finished", "0x1000")
 IS_OVER = condition("Finished", "1x1000")
+SUCCEEDED = stage("state", "1x600", state="Succeeded")
+PLAN = stage("planned_macs", "1e20x600") | stage("state", "1x600", state="Running")
+ALONE = stage("baseline_macs", "2e20x600")
+RECONCILING = condition("Reconciling", "1x600")
 STARTED = stage("start_timestamp_seconds", "600x600")
+
+
+def work(spent: str, lost: str, stage_: str = "s") -> Series:
+    """MACs that a stage has spent in this chain, and those of them that are lost."""
+    of = {"stage": stage_, "source": "trained"}
+    return stage("macs_total", f"{spent}x60", **of) | stage("lost_macs_total", f"{lost}x60", **of)
 
 
 CHAINS = {
@@ -153,6 +163,59 @@ CHAINS = {
         Case("half an hour", stage("state", "1x60", state="Starting"), at=30, fires=[STAGE]),
         Case("ten minutes", stage("state", "1x10 0x60", state="Starting"), at=30),
     ],
+    "ModelChainPreparesTooLong": [
+        Case(
+            "it indexes, for a claim of data that is missing",
+            RECONCILING | stage("state", "1x600", state="Indexing"),
+            at=4 * HOUR,
+            fires=[CHAIN],
+        ),
+        Case(
+            "it verifies, and the next stage waits",
+            RECONCILING
+            | stage("state", "1x600", state="Verifying")
+            | stage("state", "1x600", stage="t", state="Pending")
+            | stage("state", "0x600", stage="t", state="Running"),
+            at=4 * HOUR,
+            fires=[CHAIN],
+        ),
+        Case(
+            "for two hours", RECONCILING | stage("state", "1x120 0x600", state="Indexing"), 4 * HOUR
+        ),
+        Case(
+            "another stage trains",
+            RECONCILING
+            | stage("state", "1x600", stage="t", state="Pending")
+            | stage("state", "1x600", state="Running"),
+            at=4 * HOUR,
+        ),
+        Case(
+            "another stage is in a queue",
+            RECONCILING
+            | stage("state", "1x600", stage="t", state="Pending")
+            | stage("state", "1x600", state="Queued"),
+            at=4 * HOUR,
+        ),
+        Case(
+            "a model is trained alone",
+            RECONCILING
+            | stage("state", "1x600", stage="t", state="Pending")
+            | stage("allocated_gpus", "8x600", stage="s alone"),
+            at=4 * HOUR,
+        ),
+        Case(
+            "another chain trains the stage",
+            RECONCILING
+            | stage("state", "1x600", state="Pending")
+            | stage("reason", "1x600", reason="SharedStage"),
+            at=4 * HOUR,
+        ),
+        Case(
+            "it waits for a person, which is another alert",
+            condition("Reconciling", "0x600") | stage("state", "1x600", state="Pending"),
+            at=4 * HOUR,
+        ),
+    ],
     "ModelChainHandoverSlow": [
         Case(
             "two minutes",
@@ -183,34 +246,39 @@ CHAINS = {
     "ModelChainLostWork": [
         Case(
             "a third",
-            stage("macs_total", "9e19x60", source="trained")
-            | stage("lost_macs_total", "3e19x60", source="trained")
-            | GOES_ON,
+            work("9e19", "3e19") | PLAN | GOES_ON,
             at=20,
             fires=[{**STAGE, "source": "trained"}],
             shows="33.33%",
         ),
         Case(
-            "a tenth",
-            stage("macs_total", "10e19x60", source="trained")
-            | stage("lost_macs_total", "1e19x60", source="trained")
+            "a third, of a model that the gate trains alone",
+            work("9e19", "3e19", "s alone") | ALONE | SUCCEEDED | GOES_ON,
+            at=20,
+            fires=[{**STAGE, "stage": "s alone", "source": "trained"}],
+            shows="33.33%",
+        ),
+        Case("a tenth", work("10e19", "1e19") | PLAN | GOES_ON, at=20),
+        Case("the chain has finished", work("9e19", "3e19") | PLAN | IS_OVER, at=20),
+        Case(
+            "the stage has succeeded, and the chain goes on",
+            work("9e19", "3e19") | PLAN | SUCCEEDED | GOES_ON,
+            at=20,
+        ),
+        Case(
+            "the model that was trained alone has its result",
+            work("9e19", "3e19", "s alone")
+            | ALONE
+            | stage("baseline_result", "70x60", metric="top1")
             | GOES_ON,
             at=20,
         ),
         Case(
-            "a third of a chain that has finished",
-            stage("macs_total", "9e19x60", source="trained")
-            | stage("lost_macs_total", "3e19x60", source="trained")
-            | IS_OVER,
+            "all of a first attempt that died in its first minutes",
+            work("4e18", "4e18") | PLAN | GOES_ON,
             at=20,
         ),
-        Case(
-            "nothing was done yet",
-            stage("macs_total", "0x60", source="trained")
-            | stage("lost_macs_total", "0x60", source="trained")
-            | GOES_ON,
-            at=20,
-        ),
+        Case("nothing was done yet", work("0", "0") | PLAN | GOES_ON, at=20),
     ],
     "ModelChainArtifactMissing": [
         Case(
@@ -317,7 +385,26 @@ TRAINERS = {
             fires=[STAGE],
             shows="1h 30m 0s",
         ),
-        Case("one in each minute", trainer("last_checkpoint_timestamp_seconds", "0+60x120"), at=90),
+        Case(
+            "none at all, in an hour and a half",
+            trainer("checkpoint_step", "0x300")
+            | trainer("seconds_total", "0+50x300", activity="step")
+            | trainer("seconds_total", "0+10x300", activity="data"),
+            at=90,
+            fires=[STAGE],
+            shows="1h 30m 0s",
+        ),
+        Case(
+            "one in each minute, of a trainer that runs for hours",
+            trainer("last_checkpoint_timestamp_seconds", "0+60x120")
+            | trainer("seconds_total", "7200+60x120", activity="step"),
+            at=90,
+        ),
+        Case(
+            "none yet, in half an hour",
+            trainer("seconds_total", "0+60x120", activity="step"),
+            at=30,
+        ),
         Case("the trainer has ended", trainer("last_checkpoint_timestamp_seconds", "0x9"), at=90),
     ],
     "ModelChainLossNotFinite": [
@@ -359,9 +446,23 @@ OPERATORS = {
             "one replica waits, and the other is gone",
             operator("leader", "1x10 stale") | operator("leader", "0x40", pod="o-1"),
             at=20,
-            fires=[{}],
+            fires=[OPERATOR],
         ),
         Case("nobody was ever there", {}, at=10, fires=[{}]),
+        Case(
+            "no replica of a release leads, and another release works",
+            operator("leader", "1x10 0x40")
+            | operator("leader", "1x50", pod="p-0", namespace="elsewhere"),
+            at=20,
+            fires=[OPERATOR],
+        ),
+        Case(
+            "all replicas of a release are gone, and another release works",
+            operator("leader", "1x10 stale")
+            | operator("leader", "1x50", pod="p-0", namespace="elsewhere"),
+            at=40,
+            fires=[OPERATOR],
+        ),
         Case("another leads within two minutes", operator("leader", "1x10 0x2 1x40"), at=30),
     ],
     "ModelChainTwoLeaders": [
