@@ -30,6 +30,7 @@ SERVED = "team-a"  # the namespace in the manifests that serve one
 # Labels that say Helm manages the object, which is not so after `kubectl apply`.
 HELM_LINES = re.compile(r"^ *(helm\.sh/chart|app\.kubernetes\.io/managed-by): .*\n", re.M)
 LABELS = re.compile(r"^  labels:\n(    .*\n)+", re.M)
+MAY_BE_NULL = {"labels", "annotations", "disabled"}
 Schema = dict[str, Any]
 
 
@@ -98,10 +99,11 @@ def _strict(source: Schema, defs: dict[str, Schema]) -> Schema:
 
 def _required(schema: Schema, defaults: dict[str, Any]) -> Schema:
     """A schema that requires the keys that have a default. Helm removes keys that are given as
-    null, and a template may not notice. `resources` may lack keys, since users may want no limits.
+    null, and a template may not notice. `resources` may lack keys, since users may want no limits;
+    and null stands for no labels, no annotations, and no alerts that are left out.
     """
     out = {key: value for key, value in schema.items() if key != "required"} | {
-        "required": sorted(defaults)
+        "required": sorted(defaults.keys() - MAY_BE_NULL)
     }
     inner = {
         name: (

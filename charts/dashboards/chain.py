@@ -38,6 +38,7 @@ from dashboards.promql import (
     STAGE,
     done,
     gauge,
+    of_trainers,
     rate,
     series,
     time_left,
@@ -47,7 +48,8 @@ from modelchain.api.status import State
 
 NONE_IS_GOOD: Steps = ((None, "green"), (1, "red"))
 FEW_ARE_GOOD: Steps = ((None, "green"), (1, "orange"), (5, "red"))
-NAME = "{{chain}} / {{stage}}"
+WHOLE = "{{namespace}} / {{chain}}"
+NAME = f"{WHOLE} / {{{{stage}}}}"
 
 
 def build() -> Dashboard:
@@ -182,10 +184,10 @@ def _progress() -> list[Panel]:
             "Of the running stage and of the whole chain, at the rate that was measured. Empty if"
             " nothing runs.",
             SECONDS,
-            (f"{gauge('modelchain_stage_eta_timestamp_seconds')} - time()", NAME),
+            (f"clamp_min({gauge('modelchain_stage_eta_timestamp_seconds')} - time(), 0)", NAME),
             (
                 f"clamp_min({gauge('modelchain_eta_timestamp_seconds')} - time(), 0)",
-                "{{chain}}: whole chain",
+                f"{WHOLE}: whole chain",
             ),
             width=6,
         ),
@@ -226,14 +228,14 @@ def _losses() -> list[Panel]:
             "Losses",
             "Of the last logged step. The sum of the components is trained on.",
             NUMBER,
-            (gauge("modelchain_trainer_loss"), "{{stage}} {{component}}"),
+            (of_trainers(gauge("modelchain_trainer_loss")), f"{NAME} {{{{component}}}}"),
             lowest=None,
         ),
         lines(
             "Distillation ratio r",
             "The distillation loss over the task loss. Only a successor has one.",
             NUMBER,
-            (gauge("modelchain_trainer_distillation_ratio"), NAME),
+            (of_trainers(gauge("modelchain_trainer_distillation_ratio")), NAME),
         ),
     ]
 
@@ -244,7 +246,7 @@ def _speed() -> list[Panel]:
             "Samples a second",
             "Over all ranks. Pauses for checkpoints and evaluations count.",
             NUMBER,
-            (rate("modelchain_trainer_samples_total"), NAME),
+            (of_trainers(rate("modelchain_trainer_samples_total")), NAME),
             width=8,
         ),
         lines(
@@ -252,14 +254,14 @@ def _speed() -> list[Panel]:
             "Model FLOPs utilization: twice the MACs a second over the peak of all GPUs in bf16."
             " Empty where the peak of the device is unknown.",
             RATIO,
-            (gauge("modelchain_trainer_mfu_ratio"), NAME),
+            (of_trainers(gauge("modelchain_trainer_mfu_ratio")), NAME),
             width=8,
         ),
         lines(
             "Token efficiency",
             "Share of the text tokens of a batch that are not padding.",
             RATIO,
-            (gauge("modelchain_trainer_text_token_efficiency"), NAME),
+            (of_trainers(gauge("modelchain_trainer_text_token_efficiency")), NAME),
             width=8,
             highest=1,
         ),
@@ -274,7 +276,7 @@ def _time() -> list[Panel]:
             "Share of the time in which the training loop had no batch. The GPU may still have been"
             " busy with the batch before.",
             RATIO,
-            (rate("modelchain_trainer_data_wait_seconds_total"), NAME),
+            (of_trainers(rate("modelchain_trainer_data_wait_seconds_total")), NAME),
             width=8,
         ),
         lines(
@@ -295,8 +297,8 @@ def _time() -> list[Panel]:
             "Batches whose loss or gradients were not finite, and pictures that could not be"
             " decoded, since the attempt's start.",
             NUMBER,
-            (_by_chain("modelchain_trainer_skipped_batches_total"), "{{chain}} batches"),
-            (_by_chain("modelchain_trainer_replaced_pictures_total"), "{{chain}} pictures"),
+            (_by_chain("modelchain_trainer_skipped_batches_total"), f"{WHOLE} batches"),
+            (_by_chain("modelchain_trainer_replaced_pictures_total"), f"{WHOLE} pictures"),
             width=8,
         ),
     ]
@@ -309,7 +311,7 @@ def _checkpoints() -> list[Panel]:
             "Age of the newest checkpoint",
             "The work that a disruption would cost now.",
             SECONDS,
-            (f"time() - {saved}", NAME),
+            (of_trainers(f"time() - {saved}"), NAME),
             width=8,
         ),
         lines(
@@ -317,8 +319,8 @@ def _checkpoints() -> list[Panel]:
             "The loop waited (stall), then a thread wrote (write).",
             SECONDS,
             (
-                gauge("modelchain_trainer_last_checkpoint_duration_seconds"),
-                "{{stage}} {{phase}}",
+                of_trainers(gauge("modelchain_trainer_last_checkpoint_duration_seconds")),
+                f"{NAME} {{{{phase}}}}",
             ),
             width=8,
         ),
@@ -339,7 +341,7 @@ def _retries() -> list[Panel]:
             "Cumulated, by the class of the attempt before; docs/failures.md says what to do. Empty"
             " without a retry.",
             NUMBER,
-            (f"{total(series(RETRIES), f'{CHAIN}, class')} > 0", "{{chain}} {{class}}"),
+            (f"{total(series(RETRIES), f'{CHAIN}, class')} > 0", f"{WHOLE} {{{{class}}}}"),
             width=8,
         ),
         bars(

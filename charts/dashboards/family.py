@@ -47,8 +47,8 @@ from dashboards.promql import (
 NO_USE = 'use=~"startup|stalled|lost"'
 WASTE: Steps = ((None, "green"), (0.1, "orange"), (0.25, "red"))
 BUDGET: Steps = ((None, "green"), (0.8, "orange"), (1, "red"))
-STAGE_NAME = "{{chain}} / {{stage}}"
 CHAIN_NAME = "{{namespace}} / {{chain}}"
+STAGE_NAME = f"{CHAIN_NAME} / {{{{stage}}}}"
 TO_CHAIN = (
     "Show this chain",
     "/d/modelchain-chain?var-datasource=${datasource}&var-namespace=${__data.fields.Namespace}"
@@ -93,8 +93,8 @@ def _spent() -> list[Panel]:
         number(
             "Projected",
             "At the end of these chains: what is spent, and what their stages will still take at"
-            " the rate that was measured. Of models that the gate trains alone, and of removed stages,"
-            " only what they have spent.",
+            " the rate that was measured. Of models that the gate trains alone, and of removed"
+            " stages, only what they have spent.",
             MONEY,
             total(PROJECTED),
         ),
@@ -250,8 +250,8 @@ def _by_chain() -> list[Panel]:
             " gate trains alone. A chain is stopped when it has spent its budget. Empty without"
             " one.",
             RATIO,
-            (f"{total(SPENT, CHAIN)} {over}", "{{chain}} spent"),
-            (f"{total(PROJECTED, CHAIN)} {over}", "{{chain}} projected"),
+            (f"{total(SPENT, CHAIN)} {over}", f"{CHAIN_NAME} spent"),
+            (f"{total(PROJECTED, CHAIN)} {over}", f"{CHAIN_NAME} projected"),
             width=6,
             decimals=0,
             highest=1,

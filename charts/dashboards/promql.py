@@ -53,7 +53,15 @@ def projected_cost() -> str:
     return f"({stages} or {total(series(COST, IN_CURRENCY), STAGE)})"
 
 
-def rate(counter: str, *matchers: str, by: str = STAGE) -> str:
+def of_trainers(expression: str) -> str:
+    """Series of trainers, where those of `vit-s` that the gate trains alone get the stage `vit-s
+    alone`, as the operator calls it. Their pods have the stage `vit-s` and the role `baseline`.
+    """
+    marked = f'label_replace({expression}, "alone", " alone", "role", "baseline")'
+    return f'label_join({marked}, "stage", "", "stage", "alone")'
+
+
+def rate(counter: str, *matchers: str, by: str = f"{STAGE}, role") -> str:
     """A second, of a counter of the trainers of the selected chains."""
     return total(f"rate({series(counter, *matchers)}[{RATE}])", by)
 

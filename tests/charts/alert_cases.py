@@ -25,6 +25,7 @@ class Case:
 
 CHAIN = {"namespace": "v", "chain": "a"}
 STAGE = {**CHAIN, "stage": "s"}
+TRAINER = {**STAGE, "role": "train"}
 OPERATOR = {"namespace": "home", "job": "operator"}
 HOUR = 60
 
@@ -38,7 +39,7 @@ def stage(name: str, values: str, **labels: str) -> Series:
 
 
 def trainer(name: str, values: str, **labels: str) -> Series:
-    return _series(f"modelchain_trainer_{name}", values, {**STAGE, "pod": "a-s-a1-0", **labels})
+    return _series(f"modelchain_trainer_{name}", values, {**TRAINER, "pod": "a-s-a1-0", **labels})
 
 
 def operator(name: str, values: str, pod: str = "o-0", **labels: str) -> Series:
@@ -382,7 +383,7 @@ TRAINERS = {
             "none since minute 0",
             trainer("last_checkpoint_timestamp_seconds", "0x120"),
             at=90,
-            fires=[STAGE],
+            fires=[TRAINER],
             shows="1h 30m 0s",
         ),
         Case(
@@ -391,7 +392,7 @@ TRAINERS = {
             | trainer("seconds_total", "0+50x300", activity="step")
             | trainer("seconds_total", "0+10x300", activity="data"),
             at=90,
-            fires=[STAGE],
+            fires=[TRAINER],
             shows="1h 30m 0s",
         ),
         Case(
@@ -412,7 +413,15 @@ TRAINERS = {
             "one in each minute",
             trainer("skipped_batches_total", "0x9 0+1x30"),
             at=30,
-            fires=[STAGE],
+            fires=[TRAINER],
+            shows="15",
+        ),
+        Case(
+            "a model that is trained alone skips, and its stage does not",
+            trainer("skipped_batches_total", "0x9 0+1x30", role="baseline")
+            | trainer("skipped_batches_total", "0x60"),
+            at=30,
+            fires=[{**STAGE, "role": "baseline"}],
             shows="15",
         ),
         Case("two, once", trainer("skipped_batches_total", "0x9 2x30"), at=20),
@@ -423,7 +432,7 @@ TRAINERS = {
             trainer("seconds_total", "0+30x120", activity="data")
             | trainer("seconds_total", "0+30x120", activity="step"),
             at=60,
-            fires=[STAGE],
+            fires=[TRAINER],
             shows="50%",
         ),
         Case("a tenth", trainer("seconds_total", "0+6x120", activity="data"), at=60),
@@ -434,7 +443,7 @@ TRAINERS = {
         ),
     ],
     "ModelChainLowUtilization": [
-        Case("5%", trainer("mfu_ratio", "0.05x240"), at=120, fires=[STAGE], shows="5%"),
+        Case("5%", trainer("mfu_ratio", "0.05x240"), at=120, fires=[TRAINER], shows="5%"),
         Case("30%", trainer("mfu_ratio", "0.3x240"), at=120),
         Case("5% for half an hour", trainer("mfu_ratio", "0.05x30 0.4x240"), at=120),
     ],

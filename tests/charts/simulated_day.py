@@ -574,8 +574,9 @@ def _pod(chain: Chain, stage: Stage, hour: float) -> Labels:
     attempt = 1 + sum(at <= hour for at, _ in stage.retries)
     pod = f"{chain.name}-{stage.name}-a{attempt}-master-0"
     labels = {"job": "modelchain-trainers", "instance": f"{pod}:9090", "pod": pod}
-    # The pods of a model that is trained alone have the name of its stage.
-    return labels | chain.labels | {"stage": stage.name.removesuffix(" alone")}
+    # The pods of a model that is trained alone have the name of its stage, and another role.
+    role = "baseline" if stage in chain.baselines else "train"
+    return labels | chain.labels | {"stage": stage.name.removesuffix(" alone"), "role": role}
 
 
 def _trainer(stage: Stage, hour: float) -> Iterator[Sample]:

@@ -186,6 +186,30 @@ def test_a_model_that_is_trained_alone_burns_money_too(server: Server) -> None:
     assert found == {(): 64 * 3.75}
 
 
+@pytest.mark.parametrize(
+    ("title", "number"),
+    [
+        ("Losses", 5 / (1 + (12.5 - 9.6) / 2)),
+        ("Samples a second", 16384),
+        ("Data wait", 0.03),
+        ("Age of the newest checkpoint", 0),
+    ],
+)
+def test_a_model_that_is_trained_alone_has_lines_of_its_own(
+    title: str, number: float, server: Server
+) -> None:
+    """At the same time: its loss has begun at 5, and halves in 2 hours; the newest checkpoint is of
+    this moment.
+    """
+    asked = query("chain", title, "A")
+    assert "{{stage}}" in asked["legendFormat"]
+    everything = server.query(asked, BEGIN + 12.5 * 3600)
+    now = max(float(series["values"][-1][0]) for series in everything)
+    (found,) = (series for series in everything if float(series["values"][-1][0]) == now)
+    assert found["metric"]["stage"] == "vit-s alone"
+    assert float(found["values"][-1][1]) == pytest.approx(number, rel=1e-3, abs=1e-3)
+
+
 def test_a_chosen_chain_is_the_only_one(server: Server) -> None:
     spent = query("chain", "Spent", "A")
     assert last(server.query(spent, chain="swin")) == pytest.approx({(): SPENT["swin"]})
@@ -207,7 +231,7 @@ def test_two_replicas_that_report_the_same_chains_count_once(server: Server) -> 
 def test_the_simulated_day_has_the_metrics_and_labels_that_are_documented() -> None:
     told = {(name, frozenset(labels)) for hour in range(25) for _, name, labels, _ in scrape(hour)}
     documented = documented_labels()
-    by_the_scrape = {"job", "pod", "instance", "namespace", "chain", "stage"}
+    by_the_scrape = {"job", "pod", "instance", "namespace", "chain", "stage", "role"}
     for name, labels in told:
         if name.startswith("modelchain_"):
             family = name if name in documented else re.sub(r"_(bucket|count|sum)$", "", name)

@@ -200,6 +200,15 @@ def test_each_setting() -> None:
     assert [link.get("url") for link in family["links"]] == [None, url]
 
 
+def test_labels_and_annotations_may_be_null() -> None:
+    """Helm removes a default that is given as null."""
+    none = ("--set", "dashboards.labels=null", "--set", "dashboards.annotations=null")
+    for thing in config_maps(objects("--set", "dashboards.enabled=true", *none)).values():
+        assert "grafana_dashboard" not in thing["metadata"]["labels"]
+        assert thing["metadata"]["labels"]["app.kubernetes.io/name"] == "modelchain"
+        assert "annotations" not in thing["metadata"]
+
+
 def units(text: str) -> set[str]:
     return set(re.findall(r'"currency:(.*?)"', text))
 

@@ -173,6 +173,19 @@ def test_monitors_only_where_asked_for() -> None:
     }
 
 
+def test_what_trainers_serve_gets_the_labels_of_their_pods() -> None:
+    """And cannot tell of another namespace."""
+    (endpoint,) = one(rendered("full"), "PodMonitor")["spec"]["podMetricsEndpoints"]
+    assert not endpoint.get("honorLabels")
+    copied = {
+        rule["targetLabel"]: rule["sourceLabels"]
+        for rule in endpoint["relabelings"]
+        if "targetLabel" in rule
+    }
+    label = "__meta_kubernetes_pod_label_modelchain_dev"
+    assert copied == {name: [f"{label}_{name}"] for name in ("chain", "stage", "role")}
+
+
 def test_argo_cds_customizations_are_those_of_the_patch() -> None:
     assert not find(rendered("default"), "ConfigMap", "-argocd-cm")
     patch = yaml.safe_load((ARGO / "argocd-cm.yaml").read_text())

@@ -216,6 +216,11 @@ def test_it_is_off_by_default_and_an_alert_can_be_left_out() -> None:
     assert [group["name"] for group in groups] == ["modelchain.records"], "no group is empty"
 
 
+def test_no_alert_is_left_out_by_null() -> None:
+    groups = rules_of("--set", "metrics.prometheusRule.disabled=null")
+    assert alerts_of(groups).keys() == CASES.keys()
+
+
 def test_without_an_address_alerts_have_no_link() -> None:
     for rule in alerts_of(rules_of()).values():
         assert "runbook_url" not in rule["annotations"]

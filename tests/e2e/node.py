@@ -246,7 +246,7 @@ oom_score = 0
         for pod in pods:
             labels = pod["metadata"].get("labels", {})
             operator = labels.get("app.kubernetes.io/name") == "modelchain"
-            ours = operator or labels.get("modelchain.dev/role") == "train"
+            ours = operator or labels.get("modelchain.dev/role") in ("train", "baseline")
             ports = {p.get("name") for c in pod["spec"]["containers"] for p in c.get("ports", ())}
             runs = (
                 pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]
@@ -262,7 +262,8 @@ oom_score = 0
     @staticmethod
     def _of_trainer(meta: dict[str, Any]) -> dict[str, str]:
         """The labels that the chart's PodMonitor gives to a trainer's series."""
-        named = {name: meta["labels"][f"modelchain.dev/{name}"] for name in ("chain", "stage")}
+        copied = ("chain", "stage", "role")
+        named = {name: meta["labels"][f"modelchain.dev/{name}"] for name in copied}
         return named | {"namespace": meta["namespace"]}
 
     def _provision(self) -> None:

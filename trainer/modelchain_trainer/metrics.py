@@ -59,8 +59,6 @@ class Meter(Collector):
 
     def _about(self) -> Metric:
         labels = {
-            "chain": self.task.chain,
-            "stage": self.task.stage,
             "model": self.task.model,
             "attempt": self.task.attempt,
             "torch": str(self.environment["torch"]),
