@@ -127,8 +127,9 @@ def _saved() -> list[Panel]:
         ),
         number(
             "Burn rate",
-            "Money an hour: the GPUs held now at the price in force of their node pool. If a pool"
-            " has prices for spot nodes too, this is the highest.",
+            "Money an hour: the GPUs held now at the price in force of the node pool in the chain's"
+            " spec. If a pool has prices for spot nodes too, this is the highest. After an edit of"
+            " the pool, it is right once the attempt before has ended.",
             MONEY,
             burn_rate(),
         ),
@@ -232,7 +233,8 @@ def _by_chain() -> list[Panel]:
     return [
         lines(
             "Burn rate by chain",
-            "Money an hour: the GPUs held at the price in force of their node pool.",
+            "Money an hour: the GPUs held at the price in force of the node pool in the chain's"
+            " spec.",
             MONEY,
             (burn_rate(CHAIN), CHAIN_NAME),
             stacked=True,
@@ -317,7 +319,8 @@ def _gpus() -> list[Panel]:
         ),
         bars(
             "GPU time by node pool",
-            "Of these chains.",
+            "Of these chains, in the node pool that each has now. After an edit of"
+            " `runner.nodePool`, the time in the pool before counts here too.",
             GPU_HOURS,
             (f"{by_pool} / 3600", "{{node_pool}}"),
             decimals=0,

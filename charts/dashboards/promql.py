@@ -67,8 +67,11 @@ def rate(counter: str, *matchers: str, by: str = f"{STAGE}, role") -> str:
 
 
 def in_pools(expression: str) -> str:
-    """The expression's series with the label `node_pool`: all stages of a chain share its pool."""
-    pools = f"max by ({CHAIN}, node_pool) ({series('modelchain_info')})"
+    """The expression's series with the label `node_pool`: all stages of a chain share the pool that
+    the chain has at that moment. Two replicas may know different pools; then it is one of them.
+    """
+    known = f"max by ({CHAIN}, node_pool) ({series('modelchain_info')})"
+    pools = f"topk by ({CHAIN}) (1, {known})"
     return f"{expression} * on ({CHAIN}) group_left (node_pool) {pools}"
 
 

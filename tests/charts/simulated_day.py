@@ -361,7 +361,8 @@ def scrape(hour: float) -> Iterator[Sample]:
         if leads:
             yield from _told(_prices(), own | {"namespace": "modelchain-system"})
             for chain in CHAINS:
-                yield from _told(_chain(chain, hour), own | chain.labels)
+                behind = replica == 0 and hour >= HAND_OVER
+                yield from _told(_chain(chain, hour, behind), own | chain.labels)
     for chain in CHAINS:
         for stage in (*chain.stages, *chain.baselines):
             yield from _told(_trainer(stage, hour), _pod(chain, stage, hour))
@@ -436,7 +437,10 @@ def _prices() -> Iterator[Sample]:
             )
 
 
-def _chain(chain: Chain, hour: float) -> Iterator[Sample]:
+def _chain(chain: Chain, hour: float, behind: bool) -> Iterator[Sample]:
+    """What a replica tells of a chain. One that is behind has not seen that swin left the pool of
+    H100.
+    """
     states = [stage.state(hour) for stage in chain.stages]
     complete, failed = set(states) == {State.SUCCEEDED}, State.FAILED in states
     true = {
@@ -445,7 +449,8 @@ def _chain(chain: Chain, hour: float) -> Iterator[Sample]:
         "Complete": complete,
         "Failed": failed,
     }
-    yield _gauge("info", 1, node_pool=chain.pool.name, queue="vision", runner="PyTorchJob")
+    pool = H100 if behind and chain is SWIN else chain.pool
+    yield _gauge("info", 1, node_pool=pool.name, queue="vision", runner="PyTorchJob")
     for condition in CONDITIONS:
         yield _gauge("condition", true[condition], condition=condition)
     for state in State:

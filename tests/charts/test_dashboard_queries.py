@@ -219,13 +219,36 @@ def test_a_chosen_chain_is_the_only_one(server: Server) -> None:
 def test_two_replicas_that_report_the_same_chains_count_once(server: Server) -> None:
     """10 hours and 2 minutes after the begin, while the Lease changes hands."""
     at = BEGIN + 10 * 3600 + 120
-    both = {"expr": "count by (chain) (modelchain_info)", "instant": True}
+    both = {"expr": "count by (chain) (count by (chain, pod) (modelchain_info))", "instant": True}
     assert set(last(server.query(both, at)).values()) == {2}
     found = last(server.query(query("family", "Chains", "C"), at))
     hours = {"vit": 64 * (9 + 10 + 2 / 60 - 9.5), "swin": 32 * (4 + 10 + 2 / 60 - 4.05)}
     expected = {name: 3.75 * of for name, of in hours.items()} | {"clip": 384}
     assert found == pytest.approx(by_chain(expected))
     assert last(server.query(query("family", "Planned", "A"), at)) == {(): 12178.5}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_replicas_that_know_different_node_pools_break_no_query(
+    name: str, server: Server
+) -> None:
+    """At the same time: the one that is behind has not seen that swin is in another pool."""
+    at = BEGIN + 10 * 3600 + 120
+    pools = {
+        "expr": 'count by (chain) (count by (chain, node_pool) (modelchain_info{chain="swin"}))',
+        "instant": True,
+    }
+    assert last(server.query(pools, at)) == {("swin",): 2}
+    for panel in panels(name):
+        for target in panel["targets"]:
+            server.query(target, at)
+
+
+def test_the_gpus_of_a_chain_are_counted_in_one_pool(server: Server) -> None:
+    """At the same time, swin holds 32 GPUs of one of two pools, and vit trains a model alone."""
+    found = last(server.query(query("family", "Burn rate by chain", "A"), BEGIN + 36120))
+    assert found["vit", "vision"] == 64 * 3.75
+    assert found["swin", "vision"] in (32 * 3.75, 32 * 6)
 
 
 def test_the_simulated_day_has_the_metrics_and_labels_that_are_documented() -> None:

@@ -158,6 +158,13 @@ def test_null_is_refused_by_its_name(path: str) -> None:
     assert re.search(f"missing propert(y|ies) .*'{path.split('.')[-1]}'", done.stderr), done.stderr
 
 
+@pytest.mark.parametrize("path", ["crds.annotations", "serviceAccount.annotations"])
+def test_no_annotations_may_be_null(path: str) -> None:
+    done = run("--set", f"{path}=null")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == run().stdout
+
+
 def test_no_limits_and_the_operators_pools_by_name_may_be_chosen() -> None:
     done = run("--set", "resources.limits=null", "--set", "defaults.nodePool=a100-40gb")
     assert done.returncode == 0, done.stderr
