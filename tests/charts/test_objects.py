@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
@@ -169,20 +168,6 @@ def test_monitors_only_where_asked_for() -> None:
     selected = service["spec"]["selector"]["matchLabels"].items()
     assert selected <= one(rendered("full"), "Service")["metadata"]["labels"].items()
     assert one(rendered("full"), "PodMonitor")["spec"]["namespaceSelector"] == {"any": True}
-    [endpoint] = one(rendered("full"), "PodMonitor")["spec"]["podMetricsEndpoints"]
-    ranks = next(
-        r["regex"]
-        for r in endpoint["relabelings"]
-        if r.get("sourceLabels")
-        == ["__meta_kubernetes_pod_label_batch_kubernetes_io_job_completion_index"]
-    )
-    # Of a TrainJob, only rank 0; of a PyTorchJob, whose pods lack the label, all with the port.
-    assert [bool(re.fullmatch(ranks, rank)) for rank in ("0", "", "1", "10")] == [
-        True,
-        True,
-        False,
-        False,
-    ]
     assert one(rendered("namespaced"), "PodMonitor")["spec"]["namespaceSelector"] == {
         "matchNames": ["vision", "language"]
     }

@@ -36,47 +36,39 @@ def test_every_write(
     control_plane: ControlPlane, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = time.monotonic()
-    stories = sweeps.sample("stories of crashes", [*STORIES.values()], 1)
     with Bench(control_plane, tmp_path) as bench:
-        chosen, of, lines = sweep(bench, stories, SAMPLED)
+        writes: dict[str, int] = {}
+
+        def undisturbed(story: Story) -> str:
+            with bench.trial(story) as trial:
+                trial.operator()
+                trial.apply()
+                trial.finish()
+                writes[story.name] = len(trial.proxy.writes())
+            return f"{writes[story.name]} writes"
+
+        def crash(point: Point) -> str:
+            with bench.trial(STORIES[point.story]) as trial:
+                rule = trial.proxy.on(nth_write(point.write), _action(trial, point.way))
+                trial.operator()
+                trial.apply()
+                trial.finish()
+                hit = next((str(r) for r in trial.proxy.writes() if r.write == point.write), "")
+            return hit if rule.hits else f"no such write, {len(trial.proxy.writes())} this time"
+
+        stories = sweeps.sample("stories of crashes", [*STORIES.values()], 1)
+        lines = bench.each(undisturbed, stories)
+        points = [
+            Point(name, k, way)
+            for name, count in writes.items()
+            for k in range(1, count + 1)
+            for way in WAYS
+        ]
+        chosen = sweeps.sample("crashes", points, SAMPLED)
+        lines += bench.each(crash, chosen)
     with capsys.disabled():
-        title = f"{chosen} of {of} points, {time.monotonic() - start:.0f} s"
+        title = f"{len(chosen)} of {len(points)} points, {time.monotonic() - start:.0f} s"
         print(f"\n{title}", *lines, sep="\n")
-
-
-def sweep(bench: Bench, stories: list[Story], sampled: int) -> tuple[int, int, list[str]]:
-    """Every story undisturbed, and then with a death at some of its writes. How many points were
-    tried, how many there are, and what was said.
-    """
-    known = {story.name: story for story in stories}
-    writes: dict[str, int] = {}
-
-    def undisturbed(story: Story) -> str:
-        with bench.trial(story) as trial:
-            trial.operator()
-            trial.apply()
-            trial.finish()
-            writes[story.name] = len(trial.proxy.writes())
-        return f"{writes[story.name]} writes"
-
-    def crash(point: Point) -> str:
-        with bench.trial(known[point.story]) as trial:
-            rule = trial.proxy.on(nth_write(point.write), _action(trial, point.way))
-            trial.operator()
-            trial.apply()
-            trial.finish()
-            hit = next((str(r) for r in trial.proxy.writes() if r.write == point.write), "")
-        return hit if rule.hits else f"no such write, {len(trial.proxy.writes())} this time"
-
-    lines = bench.each(undisturbed, stories)
-    points = [
-        Point(name, k, way)
-        for name, count in writes.items()
-        for k in range(1, count + 1)
-        for way in WAYS
-    ]
-    chosen = sweeps.sample("crashes", points, sampled)
-    return len(chosen), len(points), [*lines, *bench.each(crash, chosen)]
 
 
 def _action(trial: Trial, way: Way) -> Action:

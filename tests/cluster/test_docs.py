@@ -31,8 +31,6 @@ HOME = "modelchain-system"
 USER = f"system:serviceaccount:{HOME}:modelchain-operator"
 GROUPS = ["system:serviceaccounts", f"system:serviceaccounts:{HOME}", "system:authenticated"]
 GPU = {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"}
-# Trainer cannot be had here. Its version is that of the CRDs in tests/cluster/crds.
-TRAINER = r"'github\.com/kubeflow/trainer\.git/manifests/overlays/manager\?ref=(.*)'"
 OVERLAY = r"'github\.com/kubeflow/trainer\.git/(manifests/overlays/standalone)\?ref=(.*)'"
 
 
@@ -90,8 +88,6 @@ class Typist:
                     re.fullmatch(r"vision/artifacts:/artifacts/[0-9a-f]{64}/artifact", words[0])
                     and len(words) == 2
                 )
-            elif trainer := re.search(TRAINER, line):
-                assert (REPOSITORY / f"tests/cluster/crds/trainjobs-{trainer[1]}.yaml.gz").exists()
             elif overlay := re.search(OVERLAY, line):
                 folder, version = overlay.groups()
                 assert version == TRAINING_OPERATOR_VERSION

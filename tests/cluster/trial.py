@@ -51,8 +51,7 @@ class Story:
     `plays` by attempt, such as "b-a1"; `jobs` the attempts it takes; `paused`: the stage during
     which its owner suspends and resumes it; `made` how many objects of each kind it costs;
     `accuracy` what is measured of a model that is trained from these inputs, if the chain has a
-    gate; `epochs` what its stages have in the end, if a gate lengthens them; `kind` that of its
-    jobs.
+    gate; `epochs` what its stages have in the end, if a gate lengthens them.
     """
 
     name: str
@@ -63,7 +62,6 @@ class Story:
     paused: str = ""
     accuracy: Callable[[Mapping[str, Any]], float] | None = None
     epochs: tuple[int, ...] = ()
-    kind: str = "pytorchjobs"
 
     def __str__(self) -> str:
         return self.name
@@ -114,21 +112,6 @@ RELAX = Story(
     {"persistentvolumeclaims": 1, "jobs": 1, "pytorchjobs": 6, "stageartifacts": 6},
     accuracy=_with_epochs,
     epochs=(32, 20, 17),
-)
-# The first story with TrainJobs. It needs their CRDs, so `test_trainjob_crashes` alone tells it.
-TRAINJOBS = Story(
-    "trainjobs",
-    {"spec__runner__kind": "TrainJob"},
-    {"b-a1": preempt()},
-    ("a-a1", "b-a1", "b-a2", "c-a1"),
-    {
-        "persistentvolumeclaims": 1,
-        "jobs": 1,
-        "trainingruntimes": 4,
-        "trainjobs": 4,
-        "stageartifacts": 3,
-    },
-    kind="trainjobs",
 )
 STORIES = {story.name: story for story in (RETRY, SHARED, RELAX)}
 
@@ -319,7 +302,7 @@ class Trial:
         more = self.made() - Counter(self.story.made)
         assert more <= _created(late), f"{self.name}: made {self.made()}\n{self._log()}"
         self.until(
-            lambda _: all(map(_ended, self.space.list(self.story.kind))), "end of all jobs", 30
+            lambda _: all(map(_ended, self.space.list("pytorchjobs"))), "end of all jobs", 30
         )
         self.space.kubectl("delete", "mchain", self.name, "--wait=false")
         deadline = time.monotonic() + 60
@@ -349,5 +332,4 @@ def _created(requests: Iterable[Request]) -> Counter[str]:
 
 def _ended(job: Json) -> bool:
     conditions = job.get("status", {}).get("conditions") or []
-    ends = ("Succeeded", "Complete", "Failed")
-    return any(c["type"] in ends and c["status"] == "True" for c in conditions)
+    return any(c["type"] in ("Succeeded", "Failed") and c["status"] == "True" for c in conditions)

@@ -42,7 +42,6 @@ from modelchain_operator.runners.template import (
     TRAINING,
     TRAINS,
 )
-from modelchain_operator.runners.trainjob import TRAINJOBS
 
 
 @dataclass
@@ -129,8 +128,6 @@ class ApiServer:
     ) -> list[Object]:
         if resource is EVENTS:
             return []
-        if resource is TRAINJOBS:
-            raise NotFound("Kubeflow Trainer is not installed")
         things = [*self.pods.values()] if resource is PODS else [*self._kind(resource).values()]
         return [
             seen for seen in map(shown, things) if _selected(seen["metadata"]["labels"], selector)

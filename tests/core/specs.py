@@ -926,7 +926,7 @@ BAD: list[Bad] = [
         {"claimTemplate": {"size": "big"}},
         "does not have the form",
     )._replace(field="spec.storage.claimTemplate.size"),
-    _one("an unknown runner", "spec.runner.kind", "Slurm", "'PyTorchJob', 'TrainJob' or 'Local'"),
+    _one("an unknown runner", "spec.runner.kind", "Slurm", "'PyTorchJob' or 'Local'"),
     _one("an empty image", "spec.runner.image", "", "at least 1"),
     _one("a queue that is no label", "spec.runner.queueName", "My queue", "does not have the form"),
     _one("a queue too long for a label", "spec.runner.queueName", "q" * 64, "at most 63"),

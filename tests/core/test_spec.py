@@ -367,7 +367,7 @@ def test_the_defaults_of_a_spec() -> None:
         "Duplicate",
         "500",
     )
-    assert spec.runner.kind == "Auto" and not spec.suspend
+    assert spec.runner.kind == "PyTorchJob" and not spec.suspend
     first, second = load(with_changes(inline(config(), config(vision={"layers": 3})))).spec.stages
     assert first.config.resolved()["text_cfg"][
         "vocab_size"

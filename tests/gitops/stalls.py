@@ -27,7 +27,6 @@ from modelchain_operator.api.kube import (
     Object,
 )
 from modelchain_operator.runners.pytorchjob import PYTORCHJOBS
-from modelchain_operator.runners.trainjob import TRAINJOBS
 
 NOW = 1_790_000_000.0
 
@@ -156,7 +155,7 @@ def lacks_its_runner() -> Object:
     found = lab.kube.list
 
     async def listed(resource: Any, *rest: Any, **more: Any) -> list[Object]:
-        if resource in (PYTORCHJOBS, TRAINJOBS):
+        if resource == PYTORCHJOBS:
             raise NotFound("the server could not find the requested resource", code=404)
         return await found(resource, *rest, **more)
 

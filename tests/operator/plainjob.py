@@ -4,9 +4,7 @@ operator that creates plain Jobs instead of PyTorchJobs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from modelchain_operator.api.kube import JOBS, Object, Resource
+from modelchain_operator.api.kube import JOBS, Object
 from modelchain_operator.api.objects import Read, label, maker, uid
 from modelchain_operator.runners import kueue
 from modelchain_operator.runners.port import JobRequest, JobState, job_state
@@ -22,8 +20,6 @@ class PlainJob:
 
     resource = JOBS
     kind = "Job"
-    runtimes: Resource | None = None
-    parts: Mapping[Resource, str] = {}
     install = "nothing to install"
     controller = "the Job controller"
     controller_pods = "kubectl get pods -n kube-system"
@@ -46,9 +42,6 @@ class PlainJob:
             "template": template,
         }
         return {"apiVersion": "batch/v1", "kind": self.kind, "metadata": meta, "spec": spec}
-
-    def runtime(self, request: JobRequest) -> Object | None:
-        return None
 
     def release(self, job: Read, queue: str | None, now: str) -> Object:
         suspended = bool(job["spec"]["suspend"])

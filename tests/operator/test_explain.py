@@ -747,28 +747,3 @@ def test_the_json_document_has_every_field() -> None:
     found = document(seen, explain(seen))
     assert list(found) == ["chain", "namespace", "reason", "state", "cause", "next", "evidence"]
     assert list(found["evidence"][0]) == ["object", "message", "ageSeconds"]
-
-
-TRAINS = ATTEMPT.model_copy(update={"runner": "TrainJob"})
-
-
-@pytest.mark.parametrize(
-    ("attempts", "missing", "says"),
-    [
-        ([TRAINS], [], "family-b-a2 is a TrainJob, since PyTorchJob is preferred, and was not"),
-        ([ATTEMPT], ["PyTorchJob"], "family-b-a2 is a PyTorchJob, since PyTorchJob is preferred"),
-        ([], ["PyTorchJob"], "the next is a TrainJob, since PyTorchJob is preferred, and was not"),
-        ([], [], "the next is a PyTorchJob, since"),
-        ([], ["PyTorchJob", "TrainJob"], "neither PyTorchJob nor TrainJob is installed"),
-    ],
-)
-def test_which_runner_auto_has_chosen_and_why(
-    attempts: list[Any], missing: list[str], says: str
-) -> None:
-    stage = told(StageStatus(name="b", state=State.STARTING, attempts=attempts), None)
-    thing = chain(stage, runner={"kind": "Auto"})
-    found = explain(Situation(chain=thing, now=NOW, leases=[lease()], missing=frozenset(missing)))
-    [line] = [line for line in found.evidence if line.object == "spec.runner.kind"]
-    assert says in line.message
-    explicit = explain(Situation(chain=chain(stage, runner={"kind": "TrainJob"}), now=NOW))
-    assert "spec.runner.kind" not in {line.object for line in explicit.evidence}

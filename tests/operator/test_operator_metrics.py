@@ -299,7 +299,7 @@ def test_states_conditions_and_progress() -> None:
     assert {labels[2:]: 1.0 for labels, value in of_stages.items() if value} == {
         (one.name, str(one.state)): 1.0 for one in STAGES
     }
-    assert found["modelchain_info"] == {("vit", "ns", "a100", "night", "Auto"): 1}
+    assert found["modelchain_info"] == {("vit", "ns", "a100", "night", "PyTorchJob"): 1}
 
 
 def test_retries_are_those_of_the_status_and_begin_at_0_while_a_stage_is_trained() -> None:
@@ -326,7 +326,7 @@ def test_an_operator_that_waits_for_the_lease_exports_no_chain() -> None:
 
 def test_a_chain_without_a_status_and_no_chain_at_all() -> None:
     new = {"metadata": chain()["metadata"], "spec": {}}
-    assert samples(scraped(new))["modelchain_info"] == {("vit", "ns", "a100", "", "Auto"): 1}
+    assert samples(scraped(new))["modelchain_info"] == {("vit", "ns", "a100", "", "PyTorchJob"): 1}
     assert not of_chains(scraped())
 
 

@@ -116,7 +116,7 @@ class Operator:
         ("status.stages[0].cascade", {"verdict": "Passed"}, "stages.0.cascade"),
         ("status.cascades", [], "cascades"),
         ("status.stages[0].state", "Dreaming", "stages.0.state"),
-        ("status.stages[0].attempts[0].runner", "MPIJob", "the runner MPIJob"),
+        ("status.stages[0].attempts[0].runner", "TrainJob", "the runner TrainJob"),
     ],
 )
 def test_a_status_of_a_newer_version_is_told_and_nothing_is_done(

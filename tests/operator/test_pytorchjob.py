@@ -1,5 +1,5 @@
-"""The PyTorchJob that the operator creates, releases and reads, and the pods of every runner. The
-rules are checked here as we read them; tests/cluster asks the real webhook.
+"""The PyTorchJob that the operator creates, releases and reads. The rules are checked here as we
+read them; tests/cluster asks the real webhook.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from modelchain.plan.pools import NodePool
 from modelchain_operator.runners import verify
 from modelchain_operator.runners.port import JobRequest
 from modelchain_operator.runners.pytorchjob import PyTorchJob
-from modelchain_operator.runners.trainjob import TrainJob
 
 RUNNER = PyTorchJob()
 REQUESTS = [*of_examples(), *(generated(seed) for seed in range(40))]
@@ -25,10 +24,8 @@ Object = dict[str, Any]
 
 def templates(asked: JobRequest) -> list[Object]:
     replicas = RUNNER.build(asked)["spec"]["pytorchReplicaSpecs"]
-    [node] = TrainJob().runtime(asked)["spec"]["template"]["spec"]["replicatedJobs"]
     return [
         *(spec["template"] for spec in replicas.values()),
-        node["template"]["spec"]["template"],
         verify.build(asked)["spec"]["template"],
     ]
 

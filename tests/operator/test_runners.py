@@ -4,31 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from jobrequests import IMAGE, request
+from jobrequests import CPU_POOL, IMAGE, request
 from plainjob import INDEX, PlainJob
-from podshapes import at
-from team import Stub, Team, merged
+from podshapes import at, owned
+from specs import config, inline, with_changes
 
 from modelchain.api.reasons import Code
-from modelchain.api.status import AttemptStatus
+from modelchain.api.spec import ModelChain
+from modelchain.api.status import AttemptStatus, ChainStatus
+from modelchain.plan.pools import PoolFile
 from modelchain_operator.api.kube import (
     ARTIFACTS,
     CHAINS,
     CLAIMS,
     EVENTS,
     PODS,
+    AlreadyExists,
+    Conflict,
+    NotFound,
     Object,
     Resource,
 )
-from modelchain_operator.api.objects import true_condition
+from modelchain_operator.api.objects import label, true_condition
+from modelchain_operator.api.objects import name as name_of
+from modelchain_operator.reconcile.controller import Controller
+from modelchain_operator.reconcile.snapshot import Reader, Snapshot
 from modelchain_operator.runners.port import Runner
 from modelchain_operator.runners.pytorchjob import REPLICA_INDEX, REPLICA_TYPE, PyTorchJob
 from modelchain_operator.runners.registry import RUNNERS, runner_for, runner_of
-from modelchain_operator.runners.template import image_of, task_of
-from modelchain_operator.runners.trainjob import TrainJob
+from modelchain_operator.runners.template import ROLE, TRAINING, TRAINS, image_of, task_of
 from modelchain_operator.watch import service
 from modelchain_operator.watch.service import Service
 
@@ -36,12 +45,22 @@ NOW = "2026-09-01T00:00:00Z"
 QUEUE = "kueue.x-k8s.io/queue-name"
 KINDS: list[tuple[Runner, Any]] = [
     (PyTorchJob(), lambda job: job["spec"]["runPolicy"]),
-    (TrainJob(), lambda job: job["spec"]),
     (PlainJob(), lambda job: job["spec"]),
 ]
-every = pytest.mark.parametrize(
+both = pytest.mark.parametrize(
     ("runner", "suspended_in"), KINDS, ids=[runner.kind for runner, _ in KINDS]
 )
+
+
+def merged(job: Object, patch: Object) -> Object:
+    """The job after the API server has applied a merge patch."""
+    out = dict(job)
+    for key, value in patch.items():
+        if value is None:
+            out.pop(key, None)
+        else:
+            out[key] = merged(out.get(key, {}), value) if isinstance(value, dict) else value
+    return out
 
 
 def made(runner: Runner, *conditions: str, **changes: Any) -> Object:
@@ -56,7 +75,7 @@ def made(runner: Runner, *conditions: str, **changes: Any) -> Object:
 # What every runner must do.
 
 
-@every
+@both
 def test_a_new_job_is_suspended_and_has_the_labels_that_find_it(
     runner: Runner, suspended_in: Any
 ) -> None:
@@ -87,7 +106,7 @@ def test_a_new_job_is_suspended_and_has_the_labels_that_find_it(
     assert task_of(job) == json.loads(request().task) and image_of(job) == IMAGE
 
 
-@every
+@both
 def test_a_release_without_a_queue_takes_two_patches(runner: Runner, suspended_in: Any) -> None:
     job = made(runner)
     assert not runner.state(job).released and runner.state(job).suspended
@@ -104,7 +123,7 @@ def test_a_release_without_a_queue_takes_two_patches(runner: Runner, suspended_i
     assert state.released and not state.suspended and state.queue is None
 
 
-@every
+@both
 def test_a_release_into_a_queue_leaves_the_suspension_to_kueue(
     runner: Runner, suspended_in: Any
 ) -> None:
@@ -115,7 +134,7 @@ def test_a_release_into_a_queue_leaves_the_suspension_to_kueue(
     assert state.released and state.suspended and state.queue == "vision"
 
 
-@every
+@both
 def test_a_job_that_another_client_started_is_only_marked_as_released(
     runner: Runner, suspended_in: Any
 ) -> None:
@@ -127,7 +146,7 @@ def test_a_job_that_another_client_started_is_only_marked_as_released(
         assert "spec" not in patch
 
 
-@every
+@both
 def test_how_a_job_ended(runner: Runner, suspended_in: Any) -> None:
     success = "Succeeded" if runner.kind == "PyTorchJob" else "Complete"
     assert runner.state(made(runner)).finished is None
@@ -142,17 +161,17 @@ def test_how_a_job_ended(runner: Runner, suspended_in: Any) -> None:
     assert runner.state(job).deleting
 
 
-@every
+@both
 def test_the_rank_of_a_pods_node(runner: Runner, suspended_in: Any) -> None:
     first, third = {REPLICA_TYPE: "master"}, {REPLICA_TYPE: "worker", REPLICA_INDEX: "1"}
-    if runner.kind != "PyTorchJob":
+    if runner.kind == "Job":
         first, third = {INDEX: "0"}, {INDEX: "2"}
     assert runner.node_rank({"metadata": {"labels": first}}) == 0
     assert runner.node_rank({"metadata": {"labels": third}}) == 2
     assert runner.node_rank({"metadata": {}}) is None
 
 
-@every
+@both
 def test_where_users_and_the_operator_look_for_a_job(runner: Runner, suspended_in: Any) -> None:
     kind = runner.kind.lower()
     assert runner.describe("vit-b-a1", "team") == f"kubectl describe {kind} vit-b-a1 -n team"
@@ -202,7 +221,138 @@ def test_each_kind_of_job_is_watched_separately_and_once(
     asyncio.run(main())
     ours = {"modelchains", "stageartifacts", "pods", "jobs"}
     assert watched[0] == ours
-    assert sorted(map(sorted, watched[1:])) == [["otherjobs"], ["pytorchjobs"], ["trainjobs"]]
+    assert sorted(map(sorted, watched[1:])) == [["otherjobs"], ["pytorchjobs"]]
+
+
+class Stub:
+    """Stands in for a controller and for events, and ignores every call."""
+
+    async def reconcile(self, key: tuple[str, str]) -> None: ...
+    def remember(self, pod: Object) -> None: ...
+    def artifact_changed(self, record: Object) -> None: ...
+    def tell(self, *said: object) -> None: ...
+
+
+class ApiServer:
+    """Objects by kind and name. The kinds in `absent` are not installed."""
+
+    def __init__(self) -> None:
+        self.objects: defaultdict[Resource, dict[str, Object]] = defaultdict(dict)
+        self.absent: set[Resource] = set()
+        self.deleted: list[tuple[str, str]] = []
+        self._versions: Iterator[int] = iter(range(1, 10_000))
+
+    def put(self, resource: Resource, thing: Object) -> Object:
+        stored: Object = json.loads(json.dumps(thing))
+        version = next(self._versions)
+        stored["metadata"] = {"uid": f"uid-{version}", "creationTimestamp": at(0)} | (
+            stored["metadata"] | {"resourceVersion": str(version)}
+        )
+        self.objects[resource][stored["metadata"]["name"]] = stored
+        return stored
+
+    def names(self, runner: Runner) -> list[str]:
+        """The jobs of attempts. Index Jobs may be of the same kind."""
+        jobs = self.objects[runner.resource].values()
+        return sorted(name_of(job) for job in jobs if label(job, ROLE) != "index")
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> Object:
+        if name not in self.objects[resource]:
+            raise NotFound(name)
+        return self.objects[resource][name]
+
+    async def list(
+        self, resource: Resource, namespace: str, selector: str = "", fields: str = ""
+    ) -> list[Object]:
+        if resource in self.absent:
+            raise NotFound(resource.plural)
+        parts = selector.replace(TRAINS, "").split(",")
+        wanted = dict(part.split("=") for part in parts if part and "!=" not in part)
+        found = [
+            thing
+            for thing in self.objects[resource].values()
+            if wanted.items() <= thing["metadata"].get("labels", {}).items()
+        ]
+        if TRAINS not in selector:
+            return found
+        return [t for t in found if t["metadata"].get("labels", {}).get(ROLE) in TRAINING]
+
+    async def create(self, resource: Resource, body: Object) -> Object:
+        if body["metadata"]["name"] in self.objects[resource]:
+            raise AlreadyExists(body["metadata"]["name"])
+        if body["metadata"]["labels"].get(ROLE) == "index":  # its data is indexed at once
+            body = body | {"status": {"conditions": [{"type": "Complete", "status": "True"}]}}
+        return self.put(resource, body)
+
+    async def patch(self, resource: Resource, namespace: str, name: str, body: Object) -> Object:
+        thing = await self.get(resource, namespace, name)
+        for field in ("uid", "resourceVersion"):
+            if body["metadata"][field] != thing["metadata"][field]:
+                raise Conflict(name)
+        return self.put(resource, merged(thing, body))
+
+    async def delete(
+        self, resource: Resource, namespace: str, name: str, uid: str, propagation: str = ""
+    ) -> None:
+        if (await self.get(resource, namespace, name))["metadata"]["uid"] != uid:
+            raise Conflict(name)
+        del self.objects[resource][name]
+        self.deleted.append((resource.plural, name))
+
+    async def replace_status(self, resource: Resource, body: Object) -> Object:
+        return self.put(resource, body)
+
+
+class Team:
+    """One chain of one stage on an API server, reconciled by the real controller."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def unheard(self: Reader, pods: object) -> None: ...
+
+        monkeypatch.setattr(Reader, "progress", unheard)
+        self.server, self.now, self.kind = ApiServer(), 1_760_000_000.0, "PyTorchJob"
+        changes = {
+            "metadata.name": "family",
+            "metadata.namespace": "team",
+            "metadata.uid": "chain-uid",
+            "metadata.generation": 1,
+            "spec.runner": {"image": IMAGE, "nodePool": "cpu"},
+            "spec.storage": {"claimTemplate": {"size": "1Gi"}},
+            "spec.data.volume": {"claimName": "data"},
+        }
+        self.body = with_changes(inline(config(), **changes))
+        self.chain = self.server.put(CHAINS, self.body)
+        pools = PoolFile.model_validate({"nodePools": {"cpu": CPU_POOL.model_dump(by_alias=True)}})
+        self.controller = Controller(self.server, Stub(), pools, lambda: self.now)  # type: ignore[arg-type]
+
+    def one_pass(self) -> ChainStatus:
+        """Makes one pass with the current runner and returns the status after it."""
+        chain = self.server.objects[CHAINS]["family"]
+        spec = ModelChain.model_validate(self.body)
+        runner = spec.spec.runner.model_copy(update={"kind": self.kind})
+        edited = spec.model_copy(update={"spec": spec.spec.model_copy(update={"runner": runner})})
+        stored = ChainStatus.model_validate_json(json.dumps(chain.get("status") or {}))
+        snapshot = Snapshot(chain, edited, stored, jobs={}, pods=[])
+        asyncio.run(self.controller._decide_and_act(snapshot))
+        return snapshot.status
+
+    def attempts(self) -> list[tuple[str, str | None, bool]]:
+        """Makes one pass and returns the attempts: name, runner, and whether it is open."""
+        [stage] = self.one_pass().stages
+        return [(a.name, a.runner, a.finished_at is None) for a in stage.attempts]
+
+    def pod(self, runner: Runner, phase: str, **state: Any) -> None:
+        """Creates rank 0's pod of the first attempt."""
+        job = self.server.objects[runner.resource]["family-a-a1"]
+        rank_0 = {INDEX: "0"} if runner.kind == "Job" else {REPLICA_TYPE: "master"}
+        labels = job["metadata"]["labels"] | rank_0 | {REPLICA_INDEX: "0"}
+        owner = owned(runner.kind, "family-a-a1", job["metadata"]["uid"])
+        meta = {"name": "family-a-a1-master-0", "namespace": "team", "uid": "pod-uid"}
+        meta |= {"labels": labels, "ownerReferences": [owner]}
+        container = {"name": "trainer", "image": IMAGE, "resources": {}}
+        status = {"phase": phase, "containerStatuses": [{"name": "trainer", "state": state}]}
+        spec = {"containers": [container], "nodeName": "node-1"}
+        self.server.put(PODS, {"metadata": meta, "spec": spec, "status": status})
 
 
 @pytest.fixture
@@ -211,19 +361,11 @@ def team(two_kinds: None, monkeypatch: pytest.MonkeyPatch) -> Team:
 
 
 @pytest.mark.parametrize(
-    ("kind", "other"),
-    [
-        ("PyTorchJob", "PlainJob"),
-        ("PlainJob", "PyTorchJob"),
-        ("PyTorchJob", "TrainJob"),
-        ("TrainJob", "PyTorchJob"),
-    ],
+    ("kind", "other"), [("PyTorchJob", "PlainJob"), ("PlainJob", "PyTorchJob")]
 )
 def test_an_edit_of_the_runner_leaves_a_running_attempt_and_applies_to_the_next(
-    team: Team, kind: str, other: str, monkeypatch: pytest.MonkeyPatch
+    team: Team, kind: str, other: str
 ) -> None:
-    if "PlainJob" not in (kind, other):  # its Jobs would be those that TrainJobs make
-        monkeypatch.delitem(RUNNERS, "PlainJob")
     runner, next_runner = RUNNERS[kind], RUNNERS[other]
     team.kind = kind
     assert team.attempts() == [("family-a-a1", kind, True)]
@@ -239,11 +381,7 @@ def test_an_edit_of_the_runner_leaves_a_running_attempt_and_applies_to_the_next(
     ended = {"exitCode": 1, "reason": "Error", "startedAt": at(10), "finishedAt": at(200)}
     team.pod(runner, "Failed", terminated=ended)
     failed = {"type": "Failed", "status": "True", "message": "it failed"}
-    over = {"status": {"conditions": [failed]}}
-    team.server.put(runner.resource, merged(job, over))
-    for resource in runner.parts:
-        for part in team.server.parts_of("family-a-a1", resource):
-            team.server.put(resource, merged(part, over))
+    team.server.put(runner.resource, merged(job, {"status": {"conditions": [failed]}}))
     team.one_pass()
     team.now += 60
     assert team.attempts() == [("family-a-a1", kind, False), ("family-a-a2", other, True)]
@@ -328,87 +466,11 @@ def test_verify_jobs_are_no_strays(team: Team) -> None:
 def test_a_status_that_names_an_unknown_runner_is_not_acted_on(team: Team) -> None:
     team.one_pass()
     chain = team.server.objects[CHAINS]["family"]
-    chain["status"]["stages"][0]["attempts"][0]["runner"] = "MPIJob"
+    chain["status"]["stages"][0]["attempts"][0]["runner"] = "TrainJob"
     asyncio.run(team.controller.reconcile(("team", "family")))
     stalled = true_condition(team.server.objects[CHAINS]["family"], "Stalled") or {}
     assert stalled["reason"] == Code.STATUS_UNREADABLE
-    assert "the runner MPIJob" in stalled["message"]
+    assert "the runner TrainJob" in stalled["message"]
     assert team.server.names(PyTorchJob()) == ["family-a-a1"]
     assert not team.server.objects[ARTIFACTS] and not team.server.objects[EVENTS]
     assert list(team.server.objects[CLAIMS]) == ["family-artifacts"]
-
-
-# The runner that is chosen where the spec names none.
-
-
-def installed(team: Team, *kinds: str) -> None:
-    team.server.absent = {RUNNERS[kind].resource for kind in RUNNERS.keys() - {*kinds}}
-
-
-@pytest.fixture
-def auto(monkeypatch: pytest.MonkeyPatch) -> Team:
-    team = Team(monkeypatch)
-    team.kind = "Auto"
-    return team
-
-
-@pytest.mark.parametrize(
-    ("kinds", "taken"),
-    [
-        (("PyTorchJob", "TrainJob"), "PyTorchJob"),
-        (("PyTorchJob",), "PyTorchJob"),
-        (("TrainJob",), "TrainJob"),
-    ],
-)
-def test_auto_takes_the_first_kind_that_is_installed(
-    auto: Team, kinds: tuple[str, ...], taken: str
-) -> None:
-    installed(auto, *kinds)
-    assert auto.attempts() == [("family-a-a1", taken, True)]
-    assert auto.server.names(RUNNERS[taken]) == ["family-a-a1"]
-
-
-def test_auto_without_any_kind_names_all_of_them(auto: Team) -> None:
-    installed(auto)
-    assert auto.one_pass().stages[0].reason == (
-        f"RunnerMissing: neither PyTorchJob nor TrainJob is installed; {TrainJob.install}"
-    )
-
-
-def test_what_auto_has_chosen_stays_for_the_attempt(auto: Team) -> None:
-    """Even if no pod runs yet. The next attempt is of the kind that is preferred then."""
-    installed(auto, "TrainJob")
-    assert auto.attempts() == [("family-a-a1", "TrainJob", True)]
-    installed(auto, "PyTorchJob", "TrainJob")
-    for _ in range(3):
-        auto.now += 60
-        assert auto.attempts() == [("family-a-a1", "TrainJob", True)]
-    assert auto.server.deleted == []
-    del auto.server.objects[TrainJob.resource]["family-a-a1"]
-    for _ in range(3):
-        auto.now += 60
-        auto.one_pass()
-    assert auto.attempts()[-1] == ("family-a-a2", "PyTorchJob", True)
-
-
-def test_a_kind_that_is_not_installed_is_not_asked_for_at_every_look(auto: Team) -> None:
-    installed(auto, "PyTorchJob")
-    asked: list[str] = []
-    listed = auto.server.list
-
-    async def noted(resource: Resource, *rest: str, **more: str) -> list[Object]:
-        asked.append(resource.plural)
-        return await listed(resource, *rest, **more)
-
-    auto.server.list = noted  # type: ignore[method-assign]
-    auto.one_pass()
-    asked.clear()
-    auto.one_pass()
-    assert "pytorchjobs" in asked and "trainjobs" not in asked
-    auto.kind = "TrainJob"  # now the chain asks for it
-    auto.one_pass()
-    assert "trainjobs" in asked
-    asked.clear()
-    auto.kind, auto.now = "Auto", auto.now + 61
-    auto.one_pass()
-    assert "trainjobs" in asked

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +26,6 @@ from modelchain_operator.api.kube import (
     Throttled,
     Unavailable,
 )
-from modelchain_operator.runners.registry import RUNNERS
 from modelchain_operator.watch.service import Key, Service
 
 DIGEST = "d" * 64
@@ -414,32 +412,6 @@ def test_one_warning_says_how_to_install_missing_kinds(
         "modelchains.modelchain.dev, stageartifacts.modelchain.dev" in said
         and "kubectl apply -f crds/" in said
     )
-
-
-def test_a_second_kind_of_runner_is_asked_for_only_where_it_may_be_needed() -> None:
-    """No request of every half minute for a kind that nobody installs."""
-    world = World()
-    kinds = {"trainjobs": [RUNNERS["TrainJob"].resource], "chains": [CHAINS]}
-    answers: list[bool] = []
-
-    async def script(service: Service) -> None:
-        absent: dict[str, float] = {}
-        seen = SimpleNamespace(absent_kinds=absent.keys())
-        service.controller = seen  # type: ignore[assignment]
-
-        def needed(kind: str) -> None:
-            receivers = dict.fromkeys(kinds[kind], service._on_job)
-            answers.append(service._may_be_needed(receivers))
-
-        needed("trainjobs")  # no pass has looked yet
-        absent["TrainJob"] = 0.0
-        needed("trainjobs")
-        needed("chains")
-        absent["PyTorchJob"] = 0.0
-        needed("trainjobs")  # no runner at all is installed
-
-    play(world, script)
-    assert answers == [True, False, True, True]
 
 
 def test_a_taken_port_is_bad_input() -> None:

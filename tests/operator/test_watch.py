@@ -11,11 +11,11 @@ import situations
 import watched
 
 from modelchain.api.reasons import Code, Reason
-from modelchain.api.status import AttemptStatus, StageStatus, State
+from modelchain.api.status import StageStatus, State
 from modelchain.errors import WorkError
 from modelchain_operator.api.kube import CHAINS, Forbidden, Object, Resource
 from modelchain_operator.cli import watching
-from modelchain_operator.cli.followed import end_of, pods_of
+from modelchain_operator.cli.followed import end_of
 from modelchain_operator.cli.tree import Watched, watched_of
 from modelchain_operator.cli.watching import StageLines, watch_chain
 from modelchain_operator.reconcile.snapshot import RETRY
@@ -197,18 +197,3 @@ def test_a_pipe_gets_a_line_for_each_change(capsys: pytest.CaptureFixture[str]) 
         "c  Stalled  -  -  stage c: BudgetExceeded: too much; next: kubectl edit mchain family -n"
         " vision",
     ]
-
-
-def test_pods_of_a_kind_that_makes_them_by_other_objects_are_known_by_their_labels() -> None:
-    """A TrainJob's pods are made by Jobs of a JobSet, which a reader need not be allowed to see."""
-    (pod, *_) = watched.pods(1)
-    labels = {"modelchain.dev/stage": "b", "modelchain.dev/attempt": "2"}
-    pod["metadata"]["labels"] |= labels
-    pod["metadata"]["ownerReferences"] = [{"kind": "Job", "name": "j", "uid": "j"}]
-    fields: Any = {"number": 2, "input_digest": "d", "state": State.RUNNING, "uid": "t"}
-    attempt = AttemptStatus(name="family-b-a2", runner="TrainJob", **fields)
-    assert pods_of(attempt, [pod]) == [pod]
-    assert pods_of(attempt.changed(uid="t"), []) == []
-    other = AttemptStatus(name="family-b-a1", runner="TrainJob", **fields)
-    assert pods_of(other, [pod]) == []
-    assert pods_of(AttemptStatus(name="family-b-a2", runner="PyTorchJob", **fields), [pod]) == []

@@ -19,17 +19,6 @@
 - apiGroups: [kubeflow.org]
   resources: [pytorchjobs]
   verbs: [get, list, watch, create, patch, delete]
-- apiGroups: [trainer.kubeflow.org]
-  resources: [trainjobs]
-  verbs: [get, list, watch, create, patch, delete]
-# What holds the pods of a TrainJob's attempt: created before it, deleted with it.
-- apiGroups: [trainer.kubeflow.org]
-  resources: [trainingruntimes]
-  verbs: [get, create, delete]
-# What a TrainJob makes: read, with its Jobs, to see which pods are an attempt's.
-- apiGroups: [jobset.x-k8s.io]
-  resources: [jobsets]
-  verbs: [list]
 # Verify, index and evaluation Jobs: one that fails is deleted and created again, and one that is not
 # needed any more is deleted.
 - apiGroups: [batch]

@@ -407,10 +407,8 @@ class RunnerSpec(ApiModel):
     again.
     """
 
-    kind: Literal["Auto", "PyTorchJob", "TrainJob", "Local"] = Field(
-        "Auto",
-        description="Auto: PyTorchJob where that is installed, else TrainJob; Local: run by"
-        " `modelchain run`, not on a cluster",
+    kind: Literal["PyTorchJob", "Local"] = Field(
+        "PyTorchJob", description="Local: run by `modelchain run`, not on a cluster"
     )
     node_pool: Text | None = Field(None, description="a node pool of the operator's configuration")
     image: LongText | None = Field(None, description="the trainer's image, with its digest")

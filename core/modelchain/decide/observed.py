@@ -218,8 +218,6 @@ class Observed:
     records: bool = False
     # Why nothing can be launched; None if nothing prevents it.
     obstacle: Reason | None = None
-    # The kind of runner of the next attempt.
-    runner: str = "Local"
     # Why a pod still exists although its grace period is over.
     stuck: Reason | None = None
     # Strays, by UID: the names of unfinished jobs that belong to no attempt in the status.

@@ -263,7 +263,7 @@ def _intend(turn: Turn, stage: StageStatus) -> Outcome:
         name=f"{name}{number}",
         number=number,
         input_digest=digest,
-        runner=turn.observed.runner,
+        runner=turn.chain.spec.runner.kind if turn.observed.records else "Local",
         state=State.PENDING,
     )
     return Outcome(

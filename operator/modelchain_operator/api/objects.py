@@ -36,14 +36,8 @@ def is_deleting(thing: Read) -> bool:
 
 def maker(thing: Read, kind: str) -> Read | None:
     """The owner reference to the object of this kind that made this one and controls it."""
-    owner = controller(thing)
-    return owner if owner is not None and owner["kind"] == kind else None
-
-
-def controller(thing: Read) -> Read | None:
-    """The owner reference to the object that controls this one; an object has at most one."""
     owners = thing["metadata"].get("ownerReferences") or []
-    return next((o for o in owners if o.get("controller")), None)
+    return next((o for o in owners if o.get("controller") and o["kind"] == kind), None)
 
 
 def condition(thing: Read, kind: str) -> Read | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from modelchain.api.status import AttemptStatus
 from modelchain.errors import WorkError
 from modelchain_operator.api.kube import CHAINS, PODS, Forbidden, Kube, Object
 from modelchain_operator.api.objects import (
@@ -16,14 +15,7 @@ from modelchain_operator.api.objects import (
 )
 from modelchain_operator.cli.changes import Feeds, changes
 from modelchain_operator.reconcile.snapshot import RETRY
-from modelchain_operator.runners.registry import pods_made_by, runner_for
-from modelchain_operator.runners.template import (
-    ATTEMPT,
-    CHAIN,
-    CHAIN_UID,
-    TRAINS,
-    unnumbered_of,
-)
+from modelchain_operator.runners.template import CHAIN, CHAIN_UID, TRAINS
 
 
 class Followed:
@@ -70,17 +62,6 @@ class Followed:
 def selector(chain: str) -> str:
     """The label selector of a chain's training pods."""
     return f"{CHAIN}={chain},{TRAINS}"
-
-
-def pods_of(attempt: AttemptStatus, pods: list[Object]) -> list[Object]:
-    """The attempt's pods, to be shown.
-
-    Where other objects lie between the job and its pods, the labels tell whose they are: these are
-    enough to show something, and nothing is decided here.
-    """
-    if not runner_for(attempt.runner).parts:
-        return pods_made_by(attempt.uid, attempt, pods, {})
-    return [pod for pod in pods if f"{unnumbered_of(pod)}{label(pod, ATTEMPT)}" == attempt.name]
 
 
 def of_chain(chain: Object, pods: list[Object]) -> list[Object]:

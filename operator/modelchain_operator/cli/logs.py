@@ -14,10 +14,10 @@ from modelchain.errors import InputError, WorkError
 from modelchain.io.load import status_of
 from modelchain_operator.api.kube import PODS, ApiError, Kube, Object, Unavailable
 from modelchain_operator.api.objects import name, uid
-from modelchain_operator.cli.followed import of_chain, pods_of, selector
+from modelchain_operator.cli.followed import of_chain, selector
 from modelchain_operator.cli.tree import pod_state
 from modelchain_operator.runners.pods import has_ended, main_container, state
-from modelchain_operator.runners.registry import runner_for
+from modelchain_operator.runners.registry import pods_made_by, runner_for
 
 Say = Callable[[str], None]
 
@@ -89,7 +89,7 @@ def check(chain: Object, status: ChainStatus, choice: Choice) -> None:
 def sources(attempt: AttemptStatus, pods: Sequence[Object], choice: Choice) -> list[Source]:
     """The logs of an attempt that there are, by rank."""
     runner = runner_for(attempt.runner)
-    made = pods_of(attempt, list(pods))
+    made = pods_made_by(attempt.uid, attempt, pods)
     found = [Source(attempt, pod, runner.node_rank(pod) or 0) for pod in made]
     ranked = sorted(found, key=lambda one: one.number)
     return [one for one in ranked if choice.all_ranks or one.number == 0]

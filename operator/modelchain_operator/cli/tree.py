@@ -37,10 +37,9 @@ from modelchain_operator.api.objects import (
     true_condition,
 )
 from modelchain_operator.cli.columns import Column, fitting, rows, width_of
-from modelchain_operator.cli.followed import pods_of
 from modelchain_operator.cli.listing import why
 from modelchain_operator.runners.pods import created_at, state
-from modelchain_operator.runners.registry import runner_for
+from modelchain_operator.runners.registry import pods_made_by, runner_for
 
 # The most pods of an attempt that are listed by name.
 MOST_PODS = 8
@@ -406,7 +405,7 @@ def _attempt(view: Watched, attempt: AttemptStatus, signs: Signs) -> Iterator[Te
 
 def in_order(attempt: AttemptStatus, pods: Sequence[Object]) -> list[Object]:
     """The attempt's pods. Those that do not run come first, and then it goes by rank."""
-    made = pods_of(attempt, list(pods))
+    made = pods_made_by(attempt.uid, attempt, pods)
     runner = runner_for(attempt.runner)
     return sorted(made, key=lambda pod: (pod_state(pod) == RUNNING, runner.node_rank(pod) or 0))
 

@@ -36,15 +36,7 @@ from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners.evaluation_job import ROLE_OF_JOB as EVALUATE
 from modelchain_operator.runners.index_job import ROLE_OF_JOB as INDEX
 from modelchain_operator.runners.port import Runner
-from modelchain_operator.runners.registry import (
-    AUTO,
-    RUNNERS,
-    chosen,
-    job_behind,
-    job_uid_of,
-    pods_made_by,
-    runner_for,
-)
+from modelchain_operator.runners.registry import RUNNERS, job_uid_of, pods_made_by, runner_for
 from modelchain_operator.runners.template import CHAIN, ROLE, TRAINING, attempt_of
 
 # After an edit, in seconds: how long a live operator may take to make a pass, before we say that it
@@ -123,8 +115,9 @@ def explain(situation: Situation) -> Explanation:
         Line(kind, "you may not read these, so this may not be all")
         for kind in situation.unreadable
     ]
-    more = (*other_math, *case.auto(), *case.silence(found), *hidden)
-    return replace(found, evidence=(*found.evidence[:MOST_LINES], *more))
+    return replace(
+        found, evidence=(*found.evidence[:MOST_LINES], *other_math, *case.silence(found), *hidden)
+    )
 
 
 def document(situation: Situation, found: Explanation) -> dict[str, Any]:
@@ -171,7 +164,6 @@ class _Case:
         attempt = self.attempt.name if self.attempt else ""
         self.runner = self._runner()
         self.job = next((job for job in s.jobs if self._is_job_of(job, attempt)), None)
-        self.parts = self._parts()
         self.training = [pod for pod in s.pods if label(pod, ROLE) in TRAINING and job_uid_of(pod)]
         self.pods = self._pods_of(self.attempt) if self.attempt else []
         self.live = [pod for pod in s.pods if podread.is_live(pod)]
@@ -180,25 +172,14 @@ class _Case:
         """The runner of the open attempt; without one, that of the next launch."""
         if self.attempt is not None:
             return runner_for(self.attempt.runner)
-        return RUNNERS.get(chosen(self._asked, self.s.missing)) or runner_for(None)
-
-    @property
-    def _asked(self) -> str:
-        """The kind of runner that the spec asks for."""
-        return (self.s.chain["spec"].get("runner") or {}).get("kind") or ""
-
-    def _parts(self) -> list[Object]:
-        """The parts of the attempt's job, whose events tell of it, too."""
-        if self.job is None:
-            return []
-        own, makers = objects.uid(self.job), self.s.makers
-        return [part for part in self.s.parts if job_behind(objects.uid(part), makers) == own]
+        kind: str = (self.s.chain["spec"].get("runner") or {}).get("kind") or ""
+        return RUNNERS.get(kind) or runner_for(None)
 
     def _pods_of(self, attempt: AttemptStatus) -> list[Object]:
         """The attempt's pods, as the operator counts them: those that its own job has made."""
         trainers = (pod for pod in self.s.pods if label(pod, ROLE) in TRAINING)
         named = (pod for pod in trainers if attempt_of(pod) == attempt.name)
-        return pods_made_by(attempt.uid, attempt, named, self.s.makers)
+        return pods_made_by(attempt.uid, attempt, named)
 
     def _is_job_of(self, job: Object, attempt: str) -> bool:
         return objects.name(job) == attempt and job["kind"] == self.runner.kind
@@ -346,10 +327,7 @@ class _Case:
             cause = self.stage.cause
             then = self.stage.next  # empty in a status that an older version wrote
         then = then or self._command(known(code))
-        lines = [
-            *self.clues.conditions("Stalled"),
-            *self.clues.warnings(self.job, *self.parts, *self.pods),
-        ]
+        lines = [*self.clues.conditions("Stalled"), *self.clues.warnings(self.job, *self.pods)]
         state = f"{self.subject} is stalled: a person has to act"
         return self._say(code, state, cause, then, lines)
 
@@ -445,7 +423,7 @@ class _Case:
             return None
         state = f"{self.subject} was launched and has no pods"
         name = self.job["metadata"]["name"]
-        if refused := self.clues.warnings(self.job, *self.parts):
+        if refused := self.clues.warnings(self.job):
             cause = refused[0].message
             describe = self.runner.describe(name, self.namespace)
             then = refusals.next_command(cause, self.namespace) or describe
@@ -545,20 +523,6 @@ class _Case:
         lines = [*self.clues.conditions("Reconciling", "Ready"), *map(self.clues.pod, self.live)]
         state = f"{self.subject} is {self._state_word()}"
         return self._say(Code.IN_PROGRESS, state, cause, self._follow(), lines)
-
-    def auto(self) -> list[Line]:
-        """A line on the runner that `Auto` has chosen, or would choose now, and why."""
-        if self._asked != AUTO or self.stage is None:
-            return []
-        kind = self.runner.kind
-        others = [name for name in RUNNERS if name != kind]
-        why = f"{kind} is preferred where it is installed"
-        if kind != next(iter(RUNNERS)):
-            why = f"{others[0]} is preferred, and was not installed"
-        what = f"{self.attempt.name} is a {kind}" if self.attempt else f"the next is a {kind}"
-        if self.attempt is None and self.s.missing.issuperset(RUNNERS):
-            what, why = "there is none to choose", f"neither {' nor '.join(RUNNERS)} is installed"
-        return [Line("spec.runner.kind", f"Auto: {what}, since {why}")]
 
     def silence(self, found: Explanation) -> list[Line]:
         """A line on a Lease that no operator renews, unless the explanation is about that already.

@@ -25,7 +25,6 @@ from modelchain_operator.api.kube import (
     Object,
     Resource,
 )
-from modelchain_operator.api.objects import maker, uid
 from modelchain_operator.runners import kueue
 from modelchain_operator.runners.kueue import KueueQueue
 from modelchain_operator.runners.registry import RUNNERS
@@ -44,11 +43,6 @@ class Situation:
     now: float
     # The chain's jobs, of every kind of runner.
     jobs: Sequence[Object] = ()
-    # The parts of those jobs, and by the UID of a part, the UID of what has made it.
-    parts: Sequence[Object] = ()
-    makers: Mapping[str, str] = field(default_factory=dict)
-    # The kinds of runner that are not installed.
-    missing: frozenset[str] = frozenset()
     pods: Sequence[Object] = ()
     # The Jobs that the operator runs for the chain beside training.
     cpu_jobs: Sequence[Object] = ()
@@ -71,7 +65,7 @@ async def read(kube: Kube, chain: Object) -> Situation:
     """Read what a chain depends on. Raises any `ApiError` but `Forbidden`."""
     reader = _Reader(kube, chain["metadata"]["namespace"])
     selector = f"{CHAIN_UID}={chain['metadata']['uid']}"
-    (jobs, parts), pods, cpu_jobs, events, leases = await asyncio.gather(
+    jobs, pods, cpu_jobs, events, leases = await asyncio.gather(
         reader.jobs(f"{selector},{TRAINS}"),
         reader.list_all(PODS, selector),
         reader.list_all(JOBS, f"{selector},{ROLE}!=train,{ROLE}!=baseline"),
@@ -85,9 +79,6 @@ async def read(kube: Kube, chain: Object) -> Situation:
         chain=chain,
         now=time.time(),
         jobs=jobs,
-        parts=parts,
-        makers=reader.makers,
-        missing=frozenset(reader.missing),
         pods=pods,
         cpu_jobs=cpu_jobs,
         claims={name: claim for name, claim in claims.items() if claim is not reader.HIDDEN},
@@ -105,38 +96,23 @@ class _Reader:
     def __init__(self, kube: Kube, namespace: str):
         self.kube, self.namespace = kube, namespace
         self.forbidden: set[str] = set()
-        self.makers: dict[str, str] = {}
-        self.missing: set[str] = set()
 
     async def list_all(self, resource: Resource, selector: str = "") -> list[Object]:
         """All objects of a kind in the namespace; none if the kind is not installed."""
         try:
-            return await self._list(resource, selector)
+            return await self._allowed(
+                resource, self.kube.list(resource, self.namespace, selector), []
+            )
         except NotFound:
             return []
 
-    async def _list(self, resource: Resource, selector: str) -> list[Object]:
-        return await self._allowed(resource, self.kube.list(resource, self.namespace, selector), [])
-
-    async def jobs(self, selector: str) -> tuple[list[Object], list[Object]]:
-        """The jobs of every kind of runner, and their parts."""
-        jobs, parts = list[Object](), list[Object]()
-        for kind, runner in RUNNERS.items():
-            try:
-                jobs += await self._list(runner.resource, selector)
-                for resource, made_by in runner.parts.items():
-                    parts += await self._parts(resource, made_by, selector)
-            except NotFound:
-                self.missing.add(kind)
-        return jobs, parts
-
-    async def _parts(self, resource: Resource, made_by: str, selector: str) -> list[Object]:
-        parts = []
-        for part in await self._list(resource, selector):
-            if (owner := maker(part, made_by)) is not None:
-                self.makers[uid(part)] = str(owner["uid"])
-                parts.append(part)
-        return parts
+    async def jobs(self, selector: str) -> list[Object]:
+        """The jobs of every kind of runner."""
+        return [
+            job
+            for runner in RUNNERS.values()
+            for job in await self.list_all(runner.resource, selector)
+        ]
 
     async def get(self, resource: Resource, name: str) -> Object | None:
         try:

@@ -37,12 +37,11 @@ from modelchain_operator.reconcile.pod_evidence import (
     refusal,
     stuck,
 )
-from modelchain_operator.reconcile.snapshot import RETRY, Snapshot, is_made_for
+from modelchain_operator.reconcile.snapshot import RETRY, Snapshot
 from modelchain_operator.runners import cpu_job, verify
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners.port import JobState
 from modelchain_operator.runners.registry import (
-    job_behind,
     job_uid_of,
     pods_made_by,
     runner_for,
@@ -51,6 +50,8 @@ from modelchain_operator.runners.registry import (
 )
 from modelchain_operator.runners.template import (
     CHAIN,
+    CHAIN_UID,
+    INPUT_DIGEST,
     PROGRESS_PORT,
     ROLE,
     TRAINING,
@@ -74,8 +75,6 @@ class _Launched:
     job: Object | None
     state: JobState
     found: Evidence
-    # A part of the job may still make pods, even if the job exists no longer.
-    makes_pods: bool
     # Seconds since the epoch.
     now: float
 
@@ -85,8 +84,6 @@ class _Launched:
 
         A job that is being deleted counts, since its controller may not have noticed yet.
         """
-        if self.makes_pods and self.ended_job:
-            return True
         makes_pods = self.state.finished is None and (
             self.state.deleting or not self.state.suspended
         )
@@ -95,12 +92,7 @@ class _Launched:
     @property
     def over(self) -> bool:
         """Whether the attempt has ended: its job is finished or gone, and no pod is live."""
-        return self.ended_job and not self.found.live and not self.makes_pods
-
-    @property
-    def ended_job(self) -> bool:
-        """Whether the job is finished or gone."""
-        return self.job is None or self.state.finished is not None
+        return (self.job is None or self.state.finished is not None) and not self.found.live
 
     @property
     def trained(self) -> bool:
@@ -195,8 +187,6 @@ class Sightings:
         for pod in snapshot.pods:
             if label(pod, ROLE) in TRAINING and (job_uid_of(pod) or uid(pod) in counted):
                 self.pods.setdefault(attempt_of(pod), []).append(pod)
-        # The attempts of which a part of the job may still make pods.
-        self.makes_pods = {attempt_of(part) for part in snapshot.parts}
         self._seen: dict[str, Seen] = {}
 
     def seen(self, name: str) -> Seen:
@@ -213,13 +203,11 @@ class Sightings:
             return self._not_started(attempt)
         state = state_of(job) if job is not None else GONE
         found = self._evidence(attempt, job)
-        makes_pods = name in self.makes_pods
-        return self._launched(_Launched(attempt, job, state, found, makes_pods, self.now))
+        return self._launched(_Launched(attempt, job, state, found, self.now))
 
     def _closed(self, attempt: AttemptStatus, job: Object | None) -> Seen:
         """An attempt that the status says has ended. Its job or a pod may not have ended yet."""
         live = any(podread.is_live(pod) for pod in self.pods.get(attempt.name, ()))
-        live = live or attempt.name in self.makes_pods
         unfinished = job is not None and state_of(job).finished is None
         return Seen(live=live or unfinished, started=True)
 
@@ -278,19 +266,14 @@ class Sightings:
 
     def _not_started(self, attempt: AttemptStatus) -> Seen:
         """An intent without a job. Another object may have its name."""
-        if attempt.name in self.makes_pods:  # its job was deleted before its UID was known
-            return self._name_going(attempt)
         other = self.snapshot.want("name", attempt.name)
         if other is None or self.is_ours(other, attempt):
             return Seen(live=False, started=False)
         if is_deleting(other) or self._belongs_to_the_chain_before(other):
-            return self._name_going(attempt)
+            message = f"waits until an earlier {name_of(other)} is gone"
+            waiting = Reason(Code.NAME_GOING, attempt.name, message)
+            return Seen(live=True, started=False, waiting=waiting)
         return Seen(live=False, started=False, taken=self._name_taken(attempt, other))
-
-    def _name_going(self, attempt: AttemptStatus) -> Seen:
-        message = f"waits until an earlier {attempt.name} is gone"
-        waiting = Reason(Code.NAME_GOING, attempt.name, message)
-        return Seen(live=True, started=False, waiting=waiting)
 
     def _belongs_to_the_chain_before(self, thing: Object) -> bool:
         """Whether a deleted chain of this name owns an object, which is soon deleted, too."""
@@ -310,7 +293,7 @@ class Sightings:
             attempt.name,
             f"{other['kind']} {name_of(other)} is {whose}, so the next attempt takes another"
             " number",
-            f"kubectl describe {other['kind'].lower()} {attempt.name} -n {self.snapshot.namespace}",
+            runner_for(attempt.runner).describe(attempt.name, self.snapshot.namespace),
         )
 
     def _suspended_by_another(self, attempt: AttemptStatus) -> Reason:
@@ -339,7 +322,10 @@ class Sightings:
 
     def is_ours(self, job: Object, attempt: AttemptStatus) -> bool:
         """Whether this chain made the job, for the attempt's inputs."""
-        return is_made_for(job, self.snapshot.uid, attempt.input_digest)
+        return (
+            label(job, CHAIN_UID) == self.snapshot.uid
+            and annotation(job, INPUT_DIGEST) == attempt.input_digest
+        )
 
     def _evidence(self, attempt: AttemptStatus, job: Object | None) -> Evidence:
         """What the pods tell that the attempt's own job has made."""
@@ -399,8 +385,7 @@ class Sightings:
         self, attempt: AttemptStatus, job: Object | None, pods: Iterable[Object]
     ) -> list[Object]:
         """Those of the pods that the attempt's own job has made, or that counted before."""
-        made_by = uid(job) if job is not None else attempt.uid
-        return pods_made_by(made_by, attempt, pods, self.snapshot.makers)
+        return pods_made_by(uid(job) if job is not None else attempt.uid, attempt, pods)
 
     def stuck(self) -> Reason | None:
         """Why a pod of any attempt still exists although its grace period is over."""
@@ -433,10 +418,7 @@ class Sightings:
         if released is None or self.now < released + PODS_COME_WITHIN:
             return None
         # All are asked for at once, so that one round of reading answers them all.
-        makers, parts = self.snapshot.makers, map(uid, self.snapshot.parts)
-        own = [part for part in parts if job_behind(part, makers) == uid(job)]
-        subjects = [*runner.event_uids(job), *own]
-        events = [self.snapshot.want("events", subject) or [] for subject in subjects]
+        events = [self.snapshot.want("events", subject) or [] for subject in runner.event_uids(job)]
         told = [event for each in events for event in each]
         message = refusal(told) if missing else refusal(told, OF_SERVICES)
         return self._refused(launched.attempt.name, message)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 from pydantic import ValidationError
@@ -93,11 +93,6 @@ class Controller:
     def artifact_changed(self, record: Object) -> None:
         """Forget what was cached of a StageArtifact, so that the next pass reads it again."""
         self.memory.artifacts.drop((record["metadata"]["namespace"], record["spec"]["inputDigest"]))
-
-    @property
-    def absent_kinds(self) -> Set[str]:
-        """The kinds of runner that passes have not found when they last looked."""
-        return self.memory.absent.keys()
 
     def claim_changed(self, claim: Key, uid: str | None) -> bool:
         """Whether a claim is gone, or is another one than passes have read. Then it is forgotten.

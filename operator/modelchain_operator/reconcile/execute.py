@@ -57,14 +57,13 @@ from modelchain_operator.api.kube import (
     Kube,
     NotFound,
     Object,
-    Resource,
 )
 from modelchain_operator.api.objects import annotation, is_deleting, uid
 from modelchain_operator.reconcile import job_requests as requests
 from modelchain_operator.reconcile.memory import Memory
-from modelchain_operator.reconcile.snapshot import RETRY, Need, Snapshot, is_made_for
+from modelchain_operator.reconcile.snapshot import RETRY, Need, Snapshot
 from modelchain_operator.runners import evaluation_job, index_job, kueue, verify
-from modelchain_operator.runners.port import JobRequest, Runner
+from modelchain_operator.runners.port import JobRequest
 from modelchain_operator.runners.registry import runner_for, runner_of, state_of
 from modelchain_operator.runners.template import (
     CHAIN,
@@ -178,35 +177,13 @@ class Executor:
 
     async def _launch(self, snapshot: Snapshot, launch: Launch) -> None:
         runner, request = runner_for(launch.attempt.runner), self._request(snapshot, launch)
-        job, runtime = runner.build(request), runner.runtime(request)
+        job = runner.build(request)
         made_from = requests.made_from(snapshot.spec, self.config, launch, request.claim_uid)
         job["metadata"]["annotations"] |= {
             requests.MADE_FROM: made_from,
             requests.NODE_POOL: requests.pool_name(snapshot.spec, self.config) or "",
         }
-        if runner.runtimes is not None and runtime is not None:
-            runtime["metadata"]["annotations"] |= {requests.MADE_FROM: made_from}
-            await self._make_runtime(snapshot, runner.runtimes, runtime)
         snapshot.jobs[launch.attempt.name] = await self.kube.create(runner.resource, job)
-
-    async def _make_runtime(self, snapshot: Snapshot, resource: Resource, runtime: Object) -> None:
-        """Make the runtime of an attempt whose job does not exist yet.
-
-        An earlier pass may have made it and not the job. It is used if it would be made the same
-        today, and else replaced. Raises AlreadyExists if it is another's, or is being deleted.
-        """
-        name, digest = runtime["metadata"]["name"], annotation(runtime, INPUT_DIGEST)
-        try:
-            await self.kube.create(resource, runtime)
-            return
-        except AlreadyExists:
-            left = await self.kube.get(resource, snapshot.namespace, name)
-            if not is_made_for(left, snapshot.uid, str(digest)) or is_deleting(left):
-                raise
-        if annotation(left, requests.MADE_FROM) == annotation(runtime, requests.MADE_FROM):
-            return
-        await self.kube.delete(resource, snapshot.namespace, name, uid(left), "Background")
-        await self.kube.create(resource, runtime)
 
     def _request(self, snapshot: Snapshot, launch: Launch) -> JobRequest:
         claim, epochs = snapshot.read[Need("claim")], snapshot.status.epochs
@@ -282,25 +259,9 @@ class Executor:
         job, cpu_job = snapshot.jobs.get(name), snapshot.read.get(Need("cpu job", name))
         if cpu_job is not None and uid(cpu_job) == known:
             await self.kube.delete(JOBS, snapshot.namespace, name, known)
-        elif job is not None:
-            runner, job_name = runner_of(job), job["metadata"]["name"]
-            if not is_deleting(job):
-                await self.kube.delete(
-                    runner.resource, snapshot.namespace, job_name, known or uid(job)
-                )
-            await self._delete_runtime(snapshot, runner, job)
-
-    async def _delete_runtime(self, snapshot: Snapshot, runner: Runner, job: Object) -> None:
-        """Delete the runtime of a job that is being deleted. No other job uses it."""
-        if runner.runtimes is None:
-            return
-        name, digest = job["metadata"]["name"], str(annotation(job, INPUT_DIGEST))
-        with suppress(NotFound):
-            runtime = await self.kube.get(runner.runtimes, snapshot.namespace, name)
-            if is_made_for(runtime, snapshot.uid, digest) and not is_deleting(runtime):
-                await self.kube.delete(
-                    runner.runtimes, snapshot.namespace, name, uid(runtime), "Background"
-                )
+        elif job is not None and not is_deleting(job):
+            kind, job_name = runner_of(job).resource, job["metadata"]["name"]
+            await self.kube.delete(kind, snapshot.namespace, job_name, known or uid(job))
 
     async def _verify(self, snapshot: Snapshot, launch: Launch) -> None:
         """Make a Job that finds the lost last word. An earlier Job without an answer is deleted

@@ -16,7 +16,7 @@ from modelchain.api.contracts import LiveProgress
 from modelchain.api.reasons import Reason
 from modelchain.decide.observed import Action, Refusal, subject_of
 from modelchain_operator.api.kube import Object
-from modelchain_operator.api.objects import is_deleting, label, maker, uid
+from modelchain_operator.api.objects import is_deleting, label, uid
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners.template import CHAIN_UID
 
@@ -84,11 +84,6 @@ class Memory:
     nodes: Cache = field(default_factory=Cache)
     # By the UID of rank 0's pod.
     progress: dict[str, Asked] = field(default_factory=dict)
-    # By kind of runner, when it was last found not to be installed.
-    absent: dict[str, float] = field(default_factory=dict)
-    # By the UID of a job's part, the UID of what has made it. The part may exist no longer, while
-    # its pods do.
-    makers: dict[str, str] = field(default_factory=dict)
     # By pod UID, since when this process has known that the pod is being deleted.
     deleting_since: dict[str, float] = field(default_factory=dict)
     clock: Callable[[], float] = time.time
@@ -124,17 +119,6 @@ class Memory:
             ignored = (*ignored[:1], *ignored[1:][-MOST_IGNORED:], now)
         silent = now if before.silent is None else before.silent
         self.progress[pod_uid] = replace(before, silent=silent, ignored=ignored)
-
-    def seemed_absent(self, kind: str) -> bool:
-        """Whether a kind of runner was not installed within the last minute."""
-        return self.clock() - self.absent.get(kind, float("-inf")) < CACHED_SECONDS
-
-    def note_part(self, part: Object, kind: str) -> None:
-        """Note which object of this kind has made a part of a job."""
-        if len(self.makers) > MAX_PODS:
-            self.makers.clear()
-        if (owner := maker(part, kind)) is not None:
-            self.makers[uid(part)] = str(owner["uid"])
 
     def note_deletion(self, pod: Object) -> None:
         """If the pod is being deleted, note since when this process has known that."""

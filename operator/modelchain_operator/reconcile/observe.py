@@ -31,7 +31,7 @@ from modelchain_operator.reconcile.measuring import Measurements
 from modelchain_operator.reconcile.memory import Memory
 from modelchain_operator.reconcile.snapshot import RETRY, Inputs, Snapshot
 from modelchain_operator.runners import pods as podread
-from modelchain_operator.runners.registry import AUTO, RUNNERS, UNNAMED, chosen, state_of
+from modelchain_operator.runners.registry import RUNNERS, UNNAMED, state_of
 from modelchain_operator.runners.template import (
     ATTEMPT,
     CHAIN,
@@ -80,7 +80,7 @@ class View:
             status=self.status,
             artifact=self.artifact,
             attempt=self.sightings.seen,
-            live=frozenset(unfinished | with_pods | self.sightings.makes_pods),
+            live=frozenset(unfinished | with_pods),
             inputs=Inputs(snapshot),
             fingerprint=self.spec.data.train.fingerprint,
             retry=_retry(snapshot.chain),
@@ -88,7 +88,6 @@ class View:
             highest_number=self._highest_number,
             records=True,
             obstacle=obstacle,
-            runner=self._chosen,
             stuck=self.sightings.stuck(),
             strays=strays | dict(self.indexer.strays()),
             spent_jobs=dict(self._spent_jobs()),
@@ -135,23 +134,12 @@ class View:
         if (unbuildable := self._unbuildable()) is not None:
             return unbuildable
         if (kind := self._next_kind()) in self.snapshot.missing:
-            return self._runner_missing(kind)
+            runner = RUNNERS[kind]
+            message = f"{runner.kind} is not installed; {runner.install}"
+            return Reason(Code.RUNNER_MISSING, runner.kind, message, runner.install)
         if self.snapshot.orphans:
             return self._left_behind(self.snapshot.orphans[0])
         return self._claim_obstacle()
-
-    def _runner_missing(self, kind: str) -> Reason:
-        runner = RUNNERS[kind]
-        what = f"{runner.kind} is not"
-        if self.spec.runner.kind == AUTO and self.snapshot.missing.issuperset(RUNNERS):
-            what = f"neither {' nor '.join(RUNNERS)} is"
-        message = f"{what} installed; {runner.install}"
-        return Reason(Code.RUNNER_MISSING, runner.kind, message, runner.install)
-
-    @property
-    def _chosen(self) -> str:
-        """The kind of runner of an attempt that is intended now."""
-        return chosen(self.spec.runner.kind, self.snapshot.missing)
 
     def _next_kind(self) -> str:
         """The kind of job that is made next: an intent's, if its job is still to be made.
@@ -160,7 +148,7 @@ class View:
         """
         intents = (a for _, a in self.attempts.values() if a.uid is None and a.finished_at is None)
         intent = next(intents, None)
-        return self._chosen if intent is None else intent.runner or UNNAMED
+        return self.spec.runner.kind if intent is None else intent.runner or UNNAMED
 
     def _check_for_a_cluster(self) -> None:
         """Check what only a cluster needs. Raises InputError, naming the field.
@@ -168,7 +156,7 @@ class View:
         The spec may be valid on a laptop. Or it may name a pool that this operator does not have.
         """
         spec, chain = self.spec, self.snapshot.spec
-        if spec.runner.kind not in (AUTO, *RUNNERS):
+        if spec.runner.kind not in RUNNERS:
             raise InputError(messages.LOCAL, field="spec.runner.kind")
         pool = requests.pool_of(chain, self.config)
         requests.image_of(chain, self.config)
@@ -354,11 +342,10 @@ class View:
         """Whether the attempt's job would be made differently today.
 
         An edit may have changed its kind, pool, claim, image or queue. Where no new job could be
-        made, the old one is kept: the next launch reports what is missing. With `Auto`, the kind
-        that an attempt has is right.
+        made, the old one is kept: the next launch reports what is missing.
         """
         job, claim = self.snapshot.jobs.get(launch.attempt.name), self.snapshot.want("claim")
-        asked, kind = self.spec.runner.kind, self._chosen
+        kind = self.spec.runner.kind
         if job is None or claim is None or kind not in RUNNERS or kind in self.snapshot.missing:
             return False
         stamp = annotation(job, requests.MADE_FROM) or ""
@@ -367,7 +354,7 @@ class View:
         except InputError:
             return False
         changed = stamp.startswith(requests.FORMULA) and stamp != now
-        return changed or (asked != AUTO and (launch.attempt.runner or UNNAMED) != kind)
+        return changed or (launch.attempt.runner or UNNAMED) != kind
 
     def share(self, digest: str) -> Share:
         """Who has the share of this input digest.

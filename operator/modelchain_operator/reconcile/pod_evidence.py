@@ -173,10 +173,6 @@ _PARTS = {
     "FailedCreatePod": "SuccessfulCreatePod",
     "FailedCreate": "SuccessfulCreate",
     "FailedCreateService": "SuccessfulCreateService",
-    # Of a TrainJob and its JobSet, whose parts are made before the Job makes pods.
-    "TrainJobResourcesCreationFailed": "SuccessfulCreate",
-    "HeadlessServiceCreationFailed": "SuccessfulCreate",
-    "JobCreationFailed": "SuccessfulCreate",
 }
 OF_SERVICES = ("FailedCreateService",)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -39,15 +39,7 @@ from modelchain_operator.reconcile.memory import Asked, Cache, Memory
 from modelchain_operator.runners import pods as podread
 from modelchain_operator.runners import verify
 from modelchain_operator.runners.index_job import ROLE_OF_JOB as INDEX_ROLE
-from modelchain_operator.runners.registry import (
-    RUNNERS,
-    UNNAMED,
-    is_part,
-    job_uid_of,
-    makes_pods,
-    runner_for,
-    state_of,
-)
+from modelchain_operator.runners.registry import RUNNERS, job_uid_of, runner_for, state_of
 from modelchain_operator.runners.template import (
     CHAIN,
     CHAIN_UID,
@@ -104,10 +96,6 @@ class Snapshot:
     # The chain's jobs, of every kind of runner, by name (see `by_name`).
     jobs: dict[str, Object]
     pods: list[Object]
-    # Parts of the chain's jobs that may still make pods. Their job may exist no longer.
-    parts: list[Object] = field(default_factory=list)
-    # By the UID of a job's part, the UID of what has made it.
-    makers: Mapping[str, str] = field(default_factory=dict)
     # Unfinished jobs that a deleted chain of this name has left behind, so that nothing will delete
     # them.
     orphans: list[Object] = field(default_factory=list)
@@ -186,26 +174,6 @@ class Inputs(Mapping[str, Mapping[str, Any]]):
         return 0
 
 
-@dataclass
-class Jobs:
-    """Jobs as they were listed, with their parts that may still make pods."""
-
-    jobs: list[Object] = field(default_factory=list)
-    parts: list[Object] = field(default_factory=list)
-    # The kinds of runner that are not installed on this cluster.
-    missing: set[str] = field(default_factory=set)
-
-    @property
-    def unfinished(self) -> list[Object]:
-        """All that may still make pods, jobs first."""
-        return [job for job in self.jobs if state_of(job).finished is None] + self.parts
-
-
-def is_made_for(thing: Object, chain_uid: str, digest: str) -> bool:
-    """Whether a chain made a job or its runtime, for these inputs."""
-    return label(thing, CHAIN_UID) == chain_uid and annotation(thing, INPUT_DIGEST) == digest
-
-
 def is_record_of(record: Object, claim: Object, digest: str) -> bool:
     """Whether a StageArtifact records an artifact of these inputs on this claim."""
     spec = record["spec"]
@@ -266,17 +234,15 @@ class Reader:
         }
 
     async def jobs_and_pods(self, snapshot: Snapshot) -> None:
-        """Read the chain's jobs, their parts, and then its pods.
+        """Read the chain's jobs, and then its pods.
 
         In this order no pod can be missed: a job that no longer exists makes no more pods.
         """
         namespace, selector = snapshot.namespace, f"{CHAIN_UID}={snapshot.uid}"
         of_this_name = f"{CHAIN}={snapshot.spec.metadata.name},{TRAINS}"
-        found = await self._jobs(namespace, of_this_name, self._absent(snapshot))
-        ours = [job for job in found.jobs if label(job, CHAIN_UID) == snapshot.uid]
-        others = [job for job in found.jobs if label(job, CHAIN_UID) != snapshot.uid]
-        snapshot.missing, snapshot.makers = found.missing, self.memory.makers
-        snapshot.parts = [part for part in found.parts if label(part, CHAIN_UID) == snapshot.uid]
+        jobs, snapshot.missing = await self._jobs(namespace, of_this_name)
+        ours = [job for job in jobs if label(job, CHAIN_UID) == snapshot.uid]
+        others = [job for job in jobs if label(job, CHAIN_UID) != snapshot.uid]
         snapshot.jobs = by_name(ours, snapshot.attempts)
         snapshot.orphans = [job for job in others if is_orphan(job)]
         for attempt in snapshot.attempts:
@@ -292,45 +258,19 @@ class Reader:
         for pod in snapshot.pods:
             self.memory.remember(pod)
 
-    def _absent(self, snapshot: Snapshot) -> set[str]:
-        """The kinds of runner that need not be listed, since they were just found missing.
+    async def _jobs(self, namespace: str, selector: str) -> tuple[list[Object], set[str]]:
+        """The jobs of every kind of runner, and the kinds that are not installed.
 
-        A kind that the chain asks for or that one of its attempts has is always listed, and all
-        are if none seems to be installed.
+        All kinds are read, since the chain may have asked for another kind before.
         """
-        named = {snapshot.spec.spec.runner.kind, *(a.runner or UNNAMED for a in snapshot.attempts)}
-        absent = {kind for kind in RUNNERS if self.memory.seemed_absent(kind)}
-        return absent - named if absent != RUNNERS.keys() else set()
-
-    async def _jobs(self, namespace: str, selector: str, absent: Container[str] = ()) -> Jobs:
-        """The jobs of every kind of runner, their parts, and the kinds that are not installed.
-
-        All kinds are read but those that are `absent`, since the chain may have asked for another
-        kind before.
-        """
-        found = Jobs(missing={kind for kind in RUNNERS if kind in absent})
+        jobs: list[Object] = []
+        missing = set()
         for kind, runner in RUNNERS.items():
-            if kind in absent:
-                continue
             try:
-                found.jobs += await self.kube.list(runner.resource, namespace, selector)
-                for resource, made_by in runner.parts.items():
-                    found.parts += await self._parts(resource, made_by, namespace, selector)
-                self.memory.absent.pop(kind, None)
+                jobs += await self.kube.list(runner.resource, namespace, selector)
             except NotFound:
-                found.missing.add(kind)
-                self.memory.absent[kind] = self.memory.clock()
-        return found
-
-    async def _parts(
-        self, resource: Resource, made_by: str, namespace: str, selector: str
-    ) -> list[Object]:
-        """The parts of jobs, of one kind, that may still make pods."""
-        listed = await self.kube.list(resource, namespace, selector)
-        parts = [part for part in listed if is_part(part, made_by)]
-        for part in parts:
-            self.memory.note_part(part, made_by)
-        return [part for part in parts if makes_pods(part)]
+                missing.add(kind)
+        return jobs, missing
 
     # Reads that a decision turned out to need.
 
@@ -417,7 +357,8 @@ class Reader:
         leases = await self.kube.list(LEASES, namespace, selector)
         if not leases:
             return []
-        busy = (await self._jobs(namespace, f"{selector},{TRAINS}")).unfinished
+        jobs, _ = await self._jobs(namespace, f"{selector},{TRAINS}")
+        busy = [job for job in jobs if state_of(job).finished is None]
         pods = await self.kube.list(PODS, namespace, f"{selector},{TRAINS}")
         busy += [pod for pod in pods if podread.is_live(pod)]
         digests = {label(thing, INPUT_DIGEST) for thing in busy}
@@ -429,21 +370,18 @@ class Reader:
         Jobs of older versions do not say on which claim they train, and count as well.
         """
         selector = f"{INPUT_DIGEST}={label_of(digest)},{CHAIN_UID}!={snapshot.uid},{TRAINS}"
-        unfinished = (await self._jobs(snapshot.namespace, selector)).unfinished
+        jobs, _ = await self._jobs(snapshot.namespace, selector)
         pods = await self.kube.list(PODS, snapshot.namespace, selector)
+        unfinished = [job for job in jobs if state_of(job).finished is None]
         training = unfinished + [pod for pod in pods if podread.is_live(pod) and job_uid_of(pod)]
         claim = snapshot.read.get(Need("claim"))
         here = ("", uid(claim) if claim else "")
         return [rival for rival in training if label(rival, CLAIM_UID) in here]
 
     async def _job_of_intent(self, snapshot: Snapshot, attempt: str) -> Object | None:
-        """The job that has the name of an attempt, or else the runtime. It may be another's."""
+        """The job that has the name of an attempt. It may belong to another chain."""
         intent = next(a for a in snapshot.attempts if a.name == attempt)
-        runner = runner_for(intent.runner)
-        job = await self._get(runner.resource, snapshot.namespace, attempt)
-        if job is not None or runner.runtimes is None:
-            return job
-        return await self._get(runner.runtimes, snapshot.namespace, attempt)
+        return await self._get(runner_for(intent.runner).resource, snapshot.namespace, attempt)
 
     async def _verify(self, snapshot: Snapshot, attempt: str) -> Object | None:
         return await self._get(JOBS, snapshot.namespace, verify.name(attempt))

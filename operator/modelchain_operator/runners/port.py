@@ -5,7 +5,6 @@ For a second kind, add a file beside `pytorchjob` and an entry in `registry`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -107,12 +106,6 @@ class Runner(Protocol):
     # How the API server names the kind in a URL and in an object.
     resource: Resource
     kind: str
-    # The kind of the object that holds the pod template, if the job itself does not. Each attempt
-    # has one, of the job's name.
-    runtimes: Resource | None
-    # The kinds of objects between a job and its pods, and by what kind each is made. The first are
-    # made by the job, the last make the pods.
-    parts: Mapping[Resource, str]
     # The command that installs the kind.
     install: str
     # The controller that makes the pods, and the command that shows whether it runs.
@@ -130,10 +123,6 @@ class Runner(Protocol):
         So no pod runs before the status has the job's UID, and no webhook puts the job into another
         queue.
         """
-        ...
-
-    def runtime(self, request: JobRequest) -> Object | None:
-        """The object to create before the job, which holds the pod template; None without one."""
         ...
 
     def release(self, job: Read, queue: str | None, now: str) -> Object:
@@ -157,9 +146,9 @@ class Runner(Protocol):
         ...
 
     def job_uid(self, pod: Read) -> str | None:
-        """The UID of the job that has made a pod, or of its part that has; None if none has.
+        """The UID of the job that has made a pod; None if no job of this kind has.
 
-        The pod's owner references have to lead to it. Labels are no evidence, since everyone
+        The pod's owner references have to lead to the job. Labels are no evidence, since everyone
         who may create pods can copy them.
         """
         ...

@@ -5,8 +5,6 @@ Its run policy has fields that do not work as documented. Our jobs leave these o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from modelchain_operator.api.kube import Object, Resource
 from modelchain_operator.api.objects import Read, label, maker, name, uid
 from modelchain_operator.runners import kueue
@@ -30,8 +28,6 @@ class PyTorchJob:
 
     resource: Resource = PYTORCHJOBS
     kind = "PyTorchJob"
-    runtimes: Resource | None = None
-    parts: Mapping[Resource, str] = {}
     install = (
         "kubectl apply --server-side -k"
         " 'github.com/kubeflow/trainer.git/manifests/overlays/standalone?ref=v1.9.4'"
@@ -61,9 +57,6 @@ class PyTorchJob:
     def _replica(self, request: JobRequest, replicas: int, *, rank_0: bool) -> Object:
         template = trainer_template(request, CONTAINER, rank_0=rank_0)
         return {"replicas": replicas, "restartPolicy": "Never", "template": template}
-
-    def runtime(self, request: JobRequest) -> Object | None:
-        return None
 
     def release(self, job: Read, queue: str | None, now: str) -> Object:
         unsuspend = {"runPolicy": {"suspend": False}}

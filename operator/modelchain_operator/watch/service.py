@@ -11,7 +11,7 @@ import logging
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 from modelchain_operator.api.kube import (
@@ -67,8 +67,6 @@ log = logging.getLogger(__name__)
 class Reconciler(Protocol):
     """What makes a pass over a chain. All methods but `reconcile` are quick, and never raise."""
 
-    @property
-    def absent_kinds(self) -> Set[str]: ...
     async def reconcile(self, key: Key) -> float | None: ...
     def remember(self, pod: Object) -> bool: ...
     def artifact_changed(self, record: Object) -> None: ...
@@ -287,8 +285,6 @@ class Service:
         """Watch these kinds as soon as all of them are installed."""
         while not await self._served(receivers):
             await asyncio.sleep(DISCOVERY)
-            while not self._may_be_needed(receivers):
-                await asyncio.sleep(DISCOVERY)
         for key in self.known:  # a chain may have waited until the kind was installed
             self.queue.add(key)
         kinds = ", ".join(resource.plural for resource in receivers)
@@ -304,16 +300,6 @@ class Service:
                     log.warning("%s are not watched: %s; %s", kinds, error, again)
             await asyncio.sleep(WATCH_AGAIN)
 
-    def _may_be_needed(self, resources: Mapping[Resource, Receiver]) -> bool:
-        """Whether to ask again if these kinds are installed.
-
-        A second kind of runner need not be, if no chain names it and the passes do not find it.
-        """
-        absent = self.controller.absent_kinds
-        kinds = {kind for kind, runner in RUNNERS.items() if runner.resource in resources}
-        named = {chain.runner for chain in self.known.values()}
-        return not kinds <= absent or bool(kinds & named) or absent >= RUNNERS.keys() or not kinds
-
     async def _served(self, resources: Mapping[Resource, Receiver]) -> bool:
         """Whether the API server knows all these kinds. What is missing is logged."""
         try:
@@ -327,15 +313,10 @@ class Service:
             return False
         if missing:
             kinds = ", ".join(resource.qualified for resource in missing)
-            installs = [r.install for r in RUNNERS.values() if r.resource in missing]
-            install = next(iter(installs), "kubectl apply -f crds/")
-            # One kind of runner is enough. A chain whose kind is missing says so itself.
-            log.log(
-                logging.INFO if installs else logging.WARNING,
-                "not installed: %s; install: %s; looking again in %.0f s",
-                kinds,
-                install,
-                DISCOVERY,
+            installs = (r.install for r in RUNNERS.values() if r.resource in missing)
+            install = next(installs, "kubectl apply -f crds/")
+            log.warning(
+                "not installed: %s; install: %s; looking again in %.0f s", kinds, install, DISCOVERY
             )
         return not missing
 
