@@ -15,7 +15,7 @@ from controlplane import Cluster, ControlPlane, KubectlError
 from generate import CHART, REPOSITORY, helm
 from rendering import ALL, HOME, find, one, options, pod_templates, rendered
 
-NAMESPACES = (HOME, "vision", "language", "training", "kubeflow", "team-a")
+NAMESPACES = (HOME, "vision", "language", "training", "kubeflow", "team-a", "monitoring")
 MONITORS_APART = "crds.enabled=true,metrics.podMonitor.enabled=false"
 DRY = ("apply", "--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict")
 
