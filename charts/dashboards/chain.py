@@ -177,6 +177,7 @@ def _progress() -> list[Panel]:
             "Share of each stage's steps that are done.",
             RATIO,
             (gauge("modelchain_stage_progress_ratio"), NAME),
+            width=8,
             highest=1,
         ),
         bars(
@@ -189,7 +190,6 @@ def _progress() -> list[Panel]:
                 f"clamp_min({gauge('modelchain_eta_timestamp_seconds')} - time(), 0)",
                 f"{WHOLE}: whole chain",
             ),
-            width=6,
         ),
         bars(
             "Better than alone",
@@ -197,7 +197,6 @@ def _progress() -> list[Panel]:
             " middle of a bar is as good as alone.",
             POINTS,
             (gauge("modelchain_stage_gate_difference_points"), NAME),
-            width=6,
             decimals=2,
             lowest=-2,
             highest=2,

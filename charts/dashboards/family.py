@@ -237,6 +237,7 @@ def _by_chain() -> list[Panel]:
             " spec.",
             MONEY,
             (burn_rate(CHAIN), CHAIN_NAME),
+            width=8,
             stacked=True,
         ),
         bars(
@@ -244,7 +245,6 @@ def _by_chain() -> list[Panel]:
             "The ten that have spent the most in the time range.",
             MONEY,
             (f"topk(10, {growth(COST, IN_CURRENCY, TRAINED, by=CHAIN)})", CHAIN_NAME),
-            width=6,
         ),
         bars(
             "Budgets",
@@ -254,7 +254,6 @@ def _by_chain() -> list[Panel]:
             RATIO,
             (f"{total(SPENT, CHAIN)} {over}", f"{CHAIN_NAME} spent"),
             (f"{total(PROJECTED, CHAIN)} {over}", f"{CHAIN_NAME} projected"),
-            width=6,
             decimals=0,
             highest=1,
             colours=BUDGET,
