@@ -393,7 +393,7 @@ def test_a_watch_yields_each_event_as_it_comes() -> None:
     ],
 )
 def test_how_a_watch_fails(answer: Answer, error: type[ApiError]) -> None:
-    """It is not sent again: whoever watches knows from which version to go on."""
+    """It is not sent again: its caller knows from which version to go on."""
     found, server = watched(answer)
     assert found[-1][0] == "raised" and issubclass(found[-1][1], error)
     assert len(server.requests) == 1

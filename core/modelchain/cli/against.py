@@ -25,7 +25,7 @@ from modelchain.decide.change import (
     recorded,
 )
 from modelchain.errors import EXIT_NOTHING_TO_DO, InputError
-from modelchain.io.load import load_chain, parse
+from modelchain.io.load import load_chain, spec_of
 from modelchain.plan.plan import Amount, IndividualPlan, Plan, StagePlan, plan, price_of, summed
 from modelchain.plan.pools import NodePool
 from modelchain.plan.prices import milliseconds, shown
@@ -53,7 +53,7 @@ def read_before(
         other = load_chain(Path(against))
         return as_found_by(chain, other, finished(other))
     stored, status = read_stored(against, None, namespace, kubeconfig, context)
-    other = parse(ModelChain, {k: v for k, v in stored.items() if k != "status"}, against)
+    other = spec_of(stored, against)
     records = read_records(namespace, kubeconfig, context)
     claim = claim_of(stored)
     there = recorded(status, (record for record in records if record.claim_name == claim))

@@ -28,8 +28,7 @@ Check = Callable[[Turn, StageStatus, Launch, Seen], Outcome | None]
 def follow(turn: Turn, stage: StageStatus, launch: Launch) -> Outcome:
     """The outcome of `launch.attempt`, the stage's newest attempt, whose inputs are the stage's."""
     seen = turn.observed.attempt(launch.attempt.name)
-    if (checkpoint := resumed_from(seen)) is not None:
-        stage = transitions.resumed(stage, launch.attempt, checkpoint)
+    stage = after_resume(stage, launch.attempt, seen)
     if seen.there and not _unknown_job(launch.attempt, seen):
         stage = accounted(stage, seen, turn.now)
         launch = replace(launch, attempt=stage.attempts[-1])
@@ -40,6 +39,12 @@ def follow(turn: Turn, stage: StageStatus, launch: Launch) -> Outcome:
     if seen.started:  # the attempt keeps its share until it has been judged
         return replace(outcome, shares=outcome.shares | {launch.attempt.input_digest})
     return outcome
+
+
+def after_resume(stage: StageStatus, attempt: AttemptStatus, seen: Seen) -> StageStatus:
+    """The stage with earlier attempts settled, once this one has told from where it began."""
+    checkpoint = resumed_from(seen)
+    return stage if checkpoint is None else transitions.resumed(stage, attempt, checkpoint)
 
 
 def _unknown_job(attempt: AttemptStatus, seen: Seen) -> bool:

@@ -10,13 +10,12 @@ from modelchain.api.contracts import FailureClass
 from modelchain.api.reasons import Code, Reason
 from modelchain.api.status import AttemptStatus, StageStatus, State
 from modelchain.decide import transitions
-from modelchain.decide.attempt import follow
+from modelchain.decide.attempt import after_resume, follow
 from modelchain.decide.budget import planned, planned_alone
 from modelchain.decide.ledger import account_if_due, closed, ended, whole
 from modelchain.decide.measure import results
 from modelchain.decide.observed import Artifact, Damage, Launch, Seen
 from modelchain.decide.outcome import Outcome, Turn, failed, settled, stalled, unnumbered
-from modelchain.decide.podtimes import resumed_from
 from modelchain.decide.removed import counted_once, renamed_from
 from modelchain.decide.verdict import why_missed
 from modelchain.decide.waits import first_wait
@@ -146,8 +145,7 @@ def _finish(turn: Turn, stage: StageStatus, found: Artifact) -> Outcome:
     if conflict is not None:
         return stalled(turn, stage, conflict)
     for attempt, seen in _makers(turn, stage):
-        if (checkpoint := resumed_from(seen)) is not None:
-            stage = transitions.resumed(stage, attempt, checkpoint)
+        stage = after_resume(stage, attempt, seen)
     handed_over = _handed_over(turn, stage)
     leaving = _leaving(turn, stage)
     unchanged = Reason(Code.UNCHANGED, stage.name, "unchanged since it was trained")

@@ -235,6 +235,11 @@ def _check_keys(node: yaml.MappingNode) -> None:
         seen.add(key.value)
 
 
+def spec_of(chain: Mapping[str, Any], name: str) -> ModelChain:
+    """The spec of a chain that was read from a cluster. Raises InputError, which says `name`."""
+    return parse(ModelChain, {key: value for key, value in chain.items() if key != "status"}, name)
+
+
 def status_of(chain: Mapping[str, Any]) -> ChainStatus:
     """The status of a chain that was read from a cluster. Raises WorkError if another version wrote
     it.

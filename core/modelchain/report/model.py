@@ -16,7 +16,7 @@ from modelchain.api.contracts import Growth, Manifest, Results
 from modelchain.api.spec import ModelChain
 from modelchain.api.status import AttemptStatus, ChainStatus, StageStatus, State
 from modelchain.gate.budget import SECONDS_PER_HOUR
-from modelchain.gate.outlook import added, with_removed
+from modelchain.gate.outlook import Outlook, added, with_removed
 from modelchain.plan.plan import Plan, plan
 from modelchain.plan.prices import shown, total_cost
 from modelchain.report.cost import (
@@ -133,14 +133,15 @@ def report_of(
         now: seconds since the epoch, at which open attempts end on the time line.
     """
     metric = _metric(chain)
+    found = with_removed(outlooks_of(plan, status), status)
     return Report(
         chain=chain.metadata.name,
-        summary=list(_summary(status, plan)),
+        summary=list(_summary(status, plan, found)),
         metric=metric,
         family=_family(status, plan, metric),
         together=_together(status, metric),
         alone=_alone(status, plan, metric),
-        outlook=_outlook(plan, status),
+        outlook=_outlook(plan, status, found),
         uses=_uses(status),
         time_line=list(_spans(status, now)),
         curves={name: of.curve for name, of in known.items() if of.curve.losses},
@@ -168,13 +169,13 @@ def _metric(chain: ModelChain) -> str | None:
     return chain.spec.evaluation[0].name if chain.spec.evaluation else None
 
 
-def _summary(status: ChainStatus, plan: Plan) -> Iterator[str]:
+def _summary(status: ChainStatus, plan: Plan, found: Sequence[Outlook]) -> Iterator[str]:
     """The chain in a few sentences. What it has saved is said once all stages have finished."""
     done = [stage for stage in status.stages if stage.state is State.SUCCEEDED]
     count = len(plan.stages)
     yield f"{len(done)} of {count} models are trained."
     spent, alone = spent_macs(status), plan.individual.macs
-    projected = added([one.projected for one in with_removed(outlooks_of(plan, status), status)])
+    projected = added([one.projected for one in found])
     if len(done) == count and spent:
         yield (
             f"The chain took {scientific(spent)} MACs. Training each model alone takes"
@@ -323,8 +324,7 @@ def _alone(status: ChainStatus, plan: Plan, metric: str | None) -> list[Point]:
     return points
 
 
-def _outlook(plan: Plan, status: ChainStatus) -> dict[str, Table]:
-    found = with_removed(outlooks_of(plan, status), status)
+def _outlook(plan: Plan, status: ChainStatus, found: Sequence[Outlook]) -> dict[str, Table]:
     columns = {
         title: outlook_columns(found, unit, estimates)
         for title, unit, estimates in units(plan.chain, status)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from functools import cached_property
 from typing import Literal
 
 from pydantic import ValidationError
@@ -90,7 +91,7 @@ class Watched:
     spec: ModelChain | None = None
     plan: Plan | None = None
 
-    @property
+    @cached_property
     def outlooks(self) -> list[Outlook]:
         return [] if self.plan is None else outlooks_of(self.plan, self.status)
 

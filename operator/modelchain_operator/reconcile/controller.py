@@ -26,7 +26,7 @@ from modelchain.decide.observed import (
 )
 from modelchain.errors import InputError
 from modelchain.gate.verdict import in_words
-from modelchain.io.load import parse
+from modelchain.io.load import spec_of
 from modelchain.plan.check import check, check_epochs
 from modelchain.plan.pools import PoolFile
 from modelchain.plan.prices import shown
@@ -366,7 +366,7 @@ def _status_of(chain: Object) -> ChainStatus:
 def _checked(chain: Object, status: ChainStatus) -> ModelChain:
     """The chain, checked as the command line checks it. Raises InputError naming every problem."""
     name = f"ModelChain {chain['metadata']['name']}"
-    spec = parse(ModelChain, {key: value for key, value in chain.items() if key != "status"}, name)
+    spec = spec_of(chain, name)
     check(spec, name)
     check_epochs(spec, name, status.frozen_epochs)
     return spec

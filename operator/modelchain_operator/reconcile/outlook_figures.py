@@ -14,7 +14,7 @@ from modelchain.api.status import ChainStatus
 from modelchain.decide.relaxation import acceleration
 from modelchain.errors import InputError, WorkError
 from modelchain.gate.outlook import Outlook, Taken, added, gpu_seconds_to_come, with_removed
-from modelchain.io.load import parse, status_of
+from modelchain.io.load import spec_of, status_of
 from modelchain.plan.plan import Plan, plan
 from modelchain.report.cost import outlooks_of
 from modelchain_operator.api.kube import Object
@@ -64,7 +64,7 @@ def outlook_figures(chain: Object) -> OutlookFigures | None:
         return None
     try:
         status = status_of(chain)
-        spec = parse(ModelChain, {k: v for k, v in chain.items() if k != "status"}, "the chain")
+        spec = spec_of(chain, "the chain")
         planned = plan(spec, "analytic", {}, status.epochs)
     except (InputError, WorkError):
         return None
